@@ -1,0 +1,72 @@
+"""The exceptions that bgworker raises; all but ``TaskCancelled`` share one root.
+
+Configuration errors are also ``ValueError``, life-cycle errors also ``RuntimeError``, so that code which already
+catches the standard exceptions keeps working.
+"""
+
+from __future__ import annotations
+
+import queue
+
+
+class BgworkerError(Exception):
+    """Root of bgworker's own exceptions."""
+
+
+class ConfigurationError(BgworkerError, ValueError):
+    """A setting has a value that cannot be used. The message names the value, the expectation and the remedy."""
+
+
+class ShutdownError(BgworkerError, RuntimeError):
+    """The scheduler takes no more tasks: it was shut down, its interpreter is exiting, or its pool is broken."""
+
+
+class PendingFull(BgworkerError, queue.Full):
+    """``max_pending`` tasks are waiting already; nothing was queued. Wait for some of them, or raise the bound."""
+
+
+class WireError(BgworkerError, ValueError):
+    """A line or an object is not a wire object that this version of bgworker can read."""
+
+
+class TaskCancelled(BaseException):
+    """Raised inside a task that was asked to stop, by ``checkpoint()`` and ``sleep()``.
+
+    It derives from ``BaseException`` so that a task's own ``except Exception`` does not swallow it; let it pass.
+    ``result()`` of the task then raises ``concurrent.futures.CancelledError``.
+    """
+
+    def __init__(self, reason: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason or "cancelled"
+
+
+class TaskTimedOut(BgworkerError):
+    """The task ran longer than its ``timeout``; raised by ``result()``.
+
+    Not a ``TimeoutError`` on purpose: that one means that the *wait* in ``result(timeout)`` ran out, the task goes on.
+    """
+
+
+class SinkError(BgworkerError):
+    """A sink cannot be built, opened or used."""
+
+
+class TemporarySinkError(SinkError):
+    """Raised by a sink whose ``write`` may succeed if tried again.
+
+    Args:
+        retry_after: seconds to wait before the next attempt, as told by the other side; None leaves it to the
+            sink's ``RetryPolicy``.
+    """
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class PermanentSinkError(SinkError):
+    """Raised by a sink for events that it will never accept, however often they are tried."""

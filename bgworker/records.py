@@ -1,0 +1,195 @@
+"""The cheap form of an event: a plain tuple, and the batches of them that sinks get.
+
+A frozen DTO costs its builder six times what a tuple costs, so tasks emit tuples and DTOs are built when a sink asks
+for them, on the sink's thread. A numbered record is
+
+    (state, seq, kind, ns, data)
+
+``state``  the `TaskState` that the event belongs to; None for a loss
+``seq``    number of the event in its task; 0 for a loss
+``kind``   index into `TYPES`, one of the constants below
+``ns``     wall-clock nanoseconds since the epoch
+``data``   None for life-cycle kinds, which read ``state``; for streams the text (a `str`), or a tuple
+           ``(payload, format, truncated, original_bytes)``; for progress ``(percent, message)``;
+           for a loss ``(sink, reason, count, by_type)``
+
+``state`` is read after the fact, on other threads. That is sound because each of its fields is written once, before
+the record that first shows it is emitted, and because a snapshot as of an event leaves out what only later events
+show; the fields that change (progress, seq) are written by the dispatcher's thread alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+
+from .events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Tuple, overload
+
+    Record = Tuple["TaskState | None", int, int, int, Any]
+else:
+    def overload(function):
+        return function
+
+(CREATED, SCHEDULED, STARTED, COMPLETED, FAILED, CANCELLED, TIMED_OUT,
+ PROGRESS, OUTPUT, ERROR, WARNING, VERBOSE, LOST) = range(13)
+
+TYPES: tuple[EventType, ...] = (
+    EventType.TASK_CREATED, EventType.TASK_SCHEDULED, EventType.TASK_STARTED, EventType.TASK_COMPLETED,
+    EventType.TASK_FAILED, EventType.TASK_CANCELLED, EventType.TASK_TIMED_OUT, EventType.TASK_PROGRESS,
+    EventType.TASK_OUTPUT, EventType.TASK_ERROR, EventType.TASK_WARNING, EventType.TASK_VERBOSE,
+    EventType.EVENTS_LOST)
+"""Event type by kind."""
+
+STREAMS: dict[int, StreamType] = {PROGRESS: StreamType.PROGRESS, OUTPUT: StreamType.OUTPUT, ERROR: StreamType.ERROR,
+                                  WARNING: StreamType.WARNING, VERBOSE: StreamType.VERBOSE}
+"""Stream by kind, for the kinds that are streams: PROGRESS..VERBOSE."""
+
+_STATUS_AT = (TaskStatus.CREATED, TaskStatus.SCHEDULED, TaskStatus.RUNNING, TaskStatus.COMPLETED, TaskStatus.FAILED,
+              TaskStatus.CANCELLED, TaskStatus.TIMED_OUT)
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def utc(ns: int) -> datetime:
+    """Return wall-clock nanoseconds since the epoch as an aware UTC datetime, cut to microseconds."""
+    return _EPOCH + timedelta(microseconds=ns // 1000)
+
+
+class Source:
+    """Where a task's code comes from. Subclasses know how to find it, and do so when first asked.
+
+    Reading source means file access, so it waits until somebody builds a snapshot, off the task's thread.
+    """
+
+    __slots__ = ()
+
+    @property
+    def script_id(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def script_hash(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def script_text(self) -> str | None:
+        raise NotImplementedError
+
+
+class TaskState:
+    """What is known of one task, without its function, arguments, result or exception.
+
+    Written by the thread that submits, then by the one that runs the task, then by whoever ends it; each field once,
+    before the record that shows it. ``seq``, ``ended`` and the ``recorded_`` fields belong to the dispatcher.
+    """
+
+    __slots__ = ("id", "name", "run_id", "status", "created_ns", "started_ns", "completed_ns", "duration", "timeout",
+                 "source", "record_source", "arguments", "metadata_json", "failure_type", "failure_message",
+                 "invocation_info", "seq", "ended", "recorded_percent", "recorded_message")
+
+    def __init__(self, id: str, name: str, run_id: str, created_ns: int) -> None:
+        self.id = id
+        self.name = name
+        self.run_id = run_id
+        self.created_ns = created_ns
+        self.status = TaskStatus.SCHEDULED
+        self.started_ns = 0
+        self.completed_ns = 0
+        self.duration: float | None = None
+        self.timeout: float | None = None
+        self.source: Source | None = None
+        self.record_source = False
+        self.arguments: str | None = None
+        self.metadata_json = ""
+        self.failure_type: str | None = None
+        self.failure_message: str | None = None
+        self.invocation_info: str | None = None
+        self.seq = 0
+        self.ended = False
+        self.recorded_percent: float | None = None
+        self.recorded_message: str | None = None
+
+    def snapshot_at(self, kind: int, seq: int) -> TaskSnapshot:
+        """Return the task as of its life-cycle event ``kind``: nothing that only later events tell."""
+        ended = kind >= COMPLETED
+        return self._snapshot(_STATUS_AT[kind], seq, scheduled=kind != CREATED, started=kind >= STARTED, ended=ended,
+                              progressed=ended)
+
+    def snapshot_now(self) -> TaskSnapshot:
+        """Return the task as it is; any thread."""
+        status = self.status
+        return self._snapshot(status, self.seq, scheduled=True, started=True, ended=status.is_final, progressed=True)
+
+    def _snapshot(self, status: TaskStatus, seq: int, *, scheduled: bool, started: bool, ended: bool,
+                  progressed: bool) -> TaskSnapshot:
+        source = self.source
+        return TaskSnapshot(
+            task_id=self.id, name=self.name, status=status, run_id=self.run_id, created_utc=utc(self.created_ns),
+            scheduled_utc=utc(self.created_ns) if scheduled else None,
+            started_utc=utc(self.started_ns) if started and self.started_ns else None,
+            completed_utc=utc(self.completed_ns) if ended and self.completed_ns else None,
+            duration=self.duration if ended else None, timeout=self.timeout,
+            last_progress_percent=self.recorded_percent if progressed else None,
+            last_progress_message=self.recorded_message if progressed else None,
+            script_id=source.script_id if source else None, script_hash=source.script_hash if source else None,
+            script_text=source.script_text if source and self.record_source else None, arguments=self.arguments,
+            failure_type=self.failure_type if ended else None,
+            failure_message=self.failure_message if ended else None,
+            invocation_info=self.invocation_info if ended else None,
+            metadata=json.loads(self.metadata_json) if self.metadata_json else {}, last_seq=seq)
+
+
+def event(record: Record) -> Event:
+    """Build the frozen DTO of a numbered record."""
+    state, seq, kind, ns, data = record
+    if state is None:
+        sink, reason, count, by_type = data
+        return LossEvent(TYPES[LOST], utc(ns), sink, count, reason, dict(by_type))
+    if kind < PROGRESS:
+        return LifecycleEvent(TYPES[kind], state.id, seq, utc(ns), state.snapshot_at(kind, seq))
+    if kind == PROGRESS:
+        percent, message = data
+        return StreamEvent(TYPES[kind], state.id, seq, utc(ns), STREAMS[kind], percent=percent, message=message)
+    if data.__class__ is str:
+        return StreamEvent(TYPES[kind], state.id, seq, utc(ns), STREAMS[kind], data)
+    return StreamEvent(TYPES[kind], state.id, seq, utc(ns), STREAMS[kind], *data)
+
+
+class Batch(Sequence[Event]):
+    """What a sink's ``write`` gets: a read-only sequence of events, whose DTOs are built when they are looked at.
+
+    Sinks that encode records themselves read ``records`` and build none.
+    """
+
+    __slots__ = ("records", "_events")
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
+        self._events: list[Event] | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> Event: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batch: ...
+    def __getitem__(self, index: int | slice) -> Event | Batch:
+        if isinstance(index, slice):
+            return Batch(self.records[index])
+        return self._built()[index]
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self._built())
+
+    def _built(self) -> list[Event]:
+        if self._events is None:
+            self._events = [event(record) for record in self.records]
+        return self._events
+
+    def __repr__(self) -> str:
+        return f"<Batch of {len(self.records)} events>"
