@@ -21,6 +21,7 @@ show; the fields that change (progress, seq) are written by the dispatcher's thr
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 
@@ -68,6 +69,11 @@ class Source:
     __slots__ = ()
 
     @property
+    def name(self) -> str:
+        """What a task is called unless it gets a name."""
+        return self.script_id
+
+    @property
     def script_id(self) -> str:
         raise NotImplementedError
 
@@ -84,12 +90,12 @@ class TaskState:
     """What is known of one task, without its function, arguments, result or exception.
 
     Written by the thread that submits, then by the one that runs the task, then by whoever ends it; each field once,
-    before the record that shows it. ``seq``, ``ended`` and the ``recorded_`` fields belong to the dispatcher.
+    before the record that shows it. ``seq``, ``ended``, the tail of the streams and the ``recorded_`` fields belong to the dispatcher.
     """
 
     __slots__ = ("id", "name", "run_id", "status", "created_ns", "started_ns", "completed_ns", "duration", "timeout",
                  "source", "record_source", "arguments", "metadata_json", "failure_type", "failure_message",
-                 "invocation_info", "seq", "ended", "recorded_percent", "recorded_message")
+                 "invocation_info", "seq", "ended", "recorded_percent", "recorded_message", "tail", "tail_bytes")
 
     def __init__(self, id: str, name: str, run_id: str, created_ns: int) -> None:
         self.id = id
@@ -112,6 +118,8 @@ class TaskState:
         self.ended = False
         self.recorded_percent: float | None = None
         self.recorded_message: str | None = None
+        self.tail: deque[Record] | None = None
+        self.tail_bytes = 0
 
     def snapshot_at(self, kind: int, seq: int) -> TaskSnapshot:
         """Return the task as of its life-cycle event ``kind``: nothing that only later events tell."""

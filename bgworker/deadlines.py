@@ -1,0 +1,98 @@
+"""One thread that notices when a running task's time is over.
+
+Only running tasks have deadlines, so there are never more of them than workers: a dict that is looked through at each
+wake-up does what a heap would, and a task that ends in time just takes itself out. The thread starts with the first timeout,
+sleeps until the earliest deadline, and is woken early only by a deadline before that.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from _thread import allocate_lock
+from math import inf
+from time import monotonic
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .pool import Worker
+    from .task import Task
+
+logger = logging.getLogger(__name__.partition(".")[0])
+
+
+class Deadlines:
+    """Watches deadlines and calls ``expire(task, worker)`` on its own thread for each that passes.
+
+    Any thread may call `watch` and `forget`; they take no lock: adding to and removing from a dict are one atomic step each,
+    and the doorbell follows `delivery.intake`: the thread announces until when it sleeps and looks again, whoever adds
+    a deadline looks at the announcement afterwards.
+    """
+
+    def __init__(self, expire: Callable[[Task[Any], Worker | None], object], name: str) -> None:
+        self._expire = expire
+        self._name = name
+        self._watched: dict[Task[Any], tuple[float, Worker | None]] = {}
+        self._sleeps_until = -inf  # nobody sleeps, nobody needs to ring
+        self._bell = allocate_lock()
+        self._bell.acquire()
+        self._is_stopped = False
+        self._lock = threading.Lock()  # guards the start of the thread
+        self._thread: threading.Thread | None = None
+
+    def watch(self, task: Task[Any], deadline: float, worker: Worker | None) -> None:
+        """Expire ``task`` at ``deadline`` (monotonic) unless `forget` comes first."""
+        self._watched[task] = deadline, worker
+        if deadline < self._sleeps_until:
+            self._ring()
+        elif self._thread is None:
+            self._start()
+
+    def forget(self, task: Task[Any]) -> None:
+        """Watch ``task`` no more."""
+        self._watched.pop(task, None)
+
+    def _ring(self) -> None:
+        try:
+            self._bell.release()
+        except RuntimeError:
+            pass  # rung already: one ring is enough
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def stop(self) -> None:
+        """End the thread; nothing runs that could need it."""
+        self._is_stopped = True
+        self._ring()
+
+    def _run(self) -> None:
+        while not self._is_stopped:
+            self._sleeps_until = inf  # from here on every new deadline rings
+            self._sleeps_until = earliest = self._expire_due()
+            self._bell.acquire(True, -1 if earliest == inf else max(0.0, min(earliest - monotonic(), 3600.0)))
+
+    def _expire_due(self) -> float:
+        """Expire what is due and return the next deadline."""
+        earliest = inf
+        now = monotonic()
+        for task, (deadline, worker) in self._watched.copy().items():  # copy() is one atomic step
+            if deadline <= now:
+                self.forget(task)
+                self._expire_safely(task, worker)
+            else:
+                earliest = min(earliest, deadline)
+        return earliest
+
+    def _expire_safely(self, task: Task[Any], worker: Worker | None) -> None:
+        try:
+            self._expire(task, worker)
+        except Exception:  # the thread's boundary: the other deadlines still count
+            logger.exception("task %s could not be ended at its deadline", task.id)

@@ -1,0 +1,204 @@
+"""What waits for one sink: a queue bounded by count and by bytes, and the order in which things go when it is full.
+
+A newer progress event replaces the older ones of its task; then stream events go, the oldest or the newest first;
+life-cycle events have room of their own, as many as ``size``, and only the oldest of those beyond it go.
+No thread and no lock: the courier that owns it guards it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ..records import PROGRESS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ..records import Record
+
+RECORD_COST = 256
+"""Bytes that a waiting event is taken to cost beside its payload."""
+
+
+MARK = -1
+"""Kind of a record that only marks a place in the queue; its data is whoever waits for that place."""
+
+
+def cost(record: Record) -> int:
+    """Return the bytes of memory that a waiting stream record is estimated at; the dispatcher counts alike."""
+    data = record[4]
+    text = data if data.__class__ is str else data[1] if record[2] == PROGRESS else data[0]
+    return RECORD_COST + (len(text) if text.isascii() else 4 * len(text))
+
+
+class Chunk:
+    """Numbered records on their way into every backlog, with what a backlog needs to know of them, counted once."""
+
+    __slots__ = ("records", "streams", "progress", "bytes")
+
+    def __init__(self, records: Sequence[Record], streams: int, progress: int, bytes: int) -> None:
+        self.records = records
+        self.streams = streams
+        self.progress = progress
+        self.bytes = bytes
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Chunk:
+        """Count them the slow way."""
+        kept = list(records)
+        streams = [record for record in kept if record[2] >= PROGRESS]
+        return cls(kept, len(streams), sum(record[2] == PROGRESS for record in streams), sum(map(cost, streams)))
+
+
+class Backlog:
+    """The records that one sink has still to get, oldest first.
+
+    Args:
+        size: most stream records, and most life-cycle records.
+        max_bytes: most bytes of stream records together, by `cost`.
+        keep_newest: what overflow drops is the oldest (True) or the newest (False).
+    """
+
+    def __init__(self, size: int, max_bytes: int, keep_newest: bool = True) -> None:
+        self._size = size
+        self._max_bytes = max_bytes
+        self._keep_newest = keep_newest
+        self._spared: deque[Record] = deque()  # life-cycle records older than all in _queue: overflow passed them by
+        self._queue: deque[Record] = deque()
+        self._streams = 0
+        self._bytes = 0
+        self._progress = 0  # at least the number of progress records in _queue
+        self._marks = 0
+
+    def __len__(self) -> int:
+        return len(self._spared) + len(self._queue) - self._marks
+
+    @property
+    def has_marks(self) -> bool:
+        """True while a `mark` waits."""
+        return self._marks > 0
+
+    @property
+    def fill(self) -> float:
+        """How full it is, by the bound that is nearest: 0 empty, 1 full."""
+        return max(self._streams / self._size, self._bytes / self._max_bytes)
+
+    @property
+    def oldest_ns(self) -> int | None:
+        """Wall-clock time of the oldest record."""
+        first = self._spared or self._queue
+        return first[0][3] if first else None
+
+    def extend(self, chunk: Chunk) -> tuple[list[Record], list[Record]]:
+        """Append; return what had to go instead: the progress records that newer ones replace, and the dropped ones.
+
+        Shedding is amortised: its cost is that of the records shed, save where progress coalesces.
+        """
+        self._queue.extend(chunk.records)
+        self._streams += chunk.streams
+        self._bytes += chunk.bytes
+        self._progress += chunk.progress
+        coalesced: list[Record] = []
+        dropped: list[Record] = []
+        if self._is_over() and self._progress:
+            coalesced = self._coalesce()
+        if self._is_over():
+            dropped = self._drop_oldest() if self._keep_newest else self._drop_newest()
+        if len(self) - self._streams > self._size:
+            dropped += self._drop_lifecycle()
+        return coalesced, dropped
+
+    def mark(self, mark: Record) -> None:
+        """Append a record of kind `MARK`: it is not counted, never dropped, and comes out in its place."""
+        self._queue.append(mark)
+        self._marks += 1
+
+    def take(self, most: int) -> list[Record]:
+        """Remove and return the oldest records."""
+        if len(self._spared) + len(self._queue) <= most:
+            taken = [*self._spared, *self._queue]
+            self._spared.clear()
+            self._queue.clear()
+            self._streams = self._bytes = self._progress = self._marks = 0
+            return taken
+        taken = []
+        for source in (self._spared, self._queue):
+            popleft = source.popleft
+            taken += [popleft() for _ in range(min(most - len(taken), len(source)))]
+        self._forget(taken)
+        return taken
+
+    def clear(self) -> list[Record]:
+        """Remove and return everything."""
+        return self.take(len(self) + self._marks)
+
+    def _is_over(self) -> bool:
+        return self._streams > self._size or self._bytes > self._max_bytes
+
+    def _forget(self, records: Sequence[Record]) -> None:
+        costs = [cost(record) for record in records if record[2] >= PROGRESS]
+        self._streams -= len(costs)
+        self._bytes -= sum(costs)
+        if self._marks:
+            self._marks -= sum(record[2] == MARK for record in records)
+
+    def _coalesce(self) -> list[Record]:
+        """Remove the progress records that are not their task's newest in the queue."""
+        newest: set[object] = set()
+        kept: list[Record] = []
+        gone: list[Record] = []
+        for record in reversed(self._queue):
+            if record[2] != PROGRESS:
+                kept.append(record)
+            elif record[0] in newest:
+                gone.append(record)
+            else:
+                newest.add(record[0])
+                kept.append(record)
+        self._queue = deque(reversed(kept))
+        self._progress = len(newest)
+        self._forget(gone)
+        return gone
+
+    def _drop_oldest(self) -> list[Record]:
+        gone: list[Record] = []
+        while self._is_over():
+            record = self._queue.popleft()
+            if record[2] < PROGRESS:
+                self._spared.append(record)
+            else:
+                gone.append(record)
+                self._forget((record,))
+        return gone
+
+    def _drop_newest(self) -> list[Record]:
+        # a task's newest progress record has just replaced its elders: it goes after all other streams
+        return self._pop_newest(lambda kind: kind > PROGRESS) + self._pop_newest(lambda kind: kind == PROGRESS)
+
+    def _pop_newest(self, may_go: Callable[[int], bool]) -> list[Record]:
+        gone: list[Record] = []
+        spared: list[Record] = []
+        while self._is_over() and self._queue:
+            record = self._queue.pop()
+            if may_go(record[2]):
+                gone.append(record)
+                self._forget((record,))
+            else:
+                spared.append(record)
+        self._queue.extend(reversed(spared))
+        return gone
+
+    def _drop_lifecycle(self) -> list[Record]:
+        """Drop the oldest life-cycle records beyond ``size``: a queue with more tasks in it than events allowed."""
+        excess = len(self) - self._streams - self._size
+        gone: list[Record] = []
+        kept: list[Record] = []
+        for record in (*self._spared, *self._queue):
+            if len(gone) < excess and MARK < record[2] < PROGRESS:
+                gone.append(record)
+            else:
+                kept.append(record)
+        self._spared.clear()
+        self._queue = deque(kept)
+        return gone

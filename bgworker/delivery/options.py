@@ -1,0 +1,107 @@
+"""How one sink is treated, and how it fares: frozen, validated at construction."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from ..checks import choice, number
+from ..errors import ConfigurationError
+from ..events import EventType
+from .retry import RetryPolicy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from os import PathLike
+    from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkOptions:
+    """How delivery treats one sink. Immutable; share it between sinks as you like."""
+
+    queue_size: int = 100_000
+    """Most stream events that wait for the sink; as many life-cycle events have room of their own."""
+    queue_bytes: int = 64 * 1024 * 1024
+    """Most memory that the waiting events take, as estimated: payload bytes plus 256 an event."""
+    batch_size: int | None = None
+    """Most events in one ``write``; None takes the sink's ``preferred_batch``, else 500."""
+    linger: float = 0.0
+    """Seconds to gather more events than the dispatcher handed over at once; `flush` or a full batch ends the wait."""
+    overflow: Literal["drop_oldest", "drop_newest"] = "drop_oldest"
+    """Which stream events go when the queue is full. Life-cycle events go last."""
+    types: Collection[EventType | str] | None = None
+    """The event types that the sink receives; None is all."""
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    """When to try again after a failure, and when to give up on a batch."""
+    park: str | PathLike[str] | None = None
+    """Path of a JSONL file for events that could not be delivered or did not fit; None drops and counts them."""
+    park_bytes: int = 64 * 1024 * 1024
+    """Most bytes of that file."""
+
+    def __post_init__(self) -> None:
+        number("queue_size", self.queue_size, least=1, whole=True)
+        number("queue_bytes", self.queue_bytes, least=1, whole=True)
+        number("batch_size", self.batch_size, least=1, whole=True, optional=True)
+        number("linger", self.linger, least=0)
+        number("park_bytes", self.park_bytes, least=1, whole=True)
+        choice("overflow", self.overflow, ("drop_oldest", "drop_newest"))
+        if not isinstance(self.retry, RetryPolicy):
+            raise ConfigurationError(f"retry: expected a RetryPolicy, got {self.retry!r}")
+        if self.types is not None:
+            object.__setattr__(self, "types", _event_types(self.types))
+
+
+def _event_types(types: Collection[EventType | str]) -> frozenset[EventType]:
+    if isinstance(types, str):
+        raise ConfigurationError(f"types: expected a collection of event types, got the string {types!r}")
+    try:
+        return frozenset(EventType(each) for each in types)
+    except ValueError as error:
+        raise ConfigurationError(f"types: {error}; expected some of {', '.join(EventType)}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkHealth:
+    """The account and the condition of one sink at one moment.
+
+    At every quiet moment ``emitted == delivered + coalesced + dropped + parked + pending``.
+    """
+
+    emitted: int = 0
+    """Events meant for this sink, those refused on the way included."""
+    delivered: int = 0
+    """Events that a ``write`` of the sink took without raising."""
+    coalesced: int = 0
+    """Progress events of which a newer one took the place in a full queue."""
+    dropped: int = 0
+    """Events given up; the reasons stand in ``dropped_by_reason``."""
+    parked: int = 0
+    """Events written to the park file instead."""
+    pending: int = 0
+    """Events that wait in the queue or are being written."""
+    dropped_by_reason: Mapping[str, int] = field(default_factory=dict)
+    """"overflow", "intake", "oversize", "failed", "closed", ... -> events; adds up to ``dropped``."""
+    state: Literal["ok", "retrying", "open", "failed", "closed"] = "ok"
+    """"open" is the circuit breaker's: too many failures in a row, one probe now and then."""
+    lag: float = 0.0
+    """Age in seconds of the oldest pending event."""
+    retries: int = 0
+    """Attempts after a first one that failed."""
+    last_error: str | None = None
+    """Type and text of the sink's latest failure; stays after a recovery."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlushReport:
+    """What `flush` achieved; truthy when all that was emitted before the call is delivered."""
+
+    pending: Mapping[str, int]
+    """Sink name -> events emitted before the call that were still waiting when it returned (0 when done)."""
+    lost: Mapping[str, int]
+    """Sink name -> events that it never got since its registration: dropped or parked, not coalesced."""
+    done: bool
+    """False when the timeout ended the flush."""
+
+    def __bool__(self) -> bool:
+        return self.done and not any(self.pending.values()) and not any(self.lost.values())

@@ -1,0 +1,285 @@
+"""The threads that run tasks: a queue, workers that are started as they are needed, and who is to stop.
+
+Workers hold the pool, never the `Scheduler`, so that a forgotten Scheduler is collected and its pool winds down: what is
+queued still runs. Workers are daemon threads that the exit hook joins, because a thread that ignores its cancellation
+must not keep the interpreter alive.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from concurrent.futures import BrokenExecutor
+from time import monotonic
+
+from .deadlines import Deadlines
+from .errors import PendingFull, ShutdownError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .task import Task
+
+logger = logging.getLogger(__name__.partition(".")[0])
+
+
+class BrokenPool(ShutdownError, BrokenExecutor):
+    """The pool's initializer failed: the scheduler runs nothing any more."""
+
+
+class Worker:
+    """One thread of the pool, and the task it runs."""
+
+    __slots__ = ("thread", "task")
+
+    def __init__(self) -> None:
+        self.thread: threading.Thread
+        self.task: Task[Any] | None = None
+
+
+class Pool:
+    """Runs tasks in the order in which they were put.
+
+    Args:
+        max_workers: most threads that take tasks.
+        name: prefix of the threads' names.
+        initializer: called with ``initargs`` in each thread before its first task; if it raises, the pool is broken.
+        max_pending: most tasks that wait; None is no bound.
+        on_ended: called once, when the pool is closed and its last task has ended.
+    """
+
+    def __init__(self, max_workers: int, name: str, initializer: Callable[..., object] | None,
+                 initargs: tuple[Any, ...], max_pending: int | None, on_ended: Callable[[], object]) -> None:
+        self._name = name
+        self._initializer = initializer
+        self._initargs = initargs
+        self._max_pending = max_pending
+        self._on_ended = on_ended
+        self._queue: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
+        self._deadlines = Deadlines(self._expire, f"{name}-deadlines")
+        self._local = threading.local()  # .worker, in the threads of this pool
+        self._lock = threading.Lock()  # guards all below
+        self._max_workers = max_workers
+        self._workers: set[Worker] = set()
+        self._retired: set[Worker] = set()  # threads whose task is past its deadline: replaced, and left to themselves
+        self._idle = 0  # workers that wait for a task and have not been promised one
+        self._ghosts = 0  # tasks in the queue that were cancelled there
+        self._started = 0
+        self._is_closed = False
+        self._has_ended = False
+        self._broken: BaseException | None = None
+
+    def put(self, task: Task[Any], announce: Callable[[], object]) -> None:
+        """Queue a task; ``announce`` is called just before, when nothing can refuse it any more.
+
+        Raises:
+            ShutdownError: the pool is closed or broken.
+            PendingFull: ``max_pending`` tasks wait already.
+        """
+        with self._lock:
+            if self._broken is not None:
+                raise BrokenPool(f"the pool's initializer failed ({self._broken!r}); it can run nothing any more")
+            if self._is_closed:
+                raise ShutdownError("cannot schedule new futures after shutdown")
+            if self._max_pending is not None and self._queue.qsize() - self._ghosts >= self._max_pending:
+                raise PendingFull(f"max_pending: {self._max_pending} tasks are waiting already; wait for some of them")
+            if self._idle:
+                self._idle -= 1
+            elif len(self._workers) < self._max_workers:
+                self._start_worker()
+            announce()
+            self._queue.put(task)
+
+    def resize(self, max_workers: int) -> None:
+        """Change the number of workers. New ones start as they are needed, surplus ones end after their task."""
+        with self._lock:
+            self._max_workers = max_workers
+            for _ in range(len(self._workers) - max_workers):
+                self._queue.put(None)
+            for _ in range(min(max_workers - len(self._workers), self._queue.qsize())):
+                self._start_worker()
+
+    def close(self) -> None:
+        """Take no more tasks; what is queued still runs. Returns at once."""
+        with self._lock:
+            self._is_closed = True
+            self._queue.put(None)
+            ended = self._look_whether_ended()
+        if ended:
+            self._on_ended()
+
+    def cancel_pending(self, reason: str) -> None:
+        """Cancel every task that waits."""
+        tasks = []
+        while True:
+            try:
+                tasks.append(self._queue.get_nowait())
+            except queue.Empty:
+                break
+        for task in tasks:
+            if task is not None:
+                task.cancel(reason)
+        self._queue.put(None)  # one of those taken out may have been the sign to stop
+
+    def stop_running(self, reason: str) -> None:
+        """Ask every running task to stop."""
+        with self._lock:
+            tasks = [worker.task for worker in self._workers if worker.task is not None]
+        for task in tasks:
+            task.cancel(reason)
+
+    def join(self, timeout: float | None) -> list[str]:
+        """Wait up to ``timeout`` seconds for the workers to end; return the names of those that did not.
+
+        A worker whose task is past its deadline is waited for only if the task reacts to its cancellation.
+        """
+        until = None if timeout is None else monotonic() + timeout
+        current = threading.current_thread()
+        while True:
+            with self._lock:
+                left = [each.thread for each in (*self._workers, *self._retired)
+                        if each.thread is not current and (each in self._workers or _reacts(each))]
+            if not left:
+                return []
+            for thread in left:
+                thread.join(None if until is None else max(0.0, until - monotonic()))
+            if until is not None and monotonic() >= until:
+                return [thread.name for thread in left if thread.is_alive()]
+
+    # -- what a task tells --
+
+    def started(self, task: Task[Any]) -> None:
+        """Watch the deadline of a task that has just started on this thread."""
+        if task.deadline is not None:
+            self._deadlines.watch(task, task.deadline, getattr(self._local, "worker", None))
+
+    def ended(self, task: Task[Any]) -> None:
+        """Watch it no more."""
+        if task.deadline is not None:
+            self._deadlines.forget(task)
+
+    def discarded(self) -> None:
+        """Note that a queued task was cancelled: it makes room before it is taken out of the queue."""
+        with self._lock:
+            self._ghosts += 1
+
+    # -- inside --
+
+    def _start_worker(self, first: Callable[[], object] | None = None) -> None:
+        """Start one more worker, under the lock. It runs ``first`` before any task."""
+        worker = Worker()
+        worker.thread = threading.Thread(target=self._work, args=(worker, first), daemon=True,
+                                         name=f"{self._name}_{self._started}")
+        self._workers.add(worker)
+        try:
+            worker.thread.start()
+        except RuntimeError as error:  # the interpreter is exiting, or the system has no more threads
+            self._workers.discard(worker)
+            if not self._workers or first is not None:
+                raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
+        else:
+            self._started += 1
+
+    def _work(self, worker: Worker, first: Callable[[], object] | None) -> None:
+        try:
+            self._local.worker = worker
+            if first is not None:
+                first()
+                del first
+            if self._initialize():
+                while (task := self._next(worker)) is not None:
+                    worker.task = task
+                    task.run()
+                    worker.task = None
+                    del task  # hold nothing while waiting for the next
+        finally:
+            with self._lock:
+                self._workers.discard(worker)
+                self._retired.discard(worker)
+                ended = self._look_whether_ended()
+            if ended:
+                self._on_ended()
+
+    def _initialize(self) -> bool:
+        if self._initializer is None:
+            return True
+        try:
+            self._initializer(*self._initargs)
+        except BaseException as error:
+            logger.critical("exception in the pool's initializer", exc_info=True)
+            self._break(error)
+            return False
+        return True
+
+    def _break(self, error: BaseException) -> None:
+        """Fail what waits: there will never be a worker for it."""
+        with self._lock:
+            self._broken = error
+        while True:
+            try:
+                task = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if task is not None:
+                task.fail(BrokenPool(f"the pool's initializer failed: {error!r}"))
+
+    def _next(self, worker: Worker) -> Task[Any] | None:
+        """Return the next task to run, or None when this worker is to end."""
+        while True:
+            if worker not in self._workers:  # retired while it ran its task
+                return None
+            try:
+                task = self._queue.get_nowait()
+                waited = False
+            except queue.Empty:
+                with self._lock:
+                    if not self._queue.empty():  # put between our look and the lock: it counted on no idle worker
+                        continue
+                    self._idle += 1
+                task = self._queue.get()
+                waited = True
+            if task is None:
+                with self._lock:
+                    if waited:
+                        self._idle = max(0, self._idle - 1)  # unlike a task, a sign to stop is promised to nobody
+                    if self._is_closed:
+                        self._queue.put(None)  # for the next worker
+                    if self._is_closed or len(self._workers) > self._max_workers:
+                        self._workers.discard(worker)
+                        return None
+            elif self._ghosts and task.done():
+                with self._lock:
+                    self._ghosts -= 1
+            else:
+                return task
+
+    def _look_whether_ended(self) -> bool:
+        """Tell, once, that the pool is closed and has nothing to run any more; under the lock."""
+        if self._is_closed and not self._workers and not self._has_ended:
+            self._has_ended = True
+            self._deadlines.stop()
+            return True
+        return False
+
+    def _expire(self, task: Task[Any], worker: Worker | None) -> None:
+        """End a task whose time is over, and replace its worker. The deadlines' thread."""
+        if not task.time_out():
+            return
+        with self._lock:
+            if worker in self._workers:
+                self._workers.discard(worker)
+                self._retired.add(worker)
+            try:
+                self._start_worker(task.publish)
+                return
+            except ShutdownError:
+                logger.error("no thread can be started in place of the one that runs task %s past its deadline", task.id)
+        task.publish()
+
+
+def _reacts(worker: Worker) -> bool:
+    task = worker.task
+    return task is not None and task.reacts_to_cancel

@@ -1,0 +1,110 @@
+"""Where a task's code comes from: names at submit, the source text when somebody first asks for it.
+
+A source is shared by all tasks of one function. Reading it is file access and may run a module loader's code, so it
+happens on the thread that builds the first snapshot, not on the task's; whatever it raises means "no source".
+"""
+
+from __future__ import annotations
+
+import functools
+from types import FunctionType
+
+from .records import Source
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import CodeType
+    from typing import Any
+
+_MOST_CACHED = 1024
+
+
+class FunctionSource(Source):
+    """The source of a Python function, or just the name of another callable."""
+
+    __slots__ = ("_module", "_qualname", "_code", "_text", "_hash")
+
+    def __init__(self, module: str | None, qualname: str, code: CodeType | None) -> None:
+        self._module = module
+        self._qualname = qualname
+        self._code = code
+        self._text: str | None = None
+        self._hash: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The qualified name: what a task is called unless it gets a name."""
+        return self._qualname
+
+    @property
+    def script_id(self) -> str:
+        return f"{self._module or '?'}:{self._qualname}"
+
+    @property
+    def script_text(self) -> str | None:
+        self._read()
+        return self._text
+
+    @property
+    def script_hash(self) -> str:
+        return self._hash or self._read()
+
+    def _read(self) -> str:
+        """Read the source once. Two threads may both do so; they find the same."""
+        if self._hash is None:
+            import hashlib
+            import inspect
+
+            try:
+                self._text = inspect.getsource(self._code) if self._code else None
+            except Exception:  # no file, no loader, a loader that fails: all mean that there is no source to record
+                self._text = None
+            named = self._text if self._text is not None else self.script_id
+            self._hash = hashlib.sha256(named.encode("utf-8", "surrogatepass")).hexdigest()
+        return self._hash
+
+    def is_of(self, module: str | None, qualname: str) -> bool:
+        """Tell whether a function of that name is this one; one code object may serve several names."""
+        return qualname == self._qualname and module == self._module
+
+
+# id(code) -> its source; the entry holds the code object, so the id is not reused. Keyed by id because hashing a code
+# object walks its constants (over 1 us), and by code rather than function so that closures share an entry and no
+# function is kept alive.
+_cache: dict[int, FunctionSource] = {}
+
+
+def source_of(function: Callable[..., Any]) -> Source:
+    """Return where ``function`` comes from, looking through ``functools.partial``, wrappers and bound methods."""
+    if function.__class__ is not FunctionType or function.__dict__:
+        own = getattr(function, "source", None)
+        if isinstance(own, Source):
+            return own
+        function = _innermost(function)
+    code = getattr(function, "__code__", None)
+    module = getattr(function, "__module__", None)
+    qualname = getattr(function, "__qualname__", None) or type(function).__qualname__
+    found = _cache.get(id(code))
+    if found is None or not found.is_of(module, qualname):
+        found = FunctionSource(module, qualname, code)
+        if code is not None:
+            if len(_cache) >= _MOST_CACHED:
+                _cache.clear()
+            _cache[id(code)] = found
+    return found
+
+
+def _innermost(function: Any) -> Any:
+    for _ in range(100):  # a bound, because a wrapper may wrap itself
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif (wrapped := getattr(function, "__wrapped__", None)) is not None:
+            function = wrapped
+        elif (method := getattr(function, "__func__", None)) is not None:
+            function = method
+        else:
+            break
+    if hasattr(function, "__code__") or hasattr(function, "__qualname__"):
+        return function
+    return getattr(type(function), "__call__", function)
