@@ -12,7 +12,6 @@ import json
 import os
 import threading
 import weakref
-from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from contextvars import copy_context
@@ -21,14 +20,16 @@ from types import MappingProxyType
 
 from . import wire
 from .checks import choice, number
+from .context import Limits, TaskContext
 from .delivery.dispatcher import Dispatcher
 from .errors import ConfigurationError, ShutdownError
 from .events import TaskStatus
 from .ids import new_id
+from .memory import Memory
 from .pool import Pool
 from .records import CREATED, TaskState
 from .source import source_of
-from .task import Limits, Task, TaskContext
+from .task import Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -290,44 +291,6 @@ class Scheduler(Executor):
             self._pool.stop_running("shutdown")
             self._dispatcher.finish()
         self._dispatcher.closed.wait(None if until is None else max(0.0, until - monotonic()))
-
-
-class Memory:
-    """The tasks that `Scheduler.tasks` knows: all that have not ended, and the newest of those that have.
-
-    Any thread adds and reads; the dispatcher's thread alone retires. Each step on the dict is atomic.
-    """
-
-    def __init__(self, keep_finished: int | None, keep_seconds: float | None) -> None:
-        self._keep_finished = keep_finished
-        self._keep_seconds = keep_seconds
-        self._states: dict[str, TaskState] = {}
-        self._finished: deque[tuple[float, TaskState]] = deque()  # with the time of the end, oldest first
-
-    def add(self, state: TaskState) -> None:
-        """Know a new task."""
-        self._states[state.id] = state
-
-    def retire(self, ended: list[TaskState]) -> None:
-        """Keep tasks that have ended as long as the settings say. The dispatcher's thread."""
-        now = monotonic()
-        self._finished.extend((now, state) for state in ended)
-        while self._finished and self._is_surplus(now):
-            _, state = self._finished.popleft()
-            self._states.pop(state.id, None)
-
-    def _is_surplus(self, now: float) -> bool:
-        if self._keep_finished is not None and len(self._finished) > self._keep_finished:
-            return True
-        return self._keep_seconds is not None and now - self._finished[0][0] > self._keep_seconds
-
-    def states(self) -> list[TaskState]:
-        """Return all known tasks in the order of their creation."""
-        return list(self._states.copy().values())
-
-    def state(self, task_id: str) -> TaskState:
-        """Return one task; KeyError when it is not known."""
-        return self._states[task_id]
 
 
 def _frozen(metadata: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], str]:

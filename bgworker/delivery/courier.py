@@ -13,15 +13,16 @@ from collections import Counter
 from time import monotonic, time_ns
 
 from ..errors import PermanentSinkError, SinkError, TemporarySinkError
-from ..events import EventType
 from ..records import LOST, TYPES, Batch
 from .backlog import MARK, Backlog, Chunk
 from .options import SinkHealth
+from .park import Park, describe
+from .retry import Breaker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from ..records import Record
     from ..sinks.base import Sink
@@ -70,17 +71,23 @@ class Courier:
         self._batch_size = options.batch_size or getattr(sink, "preferred_batch", None) or DEFAULT_BATCH
         self._kinds = None if options.types is None else frozenset(
             kind for kind, type_ in enumerate(TYPES) if type_ in options.types)
+        self._announces = self._kinds is None or LOST in self._kinds
+        self._breaker = Breaker(options.retry)  # the courier's thread alone decides
+        self._park = None if options.park is None else Park(options.park, options.park_bytes, options.queue_size, name,
+                                                            self._count_parked)
         self._lock = threading.Lock()  # guards all below
         self._news = threading.Condition(self._lock)  # the thread waits on it: records, a mark, the close
         self._backlog = Backlog(options.queue_size, options.queue_bytes, options.overflow == "drop_oldest")
         self._in_flight: Sequence[Record] = ()
         self._emitted = self._delivered = self._coalesced = self._parked = self._retries = 0
+        self._parking = 0  # given to the park, which has not answered yet
         self._dropped: Counter[str] = Counter()
         self._losses: dict[str, Counter[str]] = {}  # reason -> type -> count, not yet announced to the sink
         self._state = "ok"
         self._last_error: str | None = None
         self._is_idle = False
         self._closing = False
+        self._last_call = False  # closing, and the attempt that a failing sink still gets was announced
         self._abandoned = False
         self._opened = Mark()
         self._open_error: BaseException | None = None
@@ -95,13 +102,18 @@ class Courier:
         Raises:
             SinkError: the sink refused to open for good; it is of no use.
         """
+        if self._park is not None:
+            try:
+                self._park.open()
+            except OSError as error:
+                raise SinkError(f"the park file of sink {self.name!r} cannot be used: {describe(error)}") from error
         self._thread.start()
         self._opened.wait(timeout)
         if self._open_error is not None:
-            error = self._open_error
-            if isinstance(error, SinkError):
-                raise error
-            raise SinkError(f"sink {self.name!r} does not open: {_describe(error)}") from error
+            refusal = self._open_error
+            if isinstance(refusal, SinkError):
+                raise refusal
+            raise SinkError(f"sink {self.name!r} does not open: {describe(refusal)}") from refusal
 
     def health(self) -> SinkHealth:
         """Return the account and the condition of the sink at this moment."""
@@ -110,7 +122,7 @@ class Courier:
             return SinkHealth(
                 emitted=self._emitted, delivered=self._delivered, coalesced=self._coalesced,
                 dropped=sum(self._dropped.values()), parked=self._parked,
-                pending=len(self._backlog) + len(self._in_flight), dropped_by_reason=dict(self._dropped),
+                pending=len(self._backlog) + len(self._in_flight) + self._parking, dropped_by_reason=dict(self._dropped),
                 state=self._state,  # type: ignore[arg-type]
                 lag=max(0.0, (time_ns() - oldest) / 1e9) if oldest is not None else 0.0,
                 retries=self._retries, last_error=self._last_error)
@@ -132,22 +144,36 @@ class Courier:
             self._news.notify()
 
     def join(self, deadline: float) -> bool:
-        """Wait for the thread's end until ``deadline`` (monotonic). Past it, what still waits is dropped and counted,
-        the sink is left to itself, and False comes back."""
-        self._thread.join(max(0.0, deadline - monotonic()))
-        if not self._thread.is_alive():
-            return True
+        """Wait for the thread's end until ``deadline`` (monotonic). If it does not come, the sink is left to itself, what
+        still waits is parked or dropped and counted, and False comes back."""
+        if self._park is None:
+            self._thread.join(max(0.0, deadline - monotonic()))
+        else:  # a tenth of the time is the disk's
+            now = monotonic()
+            self._thread.join(max(0.0, (deadline - now) * 0.9))
+        has_ended = not self._thread.is_alive()
+        if not has_ended:
+            self._abandon()
+        if self._park is not None and not self._park.close(deadline):
+            with self._lock:
+                self._dropped["park"] += self._parking
+                self._parking = 0
+            logger.error("sink %r: the park file is too slow; its thread is left behind", self.name)
+        return has_ended
+
+    def _abandon(self) -> None:
         with self._lock:
+            if self._state == "closed":
+                return  # it ended just now
             self._abandoned = True
             left = [*self._in_flight, *self._backlog.clear()]
             self._in_flight = ()
-            self._drop(left, "closed")
+            self._give_up(left, "closed")
             self._state = "closed"
             self._news.notify()
-        lost = sum(record[2] != MARK for record in left)
-        logger.error("sink %r did not finish in time; its thread %s is left behind and %d events are lost",
-                     self.name, self._thread.name, lost)
-        return False
+        logger.error("sink %r did not finish in time and is left to itself, in thread %s; %d events %s", self.name,
+                     self._thread.name, sum(record[2] != MARK for record in left),
+                     "are lost" if self._park is None else "go to the park file")
 
     # -- the dispatcher's thread --
 
@@ -159,13 +185,13 @@ class Courier:
                 return
         with self._lock:
             self._emitted += len(chunk.records)
-            if self._abandoned or self._state == "closed":
+            if self._state == "closed":
                 self._drop(chunk.records, "closed")
                 return
             coalesced, dropped = self._backlog.extend(chunk)
             self._coalesced += len(coalesced)
             if dropped:
-                self._drop(dropped, "overflow")
+                self._give_up(dropped, "overflow")
             if self._is_idle:
                 self._news.notify()
 
@@ -182,7 +208,7 @@ class Courier:
         """Return a mark that is settled once all that was put before is settled and the sink has flushed."""
         mark = Mark()
         with self._lock:
-            if self._abandoned or self._state == "closed":
+            if self._state == "closed":
                 mark.settle(False)
             else:
                 self._backlog.mark((None, 0, MARK, time_ns(), mark))
@@ -200,12 +226,12 @@ class Courier:
                             self._flush(part)
                         else:
                             self._settle(part)
-                    if not batch and (error := self._announce()):
-                        self._trouble(error)
-                self._call_logged("close", self._sink.close)
+                    if not batch:
+                        self._settle(())
+                self._call_sink("close", self._sink.close)
         finally:
             with self._lock:
-                self._drop([*self._in_flight, *self._backlog.clear()], "failed")
+                self._give_up([*self._in_flight, *self._backlog.clear()], "failed")
                 self._in_flight = ()
                 self._state = "closed"
             self._opened.settle(False)
@@ -213,15 +239,20 @@ class Courier:
                 self._loop.close()
 
     def _open(self) -> bool:
-        try:
-            opener = getattr(self._sink, "open", None)
-            if opener is not None:
+        opener = getattr(self._sink, "open", None)
+        while opener is not None:
+            try:
                 self._await(opener())
-        except TemporarySinkError as error:
-            self._trouble(error)
-        except BaseException as error:  # a third party's code on our thread: reported to who registered it
-            self._open_error = error
-            return False
+                break
+            except TemporarySinkError as error:  # it may come to work: the registration stands, and we keep trying
+                self._opened.settle(True)
+                self._note_trouble(error)
+                decision = self._breaker.failed(error, 0)
+                if not self._pause(decision.wait):
+                    break  # closing: `write` is the last attempt
+            except BaseException as error:  # a third party's code on our thread: reported to who registered it
+                self._open_error = error
+                return False
         self._opened.settle(True)
         return True
 
@@ -230,7 +261,7 @@ class Courier:
         with self._lock:
             self._in_flight = ()
             while not self._abandoned and not len(self._backlog) and not self._backlog.has_marks:
-                if self._losses and self._state == "ok":
+                if self._losses and self._announces and self._state == "ok":
                     return []
                 if self._closing:
                     return None
@@ -257,35 +288,84 @@ class Courier:
         self._is_idle = False
 
     def _settle(self, records: Sequence[Record]) -> None:
-        """Deliver records, or account for them otherwise."""
-        error = self._announce() or self._write(records)
+        """Deliver records, or account for them otherwise: retry, halve what is refused for good, park or drop."""
+        pieces = [records]  # what is left, the oldest last
+        attempts = 0
+        while pieces and not self._abandoned:
+            piece = pieces.pop()
+            error = self._attempt(piece)
+            attempts += 1
+            if error is None:
+                self._settled(piece)
+                attempts = 0
+                continue
+            decision = self._breaker.failed(error, len(piece))
+            if decision.action == "split":
+                middle = len(piece) // 2
+                pieces += [piece[middle:], piece[:middle]]
+            elif decision.action == "retry" and self._pause(decision.wait):
+                pieces.append(piece)
+            else:  # given up; or the sink is being closed, and had its last attempt
+                self._settled(piece, error, attempts)
+                attempts = 0
+
+    def _attempt(self, piece: Sequence[Record]) -> BaseException | None:
+        """Write what the sink is to know first, then the records; return the error if it did not take them."""
+        error = self._announce() or (self._write(piece) if piece else None)
+        if error is None:
+            self._breaker.succeeded()
+            self._note_recovery()
+        else:
+            self._note_trouble(error)
+        return error
+
+    def _settled(self, piece: Sequence[Record], error: BaseException | None = None, attempts: int = 1) -> None:
+        """Move records in flight to where they ended up."""
         with self._lock:
             if self._abandoned:
                 return  # who abandoned us has settled the account
-            self._in_flight = self._in_flight[len(records):]
+            self._in_flight = self._in_flight[len(piece):]
             if error is None:
-                self._delivered += len(records)
+                self._delivered += len(piece)
             else:
-                self._drop(records, "failed")
-        if error is None:
-            self._recovered()
-        else:
-            self._trouble(error, lost=len(records))
+                reason = "refused" if isinstance(error, PermanentSinkError) else "failed"
+                self._give_up(piece, reason, error, attempts)
+        if error is not None and piece:
+            logger.error("sink %r: %d events %s: %s", self.name, len(piece),
+                         "dropped" if self._park is None else "go to the park file", describe(error))
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait before a retry; False when the sink is being closed, and the attempt just made was the last."""
+        until = monotonic() + seconds
+        with self._lock:
+            self._state = "open" if self._breaker.is_open else "retrying"
+            if self._closing and self._last_call:
+                return False
+            while not self._closing and not self._abandoned and (left := until - monotonic()) > 0:
+                self._news.wait(left)
+            if self._closing:
+                self._last_call = True  # one more attempt for what is in our hands, then one for each that waits
+            self._retries += 1
+            return True
 
     def _announce(self) -> BaseException | None:
         """Tell the sink what it did not get; return the error if it does not take it."""
-        if not self._losses or self._kinds is not None and LOST not in self._kinds:
-            return None
         with self._lock:
+            if not self._losses or not self._announces:
+                return None
             losses, self._losses = self._losses, {}
         now = time_ns()
         error = self._write([(None, 0, LOST, now, (self.name, reason, sum(by_type.values()), dict(by_type)))
                              for reason, by_type in losses.items()])
-        if error is not None:
+        if error is not None and not isinstance(error, PermanentSinkError):
             with self._lock:
                 for reason, by_type in losses.items():
                     self._losses.setdefault(reason, Counter()).update(by_type)
-        return error
+            return error
+        if error is not None:  # it takes no such events; its own are not to suffer for it
+            self._announces = False
+            logger.warning("sink %r refuses EventsLost events and gets none any more: %s", self.name, describe(error))
+        return None
 
     def _write(self, records: Sequence[Record]) -> BaseException | None:
         try:
@@ -296,14 +376,14 @@ class Courier:
 
     def _flush(self, mark: Mark) -> None:
         flush = getattr(self._sink, "flush", None)
-        mark.settle(flush is None or self._call_logged("flush", flush))
+        mark.settle(flush is None or self._call_sink("flush", flush))
 
-    def _call_logged(self, what: str, function: object) -> bool:
+    def _call_sink(self, what: str, function: Callable[[], Awaitable[None] | None]) -> bool:
         try:
-            self._await(function())  # type: ignore[operator]
+            self._await(function())
         except BaseException as error:  # as in _write
-            self._trouble(error)
-            logger.error("sink %r failed to %s: %s", self.name, what, _describe(error))
+            self._last_error = describe(error)
+            logger.error("sink %r failed to %s: %s", self.name, what, self._last_error)
             return False
         return True
 
@@ -320,29 +400,58 @@ class Courier:
             self._loop = asyncio.new_event_loop()
         self._loop.run_until_complete(finish())
 
-    def _drop(self, records: Iterable[Record], reason: str) -> None:
-        """Count records as dropped, to be announced; under the lock."""
-        by_type: Counter[str] = Counter()
+    def _give_up(self, records: Iterable[Record], reason: str, error: BaseException | None = None,
+                 attempts: int = 0) -> None:
+        """Park records, or count them as dropped; under the lock."""
+        left: list[Record] = []
         for record in records:
             if record[2] == MARK:
                 record[4].settle(False)
             else:
-                by_type[TYPES[record[2]].value] += 1
-        if by_type:
-            self._dropped[reason] += sum(by_type.values())
-            self._losses.setdefault(reason, Counter()).update(by_type)
+                left.append(record)
+        if self._park is None or not left:
+            self._drop(left, reason)
+        elif self._park.put(left, describe(error) if error else reason, attempts):
+            self._parking += len(left)
+        else:
+            self._drop(left, "park")
 
-    def _trouble(self, error: BaseException, lost: int = 0) -> None:
-        first = self._state == "ok"
-        self._last_error = _describe(error)
-        self._state = "retrying"
-        if lost or first:
-            logger.warning("sink %r failed: %s (%d events lost)", self.name, self._last_error, lost)
+    def _drop(self, records: Sequence[Record], reason: str) -> None:
+        """Count records as dropped, to be announced; under the lock."""
+        if records:
+            self._dropped[reason] += len(records)
+            self._losses.setdefault(reason, Counter()).update(TYPES[record[2]].value for record in records)
 
-    def _recovered(self) -> None:
-        if self._state != "ok":
+    def _count_parked(self, records: Sequence[Record], error: BaseException | None) -> None:
+        """Count what the park file took, or did not; the park's thread."""
+        with self._lock:
+            if not self._parking:
+                return  # too late: `join` has counted them as lost
+            self._parking -= len(records)
+            if error is None:
+                self._parked += len(records)
+            else:
+                self._drop(records, "park")
+            self._news.notify()
+        if error is not None:
+            logger.error("sink %r: %d events lost, the park file does not take them: %s", self.name, len(records),
+                         describe(error))
+
+    def _note_trouble(self, error: BaseException) -> None:
+        is_first = self._state == "ok"
+        with self._lock:
+            self._last_error = describe(error)
+            if not isinstance(error, PermanentSinkError) and not self._abandoned:
+                self._state = "open" if self._breaker.is_open else "retrying"
+        if is_first and not isinstance(error, PermanentSinkError):
+            logger.warning("sink %r failed, and is tried again: %s", self.name, self._last_error)
+
+    def _note_recovery(self) -> None:
+        if self._state == "ok" or self._abandoned:
+            return
+        with self._lock:
             self._state = "ok"
-            logger.warning("sink %r works again", self.name)
+        logger.warning("sink %r works again", self.name)
 
 
 def _parts(batch: Sequence[Record]) -> Iterator[list[Record] | Mark]:
@@ -358,12 +467,3 @@ def _parts(batch: Sequence[Record]) -> Iterator[list[Record] | Mark]:
         yield record[4]
     if part:
         yield part
-
-
-def _describe(error: BaseException) -> str:
-    """Return the exception's type and text on one line, however odd."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:
-        text = "(its text cannot be had)"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

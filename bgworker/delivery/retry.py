@@ -1,13 +1,16 @@
-"""When to try again, and when to stop: pure decisions, no clock, no thread, no sleep."""
+"""When to try again, and when to stop: pure decisions. No clock, no thread, no sleep; randomness is injected."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 from ..checks import choice, number
+from ..errors import PermanentSinkError, TemporarySinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Literal
 
 
@@ -20,16 +23,69 @@ class RetryPolicy:
     """
 
     attempts: int = 8
-    """Attempts for one batch, the first included."""
+    """Attempts for one batch, the first included. After the last the batch is given up and the breaker opens."""
     base: float = 0.5
     """Seconds; upper end of the first wait."""
     cap: float = 60.0
-    """Seconds; no wait is longer, and an open breaker probes once in this time."""
+    """Seconds; no wait is longer, and while the breaker is open one attempt is made in this time."""
     jitter: Literal["full", "none"] = "full"
-    """"none" waits the upper end; for tests and single senders."""
+    """"none" waits the upper end; for tests, and for a sender that is alone."""
 
     def __post_init__(self) -> None:
         number("attempts", self.attempts, least=1, whole=True)
         number("base", self.base, above=0)
         number("cap", self.cap, above=0)
         choice("jitter", self.jitter, ("full", "none"))
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with records that a sink did not take."""
+
+    action: Literal["retry", "split", "give_up"]
+    wait: float = 0.0
+    """Seconds before the retry."""
+
+
+class Breaker:
+    """Decides after each attempt of one sink; not shared between threads.
+
+    Closed, it retries a batch up to ``attempts`` times, then gives it up and opens. Open, it holds the next batch and has it
+    tried once per ``cap`` seconds until an attempt succeeds.
+
+    Args:
+        policy: the numbers.
+        draw: returns a random number in 0..1.
+    """
+
+    def __init__(self, policy: RetryPolicy, draw: Callable[[], float] = random.random) -> None:
+        self._policy = policy
+        self._draw = draw
+        self.is_open = False
+        self.failures = 0
+        """Failed attempts since the last success or the last batch given up."""
+
+    def succeeded(self) -> None:
+        """Note that the sink works."""
+        self.is_open = False
+        self.failures = 0
+
+    def failed(self, error: BaseException, size: int) -> Decision:
+        """Decide about a batch of ``size`` records whose attempt raised ``error``."""
+        if isinstance(error, PermanentSinkError):  # the sink works, it refuses these: time would change nothing
+            return Decision("split") if size > 1 else Decision("give_up")
+        if self.is_open:
+            return Decision("retry", self._policy.cap)
+        self.failures += 1
+        if self.failures >= self._policy.attempts:
+            self.is_open = True
+            self.failures = 0
+            return Decision("give_up")
+        return Decision("retry", self._wait(error))
+
+    def _wait(self, error: BaseException) -> float:
+        policy = self._policy
+        if isinstance(error, TemporarySinkError) and error.retry_after is not None:
+            return min(policy.cap, max(0.0, error.retry_after))  # the other side knows best, within reason
+        ceiling = min(policy.cap, policy.base * 2.0 ** min(self.failures - 1, 64))
+        return ceiling if policy.jitter == "none" else ceiling * self._draw()

@@ -1,0 +1,168 @@
+"""The park file: events that a sink did not take, kept on disk until somebody replays them.
+
+Each line is a wire object wrapped as ``{"v":1,"sink":…,"error":…,"attempts":…,"parked_at":…,"event":{…}}``. Lines are on
+the disk (fsync) before they count as parked. A `Park` writes from a thread of its own, so neither a task nor the
+dispatcher nor a courier that hangs in its sink waits for the disk.
+
+`replay` delivers a file's events to a sink and removes them once they are delivered. It is at least once: where it is
+stopped half-way, the next replay goes on from the last batch it noted, and the built-in stores know by
+``(task_id, seq)`` what they have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import deque
+from dataclasses import dataclass
+from time import monotonic, time_ns
+
+from ..errors import BgworkerError, PermanentSinkError, SinkError, WireError
+from ..linefile import LineFile
+from ..records import Batch, utc
+from ..wire import VERSION, decode_object, encode_lines
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Tuple
+
+    from ..events import Event
+    from ..records import Record
+    from ..sinks.base import Sink
+
+    Waiting = Tuple[Sequence[Record], str, int]
+
+
+class ParkFull(BgworkerError):
+    """The park file, or the queue before it, has reached its bound."""
+
+
+class Park:
+    """One sink's way into its park file.
+
+    Args:
+        path: of the file; several sinks and processes may share it.
+        max_bytes: most bytes of the file.
+        most_waiting: most records that wait for the disk.
+        sink: name of the sink, for the record.
+        done: called on the park's thread with the records and None, or with the error that kept them out.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_bytes: int, most_waiting: int, sink: str,
+                 done: Callable[[Sequence[Record], BaseException | None], object]) -> None:
+        self._file = LineFile(path, is_power_safe=True)
+        self._max_bytes = max_bytes
+        self._most_waiting = most_waiting
+        self._sink = sink
+        self._done = done
+        self._lock = threading.Lock()  # guards all below
+        self._news = threading.Condition(self._lock)
+        self._waiting: deque[Waiting] = deque()
+        self._count = 0
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Make sure that the file can be written to; raises `OSError`."""
+        self._file.open()
+
+    def put(self, records: Sequence[Record], error: str, attempts: int) -> bool:
+        """Queue records for the file; False when too many wait already. Any thread; never waits for the disk."""
+        with self._lock:
+            if self._count + len(records) > self._most_waiting:
+                return False
+            self._waiting.append((records, error, attempts))
+            self._count += len(records)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"{self._sink}-park", daemon=True)
+                self._thread.start()
+            self._news.notify()
+            return True
+
+    def close(self, deadline: float) -> bool:
+        """Write what waits and close the file; False when that took longer than until ``deadline`` (monotonic)."""
+        with self._lock:
+            self._closing = True
+            self._news.notify()
+            thread = self._thread
+        if thread is None:
+            self._file.close()
+            return True
+        thread.join(max(0.0, deadline - monotonic()))
+        return not thread.is_alive()
+
+    def _run(self) -> None:
+        while (waiting := self._take()) is not None:
+            for records, error, attempts in waiting:
+                try:
+                    self._write(records, error, attempts)
+                except Exception as failure:  # the thread's boundary: reported to the account
+                    self._done(records, failure)
+                with self._lock:
+                    self._count -= len(records)
+        self._file.close()
+
+    def _take(self) -> list[Waiting] | None:
+        with self._lock:
+            while not self._waiting:
+                if self._closing:
+                    return None
+                self._news.wait()
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            return waiting
+
+    def _write(self, records: Sequence[Record], error: str, attempts: int) -> None:
+        head = json.dumps({"v": VERSION, "sink": self._sink, "error": error, "attempts": attempts,
+                           "parked_at": utc(time_ns()).isoformat(timespec="microseconds").replace("+00:00", "Z")},
+                          separators=(",", ":"))[:-1].encode() + b',"event":'
+        lines = [head + line + b"}\n" for line in encode_lines(Batch(records)).splitlines()]
+        room = self._max_bytes - self._file.size()
+        fitting = 0
+        for line in lines:
+            room -= len(line)
+            if room < 0:
+                break
+            fitting += 1
+        if fitting:
+            self._file.append(b"".join(lines[:fitting]))
+            self._done(records[:fitting], None)
+        if fitting < len(lines):
+            self._done(records[fitting:], ParkFull(f"{os.fspath(self._file.path)} has reached its bound of "
+                                                   f"{self._max_bytes} bytes (park_bytes); replay it"))
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """What became of the events of a park file."""
+
+    delivered: int
+    """Events that the sink took; they are gone from the file."""
+    refused: int
+    """Events that the sink refuses for good; they stay in the file."""
+    skipped: int
+    """Lines that hold no event this version can read; they stay in the file. A torn last line is none."""
+
+
+def replay(path: str | os.PathLike[str], sink: Sink, *, batch_size: int = 500) -> ReplayReport:
+    """Deliver the events of a park file, or of a JSONL file of wire lines, to ``sink``, and remove them from it.
+
+    Runs on the caller's thread, which opens and closes the sink. Nothing is removed before it is delivered and the sink
+    has flushed; what is parked meanwhile stays. After an error the file holds what was not delivered.
+
+    Raises:
+        SinkError: the sink fails; try again later.
+        OSError: the file cannot be read or rewritten.
+    """
+    raise NotImplementedError
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's type and text on one line, however odd it is."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = "(its text cannot be had)"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

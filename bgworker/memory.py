@@ -1,0 +1,48 @@
+"""Which tasks a scheduler still knows: all that have not ended, and the newest of those that have."""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+
+from .records import TaskState
+
+
+class Memory:
+    """The tasks by id. Any thread adds and reads; the dispatcher's thread alone retires. Each step on the dict is atomic.
+
+    Args:
+        keep_finished: newest ended tasks that are kept; None keeps all.
+        keep_seconds: for how long; None is for ever.
+    """
+
+    def __init__(self, keep_finished: int | None, keep_seconds: float | None) -> None:
+        self._keep_finished = keep_finished
+        self._keep_seconds = keep_seconds
+        self._states: dict[str, TaskState] = {}
+        self._finished: deque[tuple[float, TaskState]] = deque()  # with the time of the end, oldest first
+
+    def add(self, state: TaskState) -> None:
+        """Know a new task."""
+        self._states[state.id] = state
+
+    def retire(self, ended: list[TaskState]) -> None:
+        """Keep tasks that have ended as long as the settings say. The dispatcher's thread."""
+        now = monotonic()
+        self._finished.extend((now, state) for state in ended)
+        while self._finished and self._is_surplus(now):
+            _, state = self._finished.popleft()
+            self._states.pop(state.id, None)
+
+    def _is_surplus(self, now: float) -> bool:
+        if self._keep_finished is not None and len(self._finished) > self._keep_finished:
+            return True
+        return self._keep_seconds is not None and now - self._finished[0][0] > self._keep_seconds
+
+    def states(self) -> list[TaskState]:
+        """Return all known tasks in the order of their creation."""
+        return list(self._states.copy().values())
+
+    def state(self, task_id: str) -> TaskState:
+        """Return one task; KeyError when it is not known."""
+        return self._states[task_id]
