@@ -5,16 +5,16 @@ Any thread may call any method, and each costs one append, whatever the sinks do
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from _thread import allocate_lock
 from contextvars import ContextVar
 from types import MappingProxyType
 
-from . import wire
 from .delivery.intake import Intake
 from .errors import TaskCancelled
 from .records import ERROR, OUTPUT, PROGRESS, STARTED, VERBOSE, WARNING, TaskState
+from .text import fit, json_text, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,13 +117,13 @@ class TaskContext:
         if value.__class__ is str:
             text: str = value
         elif isinstance(value, _JSON_TYPES):
-            text, format_ = wire.json_text(value), "json"
+            text, format_ = json_text(value), "json"
         else:
             text = text_of(value)
         if len(text) <= self._short:
             self._emit(self._state, kind, text if format_ == "text" else (text, format_, False, 0))
             return
-        fitted, original_bytes = wire.fit(text, self._limits.max_payload)
+        fitted, original_bytes = fit(text, self._limits.max_payload)
         if not original_bytes:
             self._emit(self._state, kind, (fitted, format_, False, 0))
         elif self._limits.oversize == "reject":
@@ -145,7 +145,7 @@ class TaskContext:
         """
         percent = _percent(completed, total)
         fitted = message if message.__class__ is str and not message else \
-            wire.fit(text_of(message), self._limits.max_payload)[0]
+            fit(text_of(message), self._limits.max_payload)[0]
         now = time.monotonic()
         if self._shown_at is None or now - self._shown_at >= self._limits.progress_interval or _moved(
                 self._shown_percent, percent, self._limits.progress_step):
@@ -232,6 +232,21 @@ class TaskContext:
             callback()
 
     @property
+    def room(self) -> int:
+        """Events that the task may emit between two calls of `wait_for_room` without a healthy sink's losing any."""
+        return max(1, self._intake.calm // 8)
+
+    def wait_for_room(self) -> None:
+        """Wait until the healthy sinks keep up, or the task is asked to stop. For code that reads from a pipe.
+
+        Callables never wait: they only ever emit. This is for who loses nothing by reading later. Looks every few
+        milliseconds, and only while a queue is crowded.
+        """
+        while self._intake.is_crowded and self._stop_reason is None:
+            self._intake.hurry()
+            time.sleep(0.005)
+
+    @property
     def reacts_to_cancel(self) -> bool:
         """True while a callback of `on_cancel` is in place: the task will end soon after a cancel."""
         return self._on_cancel is not None
@@ -240,7 +255,18 @@ class TaskContext:
         return f"<TaskContext {self._state.name or 'outside a task'}>"
 
 
-_stop_lock = allocate_lock()  # guards each context's stop reason, event and callback against one another; held for moments
+_stop_lock = threading.RLock()  # guards each context's stop reason, event and callback against one another; held for
+# moments, and re-entrant because a signal handler may cancel
+
+
+def _renew_lock() -> None:
+    """In a forked child: the lock may be held by a thread that is not here."""
+    global _stop_lock
+    _stop_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class _Bare(TaskContext):
@@ -274,14 +300,6 @@ def current_task() -> TaskContext:
 def checkpoint() -> None:
     """Raise `TaskCancelled` when the running task was asked to stop. Outside a task, do nothing."""
     _current.get().checkpoint()
-
-
-def text_of(value: object) -> str:
-    """Return ``str(value)`` as an exact `str`, or a stand-in when it has none."""
-    try:
-        return str.__str__(str(value))
-    except Exception:
-        return f"<unprintable {type(value).__qualname__} object>"
 
 
 def _percent(completed: float, total: float | None) -> float | None:

@@ -22,6 +22,11 @@ class Memory:
         self._states: dict[str, TaskState] = {}
         self._finished: deque[tuple[float, TaskState]] = deque()  # with the time of the end, oldest first
 
+    def forget_all(self) -> None:
+        """Know no task; in a forked child, which has none of its parent's."""
+        self._states = {}
+        self._finished = deque()
+
     def add(self, state: TaskState) -> None:
         """Know a new task."""
         self._states[state.id] = state

@@ -14,6 +14,7 @@ from concurrent.futures import BrokenExecutor
 from time import monotonic
 
 from .deadlines import Deadlines
+from .delivery.intake import Tally
 from .errors import PendingFull, ShutdownError
 
 TYPE_CHECKING = False
@@ -58,19 +59,24 @@ class Pool:
         self._initargs = initargs
         self._max_pending = max_pending
         self._on_ended = on_ended
-        self._queue: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
-        self._deadlines = Deadlines(self._expire, f"{name}-deadlines")
-        self._local = threading.local()  # .worker, in the threads of this pool
-        self._lock = threading.Lock()  # guards all below
         self._max_workers = max_workers
-        self._workers: set[Worker] = set()
-        self._retired: set[Worker] = set()  # threads whose task is past its deadline: replaced, and left to themselves
-        self._idle = 0  # workers that wait for a task and have not been promised one
-        self._ghosts = 0  # tasks in the queue that were cancelled there
-        self._started = 0
         self._is_closed = False
         self._has_ended = False
         self._broken: BaseException | None = None
+        self.start_afresh()
+
+    def start_afresh(self) -> None:
+        """Begin with no thread and an empty queue; also in a forked child, where the parent's threads are not."""
+        self._queue: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
+        self._deadlines = Deadlines(self._expire, f"{self._name}-deadlines")
+        self._local = threading.local()  # .worker, in the threads of this pool
+        self._lock = threading.Lock()  # guards all below, and the flags above
+        self._workers: set[Worker] = set()
+        self._retired: set[Worker] = set()  # threads whose task is past its deadline: replaced, and left to themselves
+        self._idle = 0  # workers that wait for a task and have not been promised one
+        self._cancelled = Tally()  # tasks that were cancelled in the queue ...
+        self._collected = 0  # ... and those of them that have been taken out of it
+        self._started = 0
 
     def put(self, task: Task[Any], announce: Callable[[], object]) -> None:
         """Queue a task; ``announce`` is called just before, when nothing can refuse it any more.
@@ -84,7 +90,7 @@ class Pool:
                 raise BrokenPool(f"the pool's initializer failed ({self._broken!r}); it can run nothing any more")
             if self._is_closed:
                 raise ShutdownError("cannot schedule new futures after shutdown")
-            if self._max_pending is not None and self._queue.qsize() - self._ghosts >= self._max_pending:
+            if self._max_pending is not None and self._waiting() >= self._max_pending:
                 raise PendingFull(f"max_pending: {self._max_pending} tasks are waiting already; wait for some of them")
             if self._idle:
                 self._idle -= 1
@@ -162,9 +168,8 @@ class Pool:
             self._deadlines.forget(task)
 
     def discarded(self) -> None:
-        """Note that a queued task was cancelled: it makes room before it is taken out of the queue."""
-        with self._lock:
-            self._ghosts += 1
+        """Note that a queued task was cancelled: it makes room before it is taken out of the queue. Takes no lock."""
+        self._cancelled.add()
 
     # -- inside --
 
@@ -250,11 +255,15 @@ class Pool:
                     if self._is_closed or len(self._workers) > self._max_workers:
                         self._workers.discard(worker)
                         return None
-            elif self._ghosts and task.done():
+            elif task.done():
                 with self._lock:
-                    self._ghosts -= 1
+                    self._collected += 1
             else:
                 return task
+
+    def _waiting(self) -> int:
+        """Count the tasks that wait; under the lock."""
+        return self._queue.qsize() - (self._cancelled.read() - self._collected)
 
     def _look_whether_ended(self) -> bool:
         """Tell, once, that the pool is closed and has nothing to run any more; under the lock."""

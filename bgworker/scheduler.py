@@ -18,7 +18,6 @@ from contextvars import copy_context
 from time import monotonic, time_ns
 from types import MappingProxyType
 
-from . import wire
 from .checks import choice, number
 from .context import Limits, TaskContext
 from .delivery.dispatcher import Dispatcher
@@ -30,6 +29,7 @@ from .pool import Pool
 from .records import CREATED, TaskState
 from .source import source_of
 from .task import Task
+from .text import fit, json_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class TaskOptions:
         if name is not None and not isinstance(name, str):
             raise ConfigurationError(f"name: expected a str or None, got {name!r}")
         self._scheduler = scheduler
-        self._name = None if name is None else wire.fit(name, 1024)[0]
+        self._name = None if name is None else fit(name, 1024)[0]
         self._timeout = number("timeout", timeout, above=0, optional=True)
         self._metadata, self._metadata_json = _frozen(metadata)
         self._capture_output = capture_output
@@ -130,9 +130,10 @@ class Scheduler(Executor):
         self._pool = Pool(max_workers, name, initializer, initargs, max_pending, self._dispatcher.finish)
         self._defaults = TaskOptions(self, None, None, None, capture_output, record_source, record_arguments)
         _live[self._pool] = self._dispatcher
+        _schedulers.add(self)
         # a forgotten Scheduler winds down. Its pool is closed on the dispatcher's thread: the garbage collector may run
         # right inside the pool, which holds its lock
-        weakref.finalize(self, self._dispatcher.intake.post, self._pool.close).atexit = False
+        weakref.finalize(self, _wind_down, self._dispatcher, self._pool).atexit = False
         try:
             for sink in sinks:
                 self.register_sink(sink)
@@ -140,6 +141,10 @@ class Scheduler(Executor):
         except BaseException:
             self.shutdown(wait=False)
             raise
+
+    def _start_afresh(self) -> None:
+        self._run_id = new_id(time_ns())
+        self._memory.forget_all()
 
     @property
     def run_id(self) -> str:
@@ -189,8 +194,8 @@ class Scheduler(Executor):
         if options._record_source:
             state.record_source = True
         if options._record_arguments:
-            text = wire.json_text({"args": args, "kwargs": kwargs})
-            state.arguments = wire.fit(text, self._limits.max_payload)[0]
+            text = json_text({"args": args, "kwargs": kwargs})
+            state.arguments = fit(text, self._limits.max_payload)[0]
         intake = self._dispatcher.intake
         context = TaskContext(state, intake, self._limits, options._metadata)
         task: Task[T] = Task(state, context, (fn, args, kwargs, copy_context()), self._pool, self._dispatcher)
@@ -299,15 +304,23 @@ def _frozen(metadata: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], str]
         return MappingProxyType({}), ""
     if not isinstance(metadata, Mapping):
         raise ConfigurationError(f"metadata: expected a mapping of JSON values, got {metadata!r}")
-    text = wire.json_text(dict(metadata))
+    text = json_text(dict(metadata))
     return MappingProxyType(json.loads(text)), text
 
 
+def _wind_down(dispatcher: Dispatcher, pool: Pool) -> None:
+    """Close the pool of a Scheduler that was forgotten; takes no lock."""
+    dispatcher.intake.post(pool.close)
+
+
+# -- the ends of a process, and its forks --
+
 _live: weakref.WeakKeyDictionary[Pool, Dispatcher] = weakref.WeakKeyDictionary()
+_schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 _is_exiting = False
 
 
-def _wind_down() -> None:
+def _finish_all() -> None:
     """At interpreter exit: let the tasks finish, as ``ThreadPoolExecutor`` does, and the sinks within their timeouts.
 
     Runs before `threading` joins the other threads, while new ones may mostly still start (not on 3.12).
@@ -328,11 +341,22 @@ def _register_at_exit() -> None:
     register = getattr(threading, "_register_atexit", None)
     try:
         if register is not None:
-            register(_wind_down)
+            register(_finish_all)
             return
     except RuntimeError:
         pass  # imported while the interpreter exits: nothing will be submitted any more
-    atexit.register(_wind_down)
+    atexit.register(_finish_all)
+
+
+def _start_afresh_in_child() -> None:
+    """In a forked child: the threads are the parent's, and so is the record of its tasks."""
+    for pool, dispatcher in list(_live.items()):
+        pool.start_afresh()
+        dispatcher.start_afresh()
+    for scheduler in list(_schedulers):
+        scheduler._start_afresh()
 
 
 _register_at_exit()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_afresh_in_child)

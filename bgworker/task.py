@@ -13,11 +13,11 @@ from _thread import allocate_lock
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
-from . import wire
-from .context import TaskContext, checkpoint, current_task, run_as, text_of
+from .context import TaskContext, checkpoint, current_task, run_as
 from .errors import TaskCancelled, TaskTimedOut
 from .events import StreamType, TaskSnapshot, TaskStatus
 from .records import CANCELLED, COMPLETED, FAILED, STREAMS, TIMED_OUT, TaskState, event
+from .text import fit, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -294,5 +294,5 @@ def _describe_failure(state: TaskState, error: BaseException, max_bytes: int) ->
     except Exception as odd:  # a third party's exception that cannot be shown
         info = f"{kind.__qualname__}: its traceback cannot be formatted ({type(odd).__name__})"
     state.failure_type = module + kind.__qualname__
-    state.failure_message = wire.fit(text_of(error), max_bytes)[0]
-    state.invocation_info = wire.fit(info, max_bytes)[0]
+    state.failure_message = fit(text_of(error), max_bytes)[0]
+    state.invocation_info = fit(info, max_bytes)[0]

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from .options import SinkOptions
 
 DEFAULT_BATCH = 500
-CROWDED = 0.5
-"""A queue fuller than this asks those who can wait to wait."""
+CROWDED = 0.25
+"""A queue fuller than this asks those who can wait to wait. The rest is for what is under way: an eighth of a queue in
+the intake, another in the dispatcher's hands, and what each reader emits before it looks again."""
 
 logger = logging.getLogger(__name__.partition(".")[0])
 
@@ -89,6 +90,7 @@ class Courier:
         self._closing = False
         self._last_call = False  # closing, and the attempt that a failing sink still gets was announced
         self._abandoned = False
+        self._is_awaited = False  # somebody waits in `start` and is told of an open that fails
         self._opened = Mark()
         self._open_error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -107,6 +109,7 @@ class Courier:
                 self._park.open()
             except OSError as error:
                 raise SinkError(f"the park file of sink {self.name!r} cannot be used: {describe(error)}") from error
+        self._is_awaited = True
         self._thread.start()
         self._opened.wait(timeout)
         if self._open_error is not None:
@@ -114,6 +117,14 @@ class Courier:
             if isinstance(refusal, SinkError):
                 raise refusal
             raise SinkError(f"sink {self.name!r} does not open: {describe(refusal)}") from refusal
+
+    def twin(self) -> Courier:
+        """Return a courier to the same sink with an empty queue and account: a forked child's own."""
+        return Courier(self.name, self._sink, self._options, self._thread.name)
+
+    def start_inherited(self) -> None:
+        """Start in a forked child, which nobody asked: an error of ``open`` is for the log."""
+        self._thread.start()
 
     def health(self) -> SinkHealth:
         """Return the account and the condition of the sink at this moment."""
@@ -133,8 +144,13 @@ class Courier:
         return self._state != "closed"
 
     @property
+    def queue_size(self) -> int:
+        """The bound of the queue, by count."""
+        return self._options.queue_size
+
+    @property
     def is_crowded(self) -> bool:
-        """True when a sink that works has its queue more than half full: who can wait for it should."""
+        """True when the queue of a sink that works is getting full: who can wait for it should."""
         return self._state == "ok" and self._backlog.fill > CROWDED
 
     def close(self) -> None:
@@ -252,6 +268,9 @@ class Courier:
                     break  # closing: `write` is the last attempt
             except BaseException as error:  # a third party's code on our thread: reported to who registered it
                 self._open_error = error
+                self._last_error = describe(error)
+                logger.log(logging.DEBUG if self._is_awaited else logging.ERROR, "sink %r does not open: %s", self.name,
+                           self._last_error)
                 return False
         self._opened.settle(True)
         return True

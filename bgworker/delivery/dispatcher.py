@@ -18,10 +18,10 @@ from time import monotonic
 
 from ..errors import ConfigurationError, ShutdownError
 from ..records import COMPLETED, CREATED, PROGRESS, SCHEDULED
-from ..wire import sanitise
+from ..text import sanitise
 from .backlog import RECORD_COST, Chunk, cost
 from .courier import Courier
-from .intake import MOST_TAKEN, Intake
+from .intake import LIMIT, MOST_TAKEN, Intake
 from .options import FlushReport, SinkHealth, SinkOptions
 
 TYPE_CHECKING = False
@@ -70,6 +70,7 @@ class Dispatcher:
         self._is_finishing = False
         self._lock = threading.Lock()  # guards the start of the thread and the names of the sinks
         self._sinks: dict[str, Courier] = {}
+        self._inherited: list[Courier] = []  # in a forked child: those that wait for its first task
         self._thread: threading.Thread | None = None
 
     @property
@@ -81,9 +82,30 @@ class Dispatcher:
         """Start the thread if it does not run yet."""
         with self._lock:
             if self._thread is None:
+                inherited, self._inherited = self._inherited, []
+                for courier in inherited:
+                    courier.start_inherited()
+                self._set_couriers(tuple(inherited))
                 thread = threading.Thread(target=self._run, name=f"{self._name}-dispatcher", daemon=True)
                 thread.start()
                 self._thread = thread
+
+    def start_afresh(self) -> None:
+        """In a forked child, which has no thread but its own: empty queues, sinks that open on first use.
+
+        The intake of the parent's tasks is closed, so that those say nothing here; their record is the parent's.
+        """
+        self.intake.close()
+        if self.closed.is_set():
+            return
+        self.closed = threading.Event()
+        self.intake = Intake()
+        self._lock = threading.Lock()
+        self._thread = None
+        self._refused_before = {}
+        self._couriers = ()
+        self._sinks = {name: courier.twin() for name, courier in self._sinks.items() if courier.is_open}
+        self._inherited = list(self._sinks.values())
 
     # -- sinks; any thread --
 
@@ -162,6 +184,7 @@ class Dispatcher:
     def _set_couriers(self, couriers: tuple[Courier, ...]) -> None:
         self._pass_refusals()
         self._couriers = couriers
+        self.intake.calm = min([LIMIT, *(courier.queue_size for courier in couriers)]) // 8
 
     def call(self, function: Callable[[], T]) -> T:
         """Run ``function`` between two events on the dispatcher's thread, after all that was emitted before the call.
@@ -177,7 +200,7 @@ class Dispatcher:
             finally:
                 done.set()
 
-        if self._thread is not None and self._thread is not threading.current_thread() and self.intake.post(run):
+        if self.has_started and self._thread is not threading.current_thread() and self.intake.post(run):
             done.wait()
         return results[0] if results else function()
 

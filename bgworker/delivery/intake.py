@@ -66,7 +66,7 @@ class Intake:
     """
 
     __slots__ = ("_records", "_crowd", "_limit", "_bell", "_asleep", "_urgent", "_closed", "_refusals", "_has_refused",
-                 "late", "congested")
+                 "late", "congested", "calm")
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._records: deque[Emitted] = deque()
@@ -83,7 +83,9 @@ class Intake:
         self.late = Tally()
         """Records that came after their task's terminal event, or after `close`."""
         self.congested = False
-        """Written by the dispatcher: a healthy sink's queue is half full. Who can wait (a pipe reader) should."""
+        """Written by the dispatcher: a healthy sink's queue is getting full."""
+        self.calm = limit // 8
+        """Records that may wait here before who can wait should; the dispatcher fits it to the smallest queue."""
 
     def emit(self, state: TaskState, kind: int, data: object) -> None:
         """Append one stream record, with the one clock reading that it gets. Any thread; see the module's guarantees."""
@@ -140,6 +142,11 @@ class Intake:
             self._bell.release()
         except RuntimeError:
             pass  # another emitter rang between our look and our release: one ring wakes for both
+
+    @property
+    def is_crowded(self) -> bool:
+        """True when who can wait (a pipe's reader) should: a healthy sink's queue, or this one, is getting full."""
+        return not self._closed and (self.congested or len(self._records) > self.calm)
 
     def close(self) -> None:
         """Refuse what comes from now on, counting it as late."""

@@ -2,11 +2,7 @@
 
 Each line is a wire object wrapped as ``{"v":1,"sink":…,"error":…,"attempts":…,"parked_at":…,"event":{…}}``. Lines are on
 the disk (fsync) before they count as parked. A `Park` writes from a thread of its own, so neither a task nor the
-dispatcher nor a courier that hangs in its sink waits for the disk.
-
-`replay` delivers a file's events to a sink and removes them once they are delivered. It is at least once: where it is
-stopped half-way, the next replay goes on from the last batch it noted, and the built-in stores know by
-``(task_id, seq)`` what they have.
+dispatcher nor a courier that hangs in its sink waits for the disk. `delivery.replay` delivers them later.
 """
 
 from __future__ import annotations
@@ -15,22 +11,19 @@ import json
 import os
 import threading
 from collections import deque
-from dataclasses import dataclass
 from time import monotonic, time_ns
 
-from ..errors import BgworkerError, PermanentSinkError, SinkError, WireError
+from ..errors import BgworkerError
 from ..linefile import LineFile
 from ..records import Batch, utc
-from ..wire import VERSION, decode_object, encode_lines
+from ..wire import VERSION, encode_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Tuple
 
-    from ..events import Event
     from ..records import Record
-    from ..sinks.base import Sink
 
     Waiting = Tuple[Sequence[Record], str, int]
 
@@ -132,31 +125,6 @@ class Park:
         if fitting < len(lines):
             self._done(records[fitting:], ParkFull(f"{os.fspath(self._file.path)} has reached its bound of "
                                                    f"{self._max_bytes} bytes (park_bytes); replay it"))
-
-
-@dataclass(frozen=True)
-class ReplayReport:
-    """What became of the events of a park file."""
-
-    delivered: int
-    """Events that the sink took; they are gone from the file."""
-    refused: int
-    """Events that the sink refuses for good; they stay in the file."""
-    skipped: int
-    """Lines that hold no event this version can read; they stay in the file. A torn last line is none."""
-
-
-def replay(path: str | os.PathLike[str], sink: Sink, *, batch_size: int = 500) -> ReplayReport:
-    """Deliver the events of a park file, or of a JSONL file of wire lines, to ``sink``, and remove them from it.
-
-    Runs on the caller's thread, which opens and closes the sink. Nothing is removed before it is delivered and the sink
-    has flushed; what is parked meanwhile stays. After an error the file holds what was not delivered.
-
-    Raises:
-        SinkError: the sink fails; try again later.
-        OSError: the file cannot be read or rewritten.
-    """
-    raise NotImplementedError
 
 
 def describe(error: BaseException) -> str:

@@ -1,0 +1,235 @@
+"""Files that several threads and processes append to: the lock around them, and their rotation.
+
+Rotation guarantees that no line is lost or doubled, wherever the process dies: each step is one atomic rename or
+removal, and leaves files that `rotate` and `settle` understand. All of it happens under the `LockFile`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+BINARY = getattr(os, "O_BINARY", 0)  # Windows alone has text mode, and makes it the default
+_BLOCK = 1 << 20
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(fd: int) -> None:
+        os.lseek(fd, 0, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_LOCK, 1)  # gives up after 10 s with EDEADLK, which stands for "ask again" below
+
+    def _unlock(fd: int) -> None:
+        os.lseek(fd, 0, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+else:
+    import fcntl
+
+    def _lock(fd: int) -> None:
+        fcntl.lockf(fd, fcntl.LOCK_EX)
+
+    def _unlock(fd: int) -> None:
+        fcntl.lockf(fd, fcntl.LOCK_UN)
+
+
+class LockFile:
+    """An exclusive lock between processes and between the threads of each; a context manager.
+
+    ``lockf`` rather than ``flock``: it is freed at once when its process is killed, though a forked child lives on.
+    Its price is that it excludes no thread of its own process, and that closing *any* descriptor of the file frees it.
+    Hence a file of its own, one `LockFile` per path and process (`share`), one descriptor, and a mutex.
+
+    The file stays behind when the last user has left. Deleting it is harmless at any time.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._users = 0  # guarded by _registry_guard
+        self._mutex = threading.Lock()  # held as long as the lock is; guards _fd
+        self._fd = -1
+
+    @classmethod
+    def share(cls, path: str) -> LockFile:
+        """Return this process's one lock for a path; `leave` gives it back. Opens nothing yet."""
+        with _registry_guard:
+            lock = _registry.setdefault(path, cls(path))
+            lock._users += 1
+            return lock
+
+    def leave(self) -> None:
+        """Give back what `share` returned; the last to do so closes the file."""
+        with _registry_guard:
+            self._users -= 1
+            if not self._users:
+                del _registry[self.path]
+                self._close()
+
+    def __enter__(self) -> None:
+        self._mutex.acquire()
+        try:
+            self._acquire()
+        except BaseException:
+            self._mutex.release()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        try:
+            _unlock(self._fd)
+        finally:
+            self._mutex.release()
+
+    def _acquire(self) -> None:
+        while True:
+            if self._fd < 0:
+                self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
+            try:
+                _lock(self._fd)
+            except OSError as error:
+                if error.errno != errno.EDEADLK:
+                    raise
+                # The kernel takes all threads of a process for one owner. Two processes that use the same two files
+                # look to it like a deadlock when a thread of each waits for a lock that another thread of the other
+                # holds. None of ours waits for a second lock while it holds one: the other will be done soon.
+                time.sleep(0.001)
+            else:
+                if os.fstat(self._fd).st_nlink:
+                    return
+                self._close()  # deleted meanwhile: who comes now locks a new file, so we must too
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _start_afresh(self) -> None:
+        """In a forked child: the mutex may be held by a thread that is not here, the descriptor is the parent's."""
+        self._mutex = threading.Lock()
+        self._close()
+
+
+_registry: dict[str, LockFile] = {}
+_registry_guard = threading.Lock()  # guards _registry and every LockFile._users
+
+
+def _start_afresh_in_child() -> None:
+    global _registry_guard
+    _registry_guard = threading.Lock()
+    for lock in _registry.values():
+        lock._start_afresh()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_afresh_in_child)
+
+
+def sync(fd: int) -> None:
+    """Have a file's content survive a power failure."""
+    if sys.platform == "darwin":
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync alone leaves it in the drive's cache there
+            return
+        except OSError:  # a file system that does not know it
+            os.fsync(fd)
+    else:
+        os.fsync(fd)
+
+
+def sync_directory(path: str) -> None:
+    """Have the creation, renaming or removal of a file at ``path`` survive a power failure."""
+    if os.name == "nt":
+        return  # no way to ask for it
+    fd = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot sync directories
+            raise
+    finally:
+        os.close(fd)
+
+
+def rotate(path: str, backups: int, *, compress: bool) -> None:
+    """Move ``path`` to ``path.1``, that to ``path.2`` and so on; what would be number ``backups + 1`` is removed.
+
+    The files move up only as far as the first free number, from the top down. If the process dies half-way, one number
+    is free; the next rotation moves the files below it and so picks up where this one ended.
+
+    With ``compress`` every file ``path.N`` becomes ``path.N.gz``. An error there leaves it as it was, to be compressed
+    by a later rotation: the rotation itself is complete by then.
+    """
+    settle(path, backups)
+    for number in range(_free_number(path, backups), 0, -1):
+        name = _backup(path, number - 1)
+        if name is not None:
+            os.rename(name, f"{path}.{number}" + (".gz" if number > 1 and name.endswith(".gz") else ""))
+    if compress:
+        for number in range(1, backups + 1):
+            if os.path.lexists(f"{path}.{number}"):
+                _compress(path, f"{path}.{number}")
+
+
+def settle(path: str, backups: int) -> None:
+    """Tidy up after a process that died in `rotate`; nothing to do if none did."""
+    _unlink_if_there(_half_compressed(path))
+    for number in range(1, backups + 1):
+        if os.path.lexists(f"{path}.{number}.gz"):
+            _unlink_if_there(f"{path}.{number}")  # it is complete inside the other: see _compress
+
+
+def _free_number(path: str, backups: int) -> int:
+    """Return the lowest backup number without a file, removing the oldest backup if all are taken."""
+    for number in range(1, backups + 1):
+        if _backup(path, number) is None:
+            return number
+    oldest = _backup(path, backups)  # with 0 backups that is ``path`` itself
+    if oldest is not None:
+        os.unlink(oldest)
+    return backups
+
+
+def _backup(path: str, number: int) -> str | None:
+    """Return the name of the file with that number, compressed or not; number 0 is ``path`` itself."""
+    names = (f"{path}.{number}", f"{path}.{number}.gz") if number else (path,)
+    return next((name for name in names if os.path.lexists(name)), None)
+
+
+def _half_compressed(path: str) -> str:
+    return path + ".gz.tmp"
+
+
+def _compress(path: str, name: str) -> None:
+    """Replace a file by its ``.gz``. Both exist for a moment, and then the ``.gz`` is complete, also on the disk."""
+    import gzip
+    from shutil import copyfileobj
+    temporary = _half_compressed(path)
+    with open(name, "rb") as plain:
+        status = os.fstat(plain.fileno())
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, status.st_mode & 0o666)
+        try:
+            with open(fd, "wb") as target:
+                with gzip.GzipFile(os.path.basename(name), "wb", 6, target, status.st_mtime) as squeezed:
+                    copyfileobj(plain, squeezed, _BLOCK)
+                target.flush()
+                sync(target.fileno())
+            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.replace(temporary, f"{name}.gz")
+        except BaseException:
+            _unlink_if_there(temporary)
+            raise
+    sync_directory(name)
+    os.unlink(name)
+
+
+def _unlink_if_there(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

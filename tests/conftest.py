@@ -1,0 +1,54 @@
+"""What holds for every test: no thread outlives it, no setting of the caller's shell reaches it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+GRACE = 5.0
+"""Seconds that threads which are ending anyway get, all together, before a test counts as leaking."""
+
+settings.register_profile("default", settings.get_profile("default"), deadline=None, print_blob=True,
+                          derandomize=bool(os.environ.get("CI")))
+settings.load_profile("default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes seconds; left out by `tools/check.py --fast`")
+    config.addinivalue_line("markers", "leaks_threads(reason): threads may outlive this test, for the given reason")
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves threads behind which were not there before it and its wider fixtures."""
+    before = set(threading.enumerate())
+    yield
+    marker = request.node.get_closest_marker("leaks_threads")
+    if marker is not None:
+        if not marker.args and not marker.kwargs.get("reason"):
+            pytest.fail("leaks_threads wants a reason")
+        return
+    leaked = still_alive(set(threading.enumerate()) - before, time.monotonic() + GRACE)
+    if leaked:
+        pytest.fail(f"threads outlive the test: {', '.join(leaked)}", pytrace=False)
+
+
+def still_alive(threads: set[threading.Thread], deadline: float) -> list[str]:
+    """Join the threads until the deadline; return the names of those that run on."""
+    # A dummy thread stands for one that Python did not start (and cannot join); it may stay listed for ever.
+    threads = {thread for thread in threads if not isinstance(thread, threading._DummyThread)}
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return sorted(thread.name for thread in threads if thread.is_alive())
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the BGWORKER_ variables of the shell that started pytest."""
+    for name in [name for name in os.environ if name.startswith("BGWORKER_")]:
+        monkeypatch.delenv(name)

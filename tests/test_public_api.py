@@ -1,0 +1,106 @@
+"""The names that users may rely on: they are there, documented, and cheap to import."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bgworker
+
+ROOT = Path(__file__).resolve().parent.parent
+
+DEAR = ("sqlite3", "urllib.request", "ssl", "http", "asyncio", "multiprocessing")
+"""What `import bgworker` alone must not load."""
+
+
+def in_fresh_interpreter(code: str) -> str:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"
+    done = subprocess.run([sys.executable, "-I", "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_public_name_resolves() -> None:
+    assert sorted(set(bgworker.__all__)) == sorted(bgworker.__all__), "a name stands in __all__ twice"
+    missing = [name for name in bgworker.__all__ if not hasattr(bgworker, name)]
+    assert not missing
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert set(bgworker.__all__) <= set(dir(bgworker))
+    listed = in_fresh_interpreter("import bgworker; print(*dir(bgworker))").split()
+    assert set(bgworker.__all__) <= set(listed), "only once they have been used"
+
+
+def test_importing_bgworker_loads_nothing_dear() -> None:
+    loaded = in_fresh_interpreter("before = set(sys.modules)\nimport bgworker\nprint(*set(sys.modules) - before)").split()
+    assert "bgworker" in loaded
+    assert not sorted(set(loaded) & set(DEAR))
+
+
+def test_the_list_of_dear_modules_would_notice_one() -> None:
+    code = "before = set(sys.modules)\nimport bgworker, sqlite3, urllib.request, asyncio\nprint(*set(sys.modules) - before)"
+    assert {"sqlite3", "urllib.request", "asyncio"} <= set(in_fresh_interpreter(code).split()) & set(DEAR)
+
+
+def test_a_star_import_brings_every_public_name() -> None:
+    assert in_fresh_interpreter("from bgworker import *\nimport bgworker\n"
+                                "print([name for name in bgworker.__all__ if name not in globals()])").strip() == "[]"
+
+
+def test_an_unknown_attribute_is_an_attribute_error_that_names_it() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        bgworker.no_such_name
+    with pytest.raises(ImportError, match="no_such_name"):
+        exec("from bgworker import no_such_name")
+
+
+def test_the_version_is_the_one_of_the_project() -> None:
+    assert bgworker.__version__.count(".") == 2
+
+
+# --- docstrings ---------------------------------------------------------------------------------------------------------
+
+
+def undocumented(name: str, value: object) -> Iterator[str]:
+    """Yield the dotted names, of the public thing and its public methods and properties, that have no docstring."""
+    if inspect.isclass(value):
+        if not has_own_docstring(value):
+            yield name
+        for attribute, member in vars(value).items():
+            if not attribute.startswith("_"):
+                yield from undocumented(f"{name}.{attribute}", member)
+    elif isinstance(value, (staticmethod, classmethod)):
+        yield from undocumented(name, value.__func__)
+    elif (inspect.isroutine(value) or isinstance(value, property)) and not value.__doc__:
+        yield name
+
+
+def has_own_docstring(cls: type) -> bool:
+    made_by_dataclass = f"{cls.__name__}("
+    return bool(cls.__dict__.get("__doc__")) and not str(cls.__doc__).startswith(made_by_dataclass)
+
+
+def test_every_public_name_and_method_has_a_docstring() -> None:
+    missing = [dotted for name in bgworker.__all__ for dotted in undocumented(name, getattr(bgworker, name))
+               if not name.startswith("__")]
+    assert not missing, "\n".join(missing)
+
+
+def test_the_search_for_docstrings_finds_what_has_none() -> None:
+    class Bare:
+        def method(self) -> None: ...
+        @property
+        def value(self) -> int: return 1
+        @staticmethod
+        def static() -> None: ...
+        @classmethod
+        def made(cls) -> None: ...
+        def _private(self) -> None: ...
+
+    assert list(undocumented("Bare", Bare)) == ["Bare", "Bare.method", "Bare.value", "Bare.static", "Bare.made"]

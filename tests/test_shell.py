@@ -1,0 +1,622 @@
+"""Shell commands, with real children: their lines, their end, and that nothing of them stays behind."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgworker import shell
+from bgworker.errors import ConfigurationError, TaskCancelled
+
+module: Any = importlib.import_module("bgworker.shell")  # `import bgworker.shell as module` would give the function
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the children are POSIX commands")
+
+FOREVER = 1000
+WAIT = 30.0
+
+
+class FakeContext:
+    """Records what a task context is told; `on_line` may act on each line as it comes."""
+
+    def __init__(self) -> None:
+        self.cancel_requested = False
+        self.cancel_reason: str | None = None
+        self.outputs: list[str] = []
+        self.errors: list[str] = []
+        self.on_line: Callable[[str], object] = lambda line: None
+        self._callback: Callable[[], object] | None = None
+        self._lock = threading.Lock()
+
+    def output(self, line: str) -> None:
+        self.outputs.append(line)
+        self.on_line(line)
+
+    def error(self, line: str) -> None:
+        self.errors.append(line)
+        self.on_line(line)
+
+    def checkpoint(self) -> None:
+        if self.cancel_requested:
+            raise TaskCancelled(self.cancel_reason)
+
+    def on_cancel(self, callback: Callable[[], object] | None) -> None:
+        with self._lock:
+            self._callback = callback
+            now = self.cancel_requested
+        if now and callback is not None:
+            callback()
+
+    def cancel(self, reason: str = "user") -> None:
+        with self._lock:
+            self.cancel_reason = reason
+            self.cancel_requested = True
+            callback = self._callback
+        if callback is not None:
+            callback()
+
+    def cancel_on(self, wanted: str) -> None:
+        """Cancel from another thread as soon as this line came."""
+        def look(line: str) -> None:
+            if line == wanted:
+                self.on_line = lambda line: None
+                threading.Thread(target=self.cancel).start()
+        self.on_line = look
+
+
+@pytest.fixture
+def context(monkeypatch: pytest.MonkeyPatch) -> FakeContext:
+    fake = FakeContext()
+    monkeypatch.setattr(module, "current_task", lambda: fake)
+    return fake
+
+
+@pytest.fixture(params=["polled", "polled without pidfd", "threaded"])
+def pump(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run the test once with each way to wait for a child."""
+    if request.param == "threaded":
+        monkeypatch.setattr(module, "_make_pump", module._ThreadedPump)
+    elif request.param == "polled without pidfd":
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fail a test that leaves an unreaped child or an open descriptor."""
+    before = descriptors()
+    yield
+    deadline = time.monotonic() + 5.0  # threads that a test's `finally` set free still have to close their pipe
+    while descriptors() != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert descriptors() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def descriptors() -> list[str]:
+    """The open descriptors of this process; none where they cannot be listed."""
+    return sorted(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else []
+
+
+def state(pid: int | str) -> str:
+    """The letter with which ps shows what the process does; empty when there is none."""
+    return subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()[:1]
+
+
+def is_alive(pid: int | str) -> bool:
+    """Tell whether the process runs; a zombie, which a container's first process may never reap, does not."""
+    return state(pid) not in ("", "Z", "X")
+
+
+def python(code: str, *args: object) -> list[str]:
+    return [sys.executable, "-S", "-c", code, *map(str, args)]
+
+
+@contextlib.contextmanager
+def killed_afterwards(pids: list[str]) -> Iterator[None]:
+    """Kill what a test lets escape; the list may still be empty on entry."""
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
+
+# What comes out
+
+
+def test_lines_of_both_streams_arrive_without_their_ends(context: FakeContext, pump: str) -> None:
+    assert shell("echo one; echo two; echo oops >&2")() == 0
+    assert (context.outputs, context.errors) == (["one", "two"], ["oops"])
+
+
+def test_a_last_line_without_newline_is_emitted(context: FakeContext, pump: str) -> None:
+    shell("printf 'one\\ntwo'; printf three >&2")()
+    assert (context.outputs, context.errors) == (["one", "two"], ["three"])
+
+
+def test_only_newlines_end_a_line_and_empty_lines_count(context: FakeContext) -> None:
+    shell(["printf", "a\\r\\n\\n\\fb\\302\\205c\\342\\200\\250d\\n"])()
+    assert context.outputs == ["a", "", "\fb\x85c\u2028d"]
+
+
+def test_a_line_that_was_overwritten_shows_its_last_state(context: FakeContext) -> None:
+    shell("printf '10%%\\r20%%\\r30%%\\n10%%\\r20%%\\r\\r\\nleft\\rright'")()
+    assert context.outputs == ["30%", "20%", "right"]
+
+
+def test_a_progress_bar_longer_than_a_piece_is_one_line(context: FakeContext) -> None:
+    shell(python("import sys\nfor n in range(30000): sys.stdout.write(f'\\r{n:9}')\nprint()"))()
+    assert context.outputs == [f"{29999:9}"]
+
+
+def test_carriage_returns_alone_take_no_memory_and_say_nothing(context: FakeContext) -> None:
+    shell(python("print('\\r' * 300000, end='')"))()
+    assert context.outputs == []
+
+
+def test_bytes_that_are_not_utf8_are_replaced(context: FakeContext) -> None:
+    shell("printf 'caf\\351 \\303\\251 \\342\\202\\n'; printf 'end \\303'")()
+    assert context.outputs == ["caf\ufffd \xe9 \ufffd", "end \ufffd"]
+
+
+def test_a_character_split_over_two_reads_stays_whole(context: FakeContext, pump: str) -> None:
+    shell("for byte in 342 202 254 12; do printf \"\\\\$byte\"; sleep 0.02; done")()
+    assert context.outputs == ["\u20ac"]
+
+
+@pytest.mark.parametrize("character", ["x", "\xe9", "\u20ac", "\U0001f600"])
+def test_a_huge_line_comes_in_pieces_cut_between_characters(context: FakeContext, pump: str, character: str) -> None:
+    line = "a" + character * 150_000
+    code = "import sys; sys.stdout.buffer.write(('a' + sys.argv[1] * 150_000 + '\\nlast').encode())"
+    shell(python(code, character))()
+    assert context.outputs[-1] == "last"
+    assert "".join(context.outputs[:-1]) == line
+    assert max(len(piece.encode()) for piece in context.outputs) <= 65536
+    assert len(context.outputs) <= len(line.encode()) // 65536 + 3
+
+
+def test_a_huge_line_of_broken_bytes_comes_in_pieces_that_fit(context: FakeContext) -> None:
+    shell(python("import sys; sys.stdout.buffer.write(b'\\x80' * 200_000 + b'\\n')"))()
+    assert "".join(context.outputs) == "\ufffd" * 200_000
+    assert max(len(piece.encode()) for piece in context.outputs) <= 65536
+
+
+def test_a_line_without_end_keeps_memory_flat() -> None:
+    lines = module._Lines(lambda line: None)
+    for _ in range(100):
+        lines.feed(b"x" * 65536)
+        assert len(lines._rest) <= 65536
+
+
+def test_however_the_bytes_are_cut_the_lines_are_the_same() -> None:
+    data = "one\r\n\n10%\r20%\rd\xe9j\xe0 vu \U0001f600\r\nlast\r".encode() + b"\xe2\x82\n\xff"
+    for size in range(1, len(data) + 1):
+        seen: list[str] = []
+        lines = module._Lines(seen.append)
+        for start in range(0, len(data), size):
+            lines.feed(data[start:start + size])
+        lines.finish()
+        assert seen == ["one", "", "d\xe9j\xe0 vu \U0001f600", "\ufffd", "\ufffd"], size
+
+
+def test_a_hundred_thousand_lines_arrive_in_order(context: FakeContext, pump: str) -> None:
+    shell("seq 1 100000")()
+    assert context.outputs == [str(n) for n in range(1, 100001)]
+
+
+def test_lines_arrive_while_the_child_runs(context: FakeContext, pump: str, tmp_path: Path) -> None:
+    answer = tmp_path / "answer"
+    context.on_line = lambda line: answer.touch() if line == "question" else None
+    shell(["sh", "-c", 'echo question; while ! [ -e "$0" ]; do sleep 0.01; done; echo "got it"', answer])()
+    assert context.outputs == ["question", "got it"]
+
+
+def test_standard_input_is_empty(context: FakeContext) -> None:
+    assert shell("cat; echo done")() == 0
+    assert context.outputs == ["done"]
+
+
+def test_a_sequence_is_run_directly_and_a_string_by_the_shell(context: FakeContext) -> None:
+    shell(["echo", "$HOME", "a  b", "*"])()
+    shell("echo $((6 * 7))")()
+    assert context.outputs == ["$HOME a  b *", "42"]
+
+
+def test_directory_and_environment_are_the_given_ones(context: FakeContext, tmp_path: Path) -> None:
+    env = {"GREETING": "hi", "PATH": os.environ["PATH"]}
+    shell("pwd -P; echo $GREETING; echo ${HOME-none}", cwd=tmp_path, env=env)()
+    assert context.outputs == [os.path.realpath(tmp_path), "hi", "none"]
+
+
+def test_a_relative_directory_is_the_one_of_the_moment_when_the_command_was_made(
+        context: FakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    command = shell("pwd -P", cwd="sub")
+    monkeypatch.chdir("/")
+    command()
+    assert context.outputs == [os.path.realpath(tmp_path / "sub")]
+
+
+# How it ends
+
+
+@pytest.mark.parametrize(("command", "code", "says"), [
+    ("exit 3", 3, "exit status 3"), ("kill -KILL $$", -9, "SIGKILL"), (["false"], 1, "exit status 1"),
+    ("no-such-program-here", 127, "exit status 127")])
+def test_another_exit_code_than_0_is_an_error(
+        context: FakeContext, pump: str, command: str | list[str], code: int, says: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError, match=says) as caught:
+        shell(command)()
+    assert (caught.value.returncode, caught.value.cmd) == (code, command)
+
+
+def test_a_missing_program_is_named(context: FakeContext) -> None:
+    with pytest.raises(FileNotFoundError, match="no such program.*'no-such-program-here'"):
+        shell(["no-such-program-here", "--now"], cwd="/")()
+
+
+def test_a_program_that_may_not_be_executed_is_named(context: FakeContext, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\n")
+    with pytest.raises(PermissionError, match="may not be executed.*script"):
+        shell([script])()
+
+
+def test_a_missing_interpreter_is_told_from_a_missing_program(context: FakeContext, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    with pytest.raises(FileNotFoundError, match="interpreter.*script"):
+        shell(["./script"], cwd=tmp_path)()
+
+
+@pytest.mark.parametrize("command", ["true", ["true"]])
+def test_a_directory_that_vanished_is_told_from_a_missing_program(
+        context: FakeContext, tmp_path: Path, command: str | list[str]) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    made = shell(command, cwd=place)
+    place.rmdir()
+    with pytest.raises(FileNotFoundError, match="working directory.*place"):
+        made()
+
+
+def test_a_command_runs_any_number_of_times(context: FakeContext) -> None:
+    command = shell("echo again")
+    assert [command(), command()] == [0, 0]
+    assert context.outputs == ["again", "again"]
+
+
+def test_commands_run_on_many_threads_at_once(context: FakeContext) -> None:
+    threads = [threading.Thread(target=shell(f"seq {n}000 {n}999")) for n in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+        assert not thread.is_alive()
+    assert sorted(map(int, context.outputs)) == list(range(1000, 9000))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("command", ["", "  \n", [], [""], ["echo", 1], ["echo", b"x"], b"echo", None, 7, Path("x"),
+                                     "a\0b", ["a", "b\0"], (word for word in ["echo"])])
+def test_what_is_no_command_is_refused(command: Any) -> None:
+    with pytest.raises(ConfigurationError, match="expected .*; "):
+        shell(command)
+
+
+@pytest.mark.parametrize("cwd", ["/no/such/place", "", "a\0b", __file__, 3, b"/"])
+def test_what_is_no_directory_is_refused(cwd: Any) -> None:
+    with pytest.raises(ConfigurationError, match="expected cwd .*; "):
+        shell("true", cwd=cwd)
+
+
+@pytest.mark.parametrize("env", [["A=secret"], {"A": 1, "B": "secret"}, {1: "secret"}, {"A=B": "secret"},
+                                 {"": "secret"}, {"A": "secret\0"}, "A=secret"])
+def test_what_is_no_environment_is_refused_and_its_values_are_not_told(env: Any) -> None:
+    with pytest.raises(ConfigurationError, match="expected env.*; ") as caught:
+        shell("true", env=env)
+    assert "secret" not in str(caught.value)
+
+
+# What it is called
+
+
+@pytest.mark.parametrize(("command", "name"), [
+    (["/usr/bin/rsync", "-a"], "rsync"), ("/usr/bin/rsync -a", "rsync"), ("CC=gcc  X= ./configure --now", "configure"),
+    ("'/opt/my tools/run' x", "run"), ('"/opt/my tools/run" x', "run"), ("make;ls", "make"), ("(cd x; ls)", "sh"),
+    ("$EDITOR x", "sh"), ("ls/", "sh"), (["dir/"], "dir")])
+def test_a_command_is_called_by_its_program(command: str | list[str], name: str) -> None:
+    made = shell(command)
+    assert (made.__name__, made.__qualname__, made.source.script_id) == (name, name, name)
+
+
+def test_the_source_of_a_command_is_its_text() -> None:
+    texts = (("echo 'a b' | wc", "echo 'a b' | wc"), (["echo", "a b"], "echo 'a b'"), (["x\udc80"], "'x\udc80'"))
+    for command, text in texts:
+        source = shell(command).source
+        assert source.script_text == text
+        assert source.script_hash == hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def test_repr_shows_the_command_but_not_the_environment() -> None:
+    assert repr(shell("make test", env={"TOKEN": "secret"})) == "shell('make test')"
+    assert repr(shell(["make", Path("x")], cwd="/")) == "shell(['make', 'x'], cwd='/')"
+
+
+# Cancelling
+
+
+def test_a_task_that_was_asked_to_stop_before_starts_no_child(context: FakeContext, pump: str, tmp_path: Path) -> None:
+    context.cancel("timeout")
+    with pytest.raises(TaskCancelled, match="timeout"):
+        shell(["touch", tmp_path / "file"])()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cancel_ends_the_whole_group(context: FakeContext, pump: str) -> None:
+    context.cancel_on("ready")
+    with pytest.raises(TaskCancelled, match="user"):
+        shell(f"sleep {FOREVER} & echo $!; sh -c 'echo $$; sleep {FOREVER}; true' & "
+              "echo $$; sleep 0.1; echo ready; wait")()
+    assert len(context.outputs) == 4
+    assert not any(is_alive(pid) for pid in context.outputs if pid != "ready")
+
+
+def test_a_cancel_wakes_the_wait_for_a_child_that_closed_its_streams(context: FakeContext, pump: str) -> None:
+    threading.Timer(0.1, context.cancel).start()
+    with pytest.raises(TaskCancelled):
+        shell(f"exec sleep {FOREVER} >/dev/null 2>&1")()
+
+
+def test_what_is_said_after_the_cancel_is_recorded(context: FakeContext, pump: str) -> None:
+    context.cancel_on("ready")
+    with pytest.raises(TaskCancelled):
+        shell("trap 'echo cleaning; sleep 0.1; echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done")()
+    assert context.outputs == ["ready", "cleaning", "bye"]
+
+
+def test_who_ignores_sigterm_gets_sigkill(context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KILL_AFTER", 0.2)
+    context.cancel_on("ready")
+    with pytest.raises(TaskCancelled):
+        shell("trap '' TERM; echo $$; echo ready; while :; do sleep 0.02; echo still here; done")()
+    assert "still here" in context.outputs
+    assert not is_alive(context.outputs[0])
+
+
+def test_a_grandchild_gets_the_grace_of_a_cancel_though_its_parent_ended(
+        context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STRAGGLERS_AFTER", 0.0)
+    monkeypatch.setattr(module, "_LINGER", 0.0)
+    context.cancel_on("ready")
+    with pytest.raises(TaskCancelled):
+        shell("sh -c 'trap \"sleep 0.2; echo saved; exit\" TERM; echo ready; while :; do sleep 0.02; done' & wait")()
+    assert context.outputs == ["ready", "saved"]
+
+
+def test_a_cancel_after_the_end_of_the_command_does_not_undo_it(context: FakeContext, pump: str) -> None:
+    def cancel_late(line: str) -> None:
+        time.sleep(0.1)  # the child has exited meanwhile
+        context.cancel()
+    context.on_line = cancel_late
+    shell("echo done")()
+    assert context.outputs == ["done"]
+
+
+def test_a_chatty_child_is_stopped_by_a_cancel(context: FakeContext, pump: str) -> None:
+    context.cancel_on("y")
+    with pytest.raises(TaskCancelled):
+        shell(["yes"])()
+
+
+def test_what_survives_sigkill_is_reported_and_left(context: FakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KILL_AFTER", 0.05)
+    monkeypatch.setattr(module, "_GIVE_UP_AFTER", 0.05)
+    children: list[subprocess.Popen[bytes]] = []
+    monkeypatch.setattr(module._Child, "signal", lambda self, proc, kill: children.append(proc))
+    context.cancel_on("ready")
+    try:
+        with pytest.raises(TaskCancelled):
+            shell(f"echo ready; exec sleep {FOREVER}")()
+        assert is_alive(children[0].pid)
+        assert context.errors == [f"bgworker: process group {children[0].pid} is still there after SIGKILL "
+                                  "and is left behind"]
+    finally:
+        os.killpg(children[0].pid, signal.SIGKILL)
+        children[0].wait()
+
+
+# Nothing stays behind
+
+
+@pytest.mark.parametrize("streams", ["", ">/dev/null 2>&1"])
+def test_what_an_exited_shell_left_in_the_background_is_ended(
+        context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch, streams: str) -> None:
+    monkeypatch.setattr(module, "_LINGER", 0.05)
+    assert shell(f"sleep {FOREVER} {streams} & echo $!")() == 0
+    assert not is_alive(context.outputs[0])
+
+
+def test_what_ignores_sigterm_in_the_background_is_killed(
+        context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LINGER", 0.02)
+    monkeypatch.setattr(module, "_STRAGGLERS_AFTER", 0.1)
+    with pytest.raises(subprocess.CalledProcessError, match="status 7"):
+        shell("sh -c 'trap \"\" TERM; echo $$; while :; do sleep 0.02; done' & sleep 0.1; exit 7")()
+    assert not is_alive(context.outputs[0])
+
+
+def test_a_filter_that_outlives_its_shell_for_a_moment_loses_nothing(
+        context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LINGER", WAIT)
+    shell("(sleep 0.1; echo late) & echo early")()
+    assert context.outputs == ["early", "late"]
+
+
+ESCAPE = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    print(os.getpid(), flush=True)
+    while sys.argv[1] == 'chatty':
+        print('endless')
+    time.sleep(1000)
+time.sleep(0.05)
+print('over', flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["silent", "chatty"])
+def test_a_process_that_left_the_group_does_not_keep_the_task_waiting(
+        context: FakeContext, pump: str, kind: str) -> None:
+    escaped: list[str] = []
+    context.on_line = lambda line: escaped.append(line) if line.isdecimal() else None
+    with killed_afterwards(escaped):
+        assert shell(python(ESCAPE, kind))() == 0
+        if kind == "silent":  # the chatty one ends when its next write finds the pipe closed
+            assert is_alive(escaped[0])  # also proves that is_alive can say so
+            assert context.outputs[1:] == ["over"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_while_reading_ends_the_child_and_passes(
+        context: FakeContext, pump: str, error: type[BaseException]) -> None:
+    def fail(line: str) -> None:
+        raise error("from the stream")
+    context.on_line = fail
+    with pytest.raises(error, match="from the stream"):
+        shell(f"echo $$; sleep {FOREVER}")()
+    assert len(context.outputs) == 1
+    assert not is_alive(context.outputs[0])
+
+
+def test_a_reader_that_cannot_be_set_up_ends_the_child(
+        context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def fail(self: object, proc: subprocess.Popen[bytes], *lines: object) -> None:
+        started.append(proc.pid)
+        assert proc.stdout is not None and proc.stderr is not None
+        proc.stdout.close()
+        proc.stderr.close()
+        raise OSError("no room")
+    for kind in (module._PolledPump, module._ThreadedPump):
+        monkeypatch.setattr(kind, "attach", fail)
+    with pytest.raises(OSError, match="no room"):
+        shell(["sleep", str(FOREVER)])()
+    assert not is_alive(started[0])
+
+
+def test_an_interrupt_ends_the_child(context: FakeContext, pump: str) -> None:
+    context.on_line = lambda line: threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        shell(f"echo $$; sleep {FOREVER}")()
+    assert not is_alive(context.outputs[0])
+
+
+def test_a_second_interrupt_kills_the_child_at_once(
+        context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STRAGGLERS_AFTER", FOREVER)
+    monkeypatch.setattr(module, "KILL_AFTER", FOREVER)
+
+    def interrupt_twice(line: str) -> None:
+        for seconds in (0.05, 0.2):
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    context.on_line = interrupt_twice
+    with pytest.raises(KeyboardInterrupt):
+        shell(f"trap '' TERM; echo $$; sleep {FOREVER}")()
+    assert not is_alive(context.outputs[0])
+
+
+def test_a_signal_handler_may_cancel(context: FakeContext, pump: str) -> None:
+    previous = signal.signal(signal.SIGUSR1, lambda number, frame: context.cancel("signal"))
+    context.on_line = lambda line: os.kill(os.getpid(), signal.SIGUSR1)
+    try:
+        with pytest.raises(TaskCancelled, match="signal"):
+            shell(f"echo ready; sleep {FOREVER}")()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def test_a_late_ring_writes_to_no_descriptor() -> None:
+    pump = module._PolledPump()
+    pump.close()
+    read_end, write_end = os.pipe()  # gets the numbers that the pump had
+    try:
+        pump.ring()
+        os.set_blocking(read_end, False)
+        with pytest.raises(BlockingIOError):
+            os.read(read_end, 1)
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+def test_the_group_is_never_signalled_once_its_leader_is_reaped(
+        context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    signalled: list[str] = []
+    killpg = os.killpg
+
+    def watched(group: int, number: int) -> None:
+        signalled.append(state(group))
+        killpg(group, number)
+    monkeypatch.setattr(os, "killpg", watched)
+    monkeypatch.setattr(module, "_LINGER", 0.05)
+    shell(f"sleep {FOREVER} & echo left")()
+    assert signalled and set(signalled) == {"Z"}  # still there, as a zombie
+
+
+def test_a_process_that_ignores_sigchld_can_run_commands(context: FakeContext, pump: str) -> None:
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert shell("echo fine")() == 0
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
+    assert context.outputs == ["fine"]
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux 5.3")
+def test_the_thread_sleeps_while_the_child_says_nothing(context: FakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float | None] = []
+    wait = module._PolledPump.wait
+
+    def counted(self: Any, timeout: float | None) -> bool:
+        waits.append(timeout)
+        return bool(wait(self, timeout))
+    monkeypatch.setattr(module._PolledPump, "wait", counted)
+    shell(["sleep", "0.3"])()
+    assert len(waits) <= 5
+    assert waits[0] is None
+
+
+def test_many_runs_leave_no_descriptor_thread_or_zombie(context: FakeContext, pump: str) -> None:
+    before = descriptors(), threading.active_count()
+    for _ in range(25):
+        shell("echo x")()
+        with pytest.raises(subprocess.CalledProcessError):
+            shell(["false"])()
+        with pytest.raises(FileNotFoundError):
+            shell(["no-such-program-here"])()
+    assert (descriptors(), threading.active_count()) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)

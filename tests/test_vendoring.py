@@ -1,0 +1,154 @@
+"""A copy of the package works under another name, beside the original, as a folder and as a zip file."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+BOTH = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import _bg, bgworker
+
+assert _bg.__file__.startswith(sys.argv[1]), _bg.__file__
+for name in ("Scheduler", "Task", "TaskStatus", "TaskCancelled", "current_task"):
+    assert getattr(_bg, name) is not getattr(bgworker, name), name
+
+def task_of(package):
+    package.current_task().output("hello")
+    return package.current_task().id
+
+with _bg.Scheduler(2) as ours, bgworker.Scheduler(2) as theirs:
+    for _ in range(20):
+        first, second = ours.submit(task_of, _bg), theirs.submit(task_of, bgworker)
+        assert first.result(timeout=30) == first.id and second.result(timeout=30) == second.id
+    stranger = theirs.submit(task_of, _bg)
+    assert stranger.result(timeout=30) != stranger.id, "one copy sees the other's current task"
+    assert type(first) is _bg.Task and type(second) is bgworker.Task
+print("both ran")
+"""
+
+
+def vendor(*arguments: str | Path, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(root / "tools" / "vendor.py"), *map(str, arguments)],
+                          capture_output=True, text=True, timeout=180)
+
+
+def vendored(*arguments: str | Path) -> str:
+    done = vendor(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "" and done.stdout.count("\n") == 1
+    return done.stdout
+
+
+def run_both(entry: Path) -> None:
+    done = subprocess.run([sys.executable, "-I", "-B", "-W", "error", "-c", BOTH, str(entry), str(ROOT)],
+                          capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "both ran"), done.stderr
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def sources() -> dict[str, bytes]:
+    return {name: data for name, data in files_under(ROOT / "bgworker").items() if "__pycache__" not in name}
+
+
+def test_a_vendored_folder_runs_tasks_beside_the_original(tmp_path: Path) -> None:
+    assert "vendored bgworker" in vendored(tmp_path, "--name", "_bg")
+    run_both(tmp_path)
+
+
+def test_vendoring_writes_the_package_and_nothing_else(tmp_path: Path) -> None:
+    vendored(tmp_path / "new" / "project", "--name", "_bg")
+    assert files_under(tmp_path) == {f"new/project/_bg/{name}": data for name, data in sources().items()}
+
+
+def test_a_vendored_zip_runs_tasks_beside_the_original(tmp_path: Path) -> None:
+    vendored(tmp_path, "--name", "_bg", "--zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["_bg.zip"]
+    run_both(tmp_path / "_bg.zip")
+
+
+def test_the_same_source_makes_the_same_zip(tmp_path: Path) -> None:
+    vendored(tmp_path, "--zip")
+    first = (tmp_path / "bgworker.zip").read_bytes()
+    assert "updated bgworker" in vendored(tmp_path, "--zip")
+    assert (tmp_path / "bgworker.zip").read_bytes() == first
+
+
+def test_a_second_run_updates_the_copy(tmp_path: Path) -> None:
+    vendored(tmp_path, "--name", "_bg")
+    (tmp_path / "_bg" / "events.py").write_text("old", encoding="utf-8")
+    (tmp_path / "_bg" / "gone_since.py").write_text("", encoding="utf-8")
+    assert "updated bgworker" in vendored(tmp_path, "--name", "_bg")
+    assert files_under(tmp_path) == {f"_bg/{name}": data for name, data in sources().items()}
+
+
+@pytest.mark.parametrize("name", ["class", "None", "a.b", "1st", "a-b", "", "../up", "queue"])
+def test_a_name_that_cannot_be_imported_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    done = vendor(tmp_path, "--name", name)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and repr(name) in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_command_line_is_refused_in_one_line() -> None:
+    done = vendor()
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "DEST" in done.stderr
+
+
+@pytest.mark.parametrize("content", [{}, {"__init__.py": "mine"}, {"errors.py": "class MyError(Exception): ..."}])
+def test_a_folder_that_is_no_copy_is_never_replaced(tmp_path: Path, content: dict[str, str]) -> None:
+    (tmp_path / "_bg").mkdir()
+    for name, text in content.items():
+        (tmp_path / "_bg" / name).write_text(text, encoding="utf-8")
+    before = files_under(tmp_path)
+    done = vendor(tmp_path, "--name", "_bg")
+    assert done.returncode == 2 and "no copy of bgworker" in done.stderr
+    assert files_under(tmp_path) == before
+
+
+def test_a_zip_that_is_no_copy_is_never_replaced(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "_bg.zip", "w") as writer:
+        writer.writestr("_bg/errors.py", "mine")
+    before = files_under(tmp_path)
+    done = vendor(tmp_path, "--name", "_bg", "--zip")
+    assert done.returncode == 2 and "no copy of bgworker" in done.stderr
+    assert files_under(tmp_path) == before
+
+
+def test_the_original_is_never_replaced_by_its_own_copy() -> None:
+    for dest in (ROOT, ROOT / "bgworker", ROOT / "bgworker" / "sinks"):
+        done = vendor(dest)
+        assert done.returncode == 2 and "is the original" in done.stderr
+
+
+@pytest.mark.parametrize(("line", "complaint"), [
+    ("import numpy", "imports numpy, which is outside"),
+    ("from bgworker import errors", "imports bgworker, which is outside"),
+    ("from .. import pytest", "imports .., which is outside"),
+    ("raise RuntimeError('broken copy')", "broken copy"),
+    ("__import__('bg' + 'worker.errors')", "No module named 'bgworker'"),
+])
+def test_a_copy_that_fails_its_verification_does_not_replace_a_good_one(tmp_path: Path, line: str, complaint: str) -> None:
+    good = tmp_path / "project"
+    vendored(good, "--name", "_bg")
+    before = files_under(good)
+    for folder in ("bgworker", "tools"):
+        shutil.copytree(ROOT / folder, tmp_path / "root" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    events = tmp_path / "root" / "bgworker" / "events.py"
+    events.write_text(f"{events.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
+
+    done = vendor(good, "--name", "_bg", root=tmp_path / "root")
+    assert done.returncode == 1 and complaint in done.stderr, done.stderr
+    assert files_under(good) == before
