@@ -18,7 +18,7 @@ import sys
 from contextlib import contextmanager
 
 from .errors import ConfigurationError
-from .sinks.files import BINARY, LockFile, rotate, settle, sync, sync_directory
+from .files import BINARY, LockFile, rotate, settle, sync, sync_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,13 +70,18 @@ class LineFile:
 
     def append(self, data: bytes) -> None:
         """Append whole lines, as one write; open the file first if need be. Raises `OSError`; then nothing was added."""
-        if self._lock is None and self._fd < 0:
+        if not self.is_open:
             self.open()
         if self._lock is None:
             self._pour(data)
         else:
             with self._locked(self._lock):
                 self._append(data)
+
+    @property
+    def is_open(self) -> bool:
+        """True between `open` and `close`."""
+        return self._lock is not None or self._fd >= 0
 
     def size(self) -> int:
         """Return the bytes of the file at the path; 0 when there is none."""
@@ -120,7 +125,7 @@ class LineFile:
         if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
             raise OSError(errno.EINVAL, "it is a socket or a block device")
         if self._max_bytes is not None:
-            raise OSError(errno.EINVAL, "it is no regular file and cannot be rotated (max_bytes)")
+            raise OSError(errno.EINVAL, "it is not a regular file, and max_bytes needs one")
         flags = os.O_WRONLY | os.O_APPEND | BINARY
         if sys.platform == "win32":
             self._fd = os.open(self.path, flags)

@@ -29,8 +29,9 @@ from hypothesis import given, strategies as st
 from bgworker import wire
 from bgworker.errors import TemporarySinkError, WireError
 from bgworker.events import Event, EventType, StreamEvent, StreamType
-from bgworker.sinks import files, jsonl
-from bgworker.sinks.files import LockFile
+from bgworker import files, linefile
+
+from bgworker.files import LockFile
 from bgworker.sinks.jsonl import JsonlSink
 
 ROOT = Path(wire.__file__).parents[1]
@@ -67,7 +68,7 @@ def numbers_in_all(path: str) -> list[int]:
             for number in numbers_in(os.path.join(top, name))]
 
 
-class Careless(JsonlSink):
+class CarelessFile(linefile.LineFile):
     """The twin that neither takes back nor mends."""
 
     def _take_back(self, start: int, written: int) -> None:
@@ -75,6 +76,17 @@ class Careless(JsonlSink):
 
     def _mend(self, size: int) -> int:
         return size
+
+
+def sink_over(file: linefile.LineFile) -> JsonlSink:
+    """Return a sink that appends to another kind of file."""
+    sink = JsonlSink(file.path)
+    sink._file = file
+    return sink
+
+
+def careless(path: Any, **config: Any) -> JsonlSink:
+    return sink_over(CarelessFile(path, **config))
 
 
 def careless_rotate(path: str, backups: int, *, compress: bool) -> None:
@@ -186,11 +198,11 @@ def check_after_kill(sink: JsonlSink, keeps_all: bool) -> None:
     assert not [name for name in names if name.endswith(".tmp") or f"{name}.gz" in names], "half-done work is left"
 
 
-def kill_everywhere(top: Path, sink_type: type[JsonlSink], **config: Any) -> int:
+def kill_everywhere(top: Path, make: Callable[..., JsonlSink], **config: Any) -> int:
     """Run the sink once for each place where it can be killed, up to the run that no kill ends; check each."""
     for point in itertools.count(1):
         (top / str(point)).mkdir()
-        sink = sink_type(top / str(point) / "f.jsonl", **config)
+        sink = make(top / str(point) / "f.jsonl", **config)
         status = exit_status(forked(lambda: write_until_killed(sink, point)))
         assert status in (0, -signal.SIGKILL)
         check_after_kill(sink, config.get("backups", 9) == 9)
@@ -208,13 +220,13 @@ def test_wherever_the_process_is_killed_no_line_is_lost_doubled_or_torn(tmp_path
 @posix
 def test_the_kill_harness_notices_a_sink_that_does_not_repair(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="is not JSON"):
-        kill_everywhere(tmp_path, Careless)
+        kill_everywhere(tmp_path, careless)
 
 
 @posix
 def test_the_kill_harness_notices_a_rotation_that_is_not_atomic(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "rotate", careless_rotate)
+    monkeypatch.setattr(linefile, "rotate", careless_rotate)
     with pytest.raises(AssertionError, match="doubled"):
         kill_everywhere(tmp_path, JsonlSink, **SETTINGS["rotation"])
 
@@ -256,12 +268,12 @@ def test_a_batch_that_hits_the_file_size_limit_is_taken_back_and_written_once_by
 
 @posix
 def test_the_limit_harness_notices_a_sink_that_leaves_what_it_wrote(path: str) -> None:
-    assert [size for _, size in write_past_a_limit(Careless(path))] == [LIMIT, LIMIT]
+    assert [size for _, size in write_past_a_limit(careless(path))] == [LIMIT, LIMIT]
     with pytest.raises(AssertionError, match="is not JSON"):
         numbers_in(path)
 
 
-class CannotTakeBack(JsonlSink):
+class FailingFile(linefile.LineFile):
     """As on a disk that fails for a while altogether."""
 
     def _take_back(self, start: int, written: int) -> None:
@@ -270,7 +282,7 @@ class CannotTakeBack(JsonlSink):
 
 @posix
 def test_what_could_not_be_taken_back_is_mended_before_the_next_write(path: str) -> None:
-    assert [size for _, size in write_past_a_limit(CannotTakeBack(path))] == [LIMIT, LIMIT]
+    assert [size for _, size in write_past_a_limit(sink_over(FailingFile(path)))] == [LIMIT, LIMIT]
     assert numbers_in(path) == [101, 102, 103, 103, 104, 105], "the line that was whole stays, and came again"
     assert len(Path(f"{path}.torn").read_bytes().splitlines()) == 2
 
@@ -306,7 +318,7 @@ def test_a_batch_that_could_not_be_synced_is_taken_back(path: str, monkeypatch: 
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(jsonl, "sync", refuse)
+        patch.setattr(linefile, "sync", refuse)
         with pytest.raises(TemporarySinkError, match="Input/output error"):
             sink.write(events(102))
     assert numbers_in(path) == [101]
@@ -390,7 +402,7 @@ def test_a_torn_last_line_is_set_aside_wherever_it_was_torn(
 
 def test_the_torn_line_harness_notices_a_sink_that_does_not_repair(path: str) -> None:
     with pytest.raises(AssertionError):
-        tear_and_go_on(Careless(path), SIZE + 5)
+        tear_and_go_on(careless(path), SIZE + 5)
 
 
 @pytest.mark.parametrize("torn", [b"{" + b"x" * 300_000, b"\0" * 70_000, b"\r", b"\xff"])
@@ -406,15 +418,15 @@ def test_a_torn_line_may_be_long_and_hold_anything(path: str, torn: bytes, whole
 
 @posix
 def test_what_another_process_tore_while_the_file_was_open_is_set_aside_too(path: str) -> None:
-    for sink_type in (JsonlSink, Careless):
+    for make in (JsonlSink, careless):
         Path(path).unlink(missing_ok=True)
-        sink = sink_type(path)
+        sink = make(path)
         sink.write(events(101))
         with open(path, "ab") as other:
             other.write(b'{"v":1,"ty')
         sink.write(events(102))
         sink.close()
-        if sink_type is JsonlSink:
+        if make is JsonlSink:
             assert numbers_in(path) == [101, 102]
         else:
             with pytest.raises(AssertionError):
@@ -478,7 +490,7 @@ def test_the_crowd_harness_notices_a_missing_lock(tmp_path: Path, monkeypatch: p
 
 HOLDER = """
 import fcntl, os, sys
-from bgworker.sinks.files import LockFile
+from bgworker.files import LockFile
 if sys.argv[2] == "LockFile":
     LockFile.share(sys.argv[1]).__enter__()
 else:

@@ -13,8 +13,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "bgworker"
 
 FLOORS = (
-    (1, ("events", "errors", "ids")),
-    (2, ("wire", "records", "checks")),
+    (1, ("events", "errors", "ids", "text", "files", "checks")),
+    (2, ("wire", "records", "linefile")),
     (3, ("delivery", "sinks")),
     (4, ("task", "context", "capture", "source", "memory", "pool", "deadlines")),
     (5, ("scheduler", "history", "shell", "testing")),

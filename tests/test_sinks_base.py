@@ -133,25 +133,25 @@ def test_a_jsonl_spec_takes_options_in_the_types_of_the_sinks_keywords(tmp_path:
     sink = open_sink(f"jsonl:{tmp_path}/a%20b.jsonl?max_bytes=10M&backups=3&compress=yes&durability=p%6fwer")
     assert isinstance(sink, JsonlSink)
     assert sink.path == f"{tmp_path}{os.sep}a%20b.jsonl", "a path is not percent-decoded"
-    assert (sink._max_bytes, sink._backups, sink._compress, sink._is_power_safe) == (10 * 1024**2, 3, True, True)
+    assert (sink._file._max_bytes, sink._file._backups, sink._file._compress, sink._file._is_power_safe) == (10 * 1024**2, 3, True, True)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(("text", "value"), [("1", 1), ("2K", 2048), ("2k", 2048), ("3G", 3 * 1024**3)])
 def test_sizes_in_bytes_take_a_unit(text: str, value: int) -> None:
     sink = open_sink(f"jsonl:x?max_bytes={text}")
-    assert isinstance(sink, JsonlSink) and sink._max_bytes == value
+    assert isinstance(sink, JsonlSink) and sink._file._max_bytes == value
 
 
 @pytest.mark.parametrize("text", ["true", "1", "yes", "on", "ON", "false", "0", "no", "off"])
 def test_booleans_have_eight_spellings(text: str) -> None:
     sink = open_sink(f"jsonl:x?compress={text}")
-    assert isinstance(sink, JsonlSink) and sink._compress is (text.lower() in ("true", "1", "yes", "on"))
+    assert isinstance(sink, JsonlSink) and sink._file._compress is (text.lower() in ("true", "1", "yes", "on"))
 
 
 def test_keywords_go_to_the_sink_as_they_are() -> None:
     sink = open_sink("jsonl:x?backups=2", max_bytes=7)
-    assert isinstance(sink, JsonlSink) and (sink._backups, sink._max_bytes) == (2, 7)
+    assert isinstance(sink, JsonlSink) and (sink._file._backups, sink._file._max_bytes) == (2, 7)
 
 
 def test_a_factory_is_imported_and_called_with_the_keywords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_a_spec_that_cannot_be_used_says_why_on_one_line(
 
 
 def test_a_built_in_sink_whose_module_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bgworker.sinks._BUILT_IN, "pigeon", "PigeonSink")
+    monkeypatch.setitem(bgworker.sinks.specs._BUILT_IN, "pigeon", "PigeonSink")
     with pytest.raises(SinkSpecError, match="this version of bgworker has no pigeon sink"):
         open_sink("pigeon:x")
 
@@ -239,7 +239,7 @@ def test_a_built_in_sink_whose_module_is_not_there_is_named(monkeypatch: pytest.
     ("s3cret@host:80", "'...'"),
 ])
 def test_no_secret_of_a_url_is_shown(spec: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bgworker.sinks._BUILT_IN, "webhook", "NoSuchClass")
+    monkeypatch.setitem(bgworker.sinks.specs._BUILT_IN, "webhook", "NoSuchClass")
     monkeypatch.setattr(bgworker.sinks, "_built_in", lambda spec, scheme: refuse)
     with pytest.raises(SinkSpecError) as caught:
         open_sink(spec)
@@ -269,8 +269,8 @@ def test_any_text_is_a_sink_or_a_spec_error(spec: str) -> None:
 
 
 def test_importing_the_package_imports_nothing_but_the_contract() -> None:
-    code = ("import sys, bgworker, bgworker.events, bgworker.errors; before = set(sys.modules); import bgworker.sinks; "
-            "print(*sorted(set(sys.modules) - before - {'bgworker.sinks', 'bgworker.sinks.base'}), end='')")
+    code = ("import sys, typing, bgworker, bgworker.events, bgworker.errors; before = set(sys.modules); import bgworker.sinks; "
+            "print(*sorted(set(sys.modules) - before - {'bgworker.sinks', 'bgworker.sinks.base', 'bgworker.sinks.specs'}), end='')")
     root = Path(bgworker.sinks.__file__).parents[2]
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.stdout + done.stderr == ""

@@ -21,7 +21,7 @@ from bgworker import wire
 from bgworker.errors import ConfigurationError, PermanentSinkError, TemporarySinkError
 from bgworker.events import Event, EventType, StreamEvent, StreamType
 from bgworker.records import OUTPUT, Batch, TaskState
-from bgworker.sinks.files import rotate
+from bgworker.files import rotate
 from bgworker.sinks.jsonl import JsonlSink
 
 NOW = datetime(2026, 11, 23, 14, 46, tzinfo=timezone.utc)
@@ -117,8 +117,8 @@ def test_nothing_is_touched_before_open_and_the_path_outlives_a_change_of_direct
 def test_the_descriptor_is_not_inherited_by_programs(make: Any) -> None:
     sink = make()
     sink.write(events(1))
-    if sink._fd >= 0:
-        assert not os.get_inheritable(sink._fd)
+    if sink._file._fd >= 0:
+        assert not os.get_inheritable(sink._file._fd)
 
 
 def test_no_descriptor_is_left_open_after_close_or_a_failed_open(make: Any, tmp_path: Path, path: str) -> None:
@@ -236,7 +236,7 @@ def test_a_fifo_is_written_to_without_lock_or_repair(make: Any, tmp_path: Path) 
 @posix
 def test_what_is_no_regular_file_cannot_be_rotated(make: Any) -> None:
     make("/dev/null").write(events(1))
-    with pytest.raises(PermanentSinkError, match="cannot rotate '/dev/null'.*leave out max_bytes"):
+    with pytest.raises(PermanentSinkError, match="cannot open '/dev/null'.*max_bytes"):
         make("/dev/null", max_bytes=10).open()
     assert not os.path.exists("/dev/null.lock")
 

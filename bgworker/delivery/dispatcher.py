@@ -16,7 +16,7 @@ from collections import deque
 from itertools import count
 from time import monotonic
 
-from ..errors import ConfigurationError, ShutdownError
+from ..errors import ConfigurationError, ShutdownError, SinkError
 from ..records import COMPLETED, CREATED, PROGRESS, SCHEDULED
 from ..text import sanitise
 from .backlog import RECORD_COST, Chunk, cost
@@ -143,10 +143,13 @@ class Dispatcher:
         """Register the sinks that the environment variable BGWORKER_SINKS names, and tell where a wrong one stands."""
         if not os.environ.get("BGWORKER_SINKS"):
             return
-        from ..sinks import sinks_from_environ
+        from ..sinks.base import sinks_from_environ
 
         for spec in sinks_from_environ():
-            self.register(spec, None, None, {})
+            try:
+                self.register(spec, None, None, {})
+            except SinkError as error:
+                raise SinkError(f"the environment variable BGWORKER_SINKS asks for it: {error}") from error
 
     def unregister(self, name: str, timeout: float) -> SinkHealth:
         """Let a sink finish what it has been given, close it and return its final account, by ``timeout`` at the latest.
@@ -334,7 +337,7 @@ def _keep(state: TaskState, record: Record, length: int) -> Record:
 def _open_spec(sink: Sink | str, config: dict[str, Any]) -> tuple[Sink, str]:
     """Return the sink that ``sink`` is or specifies, and what to call it."""
     if isinstance(sink, str):
-        from ..sinks import open_sink
+        from ..sinks.base import open_sink
 
         return open_sink(sink, **config), sink.partition(":")[0]
     if config:

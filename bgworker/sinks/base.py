@@ -1,15 +1,21 @@
-"""What a sink is: the contract between delivery and whatever takes the events in, and its per-event form."""
+"""What a sink is: the contract between delivery and whatever takes the events in, and its per-event form.
+
+With `open_sink`, which builds one from a specification, this is all that delivery knows of sinks.
+"""
 
 from __future__ import annotations
 
-from ..events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent
+from typing import Protocol
 
-TYPE_CHECKING = False  # `typing` itself would cost a fifth of `import bgworker`; type checkers know this name
+from ..events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent
+from .specs import SinkSpecError, open_sink, sinks_from_environ
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator, Sequence
-    from typing import Any, Protocol
-else:
-    Protocol = object
+    from typing import Any
+
+__all__ = ["HookSink", "Sink", "SinkSpecError", "open_sink", "sinks_from_environ"]
 
 
 class Sink(Protocol):
