@@ -240,7 +240,7 @@ def test_a_built_in_sink_whose_module_is_not_there_is_named(monkeypatch: pytest.
 ])
 def test_no_secret_of_a_url_is_shown(spec: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bgworker.sinks.specs._BUILT_IN, "webhook", "NoSuchClass")
-    monkeypatch.setattr(bgworker.sinks, "_built_in", lambda spec, scheme: refuse)
+    monkeypatch.setattr(bgworker.sinks.specs, "_built_in", lambda spec, scheme: refuse)
     with pytest.raises(SinkSpecError) as caught:
         open_sink(spec)
     assert f"sink spec {shown}:" in str(caught.value)

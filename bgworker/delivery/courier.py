@@ -15,13 +15,13 @@ from time import monotonic, time_ns
 from ..errors import PermanentSinkError, SinkError, TemporarySinkError
 from ..records import LOST, TYPES, Batch
 from .backlog import MARK, Backlog, Chunk
+from .loop import SinkLoop
 from .options import SinkHealth
 from .park import Park, describe
 from .retry import Breaker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from ..records import Record
@@ -93,7 +93,7 @@ class Courier:
         self._is_awaited = False  # somebody waits in `start` and is told of an open that fails
         self._opened = Mark()
         self._open_error: BaseException | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = SinkLoop()
         self._thread = threading.Thread(target=self._run, name=thread_name, daemon=True)
 
     # -- any thread --
@@ -251,14 +251,13 @@ class Courier:
                 self._in_flight = ()
                 self._state = "closed"
             self._opened.settle(False)
-            if self._loop is not None:
-                self._loop.close()
+            self._loop.close()
 
     def _open(self) -> bool:
         opener = getattr(self._sink, "open", None)
         while opener is not None:
             try:
-                self._await(opener())
+                self._loop.finish(opener())
                 break
             except TemporarySinkError as error:  # it may come to work: the registration stands, and we keep trying
                 self._opened.settle(True)
@@ -388,7 +387,7 @@ class Courier:
 
     def _write(self, records: Sequence[Record]) -> BaseException | None:
         try:
-            self._await(self._sink.write(Batch(records)))
+            self._loop.finish(self._sink.write(Batch(records)))
         except BaseException as error:  # a third party's code on our thread: delivery decides
             return error
         return None
@@ -399,25 +398,12 @@ class Courier:
 
     def _call_sink(self, what: str, function: Callable[[], Awaitable[None] | None]) -> bool:
         try:
-            self._await(function())
+            self._loop.finish(function())
         except BaseException as error:  # as in _write
             self._last_error = describe(error)
             logger.error("sink %r failed to %s: %s", self.name, what, self._last_error)
             return False
         return True
-
-    def _await(self, result: Awaitable[None] | None) -> None:
-        """Run what an async sink returned on an event loop of this thread."""
-        if result is None:
-            return
-        import asyncio
-
-        async def finish() -> None:
-            await result
-
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-        self._loop.run_until_complete(finish())
 
     def _give_up(self, records: Iterable[Record], reason: str, error: BaseException | None = None,
                  attempts: int = 0) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ..errors import PermanentSinkError, SinkError, WireError
 from ..files import BINARY, LockFile, sync, sync_directory
 from ..wire import decode, decode_object
+from .loop import SinkLoop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class _Replay:
         self._note_path = path + ".replay"
         self._sink = sink
         self._batch_size = batch_size
+        self._loop = SinkLoop()
         self._identity = (0, 0)
         self._done = 0  # bytes from the start that need no second look
         self._kept: list[tuple[int, int]] = []  # of those, the lines that stay
@@ -79,11 +81,12 @@ class _Replay:
             self._identity = (status.st_dev, status.st_ino)
             self._is_park = _is_park(file)
             self._resume()
-            _call(self._sink, "open")
+            self._call("open")
             try:
                 self._deliver(file, status.st_size)
             finally:
-                self._sink.close()
+                self._call("close")
+                self._loop.close()
         if self._is_park:
             self._remove_done()
         return ReplayReport(self._delivered, self._refused, self._skipped, tuple(self._problems))
@@ -126,7 +129,7 @@ class _Replay:
         self._kept += [(start, end) for start, end, event in batch if event is None]
         self._write([line for line in batch if line[2] is not None])
         if batch and self._is_park:
-            _call(self._sink, "flush")
+            self._call("flush")
             self._done = batch[-1][1]
             self._note_done()
 
@@ -135,7 +138,7 @@ class _Replay:
         if not lines:
             return
         try:
-            _call(self._sink, "write", [event for _, _, event in lines])
+            self._call("write", [event for _, _, event in lines])
         except PermanentSinkError as error:
             if len(lines) > 1:
                 middle = len(lines) // 2
@@ -151,6 +154,12 @@ class _Replay:
             raise SinkError(f"the sink failed: {type(error).__name__}: {error}") from error
         else:
             self._delivered += len(lines)
+
+    def _call(self, method: str, *arguments: object) -> None:
+        """Call a method of the sink if it has it, to its end if it is async."""
+        function = getattr(self._sink, method, None)
+        if function is not None:
+            self._loop.finish(function(*arguments))
 
     def _note_problem(self, text: str) -> None:
         if len(self._problems) < 5:
@@ -210,16 +219,3 @@ def _replace(path: str, parts: list[bytes]) -> None:
         sync(file.fileno())
     os.replace(temporary, path)
     sync_directory(path)
-
-
-def _call(sink: Sink, method: str, *arguments: object) -> None:
-    """Call a sink's method if it has one, to its end if it is async."""
-    function = getattr(sink, method, None)
-    result = function(*arguments) if function is not None else None
-    if result is not None:
-        import asyncio
-
-        async def finish() -> None:
-            await result
-
-        asyncio.run(finish())

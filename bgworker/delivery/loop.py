@@ -1,0 +1,37 @@
+"""The event loop of an async sink, on the sink's own thread."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable
+
+
+class SinkLoop:
+    """Runs to its end what a sink's method returned. The loop, and `asyncio`, come with the first awaitable."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def finish(self, result: Awaitable[None] | None) -> None:
+        """Await ``result``; None is what a plain method returns, and done already."""
+        if result is None:
+            return
+        import asyncio
+
+        async def finish() -> None:
+            await result
+
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        self._loop.run_until_complete(finish())
+
+    def close(self) -> None:
+        """End the loop, after what its tasks and generators still have to do."""
+        if self._loop is None:
+            return
+        try:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        finally:
+            self._loop.close()
