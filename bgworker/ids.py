@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 from itertools import count
 
-_random = int.from_bytes(os.urandom(4), "big")
+_random = os.urandom(4).hex()
 _next = count(int.from_bytes(os.urandom(3), "big")).__next__  # one atomic step, safe from any thread
 
 
 def _reseed() -> None:
     """A forked child must not continue its parent's ids."""
     global _random
-    _random = int.from_bytes(os.urandom(4), "big")
+    _random = os.urandom(4).hex()
 
 
 if hasattr(os, "register_at_fork"):
@@ -26,6 +26,5 @@ if hasattr(os, "register_at_fork"):
 
 def new_id(ns: int) -> str:
     """Return a new id for the wall-clock time ``ns``, in nanoseconds since the epoch."""
-    ms, fraction = divmod(ns, 1_000_000)
-    return "%012x7%03x%08x%08x" % (ms & 0xFFFFFFFFFFFF, fraction * 4096 // 1_000_000,
-                                   0x80000000 | _next() & 0x3FFFFFFF, _random)
+    ms, rest = divmod(ns, 1_000_000)
+    return f"{ms << 16 | 0x7000 | (rest << 12) // 1_000_000:016x}{0x80000000 | _next() & 0x3FFFFFFF:08x}{_random}"

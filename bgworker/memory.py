@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from time import monotonic
 
@@ -9,7 +10,7 @@ from .records import TaskState
 
 
 class Memory:
-    """The tasks by id. Any thread adds and reads; the dispatcher's thread alone retires. Each step on the dict is atomic.
+    """The tasks by id. Any thread adds and reads, each by one atomic step on the dict; one at a time retires.
 
     Args:
         keep_finished: newest ended tasks that are kept; None keeps all.
@@ -21,23 +22,30 @@ class Memory:
         self._keep_seconds = keep_seconds
         self._states: dict[str, TaskState] = {}
         self._finished: deque[tuple[float, TaskState]] = deque()  # with the time of the end, oldest first
+        self._lock = threading.Lock()  # guards _finished: after the dispatcher's end, any thread retires
 
     def forget_all(self) -> None:
         """Know no task; in a forked child, which has none of its parent's."""
         self._states = {}
         self._finished = deque()
+        self._lock = threading.Lock()
 
     def add(self, state: TaskState) -> None:
         """Know a new task."""
         self._states[state.id] = state
 
+    def forget(self, state: TaskState) -> None:
+        """Know a task no more that could not be queued."""
+        self._states.pop(state.id, None)
+
     def retire(self, ended: list[TaskState]) -> None:
-        """Keep tasks that have ended as long as the settings say. The dispatcher's thread."""
-        now = monotonic()
-        self._finished.extend((now, state) for state in ended)
-        while self._finished and self._is_surplus(now):
-            _, state = self._finished.popleft()
-            self._states.pop(state.id, None)
+        """Keep tasks that have ended as long as the settings say. The dispatcher's thread, while there is one."""
+        with self._lock:
+            now = monotonic()
+            self._finished.extend((now, state) for state in ended)
+            while self._finished and self._is_surplus(now):
+                _, state = self._finished.popleft()
+                self._states.pop(state.id, None)
 
     def _is_surplus(self, now: float) -> bool:
         if self._keep_finished is not None and len(self._finished) > self._keep_finished:

@@ -20,7 +20,7 @@ from json.encoder import encode_basestring_ascii as _quote
 
 from .errors import WireError
 from .events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
-from .records import LOST, PROGRESS, STREAMS, TYPES, Batch, event as build_event, utc
+from .records import LOST, PROGRESS, STARTED, STATUSES, STREAMS, TYPES, Batch, TaskState, utc
 from .text import ENCODE as _ENCODE, fit, json_text, sanitise
 
 TYPE_CHECKING = False
@@ -38,6 +38,9 @@ _STREAM_HEADS = {type_: f'","stream":"{stream.value}"' for type_, stream in _STR
 _TEXT_HEADS = {TYPES[kind]: f'Z{_STREAM_HEADS[TYPES[kind]]},"payload":' for kind in STREAMS if kind != PROGRESS}
 _HOT_HEADS = [(_HEADS[type_], _TEXT_HEADS.get(type_, "")) for type_ in TYPES]  # by kind
 
+_STATUS_TEXTS = tuple(status.value for status in STATUSES)
+_NOTHING = (None, None, None, None)
+_FAILURE = ("failure_type", "failure_message", "invocation_info")
 _REQUIRED: Any = object()
 
 _LINE_BREAKERS = re.compile("[\n\r\x85\u2028\u2029\ud800-\udfff]")
@@ -101,12 +104,13 @@ def encode_lines(events: Sequence[Event]) -> bytes:
             last_state, task_id = state, _quote(state.id)
         if data.__class__ is str:
             head, text_head = _HOT_HEADS[kind]
-            lines.append(f'{head}{task_id},"seq":{seq},"time":"{date_and_time}.{str(micros).zfill(6)}'
+            lines.append(f'{head}{task_id},"seq":{seq},"time":"{date_and_time}.{micros:06d}'
                          f'{text_head}{_quote(data)}}}\n')
             continue
-        time = f"{date_and_time}.{str(micros).zfill(6)}Z"
-        if kind < PROGRESS:
-            lines.append(encode(build_event(record)))
+        time = f"{date_and_time}.{micros:06d}Z"
+        if state is not None and kind < PROGRESS:
+            lines.append(f'{_HOT_HEADS[kind][0]}{task_id},"seq":{seq},"time":"{time}",'
+                         f'"task":{_state_text(state, kind, seq, ns, time)}}}')
         elif kind == LOST:
             lines.append(_loss_text(time, *data))
         else:
@@ -150,6 +154,71 @@ def _task_text(task: TaskSnapshot, event_task_id: str) -> str:
         if value is not None and (kind is not dict or value):
             parts.append(f'"{name}":{_TEXT_OF[kind](value)}')
     return f'{{{",".join(parts)}}}'
+
+
+def _state_text(state: TaskState, kind: int, seq: int, ns: int, time: str) -> str:
+    """What `_task_text` makes of the snapshot as of a life-cycle event of the time ``ns``, which is ``time`` as text.
+
+    What stays the same is encoded once a task, and the event's own time not a second time.
+    """
+    parts = state.wire_parts
+    if parts is None:
+        created = time if ns == state.created_ns else _ns_text(state.created_ns)
+        parts = state.wire_parts = _constant_parts(state, created)
+    name, origin, scheduled, timeout, script, metadata, rest = parts
+    if kind < STARTED:
+        return f'{{{name}{_STATUS_TEXTS[kind]}{origin}{scheduled if kind else ""}{rest},"last_seq":{seq}}}'
+    started = state.started_ns
+    later = f',"started_utc":"{time if started == ns else _ns_text(started)}"' if started else ""
+    if kind == STARTED:
+        return f'{{{name}{_STATUS_TEXTS[kind]}{origin}{scheduled}{later}{rest},"last_seq":{seq}}}'
+    ended = state.completed_ns
+    if ended:
+        later += f',"completed_utc":"{time if ended == ns else _ns_text(ended)}"'
+    if state.duration is not None:
+        later += f',"duration":{_number_text(state.duration)}'
+    if (state.recorded_message, state.recorded_percent, state.failure_type, state.failure_message) != _NOTHING:
+        progress = ""
+        if state.recorded_percent is not None:
+            progress = f',"last_progress_percent":{_number_text(state.recorded_percent)}'
+        progress += _optional(state, ("recorded_message", "last_progress_message"))
+        failure = _optional(state, *[(field, field) for field in _FAILURE])
+        rest = f"{timeout}{progress}{script}{failure}{metadata}"
+    return f'{{{name}{_STATUS_TEXTS[kind]}{origin}{scheduled}{later}{rest},"last_seq":{seq}}}'
+
+
+def _constant_parts(state: TaskState, created: str) -> tuple[str, ...]:
+    source = state.source
+    script = ""
+    if source is not None:
+        script = f',"script_id":{_quote(source.script_id)},"script_hash":{_quote(source.script_hash)}'
+        if state.record_source and source.script_text is not None:
+            script += f',"script_text":{_quote(source.script_text)}'
+    if state.arguments is not None:
+        script += f',"arguments":{_quote(state.arguments)}'
+    timeout = "" if state.timeout is None else f',"timeout":{_number_text(state.timeout)}'
+    metadata = f',"metadata":{state.metadata_json}' if len(state.metadata_json) > 2 else ""
+    return (f'"name":{_quote(state.name)},"status":"', f'","run_id":{_quote(state.run_id)},"created_utc":"{created}"',
+            f',"scheduled_utc":"{created}"', timeout, script, metadata, timeout + script + metadata)
+
+
+def _optional(state: TaskState, *fields: tuple[str, str]) -> str:
+    return "".join([f',"{name}":{_quote(value)}' for field, name in fields
+                    if (value := getattr(state, field)) is not None])
+
+
+def _ns_text(ns: int) -> str:
+    """The time as `_time_text`; the text of a second is made once (1 us), not for every event."""
+    second, micros = divmod(ns // 1000, 1_000_000)
+    text = _seconds.get(second)
+    if text is None:
+        if len(_seconds) >= 64:
+            _seconds.clear()
+        text = _seconds[second] = utc(ns).isoformat()[:19]
+    return f"{text}.{micros:06d}Z"
+
+
+_seconds: dict[int, str] = {}
 
 
 def _time_text(time: datetime) -> str:

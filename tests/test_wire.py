@@ -304,10 +304,11 @@ def test_a_batch_of_records_is_encoded_without_building_a_dto(monkeypatch):
     batch = records.Batch([(state, seq, records.OUTPUT, 1_795_445_160_123_456_789, item)
                            for seq, item in enumerate(data, 4)]
                           + [(state, 7, records.PROGRESS, 1_795_445_161_000_000_999, (40.0, "2 of 5")),
+                             (state, 8, records.COMPLETED, 1_795_445_161_000_000_999, None),
                              (None, 0, records.LOST, 0, ("hook", "overflow", 1, {"TaskOutput": 1}))])
     expected = "".join(f"{wire.encode(event)}\n" for event in records.Batch(batch.records)).encode()
     monkeypatch.setattr(records, "event", None)
-    monkeypatch.setattr(wire, "build_event", None)
+    monkeypatch.setattr(records.TaskState, "snapshot_at", None)
     assert wire.encode_lines(batch) == expected
     assert batch._events is None
 
