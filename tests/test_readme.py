@@ -77,14 +77,14 @@ def test_every_subcommand_is_mentioned() -> None:
 
 
 def subcommands() -> list[str]:
-    """Return the verbs that the command line's own help lists in braces."""
+    """Return the verbs that the command line's own help lists."""
     environment = {**os.environ, "COLUMNS": "1000", "NO_COLOR": "1"}
     done = subprocess.run([sys.executable, "-m", "bgworker", "--help"], cwd=ROOT, env=environment, timeout=60,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    listed = re.search(r"\{([\w,-]+)\}", done.stdout)
+    listed = re.findall(r"^    ([a-z]+)  ", done.stdout, re.MULTILINE)
     assert listed, done.stdout
-    return listed[1].split(",")
+    return listed
 
 
 # --- the extraction itself ----------------------------------------------------------------------------------------------

@@ -1,0 +1,76 @@
+"""The command line: one module per verb, each with ``add_parser`` to describe itself. Nothing else imports this."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .. import __version__
+from . import replay, run
+from .screen import escaped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, NoReturn
+
+VERBS = (run, replay)
+"""In the order of the help."""
+
+EPILOG = """\
+example:
+  bgworker run -j 4 --timeout 60 --jsonl events.jsonl -f commands.txt
+
+Each verb tells more: bgworker run --help
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, and which guesses no abbreviated options."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Tell what is wrong on stderr and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {escaped(' '.join(message.split()))}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; 2 for what was not understood.
+
+    Args:
+        argv: the words behind the program's name; None takes those of this process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = make_parser()
+        if not words:
+            parser.print_help(sys.stderr)
+            return 2
+        # What follows the first -- is a command, to be left alone; argparse treats it differently from version to version.
+        at = words.index("--") if "--" in words else len(words)
+        options, strange = parser.parse_known_args(words[:at], argparse.Namespace(behind_dashes=words[at + 1:]))
+        used: Parser = getattr(options, "parser", parser)
+        if strange:
+            used.error(f"unrecognized arguments: {' '.join(strange)}; see {used.prog} --help")
+        if not hasattr(options, "act"):
+            used.error(f"expected a verb; see {used.prog} --help")
+        code: int = options.act(options)
+        return code
+    except SystemExit as stop:  # argparse ends --help, --version and errors so
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except KeyboardInterrupt:  # before the verb has handlers of its own
+        return 130
+
+
+def make_parser() -> Parser:
+    """Return the parser of the whole command line. Each verb sets ``act`` and ``parser`` in the options."""
+    parser = Parser(prog="bgworker", epilog=EPILOG,
+                    description="Run shell commands in parallel and keep a faithful record of what they did.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
+    for verb in VERBS:
+        verb.add_parser(verbs)
+    return parser

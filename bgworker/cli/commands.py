@@ -1,0 +1,145 @@
+"""What ``bgworker run`` is asked to do: the commands and sinks that its options name, checked before anything is started."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+
+from ..command import ShellCommand, shell
+from ..errors import BgworkerError, ConfigurationError
+from ..sinks import open_sink, sinks_from_environ
+from .screen import cut, escaped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from ..sinks.base import Sink
+
+NAME_LENGTH = 200
+"""Characters of a command that name its task and stand in its outcome line."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is to be run, checked and ready."""
+
+    name: str
+    """Of the task."""
+    text: str
+    """What to call it in a line of our own: harmless, and not long."""
+    call: ShellCommand
+
+
+def commands_of(options: Namespace) -> list[Command]:
+    """Return the commands that the options name.
+
+    Raises:
+        ConfigurationError: there are none, or not all of them can be run.
+    """
+    words: list[str] = options.command
+    if options.behind_dashes:
+        words = [*words, "--", *options.behind_dashes] if words else options.behind_dashes
+    if options.file is not None and words:
+        raise ConfigurationError(f"expected either a command or -f FILE, got both -f {options.file} and "
+                                 f"{shlex.join(words)}; leave one out")
+    if options.file is not None:
+        found = [(line, line[:NAME_LENGTH], where) for line, where in _lines(options.file)]
+        given: list[tuple[ShellCommand, str, str]] = [(_checked(line, where), name, line) for line, name, where in found]
+    elif words:
+        call = _checked(words, "COMMAND")
+        given = [(call, call.__name__, shlex.join(words))]
+    else:
+        raise ConfigurationError("expected a command behind --, or -f FILE; see bgworker run --help")
+    names = [name for _, name, _ in given]
+    if options.name is not None:
+        names = [f"{options.name}-{number}" for number in range(1, len(given) + 1)] if given[1:] else [options.name]
+    return [Command(name, cut(escaped(text[:2 * NAME_LENGTH]), NAME_LENGTH, "..."), call)
+            for name, (call, _, text) in zip(names, given)]
+
+
+def _lines(file: str) -> list[tuple[str, str]]:
+    """Return the commands in the file, each with where it stands."""
+    name = "stdin" if file == "-" else file
+    try:
+        data = _read(file)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ConfigurationError(f"argument -f: cannot read {name!r}: {getattr(error, 'strerror', None) or error}; "
+                                 "expected a file with one command a line") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"argument -f: line {line} of {name!r} is not UTF-8 ({error.reason}: "
+                                 f"0x{data[error.start]:02x}); convert the file") from error
+    lines = [(line.strip(" \t\r"), f"line {number} of {name!r}") for number, line in enumerate(text.split("\n"), 1)]
+    lines = [(line, where) for line, where in lines if line and not line.startswith("#")]
+    if not lines:
+        raise ConfigurationError(f"argument -f: there is no command in {name!r}; expected one a line")
+    return lines
+
+
+def _read(file: str) -> bytes:
+    if file != "-":
+        with open(file, "rb") as opened:
+            return opened.read()
+    if sys.stdin is None:
+        raise OSError("it is closed")
+    return sys.stdin.buffer.read()
+
+
+def _checked(command: str | list[str], where: str) -> ShellCommand:
+    try:
+        return shell(command)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+
+
+def sinks_of(options: Namespace) -> list[Sink]:
+    """Return the sinks that the options name, files last: they have been looked at, and nothing of them exists yet.
+
+    Raises:
+        BgworkerError: a specification is wrong, or a file cannot be written to.
+    """
+    given: list[tuple[str, Sink]] = []
+    if options.jsonl is not None:
+        from ..sinks.jsonl import JsonlSink
+        try:
+            given.append(("argument --jsonl", JsonlSink(options.jsonl)))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"argument --jsonl: {error}") from error
+    given += [("argument --sink", _open_spec("argument --sink", spec)) for spec in options.sink]
+    ours = [sink for _, sink in given]
+    given += [("BGWORKER_SINKS", _open_spec("BGWORKER_SINKS", spec)) for spec in sinks_from_environ()
+              if spec.startswith(("jsonl:", "sqlite:"))]  # the Scheduler opens them; a factory is called only once
+    for source, sink in given:
+        path = _path_of(sink)
+        if path and (trouble := _trouble_with(path)):
+            raise ConfigurationError(f"{source}: cannot write to {path!r}: {trouble}")
+    return sorted(ours, key=lambda sink: _path_of(sink) != "")
+
+
+def _open_spec(source: str, spec: str) -> Sink:
+    try:
+        return open_sink(spec)
+    except BgworkerError as error:
+        raise ConfigurationError(f"{source}: {error}") from error
+
+
+def _path_of(sink: Sink) -> str:
+    path = getattr(sink, "path", "")
+    return path if isinstance(path, str) else ""
+
+
+def _trouble_with(path: str) -> str:
+    """Return why a file can be neither written nor created, and what to do; nothing if it can."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        return "it is a directory; name a file"
+    if not os.path.isdir(folder):
+        return f"there is no directory {folder!r}; create it first"
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        return "permission denied; name a file, in a directory, that you may write to"
+    return ""
