@@ -18,9 +18,10 @@ from .task import Task, TaskContext, checkpoint, current_task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .command import shell
     from .delivery.options import FlushReport, SinkHealth, SinkOptions
     from .delivery.retry import RetryPolicy
-    from .shell import shell
+    from .delivery.subscription import Subscription
     from .sinks import open_sink
     from .sinks.base import HookSink, Sink
     from .sinks.jsonl import JsonlSink
@@ -29,14 +30,14 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "FlushReport": "delivery.options", "SinkHealth": "delivery.options", "SinkOptions": "delivery.options",
-    "RetryPolicy": "delivery.retry", "shell": "shell", "HookSink": "sinks.base", "Sink": "sinks.base",
+    "RetryPolicy": "delivery.retry", "Subscription": "delivery.subscription", "shell": "command", "HookSink": "sinks.base", "Sink": "sinks.base",
     "open_sink": "sinks", "JsonlSink": "sinks.jsonl",
 }
 
 __all__ = [
     "BgworkerError", "ConfigurationError", "Event", "EventType", "FlushReport", "HookSink", "JsonlSink",
     "LifecycleEvent", "LossEvent", "PendingFull", "PermanentSinkError", "RetryPolicy", "Scheduler", "ShutdownError", "Sink",
-    "SinkError", "SinkHealth", "SinkOptions", "StreamEvent", "StreamType", "Task", "TaskCancelled", "TaskContext",
+    "SinkError", "SinkHealth", "SinkOptions", "StreamEvent", "StreamType", "Subscription", "Task", "TaskCancelled", "TaskContext",
     "TaskOptions", "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "WireError", "checkpoint",
     "current_task", "open_sink", "shell",
 ]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def number(name: str, value: Any, *, above: float | None = None, least: float | None = None, optional: bool = False,
            whole: bool = False) -> Any:
-    """Return ``value`` if it is a number in range, else raise a `ConfigurationError` that tells what was expected.
+    """Return ``value`` if it is a finite number in range, else raise a `ConfigurationError` that tells what was expected.
 
     Args:
         above: the value must be greater than this.
@@ -22,7 +22,7 @@ def number(name: str, value: Any, *, above: float | None = None, least: float | 
     if optional and value is None:
         return value
     right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if right_type and value == value and (above is None or value > above) and (least is None or value >= least):
+    if right_type and value - value == 0 and (above is None or value > above) and (least is None or value >= least):
         return value
     kind = "a whole number" if whole else "a number"
     bound = f" > {above:g}" if above is not None else f" >= {least:g}" if least is not None else ""

@@ -5,6 +5,7 @@ Any thread may call any method, and each costs one append, whatever the sinks do
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -13,13 +14,15 @@ from types import MappingProxyType
 
 from .delivery.intake import Intake
 from .errors import TaskCancelled
-from .records import ERROR, OUTPUT, PROGRESS, STARTED, VERBOSE, WARNING, TaskState
+from .records import CREATED, ERROR, OUTPUT, PROGRESS, STARTED, VERBOSE, WARNING, TaskState
 from .text import fit, json_text, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, Literal
+
+logger = logging.getLogger(__name__.partition(".")[0])
 
 LONG = 4096
 """Characters from which a payload is looked at more closely, on the task's thread."""
@@ -44,8 +47,13 @@ class Limits:
 class TaskContext:
     """The inside of a running task, from `current_task()`. Any thread may use it; nothing in it blocks but `sleep`."""
 
-    __slots__ = ("_state", "_intake", "_emit", "_limits", "_short", "_metadata", "_deadline", "_stop_reason",
-                 "_stop_event", "_on_cancel", "_shown_percent", "_shown_at", "_unshown")
+    _deadline: float | None = None
+    _stop_reason: str | None = None
+    _stop_event: threading.Event | None = None
+    _on_cancel: Callable[[], object] | None = None
+    _shown_percent: float | None = None
+    _shown_at: float | None = None  # monotonic; None until the first progress event
+    _unshown: tuple[float | None, str] | None = None
 
     def __init__(self, state: TaskState, intake: Intake, limits: Limits, metadata: Mapping[str, Any]) -> None:
         self._state = state
@@ -54,13 +62,6 @@ class TaskContext:
         self._limits = limits
         self._short = limits.short
         self._metadata = metadata
-        self._deadline: float | None = None
-        self._stop_reason: str | None = None
-        self._stop_event: threading.Event | None = None
-        self._on_cancel: Callable[[], object] | None = None
-        self._shown_percent: float | None = None
-        self._shown_at: float | None = None  # monotonic; None until the first progress event
-        self._unshown: tuple[float | None, str] | None = None
 
     @property
     def id(self) -> str:
@@ -94,7 +95,7 @@ class TaskContext:
 
     def output(self, value: object) -> None:
         """Emit to the output stream: a `str` as text, any JSON value as JSON, anything else as its ``str()``."""
-        if value.__class__ is str and len(value) <= self._short:
+        if type(value) is str and len(value) <= self._short:  # not `__class__`, which a stand-in may fake
             self._emit(self._state, OUTPUT, value)
         else:
             self._emit_value(OUTPUT, value)
@@ -114,7 +115,7 @@ class TaskContext:
     def _emit_value(self, kind: int, value: object) -> None:
         """Emit what is not plain short text. It is turned into text here and now: the value may change right after."""
         format_: Literal["text", "json"] = "text"
-        if value.__class__ is str:
+        if type(value) is str:
             text: str = value
         elif isinstance(value, _JSON_TYPES):
             text, format_ = json_text(value), "json"
@@ -144,7 +145,7 @@ class TaskContext:
         first always does, and the latest does before the task ends.
         """
         percent = _percent(completed, total)
-        fitted = message if message.__class__ is str and not message else \
+        fitted = message if type(message) is str and not message else \
             fit(text_of(message), self._limits.max_payload)[0]
         now = time.monotonic()
         if self._shown_at is None or now - self._shown_at >= self._limits.progress_interval or _moved(
@@ -167,6 +168,10 @@ class TaskContext:
     def limits(self) -> Limits:
         """What the scheduler allows its tasks to say."""
         return self._limits
+
+    def announce(self) -> None:
+        """Emit that there is a task, and that it waits: one record, which the dispatcher makes two events of."""
+        self._intake.emit_lifecycle(self._state, CREATED, self._state.created_ns)
 
     def begin(self, now: float) -> None:
         """Note the start, at ``now`` on the monotonic clock, and emit it."""
@@ -210,7 +215,7 @@ class TaskContext:
         """Have ``callback`` called once when the task is asked to stop, at once if it was; None takes it back.
 
         For code that waits for something else than `sleep`. The callback runs on the thread that cancels and must be
-        quick. There is one; setting another replaces it.
+        quick; what it raises there is logged. There is one; setting another replaces it.
         """
         with _stop_lock:
             if self._stop_reason is None or callback is None:
@@ -224,12 +229,15 @@ class TaskContext:
             if self._stop_reason is not None:
                 return
             self._stop_reason = reason
-            callback, self._on_cancel = self._on_cancel, None
+            callback = self._on_cancel  # stays: `reacts_to_cancel` tells shutdown that waiting is worth it
             stop_event = self._stop_event
         if stop_event is not None:
             stop_event.set()
         if callback is not None:
-            callback()
+            try:
+                callback()
+            except (Exception, TaskCancelled):  # the task's code on a stranger's thread, which has a task to end
+                logger.exception("the cancel callback of task %s failed", self._state.id)
 
     @property
     def room(self) -> int:
@@ -272,8 +280,6 @@ if hasattr(os, "register_at_fork"):
 class _Bare(TaskContext):
     """The twin for code that runs outside a task: says nothing, is never cancelled."""
 
-    __slots__ = ()
-
     def __init__(self) -> None:
         silent = Intake()
         silent.close()
@@ -307,8 +313,8 @@ def _percent(completed: float, total: float | None) -> float | None:
     try:
         if total is None:
             return None
-        percent = 100.0 * completed / total
-    except ZeroDivisionError:
+        percent = float(100.0 * completed / total)  # exactly: a subclass may print as anything
+    except (ZeroDivisionError, OverflowError):
         return None
     return min(100.0, max(0.0, percent)) if percent == percent else None
 

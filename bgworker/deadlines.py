@@ -1,8 +1,8 @@
 """One thread that notices when a running task's time is over.
 
 Only running tasks have deadlines, so there are never more of them than workers: a dict that is looked through at each
-wake-up does what a heap would, and a task that ends in time just takes itself out. The thread starts with the first timeout,
-sleeps until the earliest deadline, and is woken early only by a deadline before that.
+wake-up does what a heap would, and a task that ends in time just takes itself out. The thread starts with the first task that
+has a timeout, sleeps until the earliest deadline, and is woken early only by a deadline before that.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Deadlines:
         self._watched[task] = deadline, worker
         if deadline < self._sleeps_until:
             self._ring()
-        elif self._thread is None:
-            self._start()
 
     def forget(self, task: Task[Any]) -> None:
         """Watch ``task`` no more."""
         self._watched.pop(task, None)
+        if self._is_stopped:
+            self._ring()
 
     def _ring(self) -> None:
         try:
@@ -61,7 +61,11 @@ class Deadlines:
         except RuntimeError:
             pass  # rung already: one ring is enough
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the thread unless it runs. When a task with a timeout is queued: once it runs, that may be too late, for
+        an interpreter that exits starts no thread."""
+        if self._thread is not None:
+            return
         with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -69,12 +73,12 @@ class Deadlines:
                 self._thread = thread
 
     def stop(self) -> None:
-        """End the thread; nothing runs that could need it."""
+        """End the thread as soon as it watches nothing: tasks that were given up may still pass their deadlines."""
         self._is_stopped = True
         self._ring()
 
     def _run(self) -> None:
-        while not self._is_stopped:
+        while self._watched or not self._is_stopped:
             self._sleeps_until = inf  # from here on every new deadline rings
             self._sleeps_until = earliest = self._expire_due()
             self._bell.acquire(True, -1 if earliest == inf else max(0.0, min(earliest - monotonic(), 3600.0)))

@@ -16,6 +16,7 @@ from time import monotonic
 from .deadlines import Deadlines
 from .delivery.intake import Tally
 from .errors import PendingFull, ShutdownError
+from .text import text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__.partition(".")[0])
 
+JOIN_SLICE = 0.1
+"""Seconds after which `Pool.join` looks again whom it has to wait for."""
+
 
 class BrokenPool(ShutdownError, BrokenExecutor):
     """The pool's initializer failed: the scheduler runs nothing any more."""
@@ -34,11 +38,13 @@ class BrokenPool(ShutdownError, BrokenExecutor):
 class Worker:
     """One thread of the pool, and the task it runs."""
 
-    __slots__ = ("thread", "task")
+    __slots__ = ("thread", "task", "first")
 
-    def __init__(self) -> None:
+    def __init__(self, first: Callable[[], object] | None) -> None:
         self.thread: threading.Thread
         self.task: Task[Any] | None = None
+        self.first = first
+        """To be called before anything else. Not an argument of the thread, which would keep it until the end."""
 
 
 class Pool:
@@ -62,7 +68,7 @@ class Pool:
         self._max_workers = max_workers
         self._is_closed = False
         self._has_ended = False
-        self._broken: BaseException | None = None
+        self._broken: str | None = None  # what the initializer raised, in words
         self.start_afresh()
 
     def start_afresh(self) -> None:
@@ -77,9 +83,10 @@ class Pool:
         self._cancelled = Tally()  # tasks that were cancelled in the queue ...
         self._collected = 0  # ... and those of them that have been taken out of it
         self._started = 0
+        self._signs = 0  # None in the queue: signs to stop, which are no tasks
 
-    def put(self, task: Task[Any], announce: Callable[[], object]) -> None:
-        """Queue a task; ``announce`` is called just before, when nothing can refuse it any more.
+    def put(self, task: Task[Any]) -> None:
+        """Queue a task and announce it, in one step: who sees it run has heard of it.
 
         Raises:
             ShutdownError: the pool is closed or broken.
@@ -87,16 +94,18 @@ class Pool:
         """
         with self._lock:
             if self._broken is not None:
-                raise BrokenPool(f"the pool's initializer failed ({self._broken!r}); it can run nothing any more")
+                raise BrokenPool(f"the pool's initializer failed ({self._broken}); it can run nothing any more")
             if self._is_closed:
                 raise ShutdownError("cannot schedule new futures after shutdown")
             if self._max_pending is not None and self._waiting() >= self._max_pending:
                 raise PendingFull(f"max_pending: {self._max_pending} tasks are waiting already; wait for some of them")
+            if task.has_timeout:
+                self._start_deadlines()
             if self._idle:
                 self._idle -= 1
             elif len(self._workers) < self._max_workers:
                 self._start_worker()
-            announce()
+            task.announce()
             self._queue.put(task)
 
     def resize(self, max_workers: int) -> None:
@@ -104,7 +113,7 @@ class Pool:
         with self._lock:
             self._max_workers = max_workers
             for _ in range(len(self._workers) - max_workers):
-                self._queue.put(None)
+                self._put_sign()  # wakes those that are idle
             for _ in range(min(max_workers - len(self._workers), self._queue.qsize())):
                 self._start_worker()
 
@@ -112,23 +121,15 @@ class Pool:
         """Take no more tasks; what is queued still runs. Returns at once."""
         with self._lock:
             self._is_closed = True
-            self._queue.put(None)
+            self._put_sign()
             ended = self._look_whether_ended()
         if ended:
             self._on_ended()
 
     def cancel_pending(self, reason: str) -> None:
         """Cancel every task that waits."""
-        tasks = []
-        while True:
-            try:
-                tasks.append(self._queue.get_nowait())
-            except queue.Empty:
-                break
-        for task in tasks:
-            if task is not None:
-                task.cancel(reason)
-        self._queue.put(None)  # one of those taken out may have been the sign to stop
+        for task in self._take_all():
+            task.cancel(reason)
 
     def stop_running(self, reason: str) -> None:
         """Ask every running task to stop."""
@@ -136,6 +137,21 @@ class Pool:
             tasks = [worker.task for worker in self._workers if worker.task is not None]
         for task in tasks:
             task.cancel(reason)
+
+    def give_up(self) -> None:
+        """Leave the tasks that still run to themselves: `join` waits for them no more unless they react, as for those past
+        their deadline."""
+        with self._lock:
+            self._retired |= self._workers
+            self._workers.clear()
+            ended = self._look_whether_ended()
+        if ended:
+            self._on_ended()
+
+    def is_mine(self, thread: threading.Thread) -> bool:
+        """Tell whether a thread is one of the pool's workers."""
+        with self._lock:
+            return any(each.thread is thread for each in (*self._workers, *self._retired))
 
     def join(self, timeout: float | None) -> list[str]:
         """Wait up to ``timeout`` seconds for the workers to end; return the names of those that did not.
@@ -150,8 +166,8 @@ class Pool:
                         if each.thread is not current and (each in self._workers or _reacts(each))]
             if not left:
                 return []
-            for thread in left:
-                thread.join(None if until is None else max(0.0, until - monotonic()))
+            # in slices, because the task of the one we wait for may pass its deadline meanwhile and never end
+            left[0].join(JOIN_SLICE if until is None else max(0.0, min(JOIN_SLICE, until - monotonic())))
             if until is not None and monotonic() >= until:
                 return [thread.name for thread in left if thread.is_alive()]
 
@@ -159,13 +175,13 @@ class Pool:
 
     def started(self, task: Task[Any]) -> None:
         """Watch the deadline of a task that has just started on this thread."""
-        if task.deadline is not None:
-            self._deadlines.watch(task, task.deadline, getattr(self._local, "worker", None))
+        deadline = task.deadline
+        if deadline is not None:
+            self._deadlines.watch(task, deadline, getattr(self._local, "worker", None))
 
     def ended(self, task: Task[Any]) -> None:
         """Watch it no more."""
-        if task.deadline is not None:
-            self._deadlines.forget(task)
+        self._deadlines.forget(task)
 
     def discarded(self) -> None:
         """Note that a queued task was cancelled: it makes room before it is taken out of the queue. Takes no lock."""
@@ -175,8 +191,8 @@ class Pool:
 
     def _start_worker(self, first: Callable[[], object] | None = None) -> None:
         """Start one more worker, under the lock. It runs ``first`` before any task."""
-        worker = Worker()
-        worker.thread = threading.Thread(target=self._work, args=(worker, first), daemon=True,
+        worker = Worker(first)
+        worker.thread = threading.Thread(target=self._work, args=(worker,), daemon=True,
                                          name=f"{self._name}_{self._started}")
         self._workers.add(worker)
         try:
@@ -188,16 +204,16 @@ class Pool:
         else:
             self._started += 1
 
-    def _work(self, worker: Worker, first: Callable[[], object] | None) -> None:
+    def _work(self, worker: Worker) -> None:
         try:
             self._local.worker = worker
-            if first is not None:
-                first()
-                del first
+            if worker.first is not None:
+                _guard(worker.first)
+                worker.first = None
             if self._initialize():
                 while (task := self._next(worker)) is not None:
                     worker.task = task
-                    task.run()
+                    _guard(task.run)
                     worker.task = None
                     del task  # hold nothing while waiting for the next
         finally:
@@ -215,26 +231,40 @@ class Pool:
             self._initializer(*self._initargs)
         except BaseException as error:
             logger.critical("exception in the pool's initializer", exc_info=True)
-            self._break(error)
+            self._break(f"{type(error).__name__}: {text_of(error)}")
             return False
         return True
 
-    def _break(self, error: BaseException) -> None:
+    def _break(self, error: str) -> None:
         """Fail what waits: there will never be a worker for it."""
         with self._lock:
             self._broken = error
-        while True:
-            try:
-                task = self._queue.get_nowait()
-            except queue.Empty:
-                return
-            if task is not None:
-                task.fail(BrokenPool(f"the pool's initializer failed: {error!r}"))
+        for task in self._take_all():
+            task.fail(BrokenPool(f"the pool's initializer failed ({error})"))
+
+    def _take_all(self) -> list[Task[Any]]:
+        """Take out every task that waits."""
+        tasks = []
+        with self._lock:
+            while True:
+                try:
+                    task = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if task is None:
+                    self._signs -= 1
+                else:
+                    tasks.append(task)
+            if self._is_closed:
+                self._put_sign()
+        return tasks
 
     def _next(self, worker: Worker) -> Task[Any] | None:
         """Return the next task to run, or None when this worker is to end."""
         while True:
             if worker not in self._workers:  # retired while it ran its task
+                return None
+            if len(self._workers) > self._max_workers and self._leave_surplus(worker):
                 return None
             try:
                 task = self._queue.get_nowait()
@@ -248,11 +278,12 @@ class Pool:
                 waited = True
             if task is None:
                 with self._lock:
+                    self._signs -= 1
                     if waited:
                         self._idle = max(0, self._idle - 1)  # unlike a task, a sign to stop is promised to nobody
-                    if self._is_closed:
-                        self._queue.put(None)  # for the next worker
-                    if self._is_closed or len(self._workers) > self._max_workers:
+                    # `resize` leaves signs too, which tasks may stand behind; behind that of `close` there is none
+                    if self._is_closed and self._queue.qsize() <= self._signs:
+                        self._put_sign()  # for the next worker
                         self._workers.discard(worker)
                         return None
             elif task.done():
@@ -261,9 +292,28 @@ class Pool:
             else:
                 return task
 
+    def _leave_surplus(self, worker: Worker) -> bool:
+        """Take a worker out if there are too many after a `resize`; False when another has gone already."""
+        with self._lock:
+            is_surplus = len(self._workers) > self._max_workers
+            if is_surplus:
+                self._workers.discard(worker)
+            return is_surplus
+
+    def _put_sign(self) -> None:
+        """Wake a worker with something that is no task; under the lock."""
+        self._signs += 1
+        self._queue.put(None)
+
+    def _start_deadlines(self) -> None:
+        try:
+            self._deadlines.start()
+        except RuntimeError as error:  # as in _start_worker
+            raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
+
     def _waiting(self) -> int:
         """Count the tasks that wait; under the lock."""
-        return self._queue.qsize() - (self._cancelled.read() - self._collected)
+        return self._queue.qsize() - self._signs - (self._cancelled.read() - self._collected)
 
     def _look_whether_ended(self) -> bool:
         """Tell, once, that the pool is closed and has nothing to run any more; under the lock."""
@@ -278,15 +328,32 @@ class Pool:
         if not task.time_out():
             return
         with self._lock:
-            if worker in self._workers:
-                self._workers.discard(worker)
-                self._retired.add(worker)
+            retired = self._workers & {worker}  # empty if it was given up already
+            self._workers -= retired
+            self._retired |= retired
             try:
                 self._start_worker(task.publish)
                 return
             except ShutdownError:
                 logger.error("no thread can be started in place of the one that runs task %s past its deadline", task.id)
+            if not self._is_closed:  # it is still better than none, should it come back
+                self._workers |= retired
+                self._retired -= retired
+            ended = self._look_whether_ended()
         task.publish()
+        if ended:  # the interpreter is exiting, and nobody is left to run what waits
+            self.cancel_pending("shutdown")
+            self._on_ended()
+
+
+def _guard(function: Callable[[], object]) -> None:
+    """Call `Task.run` or `Task.publish`; a done callback that raises what `Future` does not catch costs no worker."""
+    try:
+        function()
+    except BaseException:
+        logger.critical("exception in worker", exc_info=True)
+    finally:
+        del function  # as in Task.run: a traceback that leads back here must not hold the task
 
 
 def _reacts(worker: Worker) -> bool:

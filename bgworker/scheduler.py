@@ -26,18 +26,19 @@ from .events import TaskStatus
 from .ids import new_id
 from .memory import Memory
 from .pool import Pool
-from .records import CREATED, TaskState
+from .records import TaskState
 from .source import source_of
 from .task import Task
 from .text import fit, json_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from typing import Any, Literal, ParamSpec, TypeVar
 
     from .delivery.options import FlushReport, SinkHealth, SinkOptions
-    from .events import TaskSnapshot
+    from .delivery.subscription import Subscription
+    from .events import Event, EventType, TaskSnapshot
     from .sinks.base import Sink
 
     P = ParamSpec("P")
@@ -47,9 +48,9 @@ class TaskOptions:
     """Settings for the tasks submitted through it, from `Scheduler.options`. Immutable; use it as often as you like."""
 
     __slots__ = ("_scheduler", "_name", "_timeout", "_metadata", "_metadata_json", "_capture_output", "_record_source",
-                 "_record_arguments")
+                 "_record_arguments", "_is_special")
 
-    def __init__(self, scheduler: Scheduler, name: str | None, timeout: float | None,
+    def __init__(self, scheduler: Scheduler | None, name: str | None, timeout: float | None,
                  metadata: Mapping[str, Any] | None, capture_output: bool, record_source: bool,
                  record_arguments: bool) -> None:
         if name is not None and not isinstance(name, str):
@@ -61,9 +62,19 @@ class TaskOptions:
         self._capture_output = capture_output
         self._record_source = record_source
         self._record_arguments = record_arguments
+        self._is_special = bool(self._timeout or self._metadata_json or record_source or record_arguments)
+
+    def apply(self, state: TaskState, args: tuple[Any, ...], kwargs: dict[str, Any], max_bytes: int) -> None:
+        """Write what is set here into the state of a new task."""
+        state.timeout = self._timeout
+        state.metadata_json = self._metadata_json
+        state.record_source = self._record_source
+        if self._record_arguments:
+            state.arguments = fit(json_text({"args": args, "kwargs": kwargs}), max_bytes)[0]
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
         """Submit a call with these settings; see `Scheduler.submit`."""
+        assert self._scheduler is not None  # only a Scheduler's own defaults lack it
         return self._scheduler._submit(self, fn, args, kwargs)
 
     def map(self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None,
@@ -128,7 +139,8 @@ class Scheduler(Executor):
                               number("keep_seconds", keep_seconds, least=0, optional=True))
         self._dispatcher = Dispatcher(name, self._memory.retire, close_timeout)
         self._pool = Pool(max_workers, name, initializer, initargs, max_pending, self._dispatcher.finish)
-        self._defaults = TaskOptions(self, None, None, None, capture_output, record_source, record_arguments)
+        # without the Scheduler: a cycle would let a forgotten one wait for the garbage collector
+        self._defaults = TaskOptions(None, None, None, None, capture_output, record_source, record_arguments)
         _live[self._pool] = self._dispatcher
         _schedulers.add(self)
         # a forgotten Scheduler winds down. Its pool is closed on the dispatcher's thread: the garbage collector may run
@@ -188,25 +200,19 @@ class Scheduler(Executor):
         now = time_ns()
         state = TaskState(new_id(now), options._name or source.name, self._run_id, now)
         state.source = source
-        state.timeout = options._timeout
-        if options._metadata_json:
-            state.metadata_json = options._metadata_json
-        if options._record_source:
-            state.record_source = True
-        if options._record_arguments:
-            text = json_text({"args": args, "kwargs": kwargs})
-            state.arguments = fit(text, self._limits.max_payload)[0]
-        intake = self._dispatcher.intake
-        context = TaskContext(state, intake, self._limits, options._metadata)
-        task: Task[T] = Task(state, context, (fn, args, kwargs, copy_context()), self._pool, self._dispatcher)
-        if not self._dispatcher.has_started:
-            self._dispatcher.start()
-
-        def announce() -> None:
-            self._memory.add(state)
-            intake.emit_lifecycle(state, CREATED, now)
-
-        self._pool.put(task, announce)
+        if options._is_special:
+            options.apply(state, args, kwargs, self._limits.max_payload)
+        dispatcher = self._dispatcher
+        context = TaskContext(state, dispatcher.intake, self._limits, options._metadata)
+        task: Task[T] = Task(state, context, (fn, args, kwargs, copy_context()), self._pool, dispatcher)
+        if not dispatcher.has_started:
+            dispatcher.start()
+        self._memory.add(state)
+        try:
+            self._pool.put(task)
+        except BaseException:
+            self._memory.forget(state)
+            raise
         return task
 
     def tasks(self, *, status: TaskStatus | str | None = None) -> list[TaskSnapshot]:
@@ -215,7 +221,7 @@ class Scheduler(Executor):
         Args:
             status: only those with this status.
         """
-        wanted = None if status is None else TaskStatus(choice("status", status, tuple(TaskStatus)))
+        wanted = None if status is None else TaskStatus(choice("status", status, tuple(each.value for each in TaskStatus)))
         self._dispatcher.call(lambda: self._memory.retire([]))  # the oldest may have become too old meanwhile
         snapshots = (state.snapshot_now() for state in self._memory.states())
         return [each for each in snapshots if wanted is None or each.status is wanted]
@@ -226,12 +232,34 @@ class Scheduler(Executor):
         Raises:
             KeyError: no task has this id, or it has finished and is kept no longer.
         """
-        self._dispatcher.sync()
+        self._dispatcher.call(lambda: self._memory.retire([]))  # it may have become too old meanwhile
         return self._memory.state(task_id).snapshot_now()
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers, up or down, while tasks run. A worker too many ends after its task."""
         self._pool.resize(number("max_workers", max_workers, least=1, whole=True))
+
+    def subscribe(self, callback: Callable[[Event], object] | None = None, *, task: Task[Any] | str | None = None,
+                  types: Collection[EventType | str] | None = None, maxsize: int = 10_000) -> Subscription:
+        """Return the events from now on, to iterate over, to poll, or handed to ``callback`` on a thread of its own.
+
+        Args:
+            callback: called with each event, one after the other; what it raises is logged.
+            task: a task or its id: only its events, beginning with those that are still in memory; the subscription
+                ends with its terminal event.
+            types: only events of these types.
+            maxsize: most stream events that wait for the reader; beyond it the oldest are dropped, and counted in
+                ``health()``. A slow reader slows nobody.
+
+        Raises:
+            KeyError: no task has this id, or it has finished and is kept no longer.
+        """
+        number("maxsize", maxsize, least=1, whole=True)
+        if callback is not None and not callable(callback):
+            raise ConfigurationError(f"callback: expected a callable or None, got {callback!r}")
+        self._dispatcher.start()
+        state = self._memory.state(task) if isinstance(task, str) else task.state if task is not None else None
+        return self._dispatcher.subscribe(callback, state, types, maxsize)
 
     def register_sink(self, sink: Sink | str, *, name: str | None = None, options: SinkOptions | None = None,
                       **config: Any) -> str:
@@ -276,12 +304,14 @@ class Scheduler(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
         """Take no more tasks, let the queued ones run, then flush and close the sinks.
 
+        From inside one of its own tasks it waits for the others only; the sinks are closed once that task has ended.
+
         Args:
             wait: False returns at once; all of it still happens, in the background.
             cancel_futures: cancel the tasks that have not started.
-            timeout: seconds for all of it together; a quarter, at most ``close_timeout``, is kept for the sinks. Tasks
-                that still run then are asked to stop and left to themselves. None waits for ever for the tasks; the
-                sinks never get more than ``close_timeout``.
+            timeout: seconds for all of it together; a quarter, at most ``close_timeout``, is kept for the end. Tasks
+                that still run then are asked to stop, and left to themselves if they don't. None waits for ever for the
+                tasks; the sinks never get more than ``close_timeout``.
         """
         number("timeout", timeout, least=0, optional=True)
         until = None if timeout is None else monotonic() + timeout
@@ -294,7 +324,10 @@ class Scheduler(Executor):
         if self._pool.join(None if timeout is None else timeout - kept):
             self._pool.cancel_pending("shutdown")
             self._pool.stop_running("shutdown")
-            self._dispatcher.finish()
+            self._pool.join(kept / 4)  # those that look stop now, and their end is recorded
+            self._pool.give_up()
+        elif self._pool.is_mine(threading.current_thread()):
+            return
         self._dispatcher.closed.wait(None if until is None else max(0.0, until - monotonic()))
 
 
@@ -310,7 +343,8 @@ def _frozen(metadata: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], str]
 
 def _wind_down(dispatcher: Dispatcher, pool: Pool) -> None:
     """Close the pool of a Scheduler that was forgotten; takes no lock."""
-    dispatcher.intake.post(pool.close)
+    if dispatcher.has_started:  # else there is no task, no sink, and nobody to close the pool
+        dispatcher.intake.post(pool.close)
 
 
 # -- the ends of a process, and its forks --

@@ -7,15 +7,17 @@ happens on the thread that builds the first snapshot, not on the task's; whateve
 from __future__ import annotations
 
 import functools
-from types import FunctionType
+from types import CodeType, FunctionType
 
 from .records import Source
+from .text import sanitise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import CodeType
-    from typing import Any
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 _MOST_CACHED = 1024
 
@@ -23,11 +25,12 @@ _MOST_CACHED = 1024
 class FunctionSource(Source):
     """The source of a Python function, or just the name of another callable."""
 
-    __slots__ = ("_module", "_qualname", "_code", "_text", "_hash")
+    __slots__ = ("_module", "_qualname", "_name", "_code", "_text", "_hash")
 
     def __init__(self, module: str | None, qualname: str, code: CodeType | None) -> None:
         self._module = module
         self._qualname = qualname
+        self._name = sanitise(qualname)
         self._code = code
         self._text: str | None = None
         self._hash: str | None = None
@@ -35,11 +38,11 @@ class FunctionSource(Source):
     @property
     def name(self) -> str:
         """The qualified name: what a task is called unless it gets a name."""
-        return self._qualname
+        return self._name
 
     @property
     def script_id(self) -> str:
-        return f"{self._module or '?'}:{self._qualname}"
+        return f"{sanitise(self._module or '?')}:{self._name}"
 
     @property
     def script_text(self) -> str | None:
@@ -57,7 +60,7 @@ class FunctionSource(Source):
             import inspect
 
             try:
-                self._text = inspect.getsource(self._code) if self._code else None
+                self._text = sanitise(inspect.getsource(self._code)) if self._code else None
             except Exception:  # no file, no loader, a loader that fails: all mean that there is no source to record
                 self._text = None
             named = self._text if self._text is not None else self.script_id
@@ -77,14 +80,18 @@ _cache: dict[int, FunctionSource] = {}
 
 def source_of(function: Callable[..., Any]) -> Source:
     """Return where ``function`` comes from, looking through ``functools.partial``, wrappers and bound methods."""
-    if function.__class__ is not FunctionType or function.__dict__:
-        own = getattr(function, "source", None)
-        if isinstance(own, Source):
+    code: CodeType | None
+    module: str | None
+    if type(function) is FunctionType and not function.__dict__:
+        code, module, qualname = function.__code__, function.__module__, function.__qualname__
+    else:
+        own = _attribute(function, "source", Source)
+        if own is not None:
             return own
         function = _innermost(function)
-    code = getattr(function, "__code__", None)
-    module = getattr(function, "__module__", None)
-    qualname = getattr(function, "__qualname__", None) or type(function).__qualname__
+        code = _attribute(function, "__code__", CodeType)
+        module = _attribute(function, "__module__", str)
+        qualname = _attribute(function, "__qualname__", str) or type(function).__qualname__
     found = _cache.get(id(code))
     if found is None or not found.is_of(module, qualname):
         found = FunctionSource(module, qualname, code)
@@ -96,15 +103,25 @@ def source_of(function: Callable[..., Any]) -> Source:
 
 
 def _innermost(function: Any) -> Any:
+    innermost = function
     for _ in range(100):  # a bound, because a wrapper may wrap itself
-        if isinstance(function, functools.partial):
-            function = function.func
-        elif (wrapped := getattr(function, "__wrapped__", None)) is not None:
-            function = wrapped
-        elif (method := getattr(function, "__func__", None)) is not None:
-            function = method
+        if isinstance(innermost, functools.partial):
+            innermost = innermost.func
+        elif (wrapped := _attribute(innermost, "__wrapped__", object)) is not None:
+            innermost = wrapped
+        elif (method := _attribute(innermost, "__func__", object)) is not None:
+            innermost = method
         else:
             break
-    if hasattr(function, "__code__") or hasattr(function, "__qualname__"):
-        return function
-    return getattr(type(function), "__call__", function)
+    if _attribute(innermost, "__qualname__", str) or not callable(innermost):
+        return innermost
+    return type(innermost).__call__
+
+
+def _attribute(owner: Any, name: str, kind: type[T]) -> T | None:
+    """Return an attribute of that type; None where there is none, or where asking for it raises, as some proxies do."""
+    try:
+        value = getattr(owner, name, None)
+    except Exception:
+        return None
+    return value if isinstance(value, kind) else None

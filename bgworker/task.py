@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from _thread import allocate_lock
+from _thread import LockType, allocate_lock
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     class Runner(Protocol):
         """What a task needs of the pool that runs it."""
 
-        def started(self, task: Task[Any]) -> None: ...
+        def started(self, task: Task[Any]) -> None: ...  # one with a timeout
         def ended(self, task: Task[Any]) -> None: ...
         def discarded(self) -> None: ...
 
@@ -52,32 +52,45 @@ class Task(Future["T"]):
     `TaskTimedOut` after a run timeout; a ``TimeoutError`` from ``result(timeout)`` means only that the wait ran out.
     """
 
+    _state = PENDING
+    _result: Any = None
+    _exception: BaseException | None = None
+    _waiters: Any = ()
+    _done_callbacks: Any = ()
+    _end_claim: LockType | None = None
+
     def __init__(self, state: TaskState, context: TaskContext, call: Call, runner: Runner,
                  dispatcher: Dispatcher) -> None:
         # Not Future.__init__: its Condition is a third of the cost of a task, and most tasks are done before anybody
-        # waits for them. `_condition` below makes it when first looked at.
-        self._state = PENDING
-        self._result: Any = None
-        self._exception: BaseException | None = None
-        self._waiters = []
-        self._done_callbacks: list[Callable[[Future[T]], object]] = []
+        # waits for them. `_condition` below makes it, and the lists that it guards, when first looked at.
         self._task_state = state
         self._context = context
         self._call: Call | None = call
         self._runner = runner
         self._dispatcher = dispatcher
         self._start_claim = allocate_lock()  # the first to acquire it starts the task or cancels it; never released
-        self._end_claim = allocate_lock() if state.timeout is not None else None  # likewise: who ends a running one
+        if state.timeout is not None:
+            self._end_claim = allocate_lock()  # likewise: who ends a running one
 
     @property
     def _lazy_condition(self) -> threading.Condition:
         """The lock and condition of `Future`, made when somebody first looks.
 
-        Whoever resolves the task sets ``_state`` first and looks for a condition second; whoever waits makes the condition
-        first and looks at ``_state`` second. So either the waiter sees the final state, or the resolver sees the waiter.
+        One atomic step on one entry decides between who looks first and who resolves the task. A condition in it was
+        there first: the resolver sets ``_state`` and tells the waiters under it, as `Future` does. A final state in it was
+        there first: the task has ended, whoever comes now sees that, and nobody will be told a second time.
         """
-        made: threading.Condition | None = self.__dict__.get("_made_condition")
-        return made or self.__dict__.setdefault("_made_condition", threading.Condition())  # one atomic step
+        entries = self.__dict__
+        entries.setdefault("_waiters", [])
+        entries.setdefault("_done_callbacks", [])
+        first: threading.Condition | str = (entries.get("_made_condition")
+                                            or entries.setdefault("_made_condition", threading.Condition()))
+        if not isinstance(first, str):
+            return first
+        self._state = first  # the resolver is about to write the same, or has
+        late: threading.Condition = entries.get("_late_condition") or entries.setdefault("_late_condition",
+                                                                                         threading.Condition())
+        return late
 
     if not TYPE_CHECKING:  # a property in the place of an attribute, which type checkers refuse
         _condition = _lazy_condition
@@ -146,6 +159,15 @@ class Task(Future["T"]):
 
     # -- the runner's side --
 
+    @property
+    def state(self) -> TaskState:
+        """The record of the task, without its function, arguments, result and exception."""
+        return self._task_state
+
+    def announce(self) -> None:
+        """Have the record begin: the task is created, and waits. Called when nothing can refuse it any more."""
+        self._context.announce()
+
     def run(self) -> None:
         """Run the task unless somebody else has started or cancelled it. Returns when it has ended."""
         if not self._start_claim.acquire(False):
@@ -158,7 +180,8 @@ class Task(Future["T"]):
         state.status = TaskStatus.RUNNING
         started = time.monotonic()
         context.begin(started)
-        self._runner.started(self)
+        if state.timeout is not None:
+            self._runner.started(self)
         kind, result, error = COMPLETED, None, None
         try:
             result = call[3].run(run_as, context, *call[:3])
@@ -173,7 +196,9 @@ class Task(Future["T"]):
                 self._end(CANCELLED, duration, cancel_reason=error.reason or "task")
             else:
                 self._end(kind, duration, result, error)
-        self._runner.ended(self)
+        if state.timeout is not None:
+            self._runner.ended(self)
+        del self, result, error  # the traceback's frames lead back to this one, which would hold the exception
 
     def time_out(self) -> bool:
         """End a running task because its time is over; False when it has ended already. The supervisor's thread."""
@@ -186,8 +211,12 @@ class Task(Future["T"]):
 
     def publish(self) -> None:
         """Resolve the future after `time_out`. Apart, because callbacks may take long and the supervisor may not."""
-        self._state = FINISHED
-        self._resolve()
+        self._resolve(FINISHED)
+
+    @property
+    def has_timeout(self) -> bool:
+        """True when its run will have a deadline."""
+        return self._end_claim is not None
 
     @property
     def deadline(self) -> float | None:
@@ -209,8 +238,7 @@ class Task(Future["T"]):
              cancel_reason: str | None = None) -> None:
         """Record the end, then resolve the future: who sees the result can count on the event being on its way."""
         self._record_end(kind, duration, result, error, cancel_reason)
-        self._state = CANCELLED_AND_NOTIFIED if kind == CANCELLED else FINISHED
-        self._resolve()
+        self._resolve(CANCELLED_AND_NOTIFIED if kind == CANCELLED else FINISHED)
 
     def _record_end(self, kind: int, duration: float | None, result: Any = None, error: BaseException | None = None,
                     cancel_reason: str | None = None) -> None:
@@ -227,13 +255,16 @@ class Task(Future["T"]):
         self._result = result
         self._exception = error
 
-    def _resolve(self) -> None:
-        """Wake who waits for the future and run its callbacks; see `_condition` for why none is missed."""
-        condition = self.__dict__.get("_made_condition")
-        if condition is not None:
+    def _resolve(self, final_state: str) -> None:
+        """Wake who waits for the future and run its callbacks; see `_condition` for why none is missed or told twice."""
+        condition = self.__dict__.setdefault("_made_condition", final_state)  # one atomic step
+        if condition is final_state:
+            self._state = final_state
+        else:
             with condition:
+                self._state = final_state
                 for waiter in self._waiters:
-                    if self._state == CANCELLED_AND_NOTIFIED:
+                    if final_state == CANCELLED_AND_NOTIFIED:
                         waiter.add_cancelled(self)
                     elif self._exception is not None:
                         waiter.add_exception(self)
@@ -265,11 +296,11 @@ class Task(Future["T"]):
             TaskTimedOut: the task ran longer than its own timeout.
             BaseException: what the callable raised.
         """
-        if self._state != FINISHED:
-            return super().result(timeout)
-        if self._exception is None:
-            return self._result  # type: ignore[no-any-return]
         try:
+            if self._state != FINISHED:
+                return super().result(timeout)
+            if self._exception is None:
+                return self._result  # type: ignore[no-any-return]
             raise self._exception
         finally:
             del self  # the traceback holds this frame, which would hold the exception
@@ -289,10 +320,12 @@ def _describe_failure(state: TaskState, error: BaseException, max_bytes: int) ->
 
     kind = type(error)
     module = "" if kind.__module__ in ("builtins", __name__, TaskTimedOut.__module__) else f"{kind.__module__}."
-    try:
-        info = "".join(traceback.format_exception(kind, error, error.__traceback__))
-    except Exception as odd:  # a third party's exception that cannot be shown
-        info = f"{kind.__qualname__}: its traceback cannot be formatted ({type(odd).__name__})"
     state.failure_type = module + kind.__qualname__
-    state.failure_message = fit(text_of(error), max_bytes)[0]
+    try:
+        message = text_of(error)
+        info = "".join(traceback.format_exception(kind, error, error.__traceback__))
+    except BaseException as odd:  # a third party's exception that cannot be shown, or exits when it is
+        message = f"<unprintable {kind.__qualname__} object>"
+        info = f"{kind.__qualname__}: its traceback cannot be formatted ({type(odd).__name__})"
+    state.failure_message = fit(message, max_bytes)[0]
     state.invocation_info = fit(info, max_bytes)[0]

@@ -1,10 +1,8 @@
-"""Shell commands, with real children: their lines, their end, and that nothing of them stays behind."""
+"""Commands that run: their lines, their end, and that nothing of them stays behind. With real children."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib
 import os
 import signal
 import subprocess
@@ -17,10 +15,8 @@ from typing import Any
 
 import pytest
 
-from bgworker import shell
-from bgworker.errors import ConfigurationError, TaskCancelled
-
-module: Any = importlib.import_module("bgworker.shell")  # `import bgworker.shell as module` would give the function
+from bgworker import child, command, pipes, shell
+from bgworker.errors import TaskCancelled
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the children are POSIX commands")
 
@@ -30,6 +26,8 @@ WAIT = 30.0
 
 class FakeContext:
     """Records what a task context is told; `on_line` may act on each line as it comes."""
+
+    room = 1000
 
     def __init__(self) -> None:
         self.cancel_requested = False
@@ -47,6 +45,9 @@ class FakeContext:
     def error(self, line: str) -> None:
         self.errors.append(line)
         self.on_line(line)
+
+    def wait_for_room(self) -> None:
+        pass
 
     def checkpoint(self) -> None:
         if self.cancel_requested:
@@ -79,7 +80,7 @@ class FakeContext:
 @pytest.fixture
 def context(monkeypatch: pytest.MonkeyPatch) -> FakeContext:
     fake = FakeContext()
-    monkeypatch.setattr(module, "current_task", lambda: fake)
+    monkeypatch.setattr(command, "current_task", lambda: fake)
     return fake
 
 
@@ -87,7 +88,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> FakeContext:
 def pump(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run the test once with each way to wait for a child."""
     if request.param == "threaded":
-        monkeypatch.setattr(module, "_make_pump", module._ThreadedPump)
+        monkeypatch.setattr(child, "open_pump", pipes.ThreadedPump)
     elif request.param == "polled without pidfd":
         monkeypatch.delattr(os, "pidfd_open", raising=False)
     return str(request.param)
@@ -196,24 +197,6 @@ def test_a_huge_line_of_broken_bytes_comes_in_pieces_that_fit(context: FakeConte
     assert max(len(piece.encode()) for piece in context.outputs) <= 65536
 
 
-def test_a_line_without_end_keeps_memory_flat() -> None:
-    lines = module._Lines(lambda line: None)
-    for _ in range(100):
-        lines.feed(b"x" * 65536)
-        assert len(lines._rest) <= 65536
-
-
-def test_however_the_bytes_are_cut_the_lines_are_the_same() -> None:
-    data = "one\r\n\n10%\r20%\rd\xe9j\xe0 vu \U0001f600\r\nlast\r".encode() + b"\xe2\x82\n\xff"
-    for size in range(1, len(data) + 1):
-        seen: list[str] = []
-        lines = module._Lines(seen.append)
-        for start in range(0, len(data), size):
-            lines.feed(data[start:start + size])
-        lines.finish()
-        assert seen == ["one", "", "d\xe9j\xe0 vu \U0001f600", "\ufffd", "\ufffd"], size
-
-
 def test_a_hundred_thousand_lines_arrive_in_order(context: FakeContext, pump: str) -> None:
     shell("seq 1 100000")()
     assert context.outputs == [str(n) for n in range(1, 100001)]
@@ -313,55 +296,6 @@ def test_commands_run_on_many_threads_at_once(context: FakeContext) -> None:
     assert sorted(map(int, context.outputs)) == list(range(1000, 9000))
 
 
-# What is refused
-
-
-@pytest.mark.parametrize("command", ["", "  \n", [], [""], ["echo", 1], ["echo", b"x"], b"echo", None, 7, Path("x"),
-                                     "a\0b", ["a", "b\0"], (word for word in ["echo"])])
-def test_what_is_no_command_is_refused(command: Any) -> None:
-    with pytest.raises(ConfigurationError, match="expected .*; "):
-        shell(command)
-
-
-@pytest.mark.parametrize("cwd", ["/no/such/place", "", "a\0b", __file__, 3, b"/"])
-def test_what_is_no_directory_is_refused(cwd: Any) -> None:
-    with pytest.raises(ConfigurationError, match="expected cwd .*; "):
-        shell("true", cwd=cwd)
-
-
-@pytest.mark.parametrize("env", [["A=secret"], {"A": 1, "B": "secret"}, {1: "secret"}, {"A=B": "secret"},
-                                 {"": "secret"}, {"A": "secret\0"}, "A=secret"])
-def test_what_is_no_environment_is_refused_and_its_values_are_not_told(env: Any) -> None:
-    with pytest.raises(ConfigurationError, match="expected env.*; ") as caught:
-        shell("true", env=env)
-    assert "secret" not in str(caught.value)
-
-
-# What it is called
-
-
-@pytest.mark.parametrize(("command", "name"), [
-    (["/usr/bin/rsync", "-a"], "rsync"), ("/usr/bin/rsync -a", "rsync"), ("CC=gcc  X= ./configure --now", "configure"),
-    ("'/opt/my tools/run' x", "run"), ('"/opt/my tools/run" x', "run"), ("make;ls", "make"), ("(cd x; ls)", "sh"),
-    ("$EDITOR x", "sh"), ("ls/", "sh"), (["dir/"], "dir")])
-def test_a_command_is_called_by_its_program(command: str | list[str], name: str) -> None:
-    made = shell(command)
-    assert (made.__name__, made.__qualname__, made.source.script_id) == (name, name, name)
-
-
-def test_the_source_of_a_command_is_its_text() -> None:
-    texts = (("echo 'a b' | wc", "echo 'a b' | wc"), (["echo", "a b"], "echo 'a b'"), (["x\udc80"], "'x\udc80'"))
-    for command, text in texts:
-        source = shell(command).source
-        assert source.script_text == text
-        assert source.script_hash == hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def test_repr_shows_the_command_but_not_the_environment() -> None:
-    assert repr(shell("make test", env={"TOKEN": "secret"})) == "shell('make test')"
-    assert repr(shell(["make", Path("x")], cwd="/")) == "shell(['make', 'x'], cwd='/')"
-
-
 # Cancelling
 
 
@@ -395,7 +329,7 @@ def test_what_is_said_after_the_cancel_is_recorded(context: FakeContext, pump: s
 
 
 def test_who_ignores_sigterm_gets_sigkill(context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KILL_AFTER", 0.2)
+    monkeypatch.setattr(child, "KILL_AFTER", 0.2)
     context.cancel_on("ready")
     with pytest.raises(TaskCancelled):
         shell("trap '' TERM; echo $$; echo ready; while :; do sleep 0.02; echo still here; done")()
@@ -405,8 +339,8 @@ def test_who_ignores_sigterm_gets_sigkill(context: FakeContext, pump: str, monke
 
 def test_a_grandchild_gets_the_grace_of_a_cancel_though_its_parent_ended(
         context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_STRAGGLERS_AFTER", 0.0)
-    monkeypatch.setattr(module, "_LINGER", 0.0)
+    monkeypatch.setattr(child, "STRAGGLERS_AFTER", 0.0)
+    monkeypatch.setattr(child, "LINGER", 0.0)
     context.cancel_on("ready")
     with pytest.raises(TaskCancelled):
         shell("sh -c 'trap \"sleep 0.2; echo saved; exit\" TERM; echo ready; while :; do sleep 0.02; done' & wait")()
@@ -429,10 +363,10 @@ def test_a_chatty_child_is_stopped_by_a_cancel(context: FakeContext, pump: str) 
 
 
 def test_what_survives_sigkill_is_reported_and_left(context: FakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KILL_AFTER", 0.05)
-    monkeypatch.setattr(module, "_GIVE_UP_AFTER", 0.05)
+    monkeypatch.setattr(child, "KILL_AFTER", 0.05)
+    monkeypatch.setattr(child, "GIVE_UP_AFTER", 0.05)
     children: list[subprocess.Popen[bytes]] = []
-    monkeypatch.setattr(module._Child, "signal", lambda self, proc, kill: children.append(proc))
+    monkeypatch.setattr(child.Child, "_signal", lambda self, proc, kill: children.append(proc))
     context.cancel_on("ready")
     try:
         with pytest.raises(TaskCancelled):
@@ -451,15 +385,15 @@ def test_what_survives_sigkill_is_reported_and_left(context: FakeContext, monkey
 @pytest.mark.parametrize("streams", ["", ">/dev/null 2>&1"])
 def test_what_an_exited_shell_left_in_the_background_is_ended(
         context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch, streams: str) -> None:
-    monkeypatch.setattr(module, "_LINGER", 0.05)
+    monkeypatch.setattr(child, "LINGER", 0.05)
     assert shell(f"sleep {FOREVER} {streams} & echo $!")() == 0
     assert not is_alive(context.outputs[0])
 
 
 def test_what_ignores_sigterm_in_the_background_is_killed(
         context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LINGER", 0.02)
-    monkeypatch.setattr(module, "_STRAGGLERS_AFTER", 0.1)
+    monkeypatch.setattr(child, "LINGER", 0.02)
+    monkeypatch.setattr(child, "STRAGGLERS_AFTER", 0.1)
     with pytest.raises(subprocess.CalledProcessError, match="status 7"):
         shell("sh -c 'trap \"\" TERM; echo $$; while :; do sleep 0.02; done' & sleep 0.1; exit 7")()
     assert not is_alive(context.outputs[0])
@@ -467,7 +401,7 @@ def test_what_ignores_sigterm_in_the_background_is_killed(
 
 def test_a_filter_that_outlives_its_shell_for_a_moment_loses_nothing(
         context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LINGER", WAIT)
+    monkeypatch.setattr(child, "LINGER", WAIT)
     shell("(sleep 0.1; echo late) & echo early")()
     assert context.outputs == ["early", "late"]
 
@@ -520,7 +454,7 @@ def test_a_reader_that_cannot_be_set_up_ends_the_child(
         proc.stdout.close()
         proc.stderr.close()
         raise OSError("no room")
-    for kind in (module._PolledPump, module._ThreadedPump):
+    for kind in (pipes.PolledPump, pipes.ThreadedPump):
         monkeypatch.setattr(kind, "attach", fail)
     with pytest.raises(OSError, match="no room"):
         shell(["sleep", str(FOREVER)])()
@@ -536,8 +470,8 @@ def test_an_interrupt_ends_the_child(context: FakeContext, pump: str) -> None:
 
 def test_a_second_interrupt_kills_the_child_at_once(
         context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_STRAGGLERS_AFTER", FOREVER)
-    monkeypatch.setattr(module, "KILL_AFTER", FOREVER)
+    monkeypatch.setattr(child, "STRAGGLERS_AFTER", FOREVER)
+    monkeypatch.setattr(child, "KILL_AFTER", FOREVER)
 
     def interrupt_twice(line: str) -> None:
         for seconds in (0.05, 0.2):
@@ -558,20 +492,6 @@ def test_a_signal_handler_may_cancel(context: FakeContext, pump: str) -> None:
         signal.signal(signal.SIGUSR1, previous)
 
 
-def test_a_late_ring_writes_to_no_descriptor() -> None:
-    pump = module._PolledPump()
-    pump.close()
-    read_end, write_end = os.pipe()  # gets the numbers that the pump had
-    try:
-        pump.ring()
-        os.set_blocking(read_end, False)
-        with pytest.raises(BlockingIOError):
-            os.read(read_end, 1)
-    finally:
-        os.close(read_end)
-        os.close(write_end)
-
-
 def test_the_group_is_never_signalled_once_its_leader_is_reaped(
         context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
     signalled: list[str] = []
@@ -581,7 +501,7 @@ def test_the_group_is_never_signalled_once_its_leader_is_reaped(
         signalled.append(state(group))
         killpg(group, number)
     monkeypatch.setattr(os, "killpg", watched)
-    monkeypatch.setattr(module, "_LINGER", 0.05)
+    monkeypatch.setattr(child, "LINGER", 0.05)
     shell(f"sleep {FOREVER} & echo left")()
     assert signalled and set(signalled) == {"Z"}  # still there, as a zombie
 
@@ -598,12 +518,12 @@ def test_a_process_that_ignores_sigchld_can_run_commands(context: FakeContext, p
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux 5.3")
 def test_the_thread_sleeps_while_the_child_says_nothing(context: FakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float | None] = []
-    wait = module._PolledPump.wait
+    wait = pipes.PolledPump.wait
 
     def counted(self: Any, timeout: float | None) -> bool:
         waits.append(timeout)
         return bool(wait(self, timeout))
-    monkeypatch.setattr(module._PolledPump, "wait", counted)
+    monkeypatch.setattr(pipes.PolledPump, "wait", counted)
     shell(["sleep", "0.3"])()
     assert len(waits) <= 5
     assert waits[0] is None

@@ -17,7 +17,7 @@ FLOORS = (
     (2, ("wire", "records", "linefile")),
     (3, ("delivery", "sinks")),
     (4, ("task", "context", "capture", "source", "memory", "pool", "deadlines")),
-    (5, ("scheduler", "history", "shell", "testing")),
+    (5, ("scheduler", "history", "command", "child", "pipes", "testing")),
     (6, ("__main__", "cli")),
     (7, ("__init__",)),
 )

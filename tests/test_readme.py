@@ -71,7 +71,7 @@ def test_a_newcomers_command_stands_at_the_top(command: str) -> None:
 
 def test_every_subcommand_is_mentioned() -> None:
     verbs = subcommands()
-    assert "run" in verbs and "tasks" in verbs
+    assert "run" in verbs and "replay" in verbs
     missing = [verb for verb in verbs if not re.search(rf"(?:bgworker |`){verb}\b", text())]
     assert not missing
 

@@ -12,17 +12,20 @@ import threading
 from collections import Counter
 from time import monotonic, time_ns
 
+from ..checks import number
 from ..errors import PermanentSinkError, SinkError, TemporarySinkError
 from ..records import LOST, TYPES, Batch
 from .backlog import MARK, Backlog, Chunk
+from .intake import MOST_TAKEN
 from .loop import SinkLoop
-from .options import SinkHealth
+from .options import SinkHealth, kinds_of
 from .park import Park, describe
+from .patience import Patience
 from .retry import Breaker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 
     from ..records import Record
     from ..sinks.base import Sink
@@ -33,14 +36,19 @@ CROWDED = 0.25
 """A queue fuller than this asks those who can wait to wait. The rest is for what is under way: an eighth of a queue in
 the intake, another in the dispatcher's hands, and what each reader emits before it looks again."""
 
+REPORT_INTERVAL = 60.0
+"""Seconds between two log lines about events of one sink that did not fit; the first and the last come at once."""
+
 logger = logging.getLogger(__name__.partition(".")[0])
 
 
 class Mark:
     """A place in a courier's queue that somebody waits for. Set once, by the courier's thread or by who gives up."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: int = 0) -> None:
         self._event = threading.Event()
+        self.left = left
+        """Events before the place that are neither with the sink nor given up, as last counted."""
         self.reached = False
 
     def settle(self, reached: bool) -> None:
@@ -69,21 +77,26 @@ class Courier:
         self.name = name
         self._sink = sink
         self._options = options
-        self._batch_size = options.batch_size or getattr(sink, "preferred_batch", None) or DEFAULT_BATCH
-        self._kinds = None if options.types is None else frozenset(
-            kind for kind, type_ in enumerate(TYPES) if type_ in options.types)
+        self._batch_size = options.batch_size or number(
+            "preferred_batch", getattr(sink, "preferred_batch", None), least=1, whole=True, optional=True) or DEFAULT_BATCH
+        self._kinds = None if options.types is None else kinds_of(options.types)
         self._announces = self._kinds is None or LOST in self._kinds
         self._breaker = Breaker(options.retry)  # the courier's thread alone decides
-        self._park = None if options.park is None else Park(options.park, options.park_bytes, options.queue_size, name,
-                                                            self._count_parked)
+        self._patience = Patience()  # the dispatcher's thread alone asks
+        self._park = None if options.park is None else Park(
+            options.park, options.park_bytes, max(options.queue_size, MOST_TAKEN), options.queue_bytes, name,
+            self._count_parked)  # an overflow sheds up to MOST_TAKEN records at once, however small the queue is
         self._lock = threading.Lock()  # guards all below
         self._news = threading.Condition(self._lock)  # the thread waits on it: records, a mark, the close
         self._backlog = Backlog(options.queue_size, options.queue_bytes, options.overflow == "drop_oldest")
         self._in_flight: Sequence[Record] = ()
+        self._marks_in_flight: Sequence[Record] = ()
         self._emitted = self._delivered = self._coalesced = self._parked = self._retries = 0
         self._parking = 0  # given to the park, which has not answered yet
         self._dropped: Counter[str] = Counter()
         self._losses: dict[str, Counter[str]] = {}  # reason -> type -> count, not yet announced to the sink
+        self._unreported: Counter[str] = Counter()  # reason -> count of what did not fit, not yet in the log
+        self._next_report = 0.0
         self._state = "ok"
         self._last_error: str | None = None
         self._is_idle = False
@@ -112,8 +125,10 @@ class Courier:
         self._is_awaited = True
         self._thread.start()
         self._opened.wait(timeout)
-        if self._open_error is not None:
+        with self._lock:
             refusal = self._open_error
+            self._is_awaited = False
+        if refusal is not None:
             if isinstance(refusal, SinkError):
                 raise refusal
             raise SinkError(f"sink {self.name!r} does not open: {describe(refusal)}") from refusal
@@ -133,10 +148,14 @@ class Courier:
             return SinkHealth(
                 emitted=self._emitted, delivered=self._delivered, coalesced=self._coalesced,
                 dropped=sum(self._dropped.values()), parked=self._parked,
-                pending=len(self._backlog) + len(self._in_flight) + self._parking, dropped_by_reason=dict(self._dropped),
+                pending=self._pending(), dropped_by_reason=dict(self._dropped),
                 state=self._state,  # type: ignore[arg-type]
                 lag=max(0.0, (time_ns() - oldest) / 1e9) if oldest is not None else 0.0,
                 retries=self._retries, last_error=self._last_error)
+
+    def _pending(self) -> int:
+        """Count what waits, is being written or is on its way to the park file; under the lock."""
+        return len(self._backlog) + len(self._in_flight) + self._parking
 
     @property
     def is_open(self) -> bool:
@@ -150,8 +169,14 @@ class Courier:
 
     @property
     def is_crowded(self) -> bool:
-        """True when the queue of a sink that works is getting full: who can wait for it should."""
-        return self._state == "ok" and self._backlog.fill > CROWDED
+        """True when the queue of a healthy sink is getting full: who can wait for it should. The dispatcher's thread.
+
+        Healthy is a sink whose latest ``write`` did not fail and that has not used up the `Patience` with it: one that
+        hangs, or takes next to nothing, is waited for some seconds and then no more until it works again.
+        """
+        is_full = self._backlog.fill > CROWDED
+        lasts = self._patience.lasts(is_full, self._delivered, monotonic())
+        return is_full and lasts and self._state == "ok"
 
     def close(self) -> None:
         """Let the thread deliver what waits, close the sink and end. Returns at once."""
@@ -159,30 +184,32 @@ class Courier:
             self._closing = True
             self._news.notify()
 
-    def join(self, deadline: float) -> bool:
-        """Wait for the thread's end until ``deadline`` (monotonic). If it does not come, the sink is left to itself, what
-        still waits is parked or dropped and counted, and False comes back."""
-        if self._park is None:
-            self._thread.join(max(0.0, deadline - monotonic()))
-        else:  # a tenth of the time is the disk's
-            now = monotonic()
-            self._thread.join(max(0.0, (deadline - now) * 0.9))
-        has_ended = not self._thread.is_alive()
-        if not has_ended:
+    @property
+    def has_park(self) -> bool:
+        """True when there is a park file to write."""
+        return self._park is not None
+
+    def join(self, deadline: float) -> None:
+        """Wait for the thread's end until ``deadline`` (monotonic). If it does not come, the sink is left to itself, and
+        what still waits is parked or dropped and counted."""
+        self._thread.join(max(0.0, deadline - monotonic()))
+        if self._thread.is_alive():
             self._abandon()
+
+    def close_park(self, deadline: float) -> None:
+        """Wait for the park file until ``deadline`` (monotonic); what it has not got by then is counted as dropped."""
         if self._park is not None and not self._park.close(deadline):
             with self._lock:
                 self._dropped["park"] += self._parking
                 self._parking = 0
             logger.error("sink %r: the park file is too slow; its thread is left behind", self.name)
-        return has_ended
 
     def _abandon(self) -> None:
         with self._lock:
             if self._state == "closed":
                 return  # it ended just now
             self._abandoned = True
-            left = [*self._in_flight, *self._backlog.clear()]
+            left = [*self._in_flight, *self._marks_in_flight, *self._backlog.clear()]
             self._in_flight = ()
             self._give_up(left, "closed")
             self._state = "closed"
@@ -208,6 +235,7 @@ class Courier:
             self._coalesced += len(coalesced)
             if dropped:
                 self._give_up(dropped, "overflow")
+                self._unreported["overflow"] += len(dropped)
             if self._is_idle:
                 self._news.notify()
 
@@ -217,13 +245,14 @@ class Courier:
             with self._lock:
                 self._emitted += count
                 self._dropped[reason] += count
+                self._unreported[reason] += count
                 self._losses.setdefault(reason, Counter())[TYPES[kind].value] += count
                 self._news.notify()
 
     def mark(self) -> Mark:
         """Return a mark that is settled once all that was put before is settled and the sink has flushed."""
-        mark = Mark()
         with self._lock:
+            mark = Mark(self._pending())
             if self._state == "closed":
                 mark.settle(False)
             else:
@@ -251,6 +280,7 @@ class Courier:
                 self._in_flight = ()
                 self._state = "closed"
             self._opened.settle(False)
+            self._report_losses(is_last=True)
             self._loop.close()
 
     def _open(self) -> bool:
@@ -258,6 +288,8 @@ class Courier:
         while opener is not None:
             try:
                 self._loop.finish(opener())
+                self._breaker.succeeded()
+                self._note_recovery()
                 break
             except TemporarySinkError as error:  # it may come to work: the registration stands, and we keep trying
                 self._opened.settle(True)
@@ -266,9 +298,11 @@ class Courier:
                 if not self._pause(decision.wait):
                     break  # closing: `write` is the last attempt
             except BaseException as error:  # a third party's code on our thread: reported to who registered it
-                self._open_error = error
-                self._last_error = describe(error)
-                logger.log(logging.DEBUG if self._is_awaited else logging.ERROR, "sink %r does not open: %s", self.name,
+                with self._lock:
+                    self._open_error = error
+                    self._last_error = describe(error)
+                    is_awaited = self._is_awaited
+                logger.log(logging.DEBUG if is_awaited else logging.ERROR, "sink %r does not open: %s", self.name,
                            self._last_error)
                 return False
         self._opened.settle(True)
@@ -279,8 +313,8 @@ class Courier:
         with self._lock:
             self._in_flight = ()
             while not self._abandoned and not len(self._backlog) and not self._backlog.has_marks:
-                if self._losses and self._announces and self._state == "ok":
-                    return []
+                if self._losses and self._announces and (self._state == "ok" or not self._closing):
+                    return []  # also the probe of a sink that failed, when nothing else waits to be tried
                 if self._closing:
                     return None
                 self._wait(None)
@@ -289,13 +323,14 @@ class Courier:
                 return None
             batch = self._backlog.take(self._batch_size)
             self._in_flight = [record for record in batch if record[2] != MARK]
+            self._marks_in_flight = [record for record in batch if record[2] == MARK]
             return batch
 
     def _linger(self) -> None:
         """Wait for a full batch as long as the options say, unless somebody waits for us."""
         until = monotonic() + self._options.linger
         while len(self._backlog) < self._batch_size and not (self._closing or self._abandoned
-                                                              or self._backlog.has_marks):
+                                                              or self._backlog.has_marks or self._backlog.fill > CROWDED):
             if (left := until - monotonic()) <= 0:
                 return
             self._wait(left)
@@ -335,6 +370,7 @@ class Courier:
             self._note_recovery()
         else:
             self._note_trouble(error)
+        self._report_losses()
         return error
 
     def _settled(self, piece: Sequence[Record], error: BaseException | None = None, attempts: int = 1) -> None:
@@ -346,6 +382,8 @@ class Courier:
             if error is None:
                 self._delivered += len(piece)
             else:
+                if self._breaker.is_open:
+                    self._state = "open"
                 reason = "refused" if isinstance(error, PermanentSinkError) else "failed"
                 self._give_up(piece, reason, error, attempts)
         if error is not None and piece:
@@ -394,7 +432,10 @@ class Courier:
 
     def _flush(self, mark: Mark) -> None:
         flush = getattr(self._sink, "flush", None)
-        mark.settle(flush is None or self._call_sink("flush", flush))
+        reached = flush is None or self._call_sink("flush", flush)
+        with self._lock:
+            mark.left = self._parking
+        mark.settle(reached)
 
     def _call_sink(self, what: str, function: Callable[[], Awaitable[None] | None]) -> bool:
         try:
@@ -416,10 +457,10 @@ class Courier:
                 left.append(record)
         if self._park is None or not left:
             self._drop(left, reason)
-        elif self._park.put(left, describe(error) if error else reason, attempts):
-            self._parking += len(left)
-        else:
-            self._drop(left, "park")
+            return
+        parking = self._park.put(left, describe(error) if error else reason, attempts)
+        self._parking += parking
+        self._drop(left[parking:], "park")
 
     def _drop(self, records: Sequence[Record], reason: str) -> None:
         """Count records as dropped, to be announced; under the lock."""
@@ -442,6 +483,18 @@ class Courier:
             logger.error("sink %r: %d events lost, the park file does not take them: %s", self.name, len(records),
                          describe(error))
 
+    def _report_losses(self, *, is_last: bool = False) -> None:
+        """Tell the log what did not fit. On the courier's thread: a slow log handler must not hold up the dispatcher."""
+        now = monotonic()
+        with self._lock:
+            if not self._unreported or (now < self._next_report and not is_last):
+                return
+            lost, self._unreported = self._unreported, Counter()
+            self._next_report = now + REPORT_INTERVAL
+        logger.warning("sink %r: %d events did not fit and %s (%s)", self.name, sum(lost.values()),
+                       "are lost" if self._park is None else "go to the park file, or are lost",
+                       ", ".join(f"{reason}: {count}" for reason, count in lost.items()))
+
     def _note_trouble(self, error: BaseException) -> None:
         is_first = self._state == "ok"
         with self._lock:
@@ -457,6 +510,21 @@ class Courier:
         with self._lock:
             self._state = "ok"
         logger.warning("sink %r works again", self.name)
+
+
+def close_all(couriers: Collection[Courier], deadline: float) -> None:
+    """Close couriers side by side; all are done with by ``deadline`` (monotonic)."""
+    for courier in couriers:
+        courier.close()
+    now = monotonic()
+    for courier in couriers:
+        if courier.has_park:
+            courier.join(now + (deadline - now) * 0.9)  # a tenth of the time is the disk's
+    for courier in couriers:
+        if not courier.has_park:
+            courier.join(deadline)
+    for courier in couriers:
+        courier.close_park(deadline)
 
 
 def _parts(batch: Sequence[Record]) -> Iterator[list[Record] | Mark]:

@@ -20,15 +20,17 @@ from ..errors import ConfigurationError, ShutdownError, SinkError
 from ..records import COMPLETED, CREATED, PROGRESS, SCHEDULED
 from ..text import sanitise
 from .backlog import RECORD_COST, Chunk, cost
-from .courier import Courier
+from .courier import Courier, Mark, close_all
 from .intake import LIMIT, MOST_TAKEN, Intake
-from .options import FlushReport, SinkHealth, SinkOptions
+from .options import FlushReport, SinkHealth, SinkOptions, event_types, kinds_of
+from .subscription import Subscription
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from typing import Any, TypeVar
 
+    from ..events import Event, EventType
     from ..records import Record, TaskState
     from ..sinks.base import Sink
     from .intake import Emitted
@@ -66,8 +68,11 @@ class Dispatcher:
         self._on_ended = on_ended
         self.close_timeout = close_timeout
         self._couriers: tuple[Courier, ...] = ()  # those that get events; the dispatcher's thread alone sets it
+        self._subscriptions: tuple[Subscription, ...] = ()  # likewise
+        self._subscribed = count(1).__next__
         self._refused_before: dict[tuple[int, str], int] = {}
         self._is_finishing = False
+        self._has_drained = False  # what is in the intake now, stays there
         self._lock = threading.Lock()  # guards the start of the thread and the names of the sinks
         self._sinks: dict[str, Courier] = {}
         self._inherited: list[Courier] = []  # in a forked child: those that wait for its first task
@@ -79,9 +84,9 @@ class Dispatcher:
         return self._thread is not None
 
     def start(self) -> None:
-        """Start the thread if it does not run yet."""
+        """Start the thread if it does not run yet; never again after `finish`."""
         with self._lock:
-            if self._thread is None:
+            if self._thread is None and not self.closed.is_set():
                 inherited, self._inherited = self._inherited, []
                 for courier in inherited:
                     courier.start_inherited()
@@ -104,6 +109,7 @@ class Dispatcher:
         self._thread = None
         self._refused_before = {}
         self._couriers = ()
+        self._subscriptions = ()
         self._sinks = {name: courier.twin() for name, courier in self._sinks.items() if courier.is_open}
         self._inherited = list(self._sinks.values())
 
@@ -161,11 +167,36 @@ class Dispatcher:
         with self._lock:
             courier = self._sinks[name]
         self.call(lambda: self._set_couriers(tuple(each for each in self._couriers if each is not courier)))
-        courier.close()
-        courier.join(deadline)
+        close_all([courier], deadline)
         with self._lock:
             self._sinks.pop(name, None)
         return courier.health()
+
+    def subscribe(self, callback: Callable[[Event], object] | None, state: TaskState | None,
+                  types: Collection[EventType | str] | None, maxsize: int) -> Subscription:
+        """Return a subscription to what is emitted from now on; one to a task begins with what is in memory of it."""
+        kinds = None if types is None else kinds_of(event_types(types))
+        subscription = Subscription(f"{self._name}-subscription-{self._subscribed()}", state, kinds, maxsize,
+                                    self._unsubscribe)
+
+        def attach() -> None:
+            self._pass_refusals()
+            subscription.begin()
+            if self._is_finishing:
+                subscription.end()
+            elif not subscription.is_closed:
+                self._subscriptions += (subscription,)
+
+        self.call(attach)
+        if callback is not None:
+            subscription.call(callback)
+        return subscription
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        def detach() -> None:
+            self._subscriptions = tuple(each for each in self._subscriptions if each is not subscription)
+
+        self.call(detach)
 
     def health(self) -> dict[str, SinkHealth]:
         """Return the account and the condition of every sink, by name; after `finish` the final ones."""
@@ -176,13 +207,18 @@ class Dispatcher:
     def flush(self, timeout: float | None) -> FlushReport:
         """Have all that was emitted before the call delivered, and the sinks flushed."""
         deadline = None if timeout is None else monotonic() + timeout
-        marks = self.call(lambda: [(courier, courier.mark()) for courier in self._couriers])
+        marks = self.call(self._mark)
         done = True
-        for courier, mark in marks:
+        for _, mark in marks:
             done &= mark.wait(None if deadline is None else max(0.0, deadline - monotonic()))
+        left = {courier.name: mark.left for courier, mark in marks}  # what comes during the flush does not count
         health = self.health()
-        return FlushReport(pending={name: each.pending for name, each in health.items()},
+        return FlushReport(pending={name: min(each.pending, left.get(name, 0)) for name, each in health.items()},
                            lost={name: each.dropped + each.parked for name, each in health.items()}, done=done)
+
+    def _mark(self) -> list[tuple[Courier, Mark]]:
+        self._pass_refusals()  # what was refused before the flush is lost before the flush
+        return [(courier, courier.mark()) for courier in self._couriers]
 
     def _set_couriers(self, couriers: tuple[Courier, ...]) -> None:
         self._pass_refusals()
@@ -204,7 +240,9 @@ class Dispatcher:
                 done.set()
 
         if self.has_started and self._thread is not threading.current_thread() and self.intake.post(run):
-            done.wait()
+            # `post` may find the intake open and append after the last look at it: then nobody will run the action
+            while not done.wait(0.05) and not self._has_drained:
+                pass
         return results[0] if results else function()
 
     def sync(self) -> None:
@@ -232,11 +270,14 @@ class Dispatcher:
             intake.gather(GATHER)
             self._drain()
         self._drain()  # what slipped in between the last look and the close
+        self._has_drained = True
         deadline = monotonic() + self.close_timeout
-        for courier in self._couriers:
-            courier.close()
-        for courier in self._couriers:
-            courier.join(deadline)
+        for subscription in self._subscriptions:
+            subscription.end()
+        close_all(self._couriers, deadline)
+        for subscription in self._subscriptions:
+            if not subscription.join(deadline):
+                logger.error("the callback of %s did not finish in time and is left to itself", subscription.name)
         self.closed.set()
 
     def _drain(self) -> None:
@@ -256,13 +297,16 @@ class Dispatcher:
             ended: list[TaskState] = []
             done, chunk = self._number(emitted, records, ended)
             if records:
-                for courier in self._couriers:
-                    courier.put(chunk)
+                for outlet in self._outlets():
+                    outlet.put(chunk)
             if ended:
                 self._on_ended(ended)
             if done == len(emitted):
                 return
-            emitted[done][3]()
+            try:
+                emitted[done][3]()
+            except Exception:  # a defect in one action must not swallow what stands behind it
+                logger.exception("an action of bgworker's dispatcher failed; please report this")
             emitted = emitted[done + 1:]
 
     def _number(self, emitted: Sequence[Emitted], records: list[Record], ended: list[TaskState]) -> tuple[int, Chunk]:
@@ -281,9 +325,10 @@ class Dispatcher:
             if kind > PROGRESS:
                 if data.__class__ is str:
                     if data.isascii():
+                        length = len(data)
                         if "\0" in data:
                             data = sanitise(data)
-                        length = len(data)
+                            length *= 4  # it is ASCII no more, and counts as in `cost`
                     else:
                         data = sanitise(data)
                         length = 4 * len(data)
@@ -311,14 +356,17 @@ class Dispatcher:
         streams = len(records) - lifecycle
         return count + 1, Chunk(records, streams, progress, size + streams * RECORD_COST)
 
+    def _outlets(self) -> tuple[Courier | Subscription, ...]:
+        return (*self._couriers, *self._subscriptions)
+
     def _pass_refusals(self) -> None:
         """Tell every courier what the intake refused since the last time."""
         for kind, reason, total in self.intake.take_refusals():
             news = total - self._refused_before.get((kind, reason), 0)
             self._refused_before[kind, reason] = total
             if news:
-                for courier in self._couriers:
-                    courier.refuse(kind, reason, news)
+                for outlet in self._outlets():
+                    outlet.refuse(kind, reason, news)
 
 
 def _keep(state: TaskState, record: Record, length: int) -> Record:

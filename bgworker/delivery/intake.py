@@ -71,7 +71,7 @@ class Intake:
     def __init__(self, limit: int = LIMIT) -> None:
         self._records: deque[Emitted] = deque()
         self._limit = limit
-        self._crowd = limit // 2  # from here on each emit asks the dispatcher to hurry
+        self._crowd = limit // 4  # from here on emits ask the dispatcher to hurry: a burst gathers no more memory than need be
         self._bell = allocate_lock()
         self._bell.acquire()
         self._asleep = False
@@ -111,10 +111,12 @@ class Intake:
             self.late.add()
         elif len(self._records) < self._limit:
             self._records.append((state, kind, time_ns(), data))
-            self.hurry()
+            if not self._urgent:
+                self.hurry()
         else:
             self.refuse(kind, "intake")
-            self.hurry()
+            if not self._urgent:
+                self.hurry()
 
     def refuse(self, kind: int, reason: str) -> None:
         """Count an event that is not taken; ``reason`` is "intake" or "oversize". As safe as `emit`."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..checks import choice, number
 from ..errors import ConfigurationError
 from ..events import EventType
+from ..records import TYPES
 from .retry import RetryPolicy
 
 TYPE_CHECKING = False
@@ -49,10 +50,16 @@ class SinkOptions:
         if not isinstance(self.retry, RetryPolicy):
             raise ConfigurationError(f"retry: expected a RetryPolicy, got {self.retry!r}")
         if self.types is not None:
-            object.__setattr__(self, "types", _event_types(self.types))
+            object.__setattr__(self, "types", event_types(self.types))
 
 
-def _event_types(types: Collection[EventType | str]) -> frozenset[EventType]:
+def kinds_of(types: Collection[EventType | str]) -> frozenset[int]:
+    """Return the kinds of records that become events of these types."""
+    return frozenset(kind for kind, type_ in enumerate(TYPES) if type_ in types)
+
+
+def event_types(types: Collection[EventType | str]) -> frozenset[EventType]:
+    """Return event types given by themselves or by their wire names; `ConfigurationError` for anything else."""
     if isinstance(types, str):
         raise ConfigurationError(f"types: expected a collection of event types, got the string {types!r}")
     try:

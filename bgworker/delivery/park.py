@@ -15,8 +15,9 @@ from time import monotonic, time_ns
 
 from ..errors import BgworkerError
 from ..linefile import LineFile
-from ..records import Batch, utc
+from ..records import PROGRESS, Batch, utc
 from ..wire import VERSION, encode_lines
+from .backlog import RECORD_COST, cost
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..records import Record
 
-    Waiting = Tuple[Sequence[Record], str, int]
+    Waiting = Tuple[Sequence[Record], str, int, int]
 
 
 class ParkFull(BgworkerError):
@@ -38,22 +39,26 @@ class Park:
     Args:
         path: of the file; several sinks and processes may share it.
         max_bytes: most bytes of the file.
-        most_waiting: most records that wait for the disk.
+        most_waiting: most records that wait for the disk ...
+        most_waiting_bytes: ... and most bytes of memory that they take, as estimated.
         sink: name of the sink, for the record.
         done: called on the park's thread with the records and None, or with the error that kept them out.
     """
 
-    def __init__(self, path: str | os.PathLike[str], max_bytes: int, most_waiting: int, sink: str,
+    def __init__(self, path: str | os.PathLike[str], max_bytes: int, most_waiting: int,
+                 most_waiting_bytes: int, sink: str,
                  done: Callable[[Sequence[Record], BaseException | None], object]) -> None:
         self._file = LineFile(path, is_power_safe=True)
         self._max_bytes = max_bytes
         self._most_waiting = most_waiting
+        self._most_waiting_bytes = most_waiting_bytes
         self._sink = sink
         self._done = done
         self._lock = threading.Lock()  # guards all below
         self._news = threading.Condition(self._lock)
         self._waiting: deque[Waiting] = deque()
         self._count = 0
+        self._bytes = 0
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -61,18 +66,26 @@ class Park:
         """Make sure that the file can be written to; raises `OSError`."""
         self._file.open()
 
-    def put(self, records: Sequence[Record], error: str, attempts: int) -> bool:
-        """Queue records for the file; False when too many wait already. Any thread; never waits for the disk."""
+    def put(self, records: Sequence[Record], error: str, attempts: int) -> int:
+        """Queue records for the file; return how many, from the first on, found room. Any thread; never waits for the disk."""
         with self._lock:
-            if self._count + len(records) > self._most_waiting:
-                return False
-            self._waiting.append((records, error, attempts))
-            self._count += len(records)
+            fitting = bytes_ = 0
+            for record in records[:max(0, self._most_waiting - self._count)]:
+                bytes_ += (size := cost(record) if record[2] >= PROGRESS else RECORD_COST)
+                if self._bytes + bytes_ > self._most_waiting_bytes and (self._count or fitting):
+                    bytes_ -= size
+                    break
+                fitting += 1
+            if not fitting:
+                return 0
+            self._waiting.append((records[:fitting], error, attempts, bytes_))
+            self._count += fitting
+            self._bytes += bytes_
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=f"{self._sink}-park", daemon=True)
                 self._thread.start()
             self._news.notify()
-            return True
+            return fitting
 
     def close(self, deadline: float) -> bool:
         """Write what waits and close the file; False when that took longer than until ``deadline`` (monotonic)."""
@@ -88,13 +101,14 @@ class Park:
 
     def _run(self) -> None:
         while (waiting := self._take()) is not None:
-            for records, error, attempts in waiting:
+            for records, error, attempts, bytes_ in waiting:
                 try:
                     self._write(records, error, attempts)
                 except Exception as failure:  # the thread's boundary: reported to the account
                     self._done(records, failure)
                 with self._lock:
                     self._count -= len(records)
+                    self._bytes -= bytes_
         self._file.close()
 
     def _take(self) -> list[Waiting] | None:

@@ -1,0 +1,184 @@
+"""Events for a program that looks at them itself: a live view, a progress bar, a test.
+
+A subscription is fed like a courier, from the dispatcher's thread, into a bounded queue: whoever reads slowly, or not at all,
+slows nobody, and what does not fit is coalesced or dropped and counted. It has no thread; its reader brings one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from time import monotonic
+
+from ..records import STATUSES, TYPES, Batch, TaskState, event
+from .backlog import Backlog, Chunk
+from .options import SinkHealth
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from ..events import Event
+    from ..records import Record
+
+logger = logging.getLogger(__name__.partition(".")[0])
+
+
+class Subscription:
+    """The events from now on, or those of one task: an iterator, a context manager, and something to poll.
+
+    Iterating waits for the next event. It ends with the terminal event when the subscription is bound to one task, else when
+    the subscription is closed or the scheduler shut down. Any number of threads may read; each event goes to one of them.
+
+    Args:
+        name: for the account.
+        state: the task that it is bound to; None for all.
+        kinds: the kinds of records that it gets; None for all.
+        maxsize: most stream events that wait; as many life-cycle events have room of their own.
+        detach: takes it off the dispatcher.
+    """
+
+    def __init__(self, name: str, state: TaskState | None, kinds: frozenset[int] | None, maxsize: int,
+                 detach: Callable[[Subscription], object]) -> None:
+        self.name = name
+        self._state = state
+        self._kinds = kinds
+        self._maxsize = maxsize
+        self._detach = detach
+        self._lock = threading.Lock()  # guards all below
+        self._news = threading.Condition(self._lock)
+        self._backlog = Backlog(maxsize, 64 * 1024 * 1024)
+        self._emitted = self._delivered = self._coalesced = 0
+        self._dropped: Counter[str] = Counter()
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+
+    # -- the reader's side --
+
+    def poll(self, most: int | None = None) -> list[Event]:
+        """Return the events that wait, the oldest first, without waiting; for the timer of a user interface.
+
+        Args:
+            most: most events to return; None is all.
+        """
+        with self._lock:
+            return list(Batch(self._take(len(self._backlog) if most is None else most)))
+
+    def get(self, timeout: float | None = None) -> Event | None:
+        """Wait for the next event; None when ``timeout`` seconds passed, or when there will be no more."""
+        until = None if timeout is None else monotonic() + timeout
+        with self._lock:
+            while not len(self._backlog):
+                left = None if until is None else until - monotonic()
+                if self._is_closed or (left is not None and left <= 0):
+                    return None
+                self._news.wait(left)
+            return event(self._take(1)[0])
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        following = self.get()
+        if following is None:
+            raise StopIteration
+        return following
+
+    @property
+    def is_closed(self) -> bool:
+        """True when nothing more will come; what waits can still be read."""
+        return self._is_closed
+
+    def health(self) -> SinkHealth:
+        """Return the account: ``emitted == delivered + coalesced + dropped + pending``, where delivered means read."""
+        with self._lock:
+            return SinkHealth(emitted=self._emitted, delivered=self._delivered, coalesced=self._coalesced,
+                              dropped=sum(self._dropped.values()), pending=len(self._backlog),
+                              dropped_by_reason={reason: n for reason, n in self._dropped.items() if n},
+                              state="closed" if self._is_closed else "ok")
+
+    def close(self) -> None:
+        """Take no more events. What waits can still be read."""
+        self.end()
+        self._detach(self)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def _take(self, most: int) -> list[Record]:
+        records = self._backlog.take(most)
+        self._delivered += len(records)
+        return records
+
+    # -- the callback form --
+
+    def call(self, callback: Callable[[Event], object]) -> None:
+        """Start a thread that calls ``callback`` with each event until there are no more. An exception is logged, and the next
+        event follows."""
+        self._thread = threading.Thread(target=self._run, args=(callback,), name=self.name, daemon=True)
+        self._thread.start()
+
+    def _run(self, callback: Callable[[Event], object]) -> None:
+        for each in self:
+            try:
+                callback(each)
+            except Exception:  # a third party's code on our thread
+                logger.exception("the callback of %s failed on %s", self.name, each.type)
+
+    def join(self, deadline: float) -> bool:
+        """Wait until ``deadline`` (monotonic) for the callback to have had all; False if it has not."""
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return True
+        thread.join(max(0.0, deadline - monotonic()))
+        return not thread.is_alive()
+
+    # -- the dispatcher's thread --
+
+    def begin(self) -> None:
+        """For a task that has begun already: start with what is still in memory of it, and with its end if it has ended."""
+        state = self._state
+        if state is None:
+            return
+        records = list(state.tail or ())
+        if state.ended:
+            kind = STATUSES.index(state.status)
+            records.append((state, state.seq, kind, state.completed_ns, None))
+        self.put(Chunk.of(records))
+
+    def put(self, chunk: Chunk) -> None:
+        """Queue what it is to get of these records."""
+        if self._state is not None or self._kinds is not None:
+            chunk = Chunk.of(record for record in chunk.records if self._wants(record))
+        with self._lock:
+            if self._is_closed:
+                return
+            self._emitted += len(chunk.records)
+            coalesced, dropped = self._backlog.extend(chunk)
+            self._coalesced += len(coalesced)
+            self._dropped["overflow"] += len(dropped)
+            if self._state is not None and self._state.ended:
+                self._is_closed = True  # nothing follows a terminal event, which `types` may have filtered out
+            self._news.notify_all()
+
+    def _wants(self, record: Record) -> bool:
+        return (self._state is None or record[0] is self._state) and (self._kinds is None or record[2] in self._kinds)
+
+    def refuse(self, kind: int, reason: str, count: int) -> None:
+        """Count events that never got a number. Whose they were is not known: one task's subscription cannot count them."""
+        if self._state is None and (self._kinds is None or kind in self._kinds):
+            with self._lock:
+                self._emitted += count
+                self._dropped[reason] += count
+
+    def end(self) -> None:
+        """Wake the readers: there will be no more."""
+        with self._lock:
+            self._is_closed = True
+            self._news.notify_all()

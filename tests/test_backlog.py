@@ -1,0 +1,188 @@
+"""What waits for one sink: its bounds, and what goes first when it is full."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from bgworker.delivery.backlog import MARK, RECORD_COST, Backlog, Chunk, cost
+from bgworker.delivery.options import SinkOptions
+from bgworker.errors import ConfigurationError
+from bgworker.records import COMPLETED, CREATED, OUTPUT, PROGRESS, STARTED, TaskState
+
+if TYPE_CHECKING:
+    from bgworker.records import Record
+
+TASKS = [TaskState(f"{number:032}", "", "", 0) for number in range(4)]
+
+
+def out(text: str, task: int = 0) -> Record:
+    return TASKS[task], 1, OUTPUT, 0, text
+
+
+def progress(message: str, task: int = 0) -> Record:
+    return TASKS[task], 1, PROGRESS, 0, (None, message)
+
+
+def life(kind: int, task: int = 0) -> Record:
+    return TASKS[task], 1, kind, 0, None
+
+
+def mark(name: str = "mark") -> Record:
+    return None, 0, MARK, 0, name
+
+
+def shown(records: list[Record]) -> list[Any]:
+    """Return texts, messages, marks and kinds of life-cycle events."""
+    return [record[4][1] if record[2] == PROGRESS else record[2] if record[4] is None else record[4]
+            for record in records]
+
+
+def extended(backlog: Backlog, *records: Record) -> tuple[list[Any], list[Any]]:
+    coalesced, dropped = backlog.extend(Chunk.of(records))
+    return shown(coalesced), shown(dropped)
+
+
+def test_records_come_out_in_order_in_batches() -> None:
+    backlog = Backlog(10, 1 << 20)
+    assert extended(backlog, life(CREATED), out("a"), out("b"), life(COMPLETED)) == ([], [])
+    assert len(backlog) == 4
+    assert shown(backlog.take(3)) == [CREATED, "a", "b"]
+    assert shown(backlog.take(3)) == [COMPLETED]
+    assert backlog.take(3) == [] and len(backlog) == 0 and backlog.oldest_ns is None
+
+
+def test_a_full_queue_drops_the_oldest_stream_events_and_spares_the_life_cycle() -> None:
+    backlog = Backlog(2, 1 << 20)
+    gone = extended(backlog, life(CREATED), out("a"), life(STARTED), out("b"), out("c"), out("d"))
+    assert gone == ([], ["a", "b"])
+    assert shown(backlog.clear()) == [CREATED, STARTED, "c", "d"]
+
+
+def test_a_full_queue_drops_the_newest_stream_events_if_told_so() -> None:
+    backlog = Backlog(2, 1 << 20, keep_newest=False)
+    gone = extended(backlog, life(CREATED), out("a"), out("b"), out("c"), life(COMPLETED), out("d"))
+    assert gone == ([], ["d", "c"])
+    assert shown(backlog.clear()) == [CREATED, "a", "b", COMPLETED]
+
+
+def test_dropping_the_newest_takes_other_streams_before_a_tasks_latest_progress() -> None:
+    backlog = Backlog(2, 1 << 20, keep_newest=False)
+    assert extended(backlog, out("a"), progress("1"), out("b"), progress("2")) == (["1"], ["b"])
+    assert shown(backlog.clear()) == ["a", "2"]
+
+
+def test_newer_progress_takes_the_place_of_older_progress_of_the_same_task_only_in_a_full_queue() -> None:
+    backlog = Backlog(4, 1 << 20)
+    assert extended(backlog, progress("a1"), progress("b1", 1), progress("a2"), progress("b2", 1)) == ([], [])
+    coalesced, dropped = extended(backlog, progress("a3"))
+    assert (sorted(coalesced), dropped) == (["a1", "a2", "b1"], [])
+    assert shown(backlog.clear()) == ["b2", "a3"]
+
+
+def test_the_bound_by_bytes_counts_payloads_with_four_bytes_for_a_character_beyond_ascii() -> None:
+    assert cost(out("abc")) == RECORD_COST + 3
+    assert cost(out("ab\xe9")) == RECORD_COST + 12
+    assert cost((TASKS[0], 1, OUTPUT, 0, ("[1]", "json", False, 0))) == RECORD_COST + 3
+    assert cost(progress("abcd")) == RECORD_COST + 4
+    backlog = Backlog(1000, 3 * (RECORD_COST + 100))
+    assert extended(backlog, *(out(f"{number}" * 100) for number in range(4))) == ([], ["0" * 100])
+    assert extended(backlog, out("z" * (RECORD_COST + 200)))[1] == ["1" * 100, "2" * 100]
+    assert backlog.fill == 1.0
+
+
+def test_an_event_larger_than_the_whole_queue_is_dropped_and_the_queue_goes_on() -> None:
+    backlog = Backlog(10, RECORD_COST + 10)
+    assert extended(backlog, out("x" * 11)) == ([], ["x" * 11])
+    assert extended(backlog, out("y")) == ([], [])
+    assert shown(backlog.clear()) == ["y"]
+
+
+def test_of_more_life_cycle_events_than_the_size_the_oldest_go_and_no_stream_event_does() -> None:
+    backlog = Backlog(2, 1 << 20)
+    gone = extended(backlog, life(CREATED), out("a"), life(STARTED), life(COMPLETED), life(CREATED, 1))
+    assert gone == ([], [CREATED, STARTED])
+    assert shown(backlog.clear()) == ["a", COMPLETED, CREATED]
+
+
+def test_a_mark_keeps_its_place_is_never_dropped_and_counts_as_no_event() -> None:
+    backlog = Backlog(1, 1 << 20)
+    extended(backlog, out("a"))
+    backlog.mark(mark("1"))
+    assert backlog.has_marks and len(backlog) == 1
+    extended(backlog, out("b"))
+    backlog.mark(mark("2"))
+    assert shown(backlog.take(2)) == ["1", "b"]
+    assert backlog.has_marks and len(backlog) == 0
+    assert shown(backlog.take(2)) == ["2"]
+    assert not backlog.has_marks
+
+
+def test_the_oldest_record_tells_the_age_of_the_queue() -> None:
+    backlog = Backlog(1, 1 << 20)
+    backlog.extend(Chunk.of([(TASKS[0], 1, CREATED, 5, None), (TASKS[0], 2, OUTPUT, 6, ""), (TASKS[0], 3, OUTPUT, 7, "")]))
+    assert backlog.oldest_ns == 5
+    backlog.take(1)
+    assert backlog.oldest_ns == 7
+
+
+RECORDS = st.one_of(
+    st.builds(out, st.sampled_from(["", "a", "\xe9" * 20, "x" * 300]), st.integers(0, 3)),
+    st.builds(progress, st.sampled_from(["", "m", "\u2026"]), st.integers(0, 3)),
+    st.builds(life, st.sampled_from([CREATED, STARTED, COMPLETED]), st.integers(0, 3)))
+
+
+@given(st.booleans(), st.integers(1, 6), st.integers(1, 2000),
+       st.lists(st.one_of(st.lists(RECORDS, max_size=8), st.integers(1, 5), st.none()), max_size=20))
+def test_each_record_comes_out_once_and_the_bounds_hold_whatever_happens(
+        keep_newest: bool, size: int, max_bytes: int, steps: list[Any]) -> None:
+    backlog = Backlog(size, max_bytes, keep_newest)
+    came: list[Record] = []
+    went: list[Record] = []
+    marks = 0
+    for step in steps:
+        if step is None:
+            backlog.mark(mark())
+            marks += 1
+        elif isinstance(step, int):
+            went += backlog.take(step)
+        else:
+            numbered = [(*record[:3], len(came) + count, record[4]) for count, record in enumerate(step)]
+            came += numbered
+            coalesced, dropped = backlog.extend(Chunk.of(numbered))
+            went += [*coalesced, *dropped]
+        inside = len(came) + marks - len(went)
+        assert len(backlog) == inside - sum(record[2] == MARK for record in _inside(backlog))
+        streams = [record for record in _inside(backlog) if record[2] >= PROGRESS]
+        assert len(streams) <= size and sum(map(cost, streams)) <= max_bytes
+        assert len(backlog) - len(streams) <= size
+        assert (backlog._streams, backlog._bytes) == (len(streams), sum(map(cost, streams)))
+    left = backlog.clear()
+    assert [record[3] for record in left if record[2] != MARK] == sorted(
+        record[3] for record in left if record[2] != MARK), "out of order"
+    unmarked = [record for record in [*went, *left] if record[2] != MARK]
+    assert sorted(unmarked, key=lambda record: record[3]) == came
+    assert len(went) + len(left) - len(unmarked) == marks
+
+
+def _inside(backlog: Backlog) -> list[Record]:
+    return [*backlog._spared, *backlog._queue]
+
+
+# -- the options that say so --
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("queue_size", 0), ("queue_size", 1.5), ("queue_bytes", -1), ("batch_size", 0), ("linger", -1), ("linger", "1"),
+    ("park_bytes", 0), ("overflow", "block"), ("types", "TaskOutput"), ("types", ["TaskOutputs"]), ("retry", 8),
+    ("queue_size", True)])
+def test_a_wrong_option_is_refused_with_its_name_and_value(name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{name}: .*{'TaskOutputs' if name == 'types' and value != 'TaskOutput' else ''}"):
+        SinkOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_event_types_may_be_given_by_their_wire_names() -> None:
+    types = SinkOptions(types=["TaskFailed", "EventsLost"]).types
+    assert types == {"TaskFailed", "EventsLost"}

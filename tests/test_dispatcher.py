@@ -1,0 +1,521 @@
+"""Numbering and fanning out, registration, flush and the end; with the whole Scheduler around, and real sinks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from bgworker import (ConfigurationError, EventType, LossEvent, PermanentSinkError, Scheduler, ShutdownError, SinkError,
+                      SinkOptions, current_task)
+from bgworker.delivery.backlog import Backlog
+from bgworker.delivery.dispatcher import TAIL_BYTES, Dispatcher
+from bgworker.delivery.intake import Intake
+from bgworker.delivery.options import SinkHealth
+from bgworker.delivery.retry import RetryPolicy
+from bgworker.records import COMPLETED, CREATED, OUTPUT, PROGRESS, STARTED, TaskState
+from bgworker.testing import FlakySink, Hang, MemorySink, fail
+
+T = TypeVar("T")
+SOON = 30.0
+FAST = RetryPolicy(attempts=3, base=0.001, cap=0.01)
+
+
+@pytest.fixture
+def pool() -> Iterator[Scheduler]:
+    with Scheduler(2, close_timeout=5) as made:
+        yield made
+
+
+def say(pool: Scheduler, *texts: str) -> str:
+    def run() -> None:
+        for text in texts:
+            current_task().output(text)
+
+    task = pool.submit(run)
+    task.result(SOON)
+    return task.id
+
+
+def in_time(function: Callable[[], T]) -> T:
+    """Call something that must return by itself, on another thread, so that a hang is a failure and not the end."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(SOON)
+    assert not thread.is_alive(), "it hangs"
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def balanced(health: SinkHealth) -> bool:
+    return health.emitted == health.delivered + health.coalesced + health.dropped + health.parked + health.pending
+
+
+# -- numbering, without a thread: the dispatcher's own steps --
+
+
+class Gatherer:
+    """Stands in for a courier: keeps what is put."""
+
+    queue_size = 100
+    is_crowded = False
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+        self.bytes = 0
+        self.refused: list[tuple[int, str, int]] = []
+
+    def put(self, chunk: Any) -> None:
+        self.records += chunk.records
+        self.bytes += chunk.bytes
+        backlog = Backlog(1 << 20, 1 << 40)
+        backlog.extend(chunk)
+        backlog._forget(list(backlog._queue))
+        assert (backlog._streams, backlog._bytes) == (0, 0), "the dispatcher counts bytes unlike the backlog"
+
+    def refuse(self, kind: int, reason: str, count: int) -> None:
+        self.refused.append((kind, reason, count))
+
+
+@pytest.fixture
+def still() -> tuple[Dispatcher, Gatherer]:
+    dispatcher, gatherer = Dispatcher("still", lambda ended: None, 1.0), Gatherer()
+    dispatcher._set_couriers((gatherer,))  # type: ignore[arg-type]
+    return dispatcher, gatherer
+
+
+def test_each_task_is_numbered_from_one_without_a_gap_and_created_stands_for_scheduled_too(
+        still: tuple[Dispatcher, Gatherer]) -> None:
+    dispatcher, gatherer = still
+    one, two = (TaskState(f"{number:032}", "", "", 0) for number in (1, 2))
+    intake = dispatcher.intake
+    intake.emit_lifecycle(one, CREATED, 1)
+    intake.emit_lifecycle(two, CREATED, 2)
+    intake.emit(one, OUTPUT, "a")
+    intake.emit(two, OUTPUT, "b")
+    intake.emit_lifecycle(one, COMPLETED, 3)
+    dispatcher._drain()
+    assert [(record[0].id[-1], record[1], record[2]) for record in gatherer.records] == [
+        ("1", 1, CREATED), ("1", 2, CREATED + 1), ("2", 1, CREATED), ("2", 2, CREATED + 1), ("1", 3, OUTPUT),
+        ("2", 3, OUTPUT), ("1", 4, COMPLETED)]
+
+
+def test_what_comes_after_the_terminal_event_is_discarded_and_counted_as_late(
+        still: tuple[Dispatcher, Gatherer]) -> None:
+    dispatcher, gatherer = still
+    state = TaskState("1" * 32, "", "", 0)
+    for kind in (STARTED, COMPLETED):
+        dispatcher.intake.emit_lifecycle(state, kind, 0)
+    dispatcher.intake.emit(state, OUTPUT, "late")
+    dispatcher.intake.emit_lifecycle(state, COMPLETED, 0)
+    dispatcher._drain()
+    dispatcher.intake.emit(state, PROGRESS, (1.0, ""))
+    dispatcher._drain()
+    assert [record[1:3] for record in gatherer.records] == [(1, STARTED), (2, COMPLETED)]
+    assert dispatcher.intake.late.read() == 3
+
+
+@pytest.mark.parametrize("text", ["", "plain", "\0", "a\0b" * 10, "gr\xfc\xdfe", "\ud800", "\U0001f642\0"])
+def test_every_payload_is_clean_and_counted_as_the_queue_counts_it(still: tuple[Dispatcher, Gatherer],
+                                                                  text: str) -> None:
+    dispatcher, gatherer = still
+    state = TaskState("1" * 32, "", "", 0)
+    dispatcher.intake.emit(state, OUTPUT, text)
+    dispatcher.intake.emit(state, OUTPUT, (text.replace("\0", "").encode(errors="replace").decode(), "json", False, 0))
+    dispatcher._drain()  # the check stands in Gatherer.put
+    payload = gatherer.records[0][4]
+    assert "\0" not in payload and payload.encode().decode() == payload
+
+
+@pytest.mark.parametrize("text", ["x" * 100, "\0" * 100, "\xfc" * 100, ""])
+def test_the_tail_of_a_task_is_bounded_and_holds_the_newest(still: tuple[Dispatcher, Gatherer], text: str) -> None:
+    dispatcher, _ = still
+    state = TaskState("1" * 32, "", "", 0)
+    for _ in range(3_000):
+        dispatcher.intake.emit(state, OUTPUT, text)
+    dispatcher._drain()
+    tail = list(state.tail or ())
+    assert 0 <= state.tail_bytes <= TAIL_BYTES
+    assert [record[1] for record in tail] == list(range(3_001 - len(tail), 3_001))
+    assert 100 < len(tail) < 1_100
+
+
+def test_refusals_go_to_every_sink_registered_at_the_time_once(still: tuple[Dispatcher, Gatherer]) -> None:
+    dispatcher, first = still
+    second = Gatherer()
+    dispatcher.intake.refuse(OUTPUT, "intake")
+    dispatcher._set_couriers((first, second))  # type: ignore[arg-type]
+    dispatcher.intake.refuse(OUTPUT, "intake")
+    dispatcher.intake.refuse(OUTPUT, "intake")
+    dispatcher._drain()
+    dispatcher._drain()
+    assert first.refused == [(OUTPUT, "intake", 1), (OUTPUT, "intake", 2)]
+    assert second.refused == [(OUTPUT, "intake", 2)]
+
+
+# -- the order that sinks see --
+
+
+def test_every_sink_sees_the_same_order_and_each_task_gap_free_with_its_terminal_event_last() -> None:
+    sinks = [MemorySink() for _ in range(3)]
+
+    def chat() -> None:
+        said = threading.Barrier(3)
+
+        def say_some() -> None:
+            said.wait(SOON)
+            for number in range(200):
+                context.output(str(number))
+
+        context = current_task()
+        threads = [threading.Thread(target=say_some) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(SOON)
+            assert not thread.is_alive()
+
+    with Scheduler(8, sinks=sinks) as pool:
+        tasks = [pool.submit(chat) for _ in range(16)]
+        for task in tasks:
+            task.result(SOON)
+        assert pool.flush(SOON)
+    order = [(event.task_id, event.seq) for event in sinks[0].events]  # type: ignore[union-attr]
+    assert len(order) == 16 * (4 + 3 * 200)
+    for sink in sinks[1:]:
+        assert [(event.task_id, event.seq) for event in sink.events] == order  # type: ignore[union-attr]
+    for task in tasks:
+        assert [seq for task_id, seq in order if task_id == task.id] == list(range(1, 605))
+    last = {event.task_id: event.type for event in sinks[0].events}  # type: ignore[union-attr]
+    assert set(last.values()) == {EventType.TASK_COMPLETED}
+
+
+def test_oversize_payloads_are_refused_counted_and_announced_if_told_so() -> None:
+    sink = MemorySink()
+    with Scheduler(1, max_payload=64, oversize="reject") as pool:
+        pool.register_sink(sink, name="it", options=SinkOptions(types=["TaskOutput", "EventsLost"]))
+        say(pool, "x" * 65, "short")
+        assert not pool.flush(SOON)
+        sink.wait_for(2, SOON)
+    assert pool.sinks["it"].dropped_by_reason == {"oversize": 1}
+    assert {type(event) for event in sink.events} == {LossEvent, type(sink.events[-1])} or len(sink.events) == 2
+
+
+# -- one sink does not hurt another, nor the tasks --
+
+
+def test_a_hanging_sink_holds_up_neither_the_tasks_nor_a_healthy_sink(pool: Scheduler) -> None:
+    hang, healthy = Hang(), MemorySink()
+    pool.register_sink(FlakySink(hang), name="hanging")
+    pool.register_sink(healthy, name="healthy")
+    try:
+        for number in range(50):
+            say(pool, str(number))
+        healthy.wait_for(50 * 5, SOON)
+        assert pool.sinks["healthy"].pending == 0
+        assert pool.sinks["hanging"].pending == 250
+    finally:
+        hang.release()
+
+
+def test_flush_returns_by_its_timeout_though_a_sink_hangs_and_tells_what_waits(pool: Scheduler) -> None:
+    hang, healthy = Hang(), MemorySink()
+    pool.register_sink(FlakySink(hang), name="hanging")
+    pool.register_sink(healthy, name="healthy")
+    try:
+        say(pool, "a")
+        report = in_time(lambda: pool.flush(0.1))
+        assert not report and not report.done
+        assert report.pending == {"hanging": 5, "healthy": 0}
+        assert len(healthy.events) == 5 and healthy.flushes == 1
+    finally:
+        hang.release()
+    assert in_time(lambda: pool.flush(SOON))
+
+
+def test_flush_is_true_though_more_is_emitted_all_the_time(pool: Scheduler) -> None:
+    sink = MemorySink()
+    pool.register_sink(sink, name="it")
+    stop = threading.Event()
+
+    def chat() -> None:
+        while not stop.is_set():
+            current_task().output("on and on")
+            time.sleep(0)
+
+    pool.submit(chat)
+    try:
+        for _ in range(20):
+            report = in_time(lambda: pool.flush(SOON))
+            assert report and report.pending == {"it": 0}
+    finally:
+        stop.set()
+
+
+def test_a_flush_without_timeout_comes_back_when_the_sink_that_it_waits_for_is_unregistered(pool: Scheduler) -> None:
+    hang = Hang()
+    pool.register_sink(FlakySink(hang), name="hanging")
+    say(pool, "a")
+    reports: list[bool] = []
+    flusher = threading.Thread(target=lambda: reports.append(bool(pool.flush())))
+    try:
+        flusher.start()
+        assert hang.entered.wait(SOON)
+        in_time(lambda: pool.unregister_sink("hanging", timeout=0.1))
+        flusher.join(SOON)
+        assert reports == [False]
+    finally:
+        hang.release()
+
+
+def test_unregister_returns_by_its_timeout_with_the_final_account(pool: Scheduler) -> None:
+    hang = Hang()
+    pool.register_sink(FlakySink(hang), name="hanging")
+    say(pool, "a")
+    try:
+        health = in_time(lambda: pool.unregister_sink("hanging", timeout=0.1))
+        assert balanced(health)
+        assert (health.state, health.pending, health.dropped_by_reason) == ("closed", 0, {"closed": 5})
+        assert "hanging" not in pool.sinks
+        say(pool, "b")
+    finally:
+        hang.release()
+
+
+def test_shutdown_returns_in_time_though_several_sinks_hang_fail_and_crawl() -> None:
+    hangs = [Hang() for _ in range(5)]
+    stop = threading.Event()
+    pool = Scheduler(1, close_timeout=0.5)
+    for number, hang in enumerate(hangs):
+        pool.register_sink(FlakySink(hang), name=f"hanging-{number}")
+    pool.register_sink(FlakySink(fail(None)), name="failing", options=SinkOptions(retry=RetryPolicy(base=1000, cap=1000)))
+    healthy = MemorySink()
+    pool.register_sink(healthy, name="healthy")
+    say(pool, *"abc")
+    began = time.monotonic()
+    try:
+        in_time(pool.shutdown)
+        assert time.monotonic() - began < 10, "one deadline covers all sinks: 0.5 s here"
+        assert all(balanced(health) and health.pending == 0 and health.state == "closed" for health in pool.sinks.values())
+        assert pool.sinks["healthy"].delivered == len(healthy.events) == 7
+        assert pool.sinks["failing"].dropped_by_reason == {"failed": 7}
+        assert pool.sinks["hanging-4"].dropped_by_reason == {"closed": 7}
+    finally:
+        stop.set()
+        for hang in hangs:
+            hang.release()
+
+
+# -- registration --
+
+
+def test_a_sink_gets_what_is_emitted_from_its_registration_on(pool: Scheduler) -> None:
+    say(pool, "before")
+    sink = MemorySink()
+    name = pool.register_sink(sink)
+    say(pool, "after")
+    assert pool.flush(SOON)
+    assert {event.payload for event in sink.events if event.type == EventType.TASK_OUTPUT} == {  # type: ignore[union-attr]
+        "after"}
+    assert name == "memory"
+
+
+def test_names_are_made_unique_and_a_taken_one_is_refused(pool: Scheduler) -> None:
+    assert [pool.register_sink(MemorySink()) for _ in range(3)] == ["memory", "memory-2", "memory-3"]
+    with pytest.raises(ConfigurationError, match="a sink called 'memory' is registered already"):
+        pool.register_sink(MemorySink(), name="memory")
+    pool.unregister_sink("memory")
+    assert pool.register_sink(MemorySink(), name="memory") == "memory"
+
+
+def test_a_sink_that_refuses_to_open_is_not_registered_and_its_name_stays_free(pool: Scheduler) -> None:
+    with pytest.raises(PermanentSinkError, match="no such table"):
+        pool.register_sink(FlakySink(on_open=[fail(error=PermanentSinkError("no such table"))]), name="it")
+    assert "it" not in pool.sinks
+    pool.register_sink(MemorySink(), name="it")
+
+
+@pytest.mark.parametrize("sink", [object(), MemorySink, None, 3])
+def test_what_is_no_sink_is_refused(pool: Scheduler, sink: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected an object with write\(events\) and close\(\)"):
+        pool.register_sink(sink)
+
+
+def test_settings_of_a_specification_are_refused_beside_a_sink(pool: Scheduler) -> None:
+    with pytest.raises(ConfigurationError, match="give them to the constructor of MemorySink"):
+        pool.register_sink(MemorySink(), path="x")
+
+
+def test_an_unknown_sink_cannot_be_unregistered(pool: Scheduler) -> None:
+    with pytest.raises(KeyError):
+        pool.unregister_sink("nobody")
+
+
+def test_sinks_come_and_go_while_tasks_talk_and_every_account_balances() -> None:
+    with Scheduler(4) as pool:
+        stop = threading.Event()
+
+        def chat() -> None:
+            while not stop.is_set():
+                current_task().output("x")
+                time.sleep(0.0001)
+
+        for _ in range(4):
+            pool.submit(chat)
+        try:
+            for _ in range(10):
+                sink = FlakySink(fail(1))
+                name = pool.register_sink(sink, options=SinkOptions(retry=FAST, queue_size=500))
+                health = in_time(lambda: pool.unregister_sink(name, timeout=SOON))
+                assert balanced(health) and health.pending == 0 and health.state == "closed"
+                assert health.delivered == sum(not isinstance(event, LossEvent) for event in sink.acknowledged)
+        finally:
+            stop.set()
+
+
+# -- the end --
+
+
+def test_after_shutdown_the_final_account_is_there_and_nothing_more_is_taken() -> None:
+    sink = MemorySink()
+    pool = Scheduler(1, sinks=[sink])
+    say(pool, "a")
+    pool.shutdown()
+    assert (pool.sinks["memory"].state, pool.sinks["memory"].delivered) == ("closed", 5)
+    assert not sink.is_open
+    with pytest.raises(ShutdownError):
+        pool.register_sink(MemorySink())
+    assert in_time(lambda: pool.flush(SOON)).pending == {"memory": 0}
+    assert in_time(lambda: pool.unregister_sink("memory")).state == "closed"
+
+
+def test_a_scheduler_that_was_shut_down_unused_starts_no_thread_any_more() -> None:
+    before = threading.active_count()
+    pool = Scheduler(1)
+    pool.shutdown()
+    with pytest.raises(ShutdownError):
+        pool.submit(len, "")
+    with pytest.raises((ShutdownError, SinkError)):
+        pool.register_sink(MemorySink())
+    until = time.monotonic() + SOON
+    while threading.active_count() > before:
+        assert time.monotonic() < until, [thread.name for thread in threading.enumerate()]
+        time.sleep(0.005)
+
+
+def test_a_call_that_slips_in_behind_the_last_look_at_the_intake_is_answered_all_the_same() -> None:
+    pool = Scheduler(1, sinks=[MemorySink()])
+    task_id = say(pool, "a")
+    intake = pool._dispatcher.intake
+
+    class Slow(Intake):
+        """Preempted between its look at the closed flag and the append, until all is over."""
+
+        __slots__ = ()
+
+        def post(self, action: Callable[[], object]) -> bool:
+            if action == pool._dispatcher._close_intake:
+                return super().post(action)
+            pool.shutdown()
+            self._records.append((None, 0, 0, action))
+            return True
+
+    intake.__class__ = Slow
+    assert in_time(lambda: pool.get(task_id)).last_seq == 5
+
+
+def test_emitting_from_inside_a_sink_reaches_the_sinks_and_deadlocks_nothing() -> None:
+    said: list[str] = []
+
+    class Chatty(MemorySink):
+        def write(self, events: Any) -> None:
+            super().write(events)
+            if len(said) < 100:
+                said.append("x")
+                context[0].output("from the sink")
+
+    context: list[Any] = []
+    sink, done = Chatty(), threading.Event()
+
+    def run() -> None:
+        context.append(current_task())
+        current_task().output("start")
+        assert done.wait(SOON)
+
+    with Scheduler(1, sinks=[sink]) as pool:
+        pool.submit(run)
+        sink.wait_for(50, SOON)
+        done.set()
+    assert balanced(pool.sinks["chatty"]) and pool.sinks["chatty"].pending == 0
+
+
+def test_a_defect_in_the_dispatcher_is_reported_and_the_next_events_are_delivered(
+        pool: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
+    sink = MemorySink()
+    pool.register_sink(sink)
+    pool._dispatcher.intake.post(lambda: 1 / 0)
+    pool.flush(SOON)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    say(pool, "a")
+    assert pool.flush(SOON) and len(sink.events) == 5
+
+
+# -- fork --
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork")
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_starts_with_an_empty_account_and_the_parents_tasks_are_silent_there(tmp_path: Path) -> None:
+    sink = MemorySink()
+    with Scheduler(1, sinks=[sink]) as pool:
+        say(pool, "parent")
+        forked = threading.Event()
+        pids: list[int] = []
+
+        def fork_inside() -> None:
+            context = current_task()
+            pid = os.fork()
+            if pid:
+                pids.append(pid)
+                forked.set()
+                return
+            code = 1
+            try:
+                context.output("silent: the parent's task, in the child")
+                health = pool.sinks["memory"]
+                assert (health.emitted, health.pending, health.state) == (0, 0, "ok")
+                say(pool, "child")
+                assert pool.flush(SOON)
+                assert [event.seq for event in sink.events] == [1, 2, 3, 4, 5]  # type: ignore[union-attr]
+                pool.shutdown()
+                assert pool.sinks["memory"].delivered == 5
+                code = 0
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+
+        pool.submit(fork_inside).result(SOON)
+        assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+        assert pool.flush(SOON)
+        assert pool.sinks["memory"].delivered == 5 + 4

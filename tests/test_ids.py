@@ -1,0 +1,59 @@
+"""Ids sort by creation time and are never given twice, by whatever thread and process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import uuid
+
+import pytest
+from hypothesis import given, strategies as st
+
+from bgworker.ids import new_id
+
+NOW = 1_800_000_000_000_000_000
+
+
+@given(st.integers(0, 2 ** 48 * 1_000_000 - 1))
+def test_an_id_is_32_lower_case_hex_digits_and_a_uuid_of_version_7(ns: int) -> None:
+    made = new_id(ns)
+    assert len(made) == 32 and made == made.lower() and int(made, 16) >= 0
+    as_uuid = uuid.UUID(made)
+    assert (as_uuid.version, as_uuid.variant) == (7, uuid.RFC_4122)
+    assert int(made[:12], 16) == ns // 1_000_000
+
+
+@given(st.lists(st.integers(NOW, NOW + 10 ** 10), min_size=2, max_size=20))
+def test_ids_sort_as_their_times_do_down_to_a_quarter_of_a_microsecond(times: list[int]) -> None:
+    times.sort()
+    ids = [new_id(each) for each in times]
+    for (first, before), (second, after) in zip(zip(times, ids), zip(times[1:], ids[1:])):
+        assert before < after or second - first < 245
+
+
+def test_ids_of_the_same_moment_differ_and_ascend() -> None:
+    ids = [new_id(NOW) for _ in range(1000)]
+    assert ids == sorted(set(ids))
+
+
+def test_ids_of_many_threads_differ() -> None:
+    found: list[list[str]] = []
+    threads = [threading.Thread(target=lambda: found.append([new_id(NOW) for _ in range(5000)])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert len({each for ids in found for each in ids}) == 20_000
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_continue_its_parents_ids() -> None:
+    program = ("import os, sys\nfrom bgworker.ids import new_id\nnew_id(5)\nread, write = os.pipe()\n"
+               "if os.fork() == 0:\n    os.write(write, new_id(5).encode()); os._exit(0)\n"
+               "os.wait()\nchild = os.read(read, 100).decode()\nprint(child, new_id(5))")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    child, parent = done.stdout.split()
+    assert child[:24] == parent[:24] and child != parent and child[24:] != parent[24:]

@@ -1,0 +1,268 @@
+"""The park file: what it takes, what it refuses, and how the account tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bgworker import Scheduler, SinkError, SinkOptions, current_task, wire
+from bgworker.delivery.park import Park
+from bgworker.delivery.retry import RetryPolicy
+from bgworker.events import Event, EventType, LossEvent
+from bgworker.records import COMPLETED, OUTPUT, TaskState
+from bgworker.testing import FlakySink, Hang, fail, work
+
+if TYPE_CHECKING:
+    from bgworker.records import Record
+
+SOON = 30.0
+FAST = RetryPolicy(attempts=2, base=0.001, cap=0.01)
+STATE = TaskState("1" * 32, "task", "r" * 32, 0)
+
+
+def records(*texts: str) -> list[Record]:
+    return [(STATE, seq, OUTPUT, 1_700_000_000_000_000_000 + seq, text) for seq, text in enumerate(texts, 1)]
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def parked(path: Path) -> list[str]:
+    return [line["event"]["payload"] for line in lines_of(path) if line["event"]["type"] == "TaskOutput"]
+
+
+def losses(events: Sequence[Event]) -> list[str]:
+    return [event.reason for event in events if isinstance(event, LossEvent)]
+
+
+class Answers:
+    """What the park tells, and a way to make its thread wait while it tells."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.refused: list[tuple[str, str]] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.entered = threading.Event()
+
+    def __call__(self, done: Sequence[Record], error: BaseException | None) -> None:
+        self.entered.set()
+        assert self.go_on.wait(SOON)
+        if error is None:
+            self.taken += [record[4] for record in done]
+        else:
+            self.refused += [(record[4], type(error).__name__) for record in done]
+
+
+def park_of(path: Path | str, answers: Answers, max_bytes: int = 1 << 20, most: int = 100,
+            most_bytes: int = 1 << 20) -> Park:
+    return Park(path, max_bytes, most, most_bytes, "it", answers)
+
+
+def closed(park: Park) -> bool:
+    return park.close(time.monotonic() + SOON)
+
+
+def test_a_line_tells_all_that_a_replay_needs(tmp_path: Path) -> None:
+    answers = Answers()
+    park = park_of(tmp_path / "park", answers)
+    park.open()
+    assert park.put(records("a\n\u2028b", "c"), "OSError: down", 8) == 2
+    assert closed(park)
+    assert (answers.taken, answers.refused) == (["a\n\u2028b", "c"], [])
+    first, second = lines_of(tmp_path / "park")
+    assert {**first, "event": None, "parked_at": None} == {"v": 1, "sink": "it", "error": "OSError: down", "attempts": 8,
+                                                           "event": None, "parked_at": None}
+    assert first["parked_at"].endswith("Z")
+    event = wire.decode(json.dumps(second["event"]))
+    assert (event.task_id, event.seq, event.payload) == (STATE.id, 2, "c")  # type: ignore[union-attr]
+
+
+def test_no_thread_and_no_line_comes_of_a_park_that_was_not_needed(tmp_path: Path) -> None:
+    before = threading.active_count()
+    park = park_of(tmp_path / "park", Answers())
+    park.open()
+    assert closed(park)
+    assert threading.active_count() == before
+    assert not (tmp_path / "park").exists() or (tmp_path / "park").read_bytes() == b""
+
+
+def test_a_file_at_its_bound_takes_what_fits_and_refuses_the_rest_line_by_line(tmp_path: Path) -> None:
+    answers = Answers()
+    park = park_of(tmp_path / "park", answers, max_bytes=1000)
+    park.put(records(*"abcdefgh"), "overflow", 0)
+    park.put(records("i"), "overflow", 0)
+    assert closed(park)
+    size = (tmp_path / "park").stat().st_size
+    assert 500 < size <= 1000
+    assert answers.taken == parked(tmp_path / "park") == [*"abcdefgh"][:len(answers.taken)]
+    assert answers.refused == [(text, "ParkFull") for text in "abcdefghi"[len(answers.taken):]]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_refuses_and_the_park_goes_on() -> None:
+    answers = Answers()
+    park = park_of("/dev/full", answers)
+    park.put(records("a"), "overflow", 0)
+    park.put(records("b"), "overflow", 0)
+    assert closed(park)
+    assert answers.refused == [("a", "OSError"), ("b", "OSError")]
+
+
+def test_no_more_waits_for_the_disk_than_the_bounds_by_count_and_by_bytes_allow(tmp_path: Path) -> None:
+    for most, most_bytes in ((3, 1 << 20), (100, 3 * 257)):
+        answers = Answers()
+        answers.go_on.clear()
+        park = park_of(tmp_path / f"park-{most}", answers, most=most, most_bytes=most_bytes)
+        assert park.put(records("a"), "overflow", 0) == 1
+        assert answers.entered.wait(SOON)  # a is written and answered, but not yet off the books
+        assert park.put(records("b", "c", "d"), "overflow", 0) == 2
+        assert park.put(records("e"), "overflow", 0) == 0
+        answers.go_on.set()
+        assert closed(park)
+        assert answers.taken == ["a", "b", "c"]
+
+
+def test_an_event_larger_than_the_bound_is_parked_when_nothing_else_waits(tmp_path: Path) -> None:
+    answers = Answers()
+    park = park_of(tmp_path / "park", answers, most_bytes=10)
+    assert park.put(records("a" * 1000, "b"), "overflow", 0) == 1
+    assert closed(park)
+    assert answers.taken == ["a" * 1000]
+
+
+def test_a_park_that_cannot_finish_in_time_says_so(tmp_path: Path) -> None:
+    answers = Answers()
+    answers.go_on.clear()
+    park = park_of(tmp_path / "park", answers)
+    park.put(records("a"), "overflow", 0)
+    assert not park.close(time.monotonic() + 0.05)
+    answers.go_on.set()
+    assert closed(park)
+
+
+# -- in the account of a sink --
+
+
+@pytest.fixture
+def pool() -> Iterator[Scheduler]:
+    with Scheduler(1) as made:
+        yield made
+
+
+def say(pool: Scheduler, *texts: str) -> None:
+    def run() -> None:
+        for text in texts:
+            current_task().output(text)
+
+    pool.submit(run).result(SOON)
+
+
+OUTPUTS = ["TaskOutput", "EventsLost"]
+
+
+def test_a_batch_that_is_given_up_is_parked_with_its_error_and_attempts(pool: Scheduler, tmp_path: Path) -> None:
+    sink = FlakySink(fail(FAST.attempts))
+    pool.register_sink(sink, name="it", options=SinkOptions(retry=FAST, park=tmp_path / "park", types=OUTPUTS))
+    say(pool, "a", "b")
+    pool.flush(SOON)
+    say(pool, "c")
+    assert not pool.flush(SOON), "parked is not delivered"
+    health = pool.unregister_sink("it", timeout=SOON)
+    assert (health.emitted, health.delivered, health.parked, health.dropped) == (3, 1, 2, 0)
+    assert parked(tmp_path / "park") == ["a", "b"]
+    (line, _) = lines_of(tmp_path / "park")
+    assert (line["sink"], line["error"], line["attempts"]) == ("it", "TemporarySinkError: failing as scripted", 2)
+    assert [event.type for event in sink.acknowledged] == [EventType.TASK_OUTPUT], "parked is not lost: no announcement"
+
+
+def test_poison_is_parked_alone(pool: Scheduler, tmp_path: Path) -> None:
+    sink = FlakySink(poison=lambda event: getattr(event, "payload", "") == "c")
+    pool.register_sink(sink, name="it", options=SinkOptions(retry=FAST, park=tmp_path / "park", types=OUTPUTS))
+    say(pool, *"abcde")
+    pool.flush(SOON)
+    health = pool.unregister_sink("it", timeout=SOON)
+    assert (health.delivered, health.parked, health.dropped) == (4, 1, 0)
+    assert parked(tmp_path / "park") == ["c"]
+
+
+def test_what_overflows_a_small_queue_is_parked_however_much_comes_at_once(pool: Scheduler, tmp_path: Path) -> None:
+    hang = Hang()
+    sink = FlakySink(hang)
+    pool.register_sink(sink, name="it", options=SinkOptions(queue_size=10, park=tmp_path / "park", types=OUTPUTS))
+    say(pool, "first")
+    pool.flush(0)
+    assert hang.entered.wait(SOON)
+    say(pool, *map(str, range(5000)))
+    pool.flush(0.01)
+    hang.release()
+    pool.flush(SOON)
+    health = pool.unregister_sink("it", timeout=SOON)
+    assert (health.emitted, health.delivered, health.parked, health.dropped) == (5001, 11, 4990, 0)
+    assert parked(tmp_path / "park") == [*map(str, range(4990))]
+
+
+def test_what_waits_for_a_hanging_sink_at_the_end_is_parked(tmp_path: Path) -> None:
+    hang = Hang()
+    with Scheduler(1, close_timeout=1.0) as pool:
+        pool.register_sink(FlakySink(hang), name="it", options=SinkOptions(park=tmp_path / "park", types=OUTPUTS))
+        say(pool, *"abc")
+        assert hang.entered.wait(SOON)
+    hang.release()
+    health = pool.sinks["it"]
+    assert (health.emitted, health.parked, health.dropped_by_reason, health.pending) == (3, 3, {}, 0)
+    assert parked(tmp_path / "park") == [*"abc"]
+    assert [line["error"] for line in lines_of(tmp_path / "park")] == ["closed"] * 3
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_what_the_park_file_does_not_take_is_dropped_counted_and_announced(
+        pool: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
+    sink = FlakySink(work(), poison=lambda event: getattr(event, "payload", "") == "b")
+    pool.register_sink(sink, name="it", options=SinkOptions(retry=FAST, park="/dev/full", types=OUTPUTS))
+    say(pool, *"abc")
+    pool.flush(SOON)
+    sink.sink.wait_for(lambda events: losses(events) and len(events) == 3, SOON)
+    health = pool.unregister_sink("it", timeout=SOON)
+    assert (health.delivered, health.parked, health.dropped_by_reason) == (2, 0, {"park": 1})
+    assert losses(sink.acknowledged) == ["park"]
+    assert any("the park file does not take them" in record.message for record in caplog.records)
+
+
+def test_a_full_park_file_is_in_the_account(pool: Scheduler, tmp_path: Path) -> None:
+    sink = FlakySink(poison=lambda event: event.type == EventType.TASK_OUTPUT)
+    pool.register_sink(sink, name="it", options=SinkOptions(retry=FAST, park=tmp_path / "park", park_bytes=1000))
+    say(pool, *map(str, range(20)))
+    pool.flush(SOON)
+    health = pool.unregister_sink("it", timeout=SOON)
+    assert health.parked == len(parked(tmp_path / "park")) > 0
+    assert health.dropped_by_reason == {"park": 20 - health.parked}
+    assert health.emitted == health.delivered + health.parked + health.dropped
+
+
+def test_a_park_file_that_cannot_be_opened_refuses_the_registration(pool: Scheduler, tmp_path: Path) -> None:
+    sink = FlakySink()
+    with pytest.raises(SinkError, match="the park file of sink 'it' cannot be used: FileNotFoundError"):
+        pool.register_sink(sink, name="it", options=SinkOptions(park=tmp_path / "no" / "park"))
+    assert not sink.calls and "it" not in pool.sinks
+
+
+def test_a_life_cycle_event_is_parked_whole(tmp_path: Path) -> None:
+    answers = Answers()
+    state = TaskState("2" * 32, "task", "r" * 32, 1)
+    state.completed_ns = 5_000
+    state.metadata_json = '{"a":1}'
+    park = park_of(tmp_path / "park", answers)
+    assert park.put([(state, 7, COMPLETED, 5_000, None)], "closed", 0) == 1
+    assert closed(park)
+    (line,) = lines_of(tmp_path / "park")
+    event = wire.decode(json.dumps(line["event"]))
+    assert event.task == state.snapshot_at(COMPLETED, 7)  # type: ignore[union-attr]

@@ -1,0 +1,91 @@
+"""When a failed write is tried again: pure decisions, so no clock and no sleep here."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, strategies as st
+
+from bgworker.delivery.retry import Breaker, Decision, RetryPolicy
+from bgworker.errors import ConfigurationError, PermanentSinkError, TemporarySinkError
+
+DOWN = OSError("down")
+
+
+def waits(breaker: Breaker, times: int, error: BaseException = DOWN) -> list[float]:
+    decisions = [breaker.failed(error, 5) for _ in range(times)]
+    assert {decision.action for decision in decisions} <= {"retry"}
+    return [decision.wait for decision in decisions]
+
+
+def test_waits_double_up_to_the_cap() -> None:
+    assert waits(Breaker(RetryPolicy(base=0.5, cap=6, jitter="none")), 7) == [0.5, 1, 2, 4, 6, 6, 6]
+
+
+def test_full_jitter_draws_each_wait_between_nothing_and_its_upper_end() -> None:
+    draws = iter([0.0, 0.5, 1.0, 0.25])
+    assert waits(Breaker(RetryPolicy(base=1, cap=60), lambda: next(draws)), 4) == [0, 1, 4, 2]
+
+
+def test_the_last_attempt_gives_up_and_opens_the_breaker_which_then_probes_once_per_cap() -> None:
+    breaker = Breaker(RetryPolicy(attempts=3, base=1, cap=10, jitter="none"))
+    assert [breaker.failed(DOWN, 5) for _ in range(5)] == [
+        Decision("retry", 1), Decision("retry", 2), Decision("give_up"), Decision("retry", 10), Decision("retry", 10)]
+    assert breaker.is_open
+
+
+def test_a_success_closes_the_breaker_and_starts_the_count_again() -> None:
+    breaker = Breaker(RetryPolicy(attempts=2, base=1, cap=10, jitter="none"))
+    breaker.failed(DOWN, 1)
+    breaker.succeeded()
+    assert breaker.failed(DOWN, 1) == Decision("retry", 1)
+    breaker.failed(DOWN, 1)
+    assert breaker.is_open
+    breaker.succeeded()
+    assert not breaker.is_open
+    assert breaker.failed(DOWN, 1) == Decision("retry", 1)
+
+
+def test_a_single_attempt_gives_up_at_once() -> None:
+    assert Breaker(RetryPolicy(attempts=1)).failed(DOWN, 1) == Decision("give_up")
+
+
+def test_the_other_sides_wish_goes_before_the_backoff_but_not_beyond_the_cap() -> None:
+    breaker = Breaker(RetryPolicy(attempts=9, base=1, cap=10, jitter="none"))
+    asked = [TemporarySinkError("busy", retry_after=seconds) for seconds in (3.5, 0, -1, 1e9)]
+    assert [breaker.failed(error, 1).wait for error in asked] == [3.5, 0, 0, 10]
+
+
+def test_what_is_refused_for_good_is_halved_until_it_stands_alone() -> None:
+    breaker = Breaker(RetryPolicy())
+    refused = PermanentSinkError("bad event")
+    assert [breaker.failed(refused, size).action for size in (100, 3, 2, 1)] == ["split", "split", "split", "give_up"]
+    assert (breaker.failures, breaker.is_open) == (0, False), "the sink works; the events are at fault"
+
+
+def test_a_thousand_failures_overflow_nothing() -> None:
+    breaker = Breaker(RetryPolicy(attempts=2_000, base=1, cap=60, jitter="none"))
+    assert waits(breaker, 1_500)[-1] == 60
+
+
+@given(st.integers(1, 50), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.lists(st.booleans(), max_size=100))
+def test_no_wait_is_negative_or_beyond_the_cap(attempts: int, base: float, cap: float, outcomes: list[bool]) -> None:
+    breaker = Breaker(RetryPolicy(attempts=attempts, base=base, cap=cap))
+    in_a_row = 0
+    for has_worked in outcomes:
+        if has_worked:
+            breaker.succeeded()
+            in_a_row = 0
+            continue
+        was_open = breaker.is_open
+        decision = breaker.failed(DOWN, 1)
+        in_a_row += 1
+        assert 0 <= decision.wait <= cap
+        assert was_open or (decision.action == "give_up") == (in_a_row == attempts)
+        assert breaker.is_open == (in_a_row >= attempts)
+
+
+@pytest.mark.parametrize(("name", "value"), [("attempts", 0), ("attempts", 1.0), ("base", 0), ("cap", -1),
+                                             ("base", float("nan")), ("jitter", "some")])
+def test_a_wrong_policy_is_refused_with_its_name_and_value(name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^{name}: expected .*, got {value!r}"):
+        RetryPolicy(**{name: value})  # type: ignore[arg-type]

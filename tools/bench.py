@@ -1,0 +1,679 @@
+#!/usr/bin/env python3
+"""Measure bgworker beside its limits and beside the standard library, on this machine, as ratios.
+
+    python3 tools/bench.py                      all benches, a Markdown table on stdout
+    python3 tools/bench.py emit tasks           only these
+    python3 tools/bench.py --json --rounds 9    the same as JSON, from more rounds
+
+Absolute figures drift with the machine and its other work, so nothing is judged by them: in each round all variants of a
+bench are measured one after the other, in an order that changes, and compared with one another. A row shows the median,
+the least and the greatest ratio of all rounds. Each bench has an interpreter of its own, the one that runs this tool, and the
+bgworker of this checkout, installed or not. A bench that shows less than all events delivered says so under the table.
+
+Exit code: 0 measured (whatever came out), 1 a bench failed, 2 a wrong command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import logging
+import logging.handlers
+import os
+import platform
+import queue
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii
+from pathlib import Path
+from time import gmtime, perf_counter, perf_counter_ns, sleep, strftime, time_ns
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+PAYLOAD = "x" * 60
+PAUSE = 0.03
+"""Seconds between two slices of emits, not measured: with it the delivery of one slice runs beside the next."""
+
+
+# --- the frame ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of the table compares: the figures of two variants, or whether a check held."""
+
+    what: str
+    """With ``{0}`` and ``{1}`` where the two figures go."""
+    over: tuple[str, str] | str
+    """The variants whose figures are divided, or the name of a check."""
+    wanted: str = ""
+    """Such as "<= 1.5"; empty when nothing is demanded of the ratio."""
+    figure: str = "{:,.0f} ns"
+    """How a figure is written."""
+
+
+@dataclass
+class Round:
+    """What variants say beside their figure."""
+
+    checks: dict[str, bool] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+Variant = Callable[[Round], float]
+
+
+@dataclass(frozen=True)
+class Bench:
+    rows: Sequence[Row]
+    variants: Callable[[], Mapping[str, Variant]]
+    is_fresh: bool
+
+
+BENCHES: dict[str, Bench] = {}
+
+
+def bench(rows: Sequence[Row], *, is_fresh: bool = False) -> Callable[[Any], Any]:
+    """Make a function a bench, which goes by the function's name (without a last underscore).
+
+    The function returns its variants by name; each call of a variant measures one figure. The table shows the ``rows``.
+
+    Args:
+        is_fresh: each round has an interpreter of its own, in which the variants run in the order of the mapping.
+    """
+    def register(function: Callable[[], Mapping[str, Variant]]) -> Callable[[], Mapping[str, Variant]]:
+        BENCHES[function.__name__.rstrip("_")] = Bench(rows, function, is_fresh)
+        return function
+
+    return register
+
+
+def run_bench(name: str, rounds: int) -> dict[str, Any]:
+    """Measure in this process; return figures by variant and checks by name, one of each per round, and the notes."""
+    found = BENCHES[name]
+    variants = found.variants()
+    figures: dict[str, list[float]] = {variant: [] for variant in variants}
+    checks: dict[str, list[bool]] = {}
+    notes: list[str] = []
+    for number in range(0 if found.is_fresh else -1, rounds):  # the first of several rounds warms up, and is forgotten
+        said = Round()
+        order = list(variants) if found.is_fresh or number % 2 else list(reversed(variants))
+        for variant in order:
+            gc.collect()
+            figure = variants[variant](said)
+            if number >= 0:
+                figures[variant].append(figure)
+        if number >= 0:
+            notes += said.notes
+            for check, held in said.checks.items():
+                checks.setdefault(check, []).append(held)
+    return {"figures": figures, "checks": checks, "notes": notes}
+
+
+def run_in_child(name: str, rounds: int) -> dict[str, Any]:
+    """Measure in a fresh interpreter, or in one per round."""
+    shares = [1] * rounds if BENCHES[name].is_fresh else [rounds]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "BGWORKER_"))}
+    merged: dict[str, Any] = {"figures": {}, "checks": {}, "notes": []}
+    for share in shares:
+        done = subprocess.run([sys.executable, __file__, "--child", name, "--rounds", str(share)], env=environment,
+                              stdout=subprocess.PIPE, check=True)
+        part = json.loads(done.stdout)
+        for kind in ("figures", "checks"):
+            for key, values in part[kind].items():
+                merged[kind].setdefault(key, []).extend(values)
+        merged["notes"] += part["notes"]
+    return merged
+
+
+def rows_of(name: str, measured: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Return what the table and the JSON say of one bench."""
+    for row in BENCHES[name].rows:
+        if isinstance(row.over, str):
+            held = measured["checks"].get(row.over, [])
+            yield {"name": name, "what": row.what, "median": None, "least": None, "greatest": None, "figures": None,
+                   "held": sum(held), "of": len(held), "wanted": "always", "met": bool(held) and all(held)}
+            continue
+        ours, other = (measured["figures"][variant] for variant in row.over)
+        ratios = [a / b for a, b in zip(ours, other)]
+        median = statistics.median(ratios)
+        middle = [statistics.median(ours), statistics.median(other)]
+        what = row.what.format(*map(row.figure.format, middle), difference=row.figure.format(middle[0] - middle[1]))
+        yield {"name": name, "what": what, "median": median, "least": min(ratios), "greatest": max(ratios),
+               "figures": middle, "held": None, "of": len(ratios), "wanted": row.wanted or None,
+               "met": is_met(median, row.wanted) if row.wanted else None}
+
+
+def is_met(ratio: float, wanted: str) -> bool:
+    operator, bound = wanted.split()
+    return ratio <= float(bound) if operator == "<=" else ratio >= float(bound)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| name | what | ratio median | spread | wanted | met? |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if row["median"] is None:
+            ratio, spread = f"{row['held']} of {row['of']}", ""
+        else:
+            ratio, spread = f"{row['median']:.3g}", f"{row['least']:.3g} .. {row['greatest']:.3g}"
+        met = {True: "yes", False: "**no**", None: ""}[row["met"]]
+        lines.append(f"| {row['name']} | {row['what']} | {ratio} | {spread} | {row['wanted'] or ''} | {met} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="Measure bgworker beside its limits and beside the standard library.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benches to run, of: {', '.join(BENCHES)} (default: all)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds to measure (default: 5)")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    unknown = [name for name in options.names if name not in BENCHES]
+    if unknown:
+        parser.error(f"no such bench: {', '.join(unknown)}; there are {', '.join(BENCHES)}")
+    if options.rounds < 1:
+        parser.error(f"--rounds: expected at least 1, got {options.rounds}")
+    if options.child:
+        print(json.dumps(run_bench(options.names[0], options.rounds)))
+        return 0
+
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    failed: list[str] = []
+    for name in options.names or BENCHES:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        try:
+            measured = run_in_child(name, options.rounds)
+        except subprocess.CalledProcessError as error:
+            failed.append(f"{name}: its interpreter ended with exit code {error.returncode}")
+            continue
+        rows += rows_of(name, measured)
+        notes += [f"{name}: {note}" for note in measured["notes"]]
+    if options.json:
+        print(json.dumps({"python": platform.python_version(), "rounds": options.rounds, "rows": rows, "notes": notes,
+                          "failed": failed}, indent=2))
+    else:
+        print(f"Python {platform.python_version()}, {options.rounds} rounds\n\n{table(rows)}")
+        for line in dict.fromkeys(notes + failed):
+            print(f"\n{line}")
+    return 1 if failed else 0
+
+
+# --- what the benches share ---------------------------------------------------------------------------------------------
+
+
+class NullSink:
+    """Takes everything and does nothing, but count."""
+
+    preferred_batch = 5000
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def write(self, events: Sequence[Any]) -> None:
+        self.count += len(events)
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def scratch_file() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder:
+        yield os.path.join(folder, "bench.jsonl")
+
+
+def note_losses(said: Round, scheduler: Any) -> None:
+    """Tell if a sink did not get all events: then the figure is that of less work."""
+    for name, health in scheduler.sinks.items():
+        if health.delivered != health.emitted:
+            said.notes.append(f"sink {name!r} got {health.delivered:,} of {health.emitted:,} events: "
+                              f"{dict(health.dropped_by_reason)}, {health.pending:,} pending")
+
+
+def in_slices(emit: Callable[[Any], object], slices: int, size: int, pause: float = PAUSE) -> float:
+    """Call ``emit`` with a fresh text of 60 characters, slices * size times; return nanoseconds per call."""
+    total = 0
+    for _ in range(slices):
+        texts = fresh_texts(size)
+        begun = perf_counter_ns()
+        for text in texts:
+            emit(text)
+        total += perf_counter_ns() - begun
+        sleep(pause)
+    return total / (slices * size)
+
+
+def fresh_texts(count: int) -> list[str]:
+    return [f"{number:060}" for number in range(count)]
+
+
+def paced(emit: Callable[[Any], object], count: int, pace_ns: int) -> list[int]:
+    """Call ``emit`` every ``pace_ns``, waiting busily in between; return the nanoseconds that each call took, sorted."""
+    took = []
+    due = perf_counter_ns()
+    for _ in range(count):
+        due += pace_ns
+        while (begun := perf_counter_ns()) < due:
+            pass
+        emit(PAYLOAD)
+        took.append(perf_counter_ns() - begun)
+        if begun - due > 50 * pace_ns:
+            due = begun  # after a long pause go on at the pace, without catching up in a burst
+    took.sort()
+    return took
+
+
+def percentile(ordered: Sequence[int], percent: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def task_output() -> Callable[[Any], None]:
+    from bgworker import current_task
+
+    return current_task().output
+
+
+@contextmanager
+def queue_logger(handler: logging.Handler) -> Iterator[logging.Logger]:
+    """A logger that hands its records to a thread, as the standard library's cookbook has it."""
+    records: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    logger = logging.getLogger("bench")
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    logger.handlers = [logging.handlers.QueueHandler(records)]  # type: ignore[arg-type]
+    listener = logging.handlers.QueueListener(records, handler)  # type: ignore[arg-type]
+    listener.start()
+    try:
+        yield logger
+    finally:
+        listener.stop()
+
+
+class NullHandler(logging.Handler):
+    def handle(self, record: logging.LogRecord) -> bool:
+        return True
+
+
+def bare_put() -> Callable[[Any], None]:
+    """What is least: the same fields, with the time, into a queue."""
+    put = queue.SimpleQueue[Any]().put
+    state = object()
+    return lambda text: put((state, 8, time_ns(), text))
+
+
+# --- the benches --------------------------------------------------------------------------------------------------------
+
+IMPORTS = 15
+"""Interpreters started per variant and round."""
+
+
+@bench([Row("import bgworker {0} over import concurrent.futures.thread, dataclasses, json {1}", ("bgworker", "standard"),
+            "<= 1.5", "{:.1f} ms")])
+def import_() -> Mapping[str, Variant]:
+    """Start of an interpreter that imports, less that of a bare one right after it, with warm bytecode."""
+    def milliseconds(statement: str) -> float:
+        begun = perf_counter()
+        subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {statement}"], check=True)
+        return (perf_counter() - begun) * 1000
+
+    def over_bare(statement: str) -> Variant:
+        milliseconds(statement)  # writes the bytecode
+        return lambda said: statistics.median(milliseconds(statement) - milliseconds("pass") for _ in range(IMPORTS))
+
+    return {"bgworker": over_bare("import bgworker"),
+            "standard": over_bare("import concurrent.futures.thread, dataclasses, json")}
+
+
+@bench([Row("output() {0} over SimpleQueue.put of a tuple {1}", ("one", "bare"), "<= 7"),
+        Row("output() {0} over logging's QueueHandler {1}", ("one", "logging"), "<= 0.125"),
+        Row("output() with three sinks {0} over one {1}", ("three", "one"), "<= 1.5")])
+def emit() -> Mapping[str, Variant]:
+    """What an emit costs the task's thread while delivery runs beside it."""
+    from bgworker import Scheduler
+
+    def ours(sinks: int) -> Variant:
+        def figure(said: Round) -> float:
+            with Scheduler(1, sinks=[NullSink() for _ in range(sinks)]) as scheduler:
+                figure = scheduler.submit(lambda: in_slices(task_output(), 10, 20_000)).result()
+                scheduler.flush(30)
+                note_losses(said, scheduler)
+            return figure
+
+        return figure
+
+    def logs(said: Round) -> float:
+        with queue_logger(NullHandler()) as logger:
+            return in_slices(logger.info, 10, 3_000)
+
+    return {"bare": lambda said: in_slices(bare_put(), 10, 20_000), "one": ours(1), "three": ours(3), "logging": logs}
+
+
+@bench([Row("p99.9 of output() every 20 us, JSONL sink {0}, over no-op sink {1}: {difference} more", ("jsonl", "null"),
+            "", "{:.2f} us"),
+        Row("... over SimpleQueue.put, nobody reading {1}", ("jsonl", "bare"), "", "{:.2f} us"),
+        Row("... over logging's QueueHandler, a file handler behind it {1}", ("jsonl", "logging"), "", "{:.2f} us")])
+def tail() -> Mapping[str, Variant]:
+    """How long the slowest emits take, at a pace."""
+    from bgworker import Scheduler
+
+    def slowest(emit: Callable[[Any], object]) -> float:
+        return percentile(paced(emit, 50_000, 20_000), 99.9) / 1000
+
+    def with_sink(sink: Any, said: Round) -> float:
+        with Scheduler(1, sinks=[sink]) as scheduler:
+            figure = scheduler.submit(lambda: slowest(task_output())).result()
+            scheduler.flush(30)
+            note_losses(said, scheduler)
+        return figure
+
+    def jsonl(said: Round) -> float:
+        with scratch_file() as path:
+            return with_sink(f"jsonl:{path}", said)
+
+    def logs(said: Round) -> float:
+        with scratch_file() as path:
+            handler = logging.FileHandler(path)
+            with queue_logger(handler) as logger:
+                figure = slowest(logger.info)
+            handler.close()
+        return figure
+
+    return {"null": lambda said: with_sink(NullSink(), said), "jsonl": jsonl, "logging": logs,
+            "bare": lambda said: slowest(bare_put())}
+
+
+TASKS = 20_000
+
+
+def nothing() -> None:
+    """What the tasks do."""
+
+
+@bench([Row("tasks without a sink {0} over ThreadPoolExecutor {1}", ("ours", "standard"), ">= 0.9", "{:,.0f}/s"),
+        Row("tasks until all is in a JSONL file {0} over ThreadPoolExecutor {1}", ("jsonl", "standard"), ">= 0.5",
+            "{:,.0f}/s"),
+        Row("tasks without a sink {0} over four threads and a SimpleQueue, nothing to wait for {1}", ("ours", "bare"), "",
+            "{:,.0f}/s")])
+def tasks() -> Mapping[str, Variant]:
+    """20,000 no-op tasks on 4 threads: submit all, wait for all results."""
+    from bgworker import Scheduler
+
+    def rate_of(executor: Any) -> float:
+        begun = perf_counter()
+        submit = executor.submit
+        for future in [submit(nothing) for _ in range(TASKS)]:
+            future.result()
+        return TASKS / (perf_counter() - begun)
+
+    def standard(said: Round) -> float:
+        with ThreadPoolExecutor(4) as executor:
+            return rate_of(executor)
+
+    def ours(said: Round) -> float:
+        with Scheduler(4) as scheduler:
+            return rate_of(scheduler)
+
+    def jsonl(said: Round) -> float:
+        with scratch_file() as path:
+            scheduler = Scheduler(4, sinks=[f"jsonl:{path}"])
+            begun = perf_counter()
+            with scheduler:
+                rate_of(scheduler)
+            took = perf_counter() - begun
+        note_losses(said, scheduler)
+        return TASKS / took
+
+    def bare(said: Round) -> float:
+        calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+
+        def work() -> None:
+            while (call := calls.get()) is not None:
+                call()
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        begun = perf_counter()
+        for thread in threads:
+            thread.start()
+        for _ in range(TASKS):
+            calls.put(nothing)
+        for _ in threads:
+            calls.put(None)
+        for thread in threads:
+            thread.join()
+        return TASKS / (perf_counter() - begun)
+
+    return {"standard": standard, "ours": ours, "jsonl": jsonl, "bare": bare}
+
+
+@bench([Row("10,000 tasks with timeout=60 {0} over without {1}", ("with", "without"), "<= 1.2", "{:.0f} ms")])
+def deadlines() -> Mapping[str, Variant]:
+    """What a timeout that never passes costs. The standard library has none to compare with."""
+    from bgworker import Scheduler
+
+    def milliseconds(timeout: float | None) -> float:
+        with Scheduler(4) as scheduler:
+            submit = scheduler.options(timeout=timeout).submit
+            begun = perf_counter()
+            for task in [submit(nothing) for _ in range(10_000)]:
+                task.result()
+            return (perf_counter() - begun) * 1000
+
+    return {"with": lambda said: milliseconds(60), "without": lambda said: milliseconds(None)}
+
+
+LINES = 200_000
+
+
+@bench([Row("events from emit to closed file {0} over ready-made lines, 1,000 per os.write {1}", ("ours", "template"), "",
+            "{:,.0f}/s"),
+        Row("events from emit to closed file {0} over json.dumps and a buffered write {1}", ("ours", "dumps"), "",
+            "{:,.0f}/s")])
+def jsonl() -> Mapping[str, Variant]:
+    """200,000 output events of 60 characters into a file. The others do it on one thread, with nothing in between."""
+    from bgworker import Scheduler, current_task
+
+    def emit_all() -> None:
+        task = current_task()
+        room = task.room  # a callable just emits; this one waits like a pipe's reader, so that every event counts
+        texts = iter(fresh_texts(LINES))
+        while chunk := list(itertools.islice(texts, room)):
+            for text in chunk:
+                task.output(text)
+            task.wait_for_room()
+
+    def ours(said: Round) -> float:
+        with scratch_file() as path:
+            with Scheduler(1, sinks=[f"jsonl:{path}"]) as scheduler:
+                begun = perf_counter()
+                scheduler.submit(emit_all)
+            took = perf_counter() - begun
+        note_losses(said, scheduler)
+        return LINES / took
+
+    def template(said: Round) -> float:
+        task_id, texts = "0" * 32, fresh_texts(LINES)
+        with scratch_file() as path:
+            begun = perf_counter()
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            for start in range(0, LINES, 1000):
+                lines = []
+                for seq in range(start, start + 1000):
+                    micros = time_ns() // 1000
+                    if not seq % 1000:
+                        second = strftime("%Y-%m-%dT%H:%M:%S", gmtime(micros // 1_000_000))
+                    lines.append(f'{{"v":1,"type":"TaskOutput","task_id":"{task_id}","seq":{seq},"time":"{second}.'
+                                 f'{micros % 1_000_000:06}Z","stream":"output",'
+                                 f'"payload":{encode_basestring_ascii(texts[seq])}}}\n')
+                os.write(file, "".join(lines).encode())
+            os.close(file)
+            return LINES / (perf_counter() - begun)
+
+    def dumps(said: Round) -> float:
+        task_id, texts = "0" * 32, fresh_texts(LINES)
+        with scratch_file() as path:
+            begun = perf_counter()
+            with open(path, "w", encoding="utf-8") as file:
+                for seq, text in enumerate(texts):
+                    seconds, nanos = divmod(time_ns(), 1_000_000_000)
+                    if not seq % 1000:
+                        second = strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds))
+                    file.write(json.dumps({"v": 1, "type": "TaskOutput", "task_id": task_id, "seq": seq,
+                                           "time": f"{second}.{nanos // 1000:06}Z", "stream": "output",
+                                           "payload": text}) + "\n")
+            return LINES / (perf_counter() - begun)
+
+    return {"ours": ours, "template": template, "dumps": dumps}
+
+
+class RaisingSink(NullSink):
+    def write(self, events: Sequence[Any]) -> None:
+        raise OSError("this sink is dead")
+
+
+class HangingSink(NullSink):
+    """Its first write lasts until ``release`` is set."""
+
+    def __init__(self, release: threading.Event) -> None:
+        super().__init__()
+        self.release = release
+
+    def write(self, events: Sequence[Any]) -> None:
+        self.release.wait()
+
+
+class CrawlingSink(HangingSink):
+    """Takes one event a second."""
+
+    def write(self, events: Sequence[Any]) -> None:
+        self.release.wait(len(events))
+
+
+@bench([Row("p99 of output() beside three dead sinks {0} over the healthy one alone {1}", ("dead", "alone"), "<= 2",
+            "{:.2f} us"),
+        Row("p99 of output() beside three dead sinks {0} over logging's QueueHandler {1}", ("dead", "logging"), "",
+            "{:.2f} us"),
+        Row("the healthy sink got everything", "healthy")])
+def isolation() -> Mapping[str, Variant]:
+    """One sink raises, one hangs, one takes an event a second: neither the task nor a healthy sink may notice."""
+    from bgworker import Scheduler
+
+    log = logging.getLogger("bgworker")  # it would tell of the dead sinks
+    log.propagate = False
+    log.addHandler(logging.NullHandler())
+    count = 50_000
+
+    def measure(emit: Callable[[Any], object]) -> float:
+        return percentile(paced(emit, count, 20_000), 99) / 1000
+
+    def alone(said: Round) -> float:
+        with Scheduler(1, sinks=[NullSink()]) as scheduler:
+            return scheduler.submit(lambda: measure(task_output())).result()
+
+    def dead(said: Round) -> float:
+        release, healthy = threading.Event(), NullSink()
+        sinks = [RaisingSink(), healthy, HangingSink(release), CrawlingSink(release)]
+        scheduler = Scheduler(1, sinks=sinks, close_timeout=0.5)
+        try:
+            figure = scheduler.submit(lambda: measure(task_output())).result()
+            scheduler.flush(0.5)
+            said.checks["healthy"] = healthy.count == count + 4  # created, scheduled, started, completed
+            if not said.checks["healthy"]:
+                said.notes.append(f"the healthy sink got {healthy.count:,} of {count + 4:,} events")
+        finally:
+            release.set()
+            scheduler.shutdown()
+        return figure
+
+    def logs(said: Round) -> float:
+        with queue_logger(NullHandler()) as logger:
+            return measure(logger.info)
+
+    return {"alone": alone, "dead": dead, "logging": logs}
+
+
+EVENTS = 1_000_000
+ALLOWED = 30 * 2 ** 20
+"""Bytes beside the queue: the intake, what the dispatcher holds, the tail of the task."""
+
+
+@bench([Row("memory after 1,000,000 events into a stalled sink {0} over its queue_bytes + 30 MiB {1}", ("grown", "bound"),
+            "<= 1", "{:.0f} MiB"),
+        Row("... over the same events in a queue without bound {1}", ("grown", "unbounded"), "", "{:.0f} MiB"),
+        Row("the account is exact: emitted = delivered + coalesced + dropped + parked + pending", "exact")], is_fresh=True)
+def memory() -> Mapping[str, Variant]:
+    """A sink whose first write never returns, and a task that emits as fast as it can."""
+    from bgworker import Scheduler, SinkOptions, current_task
+
+    def emit_all(grown: list[float], before: float) -> None:
+        output = current_task().output
+        for start in range(0, EVENTS, 20_000):
+            for number in range(start, start + 20_000):
+                output(f"{number:060}")
+            grown.append(resident_mib() - before)
+
+    def grown(said: Round) -> float:
+        release = threading.Event()
+        scheduler = Scheduler(1, close_timeout=0.5)
+        name = scheduler.register_sink(HangingSink(release))
+        scheduler.submit(nothing).result()
+        scheduler.flush(0.1)
+        sleep(0.2)
+        before = resident_mib()
+        sizes: list[float] = []
+        task = scheduler.submit(emit_all, sizes, before)
+        try:
+            task.result()
+            scheduler.get(task.id)  # lets the dispatcher catch up
+            sizes.append(resident_mib() - before)
+            health = scheduler.sinks[name]
+            settled = health.delivered + health.coalesced + health.dropped + health.parked + health.pending
+            said.checks["exact"] = health.emitted == settled == EVENTS + 2 * 4
+            said.notes.append(f"of {health.emitted:,} events {health.pending:,} waited, dropped "
+                              f"{dict(health.dropped_by_reason)}; {settled - health.emitted:,} unaccounted for")
+        finally:
+            release.set()
+            scheduler.shutdown()
+        return max(sizes)
+
+    def bound(said: Round) -> float:
+        return (SinkOptions().queue_bytes + ALLOWED) / 2 ** 20
+
+    def unbounded(said: Round) -> float:
+        before = resident_mib()
+        events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for number in range(EVENTS):
+            events.put((None, number, 8, time_ns(), f"{number:060}"))
+        return resident_mib() - before
+
+    return {"grown": grown, "bound": bound, "unbounded": unbounded}
+
+
+def resident_mib() -> float:
+    """Resident memory of this process; where only its peak is known, the peak."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2 ** 20
+    except FileNotFoundError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 2 ** (20 if sys.platform == "darwin" else 10)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
