@@ -10,7 +10,7 @@ What is dear to import (sinks, retries' details, the shell) is loaded when it is
 
 from __future__ import annotations
 
-from .errors import (BgworkerError, ConfigurationError, PendingFull, PermanentSinkError, ShutdownError, SinkError,
+from .errors import (BgworkerError, ConfigurationError, PendingFull, PermanentSinkError, PoolDeadlock, ShutdownError, SinkError,
                      TaskCancelled, TaskTimedOut, TemporarySinkError, WireError)
 from .events import (Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus)
 from .scheduler import Scheduler, TaskOptions
@@ -36,7 +36,7 @@ _LAZY = {
 
 __all__ = [
     "BgworkerError", "ConfigurationError", "Event", "EventType", "FlushReport", "HookSink", "JsonlSink",
-    "LifecycleEvent", "LossEvent", "PendingFull", "PermanentSinkError", "RetryPolicy", "Scheduler", "ShutdownError", "Sink",
+    "LifecycleEvent", "LossEvent", "PendingFull", "PermanentSinkError", "PoolDeadlock", "RetryPolicy", "Scheduler", "ShutdownError", "Sink",
     "SinkError", "SinkHealth", "SinkOptions", "StreamEvent", "StreamType", "Subscription", "Task", "TaskCancelled", "TaskContext",
     "TaskOptions", "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "WireError", "checkpoint",
     "current_task", "open_sink", "shell",

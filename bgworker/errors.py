@@ -25,6 +25,10 @@ class PendingFull(BgworkerError, queue.Full):
     """``max_pending`` tasks are waiting already; nothing was queued. Wait for some of them, or raise the bound."""
 
 
+class PoolDeadlock(BgworkerError, RuntimeError):
+    """A task waits for a task of the same pool, and the wait could never end. Raised where it waits."""
+
+
 class WireError(BgworkerError, ValueError):
     """A line or an object is not a wire object that this version of bgworker can read."""
 

@@ -17,6 +17,7 @@ from .deadlines import Deadlines
 from .delivery.intake import Tally
 from .errors import PendingFull, ShutdownError
 from .text import text_of
+from .waits import Waits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,12 +76,13 @@ class Pool:
         """Begin with no thread and an empty queue; also in a forked child, where the parent's threads are not."""
         self._queue: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
         self._deadlines = Deadlines(self._expire, f"{self._name}-deadlines")
+        self.waits = Waits(self.discarded)
         self._local = threading.local()  # .worker, in the threads of this pool
         self._lock = threading.Lock()  # guards all below, and the flags above
         self._workers: set[Worker] = set()
         self._retired: set[Worker] = set()  # threads whose task is past its deadline: replaced, and left to themselves
         self._idle = 0  # workers that wait for a task and have not been promised one
-        self._cancelled = Tally()  # tasks that were cancelled in the queue ...
+        self._cancelled = Tally()  # tasks that were cancelled in the queue, or run by who waits for them ...
         self._collected = 0  # ... and those of them that have been taken out of it
         self._started = 0
         self._signs = 0  # None in the queue: signs to stop, which are no tasks
@@ -184,7 +186,7 @@ class Pool:
         self._deadlines.forget(task)
 
     def discarded(self) -> None:
-        """Note that a queued task was cancelled: it makes room before it is taken out of the queue. Takes no lock."""
+        """Note that a queued task will not be run from the queue: it makes room before it is taken out. Takes no lock."""
         self._cancelled.add()
 
     # -- inside --
@@ -213,10 +215,11 @@ class Pool:
             if self._initialize():
                 while (task := self._next(worker)) is not None:
                     worker.task = task
-                    _guard(task.run)
+                    _guard(self.waits.run, task)
                     worker.task = None
                     del task  # hold nothing while waiting for the next
         finally:
+            self.waits.leave()
             with self._lock:
                 self._workers.discard(worker)
                 self._retired.discard(worker)
@@ -286,7 +289,7 @@ class Pool:
                         self._put_sign()  # for the next worker
                         self._workers.discard(worker)
                         return None
-            elif task.done():
+            elif task.has_begun:
                 with self._lock:
                     self._collected += 1
             else:
@@ -346,16 +349,16 @@ class Pool:
             self._on_ended()
 
 
-def _guard(function: Callable[[], object]) -> None:
-    """Call `Task.run` or `Task.publish`; a done callback that raises what `Future` does not catch costs no worker."""
-    try:
-        function()
-    except BaseException:
-        logger.critical("exception in worker", exc_info=True)
-    finally:
-        del function  # as in Task.run: a traceback that leads back here must not hold the task
-
-
 def _reacts(worker: Worker) -> bool:
     task = worker.task
     return task is not None and task.reacts_to_cancel
+
+
+def _guard(function: Callable[..., object], *arguments: object) -> None:
+    """Run a task, or publish one; a done callback that raises what `Future` does not catch costs no worker."""
+    try:
+        function(*arguments)
+    except BaseException:
+        logger.critical("exception in worker", exc_info=True)
+    finally:
+        del function, arguments  # as in Task.run: a traceback that leads back here must not hold the task

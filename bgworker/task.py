@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
 from .context import TaskContext, checkpoint, current_task, run_as
-from .errors import TaskCancelled, TaskTimedOut
+from .errors import PoolDeadlock, TaskCancelled, TaskTimedOut
 from .events import StreamType, TaskSnapshot, TaskStatus
 from .records import CANCELLED, COMPLETED, FAILED, STREAMS, TIMED_OUT, TaskState, event
 from .text import fit, text_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from .delivery.dispatcher import Dispatcher
     from .events import StreamEvent
+    from .waits import Waits
 
     T = TypeVar("T")
     Call = Tuple[Callable[..., Any], Tuple[Any, ...], dict[str, Any], Context]
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
         def started(self, task: Task[Any]) -> None: ...  # one with a timeout
         def ended(self, task: Task[Any]) -> None: ...
         def discarded(self) -> None: ...
+
+        @property
+        def waits(self) -> Waits: ...
 
 __all__ = ["Task", "TaskContext", "checkpoint", "current_task"]
 
@@ -138,8 +142,25 @@ class Task(Future["T"]):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the task has ended; False when ``timeout`` seconds passed first. Raises nothing."""
+        if timeout is None:
+            try:
+                self._wait_for_ever()
+            except PoolDeadlock:
+                return self.done()
         with self._condition:
             return self._condition.wait_for(self.done, timeout)
+
+    def _wait_for_ever(self) -> None:
+        """Wait without a timeout; a worker of the same pool does the task's work itself if nobody has begun it."""
+        if self.done():
+            return
+        is_inside = self._runner.waits.begin(self)
+        try:
+            with self._condition:
+                self._condition.wait_for(self.done)
+        finally:
+            if is_inside:
+                self._runner.waits.end()
 
     def cancel(self, reason: str = "user") -> bool:
         """Cancel the task if it has not started, at once; ask it to stop if it has.
@@ -168,10 +189,10 @@ class Task(Future["T"]):
         """Have the record begin: the task is created, and waits. Called when nothing can refuse it any more."""
         self._context.announce()
 
-    def run(self) -> None:
-        """Run the task unless somebody else has started or cancelled it. Returns when it has ended."""
+    def run(self) -> bool:
+        """Run the task and return when it has ended; False if somebody else has started or cancelled it."""
         if not self._start_claim.acquire(False):
-            return
+            return False
         call, self._call = self._call, None
         assert call is not None  # who wins the claim finds the call
         state, context = self._task_state, self._context
@@ -199,6 +220,7 @@ class Task(Future["T"]):
         if state.timeout is not None:
             self._runner.ended(self)
         del self, result, error  # the traceback's frames lead back to this one, which would hold the exception
+        return True
 
     def time_out(self) -> bool:
         """End a running task because its time is over; False when it has ended already. The supervisor's thread."""
@@ -212,6 +234,11 @@ class Task(Future["T"]):
     def publish(self) -> None:
         """Resolve the future after `time_out`. Apart, because callbacks may take long and the supervisor may not."""
         self._resolve(FINISHED)
+
+    @property
+    def has_begun(self) -> bool:
+        """True once the task was started or cancelled, by whomever."""
+        return self._start_claim.locked()
 
     @property
     def has_timeout(self) -> bool:
@@ -294,16 +321,27 @@ class Task(Future["T"]):
             TimeoutError: the wait ran out (``concurrent.futures.TimeoutError``); the task goes on.
             CancelledError: the task was cancelled (``concurrent.futures.CancelledError``).
             TaskTimedOut: the task ran longer than its own timeout.
+            PoolDeadlock: called from a task of the same scheduler, and the wait could never end.
             BaseException: what the callable raised.
+
+        From inside a task of the same scheduler, without a timeout, a task that is still queued runs here and now.
         """
         try:
             if self._state != FINISHED:
+                if timeout is None:
+                    self._wait_for_ever()
                 return super().result(timeout)
             if self._exception is None:
                 return self._result  # type: ignore[no-any-return]
             raise self._exception
         finally:
             del self  # the traceback holds this frame, which would hold the exception
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the callable raised, or None; waits and raises as `result` does."""
+        if timeout is None:
+            self._wait_for_ever()
+        return super().exception(timeout)
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r} {self.id} {self.status}>"

@@ -427,11 +427,14 @@ class _Check:
             self._write(loop, sink, "events that came before", again)
         finally:
             self._call(loop, sink, "close")
-        keys = [key for event in self._read(sink) if (key := _key(event)) is not None]
         wanted = set(map(_key, again))
-        doubled = [key for key in keys if key in wanted and keys.count(key) > 1]
-        if doubled:
-            self._break(f"events that are delivered twice are kept twice: task {doubled[0][0]}, seq {doubled[0][1]}")
+        seen: set[object] = set()
+        for event in self._read(sink):
+            key = _key(event)
+            if key is not None and key in wanted and key in seen:
+                self._break(f"events that are delivered twice are kept twice: task {key[0]}, seq {key[1]}")
+                return
+            seen.add(key)
 
     def _leave_unused(self, loop: SinkLoop) -> None:
         sink = self._make()
@@ -496,7 +499,8 @@ class _Check:
             if result is None:
                 return
             if not inspect.isawaitable(result):
-                self._break(f"{what.partition(' ')[0]} returned {result!r}; it should return None, or an awaitable")
+                self._break(f"{what.partition(' ')[0]} returned {_a(type(result).__name__)}; it should return None, or "
+                            "an awaitable")
                 return
             loop.finish(result)
         except BaseException as error:  # a third party's code: this is what we are here to tell
@@ -545,13 +549,16 @@ class _Check:
             return
         found: dict[object, Event] = {}
         last: dict[str, int] = {}
+        disorder = ""
         for event in self._read(sink):
             key = _key(event)
             if key is not None:
                 found.setdefault(key, event)
-                if key[1] < last.get(key[0], 0):
-                    self._break(f"{when}, seq does not ascend in task {key[0]}: {key[1]} comes after {last[key[0]]}")
+                if key[1] < last.get(key[0], 0) and not disorder:
+                    disorder = f"{when}, seq does not ascend in task {key[0]}: {key[1]} comes after {last[key[0]]}"
                 last[key[0]] = key[1]
+        if disorder:
+            self._break(disorder)
         missing = [event for event in self._written if _key(event) not in found]
         if missing:
             self._break(f"{when}, {len(missing)} of {len(self._written)} events that write took are not there, "
@@ -565,6 +572,10 @@ class _Check:
 
 def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[:1] in "aeiou" else f"a {noun}"
 
 
 def _short(content: object) -> str:

@@ -208,14 +208,17 @@ def test_every_sink_sees_the_same_order_and_each_task_gap_free_with_its_terminal
 
 
 def test_oversize_payloads_are_refused_counted_and_announced_if_told_so() -> None:
-    sink = MemorySink()
-    with Scheduler(1, max_payload=64, oversize="reject") as pool:
-        pool.register_sink(sink, name="it", options=SinkOptions(types=["TaskOutput", "EventsLost"]))
-        say(pool, "x" * 65, "short")
-        assert not pool.flush(SOON)
-        sink.wait_for(2, SOON)
-    assert pool.sinks["it"].dropped_by_reason == {"oversize": 1}
-    assert {type(event) for event in sink.events} == {LossEvent, type(sink.events[-1])} or len(sink.events) == 2
+    for _ in range(20):  # right after its registration, too, a refusal counts for the sink
+        sink = MemorySink()
+        with Scheduler(1, max_payload=64, oversize="reject") as pool:
+            pool.register_sink(sink, name="it", options=SinkOptions(types=["TaskOutput", "EventsLost"]))
+            say(pool, "x" * 65, "short")
+            assert not pool.flush(SOON)
+            sink.wait_for(2, SOON)
+        assert pool.sinks["it"].dropped_by_reason == {"oversize": 1}
+        assert [event.reason for event in sink.events if isinstance(event, LossEvent)] == ["oversize"]
+        assert [event.payload for event in sink.events if not isinstance(event, LossEvent)] == [  # type: ignore[union-attr]
+            "short"]
 
 
 # -- one sink does not hurt another, nor the tasks --
@@ -258,7 +261,7 @@ def test_flush_is_true_though_more_is_emitted_all_the_time(pool: Scheduler) -> N
     def chat() -> None:
         while not stop.is_set():
             current_task().output("on and on")
-            time.sleep(0)
+            time.sleep(0.0005)
 
     pool.submit(chat)
     try:

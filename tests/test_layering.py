@@ -16,7 +16,7 @@ FLOORS = (
     (1, ("events", "errors", "ids", "text", "files", "checks")),
     (2, ("wire", "records", "linefile")),
     (3, ("delivery", "sinks")),
-    (4, ("task", "context", "capture", "source", "memory", "pool", "deadlines")),
+    (4, ("task", "context", "capture", "source", "memory", "waits", "pool", "deadlines")),
     (5, ("scheduler", "history", "command", "child", "pipes", "testing")),
     (6, ("__main__", "cli")),
     (7, ("__init__",)),

@@ -136,7 +136,8 @@ class Dispatcher:
             self._sinks[name] = courier
         try:
             courier.start(self.close_timeout)
-            if not self.intake.post(lambda: self._set_couriers((*self._couriers, courier))):
+            # waited for: what the intake refuses from now on is this sink's too, and is passed to who is attached
+            if not self.call(lambda: self._attach(courier)):
                 raise ShutdownError(f"cannot register sink {name!r} after shutdown")
         except BaseException:
             courier.close()
@@ -219,6 +220,12 @@ class Dispatcher:
     def _mark(self) -> list[tuple[Courier, Mark]]:
         self._pass_refusals()  # what was refused before the flush is lost before the flush
         return [(courier, courier.mark()) for courier in self._couriers]
+
+    def _attach(self, courier: Courier) -> bool:
+        if self._is_finishing or self.closed.is_set():
+            return False
+        self._set_couriers((*self._couriers, courier))
+        return True
 
     def _set_couriers(self, couriers: tuple[Courier, ...]) -> None:
         self._pass_refusals()

@@ -13,9 +13,9 @@ class Patience:
     """Tells a sink that is behind from one that hangs or crawls; the dispatcher's thread alone asks.
 
     A clock runs while the queue is crowded and runs back while it is not; each event that is delivered takes it back by
-    `PER_EVENT`. While it stands at `PATIENCE` nobody waits for the sink. So whoever waits is held up by one sink for at most
-    `PATIENCE` seconds and `PER_EVENT` for each event that the sink takes meanwhile, whatever the size of its queue, and a sink that comes
-    back to work has everyone's patience again after its first few hundred events.
+    `PER_EVENT`. While it stands at `PATIENCE` nobody waits for the sink. So one sink holds up whoever waits for at most
+    `PATIENCE` seconds and `PER_EVENT` for each event that it takes, whatever the size of its queue; and one that comes
+    back to work has everyone's patience again after a few hundred events.
     """
 
     __slots__ = ("_used", "_was_crowded", "_delivered", "_asked_at")

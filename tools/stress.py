@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Run the checks of delivery for longer than the tests do, on random histories from a seed that is printed.
+
+    python3 tools/stress.py                              all of them
+    python3 tools/stress.py machine --examples 20000     one of them
+    python3 tools/stress.py machine --seed 17            the same history again
+
+Needs what the tests need: an environment with `.[dev]` installed. `tools/check.py` makes one in `.venv`.
+
+Exit code: 0 all passed, 1 a check failed, 2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+
+def machine(examples: int, seed: int) -> None:
+    """Sinks come, go, fail, hang, refuse and recover while tasks talk; EXAMPLES random histories."""
+    import hypothesis
+
+    from bgworker.delivery import dispatcher
+    import test_properties_delivery as properties
+
+    dispatcher.GATHER = 0.001  # as the test does: the gathering adds nothing but time
+    logging.getLogger("bgworker").disabled = True
+    properties.run_machine(examples, 30, hypothesis.seed(seed)(properties.DeliveryMachine), database=None,
+                           print_blob=True)
+
+
+def signals(examples: int, seed: int) -> None:
+    """Ten seconds of signals whose handler emits."""
+    import test_faults_delivery as faults
+
+    print("     ", faults.in_child("signal_storm", 10.0).strip())
+
+
+def finalisers(examples: int, seed: int) -> None:
+    """Ten seconds of garbage collection at every allocation, with finalisers that emit."""
+    import test_faults_delivery as faults
+
+    print("     ", faults.in_child("collector_storm", 10.0).strip())
+
+
+def forks(examples: int, seed: int) -> None:
+    """Two hundred forks in the middle of bursts."""
+    import test_faults_delivery as faults
+
+    with tempfile.TemporaryDirectory() as folder:
+        faults.in_child("forks", 200, folder, seconds=600)
+
+
+def stalled(examples: int, seed: int) -> None:
+    """Five million events into a sink that hangs."""
+    import test_faults_delivery as faults
+    from bgworker import SinkOptions
+
+    print("      grew by", faults.in_child("stalled", 5_000_000, SinkOptions().queue_bytes, seconds=1200).strip())
+
+
+CHECKS: dict[str, Callable[[int, int], None]] = {
+    check.__name__: check for check in (machine, signals, finalisers, forks, stalled)}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="Run the checks of delivery for longer than the tests do.",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog="\n".join(f"{name:<12}{check.__doc__}" for name, check in CHECKS.items()))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CHECKS)}; all without any")
+    parser.add_argument("--seed", type=int, help="of the random histories (default: a new one)")
+    parser.add_argument("--examples", type=int, default=2_000, help="histories of the state machine (default: %(default)s)")
+    options = parser.parse_args(argv)
+    unknown = [name for name in options.names if name not in CHECKS]
+    if unknown or options.examples < 1:
+        parser.error(f"expected some of {', '.join(CHECKS)}, got {unknown[0]!r}" if unknown
+                     else f"--examples: expected at least 1, got {options.examples}")
+    seed = random.SystemRandom().randrange(2 ** 32) if options.seed is None else options.seed
+    print(f"seed {seed}", flush=True)
+    return 0 if all([passes(name, options.examples, seed) for name in options.names or CHECKS]) else 1
+
+
+def passes(name: str, examples: int, seed: int) -> bool:
+    begun = time.monotonic()
+    try:
+        CHECKS[name](examples, seed)
+        outcome = "ok"
+    except Exception:
+        traceback.print_exc()
+        outcome = "FAIL"
+    print(f"{outcome:<5} {name:<12} {time.monotonic() - begun:6.1f} s", flush=True)
+    return outcome == "ok"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
