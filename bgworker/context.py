@@ -55,10 +55,14 @@ class TaskContext:
     _shown_at: float | None = None  # monotonic; None until the first progress event
     _unshown: tuple[float | None, str] | None = None
 
+    captures_output = False
+    """True when what the task prints, logs and warns goes to its streams too."""
+    before_end: Callable[[], object] | None = None
+    """Called before the terminal event, maybe while the task still runs, to emit what was held back."""
+
     def __init__(self, state: TaskState, intake: Intake, limits: Limits, metadata: Mapping[str, Any]) -> None:
         self._state = state
         self._intake = intake
-        self._emit = intake.emit
         self._limits = limits
         self._short = limits.short
         self._metadata = metadata
@@ -96,7 +100,7 @@ class TaskContext:
     def output(self, value: object) -> None:
         """Emit to the output stream: a `str` as text, any JSON value as JSON, anything else as its ``str()``."""
         if type(value) is str and len(value) <= self._short:  # not `__class__`, which a stand-in may fake
-            self._emit(self._state, OUTPUT, value)
+            self._intake.emit(self._state, OUTPUT, value)
         else:
             self._emit_value(OUTPUT, value)
 
@@ -122,15 +126,15 @@ class TaskContext:
         else:
             text = text_of(value)
         if len(text) <= self._short:
-            self._emit(self._state, kind, text if format_ == "text" else (text, format_, False, 0))
+            self._intake.emit(self._state, kind, text if format_ == "text" else (text, format_, False, 0))
             return
         fitted, original_bytes = fit(text, self._limits.max_payload)
         if not original_bytes:
-            self._emit(self._state, kind, (fitted, format_, False, 0))
+            self._intake.emit(self._state, kind, (fitted, format_, False, 0))
         elif self._limits.oversize == "reject":
             self._intake.refuse(kind, "oversize")
         else:  # what was JSON is none any more
-            self._emit(self._state, kind, (fitted, "text", True, original_bytes))
+            self._intake.emit(self._state, kind, (fitted, "text", True, original_bytes))
         self._intake.hurry()  # the intake is bounded by count: large payloads must not gather there
 
     def progress(self, completed: float, total: float | None = 100, message: str = "") -> None:
@@ -153,7 +157,7 @@ class TaskContext:
             self._shown_at = now
             self._shown_percent = percent
             self._unshown = None
-            self._emit(self._state, PROGRESS, (percent, fitted))
+            self._intake.emit(self._state, PROGRESS, (percent, fitted))
         else:
             self._unshown = (percent, fitted)
 
@@ -181,13 +185,16 @@ class TaskContext:
 
     def end(self, kind: int) -> None:
         """Emit the terminal event."""
+        before_end = self.before_end
+        if before_end is not None:
+            before_end()
         self._intake.emit_lifecycle(self._state, kind, self._state.completed_ns)
 
     def show_latest_progress(self) -> None:
         """Emit the progress that the rate limit held back, if any."""
         unshown, self._unshown = self._unshown, None
         if unshown is not None:
-            self._emit(self._state, PROGRESS, unshown)
+            self._intake.emit(self._state, PROGRESS, unshown)
 
     def checkpoint(self) -> None:
         """Return if the task may go on.
@@ -239,20 +246,23 @@ class TaskContext:
             except (Exception, TaskCancelled):  # the task's code on a stranger's thread, which has a task to end
                 logger.exception("the cancel callback of task %s failed", self._state.id)
 
-    @property
-    def room(self) -> int:
-        """Events that the task may emit between two calls of `wait_for_room` without a healthy sink's losing any."""
-        return max(1, self._intake.calm // 8)
-
-    def wait_for_room(self) -> None:
+    def wait_for_room(self, size: int) -> int:
         """Wait until the healthy sinks keep up, or the task is asked to stop. For code that reads from a pipe.
 
         Callables never wait: they only ever emit. This is for who loses nothing by reading later. Looks every few
         milliseconds, and only while a queue is crowded.
+
+        Args:
+            size: bytes of memory of one of the texts that are about to be emitted.
+
+        Returns: how many of them may be emitted before the next call without a healthy sink's losing any.
         """
-        while self._intake.is_crowded and self._stop_reason is None:
-            self._intake.hurry()
+        intake = self._intake
+        calm = intake.calm_for(size)
+        while intake.is_crowded(calm) and self._stop_reason is None:
+            intake.hurry()
             time.sleep(0.005)
+        return max(1, calm // 8)
 
     @property
     def reacts_to_cancel(self) -> bool:
@@ -295,7 +305,12 @@ _current: ContextVar[TaskContext] = ContextVar("bgworker_task", default=_Bare())
 def run_as(context: TaskContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call ``function`` as the task of ``context``. To be run inside the context variables captured at submit."""
     _current.set(context)
-    return function(*args, **kwargs)
+    if not context.captures_output:
+        return function(*args, **kwargs)
+    from .capture import Capture
+
+    with Capture(context):
+        return function(*args, **kwargs)
 
 
 def current_task() -> TaskContext:

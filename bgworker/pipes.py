@@ -43,15 +43,15 @@ class Gate:
 
     def emit(self, stream: Callable[[str], object], lines: list[str]) -> None:
         """Emit lines, a few at a time; before each few wait for room."""
-        room = self._context.room
-        for start in range(0, len(lines), room):
-            if self.discards:
-                return
+        size = sum(map(len, lines)) * (1 if all(map(str.isascii, lines)) else 4) // len(lines)
+        start = 0
+        while start < len(lines) and not self.discards:
             arrived = time.monotonic()
-            self._context.wait_for_room()
+            room = self._context.wait_for_room(size)
             self._waited += time.monotonic() - arrived
             for line in lines[start:start + room]:
                 stream(line)
+            start += room
 
     def now(self) -> float:
         """Return the time on the monotonic clock less the time that was spent waiting: what a child is given to do

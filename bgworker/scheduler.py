@@ -149,7 +149,8 @@ class Scheduler(Executor):
         try:
             for sink in sinks:
                 self.register_sink(sink)
-            self._dispatcher.register_of_environment()
+            if os.environ.get("BGWORKER_SINKS"):
+                self._dispatcher.registry.register_of_environment()
         except BaseException:
             self.shutdown(wait=False)
             raise
@@ -204,6 +205,8 @@ class Scheduler(Executor):
             options.apply(state, args, kwargs, self._limits.max_payload)
         dispatcher = self._dispatcher
         context = TaskContext(state, dispatcher.intake, self._limits, options._metadata)
+        if options._capture_output:
+            context.captures_output = True
         task: Task[T] = Task(state, context, (fn, args, kwargs, copy_context()), self._pool, dispatcher)
         if not dispatcher.has_started:
             dispatcher.start()
@@ -257,9 +260,8 @@ class Scheduler(Executor):
         number("maxsize", maxsize, least=1, whole=True)
         if callback is not None and not callable(callback):
             raise ConfigurationError(f"callback: expected a callable or None, got {callback!r}")
-        self._dispatcher.start()
         state = self._memory.state(task) if isinstance(task, str) else task.state if task is not None else None
-        return self._dispatcher.subscribe(callback, state, types, maxsize)
+        return self._dispatcher.registry.subscribe(callback, state, types, maxsize)
 
     def register_sink(self, sink: Sink | str, *, name: str | None = None, options: SinkOptions | None = None,
                       **config: Any) -> str:
@@ -277,7 +279,7 @@ class Scheduler(Executor):
             SinkError: the specification is wrong, or the sink refuses to open.
             ConfigurationError: the name is taken.
         """
-        return self._dispatcher.register(sink, name, options, config)
+        return self._dispatcher.registry.register(sink, name, options, config)
 
     def unregister_sink(self, name: str, *, timeout: float = 5.0) -> SinkHealth:
         """Let a sink finish what was emitted so far, close it, and return its final account.
@@ -287,19 +289,19 @@ class Scheduler(Executor):
         Raises:
             KeyError: no sink has that name.
         """
-        return self._dispatcher.unregister(name, number("timeout", timeout, least=0))
+        return self._dispatcher.registry.unregister(name, number("timeout", timeout, least=0))
 
     @property
     def sinks(self) -> Mapping[str, SinkHealth]:
         """The account and the condition of every sink, by name; after `shutdown` the final ones."""
-        return self._dispatcher.health()
+        return self._dispatcher.registry.health()
 
     def flush(self, timeout: float | None = None) -> FlushReport:
         """Have all that was emitted before the call delivered and the sinks flushed; wait ``timeout`` seconds at most.
 
         Returns: a report that is truthy when every sink has all of it.
         """
-        return self._dispatcher.flush(number("timeout", timeout, least=0, optional=True))
+        return self._dispatcher.registry.flush(number("timeout", timeout, least=0, optional=True))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
         """Take no more tasks, let the queued ones run, then flush and close the sinks.

@@ -27,8 +27,6 @@ WAIT = 30.0
 class FakeContext:
     """Records what a task context is told; `on_line` may act on each line as it comes."""
 
-    room = 1000
-
     def __init__(self) -> None:
         self.cancel_requested = False
         self.cancel_reason: str | None = None
@@ -46,8 +44,8 @@ class FakeContext:
         self.errors.append(line)
         self.on_line(line)
 
-    def wait_for_room(self) -> None:
-        pass
+    def wait_for_room(self, size: int) -> int:
+        return 1000
 
     def checkpoint(self) -> None:
         if self.cancel_requested:

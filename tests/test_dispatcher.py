@@ -75,6 +75,7 @@ class Gatherer:
     """Stands in for a courier: keeps what is put."""
 
     queue_size = 100
+    queue_bytes = 1 << 26
     is_crowded = False
 
     def __init__(self) -> None:
@@ -97,7 +98,7 @@ class Gatherer:
 @pytest.fixture
 def still() -> tuple[Dispatcher, Gatherer]:
     dispatcher, gatherer = Dispatcher("still", lambda ended: None, 1.0), Gatherer()
-    dispatcher._set_couriers((gatherer,))  # type: ignore[arg-type]
+    dispatcher.set_outlets((gatherer,))  # type: ignore[arg-type]
     return dispatcher, gatherer
 
 
@@ -161,7 +162,7 @@ def test_refusals_go_to_every_sink_registered_at_the_time_once(still: tuple[Disp
     dispatcher, first = still
     second = Gatherer()
     dispatcher.intake.refuse(OUTPUT, "intake")
-    dispatcher._set_couriers((first, second))  # type: ignore[arg-type]
+    dispatcher.set_outlets((first, second))  # type: ignore[arg-type]
     dispatcher.intake.refuse(OUTPUT, "intake")
     dispatcher.intake.refuse(OUTPUT, "intake")
     dispatcher._drain()

@@ -66,15 +66,14 @@ def test_a_drain_takes_what_is_in_the_pipe_and_does_not_wait_for_more() -> None:
 class Waiting:
     """A context with room for three lines at a time, and after each three a wait."""
 
-    room = 3
-
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
         self.said: list[str] = []
 
-    def wait_for_room(self) -> None:
+    def wait_for_room(self, size: int) -> int:
         self.said.append("wait")
         time.sleep(self.seconds)
+        return 3
 
 
 def test_the_gate_waits_before_each_few_lines() -> None:

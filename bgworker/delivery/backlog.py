@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections import deque
 
 from ..records import PROGRESS
+from .intake import RECORD_COST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ..records import Record
-
-RECORD_COST = 256
-"""Bytes that a waiting event is taken to cost beside its payload."""
 
 
 MARK = -1

@@ -168,6 +168,11 @@ class Courier:
         return self._options.queue_size
 
     @property
+    def queue_bytes(self) -> int:
+        """The bound of the queue, by memory."""
+        return self._options.queue_bytes
+
+    @property
     def is_crowded(self) -> bool:
         """True when the queue of a healthy sink is getting full: who can wait for it should. The dispatcher's thread.
 

@@ -20,7 +20,7 @@ from collections import deque
 from itertools import count
 from time import time_ns
 
-from ..records import LOST, PROGRESS
+from ..records import LOST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ LIMIT = 100_000
 
 MOST_TAKEN = 16_384
 """Most records that `Intake.take` returns: bounds the memory between the intake and the sinks' queues."""
+
+
+RECORD_COST = 256
+"""Bytes that a waiting event is taken to cost beside its text."""
+
+CALM_BYTES = 8 * 1024 * 1024
+"""Bytes of records that wait here, beyond which who can wait does, though no sink has so small a queue."""
 
 
 class Tally:
@@ -66,7 +73,7 @@ class Intake:
     """
 
     __slots__ = ("_records", "_crowd", "_limit", "_bell", "_asleep", "_urgent", "_closed", "_refusals", "_has_refused",
-                 "late", "congested", "calm")
+                 "late", "congested", "calm", "calm_bytes")
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._records: deque[Emitted] = deque()
@@ -86,6 +93,8 @@ class Intake:
         """Written by the dispatcher: a healthy sink's queue is getting full."""
         self.calm = limit // 8
         """Records that may wait here before who can wait should; the dispatcher fits it to the smallest queue."""
+        self.calm_bytes = CALM_BYTES
+        """Likewise the bytes that they may take."""
 
     def emit(self, state: TaskState, kind: int, data: object) -> None:
         """Append one stream record, with the one clock reading that it gets. Any thread; see the module's guarantees."""
@@ -145,10 +154,14 @@ class Intake:
         except RuntimeError:
             pass  # another emitter rang between our look and our release: one ring wakes for both
 
-    @property
-    def is_crowded(self) -> bool:
-        """True when who can wait (a pipe's reader) should: a healthy sink's queue, or this one, is getting full."""
-        return not self._closed and (self.congested or len(self._records) > self.calm)
+    def calm_for(self, size: int) -> int:
+        """Return how many records with ``size`` bytes of text may wait here before who can wait should."""
+        return max(1, min(self.calm, self.calm_bytes // (size + RECORD_COST)))
+
+    def is_crowded(self, calm: int) -> bool:
+        """True when who can wait (a pipe's reader) should: a healthy sink's queue is getting full, or more than ``calm``
+        records wait here."""
+        return not self._closed and (self.congested or len(self._records) > calm)
 
     def close(self) -> None:
         """Refuse what comes from now on, counting it as late."""

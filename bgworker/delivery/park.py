@@ -17,7 +17,8 @@ from ..errors import BgworkerError
 from ..linefile import LineFile
 from ..records import PROGRESS, Batch, utc
 from ..wire import VERSION, encode_lines
-from .backlog import RECORD_COST, cost
+from .backlog import cost
+from .intake import RECORD_COST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ slows nobody, and what does not fit is coalesced or dropped and counted. It has 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
-from collections import Counter, deque
+from collections import Counter
 from time import monotonic
 
-from ..records import STATUSES, TYPES, Batch, TaskState, event
+from ..records import STATUSES, Batch, TaskState, event
 from .backlog import Backlog, Chunk
 from .options import SinkHealth
 
@@ -169,6 +170,21 @@ class Subscription:
 
     def _wants(self, record: Record) -> bool:
         return (self._state is None or record[0] is self._state) and (self._kinds is None or record[2] in self._kinds)
+
+    @property
+    def is_crowded(self) -> bool:
+        """False: nobody waits for a reader."""
+        return False
+
+    @property
+    def queue_size(self) -> int:
+        """More than anything: nobody waits for a reader, however small its queue."""
+        return sys.maxsize
+
+    @property
+    def queue_bytes(self) -> int:
+        """As `queue_size`."""
+        return sys.maxsize
 
     def refuse(self, kind: int, reason: str, count: int) -> None:
         """Count events that never got a number. Whose they were is not known: one task's subscription cannot count them."""

@@ -1,0 +1,186 @@
+"""The sinks and subscriptions of one scheduler: their names, their coming and going, their accounts. Any thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from itertools import count
+from time import monotonic
+
+from ..errors import ConfigurationError, ShutdownError, SinkError
+from ..sinks.base import open_sink, sinks_from_environ
+from .courier import Courier, Mark, close_all
+from .options import FlushReport, SinkHealth, SinkOptions, event_types, kinds_of
+from .subscription import Subscription
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from typing import Any
+
+    from ..events import Event, EventType
+    from ..records import TaskState
+    from ..sinks.base import Sink
+    from .dispatcher import Dispatcher, Outlet
+
+logger = logging.getLogger(__name__.partition(".")[0])
+
+
+class Registry:
+    """What a dispatcher hands events to.
+
+    Args:
+        dispatcher: whose outlets these are.
+        name: of the scheduler; threads are named after it.
+        close_timeout: seconds that a sink gets to open.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, name: str, close_timeout: float) -> None:
+        self._dispatcher = dispatcher
+        self._name = name
+        self._close_timeout = close_timeout
+        self._lock = threading.Lock()  # guards _sinks
+        self._sinks: dict[str, Courier] = {}
+        self._inherited: tuple[Courier, ...] = ()  # in a forked child: those that wait for its first task
+        self._subscribed = count(1).__next__
+
+    def register(self, sink: Sink | str, name: str | None, options: SinkOptions | None, config: dict[str, Any]) -> str:
+        """Open a sink and let it have all that is emitted from now on; return its name.
+
+        Raises:
+            SinkError: the specification is wrong, or the sink refuses to open.
+            ConfigurationError: the name is taken, or an option is none.
+        """
+        sink, kind = _open_spec(sink, config)
+        if options is not None and not isinstance(options, SinkOptions):
+            raise ConfigurationError(f"options: expected a SinkOptions or None, got {options!r}")
+        self._dispatcher.start()
+        with self._lock:
+            if name is None:
+                name = next(each for n in count(1) if (each := kind if n == 1 else f"{kind}-{n}") not in self._sinks)
+            elif name in self._sinks and self._sinks[name].is_open:
+                raise ConfigurationError(f"name: a sink called {name!r} is registered already; choose another name, "
+                                         "or unregister it first")
+            courier = Courier(name, sink, options or SinkOptions(), f"{self._name}-sink-{name}")
+            self._sinks[name] = courier
+        try:
+            courier.start(self._close_timeout)
+            # waited for: what the intake refuses from now on is this sink's too, and is passed to who is attached
+            if not self._dispatcher.call(lambda: self._attach(courier)):
+                raise ShutdownError(f"cannot register sink {name!r} after shutdown")
+        except BaseException:
+            courier.close()
+            with self._lock:
+                del self._sinks[name]
+            raise
+        return name
+
+    def register_of_environment(self) -> None:
+        """Register the sinks that the environment variable BGWORKER_SINKS names, and tell where a wrong one stands."""
+        for spec in sinks_from_environ():
+            try:
+                self.register(spec, None, None, {})
+            except SinkError as error:
+                raise SinkError(f"the environment variable BGWORKER_SINKS asks for it: {error}") from error
+
+    def unregister(self, name: str, timeout: float) -> SinkHealth:
+        """Let a sink finish what it has been given, close it and return its final account, by ``timeout`` at the latest.
+
+        Raises:
+            KeyError: no sink has that name.
+        """
+        deadline = monotonic() + timeout
+        with self._lock:
+            courier = self._sinks[name]
+        self._dispatcher.call(lambda: self._detach(courier))
+        close_all([courier], deadline)
+        with self._lock:
+            self._sinks.pop(name, None)
+        return courier.health()
+
+    def subscribe(self, callback: Callable[[Event], object] | None, state: TaskState | None,
+                  types: Collection[EventType | str] | None, maxsize: int) -> Subscription:
+        """Return a subscription to what is emitted from now on; one to a task begins with what is in memory of it."""
+        kinds = None if types is None else kinds_of(event_types(types))
+        subscription = Subscription(f"{self._name}-subscription-{self._subscribed()}", state, kinds, maxsize,
+                                    lambda self_: self._dispatcher.call(lambda: self._detach(self_)))
+
+        def attach() -> None:
+            subscription.begin()
+            if not subscription.is_closed and not self._attach(subscription):
+                subscription.end()
+
+        self._dispatcher.start()
+        self._dispatcher.call(attach)
+        if callback is not None:
+            subscription.call(callback)
+        return subscription
+
+    def health(self) -> dict[str, SinkHealth]:
+        """Return the account and the condition of every sink, by name; after `finish` the final ones."""
+        with self._lock:
+            couriers = list(self._sinks.values())
+        return {courier.name: courier.health() for courier in couriers}
+
+    def flush(self, timeout: float | None) -> FlushReport:
+        """Have all that was emitted before the call delivered, and the sinks flushed."""
+        deadline = None if timeout is None else monotonic() + timeout
+        marks = self._dispatcher.call(self._mark)
+        done = True
+        for _, mark in marks:
+            done &= mark.wait(None if deadline is None else max(0.0, deadline - monotonic()))
+        left = {courier.name: mark.left for courier, mark in marks}  # what comes during the flush does not count
+        health = self.health()
+        return FlushReport(pending={name: min(each.pending, left.get(name, 0)) for name, each in health.items()},
+                           lost={name: each.dropped + each.parked for name, each in health.items()}, done=done)
+
+    # -- the dispatcher's thread --
+
+    def _mark(self) -> list[tuple[Courier, Mark]]:
+        self._dispatcher.pass_refusals()  # what was refused before the flush is lost before the flush
+        return [(outlet, outlet.mark()) for outlet in self._dispatcher.outlets if isinstance(outlet, Courier)]
+
+    def _attach(self, outlet: Outlet) -> bool:
+        return self._dispatcher.set_outlets((*self._dispatcher.outlets, outlet))
+
+    def _detach(self, outlet: Outlet) -> None:
+        self._dispatcher.set_outlets(tuple(each for each in self._dispatcher.outlets if each is not outlet))
+
+    def close_all(self, deadline: float) -> None:
+        """Have all sinks finish and close, and all subscriptions end, by ``deadline`` (monotonic)."""
+        outlets = self._dispatcher.outlets
+        subscriptions = [each for each in outlets if isinstance(each, Subscription)]
+        for subscription in subscriptions:
+            subscription.end()
+        close_all([each for each in outlets if isinstance(each, Courier)], deadline)
+        for subscription in subscriptions:
+            if not subscription.join(deadline):
+                logger.error("the callback of %s did not finish in time and is left to itself", subscription.name)
+
+    # -- a forked child --
+
+    def start_afresh(self) -> None:
+        """Give each sink an empty queue and account, to be opened with the child's first task."""
+        self._lock = threading.Lock()
+        self._sinks = {name: courier.twin() for name, courier in self._sinks.items() if courier.is_open}
+        self._inherited = tuple(self._sinks.values())
+
+    def start_inherited(self) -> tuple[Courier, ...]:
+        """Start the couriers of the sinks that a fork has handed down; none in any other process."""
+        inherited, self._inherited = self._inherited, ()
+        for courier in inherited:
+            courier.start_inherited()
+        return inherited
+
+
+def _open_spec(sink: Sink | str, config: dict[str, Any]) -> tuple[Sink, str]:
+    """Return the sink that ``sink`` is or specifies, and what to call it."""
+    if isinstance(sink, str):
+        return open_sink(sink, **config), sink.partition(":")[0]
+    if config:
+        raise ConfigurationError(f"{', '.join(config)}: settings go with a specification such as 'jsonl:PATH'; "
+                                 f"give them to the constructor of {type(sink).__name__} instead")
+    if not callable(getattr(sink, "write", None)) or not callable(getattr(sink, "close", None)) or isinstance(sink, type):
+        raise ConfigurationError(f"sink: expected an object with write(events) and close(), or a specification such as "
+                                 f"'jsonl:PATH', got {sink!r}")
+    return sink, type(sink).__name__.lower().removesuffix("sink") or "sink"
