@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from .delivery.intake import Intake
 from .errors import TaskCancelled
-from .records import CREATED, ERROR, OUTPUT, PROGRESS, STARTED, VERBOSE, WARNING, TaskState
+from .records import ERROR, OUTPUT, PROGRESS, STARTED, VERBOSE, WARNING, TaskState
 from .text import fit, json_text, text_of
 
 TYPE_CHECKING = False
@@ -173,25 +173,21 @@ class TaskContext:
         """What the scheduler allows its tasks to say."""
         return self._limits
 
-    def announce(self) -> None:
-        """Emit that there is a task, and that it waits: one record, which the dispatcher makes two events of."""
-        self._intake.emit_lifecycle(self._state, CREATED, self._state.created_ns)
-
     def begin(self, now: float) -> None:
         """Note the start, at ``now`` on the monotonic clock, and emit it."""
         if self._state.timeout is not None:
             self._deadline = now + self._state.timeout
         self._intake.emit_lifecycle(self._state, STARTED, self._state.started_ns)
 
-    def end(self, kind: int) -> None:
-        """Emit the terminal event."""
-        before_end = self.before_end
-        if before_end is not None:
-            before_end()
-        self._intake.emit_lifecycle(self._state, kind, self._state.completed_ns)
+    @property
+    def intake(self) -> Intake:
+        """Where the task's events go: in a forked child still the parent's, which is closed there."""
+        return self._intake
 
-    def show_latest_progress(self) -> None:
-        """Emit the progress that the rate limit held back, if any."""
+    def say_last(self) -> None:
+        """Emit what was held back: a captured line that is not finished, and the progress that the rate limit kept."""
+        if self.before_end is not None:
+            self.before_end()
         unshown, self._unshown = self._unshown, None
         if unshown is not None:
             self._intake.emit(self._state, PROGRESS, unshown)

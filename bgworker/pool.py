@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .task import Task
+    from .task import Call, Task
 
 logger = logging.getLogger(__name__.partition(".")[0])
 
@@ -76,6 +76,8 @@ class Pool:
         """Begin with no thread and an empty queue; also in a forked child, where the parent's threads are not."""
         self._queue: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
         self._deadlines = Deadlines(self._expire, f"{self._name}-deadlines")
+        self.calls: dict[Task[Any], Call] = {}
+        self.firsts: dict[Task[Any], Any] = {}
         self.waits = Waits(self.discarded)
         self._local = threading.local()  # .worker, in the threads of this pool
         self._lock = threading.Lock()  # guards all below, and the flags above
@@ -87,7 +89,7 @@ class Pool:
         self._started = 0
         self._signs = 0  # None in the queue: signs to stop, which are no tasks
 
-    def put(self, task: Task[Any]) -> None:
+    def put(self, task: Task[Any], call: Call) -> None:
         """Queue a task and announce it, in one step: who sees it run has heard of it.
 
         Raises:
@@ -107,6 +109,7 @@ class Pool:
                 self._idle -= 1
             elif len(self._workers) < self._max_workers:
                 self._start_worker()
+            self.calls[task] = call
             task.announce()
             self._queue.put(task)
 

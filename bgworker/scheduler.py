@@ -19,7 +19,7 @@ from time import monotonic, time_ns
 from types import MappingProxyType
 
 from .checks import choice, number
-from .context import Limits, TaskContext
+from .context import Limits
 from .delivery.dispatcher import Dispatcher
 from .errors import ConfigurationError, ShutdownError
 from .events import TaskStatus
@@ -204,15 +204,14 @@ class Scheduler(Executor):
         if options._is_special:
             options.apply(state, args, kwargs, self._limits.max_payload)
         dispatcher = self._dispatcher
-        context = TaskContext(state, dispatcher.intake, self._limits, options._metadata)
+        task: Task[T] = Task(state, self._pool, dispatcher, self._limits, options._metadata)
         if options._capture_output:
-            context.captures_output = True
-        task: Task[T] = Task(state, context, (fn, args, kwargs, copy_context()), self._pool, dispatcher)
+            task.captures_output = True
         if not dispatcher.has_started:
             dispatcher.start()
         self._memory.add(state)
         try:
-            self._pool.put(task)
+            self._pool.put(task, (fn, args, kwargs, copy_context()))
         except BaseException:
             self._memory.forget(state)
             raise

@@ -13,15 +13,15 @@ from _thread import LockType, allocate_lock
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
-from .context import TaskContext, checkpoint, current_task, run_as
+from .context import Limits, TaskContext, checkpoint, current_task, run_as
 from .errors import PoolDeadlock, TaskCancelled, TaskTimedOut
 from .events import StreamType, TaskSnapshot, TaskStatus
-from .records import CANCELLED, COMPLETED, FAILED, STREAMS, TIMED_OUT, TaskState, event
+from .records import CANCELLED, COMPLETED, CREATED, FAILED, STREAMS, TIMED_OUT, TaskState, event
 from .text import fit, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
     from contextvars import Context
     from types import TracebackType
     from typing import Any, Protocol, Tuple, TypeVar
@@ -40,10 +40,17 @@ if TYPE_CHECKING:
         def ended(self, task: Task[Any]) -> None: ...
         def discarded(self) -> None: ...
 
+        calls: dict[Task[Any], Call]
+        """Of the tasks that nobody has begun."""
+        firsts: dict[Task[Any], Any]
+        """Who came first to a task's end, while that is in the balance: a waiter's condition, or the final state."""
+
         @property
         def waits(self) -> Waits: ...
 
 __all__ = ["Task", "TaskContext", "checkpoint", "current_task"]
+
+_making = threading.RLock()  # guards the making of a task's condition; re-entrant because a signal handler may cancel
 
 _STATUS = {COMPLETED: TaskStatus.COMPLETED, FAILED: TaskStatus.FAILED, CANCELLED: TaskStatus.CANCELLED,
            TIMED_OUT: TaskStatus.TIMED_OUT}
@@ -56,45 +63,51 @@ class Task(Future["T"]):
     `TaskTimedOut` after a run timeout; a ``TimeoutError`` from ``result(timeout)`` means only that the wait ran out.
     """
 
+    # Not Future.__init__: its Condition is a third of the cost of a task, and most tasks are done before anybody waits for
+    # them. What most tasks leave as it is has its default here: that is a third of the rest.
     _state = PENDING
     _result: Any = None
     _exception: BaseException | None = None
     _waiters: Any = ()
     _done_callbacks: Any = ()
-    _end_claim: LockType | None = None
+    _made_condition: threading.Condition | None = None
+    _end_claim: LockType | None = None  # the first to acquire it ends a running task; never released
+    _context: TaskContext | None = None  # while it runs
+    _stop_reason: str | None = None
+    captures_output = False
+    """Whether what its code prints, logs and warns goes to its streams too; set before it is queued."""
 
-    def __init__(self, state: TaskState, context: TaskContext, call: Call, runner: Runner,
-                 dispatcher: Dispatcher) -> None:
-        # Not Future.__init__: its Condition is a third of the cost of a task, and most tasks are done before anybody
-        # waits for them. `_condition` below makes it, and the lists that it guards, when first looked at.
+    def __init__(self, state: TaskState, runner: Runner, dispatcher: Dispatcher, limits: Limits,
+                 metadata: Mapping[str, Any]) -> None:
         self._task_state = state
-        self._context = context
-        self._call: Call | None = call
         self._runner = runner
         self._dispatcher = dispatcher
-        self._start_claim = allocate_lock()  # the first to acquire it starts the task or cancels it; never released
+        self._limits = limits
+        self._metadata = metadata
         if state.timeout is not None:
-            self._end_claim = allocate_lock()  # likewise: who ends a running one
+            self._end_claim = allocate_lock()
 
     @property
     def _lazy_condition(self) -> threading.Condition:
-        """The lock and condition of `Future`, made when somebody first looks.
+        """The lock and condition of `Future`, and the lists that it guards, made when somebody first looks.
 
-        One atomic step on one entry decides between who looks first and who resolves the task. A condition in it was
-        there first: the resolver sets ``_state`` and tells the waiters under it, as `Future` does. A final state in it was
-        there first: the task has ended, whoever comes now sees that, and nobody will be told a second time.
+        One atomic step on one entry of a dict decides between who looks first and who resolves the task. Where the condition
+        was first, the resolver sets ``_state`` and tells the waiters under it, as `Future` does. Where the final state was
+        first, the task has ended, whoever comes now sees that, and nobody will be told a second time.
         """
-        entries = self.__dict__
-        entries.setdefault("_waiters", [])
-        entries.setdefault("_done_callbacks", [])
-        first: threading.Condition | str = (entries.get("_made_condition")
-                                            or entries.setdefault("_made_condition", threading.Condition()))
-        if not isinstance(first, str):
-            return first
-        self._state = first  # the resolver is about to write the same, or has
-        late: threading.Condition = entries.get("_late_condition") or entries.setdefault("_late_condition",
-                                                                                         threading.Condition())
-        return late
+        if self._made_condition is not None:
+            return self._made_condition
+        with _making:
+            if self._made_condition is None:
+                made = threading.Condition()
+                self._waiters, self._done_callbacks = [], []
+                first = self._runner.firsts.setdefault(self, made)
+                if first is not made:
+                    self._state = first  # the resolver is about to write the same, or has
+                elif self.done():
+                    self._runner.firsts.pop(self, None)  # the resolver has come and gone, it takes nothing out any more
+                self._made_condition = made  # last: who finds it relies on the step
+            return self._made_condition
 
     if not TYPE_CHECKING:  # a property in the place of an attribute, which type checkers refuse
         _condition = _lazy_condition
@@ -117,12 +130,12 @@ class Task(Future["T"]):
     @property
     def cancel_requested(self) -> bool:
         """True once the task was asked to stop; it may still run."""
-        return self._context.cancel_requested
+        return self._stop_reason is not None
 
     @property
     def cancel_reason(self) -> str | None:
         """Why it was asked to stop."""
-        return self._context.cancel_reason
+        return self._stop_reason
 
     def snapshot(self) -> TaskSnapshot:
         """Return what is known of the task now."""
@@ -170,13 +183,19 @@ class Task(Future["T"]):
         """
         if self.done():
             return self.cancelled()
-        self._context.request_stop(reason)
-        if self._start_claim.acquire(False):
-            self._call = None
+        self._ask_to_stop(reason)
+        if self._runner.calls.pop(self, None) is not None:
             self._end(CANCELLED, cancel_reason=reason)
             self._runner.discarded()
             return True
         return self.cancelled()
+
+    def _ask_to_stop(self, reason: str) -> None:
+        """The first reason stays. Written before the look at the context; `run` makes that before it looks for a reason."""
+        if self._stop_reason is None:
+            self._stop_reason = reason
+        if (context := self._context) is not None:
+            context.request_stop(self._stop_reason)
 
     # -- the runner's side --
 
@@ -186,17 +205,22 @@ class Task(Future["T"]):
         return self._task_state
 
     def announce(self) -> None:
-        """Have the record begin: the task is created, and waits. Called when nothing can refuse it any more."""
-        self._context.announce()
+        """Have the record begin: the task is created, and waits; one record, which the dispatcher makes two events of."""
+        state = self._task_state
+        self._dispatcher.intake.emit_lifecycle(state, CREATED, state.created_ns)
 
     def run(self) -> bool:
         """Run the task and return when it has ended; False if somebody else has started or cancelled it."""
-        if not self._start_claim.acquire(False):
+        call = self._runner.calls.pop(self, None)  # one atomic step: who gets the call starts the task
+        if call is None:
             return False
-        call, self._call = self._call, None
-        assert call is not None  # who wins the claim finds the call
-        state, context = self._task_state, self._context
+        state = self._task_state
         self._state = RUNNING
+        context = self._context = TaskContext(state, self._dispatcher.intake, self._limits, self._metadata)
+        if self._stop_reason is not None:
+            context.request_stop(self._stop_reason)
+        if self.captures_output:
+            context.captures_output = True
         state.started_ns = time.time_ns()
         state.status = TaskStatus.RUNNING
         started = time.monotonic()
@@ -219,6 +243,7 @@ class Task(Future["T"]):
                 self._end(kind, duration, result, error)
         if state.timeout is not None:
             self._runner.ended(self)
+        self._context = None
         del self, result, error  # the traceback's frames lead back to this one, which would hold the exception
         return True
 
@@ -227,7 +252,7 @@ class Task(Future["T"]):
         if self._end_claim is None or not self._end_claim.acquire(False):
             return False
         timeout = self._task_state.timeout
-        self._context.request_stop("timeout")
+        self._ask_to_stop("timeout")
         self._record_end(TIMED_OUT, timeout, error=TaskTimedOut(f"ran longer than its timeout of {timeout:g} s"))
         return True
 
@@ -238,7 +263,7 @@ class Task(Future["T"]):
     @property
     def has_begun(self) -> bool:
         """True once the task was started or cancelled, by whomever."""
-        return self._start_claim.locked()
+        return self not in self._runner.calls
 
     @property
     def has_timeout(self) -> bool:
@@ -248,17 +273,16 @@ class Task(Future["T"]):
     @property
     def deadline(self) -> float | None:
         """When a running task times out, on the monotonic clock; None without a timeout."""
-        return self._context.deadline
+        return self._context.deadline if self._context is not None else None
 
     @property
     def reacts_to_cancel(self) -> bool:
         """True while the running code has asked to be called when it is to stop."""
-        return self._context.reacts_to_cancel
+        return self._context is not None and self._context.reacts_to_cancel
 
     def fail(self, error: BaseException) -> None:
         """End a task that has not started because it never can."""
-        if self._start_claim.acquire(False):
-            self._call = None
+        if self._runner.calls.pop(self, None) is not None:
             self._end(FAILED, error=error)
 
     def _end(self, kind: int, duration: float | None = None, result: Any = None, error: BaseException | None = None,
@@ -269,25 +293,30 @@ class Task(Future["T"]):
 
     def _record_end(self, kind: int, duration: float | None, result: Any = None, error: BaseException | None = None,
                     cancel_reason: str | None = None) -> None:
-        state = self._task_state
-        self._context.show_latest_progress()
+        state, context = self._task_state, self._context
+        if context is not None:
+            context.say_last()
         if error is not None:
-            _describe_failure(state, error, self._context.limits.max_payload)
+            _describe_failure(state, error, self._limits.max_payload)
         elif cancel_reason is not None:
             state.failure_message = cancel_reason
         state.duration = duration
         state.completed_ns = time.time_ns()
         state.status = _STATUS[kind]
-        self._context.end(kind)
+        intake = self._dispatcher.intake if context is None else context.intake
+        intake.emit_lifecycle(state, kind, state.completed_ns)
         self._result = result
         self._exception = error
 
     def _resolve(self, final_state: str) -> None:
         """Wake who waits for the future and run its callbacks; see `_condition` for why none is missed or told twice."""
-        condition = self.__dict__.setdefault("_made_condition", final_state)  # one atomic step
+        firsts = self._runner.firsts
+        condition = firsts.setdefault(self, final_state)  # one atomic step
         if condition is final_state:
             self._state = final_state
+            firsts.pop(self, None)  # after the state is written: who comes now sees it
         else:
+            firsts.pop(self, None)
             with condition:
                 self._state = final_state
                 for waiter in self._waiters:

@@ -72,7 +72,8 @@ def test_after_close_everything_counts_as_late_and_nothing_is_posted() -> None:
     assert not intake.post(lambda: None)
     assert intake.late.read() == 2
     assert [record[3] for record in intake.take()] == ["before"]
-    assert not intake.is_crowded
+    intake.congested = True
+    assert not intake.is_crowded(0), "nobody waits for what is closed"
 
 
 def test_a_posted_action_keeps_its_place_between_the_events() -> None:
@@ -84,17 +85,17 @@ def test_a_posted_action_keeps_its_place_between_the_events() -> None:
     assert [record[3] for record in intake.take()] == ["1", action, "2"]
 
 
-def test_the_intake_is_crowded_beyond_its_calm_and_when_a_sink_is() -> None:
+def test_the_intake_is_crowded_beyond_what_the_caller_calls_calm_and_when_a_sink_is() -> None:
     intake = Intake()
-    intake.calm = 2
     intake.emit(STATE, OUTPUT, "")
     intake.emit(STATE, OUTPUT, "")
-    assert not intake.is_crowded
+    assert not intake.is_crowded(2)
     intake.emit(STATE, OUTPUT, "")
-    assert intake.is_crowded
+    assert intake.is_crowded(2)
     intake.take()
+    assert not intake.is_crowded(2)
     intake.congested = True
-    assert intake.is_crowded
+    assert intake.is_crowded(2)
 
 
 @pytest.mark.parametrize("ring", [

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from bgworker import Event, EventType, LossEvent, PermanentSinkError, Scheduler, SinkHealth, SinkOptions
 from bgworker.context import TaskContext
-from bgworker.delivery import dispatcher
+from bgworker.delivery import dispatcher, registry
 from bgworker.delivery.courier import Courier
 from bgworker.delivery.intake import Intake
 from bgworker.delivery.retry import RetryPolicy
@@ -391,8 +391,8 @@ def test_the_history_that_the_twins_go_through_leaves_nothing_to_complain_about(
 
 
 @pytest.mark.parametrize(("module", "name", "twin", "complaint"), [
-    (dispatcher, "Courier", Forgetful, "are accounted for"), (dispatcher, "Courier", Stuttering, "has acknowledged"),
-    (dispatcher, "Courier", Silent, "was told of 0"), (dispatcher, "Courier", Reordering, "after"),
+    (registry, "Courier", Forgetful, "are accounted for"), (registry, "Courier", Stuttering, "has acknowledged"),
+    (registry, "Courier", Silent, "was told of 0"), (registry, "Courier", Reordering, "after"),
     (dispatcher, "Intake", CarelessIntake, "612 were emitted, but")])
 def test_the_same_check_catches_delivery_that_is_careless(monkeypatch: pytest.MonkeyPatch, module: Any, name: str,
                                                           twin: type, complaint: str) -> None:

@@ -53,6 +53,8 @@ BACKSTOP = 60.0
 TAIL_BYTES = 65_536
 """Most bytes of stream events that stay in memory per task, an event counting `TAIL_RECORD_COST` beside its text."""
 TAIL_RECORD_COST = 64
+MOST_KEPT = TAIL_BYTES // TAIL_RECORD_COST
+"""Most records that fit into a tail, whatever they are."""
 
 logger = logging.getLogger(__name__.partition(".")[0])
 
@@ -221,6 +223,8 @@ class Dispatcher:
         """Number records up to the first posted action; return how many and the chunk for the couriers."""
         append = records.append
         progress = lifecycle = size = 0
+        kept: dict[TaskState, list[Record]] = {}  # stream records by task; a tail is extended once a batch
+        last, keep = None, append
         count = -1
         for count, (state, kind, ns, data) in enumerate(emitted):
             if state is None:
@@ -243,13 +247,19 @@ class Dispatcher:
                 else:
                     length = len(data[0]) if data[0].isascii() else 4 * len(data[0])
                 size += length
-                append(_keep(state, (state, seq, kind, ns, data), length))
+                append(record := (state, seq, kind, ns, data))
+                if state is not last:
+                    last, keep = state, kept.setdefault(state, []).append
+                keep(record)
             elif kind == PROGRESS:
                 state.recorded_percent, state.recorded_message = data
                 length = len(data[1]) if data[1].isascii() else 4 * len(data[1])
                 size += length
                 progress += 1
-                append(_keep(state, (state, seq, kind, ns, data), length))
+                append(record := (state, seq, kind, ns, data))
+                if state is not last:
+                    last, keep = state, kept.setdefault(state, []).append
+                keep(record)
             else:
                 lifecycle += 1
                 if kind == CREATED:  # one record for two events: a task is queued as it is made
@@ -261,6 +271,8 @@ class Dispatcher:
                     state.ended = True
                     ended.append(state)
                 append((state, seq, kind, ns, None))
+        for state, fresh in kept.items():
+            _keep(state, fresh)
         streams = len(records) - lifecycle
         return count + 1, Chunk(records, streams, progress, size + streams * RECORD_COST)
 
@@ -274,14 +286,14 @@ class Dispatcher:
                     outlet.refuse(kind, reason, news)
 
 
-def _keep(state: TaskState, record: Record, length: int) -> Record:
-    """Keep a record in its task's bounded tail; a quarter of a full one goes at once, so that few calls trim."""
+def _keep(state: TaskState, fresh: list[Record]) -> None:
+    """Extend a task's bounded tail; a quarter of a full one goes at once, so that few calls trim."""
     tail = state.tail
     if tail is None:
         tail = state.tail = deque()
-    tail.append(record)
-    state.tail_bytes += length + TAIL_RECORD_COST
+    del fresh[:-MOST_KEPT]
+    tail.extend(fresh)
+    state.tail_bytes += sum(map(cost, fresh)) + len(fresh) * (TAIL_RECORD_COST - RECORD_COST)
     if state.tail_bytes > TAIL_BYTES:
         while len(tail) > 1 and state.tail_bytes > TAIL_BYTES * 3 // 4:
             state.tail_bytes -= cost(tail.popleft()) - RECORD_COST + TAIL_RECORD_COST
-    return record
