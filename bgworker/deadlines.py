@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .pool import Worker
     from .task import Task
+    from .waits import Worker
 
 logger = logging.getLogger(__name__.partition(".")[0])
 

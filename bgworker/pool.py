@@ -17,7 +17,7 @@ from .deadlines import Deadlines
 from .delivery.intake import Tally
 from .errors import PendingFull, ShutdownError
 from .text import text_of
-from .waits import Waits
+from .waits import Waits, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,18 +34,6 @@ JOIN_SLICE = 0.1
 
 class BrokenPool(ShutdownError, BrokenExecutor):
     """The pool's initializer failed: the scheduler runs nothing any more."""
-
-
-class Worker:
-    """One thread of the pool, and the task it runs."""
-
-    __slots__ = ("thread", "task", "first")
-
-    def __init__(self, first: Callable[[], object] | None) -> None:
-        self.thread: threading.Thread
-        self.task: Task[Any] | None = None
-        self.first = first
-        """To be called before anything else. Not an argument of the thread, which would keep it until the end."""
 
 
 class Pool:
@@ -79,7 +67,6 @@ class Pool:
         self.calls: dict[Task[Any], Call] = {}
         self.firsts: dict[Task[Any], Any] = {}
         self.waits = Waits(self.discarded)
-        self._local = threading.local()  # .worker, in the threads of this pool
         self._lock = threading.Lock()  # guards all below, and the flags above
         self._workers: set[Worker] = set()
         self._retired: set[Worker] = set()  # threads whose task is past its deadline: replaced, and left to themselves
@@ -139,7 +126,7 @@ class Pool:
     def stop_running(self, reason: str) -> None:
         """Ask every running task to stop."""
         with self._lock:
-            tasks = [worker.task for worker in self._workers if worker.task is not None]
+            tasks = [task for worker in self._workers for task in worker.running]
         for task in tasks:
             task.cancel(reason)
 
@@ -182,7 +169,7 @@ class Pool:
         """Watch the deadline of a task that has just started on this thread."""
         deadline = task.deadline
         if deadline is not None:
-            self._deadlines.watch(task, deadline, getattr(self._local, "worker", None))
+            self._deadlines.watch(task, deadline, self.waits.worker)
 
     def ended(self, task: Task[Any]) -> None:
         """Watch it no more."""
@@ -210,19 +197,23 @@ class Pool:
             self._started += 1
 
     def _work(self, worker: Worker) -> None:
+        self.waits.enter(worker)
+        running = worker.running
         try:
-            self._local.worker = worker
             if worker.first is not None:
-                _guard(worker.first)
+                _publish(worker.first)
                 worker.first = None
             if self._initialize():
                 while (task := self._next(worker)) is not None:
-                    worker.task = task
-                    _guard(self.waits.run, task)
-                    worker.task = None
+                    running.append(task)
+                    try:
+                        task.run()
+                    except BaseException:  # a done callback raised what `Future` does not catch: that costs no worker
+                        logger.critical("exception in worker", exc_info=True)
+                    running.pop()
                     del task  # hold nothing while waiting for the next
         finally:
-            self.waits.leave()
+            self.waits.leave(worker)
             with self._lock:
                 self._workers.discard(worker)
                 self._retired.discard(worker)
@@ -353,15 +344,14 @@ class Pool:
 
 
 def _reacts(worker: Worker) -> bool:
-    task = worker.task
-    return task is not None and task.reacts_to_cancel
+    running = worker.running
+    return bool(running) and running[0].reacts_to_cancel
 
 
-def _guard(function: Callable[..., object], *arguments: object) -> None:
-    """Run a task, or publish one; a done callback that raises what `Future` does not catch costs no worker."""
+def _publish(function: Callable[[], object]) -> None:
     try:
-        function(*arguments)
-    except BaseException:
+        function()
+    except BaseException:  # as in Pool._work
         logger.critical("exception in worker", exc_info=True)
     finally:
-        del function, arguments  # as in Task.run: a traceback that leads back here must not hold the task
+        del function  # as in Task.run: a traceback that leads back here must not hold the task

@@ -23,18 +23,21 @@ MOST_NESTED = 50
 """Most tasks that run inside one another on one thread: about ten Python frames each, of a thousand."""
 
 
-class _Thread:
-    """What one worker thread runs, the outermost first, and what it waits for."""
+class Worker:
+    """One thread of a pool: what it runs, the outermost task first, and what it waits for."""
 
-    __slots__ = ("running", "waits_for")
+    __slots__ = ("thread", "first", "running", "waits_for")
 
-    def __init__(self) -> None:
+    def __init__(self, first: Callable[[], object] | None) -> None:
+        self.thread: threading.Thread
+        self.first = first
+        """To be called before anything else. Not an argument of the thread, which would keep it until the end."""
         self.running: list[Task[Any]] = []
         self.waits_for: Task[Any] | None = None
 
 
 class Waits:
-    """Knows which thread of a pool runs what, and which task it waits for.
+    """Knows which worker of a pool waits for which task.
 
     Args:
         on_taken: called after a queued task was run by who waited for it, not from the queue.
@@ -42,30 +45,25 @@ class Waits:
 
     def __init__(self, on_taken: Callable[[], object]) -> None:
         self._on_taken = on_taken
-        self._local = threading.local()  # .thread, in the threads that run tasks
-        self._lock = threading.Lock()  # guards _threads and their waits_for
-        self._threads: list[_Thread] = []
+        self._local = threading.local()  # .worker, in the threads of the pool
+        self._lock = threading.Lock()  # guards _workers and their waits_for
+        self._workers: list[Worker] = []
 
-    def run(self, task: Task[Any]) -> bool:
-        """Run a task on this thread; False if somebody else has begun it."""
-        thread = self._mine()
-        if thread is None:
-            thread = self._local.thread = _Thread()
-            with self._lock:
-                self._threads.append(thread)
-        thread.running.append(task)
-        try:
-            return task.run()
-        finally:
-            thread.running.pop()
-            del task  # as in Task.run: a traceback that leads back here must not hold it
+    @property
+    def worker(self) -> Worker | None:
+        """The worker whose thread this is; None in a thread that is not the pool's."""
+        return getattr(self._local, "worker", None)
 
-    def leave(self) -> None:
-        """Forget this thread, which ends."""
-        thread = self._mine()
-        if thread is not None:
-            with self._lock:
-                self._threads.remove(thread)
+    def enter(self, worker: Worker) -> None:
+        """Know this thread as a worker's."""
+        self._local.worker = worker
+        with self._lock:
+            self._workers.append(worker)
+
+    def leave(self, worker: Worker) -> None:
+        """Forget it; it ends."""
+        with self._lock:
+            self._workers.remove(worker)
 
     def begin(self, task: Task[Any]) -> bool:
         """Prepare to wait for ``task`` without a timeout: run it here if it is still queued.
@@ -75,35 +73,41 @@ class Waits:
         Raises:
             PoolDeadlock: the wait would never end.
         """
-        thread = self._mine()
-        if thread is None or not thread.running:
+        worker = self.worker
+        if worker is None or not worker.running:
             return False
+        waiting = worker.running[-1].name
         if not task.has_begun:
-            if len(thread.running) >= MOST_NESTED:
-                raise PoolDeadlock(f"task {thread.running[-1].name!r} waits for task {task.name!r}, {MOST_NESTED} waits deep on "
-                                   "one thread; collect the results outside of the tasks, or wait with a timeout")
-            if self.run(task):
-                self._on_taken()
+            if len(worker.running) >= MOST_NESTED:
+                raise PoolDeadlock(f"task {waiting!r} waits for task {task.name!r}, {MOST_NESTED} waits deep on one thread; "
+                                   "collect the results outside of the tasks, or wait with a timeout")
+            self._run_here(worker, task)
         with self._lock:
-            if any(each in thread.running for each in self._chain(task)):
-                raise PoolDeadlock(f"task {thread.running[-1].name!r} waits for task {task.name!r}, which waits for it, directly "
-                                   "or through others; none of them would ever end")
-            thread.waits_for = task
+            if any(each in worker.running for each in self._chain(task)):
+                raise PoolDeadlock(f"task {waiting!r} waits for task {task.name!r}, which waits for it, directly or through "
+                                   "others; none of them would ever end")
+            worker.waits_for = task
         return True
+
+    def _run_here(self, worker: Worker, task: Task[Any]) -> None:
+        worker.running.append(task)
+        try:
+            if task.run():
+                self._on_taken()
+        finally:
+            worker.running.pop()
+            del task  # as in Task.run: a traceback that leads back here must not hold it
 
     def end(self) -> None:
         """Note that the wait is over."""
-        thread = self._mine()
-        if thread is not None:
+        worker = self.worker
+        if worker is not None:
             with self._lock:
-                thread.waits_for = None
-
-    def _mine(self) -> _Thread | None:
-        return getattr(self._local, "thread", None)
+                worker.waits_for = None
 
     def _chain(self, task: Task[Any] | None) -> Iterator[Task[Any]]:
         """Yield a task, the one that the thread running it waits for, and so on."""
         while task is not None and not task.done():
             yield task
-            runner = next((each for each in self._threads if task in each.running), None)
+            runner = next((each for each in self._workers if task in each.running), None)
             task = runner.waits_for if runner is not None else None

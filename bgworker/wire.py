@@ -39,7 +39,6 @@ _TEXT_HEADS = {TYPES[kind]: f'Z{_STREAM_HEADS[TYPES[kind]]},"payload":' for kind
 _HOT_HEADS = [(_HEADS[type_], _TEXT_HEADS.get(type_, "")) for type_ in TYPES]  # by kind
 
 _STATUS_TEXTS = tuple(status.value for status in STATUSES)
-_NOTHING = (None, None, None, None)
 _FAILURE = ("failure_type", "failure_message", "invocation_info")
 _REQUIRED: Any = object()
 
@@ -104,14 +103,14 @@ def encode_lines(events: Sequence[Event]) -> bytes:
             last_state, task_id = state, _quote(state.id)
         if data.__class__ is str:
             head, text_head = _HOT_HEADS[kind]
-            lines.append(f'{head}{task_id},"seq":{seq},"time":"{date_and_time}.{micros:06d}'
+            lines.append(f'{head}{task_id},"seq":{seq},"time":"{date_and_time}.{str(micros).zfill(6)}'
                          f'{text_head}{_quote(data)}}}\n')
             continue
-        time = f"{date_and_time}.{micros:06d}Z"
+        time = f"{date_and_time}.{str(micros).zfill(6)}Z"
         if state is not None and kind < PROGRESS:
-            lines.append(f'{_HOT_HEADS[kind][0]}{task_id},"seq":{seq},"time":"{time}",'
-                         f'"task":{_state_text(state, kind, seq, ns, time)}}}')
-        elif kind == LOST:
+            lines.append(_lifecycle_line(state, kind, seq, ns, time))
+            continue
+        if kind == LOST:
             lines.append(_loss_text(time, *data))
         else:
             fields = ("", "text", False, 0, *data) if kind == PROGRESS else data
@@ -156,50 +155,62 @@ def _task_text(task: TaskSnapshot, event_task_id: str) -> str:
     return f'{{{",".join(parts)}}}'
 
 
-def _state_text(state: TaskState, kind: int, seq: int, ns: int, time: str) -> str:
-    """What `_task_text` makes of the snapshot as of a life-cycle event of the time ``ns``, which is ``time`` as text.
+def _lifecycle_line(state: TaskState, kind: int, seq: int, ns: int, time: str) -> str:
+    """The line of a life-cycle event of the time ``ns``, which is ``time`` as text.
 
-    What stays the same is encoded once a task, and the event's own time not a second time.
+    What stays the same is encoded once a task, the event's own time not a second time, and the line is put together in one
+    step: a task without output is nothing but these lines.
     """
     parts = state.wire_parts
     if parts is None:
-        created = time if ns == state.created_ns else _ns_text(state.created_ns)
-        parts = state.wire_parts = _constant_parts(state, created)
-    name, origin, scheduled, timeout, script, metadata, rest = parts
+        parts = state.wire_parts = _constant_parts(state, time if ns == state.created_ns else _ns_text(state.created_ns))
+    opening, named, origin, scheduled, rest, *later = parts
     if kind < STARTED:
-        return f'{{{name}{_STATUS_TEXTS[kind]}{origin}{scheduled if kind else ""}{rest},"last_seq":{seq}}}'
-    started = state.started_ns
-    later = f',"started_utc":"{time if started == ns else _ns_text(started)}"' if started else ""
-    if kind == STARTED:
-        return f'{{{name}{_STATUS_TEXTS[kind]}{origin}{scheduled}{later}{rest},"last_seq":{seq}}}'
-    ended = state.completed_ns
+        return (f'{_HOT_HEADS[kind][0]}{opening}{seq},"time":"{time}{named}{_STATUS_TEXTS[kind]}{origin}'
+                f'{scheduled if kind else ""}{rest}{seq}}}}}\n')
+    if later:
+        started = later[0]
+    else:
+        started = ""
+        if state.started_ns:
+            started = f',"started_utc":"{time if state.started_ns == ns else _ns_text(state.started_ns)}"'
+        state.wire_parts = (*parts, started)
+    ended = ""
+    if kind > STARTED:
+        if state.completed_ns:
+            ended = f',"completed_utc":"{time if state.completed_ns == ns else _ns_text(state.completed_ns)}"'
+        if state.duration is not None:
+            ended += f',"duration":{_number_text(state.duration)}'
+        if not (state.recorded_message is None and state.recorded_percent is None and state.failure_type is None
+                and state.failure_message is None):
+            rest = _rest(state, ended=True)
+    return (f'{_HOT_HEADS[kind][0]}{opening}{seq},"time":"{time}{named}{_STATUS_TEXTS[kind]}{origin}{scheduled}{started}'
+            f'{ended}{rest}{seq}}}}}\n')
+
+
+def _constant_parts(state: TaskState, created: str) -> tuple[str, ...]:
+    return (f'{_quote(state.id)},"seq":', f'","task":{{"name":{_quote(state.name)},"status":"',
+            f'","run_id":{_quote(state.run_id)},"created_utc":"{created}"', f',"scheduled_utc":"{created}"', _rest(state))
+
+
+def _rest(state: TaskState, *, ended: bool = False) -> str:
+    """What follows the times in a task, up to the value of ``last_seq``."""
+    timeout = "" if state.timeout is None else f',"timeout":{_number_text(state.timeout)}'
+    progress = failure = script = ""
     if ended:
-        later += f',"completed_utc":"{time if ended == ns else _ns_text(ended)}"'
-    if state.duration is not None:
-        later += f',"duration":{_number_text(state.duration)}'
-    if (state.recorded_message, state.recorded_percent, state.failure_type, state.failure_message) != _NOTHING:
-        progress = ""
         if state.recorded_percent is not None:
             progress = f',"last_progress_percent":{_number_text(state.recorded_percent)}'
         progress += _optional(state, ("recorded_message", "last_progress_message"))
         failure = _optional(state, *[(field, field) for field in _FAILURE])
-        rest = f"{timeout}{progress}{script}{failure}{metadata}"
-    return f'{{{name}{_STATUS_TEXTS[kind]}{origin}{scheduled}{later}{rest},"last_seq":{seq}}}'
-
-
-def _constant_parts(state: TaskState, created: str) -> tuple[str, ...]:
     source = state.source
-    script = ""
     if source is not None:
         script = f',"script_id":{_quote(source.script_id)},"script_hash":{_quote(source.script_hash)}'
         if state.record_source and source.script_text is not None:
             script += f',"script_text":{_quote(source.script_text)}'
     if state.arguments is not None:
         script += f',"arguments":{_quote(state.arguments)}'
-    timeout = "" if state.timeout is None else f',"timeout":{_number_text(state.timeout)}'
     metadata = f',"metadata":{state.metadata_json}' if len(state.metadata_json) > 2 else ""
-    return (f'"name":{_quote(state.name)},"status":"', f'","run_id":{_quote(state.run_id)},"created_utc":"{created}"',
-            f',"scheduled_utc":"{created}"', timeout, script, metadata, timeout + script + metadata)
+    return f'{timeout}{progress}{script}{failure}{metadata},"last_seq":'
 
 
 def _optional(state: TaskState, *fields: tuple[str, str]) -> str:
@@ -215,7 +226,7 @@ def _ns_text(ns: int) -> str:
         if len(_seconds) >= 64:
             _seconds.clear()
         text = _seconds[second] = utc(ns).isoformat()[:19]
-    return f"{text}.{micros:06d}Z"
+    return f"{text}.{str(micros).zfill(6)}Z"
 
 
 _seconds: dict[int, str] = {}
@@ -231,6 +242,8 @@ def _time_text(time: datetime) -> str:
 
 
 def _number_text(value: float | None) -> str:
+    if value.__class__ is float and value - value == 0.0:
+        return repr(value)  # the usual case, at a third of the price
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "null"
     return float.__repr__(value) if isinstance(value, float) else int.__repr__(value)

@@ -167,10 +167,13 @@ def collector_storm(seconds: float) -> None:
     late = pool._dispatcher.intake.late.read()
     texts = Counter(getattr(event, "payload", "") for event in sink.events)
     finalised = next(said)
-    assert texts["task"] == in_tasks
-    assert texts["finaliser"] + late == finalised, (texts["finaliser"], late, finalised)
-    check_numbers(sink.events)
-    check_account(pool.sinks["memory"], delivered=len(sink.events))
+    events = [event for event in sink.events if event.type != "EventsLost"]
+    health = pool.sinks["memory"]
+    check_account(health, delivered=len(events))
+    said_in_all = texts["task"] + texts["finaliser"] + health.dropped + late
+    assert said_in_all == in_tasks + finalised, (texts["task"], texts["finaliser"], health, late, in_tasks, finalised)
+    if not health.dropped:  # on a busy machine the sink may starve so long that its queue overflows
+        check_numbers(events)
     print(finalised, "finalisers")
 
 
