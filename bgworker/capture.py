@@ -9,8 +9,8 @@ Guarantees, while a task with ``capture_output`` runs:
 - A record that passes its logger's level and filters comes once, with its traceback and in no handler's format, to
   verbose (below INFO), output, warning or error (from ERROR), whatever handlers and ``propagate`` do with it.
 - A warning that passes the filters comes once to the warning stream, also while somebody records warnings.
-- All of it reaches the old places as before, exceptions included. Other threads, tasks without capture, and contexts
-  that outlive their task notice one look-up of a context variable.
+- The old places get it all as before and raise as before. Other threads, tasks without capture, and contexts that
+  outlive their task notice one look-up of a context variable.
 
 How. Stand-ins are put in the places of ``sys.stdout``, ``sys.stderr``, ``Logger.callHandlers`` and
 ``warnings._showwarnmsg`` when the first such task starts, and taken out when the last one ends. (A handler on the root
@@ -18,9 +18,8 @@ logger misses ``propagate=False``, and switches off ``lastResort`` and ``basicCo
 ``catch_warnings`` puts back at any time.) What a stand-in hands down is written with capture off: neither a handler's
 line on ``sys.stderr`` nor a ``sys.stdout`` that is a logger brings the same text twice.
 
-Who replaces ``sys.stdout`` meanwhile gets what is printed from then on, and is left alone; the next task to start
-captures the new stream too. So ``redirect_stdout`` inside a task takes text away from its streams, around a task it
-does not. A stand-in that was kept, or put back later, hands everything straight through.
+Who replaces ``sys.stdout`` meanwhile gets what is printed from then on, and is left alone; the next task to start has
+the new stream captured too. So ``redirect_stdout`` takes text from a task's streams when used inside it, not around it.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ class Capture:
 
     def __init__(self, context: TaskContext) -> None:
         self._context: TaskContext | None = context
-        context.before_end = self.flush
         self._max_payload = context.limits.max_payload
+        context.before_end = self.flush
         self._lines: dict[tuple[Stream, int], _Line] = {}  # by stream and thread
 
     def __enter__(self) -> None:
@@ -107,9 +106,9 @@ class Capture:
             if len(rest) > self._max_payload or "\r" in rest:
                 rest = _shown(rest) + "\r" * rest.endswith("\r")  # a newline may follow it
                 kept = (len(rest) - 1) % self._max_payload + 1  # never nothing: the line goes on
-                if kept < len(rest):
-                    self.say(stream, rest[:-kept])
-                    rest = rest[-kept:]
+                early, rest = rest[:-kept], rest[-kept:]
+                if early:
+                    self.say(stream, early)
             if rest:
                 line.appendleft(rest)
                 line.size += len(rest)
@@ -124,9 +123,8 @@ class Capture:
 class _Line(deque):  # type: ignore[type-arg]
     """What one thread has written to one stream since its last newline.
 
-    Without a lock, although a finaliser that prints may run at any point, and the deadlines' thread may `take`: each
-    step on the deque is atomic, so what was added is taken exactly once. ``size`` may be off until the next newline,
-    which only moves the point where a long line is split.
+    Without a lock, although a finaliser may print at any point, and the deadlines' thread may `take`: each step on the
+    deque is atomic, so what was added is taken once. ``size`` may be off then, and a long line split elsewhere.
     """
 
     size = 0
@@ -146,18 +144,15 @@ def _shown(line: str) -> str:
 
 
 class StandIn:
-    """Something of ours in the place of what it hands down to.
+    """Something of ours in the place of what it hands down to. Its odd slots tell other copies of this package so."""
 
-    The slot's odd name is how copies of this package in one process, whatever they are called, know one another's.
-    """
-
-    __slots__ = ("bgworker_below", "_told")
+    __slots__ = ("bgworker_below", "bgworker_told")
     bgworker_below: Any
-    _told: Any  # Router: the stream. Tap: what makes stream and text of the arguments
+    bgworker_told: Any  # Router: the stream. Tap: what makes stream and text of the arguments
 
     def __init__(self, below: Any, told: object) -> None:
         object.__setattr__(self, "bgworker_below", below)  # setting a Router's attributes sets the old stream's
-        object.__setattr__(self, "_told", told)
+        object.__setattr__(self, "bgworker_told", told)
 
 
 class Router(StandIn):
@@ -170,12 +165,12 @@ class Router(StandIn):
         capture = _capturing.get()
         if capture is None or not capture.is_active or not isinstance(text, str):
             return self.bgworker_below.write(text)
-        capture.write(self._told, str.__str__(text))
+        capture.write(self.bgworker_told, str.__str__(text))
         try:
             return _hand_down(self.bgworker_below.write, text)
         except BaseException:
             if not text.endswith("\n"):
-                capture.write(self._told, "\n")  # `print` gives up now, and will not write it
+                capture.write(self.bgworker_told, "\n")  # `print` gives up now, and will not write it
             raise
 
     def writelines(self, lines: Any, /) -> Any:
@@ -226,7 +221,7 @@ class Tap(StandIn):
         capture = _capturing.get()
         if capture is None or not capture.is_active:
             return self.bgworker_below(*args)
-        capture.say(*self._told(*args))
+        capture.say(*self.bgworker_told(*args))
         return _hand_down(self.bgworker_below, *args)
 
 
@@ -256,8 +251,12 @@ def _hand_down(function: Callable[..., Any], *args: Any) -> Any:
         _capturing.reset(token)
 
 
-_lock = RLock()  # guards the set, and our own changes of the places; re-entrant because a finaliser may run a task
+_lock = RLock()  # guards all below, and our own changes of the places; re-entrant because a finaliser may run a task
 _running: set[Capture] = set()
+# Used again, and never let go at once: `print` holds no reference to the sys.stdout that it writes to, and crashes
+# the interpreter if another thread frees that meanwhile (gh-130163, mended in 3.13.3).
+_recent: list[StandIn] = []
+_nowhere = _Nowhere()
 
 
 def _places() -> tuple[tuple[Any, str, type[StandIn], object], ...]:
@@ -270,12 +269,15 @@ def _places() -> tuple[tuple[Any, str, type[StandIn], object], ...]:
 def _stand_in() -> None:
     """Take every place in which we are not, be it below other copies' stand-ins."""
     for owner, name, kind, told in _places():
-        if name in vars(owner):
-            below = found = vars(owner)[name]
-            while not issubclass(type(found), StandIn) and hasattr(type(found), "bgworker_below"):
-                found = found.bgworker_below
-            if not issubclass(type(found), StandIn):
-                setattr(owner, name, kind(_Nowhere() if below is None else below, told))
+        below = found = vars(owner).get(name, _places)
+        while not issubclass(type(found), StandIn) and hasattr(type(found), "bgworker_below"):
+            found = found.bgworker_below
+        if found is not _places and not issubclass(type(found), StandIn):
+            below = _nowhere if below is None else below
+            stand_in = next((each for each in _recent if each.bgworker_below is below and each.bgworker_told is told),
+                            None) or kind(below, told)
+            _recent[:] = [*(each for each in _recent if each is not stand_in), stand_in][-16:]
+            setattr(owner, name, stand_in)
 
 
 def _step_back() -> None:
@@ -283,7 +285,7 @@ def _step_back() -> None:
     for owner, name, _, _ in _places():
         current = vars(owner).get(name)
         if issubclass(type(current), StandIn):  # what another thread assigns between this and the next line is lost
-            setattr(owner, name, None if type(current.bgworker_below) is _Nowhere else current.bgworker_below)
+            setattr(owner, name, None if current.bgworker_below is _nowhere else current.bgworker_below)
 
 
 def _start_afresh() -> None:

@@ -186,8 +186,9 @@ class TaskContext:
 
     def say_last(self) -> None:
         """Emit what was held back: a captured line that is not finished, and the progress that the rate limit kept."""
-        if self.before_end is not None:
-            self.before_end()
+        before_end = self.before_end  # once: the task's thread may take it back while the deadlines' thread is here
+        if before_end is not None:
+            before_end()
         unshown, self._unshown = self._unshown, None
         if unshown is not None:
             self._intake.emit(self._state, PROGRESS, unshown)

@@ -1,7 +1,7 @@
 """Ids: 32 hex digits that sort by creation time, unique across processes and machines.
 
-Laid out as a UUID of version 7: 48 bits of milliseconds, 12 bits of the fraction of that millisecond, then here a counter,
-which orders ids of the same quarter of a microsecond, and random bits of the process.
+Laid out as a UUID of version 7: 48 bits of milliseconds, 12 bits that grow within the millisecond (in units of 256 ns),
+then here a counter, which orders ids of the same unit, and random bits of the process.
 Source: RFC 9562, sections 5.7 and 6.2.
 """
 
@@ -24,7 +24,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reseed)
 
 
+_millisecond = (-1, "")  # the latest one, and as text: most ids of a burst share it. Replaced as a whole: no thread sees half
+
+
 def new_id(ns: int) -> str:
     """Return a new id for the wall-clock time ``ns``, in nanoseconds since the epoch."""
+    global _millisecond
     ms, rest = divmod(ns, 1_000_000)
-    return f"{ms << 16 | 0x7000 | (rest << 12) // 1_000_000:016x}{0x80000000 | _next() & 0x3FFFFFFF:08x}{_random}"
+    known = _millisecond
+    if known[0] != ms:
+        known = _millisecond = ms, "%012x7" % ms
+    # %-formatting: half the price of format specifications in an f-string
+    return "%s%03x%08x%s" % (known[1], rest >> 8, 0x80000000 | _next() & 0x3FFFFFFF, _random)

@@ -961,6 +961,34 @@ def test_many_short_tasks_that_overlap_lose_no_line(std: Std) -> None:
     assert sorted(std.out.getvalue().split(), key=int) == [str(i) for i in range(500)]
 
 
+FLICKER = """
+import threading
+sys.setswitchinterval(1e-5)
+is_over = False
+
+def outside():
+    while not is_over:
+        print("x", "y", "z", end=" ")
+
+threads = [threading.Thread(target=outside) for _ in range(2)]
+for thread in threads:
+    thread.start()
+kept = set()
+with Scheduler(1, sinks=[recorder], capture_output=True) as pool:
+    for i in range(1000):
+        task = pool.submit(lambda: (print("a"), kept.add(id(sys.stdout))))
+        task.result(60)
+is_over = True
+for thread in threads:
+    thread.join(60)
+result = [len(recorder.events), len(kept)]
+"""
+
+
+def test_a_router_that_comes_and_goes_while_other_threads_print_does_not_crash_the_interpreter(tmp_path: Path) -> None:
+    assert Outcome(FLICKER, tmp_path).result == [5000, 1]
+
+
 TWO_COPIES = """
 import importlib, logging, shutil, threading, warnings
 shutil.copytree(bgworker.__path__[0], FOLDER + "/_bg", ignore=shutil.ignore_patterns("__pycache__"))
@@ -1031,7 +1059,7 @@ def test_two_copies_of_the_package_capture_each_its_own_tasks_and_do_not_pile_up
 
 
 FORK = """
-import logging, os, threading, time, warnings
+import logging, os, threading, warnings
 warnings.filterwarnings("ignore", ".*multi-threaded.*")
 
 def in_child(body):
@@ -1054,9 +1082,9 @@ def in_child(body):
 real = sys.stdout
 
 def look():
-    print("child text")
+    print("child text\\n", end="")  # in one write: the parent may print at this moment
     with bgworker.Scheduler(1, sinks=[Recorder()], capture_output=True) as pool:
-        task = pool.submit(lambda: (print("task in child"), logging.getLogger("x").warning("logged")))
+        task = pool.submit(lambda: (print("task in child\\n", end=""), logging.getLogger("x").warning("logged")))
         task.wait(20)
         after = sys.stdout is real
         return [after, [(str(each.stream_type), each.payload) for each in task.streams()]]
@@ -1071,9 +1099,9 @@ with Scheduler(2, sinks=[recorder], capture_output=True) as pool:
     task = pool.submit(forks)
     of_task = task.result(60)
     gate = threading.Event()
-    busy = pool.submit(lambda: (print("busy"), gate.wait(60), print("done")))
-    while type(sys.stdout) is type(real):
-        time.sleep(0.001)
+    said_so = threading.Event()
+    busy = pool.submit(lambda: (print("busy"), said_so.set(), gate.wait(60), print("done")))
+    assert said_so.wait(60) and type(sys.stdout) is not type(real)
     of_main = in_child(lambda: [sys.stdout is real, *look()])
     gate.set()
     busy.result(60)

@@ -383,9 +383,11 @@ def ended_by(script: str, path: Path, code: int, *, stop: signal.Signals | None 
             assert child.stdout is not None and child.stdout.readline() == "ready\n"
             child.send_signal(stop)
         _, errors = child.communicate(timeout=SOON)
-    finally:
+    except BaseException:
         child.kill()
-        child.wait(SOON)
+        _, errors = child.communicate(timeout=SOON)  # closes the pipes, too
+        print(errors)
+        raise
     assert child.returncode == code, (child.returncode, errors)
     with open(path, encoding="utf-8", newline="\n") as lines:
         events = [wire.decode(line) for line in lines]

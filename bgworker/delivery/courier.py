@@ -271,13 +271,11 @@ class Courier:
         try:
             if self._open():
                 while (batch := self._next_batch()) is not None:
-                    for part in _parts(batch):
+                    for part in _parts(batch) if self._marks_in_flight else (batch,):
                         if isinstance(part, Mark):
                             self._flush(part)
                         else:
                             self._settle(part)
-                    if not batch:
-                        self._settle(())
                 self._call_sink("close", self._sink.close)
         finally:
             with self._lock:
@@ -326,9 +324,10 @@ class Courier:
             self._linger()
             if self._abandoned:
                 return None
+            has_marks = self._backlog.has_marks
             batch = self._backlog.take(self._batch_size)
-            self._in_flight = [record for record in batch if record[2] != MARK]
-            self._marks_in_flight = [record for record in batch if record[2] == MARK]
+            self._in_flight = [record for record in batch if record[2] != MARK] if has_marks else batch
+            self._marks_in_flight = [record for record in batch if record[2] == MARK] if has_marks else ()
             return batch
 
     def _linger(self) -> None:
