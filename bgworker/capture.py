@@ -12,11 +12,10 @@ Guarantees, while a task with ``capture_output`` runs:
 - The old places get it all as before and raise as before. Other threads, tasks without capture, and contexts that
   outlive their task notice one look-up of a context variable.
 
-How. Stand-ins are put in the places of ``sys.stdout``, ``sys.stderr``, ``Logger.callHandlers`` and
-``warnings._showwarnmsg`` when the first such task starts, and taken out when the last one ends. (A handler on the root
-logger misses ``propagate=False``, and switches off ``lastResort`` and ``basicConfig``; ``warnings.showwarning`` is what
-``catch_warnings`` puts back at any time.) What a stand-in hands down is written with capture off: neither a handler's
-line on ``sys.stderr`` nor a ``sys.stdout`` that is a logger brings the same text twice.
+How. Stand-ins are put in the places of ``sys.stdout``, ``sys.stderr``, ``Logger.callHandlers`` (a root handler would miss
+``propagate=False`` and switch off ``lastResort``) and ``warnings._showwarnmsg`` (``catch_warnings`` puts ``showwarning``
+back at any time) when the first such task starts, and taken out when the last one ends. What they hand down is written
+with capture off, so neither a handler's line on ``sys.stderr`` nor a ``sys.stdout`` that is a logger brings text twice.
 
 Who replaces ``sys.stdout`` meanwhile gets what is printed from then on, and is left alone; the next task to start has
 the new stream captured too. So ``redirect_stdout`` takes text from a task's streams when used inside it, not around it.

@@ -314,7 +314,7 @@ class Courier:
     def _next_batch(self) -> list[Record] | None:
         """Wait for records and take a batch; an empty one is a loss to announce, None the end."""
         with self._lock:
-            self._in_flight = ()
+            self._in_flight = self._marks_in_flight = ()
             while not self._abandoned and not len(self._backlog) and not self._backlog.has_marks:
                 if self._losses and self._announces and (self._state == "ok" or not self._closing):
                     return []  # also the probe of a sink that failed, when nothing else waits to be tried
