@@ -12,10 +12,10 @@ Guarantees, while a task with ``capture_output`` runs:
 - The old places get it all as before and raise as before. Other threads, tasks without capture, and contexts that
   outlive their task notice one look-up of a context variable.
 
-How. Stand-ins are put in the places of ``sys.stdout``, ``sys.stderr``, ``Logger.callHandlers`` (a root handler would miss
-``propagate=False`` and switch off ``lastResort``) and ``warnings._showwarnmsg`` (``catch_warnings`` puts ``showwarning``
-back at any time) when the first such task starts, and taken out when the last one ends. What they hand down is written
-with capture off, so neither a handler's line on ``sys.stderr`` nor a ``sys.stdout`` that is a logger brings text twice.
+How. Stand-ins take the places of ``sys.stdout``, ``sys.stderr``, ``Logger.callHandlers`` (a root handler would miss
+``propagate=False`` and switch off ``lastResort``) and ``warnings._showwarnmsg`` (``catch_warnings`` puts `showwarning`
+back at any time) with the first such task, and leave them after the last. What they hand down is written with capture
+off, so neither a handler's line on ``sys.stderr`` nor a ``sys.stdout`` that is a logger brings text twice.
 
 Who replaces ``sys.stdout`` meanwhile gets what is printed from then on, and is left alone; the next task to start has
 the new stream captured too. So ``redirect_stdout`` takes text from a task's streams when used inside it, not around it.
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from typing import Any, Literal
 
     from .context import TaskContext
-
     Stream = Literal["output", "error", "warning", "verbose"]
 
 _capturing: ContextVar[Capture | None] = ContextVar("bgworker_capture", default=None)
@@ -150,7 +149,7 @@ class StandIn:
     bgworker_told: Any  # Router: the stream. Tap: what makes stream and text of the arguments
 
     def __init__(self, below: Any, told: object) -> None:
-        object.__setattr__(self, "bgworker_below", below)  # setting a Router's attributes sets the old stream's
+        object.__setattr__(self, "bgworker_below", below)  # a Router's own `__setattr__` is the old stream's
         object.__setattr__(self, "bgworker_told", told)
 
 
