@@ -23,12 +23,12 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta, timezone
 
 from .events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from datetime import datetime
     from typing import Any, Tuple, overload
 
     Record = Tuple["TaskState | None", int, int, int, Any]
@@ -54,12 +54,13 @@ STREAMS: dict[int, StreamType] = {PROGRESS: StreamType.PROGRESS, OUTPUT: StreamT
                                   WARNING: StreamType.WARNING, VERBOSE: StreamType.VERBOSE}
 """Stream by kind, for the kinds that are streams: PROGRESS..VERBOSE."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def utc(ns: int) -> datetime:
     """Return wall-clock nanoseconds since the epoch as an aware UTC datetime, cut to microseconds."""
-    return _EPOCH + timedelta(microseconds=ns // 1000)
+    from datetime import datetime, timedelta, timezone  # a tenth of `import bgworker` before 3.12; DTOs alone need it
+
+    return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=ns // 1000)
 
 
 class Source:
