@@ -486,19 +486,23 @@ def jsonl() -> Mapping[str, Variant]:
 
     def emit_all() -> None:
         task = current_task()
-        room = task.room  # a callable just emits; this one waits like a pipe's reader, so that every event counts
+        room = task.wait_for_room(60)  # a callable just emits; this one waits like a pipe's reader, so that all counts
         texts = iter(fresh_texts(LINES))
         while chunk := list(itertools.islice(texts, room)):
             for text in chunk:
                 task.output(text)
-            task.wait_for_room()
+            room = task.wait_for_room(60)
 
     def ours(said: Round) -> float:
         with scratch_file() as path:
             with Scheduler(1, sinks=[f"jsonl:{path}"]) as scheduler:
                 begun = perf_counter()
-                scheduler.submit(emit_all)
+                task = scheduler.submit(emit_all)
             took = perf_counter() - begun
+        task.result()  # a figure of a task that failed would be none
+        delivered = scheduler.sinks["jsonl"].delivered
+        if delivered != LINES + 4:  # its output, and the four events of its life
+            raise RuntimeError(f"{delivered} of {LINES + 4} events were written")
         note_losses(said, scheduler)
         return LINES / took
 

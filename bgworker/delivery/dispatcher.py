@@ -225,6 +225,7 @@ class Dispatcher:
         progress = lifecycle = size = 0
         kept: dict[TaskState, list[Record]] = {}  # stream records by task; a tail is extended once a batch
         last, keep = None, append
+        is_heard = bool(self._outlets)  # else life-cycle records are only numbered: nobody gets them, no tail keeps them
         count = -1
         for count, (state, kind, ns, data) in enumerate(emitted):
             if state is None:
@@ -261,16 +262,18 @@ class Dispatcher:
                     last, keep = state, kept.setdefault(state, []).append
                 keep(record)
             else:
-                lifecycle += 1
                 if kind == CREATED:  # one record for two events: a task is queued as it is made
-                    append((state, 1, CREATED, ns, None))
+                    if is_heard:
+                        append((state, 1, CREATED, ns, None))
+                        lifecycle += 1
                     state.seq = seq = 2
                     kind = SCHEDULED
-                    lifecycle += 1
                 elif kind >= COMPLETED:
                     state.ended = True
                     ended.append(state)
-                append((state, seq, kind, ns, None))
+                if is_heard:
+                    append((state, seq, kind, ns, None))
+                    lifecycle += 1
         for state, fresh in kept.items():
             _keep(state, fresh)
         streams = len(records) - lifecycle
