@@ -457,3 +457,20 @@ def test_the_harness_sees_what_a_process_that_is_killed_outright_did_not_deliver
     path.touch()
     with pytest.raises(AssertionError):
         assert delivered(ended_by(script, path, 0)) == 3000
+
+
+def test_a_sink_that_flushes_its_own_scheduler_gets_a_report_instead_of_waiting_for_itself() -> None:
+    reports: list[object] = []
+
+    class Flushes:
+        def write(self, events: object) -> None:
+            reports.append(pool.flush())
+
+        def close(self) -> None:
+            pass
+
+    with Scheduler(1) as pool:
+        pool.register_sink(Flushes())
+        pool.submit(len, "x").result(60)
+        pool.flush(60)
+    assert reports and not any(reports)

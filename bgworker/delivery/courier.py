@@ -163,6 +163,11 @@ class Courier:
         return self._state != "closed"
 
     @property
+    def is_this_thread(self) -> bool:
+        """True when the caller is the sink itself."""
+        return self._thread is threading.current_thread()
+
+    @property
     def queue_size(self) -> int:
         """The bound of the queue, by count."""
         return self._options.queue_size

@@ -127,8 +127,11 @@ class Registry:
         deadline = None if timeout is None else monotonic() + timeout
         marks = self._dispatcher.call(self._mark)
         done = True
-        for _, mark in marks:
-            done &= mark.wait(None if deadline is None else max(0.0, deadline - monotonic()))
+        for courier, mark in marks:
+            if courier.is_this_thread:  # a sink that flushes the scheduler: it would wait for itself
+                done = False
+            else:
+                done &= mark.wait(None if deadline is None else max(0.0, deadline - monotonic()))
         left = {courier.name: mark.left for courier, mark in marks}  # what comes during the flush does not count
         health = self.health()
         return FlushReport(pending={name: min(each.pending, left.get(name, 0)) for name, each in health.items()},
