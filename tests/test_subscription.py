@@ -1,0 +1,132 @@
+"""Subscriptions: events for a program that looks at them itself."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+
+from bgworker import ConfigurationError, Scheduler, current_task
+from bgworker.events import StreamEvent
+
+LONG = 60.0
+
+
+def say(count: int = 3) -> None:
+    for number in range(count):
+        current_task().output(str(number))
+
+
+def types(events: object) -> list[str]:
+    return [each.type.value for each in events]  # type: ignore[attr-defined]
+
+
+def test_a_subscription_to_a_task_ends_with_its_terminal_event() -> None:
+    gate = threading.Event()
+
+    def talk() -> None:
+        assert gate.wait(LONG)
+        say(2)
+
+    with Scheduler(1) as pool:
+        task = pool.submit(talk)
+        with pool.subscribe(task=task) as subscription:
+            gate.set()
+            assert types(subscription)[-3:] == ["TaskOutput", "TaskOutput", "TaskCompleted"]
+        assert subscription.is_closed
+
+
+def test_a_subscription_to_a_task_that_has_ended_tells_what_is_in_memory_and_ends() -> None:
+    with Scheduler(1) as pool:
+        task = pool.submit(say)
+        task.result(LONG)
+        pool.flush(LONG)
+        assert types(pool.subscribe(task=task.id)) == ["TaskOutput"] * 3 + ["TaskCompleted"]
+
+
+def test_it_ends_with_the_task_even_if_the_terminal_event_is_filtered_out() -> None:
+    with Scheduler(1) as pool:
+        assert types(pool.subscribe(task=pool.submit(say), types=["TaskOutput"])) == ["TaskOutput"] * 3
+
+
+def test_a_subscription_to_all_ends_with_the_scheduler() -> None:
+    with Scheduler(1) as pool:
+        subscription = pool.subscribe()
+        pool.submit(say).result(LONG)
+    assert types(subscription) == ["TaskCreated", "TaskScheduled", "TaskStarted", *["TaskOutput"] * 3, "TaskCompleted"]
+
+
+def test_poll_never_waits_and_get_waits_no_longer_than_asked() -> None:
+    with Scheduler(1) as pool:
+        subscription = pool.subscribe()
+        assert subscription.poll() == [] and subscription.get(0.01) is None
+        pool.submit(say).result(LONG)
+        pool.flush(LONG)
+        assert types(subscription.poll(2)) == ["TaskCreated", "TaskScheduled"]
+        assert len(subscription.poll()) == 5
+
+
+def test_a_reader_that_never_reads_loses_the_oldest_counted_and_keeps_nobody_waiting() -> None:
+    with Scheduler(1) as pool:
+        subscription = pool.subscribe(maxsize=10)
+        pool.submit(say, 100).result(LONG)
+        pool.flush(LONG)
+        health = subscription.health()
+        assert (health.emitted, health.dropped, health.pending) == (104, 90, 14)
+        said = [each.payload for each in subscription.poll() if isinstance(each, StreamEvent)]
+        assert said == [str(number) for number in range(90, 100)]
+        health = subscription.health()
+        assert health.emitted == health.delivered + health.coalesced + health.dropped + health.pending
+
+
+def test_a_callback_runs_on_a_thread_of_its_own_and_what_it_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def callback(event: StreamEvent) -> None:
+        seen.append((event.payload, threading.current_thread().name))
+        if event.payload == "1":
+            raise ValueError("boom")
+
+    with caplog.at_level(logging.ERROR, "bgworker"), Scheduler(1, name="mine") as pool:
+        pool.subscribe(callback, types=["TaskOutput"])  # type: ignore[arg-type]
+        pool.submit(say).result(LONG)
+    assert [payload for payload, _ in seen] == ["0", "1", "2"]
+    assert {name for _, name in seen} == {"mine-subscription-1"}
+    assert "boom" in caplog.text
+
+
+def test_after_close_nothing_more_comes_and_what_waits_can_be_read() -> None:
+    with Scheduler(1) as pool:
+        subscription = pool.subscribe()
+        pool.submit(say).result(LONG)
+        pool.flush(LONG)
+        subscription.close()
+        pool.submit(say).result(LONG)
+        assert len(list(subscription)) == 7
+
+
+def test_a_callback_that_hangs_holds_up_neither_tasks_nor_the_shutdown() -> None:
+    go_on = threading.Event()
+    pool = Scheduler(1, close_timeout=0.2)
+    pool.subscribe(lambda event: go_on.wait(LONG))
+    try:
+        pool.submit(say, 1000).result(LONG)
+        pool.shutdown()
+    finally:
+        go_on.set()
+    for thread in threading.enumerate():
+        if "subscription" in thread.name:
+            thread.join(LONG)
+
+
+def test_wrong_arguments_are_refused_with_the_value() -> None:
+    with Scheduler(1) as pool:
+        with pytest.raises(ConfigurationError, match="maxsize: expected a whole number >= 1, got 0"):
+            pool.subscribe(maxsize=0)
+        with pytest.raises(ConfigurationError, match="callback: expected a callable or None, got 5"):
+            pool.subscribe(5)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="'Nope'"):
+            pool.subscribe(types=["Nope"])
+        with pytest.raises(KeyError):
+            pool.subscribe(task="0" * 32)
