@@ -326,7 +326,7 @@ def _percent(completed: float, total: float | None) -> float | None:
         if total is None:
             return None
         percent = float(100.0 * completed / total)  # exactly: a subclass may print as anything
-    except (ZeroDivisionError, OverflowError):
+    except (ZeroDivisionError, OverflowError, TypeError, ValueError):  # telemetry fails no task
         return None
     return min(100.0, max(0.0, percent)) if percent == percent else None
 

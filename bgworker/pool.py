@@ -76,6 +76,11 @@ class Pool:
         self._started = 0
         self._signs = 0  # None in the queue: signs to stop, which are no tasks
 
+    @property
+    def has_ended(self) -> bool:
+        """True when it is closed and its last task has ended."""
+        return self._has_ended
+
     def put(self, task: Task[Any], call: Call) -> None:
         """Queue a task and announce it, in one step: who sees it run has heard of it.
 

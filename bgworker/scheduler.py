@@ -269,7 +269,7 @@ class Scheduler(Executor):
         Waits for the sink to open, ``close_timeout`` seconds at most.
 
         Args:
-            sink: the sink, or a specification: ``jsonl:PATH``, ``sqlite:PATH``, ``webhook:URL``, ``package.module:factory``.
+            sink: the sink, or a specification: ``jsonl:PATH`` or ``package.module:factory``.
             name: None derives one from the kind of sink.
             options: how delivery treats it.
             config: keywords of a specified sink.
@@ -388,6 +388,8 @@ def _start_afresh_in_child() -> None:
     for pool, dispatcher in list(_live.items()):
         pool.start_afresh()
         dispatcher.start_afresh()
+        if pool.has_ended:  # the parent was closing its sinks: here there is nothing to close
+            dispatcher.finish()
     for scheduler in list(_schedulers):
         scheduler._start_afresh()
 

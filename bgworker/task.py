@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Task", "TaskContext", "checkpoint", "current_task"]
 
-_making = threading.RLock()  # guards the making of a task's condition; re-entrant because a signal handler may cancel
-
 _STATUS = {COMPLETED: TaskStatus.COMPLETED, FAILED: TaskStatus.FAILED, CANCELLED: TaskStatus.CANCELLED,
            TIMED_OUT: TaskStatus.TIMED_OUT}
 
@@ -97,17 +95,17 @@ class Task(Future["T"]):
         """
         if self._made_condition is not None:
             return self._made_condition
-        with _making:
-            if self._made_condition is None:
-                made = threading.Condition()
-                self._waiters, self._done_callbacks = [], []
-                first = self._runner.firsts.setdefault(self, made)
-                if first is not made:
-                    self._state = first  # the resolver is about to write the same, or has
-                elif self.done():
-                    self._runner.firsts.pop(self, None)  # the resolver has come and gone, it takes nothing out any more
-                self._made_condition = made  # last: who finds it relies on the step
-            return self._made_condition
+        own = self.__dict__  # each setdefault is one atomic step: however many look at once, they find the same
+        made: threading.Condition = own.setdefault("_shared_condition", threading.Condition())
+        own.setdefault("_waiters", [])
+        own.setdefault("_done_callbacks", [])
+        first = self._runner.firsts.setdefault(self, made)
+        if first is not made:
+            self._state = first  # the resolver is about to write the same, or has
+        elif self.done():
+            self._runner.firsts.pop(self, None)  # the resolver has come and gone, it takes nothing out any more
+        self._made_condition = made  # last: who finds it relies on the step
+        return made
 
     if not TYPE_CHECKING:  # a property in the place of an attribute, which type checkers refuse
         _condition = _lazy_condition
@@ -154,7 +152,10 @@ class Task(Future["T"]):
                 if record[1] > since and (wanted is None or STREAMS[record[2]] in wanted)]
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the task has ended; False when ``timeout`` seconds passed first. Raises nothing."""
+        """Wait until the task has ended; False when ``timeout`` seconds passed first. Raises nothing.
+
+        From inside a task of the same scheduler, a wait that could never end returns False at once.
+        """
         if timeout is None:
             try:
                 self._wait_for_ever()
@@ -299,7 +300,7 @@ class Task(Future["T"]):
         if error is not None:
             _describe_failure(state, error, self._limits.max_payload)
         elif cancel_reason is not None:
-            state.failure_message = cancel_reason
+            state.failure_message = fit(text_of(cancel_reason), self._limits.max_payload)[0]
         state.duration = duration
         state.completed_ns = time.time_ns()
         state.status = _STATUS[kind]
@@ -316,7 +317,6 @@ class Task(Future["T"]):
             self._state = final_state
             firsts.pop(self, None)  # after the state is written: who comes now sees it
         else:
-            firsts.pop(self, None)
             with condition:
                 self._state = final_state
                 for waiter in self._waiters:
@@ -327,6 +327,7 @@ class Task(Future["T"]):
                     else:
                         waiter.add_result(self)
                 condition.notify_all()
+            firsts.pop(self, None)
         self._invoke_callbacks()  # type: ignore[attr-defined]
 
     # -- Future's questions, answered without its lock --

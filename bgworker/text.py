@@ -16,9 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
-_ESCAPES = re.compile(r"\\(?:u(?:d[89ab]..\\ud[c-f]..|(d[89a-f]..|0000)|....)|.)")  # group 1: NUL, half a pair
-_NUMBERLIKE_KEY = re.compile(r'[{,]"(?:-?[0-9][^"]*|true|false|null)":')
+_SURROGATES = "[\ud800-\udfff]"
+_ESCAPES = r"\\(?:u(?:d[89ab]..\\ud[c-f]..|(d[89a-f]..|0000)|....)|.)"  # group 1: NUL, half a pair
+_NUMBERLIKE_KEY = r'[{,]"(?:-?[0-9][^"]*|true|false|null)":'
 _MAX_DEPTH = 100  # of a value that needed cleaning: well inside every interpreter's recursion limit, for readers too
 
 
@@ -34,7 +34,7 @@ def sanitise(text: str) -> str:
     try:
         text.encode()  # many times as fast as a regular expression at finding nothing
     except UnicodeEncodeError:
-        return _SURROGATES.sub("\ufffd", text)
+        return re.sub(_SURROGATES, "\ufffd", text)
     return text
 
 
@@ -67,8 +67,8 @@ def json_text(value: object) -> str:
     try:
         text = ENCODE(value)
         # Left to look for: NUL, half a surrogate pair (a whole one is a character), and keys such as 1 beside "1".
-        has_bad_text = ("\\ud" in text or "\\u0000" in text) and any(bad[1] for bad in _ESCAPES.finditer(text))
-        if not has_bad_text and not _NUMBERLIKE_KEY.search(text):
+        has_bad_text = ("\\ud" in text or "\\u0000" in text) and any(bad[1] for bad in re.finditer(_ESCAPES, text))
+        if not has_bad_text and not re.search(_NUMBERLIKE_KEY, text):
             return text
     except Exception:  # the value's own code may have run, and raised whatever it likes
         pass  # the careful way finds out what is wrong, and where

@@ -63,7 +63,8 @@ class Waits:
     def leave(self, worker: Worker) -> None:
         """Forget it; it ends."""
         with self._lock:
-            self._workers.remove(worker)
+            if worker in self._workers:  # not in a forked child
+                self._workers.remove(worker)
 
     def begin(self, task: Task[Any]) -> bool:
         """Prepare to wait for ``task`` without a timeout: run it here if it is still queued.

@@ -743,3 +743,41 @@ def test_a_failures_text_is_cut_at_max_payload_and_cleaned() -> None:
     snapshot = task.snapshot()
     assert snapshot.failure_type == "ValueError" and snapshot.failure_message == "\ufffd" + "é" * 30
     assert snapshot.invocation_info is not None and len(snapshot.invocation_info.encode()) <= 64
+
+
+def test_a_cancel_reason_that_is_no_text_reaches_the_record_as_text(tmp_path: Any) -> None:
+    path = tmp_path / "events.jsonl"
+    with Scheduler(1, sinks=[f"jsonl:{path}"]) as pool:
+        gate = threading.Event()
+        pool.submit(gate.wait, LONG)
+        queued = pool.submit(len, "x")
+        assert queued.cancel(5)  # type: ignore[arg-type]
+        gate.set()
+    assert queued.snapshot().failure_message == "5"
+    assert pool.sinks["jsonl"].dropped == 0
+
+
+def test_a_looker_interrupted_by_another_look_shares_its_condition() -> None:
+    with Scheduler(1) as pool:
+        gate = threading.Event()
+        task = pool.submit(gate.wait, LONG)
+        made = threading.Condition
+        seen: list[Any] = []
+
+        class Interrupted(made):  # type: ignore[misc, valid-type]
+            """As a signal handler would, between the making of a condition and its use."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                if not seen:
+                    seen.append(None)
+                    task.add_done_callback(seen.append)
+
+        threading.Condition = Interrupted  # type: ignore[misc]
+        try:
+            task.add_done_callback(seen.append)
+        finally:
+            threading.Condition = made  # type: ignore[misc]
+        gate.set()
+        assert task.result(LONG) is True
+        until(lambda: seen == [None, task, task])

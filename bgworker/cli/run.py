@@ -60,8 +60,8 @@ they say are shown, not obeyed. Commands read no input: their stdin is empty.
 
 EPILOG = """\
 sinks:
-  jsonl:PATH, sqlite:PATH, webhook:URL or package.module:factory. For jsonl and
-  sqlite, options may follow the path: jsonl:events.jsonl?max_bytes=10M
+  jsonl:PATH or package.module:factory. Options may follow the path:
+  jsonl:events.jsonl?max_bytes=10M
   Those in $BGWORKER_SINKS, separated by commas, are added.
 
 exit codes:

@@ -403,6 +403,8 @@ class Courier:
         """Wait before a retry; False when the sink is being closed, and the attempt just made was the last."""
         until = monotonic() + seconds
         with self._lock:
+            if self._abandoned:
+                return False
             self._state = "open" if self._breaker.is_open else "retrying"
             if self._closing and self._last_call:
                 return False
@@ -514,9 +516,9 @@ class Courier:
             logger.warning("sink %r failed, and is tried again: %s", self.name, self._last_error)
 
     def _note_recovery(self) -> None:
-        if self._state == "ok" or self._abandoned:
-            return
         with self._lock:
+            if self._state == "ok" or self._abandoned:
+                return
             self._state = "ok"
         logger.warning("sink %r works again", self.name)
 

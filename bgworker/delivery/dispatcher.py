@@ -166,11 +166,12 @@ class Dispatcher:
 
     def finish(self) -> None:
         """Refuse what is emitted from now on, deliver the rest within the close timeout, and end. Returns at once."""
-        if self._thread is None:
-            self.intake.close()
-            self.closed.set()
-        else:
-            self.intake.post(self._close_intake)
+        with self._lock:
+            if self._thread is None:
+                self.intake.close()
+                self.closed.set()
+                return
+        self.intake.post(self._close_intake)
 
     # -- the dispatcher's thread --
 
@@ -186,9 +187,11 @@ class Dispatcher:
             self._drain()
         self._drain()  # what slipped in between the last look and the close
         self._has_drained = True
-        if self._registry is not None:
-            self._registry.close_all(monotonic() + self.close_timeout)
-        self.closed.set()
+        try:
+            if self._registry is not None:
+                self._registry.close_all(monotonic() + self.close_timeout)
+        finally:  # whatever happens, nobody waits for us for ever
+            self.closed.set()
 
     def _drain(self) -> None:
         try:

@@ -77,16 +77,24 @@ class Park:
                     bytes_ -= size
                     break
                 fitting += 1
-            if not fitting:
+            if not fitting or not self._has_thread():
                 return 0
             self._waiting.append((records[:fitting], error, attempts, bytes_))
             self._count += fitting
             self._bytes += bytes_
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"{self._sink}-park", daemon=True)
-                self._thread.start()
             self._news.notify()
             return fitting
+
+    def _has_thread(self) -> bool:
+        """Start the thread if need be, under the lock; False when the system gives none (3.12 at interpreter exit)."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name=f"{self._sink}-park", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._thread = thread
+        return True
 
     def close(self, deadline: float) -> bool:
         """Write what waits and close the file; False when that took longer than until ``deadline`` (monotonic)."""

@@ -71,7 +71,8 @@ class Registry:
         except BaseException:
             courier.close()
             with self._lock:
-                del self._sinks[name]
+                if self._sinks.get(name) is courier:
+                    del self._sinks[name]
             raise
         return name
 
@@ -95,7 +96,8 @@ class Registry:
         self._dispatcher.call(lambda: self._detach(courier))
         close_all([courier], deadline)
         with self._lock:
-            self._sinks.pop(name, None)
+            if self._sinks.get(name) is courier:  # else the name is another's by now
+                del self._sinks[name]
         return courier.health()
 
     def subscribe(self, callback: Callable[[Event], object] | None, state: TaskState | None,

@@ -65,7 +65,8 @@ class Subscription:
             most: most events to return; None is all.
         """
         with self._lock:
-            return list(Batch(self._take(len(self._backlog) if most is None else most)))
+            records = self._take(len(self._backlog) if most is None else most)
+        return list(Batch(records))  # without the lock: building them may read source files
 
     def get(self, timeout: float | None = None) -> Event | None:
         """Wait for the next event; None when ``timeout`` seconds passed, or when there will be no more."""
@@ -76,7 +77,8 @@ class Subscription:
                 if self._is_closed or (left is not None and left <= 0):
                     return None
                 self._news.wait(left)
-            return event(self._take(1)[0])
+            record = self._take(1)[0]
+        return event(record)
 
     def __iter__(self) -> Iterator[Event]:
         return self
