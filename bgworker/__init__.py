@@ -10,8 +10,8 @@ What is dear to import (sinks, retries' details, the shell) is loaded when it is
 
 from __future__ import annotations
 
-from .errors import (BgworkerError, ConfigurationError, PendingFull, PermanentSinkError, PoolDeadlock, ShutdownError, SinkError,
-                     TaskCancelled, TaskTimedOut, TemporarySinkError, WireError)
+from .errors import (BgworkerError, ConfigurationError, HistoryError, PendingFull, PermanentSinkError, PoolDeadlock, ShutdownError, SinkError,
+                     TaskCancelled, TaskTimedOut, TemporarySinkError, UnknownTask, WireError)
 from .events import (Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus)
 from .scheduler import Scheduler, TaskOptions
 from .task import Task, TaskContext, checkpoint, current_task
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .delivery.options import FlushReport, SinkHealth, SinkOptions
     from .delivery.retry import RetryPolicy
     from .delivery.subscription import Subscription
+    from .history import History
     from .sinks import open_sink
     from .sinks.base import HookSink, Sink
     from .sinks.jsonl import JsonlSink
@@ -31,14 +32,14 @@ __version__ = "0.1.0"
 _LAZY = {
     "FlushReport": "delivery.options", "SinkHealth": "delivery.options", "SinkOptions": "delivery.options",
     "RetryPolicy": "delivery.retry", "Subscription": "delivery.subscription", "shell": "command", "HookSink": "sinks.base", "Sink": "sinks.base",
-    "open_sink": "sinks", "JsonlSink": "sinks.jsonl",
+    "open_sink": "sinks", "JsonlSink": "sinks.jsonl", "History": "history",
 }
 
 __all__ = [
-    "BgworkerError", "ConfigurationError", "Event", "EventType", "FlushReport", "HookSink", "JsonlSink",
+    "BgworkerError", "ConfigurationError", "Event", "EventType", "FlushReport", "History", "HistoryError", "HookSink", "JsonlSink",
     "LifecycleEvent", "LossEvent", "PendingFull", "PermanentSinkError", "PoolDeadlock", "RetryPolicy", "Scheduler", "ShutdownError", "Sink",
     "SinkError", "SinkHealth", "SinkOptions", "StreamEvent", "StreamType", "Subscription", "Task", "TaskCancelled", "TaskContext",
-    "TaskOptions", "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "WireError", "checkpoint",
+    "TaskOptions", "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "UnknownTask", "WireError", "checkpoint",
     "current_task", "open_sink", "shell",
 ]
 
