@@ -26,7 +26,7 @@ from .schema import connect_to_read, lock_path, presence, roll_back, this_host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from datetime import datetime, timedelta
     from types import TracebackType
     from typing import Tuple
@@ -175,7 +175,7 @@ class History:
                 row = connection.execute("SELECT t.key, t.status, t.run_id, r.ended_utc FROM tasks t "
                                          "LEFT JOIN runs r ON r.run_id = t.run_id WHERE t.id = ?", (task_id,)).fetchone()
                 is_over = row is None or judged(TaskStatus(row[1]), row[2], row[3], self._dead).is_final
-                rows = [] if row is None or version == seen else connection.execute(
+                rows = [] if row is None or version == seen and not is_over else connection.execute(
                     f"{SELECT_STREAMS}WHERE task = ? AND seq > ?{which} ORDER BY seq LIMIT {_CHUNK}", (row[0], since)).fetchall()
             for row in rows:
                 since = row[0]
@@ -205,6 +205,16 @@ class History:
         with self._asking() as connection:
             return Stats(questions.counts(connection, self._dead, after), questions.failures(connection, after),
                          questions.durations(connection, after), questions.losses(connection, after))
+
+    def counts(self) -> dict[TaskStatus, int]:
+        """Return how many tasks there are of each status, without those of which there are none."""
+        with self._asking() as connection:
+            return questions.counts(connection, self._dead, "")
+
+    def completed(self, script_hashes: Iterable[str], metadata: Mapping[str, object]) -> dict[str, int]:
+        """Return how often tasks of each of these sources completed that had all of this metadata."""
+        with self._asking() as connection:
+            return {script_hash: questions.completed(connection, script_hash, metadata) for script_hash in script_hashes}
 
     def losses(self) -> list[LossEvent]:
         """Return what sinks of this file did not get, in the order of time."""

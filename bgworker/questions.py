@@ -7,7 +7,9 @@ tasks(name, duration_sec), stream_rows(task, seq).
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta, timezone
+from itertools import chain, islice
 
 from . import checks
 from .answers import (LAST_SIGN, OPEN, SELECT_TASKS, Durations, Failures, Losses, judged, last_sign, snapshot_of, time_of,
@@ -15,11 +17,12 @@ from .answers import (LAST_SIGN, OPEN, SELECT_TASKS, Durations, Failures, Losses
 from .errors import AmbiguousTask, ConfigurationError, UnknownTask
 from .events import StreamType, TaskStatus
 from .schema import STREAM_CODES
+from .text import sanitise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
     from typing import Any
 
     from .events import TaskSnapshot
@@ -70,6 +73,7 @@ def find(connection: sqlite3.Connection, task: str) -> tuple[int, str]:
 
     if not isinstance(task, str):
         raise ConfigurationError(f"task: expected an id, a name, or 'last', got {task!r}")
+    task = sanitise(task)  # as names are in the file; SQLite takes no surrogates
     found = first("WHERE id = ?", task)
     if found is None and first("WHERE name = ? LIMIT 1", task):
         found = first("WHERE +name = ? ORDER BY id DESC LIMIT 1", task)
@@ -125,18 +129,21 @@ class Search:
         self._dead = dead
         # The + keeps SQLite from an index on names, which would have all tasks of a frequent name sorted.
         self._named = "" if name is None else " AND +t.name GLOB ?"
-        self._pattern = () if name is None else (name,)
+        self._pattern = () if name is None else (sanitise(name),)
         self._since = "" if since is None else time_text(since)
         self._first_id = "" if since is None else f"{max(0, int(since.timestamp() * 1000)):012x}"
-        self._limit = ALL if limit is None else limit
+        self._limit = limit
 
     def of_status(self, status: TaskStatus) -> list[TaskSnapshot]:
         """Return those of one status: of a final one the latest ended first, else the latest created."""
-        if status in _ENDED:
-            return self._snapshots("t.status = ? AND t.completed_utc >= ?", (status.value, self._since),
-                                   "t.completed_utc DESC, t.key DESC")
-        statuses = _NOT_ENDED if status is TaskStatus.INTERRUPTED else (status,)
-        return self._snapshots(_in("t.status", statuses), (), "t.id DESC", status)
+        if status is TaskStatus.INTERRUPTED:
+            found = self._interrupted()
+        elif status in _ENDED:
+            found = self._snapshots("t.status = ? AND t.completed_utc >= ?", (status.value, self._since),
+                                    "t.completed_utc DESC, t.key DESC")
+        else:
+            found = (task for task in self._snapshots("t.status = ?", (status.value,), "t.id DESC") if task.status is status)
+        return list(islice(found, self._limit))
 
     def of_any_status(self) -> list[TaskSnapshot]:
         """Return those of all statuses, the latest created first.
@@ -146,24 +153,28 @@ class Search:
         """
         found = self._snapshots("t.id >= ? AND (t.completed_utc IS NULL OR t.completed_utc >= ?)",
                                 (self._first_id, self._since), "t.id DESC")
-        if self._since and (self._limit == ALL or len(found) < self._limit):
+        if self._since:
             older = (f"t.key IN (SELECT key FROM tasks WHERE {_in('status', _NOT_ENDED)} UNION ALL "
                      f"SELECT key FROM tasks WHERE {_in('status', _ENDED)} AND completed_utc >= ?) AND +t.id < ?")
-            found += self._snapshots(older, (self._since, self._first_id), "t.id DESC")
-        return found if self._limit == ALL else found[:self._limit]
+            found = chain(found, self._snapshots(older, (self._since, self._first_id), "t.id DESC"))
+        return list(islice(found, self._limit))
 
-    def _snapshots(self, where: str, values: tuple[str, ...], order: str,
-                   status: TaskStatus | None = None) -> list[TaskSnapshot]:
-        found: list[TaskSnapshot] = []
+    def _interrupted(self) -> Iterator[TaskSnapshot]:
+        """Judge all that has not ended, which may be a long queue, before any of it is read in full."""
+        rows = self._connection.execute(
+            f"SELECT t.key, t.status, t.run_id, r.ended_utc FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
+            f"WHERE {_in('t.status', _NOT_ENDED)}{self._named} ORDER BY t.id DESC", self._pattern)
+        for key, status, run_id, ended in rows:
+            if judged(TaskStatus(status), run_id, ended, self._dead) is TaskStatus.INTERRUPTED:
+                yield from self._snapshots("t.key = ?", (key,), "t.key")
+
+    def _snapshots(self, where: str, values: tuple[str | int, ...], order: str) -> Iterator[TaskSnapshot]:
+        """Yield tasks, without those that were interrupted before ``since``. A query begins when the first is asked for."""
         rows = self._connection.execute(f"{SELECT_TASKS}WHERE {where}{self._named} ORDER BY {order}", (*values, *self._pattern))
         for row in rows:
-            if self._limit == len(found):
-                break
             task = snapshot_of(row, self._dead)
-            if (status is None or task.status is status) and not (
-                    self._since and task.status is TaskStatus.INTERRUPTED and last_sign(row) < self._since):
-                found.append(task)
-        return found
+            if task.status is not TaskStatus.INTERRUPTED or last_sign(row) >= self._since:
+                yield task
 
 
 # ---------------------------------------------------------------- counts
@@ -179,6 +190,12 @@ def counts(connection: sqlite3.Connection, dead: Collection[str], since: str) ->
         seen = judged(TaskStatus(status), run_id, ended, dead)
         found[seen] = found.get(seen, 0) + int(recent if seen is TaskStatus.INTERRUPTED else count)
     return {status: found[status] for status in TaskStatus if found.get(status)}
+
+
+def completed(connection: sqlite3.Connection, script_hash: str, metadata: Mapping[str, object]) -> int:
+    """Return how many tasks of one source completed that had all of this metadata. Reads all tasks of the source."""
+    rows = connection.execute("SELECT metadata_json FROM tasks WHERE script_hash = ? AND +status = 'completed'", (script_hash,))
+    return sum(metadata.items() <= json.loads(text or "{}").items() for text, in rows)
 
 
 def failures(connection: sqlite3.Connection, since: str) -> tuple[Failures, ...]:

@@ -145,7 +145,7 @@ def connect_to_read(path: str) -> sqlite3.Connection:
         # SQLite wants PATH-shm beside the file even for reading, and may not be able to create it in that directory.
         log = os.path.realpath(path) + "-wal"
         if os.path.exists(log) and os.path.getsize(log):
-            if os.access(os.path.dirname(log), os.W_OK):
+            if os.access(os.path.dirname(log), os.W_OK, effective_ids=os.access in os.supports_effective_ids):
                 raise
             raise HistoryError(f"the newest part of the history {path!r} is in {log!r}, which SQLite cannot read where no file "
                                "can be created beside it; copy both to a directory that you may write to") from error

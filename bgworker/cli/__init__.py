@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from .. import __version__
-from . import export, replay, run, show, stats, tail, tasks
+from . import export, replay, run, show, stats, tail, tasks, watch
 from .screen import escaped
 
 TYPE_CHECKING = False
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, NoReturn
 
-VERBS = (run, tasks, show, tail, stats, replay, export)
+VERBS = (run, tasks, show, tail, stats, watch, replay, export)
 """In the order of the help."""
 
 EPILOG = """\

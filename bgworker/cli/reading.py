@@ -118,7 +118,8 @@ class Output:
     def __init__(self) -> None:
         self.channel = Channel(sys.stdout)
         self.is_terminal = self.channel.is_terminal
-        self.colour = self.is_terminal and can_redraw(self.channel) and not os.environ.get("NO_COLOR")
+        self.can_redraw = can_redraw(self.channel)
+        self.colour = self.can_redraw and not os.environ.get("NO_COLOR")
 
     @property
     def columns(self) -> int:
