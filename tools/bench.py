@@ -676,6 +676,91 @@ def resident_mib() -> float:
         return peak / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
+HISTORY_TASKS, HISTORY_ROWS = 100_000, 10
+"""Tasks of the history, and stream rows of each."""
+
+
+@bench([Row("the newest 50 of 100,000 tasks {0} over {1}", ("newest", "answer"), "<= 1", "{:.2f} ms"),
+        Row("the streams of one of them, of 1,000,000 rows, {0} over {1}", ("streams", "answer"), "<= 1", "{:.2f} ms"),
+        Row("50 failures of the last day {0} over {1}", ("failures", "answer"), "<= 1", "{:.2f} ms"),
+        Row("stats {0} over {1}", ("stats", "sum"), "<= 1", "{:.0f} ms"),
+        Row("... over the bare GROUP BY of its counts {1}", ("stats", "counts"), "", "{:.0f} ms")])
+def history() -> Mapping[str, Variant]:
+    """Questions to a history file of 100,000 tasks and 1,000,000 stream rows, from its DTOs down to the disk's cache."""
+    import atexit
+    import sqlite3
+    from datetime import timedelta
+
+    from bgworker import History
+
+    folder = tempfile.TemporaryDirectory(prefix="bgworker-bench-")
+    path = os.path.join(folder.name, "history.db")
+    fill_history(path)
+    opened = History(path)
+    bare = sqlite3.connect(path)
+    some_task = opened.tasks(limit=1000)[-1].task_id
+
+    def close() -> None:
+        opened.close()
+        bare.close()
+        folder.cleanup()
+
+    atexit.register(close)
+
+    def milliseconds(ask: Callable[[], Any], expected: int) -> Variant:
+        def figure(said: Round) -> float:
+            took = []
+            for _ in range(20):
+                begun = perf_counter()
+                answer = ask()
+                took.append((perf_counter() - begun) * 1000)
+            if len(answer) != expected:
+                raise RuntimeError(f"{len(answer)} answers, not {expected}")
+            return statistics.median(took)
+
+        return figure
+
+    return {"newest": milliseconds(opened.tasks, 50),
+            "streams": milliseconds(lambda: opened.streams(some_task), HISTORY_ROWS),
+            "failures": milliseconds(lambda: opened.tasks(status="failed", since=timedelta(days=1)), 50),
+            "stats": milliseconds(lambda: opened.stats().durations, 50),
+            "counts": milliseconds(lambda: bare.execute("SELECT status, count(*) FROM tasks GROUP BY status").fetchall(), 4),
+            "answer": lambda said: 2.0, "sum": lambda said: 100.0}
+
+
+def fill_history(path: str) -> None:
+    """Write a history of three days by hand: a run of a thousand tasks each, of 50 names, 7 % of them failed."""
+    from bgworker import schema
+    from bgworker.ids import new_id
+
+    connection = schema.connect_to_write(path)
+    begun, length = time_ns() - 3 * 86_400 * 10 ** 9, 3 * 86_400 * 10 ** 9
+    statuses = ["completed"] * 90 + ["failed"] * 7 + ["timed_out"] * 2 + ["cancelled"]
+
+    def text(ns: int) -> str:
+        return strftime("%Y-%m-%dT%H:%M:%S", gmtime(ns // 10 ** 9)) + f".{ns // 1000 % 1_000_000:06}Z"
+
+    tasks = []
+    for number in range(HISTORY_TASKS):
+        created, status = begun + length * number // HISTORY_TASKS, statuses[number * 37 % 100]
+        took = number * 7919 % 100_003 * 10 ** 6
+        failure = ("ValueError", f"bad row {number}", "Traceback (most recent call last):\n" * 20)
+        tasks.append((number + 1, new_id(created), f"{number // 1000:032x}", f"job {number % 50}", status, text(created),
+                      text(created), text(created + 1000), text(created + 1000 + took), took / 10 ** 9, 100.0, f"{number} rows",
+                      "0" * 64, '{"cwd":"/srv"}', *(failure if status == "failed" else (None,) * 3), HISTORY_ROWS + 4))
+    with schema.transaction(connection):
+        connection.execute("INSERT INTO scripts VALUES (?, 'jobs:run', NULL)", ("0" * 64,))
+        connection.executemany("INSERT INTO runs (run_id, ended_utc) VALUES (?, ?)",
+                               ((f"{number:032x}", text(time_ns())) for number in range(HISTORY_TASKS // 1000)))
+        connection.executemany("INSERT INTO tasks (key, id, run_id, name, status, created_utc, scheduled_utc, started_utc, "
+                               "completed_utc, duration_sec, last_progress_pct, last_progress_msg, script_hash, metadata_json, "
+                               f"failure_type, failure_message, invocation_info, last_seq) VALUES ({', '.join('?' * 18)})", tasks)
+        connection.executemany("INSERT INTO stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, ?, ?, ?)",
+                               ((key, seq, seq % 2, begun // 1000, PAYLOAD) for key in range(1, HISTORY_TASKS + 1)
+                                for seq in range(4, 4 + HISTORY_ROWS)))
+    connection.close()
+
+
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
