@@ -43,10 +43,11 @@ _BEYOND_ASCII = re.compile("[\x7f-\U0010ffff]")
 
 # ---------------------------------------------------------------- options
 
-def add_db(parser: Any) -> None:
+def add_db(parser: Any, what: str = "the history") -> None:
     """Add ``--db``."""
-    parser.add_argument("--db", metavar="PATH", default=default_db(),
-                        help="the history (default: $BGWORKER_DB or bgworker.db, here %(default)s)")
+    default = os.environ.get("BGWORKER_DB") or DEFAULT_DB
+    parser.add_argument("--db", metavar="PATH", default=default,
+                        help=f"{what} (default: $BGWORKER_DB or {DEFAULT_DB}, here {escaped(default).replace('%', '%%')})")
 
 
 def add_json(parser: Any, what: str = "print JSON, for programs") -> None:
@@ -58,11 +59,6 @@ def add_task(parser: Any) -> None:
     """Add the argument that names a task."""
     parser.add_argument("task", metavar="TASK",
                         help="a task's id, the beginning of one, a name (the newest task that has it), or last")
-
-
-def default_db() -> str:
-    """Return the path of the history when none is given."""
-    return os.environ.get("BGWORKER_DB") or DEFAULT_DB
 
 
 def a_duration(text: str) -> Any:

@@ -157,13 +157,3 @@ def fields(pairs: Iterable[tuple[str, str]], columns: int) -> Iterator[str]:
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
         yield cut(f"{name:<{width}}  {value}", columns)
-
-
-def shared_prefix(one: str, other: str) -> int:
-    """Return how many characters two texts have in common at their beginning."""
-    count = 0
-    for a, b in zip(one, other):
-        if a != b:
-            break
-        count += 1
-    return count
