@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from datetime import datetime, timedelta
     from types import TracebackType
-    from typing import Tuple
+    from typing import Any, Tuple
 
     from .events import Event, LossEvent, StreamEvent, StreamType, TaskSnapshot
 
@@ -151,8 +151,7 @@ class History:
             key, task_id = questions.find(connection, task)
             rows = connection.execute(f"{SELECT_STREAMS}WHERE task = ? AND seq > ?{which} ORDER BY seq {'DESC' * newest} LIMIT ?",
                                       (key, since, questions.ALL if limit is None else limit)).fetchall()
-        with self._errors():
-            return [stream_event_of(task_id, row) for row in (reversed(rows) if newest else rows)]
+        return self._stream_events(task_id, rows[::-1] if newest else rows)
 
     def follow(self, task: str, *, since: int = 0, types: Collection[StreamType | str] | None = None, interval: float = 0.1,
                wait: Callable[[float], object] = sleep) -> Iterator[StreamEvent]:
@@ -177,9 +176,8 @@ class History:
                 is_over = row is None or judged(TaskStatus(row[1]), row[2], row[3], self._dead).is_final
                 rows = [] if row is None or version == seen and not is_over else connection.execute(
                     f"{SELECT_STREAMS}WHERE task = ? AND seq > ?{which} ORDER BY seq LIMIT {_CHUNK}", (row[0], since)).fetchall()
-            for row in rows:
-                since = row[0]
-                yield stream_event_of(task_id, row)
+            yield from self._stream_events(task_id, rows)
+            since = rows[-1][0] if rows else since
             if len(rows) == _CHUNK:
                 continue
             if is_over:
@@ -192,6 +190,10 @@ class History:
         with self._lock, self._errors():
             (changes,) = self._connected().execute("PRAGMA data_version").fetchone()
             return self._opened, changes
+
+    def _stream_events(self, task_id: str, rows: list[Any]) -> list[StreamEvent]:
+        with self._errors():
+            return [stream_event_of(task_id, row) for row in rows]
 
     # -- all of it --
 
@@ -238,8 +240,10 @@ class History:
             with self._asking() as connection:
                 (key,) = connection.execute("SELECT min(key) FROM tasks WHERE key > ?", (key,)).fetchone()
                 rows = connection.execute(SELECT_TASKS + "WHERE t.key = ?", (key,)).fetchall()
-            for row in rows:
-                yield from self._events_of(key, snapshot_of(row, self._dead))
+            with self._errors():
+                tasks = [snapshot_of(row, self._dead) for row in rows]
+            for task in tasks:
+                yield from self._events_of(key, task)
         yield from self.losses()
 
     def _events_of(self, key: int | None, task: TaskSnapshot) -> Iterator[Event]:
@@ -248,8 +252,7 @@ class History:
             with self._asking() as connection:
                 rows = connection.execute(f"{SELECT_STREAMS}WHERE task = ? AND seq > ? ORDER BY seq LIMIT {_CHUNK}",
                                           (key, seq)).fetchall()
-            for row in rows:
-                yield stream_event_of(task.task_id, row)
+            yield from self._stream_events(task.task_id, rows)
             seq, more = rows[-1][0] if rows else seq, len(rows) == _CHUNK
         yield LifecycleEvent(_EVENT_TYPES[task.status], task.task_id, task.last_seq,
                              task.completed_utc or task.started_utc or task.created_utc, task)

@@ -1,19 +1,25 @@
-"""History files for tests, with exactly the rows that a test wants. Real ones, by a Scheduler, are made where they are tested."""
+"""History files for tests: with exactly the rows that a test wants, or recorded by a real Scheduler; and the command line."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import sqlite3
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from bgworker import schema
+from bgworker import Scheduler, current_task, schema
 from bgworker.events import StreamType, TaskStatus
 from bgworker.ids import new_id
+from bgworker.sinks.sqlite import SqliteSink
 
+ROOT = Path(__file__).resolve().parent.parent
 RUN = new_id(1_764_000_000_000_000_000)
 
 
@@ -104,3 +110,44 @@ def rows_of(path: str | os.PathLike[str], sql: str) -> list[tuple[Any, ...]]:
         return connection.execute(sql).fetchall()
     finally:
         connection.close()
+
+
+# ---------------------------------------------------------------- a real one
+
+def load(rows: int, *, fail: bool = False) -> int:
+    """What the tasks of `make_nightly` do."""
+    task = current_task()
+    for row in range(1, rows + 1):
+        task.progress(row, rows, f"row {row}")
+        task.output(f"loaded row {row}")
+    task.error("one row was odd")
+    task.warning({"odd": [3, None]})
+    if fail:
+        raise ValueError(f"row {rows} is bad\nand so is the next")
+    return rows
+
+
+def make_nightly(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Record five tasks, one for each way to end and one of twenty lines, by a real Scheduler; return their ids by name."""
+    release = threading.Event()
+    with Scheduler(1, sinks=[SqliteSink(path)], record_source=True, record_arguments=True, progress_interval=0.0) as pool:
+        slow = pool.options(name="slow", timeout=0.05).submit(lambda: current_task().sleep(60))
+        tasks = [slow, pool.options(name="load users", metadata={"ticket": 7, "tags": ["a", "b"]}).submit(load, 5),
+                 pool.options(name="load orders").submit(load, 2, fail=True)]
+        concurrent.futures.wait(tasks, timeout=30)
+        blocker = pool.options(name="load items").submit(lambda: (load(20), release.wait(30)))
+        queued = pool.options(name="cleanup").submit(len, "x")
+        queued.cancel("not tonight")
+        release.set()
+        tasks += [blocker, queued]
+        concurrent.futures.wait(tasks, timeout=30)
+        assert pool.flush(30)
+    return {task.name: task.id for task in tasks}
+
+
+def run_cli(*words: object, cwd: str | os.PathLike[str], **how: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, without a terminal."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **how.pop("env", {})}
+    return subprocess.run([sys.executable, "-m", "bgworker", *map(str, words)], cwd=cwd, env=environment, 
+                          encoding="utf-8", timeout=60,
+                          **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how})

@@ -6,7 +6,8 @@ import os
 import sys
 
 from ..wire import encode
-from .reading import EXIT_CODES, Output, add_db, harmless_json, opened, quietly
+from .reading import EXIT_CODES, Output, a_path, add_db, harmless_json, opened, quietly
+from .screen import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def add_parser(verbs: Any) -> None:
     """Describe the verb to the parser of the whole command line."""
     parser = verbs.add_parser("export", help="write a history as lines of JSON", description=DESCRIPTION, epilog=EPILOG)
     add_db(parser)
-    parser.add_argument("--jsonl", metavar="PATH", nargs="?", const="-", required=True,
+    parser.add_argument("--jsonl", metavar="PATH", nargs="?", const="-", type=a_path, required=True,
                         help="the file to write, which is replaced if it exists; without PATH, or with -, stdout")
     parser.set_defaults(act=quietly(act), parser=parser)
 
@@ -63,14 +64,12 @@ def _to_file(history: History, options: Namespace) -> int:
                 file.writelines(f"{line}\n" for line in lines)
                 count += len(lines)
         os.replace(temporary, options.jsonl)
-    except BaseException as error:
+    except OSError as error:
+        options.parser.error(f"argument --jsonl: cannot write {options.jsonl!r}: {error.strerror or error}; name another file")
+    finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
-        if isinstance(error, (OSError, ValueError)):
-            why = getattr(error, "strerror", None) or error
-            options.parser.error(f"argument --jsonl: cannot write {options.jsonl!r}: {why}; name another file")
-        raise
-    print(f"{count} events written to {options.jsonl}", file=sys.stderr)
+    print(f"{count} events written to {escaped(options.jsonl)}", file=sys.stderr)
     return 0
 
 

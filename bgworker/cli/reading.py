@@ -13,7 +13,7 @@ import sys
 from contextlib import contextmanager
 from datetime import datetime, timezone
 
-from ..errors import BgworkerError, ConfigurationError, HistoryError, UnknownTask
+from ..errors import BgworkerError, ConfigurationError, HistoryError, UnknownTask, WireError
 from .screen import Channel, can_redraw, escaped
 from .tables import ANY_WIDTH, duration
 
@@ -46,7 +46,7 @@ _BEYOND_ASCII = re.compile("[\x7f-\U0010ffff]")
 def add_db(parser: Any, what: str = "the history") -> None:
     """Add ``--db``."""
     default = os.environ.get("BGWORKER_DB") or DEFAULT_DB
-    parser.add_argument("--db", metavar="PATH", default=default,
+    parser.add_argument("--db", metavar="PATH", type=a_path, default=default,
                         help=f"{what} (default: $BGWORKER_DB or {DEFAULT_DB}, here {escaped(default).replace('%', '%%')})")
 
 
@@ -76,6 +76,13 @@ def a_count(text: str) -> int:
     return int(text)
 
 
+def a_path(text: str) -> str:
+    """Read an option's value as the path of a file."""
+    if not text or "\0" in text:
+        raise _wrong(f"expected the path of a file, got {text!r}")
+    return text
+
+
 def _wrong(message: str) -> Exception:
     from argparse import ArgumentTypeError
     return ArgumentTypeError(message)
@@ -97,7 +104,7 @@ def opened(options: Namespace) -> Iterator[History]:
         except UnknownTask as error:
             lines = [str(error), *error.candidates]
             options.parser.exit(1, "\n".join(f"{options.parser.prog}: {escaped(line)}" for line in lines) + "\n")
-        except HistoryError as error:  # the file went away, or is damaged
+        except (HistoryError, WireError) as error:  # the file went away, or is damaged
             options.parser.error(f"argument --db: {error}")
 
 
