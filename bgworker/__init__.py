@@ -10,7 +10,7 @@ What is dear to import (sinks, retries' details, the shell) is loaded when it is
 
 from __future__ import annotations
 
-from .errors import (BgworkerError, ConfigurationError, PendingFull, PermanentSinkError, PoolDeadlock, ShutdownError, SinkError,
+from .errors import (BgworkerError, ConfigurationError, HistoryError, PendingFull, PermanentSinkError, PoolDeadlock, ShutdownError, SinkError,
                      TaskCancelled, TaskTimedOut, TemporarySinkError, WireError)
 from .events import (Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus)
 from .scheduler import Scheduler, TaskOptions
@@ -25,19 +25,20 @@ if TYPE_CHECKING:
     from .sinks import open_sink
     from .sinks.base import HookSink, Sink
     from .sinks.jsonl import JsonlSink
+    from .sinks.sqlite import SqliteSink
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "FlushReport": "delivery.options", "SinkHealth": "delivery.options", "SinkOptions": "delivery.options",
     "RetryPolicy": "delivery.retry", "Subscription": "delivery.subscription", "shell": "command", "HookSink": "sinks.base", "Sink": "sinks.base",
-    "open_sink": "sinks", "JsonlSink": "sinks.jsonl",
+    "open_sink": "sinks", "JsonlSink": "sinks.jsonl", "SqliteSink": "sinks.sqlite",
 }
 
 __all__ = [
-    "BgworkerError", "ConfigurationError", "Event", "EventType", "FlushReport", "HookSink", "JsonlSink",
+    "BgworkerError", "ConfigurationError", "Event", "EventType", "FlushReport", "HistoryError", "HookSink", "JsonlSink",
     "LifecycleEvent", "LossEvent", "PendingFull", "PermanentSinkError", "PoolDeadlock", "RetryPolicy", "Scheduler", "ShutdownError", "Sink",
-    "SinkError", "SinkHealth", "SinkOptions", "StreamEvent", "StreamType", "Subscription", "Task", "TaskCancelled", "TaskContext",
+    "SinkError", "SinkHealth", "SinkOptions", "SqliteSink", "StreamEvent", "StreamType", "Subscription", "Task", "TaskCancelled", "TaskContext",
     "TaskOptions", "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "WireError", "checkpoint",
     "current_task", "open_sink", "shell",
 ]
