@@ -26,19 +26,21 @@ if TYPE_CHECKING:
     from .sinks import open_sink
     from .sinks.base import HookSink, Sink
     from .sinks.jsonl import JsonlSink
+    from .sinks.sqlite import SqliteSink
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "FlushReport": "delivery.options", "SinkHealth": "delivery.options", "SinkOptions": "delivery.options",
     "RetryPolicy": "delivery.retry", "Subscription": "delivery.subscription", "shell": "command", "HookSink": "sinks.base", "Sink": "sinks.base",
-    "open_sink": "sinks", "JsonlSink": "sinks.jsonl", "History": "history",
+    "open_sink": "sinks", "JsonlSink": "sinks.jsonl", "SqliteSink": "sinks.sqlite",
+    "History": "history",
 }
 
 __all__ = [
     "BgworkerError", "ConfigurationError", "Event", "EventType", "FlushReport", "History", "HistoryError", "HookSink", "JsonlSink",
     "LifecycleEvent", "LossEvent", "PendingFull", "PermanentSinkError", "PoolDeadlock", "RetryPolicy", "Scheduler", "ShutdownError", "Sink",
-    "SinkError", "SinkHealth", "SinkOptions", "StreamEvent", "StreamType", "Subscription", "Task", "TaskCancelled", "TaskContext",
+    "SinkError", "SinkHealth", "SinkOptions", "SqliteSink", "StreamEvent", "StreamType", "Subscription", "Task", "TaskCancelled", "TaskContext",
     "TaskOptions", "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "UnknownTask", "WireError", "checkpoint",
     "current_task", "open_sink", "shell",
 ]

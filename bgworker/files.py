@@ -12,12 +12,43 @@ import sys
 import threading
 import time
 
+from .errors import ConfigurationError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
 BINARY = getattr(os, "O_BINARY", 0)  # Windows alone has text mode, and makes it the default
 _BLOCK = 1 << 20
+
+_NO_LOCKS = "its file system has no locks; name a path on another"
+
+HOPELESS = {
+    errno.ENOENT: "create its directory first",
+    errno.ENOTDIR: "one of its directories is a file; name another path",
+    errno.EISDIR: "it is a directory; name a file",
+    errno.EACCES: "name a file, in a directory, that this process may write to",
+    errno.EPERM: "name a file, in a directory, that this process may write to",
+    errno.EROFS: "name a path on a file system that can be written to",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ELOOP: "its symbolic links lead in a circle; name another path",
+    errno.ENOLCK: _NO_LOCKS,
+    errno.ENOSYS: _NO_LOCKS,
+    errno.ENOTSUP: _NO_LOCKS,
+    errno.EINVAL: "name a file",
+}
+"""Errors of opening a file that no retry mends -> what does."""
+
+CURABLE = {
+    errno.ENOSPC: "make room on its file system",
+    errno.EDQUOT: "make room in the quota",
+    errno.EFBIG: "raise the limit for file sizes, or set max_bytes below it",
+    errno.ENOENT: "create its directory again",
+    errno.EMFILE: "raise the limit for open files",
+    errno.ENXIO: "nothing reads from it; start the reader",
+    errno.EPIPE: "its reader is gone; start another",
+}
+"""Errors of using a file that a retry may find mended -> what mends them."""
 
 if sys.platform == "win32":
     import msvcrt
@@ -212,6 +243,21 @@ def _start_afresh_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_afresh_in_child)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return the path as it is now from the root: the program may change its directory before it opens the file.
+
+    Raises:
+        ConfigurationError: it is no path.
+    """
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        text = ""
+    if not text or "\0" in text:
+        raise ConfigurationError(f"path: expected the path of a file, got {path!r}")
+    return os.path.abspath(text)
 
 
 def sync(fd: int) -> None:

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 from contextlib import contextmanager
 from time import sleep
 
 from . import checks, questions
 from .answers import (SELECT_LOSSES, SELECT_RUNS, SELECT_STREAMS, SELECT_TASKS, Run, Stats, judged, loss_of, run_of,
                       snapshot_of, stream_event_of, time_text)
+from .connections import Database
 from .errors import BgworkerError, HistoryError
 from .events import EventType, LifecycleEvent, TaskStatus
-from .files import LockFile
-from .schema import connect_to_read, lock_path, presence, roll_back, this_host
+from .files import LockFile, absolute
+from .retention import is_alive
+from .schema import connect_to_read, lock_path, roll_back, this_host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,15 +59,14 @@ class History:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.path.abspath(os.fsdecode(path))
-        self._lock = threading.Lock()  # held during a question; guards all below
-        self._connection: sqlite3.Connection | None = None
+        self.path = absolute(path)
+        self._database = Database(self.path, self._connect)  # lends its connection to one thread at a time, which guards all below
+        self._lock_file = LockFile.share(lock_path(self.path))
+        self._dead: set[str] = set()  # runs; what has died stays so
         self._opened = 0
-        self._identity: tuple[int, ...] = ()
+        self._still: tuple[int, ...] | None = None  # what the file was, if it was taken for one that does not change
         self._is_closed = False
         self._host = this_host()
-        self._dead: set[str] = set()  # what has died stays so
-        self._presence = LockFile.share(lock_path(self.path))
         try:
             with self._asking():
                 pass
@@ -76,11 +76,10 @@ class History:
 
     def close(self) -> None:
         """Close the file; any later question raises `HistoryError`. Harmless if it is closed."""
-        with self._lock:
-            if not self._is_closed:
-                self._is_closed = True
-                self._presence.leave()
-                self._disconnect()
+        if not self._is_closed:
+            self._is_closed = True
+            self._database.close()
+            self._lock_file.leave()
 
     def __enter__(self) -> History:
         return self
@@ -187,8 +186,8 @@ class History:
 
     def version(self) -> Version:
         """Return what is different, once somebody has written to the file, from what was returned before."""
-        with self._lock, self._errors():
-            (changes,) = self._connected().execute("PRAGMA data_version").fetchone()
+        with self._connected() as connection:
+            (changes,) = connection.execute("PRAGMA data_version").fetchone()
             return self._opened, changes
 
     def _stream_events(self, task_id: str, rows: list[Any]) -> list[StreamEvent]:
@@ -262,14 +261,32 @@ class History:
     @contextmanager
     def _asking(self) -> Iterator[sqlite3.Connection]:
         """Give one consistent view of the file. Which runs are dead is found out before: what they wrote is then in it."""
-        with self._lock, self._errors():
-            connection = self._connected()
+        with self._connected() as connection:
             self._find_dead(connection)
             connection.execute("BEGIN")
             try:
                 yield connection
             finally:
                 roll_back(connection)
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        if self._still is not None and self._still != _state(self.path):
+            self._database.close()  # it does change after all
+        with self._errors(), self._database.use() as connection:
+            if self._is_closed:
+                raise HistoryError(f"{self!r} is closed; open another")
+            yield connection
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._is_closed:
+            raise HistoryError(f"{self!r} is closed; open another")
+        state = _state(self.path)
+        connection = connect_to_read(self.path)
+        is_still = connection.execute("PRAGMA journal_mode").fetchone() != ("wal",)
+        self._still = state if is_still else None
+        self._opened += 1
+        return connection
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -284,47 +301,20 @@ class History:
             raise HistoryError(f"the history {self.path!r} is damaged: {error}; move it aside, and recover what is in it with "
                                "the .recover command of the sqlite3 shell") from error
 
-    def _connected(self) -> sqlite3.Connection:
-        if self._is_closed:
-            raise HistoryError(f"{self!r} is closed; open another")
-        identity = _identity(self.path)
-        if self._connection is None or self._identity != identity[:len(self._identity)]:
-            self._disconnect()
-            connection = self._connection = connect_to_read(self.path)
-            is_still = connection.execute("PRAGMA journal_mode").fetchone() != ("wal",)
-            self._identity = identity if is_still else identity[:2]
-            self._opened += 1
-        return self._connection
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
     def _find_dead(self, connection: sqlite3.Connection) -> None:
         sql = "SELECT run_id FROM runs WHERE ended_utc IS NULL AND host = ?"
         for run_id, in connection.execute(sql, (self._host,)).fetchall():
-            if run_id not in self._dead and not self._is_present(run_id):
+            if run_id not in self._dead and not is_alive(run_id, self._lock_file):
                 self._dead.add(run_id)
 
-    def _is_present(self, run_id: str) -> bool:
-        offset = presence(run_id)
-        if offset is None:
-            return True
+
+def _state(path: str) -> tuple[int, ...]:
+    """What tells a file, with its log, from what it was before somebody wrote to it."""
+    found: list[int] = []
+    for name in (path, os.path.realpath(path) + "-wal"):
         try:
-            return self._presence.is_held(offset)
-        except OSError:
-            return True  # we may not ask: then nobody is judged
-
-
-def _identity(path: str) -> tuple[int, ...]:
-    """What tells a file from another that took its place, and behind that, from what it was before somebody wrote to it."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return (0, 0)
-    try:
-        log = os.stat(os.path.realpath(path) + "-wal").st_size
-    except FileNotFoundError:
-        log = 0
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, log
+            status = os.stat(name)
+            found += (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+        except FileNotFoundError:
+            found.append(0)
+    return tuple(found)

@@ -163,7 +163,7 @@ def _lifecycle_line(state: TaskState, kind: int, seq: int, ns: int, time: str) -
     """
     parts = state.wire_parts
     if parts is None:
-        parts = state.wire_parts = _constant_parts(state, time if ns == state.created_ns else _ns_text(state.created_ns))
+        parts = state.wire_parts = _constant_parts(state, time if ns == state.created_ns else ns_text(state.created_ns))
     opening, named, origin, scheduled, rest, *later = parts
     if kind < STARTED:
         return (f'{_HOT_HEADS[kind][0]}{opening}{seq},"time":"{time}{named}{_STATUS_TEXTS[kind]}{origin}'
@@ -173,12 +173,12 @@ def _lifecycle_line(state: TaskState, kind: int, seq: int, ns: int, time: str) -
     else:
         started = ""
         if state.started_ns:
-            started = f',"started_utc":"{time if state.started_ns == ns else _ns_text(state.started_ns)}"'
+            started = f',"started_utc":"{time if state.started_ns == ns else ns_text(state.started_ns)}"'
         state.wire_parts = (*parts, started)
     ended = ""
     if kind > STARTED:
         if state.completed_ns:
-            ended = f',"completed_utc":"{time if state.completed_ns == ns else _ns_text(state.completed_ns)}"'
+            ended = f',"completed_utc":"{time if state.completed_ns == ns else ns_text(state.completed_ns)}"'
         if state.duration is not None:
             ended += f',"duration":{_number_text(state.duration)}'
         if not (state.recorded_message is None and state.recorded_percent is None and state.failure_type is None
@@ -218,8 +218,8 @@ def _optional(state: TaskState, *fields: tuple[str, str]) -> str:
                     if (value := getattr(state, field)) is not None])
 
 
-def _ns_text(ns: int) -> str:
-    """The time as `_time_text`; the text of a second is made once (1 us), not for every event."""
+def ns_text(ns: int) -> str:
+    """Return wall-clock nanoseconds since the epoch as the wire has it; the text of a second is made once (1 us)."""
     second, micros = divmod(ns // 1000, 1_000_000)
     text = _seconds.get(second)
     if text is None:

@@ -514,11 +514,11 @@ def test_a_run_of_this_very_process_is_alive(record: Recorder, history: History,
 def test_what_ended_between_the_look_at_the_process_and_the_look_at_the_row_is_not_interrupted(
         record: Recorder, history: History, running: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The process ends right after it was found alive: its last rows count, and it is judged at the next question."""
-    def ends(run_id: str) -> bool:
+    def ends(run_id: str, lock: LockFile) -> bool:
         record.end(running[2])
         return True
 
-    monkeypatch.setattr(history, "_is_present", ends)
+    monkeypatch.setattr("bgworker.history.is_alive", ends)
     assert history.task("running").status == "completed"
 
 
