@@ -129,13 +129,9 @@ def judged(status: TaskStatus, run_id: str | None, run_ended: str | None, dead: 
     return TaskStatus.INTERRUPTED if status in OPEN and (run_ended is not None or run_id in dead) else status
 
 
-LAST_SIGN = "coalesce(r.ended_utc, t.started_utc, t.created_utc)"
-"""When an interrupted task was last known to be alive."""
-
-
-def last_sign(row: tuple[Any, ...]) -> str:
-    """Return the same from a row of `SELECT_TASKS`."""
-    return str(row[-1] or row[6] or row[4])
+LAST_SIGN = """max(coalesce(r.ended_utc, t.started_utc, t.created_utc), coalesce((SELECT
+  strftime('%Y-%m-%dT%H:%M:%fZ', created_us / 1e6, 'unixepoch') FROM stream_rows WHERE task = t.key ORDER BY seq DESC LIMIT 1), ''))"""
+"""When an interrupted task was last known to be alive: its start, what it said last, or the end of its run."""
 
 
 # ---------------------------------------------------------------- streams

@@ -12,8 +12,7 @@ from datetime import datetime, timedelta, timezone
 from itertools import chain, islice
 
 from . import checks
-from .answers import (LAST_SIGN, OPEN, SELECT_TASKS, Durations, Failures, Losses, judged, last_sign, snapshot_of, time_of,
-                      time_text)
+from .answers import (LAST_SIGN, OPEN, SELECT_TASKS, Durations, Failures, Losses, judged, snapshot_of, time_of, time_text)
 from .errors import AmbiguousTask, ConfigurationError, UnknownTask
 from .events import StreamType, TaskStatus
 from .schema import STREAM_CODES
@@ -173,8 +172,13 @@ class Search:
         rows = self._connection.execute(f"{SELECT_TASKS}WHERE {where}{self._named} ORDER BY {order}", (*values, *self._pattern))
         for row in rows:
             task = snapshot_of(row, self._dead)
-            if task.status is not TaskStatus.INTERRUPTED or last_sign(row) >= self._since:
+            if not (self._since and task.status is TaskStatus.INTERRUPTED) or self._last_sign(task.task_id) >= self._since:
                 yield task
+
+    def _last_sign(self, task_id: str) -> str:
+        (sign,) = self._connection.execute(f"SELECT {LAST_SIGN} FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
+                                           "WHERE t.id = ?", (task_id,)).fetchone()
+        return str(sign)
 
 
 # ---------------------------------------------------------------- counts
@@ -184,9 +188,10 @@ def counts(connection: sqlite3.Connection, dead: Collection[str], since: str) ->
     rows = connection.execute(f"SELECT status, count(*) FROM tasks WHERE {_in('status', _ENDED)} AND completed_utc >= ? "
                               "GROUP BY status", (since,)).fetchall()
     found = {TaskStatus(status): count for status, count in rows}
+    recent = f"total({LAST_SIGN} >= ?1)" if since else "count(?1)"
     for status, run_id, ended, count, recent in connection.execute(
-            f"SELECT t.status, t.run_id, r.ended_utc, count(*), total({LAST_SIGN} >= ?) FROM tasks t "
-            f"LEFT JOIN runs r ON r.run_id = t.run_id WHERE {_in('t.status', _NOT_ENDED)} GROUP BY t.status, t.run_id", (since,)):
+            f"SELECT t.status, t.run_id, r.ended_utc, count(*), {recent} FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
+            f"WHERE {_in('t.status', _NOT_ENDED)} GROUP BY t.status, t.run_id", (since,)):
         seen = judged(TaskStatus(status), run_id, ended, dead)
         found[seen] = found.get(seen, 0) + int(recent if seen is TaskStatus.INTERRUPTED else count)
     return {status: found[status] for status in TaskStatus if found.get(status)}

@@ -61,7 +61,7 @@ def test_the_table_has_what_runs_then_what_ended_last_and_the_counts(record: Rec
         assert [line.split()[1] for line in lines[:-1]] == ["NAME", "runs", "ended", "old"]
         assert "40%" in lines[1] and "row 4" in lines[1]
         assert lines[-1] == "1 running, 1 waiting, 1 completed, 1 failed"
-        assert picture(history, (100, 4))[1:] == [lines[1], lines[-1]]
+        assert [line.split()[1] for line in picture(history, (100, 4))] == ["NAME", "runs", "running,"]
 
 
 def test_an_empty_history_has_a_table_too(record: Recorder) -> None:

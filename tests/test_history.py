@@ -529,6 +529,10 @@ def test_interrupted_tasks_count_since_their_last_sign_of_life(record: Recorder,
     assert names(history.tasks(since=timedelta(hours=2))) == ["b"] == names(history.tasks(since=timedelta(hours=2), status="interrupted"))
     assert history.stats(since=timedelta(hours=2)).counts == {"interrupted": 1}
     assert len(history.tasks(status="interrupted")) == 2
+    record.said(history.task("a").task_id, "I am alive")  # now
+    assert names(history.tasks(since=timedelta(hours=2), status="interrupted")) == ["b", "a"]
+    assert history.stats(since=timedelta(hours=2)).counts == {"interrupted": 2}
+    assert history.stats(since=timedelta(minutes=1)).counts == {"interrupted": 1}
 
 
 # ---------------------------------------------------------------- the file

@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import timedelta
 from time import monotonic, sleep
 
+from ..errors import UnknownTask
 from ..events import TaskStatus
 from .reading import JSON_VERSION, Output, add_db, add_json, json_line, now, opened, quietly
 from .screen import counted, cut, width_of
@@ -15,7 +16,7 @@ from .tables import task_lines
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from typing import Any
 
     from ..events import TaskSnapshot
@@ -126,10 +127,23 @@ def _print(history: History, output: Output, *, as_json: bool) -> None:
             if seen is None:
                 known = {task.task_id: task.status for task in ended}  # they are no news
             news = [task for task in reversed(ended + running) if known.get(task.task_id) is not task.status]
-            known = {task.task_id: task.status for task in (*running, *ended)}
+            ran = {task_id for task_id, status in known.items() if status is TaskStatus.RUNNING}
+            news += _interrupted(history, ran.difference(task.task_id for task in (*running, *ended)))
+            known = {task.task_id: task.status for task in (*running, *ended, *news)}
             looked_at, seen = monotonic(), version
             if as_json:
                 output.lines(json_line({"v": JSON_VERSION, "task": task}) for task in news)
             elif news:
                 output.lines(task_lines(news, now(), output.columns)[1:])
         sleep(INTERVAL)
+
+
+def _interrupted(history: History, task_ids: Collection[str]) -> Iterator[TaskSnapshot]:
+    """Yield those of the tasks that ran a moment ago which were interrupted; their last sign of life may be long ago."""
+    for task_id in sorted(task_ids):
+        try:
+            task = history.task(task_id)
+        except UnknownTask:
+            continue  # it was pruned
+        if task.status is TaskStatus.INTERRUPTED:
+            yield task
