@@ -5,14 +5,14 @@
     with Scheduler(sinks=["jsonl:debug.jsonl"]) as pool:
         print(pool.submit(len, "hello").result())
 
-What is dear to import (sinks, retries' details, the shell) is loaded when it is first used.
+What is dear to import (the DTOs, sinks, retries' details, the shell) is loaded when it is first used.
 """
 
 from __future__ import annotations
 
+from .enums import EventType, StreamType, TaskStatus
 from .errors import (BgworkerError, ConfigurationError, PendingFull, PermanentSinkError, PoolDeadlock, ShutdownError, SinkError,
                      TaskCancelled, TaskTimedOut, TemporarySinkError, WireError)
-from .events import (Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus)
 from .scheduler import Scheduler, TaskOptions
 from .task import Task, TaskContext, checkpoint, current_task
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .delivery.options import FlushReport, SinkHealth, SinkOptions
     from .delivery.retry import RetryPolicy
     from .delivery.subscription import Subscription
+    from .events import Event, LifecycleEvent, LossEvent, StreamEvent, TaskSnapshot
     from .sinks import open_sink
     from .sinks.base import HookSink, Sink
     from .sinks.jsonl import JsonlSink
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Event": "events", "LifecycleEvent": "events", "LossEvent": "events", "StreamEvent": "events", "TaskSnapshot": "events",
     "FlushReport": "delivery.options", "SinkHealth": "delivery.options", "SinkOptions": "delivery.options",
     "RetryPolicy": "delivery.retry", "Subscription": "delivery.subscription", "shell": "command", "HookSink": "sinks.base", "Sink": "sinks.base",
     "open_sink": "sinks", "JsonlSink": "sinks.jsonl",

@@ -24,12 +24,14 @@ import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from .events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
+from .enums import EventType, StreamType, TaskStatus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any, Tuple, overload
+
+    from .events import Event, TaskSnapshot
 
     Record = Tuple["TaskState | None", int, int, int, Any]
 else:
@@ -53,7 +55,6 @@ STATUSES = (TaskStatus.CREATED, TaskStatus.SCHEDULED, TaskStatus.RUNNING, TaskSt
 STREAMS: dict[int, StreamType] = {PROGRESS: StreamType.PROGRESS, OUTPUT: StreamType.OUTPUT, ERROR: StreamType.ERROR,
                                   WARNING: StreamType.WARNING, VERBOSE: StreamType.VERBOSE}
 """Stream by kind, for the kinds that are streams: PROGRESS..VERBOSE."""
-
 
 
 def utc(ns: int) -> datetime:
@@ -138,6 +139,8 @@ class TaskState:
 
     def _snapshot(self, status: TaskStatus, seq: int, *, scheduled: bool, started: bool, ended: bool,
                   progressed: bool) -> TaskSnapshot:
+        from .events import TaskSnapshot
+
         source = self.source
         return TaskSnapshot(
             task_id=self.id, name=self.name, status=status, run_id=self.run_id, created_utc=utc(self.created_ns),
@@ -157,6 +160,8 @@ class TaskState:
 
 def event(record: Record) -> Event:
     """Build the frozen DTO of a numbered record."""
+    from .events import LifecycleEvent, LossEvent, StreamEvent
+
     state, seq, kind, ns, data = record
     if state is None:
         sink, reason, count, by_type = data
@@ -171,7 +176,7 @@ def event(record: Record) -> Event:
     return StreamEvent(TYPES[kind], state.id, seq, utc(ns), STREAMS[kind], *data)
 
 
-class Batch(Sequence[Event]):
+class Batch(Sequence["Event"]):
     """What a sink's ``write`` gets: a read-only sequence of events, whose DTOs are built when they are looked at.
 
     Sinks that encode records themselves read ``records`` and build none.

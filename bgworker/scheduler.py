@@ -22,7 +22,7 @@ from .checks import choice, number
 from .context import Limits
 from .delivery.dispatcher import Dispatcher
 from .errors import ConfigurationError, ShutdownError
-from .events import TaskStatus
+from .enums import TaskStatus
 from .ids import new_id
 from .memory import Memory
 from .pool import Pool

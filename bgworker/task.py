@@ -15,7 +15,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, 
 
 from .context import Limits, TaskContext, checkpoint, current_task, run_as
 from .errors import PoolDeadlock, TaskCancelled, TaskTimedOut
-from .events import StreamType, TaskSnapshot, TaskStatus
+from .enums import StreamType, TaskStatus
 from .records import CANCELLED, COMPLETED, CREATED, FAILED, STREAMS, TIMED_OUT, TaskState, event
 from .text import fit, text_of
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol, Tuple, TypeVar
 
     from .delivery.dispatcher import Dispatcher
-    from .events import StreamEvent
+    from .events import StreamEvent, TaskSnapshot
     from .waits import Waits
 
     T = TypeVar("T")

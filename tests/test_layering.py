@@ -13,7 +13,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "bgworker"
 
 FLOORS = (
-    (1, ("events", "errors", "ids", "text", "files", "checks")),
+    (1, ("enums", "events", "errors", "ids", "text", "files", "checks")),
     (2, ("wire", "records", "linefile")),
     (3, ("delivery", "sinks")),
     (4, ("task", "context", "capture", "source", "memory", "waits", "pool", "deadlines")),

@@ -320,7 +320,7 @@ IMPORTS = 15
 
 
 @bench([Row("import bgworker {0} over import concurrent.futures.thread, dataclasses, json {1}", ("bgworker", "standard"),
-            "<= 1.5", "{:.1f} ms")])
+            "<= 1.3", "{:.1f} ms")])
 def import_() -> Mapping[str, Variant]:
     """Start of an interpreter that imports, less that of a bare one right after it, with warm bytecode."""
     def milliseconds(statement: str) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..checks import choice, number
 from ..errors import ConfigurationError
-from ..events import EventType
+from ..enums import EventType
 from ..records import TYPES
 from .retry import RetryPolicy
 
