@@ -115,7 +115,7 @@ class TaskState:
     failure_type: str | None = None
     failure_message: str | None = None
     invocation_info: str | None = None
-    wire_parts: tuple[str, str, str, str, str, str] | None = None
+    wire_parts: tuple[str, tuple[str, ...], str, str, str] | None = None
     """What `wire` has encoded of the fields that do not change any more."""
     seq = 0
     ended = False

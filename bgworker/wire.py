@@ -20,7 +20,7 @@ from json.encoder import encode_basestring_ascii as _quote
 
 from .errors import WireError
 from .events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
-from .records import LOST, PROGRESS, STARTED, STATUSES, STREAMS, TYPES, Batch, TaskState, utc
+from .records import CREATED, LOST, PROGRESS, SCHEDULED, STARTED, STATUSES, STREAMS, TYPES, Batch, TaskState, utc
 from .text import ENCODE as _ENCODE, fit, json_text, sanitise
 
 TYPE_CHECKING = False
@@ -156,38 +156,48 @@ def _task_text(task: TaskSnapshot, event_task_id: str) -> str:
 def _lifecycle_line(state: TaskState, kind: int, seq: int, ns: int, time: str) -> str:
     """The line of a life-cycle event of the time ``ns``, which is ``time`` as text.
 
-    What stays the same is encoded once a task, the event's own time not a second time, and the line is put together in one
-    step: a task without output is nothing but these lines.
+    What stays the same is encoded once a task, or once for all tasks of a kind, and each line is put together in one step: a
+    task without output is nothing but these lines.
     """
     parts = state.wire_parts
     if parts is None:
         parts = state.wire_parts = _constant_parts(state, time if ns == state.created_ns else _ns_text(state.created_ns))
-    opening, named, origin, scheduled, rest, started = parts
-    if kind < STARTED:
-        return (f'{_HOT_HEADS[kind][0]}{opening}{seq},"time":"{time}{named}{_STATUS_TEXTS[kind]}{origin}'
-                f'{scheduled if kind else ""}{rest}{seq}}}}}\n')
+    task_id, named, created, rest, started = parts
+    if kind == CREATED:
+        return f'{_HOT_HEADS[0][0]}{task_id},"seq":{seq},"time":"{time}{named[0]}{created}"{rest}{seq}}}}}\n'
+    if kind == SCHEDULED:
+        return (f'{_HOT_HEADS[1][0]}{task_id},"seq":{seq},"time":"{time}{named[1]}{created}","scheduled_utc":"{created}"'
+                f'{rest}{seq}}}}}\n')
     if not started and state.started_ns:
         started = f',"started_utc":"{time if state.started_ns == ns else _ns_text(state.started_ns)}"'
-        state.wire_parts = opening, named, origin, scheduled, rest, started
-    if kind == STARTED:
-        return (f'{_HOT_HEADS[kind][0]}{opening}{seq},"time":"{time}{named}{_STATUS_TEXTS[kind]}{origin}{scheduled}'
-                f'{started}{rest}{seq}}}}}\n')
+        state.wire_parts = task_id, named, created, rest, started
     ended = ""
-    if state.completed_ns:
-        ended = f',"completed_utc":"{time if state.completed_ns == ns else _ns_text(state.completed_ns)}"'
-    if state.duration is not None:
-        ended += f',"duration":{_number_text(state.duration)}'
-    if not (state.recorded_message is None and state.recorded_percent is None and state.failure_type is None
-            and state.failure_message is None):
-        rest = _rest(state, ended=True)
-    return (f'{_HOT_HEADS[kind][0]}{opening}{seq},"time":"{time}{named}{_STATUS_TEXTS[kind]}{origin}{scheduled}{started}'
-            f'{ended}{rest}{seq}}}}}\n')
+    if kind != STARTED:
+        if state.completed_ns:
+            ended = f',"completed_utc":"{time if state.completed_ns == ns else _ns_text(state.completed_ns)}"'
+        if state.duration is not None:
+            ended += f',"duration":{_number_text(state.duration)}'
+        if not (state.recorded_message is None and state.recorded_percent is None and state.failure_type is None
+                and state.failure_message is None):
+            rest = _rest(state, ended=True)
+    return (f'{_HOT_HEADS[kind][0]}{task_id},"seq":{seq},"time":"{time}{named[kind]}{created}","scheduled_utc":"{created}"'
+            f'{started}{ended}{rest}{seq}}}}}\n')
 
 
-def _constant_parts(state: TaskState, created: str) -> tuple[str, str, str, str, str, str]:
+def _constant_parts(state: TaskState, created: str) -> tuple[str, tuple[str, ...], str, str, str]:
     """What the lines of a task share; the last, when it started, is filled in by the line that first tells it."""
-    return (f'{_quote(state.id)},"seq":', f'","task":{{"name":{_quote(state.name)},"status":"',
-            f'","run_id":{_quote(state.run_id)},"created_utc":"{created}"', f',"scheduled_utc":"{created}"', _rest(state), "")
+    global _named
+    name, run_id, named = _named
+    if name is not state.name or run_id is not state.run_id:
+        named = tuple([f'","task":{{"name":{_quote(state.name)},"status":"{status}","run_id":{_quote(state.run_id)},'
+                       '"created_utc":"' for status in _STATUS_TEXTS])
+        _named = state.name, state.run_id, named
+    return _quote(state.id), named, created, _rest(state), ""
+
+
+_named: tuple[str | None, str | None, tuple[str, ...]] = (None, None, ())
+"""The name and run of the latest task, and what follows from them: most tasks share them with the one before. Replaced as a
+whole, so no thread sees half of it."""
 
 
 def _rest(state: TaskState, *, ended: bool = False) -> str:
