@@ -179,6 +179,11 @@ class TaskContext:
         """Where the task's events go: in a forked child still the parent's, which is closed there."""
         return self._intake
 
+    @property
+    def holds_back(self) -> bool:
+        """True when `say_last` has something to emit."""
+        return self._unshown is not None or self.before_end is not None
+
     def say_last(self) -> None:
         """Emit what was held back: a captured line that is not finished, and the progress that the rate limit kept."""
         before_end = self.before_end  # once: the task's thread may take it back while the deadlines' thread is here

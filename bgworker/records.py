@@ -70,7 +70,11 @@ class Source:
     Reading source means file access, so it waits until somebody builds a snapshot, off the task's thread.
     """
 
-    __slots__ = ()
+    __slots__ = ("wire_text",)
+
+    def __init__(self) -> None:
+        self.wire_text = ""
+        """What `wire` has encoded of it."""
 
     @property
     def name(self) -> str:
@@ -111,7 +115,7 @@ class TaskState:
     failure_type: str | None = None
     failure_message: str | None = None
     invocation_info: str | None = None
-    wire_parts: tuple[str, ...] | None = None
+    wire_parts: tuple[str, str, str, str, str, str] | None = None
     """What `wire` has encoded of the fields that do not change any more."""
     seq = 0
     ended = False
@@ -156,6 +160,21 @@ class TaskState:
             failure_message=self.failure_message if ended else None,
             invocation_info=self.invocation_info if ended else None,
             metadata=json.loads(self.metadata_json) if self.metadata_json else {}, last_seq=seq)
+
+
+def keep_attributes_in_place(instance: object) -> None:
+    """Set every attribute that has a default in the class once, on this first ``instance`` of it.
+
+    From 3.11 on an instance has no dict as long as all its attributes have a name that the class knows, and a class learns
+    names from its first few instances only. A burst of tasks is submitted before the first one runs: without this, what
+    is set later would cost each of them a dict (of a task to a JSONL file that was a sixth, most of it garbage collection).
+    """
+    for name, value in list(vars(type(instance)).items()):
+        if not name.startswith("__") and not callable(value) and not isinstance(value, property):
+            setattr(instance, name, value)
+
+
+keep_attributes_in_place(TaskState("", "", "", 0))
 
 
 def event(record: Record) -> Event:

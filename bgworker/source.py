@@ -28,6 +28,7 @@ class FunctionSource(Source):
     __slots__ = ("_module", "_qualname", "_name", "_code", "_text", "_hash")
 
     def __init__(self, module: str | None, qualname: str, code: CodeType | None) -> None:
+        super().__init__()
         self._module = module
         self._qualname = qualname
         self._name = sanitise(qualname)

@@ -15,7 +15,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, 
 from .context import Limits, TaskContext, checkpoint, current_task, run_as
 from .errors import PoolDeadlock, TaskCancelled, TaskTimedOut
 from .enums import StreamType, TaskStatus
-from .records import CANCELLED, COMPLETED, CREATED, FAILED, STREAMS, TIMED_OUT, TaskState, event
+from .records import CANCELLED, COMPLETED, CREATED, FAILED, STREAMS, TIMED_OUT, TaskState, event, keep_attributes_in_place
 from .text import fit, text_of
 
 TYPE_CHECKING = False
@@ -226,21 +226,22 @@ class Task(Future["T"]):
             context.captures_output = True
         state.started_ns = time.time_ns()
         state.status = TaskStatus.RUNNING
-        started = time.monotonic()
-        context.begin(started)
+        started = time.monotonic_ns()
+        context.begin(started / 1e9)
         deadlines = None
         if state.timeout is not None:
             deadlines = self._runner.deadlines  # these also at the end: a child that the task forks gets new ones
-            deadlines.watch(self, started + state.timeout)
+            deadlines.watch(self, started / 1e9 + state.timeout)
         kind, result, error = COMPLETED, None, None
+        function, args, kwargs, variables = call
         try:
-            result = call[3].run(run_as, context, *call[:3])
+            result = variables.run(run_as, context, function, args, kwargs)
         except BaseException as raised:  # the thread's boundary: it all goes to who waits for the result
             # our own two frames would hold this task in a cycle, and tell nobody anything
             kind, error = FAILED, raised.with_traceback(_beyond(raised.__traceback__, 2))
             del raised
-        duration = time.monotonic() - started
-        del call
+        duration = (time.monotonic_ns() - started) / 1e9  # in whole nanoseconds: a float with few digits is text in half the time
+        del call, function, args, kwargs, variables
         if deadlines is None or deadlines.forget(self):
             if error is not None and isinstance(error, TaskCancelled):
                 self._end(CANCELLED, duration, cancel_reason=error.reason or "task")
@@ -284,7 +285,7 @@ class Task(Future["T"]):
     def _record_end(self, kind: int, duration: float | None, result: Any = None, error: BaseException | None = None,
                     cancel_reason: str | None = None) -> None:
         state, context = self._task_state, self._context
-        if context is not None:
+        if context is not None and context.holds_back:
             context.say_last()
         if error is not None:
             _describe_failure(state, error, self._limits.max_payload)
@@ -305,18 +306,18 @@ class Task(Future["T"]):
         if condition is final_state:
             self._state = final_state
             firsts.pop(self, None)  # after the state is written: who comes now sees it
-        else:
-            with condition:
-                self._state = final_state
-                for waiter in self._waiters:
-                    if final_state == CANCELLED_AND_NOTIFIED:
-                        waiter.add_cancelled(self)
-                    elif self._exception is not None:
-                        waiter.add_exception(self)
-                    else:
-                        waiter.add_result(self)
-                condition.notify_all()
-            firsts.pop(self, None)
+            return  # where nobody has made the condition, nobody has left a callback
+        with condition:
+            self._state = final_state
+            for waiter in self._waiters:
+                if final_state == CANCELLED_AND_NOTIFIED:
+                    waiter.add_cancelled(self)
+                elif self._exception is not None:
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+            condition.notify_all()
+        firsts.pop(self, None)
         self._invoke_callbacks()  # type: ignore[attr-defined]
 
     # -- Future's questions, answered without its lock --
@@ -364,6 +365,9 @@ class Task(Future["T"]):
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r} {self.id} {self.status}>"
+
+
+keep_attributes_in_place(Task.__new__(Task))
 
 
 def _beyond(traceback: TracebackType | None, frames: int) -> TracebackType | None:
