@@ -164,11 +164,6 @@ class TaskContext:
     # -- the task's side --
 
     @property
-    def deadline(self) -> float | None:
-        """When the task times out, on the monotonic clock; None before the start and without a timeout."""
-        return self._deadline
-
-    @property
     def limits(self) -> Limits:
         """What the scheduler allows its tasks to say."""
         return self._limits

@@ -63,7 +63,7 @@ class Pool:
     def start_afresh(self) -> None:
         """Begin with no thread and an empty queue; also in a forked child, where the parent's threads are not."""
         self._queue: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
-        self._deadlines = Deadlines(self._expire, f"{self._name}-deadlines")
+        self.deadlines = Deadlines(self._expire, f"{self._name}-deadlines")
         self.calls: dict[Task[Any], Call] = {}
         self.firsts: dict[Task[Any], Any] = {}
         self.waits = Waits(self.discarded)
@@ -95,7 +95,7 @@ class Pool:
                 raise ShutdownError("cannot schedule new futures after shutdown")
             if self._max_pending is not None and self._waiting() >= self._max_pending:
                 raise PendingFull(f"max_pending: {self._max_pending} tasks are waiting already; wait for some of them")
-            if task.has_timeout:
+            if task.has_timeout and not self.deadlines.has_started:
                 self._start_deadlines()
             if self._idle:
                 self._idle -= 1
@@ -169,16 +169,6 @@ class Pool:
                 return [thread.name for thread in left if thread.is_alive()]
 
     # -- what a task tells --
-
-    def started(self, task: Task[Any]) -> None:
-        """Watch the deadline of a task that has just started on this thread."""
-        deadline = task.deadline
-        if deadline is not None:
-            self._deadlines.watch(task, deadline, self.waits.worker)
-
-    def ended(self, task: Task[Any]) -> None:
-        """Watch it no more."""
-        self._deadlines.forget(task)
 
     def discarded(self) -> None:
         """Note that a queued task will not be run from the queue: it makes room before it is taken out. Takes no lock."""
@@ -309,7 +299,7 @@ class Pool:
 
     def _start_deadlines(self) -> None:
         try:
-            self._deadlines.start()
+            self.deadlines.start()
         except RuntimeError as error:  # as in _start_worker
             raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
 
@@ -321,16 +311,15 @@ class Pool:
         """Tell, once, that the pool is closed and has nothing to run any more; under the lock."""
         if self._is_closed and not self._workers and not self._has_ended:
             self._has_ended = True
-            self._deadlines.stop()
+            self.deadlines.stop()
             return True
         return False
 
-    def _expire(self, task: Task[Any], worker: Worker | None) -> None:
+    def _expire(self, task: Task[Any]) -> None:
         """End a task whose time is over, and replace its worker. The deadlines' thread."""
-        if not task.time_out():
-            return
+        task.time_out()
         with self._lock:
-            retired = self._workers & {worker}  # empty if it was given up already
+            retired = {each for each in self._workers if task in each.running}  # empty if it was given up already
             self._workers -= retired
             self._retired |= retired
             try:

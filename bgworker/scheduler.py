@@ -67,8 +67,10 @@ class TaskOptions:
     def apply(self, state: TaskState, args: tuple[Any, ...], kwargs: dict[str, Any], max_bytes: int) -> None:
         """Write what is set here into the state of a new task."""
         state.timeout = self._timeout
-        state.metadata_json = self._metadata_json
-        state.record_source = self._record_source
+        if self._metadata_json:
+            state.metadata_json = self._metadata_json
+        if self._record_source:
+            state.record_source = True
         if self._record_arguments:
             state.arguments = fit(json_text({"args": args, "kwargs": kwargs}), max_bytes)[0]
 

@@ -1,15 +1,14 @@
 """A task: the future that its submitter holds.
 
 `Task` is a `concurrent.futures.Future`; whatever waits on futures waits on tasks. Who resolves a task is settled by two
-claims, each won by exactly one thread: who *starts* it (a worker, or ``cancel``), and who *ends* it (the worker that ran
-it, or the deadline).
+claims, each won by exactly one thread: who *starts* it (a worker, or ``cancel``) takes its call out of a dict, and who *ends*
+it (the worker that ran it, or the deadline) takes it out of the deadlines.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from _thread import LockType, allocate_lock
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Protocol, Tuple, TypeVar
 
+    from .deadlines import Deadlines
     from .delivery.dispatcher import Dispatcher
     from .events import StreamEvent, TaskSnapshot
     from .waits import Waits
@@ -36,14 +36,15 @@ if TYPE_CHECKING:
     class Runner(Protocol):
         """What a task needs of the pool that runs it."""
 
-        def started(self, task: Task[Any]) -> None: ...  # one with a timeout
-        def ended(self, task: Task[Any]) -> None: ...
         def discarded(self) -> None: ...
 
         calls: dict[Task[Any], Call]
         """Of the tasks that nobody has begun."""
         firsts: dict[Task[Any], Any]
         """Who came first to a task's end, while that is in the balance: a waiter's condition, or the final state."""
+
+        deadlines: Deadlines
+        """Of the tasks that run and have a timeout."""
 
         @property
         def waits(self) -> Waits: ...
@@ -69,9 +70,10 @@ class Task(Future["T"]):
     _waiters: Any = ()
     _done_callbacks: Any = ()
     _made_condition: threading.Condition | None = None
-    _end_claim: LockType | None = None  # the first to acquire it ends a running task; never released
     _context: TaskContext | None = None  # while it runs
     _stop_reason: str | None = None
+    has_timeout = False
+    """True when its run will have a deadline."""
     captures_output = False
     """Whether what its code prints, logs and warns goes to its streams too; set before it is queued."""
 
@@ -83,7 +85,7 @@ class Task(Future["T"]):
         self._limits = limits
         self._metadata = metadata
         if state.timeout is not None:
-            self._end_claim = allocate_lock()
+            self.has_timeout = True
 
     @property
     def _lazy_condition(self) -> threading.Condition:
@@ -226,8 +228,10 @@ class Task(Future["T"]):
         state.status = TaskStatus.RUNNING
         started = time.monotonic_ns()
         context.begin(started / 1e9)
+        deadlines = None
         if state.timeout is not None:
-            self._runner.started(self)
+            deadlines = self._runner.deadlines  # these also at the end: a child that the task forks gets new ones
+            deadlines.watch(self, started / 1e9 + state.timeout)
         kind, result, error = COMPLETED, None, None
         function, args, kwargs, variables = call
         try:
@@ -238,25 +242,20 @@ class Task(Future["T"]):
             del raised
         duration = (time.monotonic_ns() - started) / 1e9  # in whole nanoseconds: a float with few digits is text in half the time
         del call, function, args, kwargs, variables
-        if self._end_claim is None or self._end_claim.acquire(False):
+        if deadlines is None or deadlines.forget(self):
             if error is not None and isinstance(error, TaskCancelled):
                 self._end(CANCELLED, duration, cancel_reason=error.reason or "task")
             else:
                 self._end(kind, duration, result, error)
-        if state.timeout is not None:
-            self._runner.ended(self)
         self._context = None
         del self, result, error  # the traceback's frames lead back to this one, which would hold the exception
         return True
 
-    def time_out(self) -> bool:
-        """End a running task because its time is over; False when it has ended already. The supervisor's thread."""
-        if self._end_claim is None or not self._end_claim.acquire(False):
-            return False
+    def time_out(self) -> None:
+        """End a running task because its time is over. The supervisor's thread, which has taken it out of the deadlines."""
         timeout = self._task_state.timeout
         self._ask_to_stop("timeout")
         self._record_end(TIMED_OUT, timeout, error=TaskTimedOut(f"ran longer than its timeout of {timeout:g} s"))
-        return True
 
     def publish(self) -> None:
         """Resolve the future after `time_out`. Apart, because callbacks may take long and the supervisor may not."""
@@ -266,16 +265,6 @@ class Task(Future["T"]):
     def has_begun(self) -> bool:
         """True once the task was started or cancelled, by whomever."""
         return self not in self._runner.calls
-
-    @property
-    def has_timeout(self) -> bool:
-        """True when its run will have a deadline."""
-        return self._end_claim is not None
-
-    @property
-    def deadline(self) -> float | None:
-        """When a running task times out, on the monotonic clock; None without a timeout."""
-        return self._context.deadline if self._context is not None else None
 
     @property
     def reacts_to_cancel(self) -> bool:
