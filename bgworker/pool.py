@@ -202,7 +202,9 @@ class Pool:
                 while (task := self._next(worker)) is not None:
                     running.append(task)
                     try:
-                        task.run()
+                        if not task.run():  # it was cancelled in the queue, or run by who waited for it
+                            with self._lock:
+                                self._collected += 1
                     except BaseException:  # a done callback raised what `Future` does not catch: that costs no worker
                         logger.critical("exception in worker", exc_info=True)
                     running.pop()
@@ -278,9 +280,6 @@ class Pool:
                         self._put_sign()  # for the next worker
                         self._workers.discard(worker)
                         return None
-            elif task.has_begun:
-                with self._lock:
-                    self._collected += 1
             else:
                 return task
 
