@@ -33,6 +33,10 @@ class WireError(BgworkerError, ValueError):
     """A line or an object is not a wire object that this version of bgworker can read."""
 
 
+class HistoryError(BgworkerError):
+    """A file cannot be used as a history: it is missing, damaged, of another program, or of a newer bgworker."""
+
+
 class TaskCancelled(BaseException):
     """Raised inside a task that was asked to stop, by ``checkpoint()`` and ``sleep()``.
 

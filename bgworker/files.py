@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+from .errors import ConfigurationError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
@@ -19,24 +21,72 @@ if TYPE_CHECKING:
 BINARY = getattr(os, "O_BINARY", 0)  # Windows alone has text mode, and makes it the default
 _BLOCK = 1 << 20
 
+_NO_LOCKS = "its file system has no locks; name a path on another"
+
+HOPELESS = {
+    errno.ENOENT: "create its directory first",
+    errno.ENOTDIR: "one of its directories is a file; name another path",
+    errno.EISDIR: "it is a directory; name a file",
+    errno.EACCES: "name a file, in a directory, that this process may write to",
+    errno.EPERM: "name a file, in a directory, that this process may write to",
+    errno.EROFS: "name a path on a file system that can be written to",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ELOOP: "its symbolic links lead in a circle; name another path",
+    errno.ENOLCK: _NO_LOCKS,
+    errno.ENOSYS: _NO_LOCKS,
+    errno.ENOTSUP: _NO_LOCKS,
+    errno.EINVAL: "name a file",
+}
+"""Errors of opening a file that no retry mends -> what does."""
+
+CURABLE = {
+    errno.ENOSPC: "make room on its file system",
+    errno.EDQUOT: "make room in the quota",
+    errno.EFBIG: "raise the limit for file sizes, or set max_bytes below it",
+    errno.ENOENT: "create its directory again",
+    errno.EMFILE: "raise the limit for open files",
+    errno.ENXIO: "nothing reads from it; start the reader",
+    errno.EPIPE: "its reader is gone; start another",
+}
+"""Errors of using a file that a retry may find mended -> what mends them."""
+
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock(fd: int) -> None:
-        os.lseek(fd, 0, os.SEEK_SET)
+    def _lock(fd: int, offset: int = 0) -> None:
+        os.lseek(fd, offset, os.SEEK_SET)
         msvcrt.locking(fd, msvcrt.LK_LOCK, 1)  # gives up after 10 s with EDEADLK, which stands for "ask again" below
 
-    def _unlock(fd: int) -> None:
-        os.lseek(fd, 0, os.SEEK_SET)
+    def _unlock(fd: int, offset: int = 0) -> None:
+        os.lseek(fd, offset, os.SEEK_SET)
         msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+
+    def _is_locked(fd: int, offset: int) -> bool:
+        os.lseek(fd, offset, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return True
+        _unlock(fd, offset)
+        return False
 else:
     import fcntl
 
-    def _lock(fd: int) -> None:
-        fcntl.lockf(fd, fcntl.LOCK_EX)
+    def _lock(fd: int, offset: int = 0) -> None:
+        fcntl.lockf(fd, fcntl.LOCK_EX, 1, offset)
 
-    def _unlock(fd: int) -> None:
-        fcntl.lockf(fd, fcntl.LOCK_UN)
+    def _unlock(fd: int, offset: int = 0) -> None:
+        fcntl.lockf(fd, fcntl.LOCK_UN, 1, offset)
+
+    def _is_locked(fd: int, offset: int) -> bool:
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, offset)  # shared: needs no right to write
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # POSIX allows either
+                raise
+            return True
+        _unlock(fd, offset)
+        return False
 
 
 class LockFile:
@@ -46,14 +96,20 @@ class LockFile:
     Its price is that it excludes no thread of its own process, and that closing *any* descriptor of the file frees it.
     Hence a file of its own, one `LockFile` per path and process (`share`), one descriptor, and a mutex.
 
-    The file stays behind when the last user has left. Deleting it is harmless at any time.
+    The lock is on byte 0. A process may `hold` further bytes for as long as it likes, each of which tells the others, by
+    `is_held`, that something of it is alive; the kernel frees them when it dies.
+
+    The file stays behind when the last user has left. Deleting it is harmless at any time; bytes that were held count
+    again from the next use of the lock by who holds them.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._users = 0  # guarded by _registry_guard
-        self._mutex = threading.Lock()  # held as long as the lock is; guards _fd
+        self._mutex = threading.Lock()  # held as long as the lock is; guards all below
         self._fd = -1
+        self._is_writable = False
+        self._held: dict[int, int] = {}  # offset -> how often
 
     @classmethod
     def share(cls, path: str) -> LockFile:
@@ -64,11 +120,12 @@ class LockFile:
             return lock
 
     def leave(self) -> None:
-        """Give back what `share` returned; the last to do so closes the file."""
+        """Give back what `share` returned; the last to do so closes the file, and holds no byte any more."""
         with _registry_guard:
             self._users -= 1
             if not self._users:
                 del _registry[self.path]
+                self._held.clear()
                 self._close()
 
     def __enter__(self) -> None:
@@ -86,23 +143,67 @@ class LockFile:
         finally:
             self._mutex.release()
 
+    def hold(self, offset: int) -> None:
+        """Hold a byte, from 1 on, until `release` is called as often, or the process ends. No two processes hold the same."""
+        with self:
+            if offset not in self._held:
+                _lock_patiently(self._fd, offset)
+            self._held[offset] = self._held.get(offset, 0) + 1
+
+    def release(self, offset: int) -> None:
+        """Give up a byte that was held; harmless if it was not."""
+        with self._mutex:
+            users = self._held.pop(offset, 0)
+            if users > 1:
+                self._held[offset] = users - 1
+            elif users and self._fd >= 0:
+                _unlock(self._fd, offset)
+
+    def is_held(self, offset: int) -> bool:
+        """Tell whether this or another process holds a byte; without a lock file nobody does. Creates nothing.
+
+        Raises:
+            OSError: this process may not even read the file.
+        """
+        with self._mutex:
+            if offset in self._held:
+                return True  # asking the kernel would do no more than convert our own lock
+            try:
+                while self._fd < 0 or self._drop_if_deleted():
+                    self._open(0)
+                return _is_locked(self._fd, offset)
+            except FileNotFoundError:
+                return False
+
     def _acquire(self) -> None:
         while True:
+            if self._fd >= 0 and not self._is_writable:
+                self._close()  # opened by `is_held`; no byte is held yet
             if self._fd < 0:
-                self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
-            try:
-                _lock(self._fd)
-            except OSError as error:
-                if error.errno != errno.EDEADLK:
-                    raise
-                # The kernel takes all threads of a process for one owner. Two processes that use the same two files
-                # look to it like a deadlock when a thread of each waits for a lock that another thread of the other
-                # holds. None of ours waits for a second lock while it holds one: the other will be done soon.
-                time.sleep(0.001)
-            else:
-                if os.fstat(self._fd).st_nlink:
-                    return
-                self._close()  # deleted meanwhile: who comes now locks a new file, so we must too
+                self._open(os.O_CREAT)
+            _lock_patiently(self._fd)
+            if not self._drop_if_deleted():
+                return
+
+    def _open(self, flags: int) -> None:
+        """Open the file as it is now, and hold on it what we hold."""
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | flags | BINARY, 0o666)
+            self._is_writable = True
+        except OSError as error:
+            if flags or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            self._fd = os.open(self.path, os.O_RDONLY | BINARY)
+            self._is_writable = False
+        for offset in self._held:
+            _lock_patiently(self._fd, offset)
+
+    def _drop_if_deleted(self) -> bool:
+        """Close a file that has no name any more: who comes now locks a new one, so we must too."""
+        if os.fstat(self._fd).st_nlink:
+            return False
+        self._close()
+        return True
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -112,7 +213,21 @@ class LockFile:
     def _start_afresh(self) -> None:
         """In a forked child: the mutex may be held by a thread that is not here, the descriptor is the parent's."""
         self._mutex = threading.Lock()
+        self._held = {}
         self._close()
+
+
+def _lock_patiently(fd: int, offset: int = 0) -> None:
+    while True:
+        try:
+            return _lock(fd, offset)
+        except OSError as error:
+            if error.errno != errno.EDEADLK:
+                raise
+            # The kernel takes all threads of a process for one owner. Two processes that use the same two files look
+            # to it like a deadlock when a thread of each waits for a lock that another thread of the other holds. None
+            # of ours waits for a second lock while it holds one: the other will be done soon.
+            time.sleep(0.001)
 
 
 _registry: dict[str, LockFile] = {}
@@ -128,6 +243,21 @@ def _start_afresh_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_afresh_in_child)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return the path as it is now from the root: the program may change its directory before it opens the file.
+
+    Raises:
+        ConfigurationError: it is no path.
+    """
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        text = ""
+    if not text or "\0" in text:
+        raise ConfigurationError(f"path: expected the path of a file, got {path!r}")
+    return os.path.abspath(text)
 
 
 def sync(fd: int) -> None:

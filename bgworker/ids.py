@@ -14,10 +14,14 @@ _random = os.urandom(4).hex()
 _next = count(int.from_bytes(os.urandom(3), "big")).__next__  # one atomic step, safe from any thread
 
 
+_own_runs: set[str] = set()
+
+
 def _reseed() -> None:
-    """A forked child must not continue its parent's ids."""
+    """A forked child must not continue its parent's ids, and its parent's runs are not its own."""
     global _random
     _random = os.urandom(4).hex()
+    _own_runs.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -43,3 +47,15 @@ def new_id(ns: int) -> str:
     if head[0] != number >> 12:
         head = _head = number >> 12, "%05x" % (0x80000 | number >> 12 & 0x3FFFF)
     return f"{moment[1]}{_HEX[rest >> 8]}{head[1]}{_HEX[number & 0xFFF]}{_random}"
+
+
+def new_run_id(ns: int) -> str:
+    """Return a new id for a run of this process: a Scheduler's life in it."""
+    run_id = new_id(ns)
+    _own_runs.add(run_id)
+    return run_id
+
+
+def is_own_run(run_id: str) -> bool:
+    """True for a run of this very process; False for one that is only told of, such as a replayed one. Any thread."""
+    return run_id in _own_runs

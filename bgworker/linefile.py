@@ -17,8 +17,7 @@ import stat
 import sys
 from contextlib import contextmanager
 
-from .errors import ConfigurationError
-from .files import BINARY, LockFile, rotate, settle, sync, sync_directory
+from .files import BINARY, LockFile, absolute, rotate, settle, sync, sync_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class LineFile:
 
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int | None = None, backups: int = 5,
                  compress: bool = False, is_power_safe: bool = False) -> None:
-        self.path = _absolute(path)
+        self.path = absolute(path)
         self._max_bytes = max_bytes
         self._backups = backups
         self._compress = compress
@@ -225,16 +224,6 @@ class LineFile:
         except OSError:
             self._close_file()  # a FIFO may get another reader
             raise
-
-
-def _absolute(path: str | os.PathLike[str]) -> str:
-    try:
-        text = os.fsdecode(path)
-    except TypeError:
-        text = ""
-    if not text or "\0" in text:
-        raise ConfigurationError(f"path: expected the path of a file, got {path!r}")
-    return os.path.abspath(text)  # now: the program may change its directory before the sink is opened
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -23,7 +23,7 @@ from .context import Limits
 from .delivery.dispatcher import Dispatcher
 from .errors import ConfigurationError, ShutdownError
 from .enums import TaskStatus
-from .ids import new_id
+from .ids import new_id, new_run_id
 from .memory import Memory
 from .pool import Pool
 from .records import TaskState
@@ -136,7 +136,7 @@ class Scheduler(Executor):
                               choice("oversize", oversize, ("truncate", "reject")),
                               number("progress_interval", progress_interval, least=0),
                               number("progress_step", progress_step, above=0))
-        self._run_id = new_id(time_ns())
+        self._run_id = new_run_id(time_ns())
         self._memory = Memory(number("keep_finished", keep_finished, least=0, whole=True, optional=True),
                               number("keep_seconds", keep_seconds, least=0, optional=True))
         self._dispatcher = Dispatcher(name, self._memory.retire, close_timeout)
@@ -158,7 +158,7 @@ class Scheduler(Executor):
             raise
 
     def _start_afresh(self) -> None:
-        self._run_id = new_id(time_ns())
+        self._run_id = new_run_id(time_ns())
         self._memory.forget_all()
 
     @property

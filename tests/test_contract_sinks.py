@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bgworker import Event, EventType, HookSink, JsonlSink, Scheduler, SinkOptions, current_task, wire
+from bgworker import Event, EventType, HookSink, JsonlSink, Scheduler, SinkOptions, SqliteSink, current_task, wire
 from bgworker.testing import FlakySink, MemorySink, check_sink
+
+from reading import events_of
 
 SOON = 30.0
 
@@ -66,6 +68,10 @@ KINDS = {
     "jsonl": Kind(lambda folder: JsonlSink(folder / "f.jsonl"), lines_of),
     "jsonl, safe from power failures": Kind(lambda folder: JsonlSink(folder / "f.jsonl", durability="power"), lines_of),
     "jsonl, rotated": Kind(lambda folder: JsonlSink(folder / "f.jsonl", max_bytes=20_000, backups=2), None),
+    "sqlite": Kind(lambda folder: SqliteSink(folder / "h.db"), lambda sink: events_of(sink.path), is_idempotent=True),
+    "sqlite, safe from power failures": Kind(lambda folder: SqliteSink(folder / "h.db", durability="power"),
+                                             lambda sink: events_of(sink.path), is_idempotent=True),
+    "sqlite, pruned": Kind(lambda folder: SqliteSink(folder / "h.db", max_age=3600, max_tasks=3, max_bytes=100_000), None),
     "memory": Kind(lambda folder: MemorySink(), lambda sink: sink.events),
     "flaky": Kind(lambda folder: FlakySink(), lambda sink: sink.acknowledged),
     "hooks": Kind(lambda folder: HookSink(), None),

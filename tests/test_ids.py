@@ -11,7 +11,7 @@ import uuid
 import pytest
 from hypothesis import given, strategies as st
 
-from bgworker.ids import new_id
+from bgworker.ids import is_own_run, new_id, new_run_id
 
 NOW = 1_800_000_000_000_000_000
 
@@ -57,3 +57,18 @@ def test_a_forked_child_does_not_continue_its_parents_ids() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     child, parent = done.stdout.split()
     assert child[:24] == parent[:24] and child != parent and child[24:] != parent[24:]
+
+
+def test_a_process_knows_its_own_runs_from_others() -> None:
+    run_id = new_run_id(NOW)
+    assert is_own_run(run_id) and not is_own_run(new_id(NOW))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_runs_of_its_parent_are_not_a_forked_childs_own_but_those_that_its_schedulers_go_on_under_are() -> None:
+    program = ("import os\nfrom bgworker import Scheduler\nfrom bgworker.ids import is_own_run\n"
+               "pool = Scheduler()\nbefore = pool.run_id\nassert is_own_run(before)\n"
+               "if os.fork() == 0:\n    os._exit(2 * is_own_run(before) + (not is_own_run(pool.run_id)))\n"
+               "assert os.wait()[1] == 0 and is_own_run(before)\npool.shutdown()")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "bgworker"
 
 FLOORS = (
     (1, ("enums", "events", "errors", "ids", "text", "files", "checks")),
-    (2, ("wire", "records", "linefile")),
+    (2, ("wire", "records", "linefile", "schema", "connections", "retention")),
     (3, ("delivery", "sinks")),
     (4, ("task", "context", "capture", "source", "memory", "waits", "pool", "deadlines")),
     (5, ("scheduler", "history", "command", "child", "pipes", "testing")),

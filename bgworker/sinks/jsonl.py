@@ -5,11 +5,11 @@ The file always parses, however many sinks, threads and processes append to it: 
 
 from __future__ import annotations
 
-import errno
 import os
 
 from .. import checks
 from ..errors import ConfigurationError, PermanentSinkError, TemporarySinkError, WireError
+from ..files import CURABLE, HOPELESS
 from ..linefile import LineFile
 from ..wire import encode_lines
 
@@ -19,33 +19,6 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from ..events import Event
-
-_NO_LOCKS = "its file system has no locks; name a path on another"
-_HOPELESS = {
-    errno.ENOENT: "create its directory first",
-    errno.ENOTDIR: "one of its directories is a file; name another path",
-    errno.EISDIR: "it is a directory; name a file",
-    errno.EACCES: "name a file, in a directory, that this process may write to",
-    errno.EPERM: "name a file, in a directory, that this process may write to",
-    errno.EROFS: "name a path on a file system that can be written to",
-    errno.ENAMETOOLONG: "name a shorter path",
-    errno.ELOOP: "its symbolic links lead in a circle; name another path",
-    errno.ENOLCK: _NO_LOCKS,
-    errno.ENOSYS: _NO_LOCKS,
-    errno.ENOTSUP: _NO_LOCKS,
-    errno.EINVAL: "name a file",
-}
-"""Errors of `JsonlSink.open` that no retry mends -> what does."""
-
-_CURABLE = {
-    errno.ENOSPC: "make room on its file system",
-    errno.EDQUOT: "make room in the quota",
-    errno.EFBIG: "raise the limit for file sizes, or set max_bytes below it",
-    errno.ENOENT: "create its directory again",
-    errno.EMFILE: "raise the limit for open files",
-    errno.ENXIO: "nothing reads from it; start the reader",
-    errno.EPIPE: "its reader is gone; start another",
-}
 
 
 class JsonlSink:
@@ -98,9 +71,9 @@ class JsonlSink:
         try:
             self._file.open()
         except OSError as error:
-            if error.errno in _HOPELESS:
-                raise PermanentSinkError(self._trouble("open", error, _HOPELESS)) from error
-            raise TemporarySinkError(self._trouble("open", error, _CURABLE)) from error
+            if error.errno in HOPELESS:
+                raise PermanentSinkError(self._trouble("open", error, HOPELESS)) from error
+            raise TemporarySinkError(self._trouble("open", error, CURABLE)) from error
 
     def write(self, events: Sequence[Event]) -> None:
         """Append the events, as one write; open the file first if need be.
@@ -118,7 +91,7 @@ class JsonlSink:
         try:
             self._file.append(data)
         except OSError as error:
-            raise TemporarySinkError(self._trouble("append to", error, _CURABLE)) from error
+            raise TemporarySinkError(self._trouble("append to", error, CURABLE)) from error
 
     def flush(self) -> None:
         """Do nothing: after ``write`` the lines are with the kernel, or on the disk, as ``durability`` says."""

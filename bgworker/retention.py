@@ -1,0 +1,169 @@
+"""How a history is kept within bounds: what goes, and how it goes without anybody having to wait for it.
+
+Tasks go whole, those that ended first going first, with their streams, and with the runs and scripts that no other task refers to.
+Only tasks that have ended go: in one of the final statuses, or with a run whose process is dead. They go in transactions of a few
+milliseconds, so a task with many stream rows goes in several, oldest rows first. The file then shrinks page by page.
+"""
+
+from __future__ import annotations
+
+import json
+from time import monotonic, time_ns
+
+from .checks import number
+from .schema import presence, this_host, transaction
+from .wire import ns_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Collection
+
+    from .files import LockFile
+
+MOST_TASKS = 200
+"""Tasks that go in one transaction ..."""
+MOST_ROWS = 2000
+"""... and stream rows: 5 to 10 ms."""
+MOST_PAGES = 256
+"""Pages by which the file shrinks in one transaction."""
+
+_FOREVER = "9"
+_FINAL = ("completed", "failed", "cancelled", "timed_out")
+_UNENDED = ("created", "scheduled", "running", "interrupted")  # has no time of its end: goes by that of its creation
+_MOST_LOOKED_AT = 1000
+"""Tasks of each status without an end that are looked at for those of dead runs, from the oldest on."""
+
+_OLDEST_UNENDED = [f"""SELECT * FROM (SELECT key, run_id, created_utc FROM tasks
+WHERE status = '{status}' AND completed_utc IS NULL ORDER BY key LIMIT {_MOST_LOOKED_AT})""" for status in _UNENDED]
+_RUNS_OF_UNENDED = f"SELECT DISTINCT run_id FROM ({' UNION ALL '.join(_OLDEST_UNENDED)})"
+_ENDED = [f"""SELECT * FROM (SELECT key, completed_utc AS ended FROM tasks
+WHERE status = '{status}' AND completed_utc < ?1 ORDER BY completed_utc LIMIT ?2)""" for status in _FINAL]
+_DEAD = [f"""SELECT key, created_utc FROM ({unended})
+WHERE created_utc < ?1 AND ({'1' if status == 'interrupted' else 'run_id IS NULL OR run_id IN (SELECT value FROM json_each(?3))'})"""
+         for status, unended in zip(_UNENDED, _OLDEST_UNENDED)]
+_CANDIDATES = f"SELECT key FROM ({' UNION ALL '.join(_ENDED + _DEAD)}) ORDER BY ended LIMIT ?2"
+"""Keys of the ?2 tasks that ended first, before ?1, where the runs ?3 are dead."""
+
+_IN_KEYS = "IN (SELECT value FROM json_each(?1))"
+_DELETE_ROWS = f"""DELETE FROM stream_rows WHERE (task, seq) IN
+(SELECT task, seq FROM stream_rows WHERE task {_IN_KEYS} ORDER BY task, seq LIMIT {MOST_ROWS})"""
+_REFERENCES = f"SELECT DISTINCT run_id, script_hash FROM tasks WHERE key {_IN_KEYS}"
+_DELETE_TASKS = f"""DELETE FROM tasks WHERE key {_IN_KEYS}
+AND NOT EXISTS (SELECT 1 FROM stream_rows WHERE stream_rows.task = tasks.key)"""
+_DELETE_RUNS = f"DELETE FROM runs WHERE run_id {_IN_KEYS} AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.run_id = runs.run_id)"
+_DELETE_SCRIPTS = f"""DELETE FROM scripts WHERE hash {_IN_KEYS}
+AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.script_hash = scripts.hash)"""
+
+
+class Retention:
+    """The bounds of one history, and what has been found out about it. One thread at a time.
+
+    Args:
+        max_age: seconds that a task stays after its end; None is for ever.
+        max_tasks: most tasks, counting those that have not ended; None is no bound.
+        max_bytes: most bytes of the file; None is no bound. The log beside it, some MiB, comes on top.
+    """
+
+    def __init__(self, max_age: float | None = None, max_tasks: int | None = None, max_bytes: int | None = None) -> None:
+        self._max_age = number("max_age", max_age, above=0, optional=True)
+        self._max_tasks = number("max_tasks", max_tasks, least=0, whole=True, optional=True)
+        self._max_bytes = number("max_bytes", max_bytes, least=1, whole=True, optional=True)
+        self._dead: list[str] = []
+        self._surplus = 0
+        self._before = ""
+        self._is_too_large = False
+
+    @property
+    def is_bounded(self) -> bool:
+        """False when everything is kept for ever."""
+        return not self._max_age is self._max_tasks is self._max_bytes is None
+
+    def look(self, connection: sqlite3.Connection, lock: LockFile) -> None:
+        """Find out what is too much. Reads, some milliseconds; the caller does not hold the lock."""
+        self._dead = dead_runs(connection, lock)
+        if self._max_age is not None:
+            self._before = ns_text(time_ns() - int(self._max_age * 1e9))
+        if self._max_tasks is not None:
+            (count,) = connection.execute("SELECT count(*) FROM tasks").fetchone()
+            self._surplus = max(0, count - self._max_tasks)
+
+    def step(self, connection: sqlite3.Connection) -> int:
+        """Remove some of it, in one transaction; return how many tasks and rows went, 0 when there is no more to do.
+
+        Takes 5 to 10 ms. The caller holds the lock.
+        """
+        with transaction(connection):
+            keys = self._candidates(connection)
+            if keys:
+                return self._remove(connection, keys)
+            if self._max_age is not None:
+                connection.execute("DELETE FROM losses WHERE created_utc < ?", (self._before,))
+        return self._shrink(connection)
+
+    def _candidates(self, connection: sqlite3.Connection) -> list[int]:
+        if self._max_bytes is not None:
+            pages, free, page_size = _pages(connection)
+            # from the bound down to a little below it, rather than a few pages with every batch
+            mark = self._max_bytes * (0.95 if self._is_too_large else 1)
+            self._is_too_large = (pages - free) * page_size > mark
+        most = MOST_TASKS if self._is_too_large else min(self._surplus, MOST_TASKS)
+        if most:
+            return self._oldest(connection, _FOREVER, most)
+        return self._oldest(connection, self._before, MOST_TASKS) if self._max_age is not None else []
+
+    def _oldest(self, connection: sqlite3.Connection, before: str, most: int) -> list[int]:
+        return [key for key, in connection.execute(_CANDIDATES, (before, most, json.dumps(self._dead)))]
+
+    def _remove(self, connection: sqlite3.Connection, keys: list[int]) -> int:
+        chosen = json.dumps(keys)
+        rows = connection.execute(_DELETE_ROWS, (chosen,)).rowcount
+        references = connection.execute(_REFERENCES, (chosen,)).fetchall()
+        tasks = connection.execute(_DELETE_TASKS, (chosen,)).rowcount
+        self._surplus = max(0, self._surplus - tasks)
+        for statement, names in ((_DELETE_RUNS, {run for run, _ in references}),
+                                 (_DELETE_SCRIPTS, {script for _, script in references})):
+            connection.execute(statement, (json.dumps([name for name in names if name is not None]),))
+        return rows + tasks
+
+    def _shrink(self, connection: sqlite3.Connection) -> int:
+        """Give pages back that are free, up to a reserve that spares a growing file the work of growing again."""
+        pages, free, page_size = _pages(connection)
+        reserve = max(MOST_PAGES, pages // 8)
+        if self._max_bytes is not None:
+            reserve = min(reserve, max(0, self._max_bytes // page_size - (pages - free)))
+        surplus = min(free - reserve, MOST_PAGES)
+        if surplus <= 0:
+            return 0
+        connection.executescript(f"PRAGMA incremental_vacuum({surplus})")  # a step a page, the GIL not taken in between
+        return surplus
+
+
+def dead_runs(connection: sqlite3.Connection, lock: LockFile) -> list[str]:
+    """Return the ids of the runs, among those with unfinished tasks, whose tasks will never end.
+
+    Those whose record was closed or whose process has died, and those copied from elsewhere. Runs of another machine may be
+    alive. The caller does not hold the lock, which is asked whether the process of a run lives.
+    """
+    runs = [run_id for run_id, in connection.execute(_RUNS_OF_UNENDED) if run_id is not None]
+    found = connection.execute("SELECT run_id, host, ended_utc FROM runs WHERE run_id IN (SELECT value FROM json_each(?))",
+                               (json.dumps(runs),)).fetchall()
+    here = this_host()
+    return [run_id for run_id, host, ended in found
+            if ended is not None or host is None or host == here and not is_alive(run_id, lock)]
+
+
+def is_alive(run_id: str, lock: LockFile) -> bool:
+    """Tell whether the process that records a run on this machine lives; True when that cannot be found out."""
+    offset = presence(run_id)
+    try:
+        return offset is None or lock.is_held(offset)
+    except OSError:
+        return True
+
+
+def _pages(connection: sqlite3.Connection) -> tuple[int, int, int]:
+    """Return how many pages the file has, how many of them are free, and the bytes of one."""
+    pages, free, size = (connection.execute(f"PRAGMA {name}").fetchone()[0]
+                         for name in ("page_count", "freelist_count", "page_size"))
+    return pages, free, size

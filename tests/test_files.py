@@ -1,0 +1,217 @@
+"""The lock file: bytes that tell other processes that something is alive. (What its lock excludes: test_faults_jsonl.)"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bgworker import files
+from bgworker.files import LockFile
+
+ROOT = Path(files.__file__).parents[1]
+FAR = 1 + 0xFFF_FFFF_FFFF_FFFF
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+OTHER = """
+import sys
+from bgworker.files import LockFile
+lock = LockFile.share(sys.argv[1])
+while line := sys.stdin.readline():
+    verb, _, offset = line.strip().partition(" ")
+    if verb == "lock":
+        with lock:
+            print("locked", flush=True)
+            sys.stdin.readline()
+        print("free", flush=True)
+    else:
+        print(getattr(lock, verb)(int(offset)), flush=True)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "f.lock")
+
+
+@pytest.fixture
+def lock(path: str) -> Iterator[LockFile]:
+    lock = LockFile.share(path)
+    yield lock
+    lock.leave()
+
+
+Ask = Callable[[str], str]
+
+
+@pytest.fixture
+def other(path: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that uses the lock file as it is told, line by line."""
+    process = subprocess.Popen([sys.executable, "-c", OTHER, path], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.communicate(timeout=60)
+
+
+def ask(process: subprocess.Popen[str], line: str) -> str:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("offset", [1, 2**31, FAR])
+def test_a_byte_that_is_held_is_seen_by_its_own_process_and_by_others_until_it_is_released(
+        lock: LockFile, other: subprocess.Popen[str], offset: int) -> None:
+    lock.hold(offset)
+    assert (lock.is_held(offset), ask(other, f"is_held {offset}")) == (True, "True")
+    assert (lock.is_held(offset + 1), ask(other, f"is_held {offset + 1}")) == (False, "False")
+    assert ask(other, f"is_held {offset}") == "True", "asking has not changed the answer"
+    lock.release(offset)
+    assert (lock.is_held(offset), ask(other, f"is_held {offset}")) == (False, "False")
+
+
+def test_a_byte_that_another_process_holds_is_free_at_once_when_it_is_killed(
+        lock: LockFile, other: subprocess.Popen[str]) -> None:
+    ask(other, "hold 7")
+    assert lock.is_held(7)
+    other.kill()
+    other.wait(60)
+    assert not lock.is_held(7)
+
+
+def test_a_byte_held_twice_stays_held_until_it_is_released_twice(lock: LockFile, other: subprocess.Popen[str]) -> None:
+    lock.hold(7)
+    lock.hold(7)
+    lock.release(7)
+    assert ask(other, "is_held 7") == "True"
+    lock.release(7)
+    lock.release(7)
+    assert ask(other, "is_held 7") == "False"
+
+
+def test_holding_a_byte_and_holding_the_lock_do_not_get_into_each_others_way(
+        lock: LockFile, other: subprocess.Popen[str]) -> None:
+    ask(other, "hold 7")
+    lock.hold(8)
+    with lock:
+        assert ask(other, "is_held 8") == "True"
+    assert ask(other, "lock") == "locked"
+    assert lock.is_held(7)
+    assert ask(other, "") == "free"
+
+
+def test_asking_creates_no_lock_file(lock: LockFile, path: str) -> None:
+    assert not lock.is_held(7)
+    assert not os.path.exists(path)
+
+
+@posix
+def test_a_process_that_asked_first_can_still_lock_and_hold(lock: LockFile, other: subprocess.Popen[str]) -> None:
+    ask(other, "hold 7")
+    assert lock.is_held(7)
+    lock.hold(8)
+    assert ask(other, "is_held 8") == "True"
+
+
+@posix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write to everything")
+def test_who_may_only_read_the_lock_file_may_ask(lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
+    ask(other, "hold 7")
+    os.chmod(path, 0o444)
+    assert lock.is_held(7) and not lock.is_held(8)
+
+
+@posix
+def test_who_asked_through_a_descriptor_that_only_reads_can_still_lock_later(
+        lock: LockFile, path: str, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(other, "hold 7")
+    real_open = os.open
+
+    def refuse_writing(name: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied", name)
+        return real_open(name, flags, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse_writing)
+        assert lock.is_held(7) and not lock.is_held(8)
+    lock.hold(8)
+    assert ask(other, "is_held 8") == "True"
+
+
+@posix
+def test_what_was_held_on_a_deleted_file_counts_again_from_the_next_use_of_the_lock(
+        lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
+    lock.hold(7)
+    os.unlink(path)
+    assert ask(other, "is_held 7") == "False"
+    with lock:
+        pass
+    assert ask(other, "is_held 7") == "True"
+    os.unlink(path)
+    lock.hold(8)
+    assert (ask(other, "is_held 7"), ask(other, "is_held 8")) == ("True", "True")
+
+
+def test_nothing_is_held_once_the_last_user_has_left(path: str, other: subprocess.Popen[str]) -> None:
+    lock, again = LockFile.share(path), LockFile.share(path)
+    lock.hold(7)
+    lock.leave()
+    assert ask(other, "is_held 7") == "True"
+    again.leave()
+    assert ask(other, "is_held 7") == "False"
+
+
+@posix
+def test_a_forked_child_holds_nothing_and_takes_nothing_from_its_parent(
+        lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
+    lock.hold(7)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            assert lock.is_held(7), "the parent holds it"
+            lock.hold(8)
+            assert lock.is_held(8)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert (ask(other, "is_held 7"), ask(other, "is_held 8")) == ("True", "False")
+
+
+@posix
+def test_the_harness_would_notice_a_byte_that_is_held_in_name_only(
+        lock: LockFile, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with lock:
+        pass
+    monkeypatch.setattr(files, "_lock", lambda fd, offset=0: None)
+    lock.hold(7)
+    assert ask(other, "is_held 7") == "False"
+
+
+def test_threads_that_hold_lock_and_ask_at_once_do_not_disturb_each_other(lock: LockFile) -> None:
+    broken: list[str] = []
+
+    def use(number: int) -> None:
+        for _ in range(200):
+            lock.hold(number)
+            with lock:
+                pass
+            if not lock.is_held(number):
+                broken.append(f"{number} is not held")
+            lock.release(number)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not broken
