@@ -18,13 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .task import Task
-
 logger = logging.getLogger(__name__.partition(".")[0])
 
 
 class Deadlines:
-    """Watches deadlines and calls ``expire(task)`` on its own thread for each that passes.
+    """Watches deadlines, mostly of tasks, and calls ``expire(task)`` on its own thread for each that passes.
 
     Any thread may call `watch` and `forget`; they take no lock: adding to and removing from a dict are one atomic step each.
     So it is settled, too, who ends a task with a deadline: who takes it out of the dict.
@@ -33,10 +31,10 @@ class Deadlines:
     looks at the announcement afterwards.
     """
 
-    def __init__(self, expire: Callable[[Task[Any]], object], name: str) -> None:
+    def __init__(self, expire: Callable[[Any], object], name: str) -> None:
         self._expire = expire
         self._name = name
-        self._watched: dict[Task[Any], float] = {}
+        self._watched: dict[Any, float] = {}
         self._sleeps_until = -inf  # nobody sleeps, nobody needs to ring
         self._bell = allocate_lock()
         self._bell.acquire()
@@ -46,13 +44,13 @@ class Deadlines:
         self.has_started = False
         """True once there is a thread that watches."""
 
-    def watch(self, task: Task[Any], deadline: float) -> None:
+    def watch(self, task: object, deadline: float) -> None:
         """Expire ``task`` at ``deadline`` (monotonic) unless `forget` comes first."""
         self._watched[task] = deadline
         if deadline < self._sleeps_until:
             self._ring()
 
-    def forget(self, task: Task[Any]) -> bool:
+    def forget(self, task: object) -> bool:
         """Watch ``task`` no more, and tell whether it is the caller's to end: False when its deadline came first."""
         came_first = self._watched.pop(task, None) is not None
         if self._is_stopped:
@@ -97,8 +95,8 @@ class Deadlines:
                 self._expire_safely(task)
         return earliest
 
-    def _expire_safely(self, task: Task[Any]) -> None:
+    def _expire_safely(self, task: object) -> None:
         try:
             self._expire(task)
         except Exception:  # the thread's boundary: the other deadlines still count
-            logger.exception("task %s could not be ended at its deadline", task.id)
+            logger.exception("%r could not be ended at its deadline", task)

@@ -25,6 +25,13 @@ class PendingFull(BgworkerError, queue.Full):
     """``max_pending`` tasks are waiting already; nothing was queued. Wait for some of them, or raise the bound."""
 
 
+class PoolStuck(BgworkerError, RuntimeError):
+    """Every thread of the pool is stuck in a task past its deadline, and ``max_stuck`` allows no more of them.
+
+    Raised by ``submit``, and by the tasks that were waiting. The scheduler takes tasks again when a thread comes back.
+    """
+
+
 class PoolDeadlock(BgworkerError, RuntimeError):
     """A task waits for a task of the same pool, and the wait could never end. Raised where it waits."""
 

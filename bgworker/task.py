@@ -12,7 +12,7 @@ import time
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
-from .context import Limits, TaskContext, checkpoint, current_task, run_as
+from .context import Limits, TaskContext, checkpoint, current_task, finished, run_as
 from .errors import PoolDeadlock, TaskCancelled, TaskTimedOut
 from .enums import StreamType, TaskStatus
 from .records import CANCELLED, COMPLETED, CREATED, FAILED, STREAMS, TIMED_OUT, TaskState, event, keep_attributes_in_place
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
     class Runner(Protocol):
         """What a task needs of the pool that runs it."""
-
-        def discarded(self) -> None: ...
 
         calls: dict[Task[Any], Call]
         """Of the tasks that nobody has begun."""
@@ -67,7 +65,7 @@ class Task(Future["T"]):
     _state = PENDING
     _result: Any = None
     _exception: BaseException | None = None
-    _waiters: Any = ()
+    _made_waiters: Any = ()
     _done_callbacks: Any = ()
     _made_condition: threading.Condition | None = None
     _context: TaskContext | None = None  # while it runs
@@ -99,7 +97,7 @@ class Task(Future["T"]):
             return self._made_condition
         own = self.__dict__  # each setdefault is one atomic step: however many look at once, they find the same
         made: threading.Condition = own.setdefault("_shared_condition", threading.Condition())
-        own.setdefault("_waiters", [])
+        own.setdefault("_made_waiters", [])
         own.setdefault("_done_callbacks", [])
         first = self._runner.firsts.setdefault(self, made)
         if first is not made:
@@ -109,8 +107,15 @@ class Task(Future["T"]):
         self._made_condition = made  # last: who finds it relies on the step
         return made
 
-    if not TYPE_CHECKING:  # a property in the place of an attribute, which type checkers refuse
+    @property
+    def _noticed_waiters(self) -> Any:
+        """Who waits by `concurrent.futures.wait` or ``as_completed``: they look here when they are about to."""
+        self._runner.waits.notice(self)
+        return self._made_waiters
+
+    if not TYPE_CHECKING:  # properties in the place of attributes, which type checkers refuse
         _condition = _lazy_condition
+        _waiters = _noticed_waiters
 
     @property
     def id(self) -> str:
@@ -176,7 +181,7 @@ class Task(Future["T"]):
                 self._condition.wait_for(self.done)
         finally:
             if is_inside:
-                self._runner.waits.end()
+                self._runner.waits.end(self)
 
     def cancel(self, reason: str = "user") -> bool:
         """Cancel the task if it has not started, at once; ask it to stop if it has.
@@ -189,7 +194,6 @@ class Task(Future["T"]):
         self._ask_to_stop(reason)
         if self._runner.calls.pop(self, None) is not None:
             self._end(CANCELLED, cancel_reason=reason)
-            self._runner.discarded()
             return True
         return self.cancelled()
 
@@ -237,8 +241,8 @@ class Task(Future["T"]):
         try:
             result = variables.run(run_as, context, function, args, kwargs)
         except BaseException as raised:  # the thread's boundary: it all goes to who waits for the result
-            # our own two frames would hold this task in a cycle, and tell nobody anything
-            kind, error = FAILED, raised.with_traceback(_beyond(raised.__traceback__, 2))
+            # our own frames would hold this task in a cycle, and tell nobody anything
+            kind, error = FAILED, raised.with_traceback(_beyond_ours(raised.__traceback__))
             del raised
         duration = (time.monotonic_ns() - started) / 1e9  # in whole nanoseconds: a float with few digits is text in half the time
         del call, function, args, kwargs, variables
@@ -320,6 +324,15 @@ class Task(Future["T"]):
         firsts.pop(self, None)
         self._invoke_callbacks()  # type: ignore[attr-defined]
 
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Have ``fn`` called with the task when it has ended, as in `Future`.
+
+        Raises:
+            PoolDeadlock: a coroutine of the same scheduler is about to await the task, and the wait could never end.
+        """
+        self._runner.waits.notice_callback(self, fn)
+        super().add_done_callback(fn)
+
     # -- Future's questions, answered without its lock --
 
     def done(self) -> bool:
@@ -370,9 +383,12 @@ class Task(Future["T"]):
 keep_attributes_in_place(Task.__new__(Task))
 
 
-def _beyond(traceback: TracebackType | None, frames: int) -> TracebackType | None:
-    for _ in range(frames):
-        traceback = traceback and traceback.tb_next
+_OURS = Task.run.__code__, run_as.__code__, finished.__code__
+
+
+def _beyond_ours(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None and traceback.tb_frame.f_code in _OURS:
+        traceback = traceback.tb_next
     return traceback
 
 
