@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .sinks import open_sink
     from .sinks.base import HookSink, Sink
     from .sinks.jsonl import JsonlSink
+    from .sinks.webhook import WebhookSink
 
 __version__ = "0.1.0"
 
@@ -32,13 +33,14 @@ _LAZY = {
     "FlushReport": "delivery.options", "SinkHealth": "delivery.options", "SinkOptions": "delivery.options",
     "RetryPolicy": "delivery.retry", "Subscription": "delivery.subscription", "shell": "command", "HookSink": "sinks.base", "Sink": "sinks.base",
     "open_sink": "sinks", "JsonlSink": "sinks.jsonl",
+    "WebhookSink": "sinks.webhook",
 }
 
 __all__ = [
     "BgworkerError", "ConfigurationError", "Event", "EventType", "FlushReport", "HookSink", "JsonlSink",
     "LifecycleEvent", "LossEvent", "PendingFull", "PermanentSinkError", "PoolDeadlock", "RetryPolicy", "Scheduler", "ShutdownError", "Sink",
     "SinkError", "SinkHealth", "SinkOptions", "StreamEvent", "StreamType", "Subscription", "Task", "TaskCancelled", "TaskContext",
-    "TaskOptions", "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "WireError", "checkpoint",
+    "TaskOptions", "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "WebhookSink", "WireError", "checkpoint",
     "current_task", "open_sink", "shell",
 ]
 

@@ -27,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["VERSION", "decode", "decode_object", "encode", "encode_lines", "fit", "json_text", "sanitise"]
+__all__ = ["VERSION", "decode", "decode_object", "encode", "encode_each", "encode_lines", "fit", "json_text", "sanitise"]
 
 VERSION = 1
 """The version that is written, and the greatest one that is read."""
@@ -84,12 +84,17 @@ def encode(event: Event) -> str:
 
 
 def encode_lines(events: Sequence[Event]) -> bytes:
-    """Return the lines of a batch, each ended by a newline, in UTF-8: the bytes of `encode`, several times as fast.
+    """Return the lines of a batch, each ended by a newline, in UTF-8: the bytes of `encode`, several times as fast."""
+    return "\n".join([*encode_each(events), ""]).encode()
+
+
+def encode_each(events: Sequence[Event]) -> list[str]:
+    """Return what `encode` makes of each event, several times as fast.
 
     A `Batch` is encoded from its records, and no DTO is built for what tasks say.
     """
     if not isinstance(events, Batch):
-        return "".join([f"{encode(event)}\n" for event in events]).encode()
+        return [encode(event) for event in events]
     lines: list[str] = []
     last_state, task_id = None, '""'
     second, date_and_time = 0, ""  # the current second, in microseconds and as text: formatting it costs 1 µs
@@ -104,7 +109,7 @@ def encode_lines(events: Sequence[Event]) -> bytes:
         if data.__class__ is str:
             head, text_head = _HOT_HEADS[kind]
             lines.append(f'{head}{task_id},"seq":{seq},"time":"{date_and_time}.{str(micros).zfill(6)}'
-                         f'{text_head}{_quote(data)}}}\n')
+                         f'{text_head}{_quote(data)}}}')
             continue
         time = f"{date_and_time}.{str(micros).zfill(6)}Z"
         if state is not None and kind < PROGRESS:
@@ -116,8 +121,7 @@ def encode_lines(events: Sequence[Event]) -> bytes:
             fields = ("", "text", False, 0, *data) if kind == PROGRESS else data
             lines.append(f'{_HOT_HEADS[kind][0]}{task_id},"seq":{seq},"time":"{time}'
                          f'{_stream_text(TYPES[kind], *fields)}')
-        lines.append("\n")
-    return "".join(lines).encode()
+    return lines
 
 
 def _stream_text(type_: EventType, payload: str, format_: str, truncated: bool, original_bytes: int,
@@ -167,7 +171,7 @@ def _lifecycle_line(state: TaskState, kind: int, seq: int, ns: int, time: str) -
     opening, named, origin, scheduled, rest, *later = parts
     if kind < STARTED:
         return (f'{_HOT_HEADS[kind][0]}{opening}{seq},"time":"{time}{named}{_STATUS_TEXTS[kind]}{origin}'
-                f'{scheduled if kind else ""}{rest}{seq}}}}}\n')
+                f'{scheduled if kind else ""}{rest}{seq}}}}}')
     if later:
         started = later[0]
     else:
@@ -185,7 +189,7 @@ def _lifecycle_line(state: TaskState, kind: int, seq: int, ns: int, time: str) -
                 and state.failure_message is None):
             rest = _rest(state, ended=True)
     return (f'{_HOT_HEADS[kind][0]}{opening}{seq},"time":"{time}{named}{_STATUS_TEXTS[kind]}{origin}{scheduled}{started}'
-            f'{ended}{rest}{seq}}}}}\n')
+            f'{ended}{rest}{seq}}}}}')
 
 
 def _constant_parts(state: TaskState, created: str) -> tuple[str, ...]:
