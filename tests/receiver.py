@@ -140,6 +140,8 @@ class Receiver:
         self._requests: list[Request] = []
         self._taken: list[Request] = []
         self._failures: list[str] = []
+        self.connections = 0
+        """How many were accepted."""
         self._is_closing = False
         self._listener = socket.create_server(("127.0.0.1", port), backlog=128)
         self.port: int = self._listener.getsockname()[1]
@@ -204,6 +206,7 @@ class Receiver:
             with sock:
                 if self._is_closing:
                     return
+                self.connections += 1
                 sock.settimeout(SOON)
                 try:
                     self._handle(sock)

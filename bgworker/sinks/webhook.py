@@ -165,10 +165,12 @@ def _seconds(retry_after: str, now: float) -> float | None:
     if re.fullmatch("[0-9]+", retry_after):
         seconds = float(retry_after)  # infinite, perhaps: delivery knows a bound
     else:
+        from datetime import timezone
         from email.utils import parsedate_to_datetime
 
         try:
-            seconds = parsedate_to_datetime(retry_after).timestamp() - now
+            date = parsedate_to_datetime(retry_after)
+            seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now  # one form has no zone
         except (ValueError, TypeError, OverflowError):
             return None
     return seconds if seconds > 0 else None
