@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .sinks.base import HookSink, Sink
     from .sinks.jsonl import JsonlSink
     from .sinks.sqlite import SqliteSink
+    from .sinks.webhook import WebhookSink
 
 __version__ = "0.1.0"
 
@@ -37,7 +38,7 @@ _LAZY = {
     "RetryPolicy": "delivery.retry", "Subscription": "delivery.subscription",
     "SchedulerHealth": "health", "StuckThread": "health", "shell": "command",
     "HookSink": "sinks.base", "Sink": "sinks.base", "open_sink": "sinks",
-    "JsonlSink": "sinks.jsonl", "SqliteSink": "sinks.sqlite",
+    "JsonlSink": "sinks.jsonl", "SqliteSink": "sinks.sqlite", "WebhookSink": "sinks.webhook",
 }
 
 __all__ = [
@@ -45,7 +46,7 @@ __all__ = [
     "LifecycleEvent", "LossEvent", "PendingFull", "PermanentSinkError", "PoolDeadlock", "PoolStuck", "RetryPolicy",
     "Scheduler", "SchedulerHealth", "ShutdownError", "Sink", "SinkError", "SinkHealth", "SinkOptions", "SqliteSink",
     "StreamEvent", "StreamType", "StuckThread", "Subscription", "Task", "TaskCancelled", "TaskContext", "TaskOptions",
-    "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "WireError", "checkpoint",
+    "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "WebhookSink", "WireError", "checkpoint",
     "current_task", "open_sink", "shell",
 ]
 

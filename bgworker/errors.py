@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import queue
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
 
 class BgworkerError(Exception):
     """Root of bgworker's own exceptions."""
@@ -76,12 +80,24 @@ class TemporarySinkError(SinkError):
     Args:
         retry_after: seconds to wait before the next attempt, as told by the other side; None leaves it to the
             sink's ``RetryPolicy``.
+        hold: it is not about these events: none will be taken before somebody mends the sink or its other side (a
+            password, a quota). They are held, without using up attempts, and tried again now and then.
     """
 
-    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str = "", *, retry_after: float | None = None, hold: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.hold = hold
 
 
 class PermanentSinkError(SinkError):
-    """Raised by a sink for events that it will never accept, however often they are tried."""
+    """Raised by a sink for what it will never accept, however often it is tried.
+
+    Args:
+        concerns: what that is. "event": one of the events or several, so that the others may be taken without them;
+            "batch": all of them, whatever is in them; "sink": these and any others, now and later.
+    """
+
+    def __init__(self, message: str = "", *, concerns: Literal["event", "batch", "sink"] = "event") -> None:
+        super().__init__(message)
+        self.concerns = concerns
