@@ -72,6 +72,7 @@ class _CommandSource(Source):
     __slots__ = ("_name", "_argv")
 
     def __init__(self, name: str, argv: str | list[str]) -> None:
+        super().__init__()
         self._name = name
         self._argv = argv
 

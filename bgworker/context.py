@@ -6,11 +6,12 @@ Any thread may call any method, and each costs one append, whatever the sinks do
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
 from contextvars import ContextVar
-from types import MappingProxyType
+from types import CoroutineType, MappingProxyType
 
 from .delivery.intake import Intake
 from .errors import TaskCancelled
@@ -51,12 +52,15 @@ class TaskContext:
     _stop_reason: str | None = None
     _stop_event: threading.Event | None = None
     _on_cancel: Callable[[], object] | None = None
+    _interrupt: Callable[[], object] | None = None
     _shown_percent: float | None = None
     _shown_at: float | None = None  # monotonic; None until the first progress event
     _unshown: tuple[float | None, str] | None = None
 
     captures_output = False
     """True when what the task prints, logs and warns goes to its streams too."""
+    reacts_until = math.inf
+    """When who interrupts the task gives up on it, on the monotonic clock."""
     before_end: Callable[[], object] | None = None
     """Called before the terminal event, maybe while the task still runs, to emit what was held back."""
 
@@ -164,11 +168,6 @@ class TaskContext:
     # -- the task's side --
 
     @property
-    def deadline(self) -> float | None:
-        """When the task times out, on the monotonic clock; None before the start and without a timeout."""
-        return self._deadline
-
-    @property
     def limits(self) -> Limits:
         """What the scheduler allows its tasks to say."""
         return self._limits
@@ -183,6 +182,11 @@ class TaskContext:
     def intake(self) -> Intake:
         """Where the task's events go: in a forked child still the parent's, which is closed there."""
         return self._intake
+
+    @property
+    def holds_back(self) -> bool:
+        """True when `say_last` has something to emit."""
+        return self._unshown is not None or self.before_end is not None
 
     def say_last(self) -> None:
         """Emit what was held back: a captured line that is not finished, and the progress that the rate limit kept."""
@@ -227,19 +231,28 @@ class TaskContext:
                 return
         callback()
 
+    def interrupt_by(self, callback: Callable[[], object] | None) -> None:
+        """As `on_cancel`, for who runs the task's code: beside that, which belongs to the code itself."""
+        with _stop_lock:
+            self._interrupt = callback
+            if self._stop_reason is None or callback is None:
+                return
+        callback()
+
     def request_stop(self, reason: str) -> None:
         """Ask the task to stop; the first reason stays. Any thread."""
         with _stop_lock:
             if self._stop_reason is not None:
                 return
             self._stop_reason = reason
-            callback = self._on_cancel  # stays: `reacts_to_cancel` tells shutdown that waiting is worth it
+            callbacks = self._on_cancel, self._interrupt  # they stay, see `reacts_to_cancel`
             stop_event = self._stop_event
         if stop_event is not None:
             stop_event.set()
-        if callback is not None:
+        for callback in callbacks:
             try:
-                callback()
+                if callback is not None:
+                    callback()
             except (Exception, TaskCancelled):  # the task's code on a stranger's thread, which has a task to end
                 logger.exception("the cancel callback of task %s failed", self._state.id)
 
@@ -263,8 +276,9 @@ class TaskContext:
 
     @property
     def reacts_to_cancel(self) -> bool:
-        """True while a callback of `on_cancel` is in place: the task will end soon after a cancel."""
-        return self._on_cancel is not None
+        """True while a callback of `on_cancel` or `interrupt_by` is in place: the task will end soon after a cancel, and
+        shutdown waits for that."""
+        return self._on_cancel is not None or self._interrupt is not None and time.monotonic() < self.reacts_until
 
     def __repr__(self) -> str:
         return f"<TaskContext {self._state.name or 'outside a task'}>"
@@ -303,11 +317,27 @@ def run_as(context: TaskContext, function: Callable[..., Any], args: tuple[Any, 
     """Call ``function`` as the task of ``context``. To be run inside the context variables captured at submit."""
     _current.set(context)
     if not context.captures_output:
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        # what was returned tells, whatever was called: a partial, a method, an object, a function that wraps another
+        return result if type(result) is not CoroutineType else finished(result, context)
     from .capture import Capture
 
     with Capture(context):
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        return result if type(result) is not CoroutineType else finished(result, context)
+
+
+def finished(coroutine: CoroutineType[Any, Any, Any], context: TaskContext) -> Any:
+    """Run a coroutine, which the function of a task has returned, to its end."""
+    from .coroutines import run_coroutine  # it loads asyncio
+
+    result, error = run_coroutine(coroutine, context)
+    if error is None:
+        return result
+    try:
+        raise error
+    finally:
+        del error  # the traceback holds this frame, which would hold the exception
 
 
 def current_task() -> TaskContext:

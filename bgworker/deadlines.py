@@ -18,42 +18,44 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .task import Task
-    from .waits import Worker
-
 logger = logging.getLogger(__name__.partition(".")[0])
 
 
 class Deadlines:
-    """Watches deadlines and calls ``expire(task, worker)`` on its own thread for each that passes.
+    """Watches deadlines, mostly of tasks, and calls ``expire(task)`` on its own thread for each that passes.
 
-    Any thread may call `watch` and `forget`; they take no lock: adding to and removing from a dict are one atomic step each,
-    and the doorbell follows `delivery.intake`: the thread announces until when it sleeps and looks again, whoever adds
-    a deadline looks at the announcement afterwards.
+    Any thread may call `watch` and `forget`; they take no lock: adding to and removing from a dict are one atomic step each.
+    So it is settled, too, who ends a task with a deadline: who takes it out of the dict.
+
+    The doorbell follows `delivery.intake`: the thread announces until when it sleeps and looks again, whoever adds a deadline
+    looks at the announcement afterwards.
     """
 
-    def __init__(self, expire: Callable[[Task[Any], Worker | None], object], name: str) -> None:
+    def __init__(self, expire: Callable[[Any], object], name: str) -> None:
         self._expire = expire
         self._name = name
-        self._watched: dict[Task[Any], tuple[float, Worker | None]] = {}
+        self._watched: dict[Any, float] = {}
         self._sleeps_until = -inf  # nobody sleeps, nobody needs to ring
         self._bell = allocate_lock()
         self._bell.acquire()
         self._is_stopped = False
         self._lock = threading.Lock()  # guards the start of the thread
         self._thread: threading.Thread | None = None
+        self.has_started = False
+        """True once there is a thread that watches."""
 
-    def watch(self, task: Task[Any], deadline: float, worker: Worker | None) -> None:
+    def watch(self, task: object, deadline: float) -> None:
         """Expire ``task`` at ``deadline`` (monotonic) unless `forget` comes first."""
-        self._watched[task] = deadline, worker
+        self._watched[task] = deadline
         if deadline < self._sleeps_until:
             self._ring()
 
-    def forget(self, task: Task[Any]) -> None:
-        """Watch ``task`` no more."""
-        self._watched.pop(task, None)
+    def forget(self, task: object) -> bool:
+        """Watch ``task`` no more, and tell whether it is the caller's to end: False when its deadline came first."""
+        came_first = self._watched.pop(task, None) is not None
         if self._is_stopped:
             self._ring()
+        return came_first
 
     def _ring(self) -> None:
         try:
@@ -64,13 +66,12 @@ class Deadlines:
     def start(self) -> None:
         """Start the thread unless it runs. When a task with a timeout is queued: once it runs, that may be too late, for
         an interpreter that exits starts no thread."""
-        if self._thread is not None:
-            return
         with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 thread.start()
                 self._thread = thread
+                self.has_started = True
 
     def stop(self) -> None:
         """End the thread as soon as it watches nothing: tasks that were given up may still pass their deadlines."""
@@ -87,16 +88,15 @@ class Deadlines:
         """Expire what is due and return the next deadline."""
         earliest = inf
         now = monotonic()
-        for task, (deadline, worker) in self._watched.copy().items():  # copy() is one atomic step
-            if deadline <= now:
-                self.forget(task)
-                self._expire_safely(task, worker)
-            else:
+        for task, deadline in self._watched.copy().items():  # copy() is one atomic step
+            if deadline > now:
                 earliest = min(earliest, deadline)
+            elif self._watched.pop(task, None) is not None:
+                self._expire_safely(task)
         return earliest
 
-    def _expire_safely(self, task: Task[Any], worker: Worker | None) -> None:
+    def _expire_safely(self, task: object) -> None:
         try:
-            self._expire(task, worker)
+            self._expire(task)
         except Exception:  # the thread's boundary: the other deadlines still count
-            logger.exception("task %s could not be ended at its deadline", task.id)
+            logger.exception("%r could not be ended at its deadline", task)

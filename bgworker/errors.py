@@ -11,6 +11,7 @@ import queue
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Literal
 
 
 class BgworkerError(Exception):
@@ -45,6 +46,13 @@ class ShutdownError(BgworkerError, RuntimeError):
 
 class PendingFull(BgworkerError, queue.Full):
     """``max_pending`` tasks are waiting already; nothing was queued. Wait for some of them, or raise the bound."""
+
+
+class PoolStuck(BgworkerError, RuntimeError):
+    """Every thread of the pool is stuck in a task past its deadline, and ``max_stuck`` allows no more of them.
+
+    Raised by ``submit``, and by the tasks that were waiting. The scheduler takes tasks again when a thread comes back.
+    """
 
 
 class PoolDeadlock(BgworkerError, RuntimeError):
@@ -91,12 +99,24 @@ class TemporarySinkError(SinkError):
     Args:
         retry_after: seconds to wait before the next attempt, as told by the other side; None leaves it to the
             sink's ``RetryPolicy``.
+        hold: it is not about these events: none will be taken before somebody mends the sink or its other side (a
+            password, a quota). They are held, without using up attempts, and tried again now and then.
     """
 
-    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str = "", *, retry_after: float | None = None, hold: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.hold = hold
 
 
 class PermanentSinkError(SinkError):
-    """Raised by a sink for events that it will never accept, however often they are tried."""
+    """Raised by a sink for what it will never accept, however often it is tried.
+
+    Args:
+        concerns: what that is. "event": one of the events or several, so that the others may be taken without them;
+            "batch": all of them, whatever is in them; "sink": these and any others, now and later.
+    """
+
+    def __init__(self, message: str = "", *, concerns: Literal["event", "batch", "sink"] = "event") -> None:
+        super().__init__(message)
+        self.concerns = concerns

@@ -28,18 +28,25 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reseed)
 
 
-_millisecond = (-1, "")  # the latest one, and as text: most ids of a burst share it. Replaced as a whole: no thread sees half
+# Most ids of a burst share the millisecond, and 4,096 in a row the head of the counter: both are kept as text, what is left
+# is looked up, and an id costs half of what formatting it does. Each pair is replaced as a whole: no thread sees half.
+_millisecond = (-1, "")
+_head = (-1, "")
+_HEX = tuple(["%03x" % number for number in range(4096)])
 
 
 def new_id(ns: int) -> str:
     """Return a new id for the wall-clock time ``ns``, in nanoseconds since the epoch."""
-    global _millisecond
+    global _millisecond, _head
     ms, rest = divmod(ns, 1_000_000)
-    known = _millisecond
-    if known[0] != ms:
-        known = _millisecond = ms, "%012x7" % ms
-    # %-formatting: half the price of format specifications in an f-string
-    return "%s%03x%08x%s" % (known[1], rest >> 8, 0x80000000 | _next() & 0x3FFFFFFF, _random)
+    moment = _millisecond
+    if moment[0] != ms:
+        moment = _millisecond = ms, "%012x7" % ms
+    number = _next()
+    head = _head
+    if head[0] != number >> 12:
+        head = _head = number >> 12, "%05x" % (0x80000 | number >> 12 & 0x3FFFF)
+    return f"{moment[1]}{_HEX[rest >> 8]}{head[1]}{_HEX[number & 0xFFF]}{_random}"
 
 
 def new_run_id(ns: int) -> str:

@@ -3,6 +3,10 @@
 Workers hold the pool, never the `Scheduler`, so that a forgotten Scheduler is collected and its pool winds down: what is
 queued still runs. Workers are daemon threads that the exit hook joins, because a thread that ignores its cancellation
 must not keep the interpreter alive.
+
+A thread whose task is past its deadline is *retired*: another takes its place. There may be ``max_stuck`` of them. Beyond that
+the pool goes on with fewer workers, and when the last one is stuck, what waits fails with `PoolStuck`. A retired thread that
+comes back after all takes its place again if that is vacant.
 """
 
 from __future__ import annotations
@@ -11,11 +15,11 @@ import logging
 import queue
 import threading
 from concurrent.futures import BrokenExecutor
-from time import monotonic
+from time import monotonic, time_ns
+from weakref import ref
 
 from .deadlines import Deadlines
-from .delivery.intake import Tally
-from .errors import PendingFull, ShutdownError
+from .errors import PendingFull, PoolStuck, ShutdownError
 from .text import text_of
 from .waits import Waits, Worker
 
@@ -23,13 +27,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+    from weakref import ReferenceType
 
+    from .health import SchedulerHealth
     from .task import Call, Task
+
+    Inbox = queue.SimpleQueue[ReferenceType[Task[Any]] | None]
 
 logger = logging.getLogger(__name__.partition(".")[0])
 
 JOIN_SLICE = 0.1
 """Seconds after which `Pool.join` looks again whom it has to wait for."""
+
+STANDSTILL = 5.0
+"""Seconds after which what waits is failed when every thread is stuck: a command that is being killed takes as long."""
 
 
 class BrokenPool(ShutdownError, BrokenExecutor):
@@ -44,36 +55,39 @@ class Pool:
         name: prefix of the threads' names.
         initializer: called with ``initargs`` in each thread before its first task; if it raises, the pool is broken.
         max_pending: most tasks that wait; None is no bound.
+        max_stuck: most threads past their task's deadline that are replaced; None is no bound.
         on_ended: called once, when the pool is closed and its last task has ended.
     """
 
     def __init__(self, max_workers: int, name: str, initializer: Callable[..., object] | None,
-                 initargs: tuple[Any, ...], max_pending: int | None, on_ended: Callable[[], object]) -> None:
+                 initargs: tuple[Any, ...], max_pending: int | None, max_stuck: int | None,
+                 on_ended: Callable[[], object]) -> None:
         self._name = name
         self._initializer = initializer
         self._initargs = initargs
         self._max_pending = max_pending
+        self._max_stuck = max_stuck
         self._on_ended = on_ended
         self._max_workers = max_workers
         self._is_closed = False
         self._has_ended = False
-        self._broken: str | None = None  # what the initializer raised, in words
+        self._refusal: ShutdownError | PoolStuck | None = None  # why nothing can run
         self.start_afresh()
 
     def start_afresh(self) -> None:
         """Begin with no thread and an empty queue; also in a forked child, where the parent's threads are not."""
         self._queue: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
-        self._deadlines = Deadlines(self._expire, f"{self._name}-deadlines")
-        self.calls: dict[Task[Any], Call] = {}
+        self.deadlines = Deadlines(self._expire, f"{self._name}-deadlines")
+        self.calls: dict[Task[Any], Call] = {}  # of the tasks that wait: who begins one takes it out
         self.firsts: dict[Task[Any], Any] = {}
-        self.waits = Waits(self.discarded)
+        self.waits = Waits(self._lend)
         self._lock = threading.Lock()  # guards all below, and the flags above
         self._workers: set[Worker] = set()
-        self._retired: set[Worker] = set()  # threads whose task is past its deadline: replaced, and left to themselves
+        self._helpers: set[Worker] = set()  # each runs what the tasks of one other thread wait for
+        self._retired: set[Worker] = set()  # threads whose task is past its deadline: left to themselves
         self._idle = 0  # workers that wait for a task and have not been promised one
-        self._cancelled = Tally()  # tasks that were cancelled in the queue, or run by who waits for them ...
-        self._collected = 0  # ... and those of them that have been taken out of it
         self._started = 0
+        self._replaced = 0
         self._signs = 0  # None in the queue: signs to stop, which are no tasks
 
     @property
@@ -86,16 +100,17 @@ class Pool:
 
         Raises:
             ShutdownError: the pool is closed or broken.
+            PoolStuck: every thread is stuck past its task's deadline.
             PendingFull: ``max_pending`` tasks wait already.
         """
         with self._lock:
-            if self._broken is not None:
-                raise BrokenPool(f"the pool's initializer failed ({self._broken}); it can run nothing any more")
+            if self._refusal is not None:
+                raise _again(self._refusal)
             if self._is_closed:
                 raise ShutdownError("cannot schedule new futures after shutdown")
-            if self._max_pending is not None and self._waiting() >= self._max_pending:
+            if self._max_pending is not None and len(self.calls) >= self._max_pending:
                 raise PendingFull(f"max_pending: {self._max_pending} tasks are waiting already; wait for some of them")
-            if task.has_timeout:
+            if task.has_timeout and not self.deadlines.has_started:
                 self._start_deadlines()
             if self._idle:
                 self._idle -= 1
@@ -121,7 +136,7 @@ class Pool:
             self._put_sign()
             ended = self._look_whether_ended()
         if ended:
-            self._on_ended()
+            self._end()
 
     def cancel_pending(self, reason: str) -> None:
         """Cancel every task that waits."""
@@ -131,7 +146,7 @@ class Pool:
     def stop_running(self, reason: str) -> None:
         """Ask every running task to stop."""
         with self._lock:
-            tasks = [task for worker in self._workers for task in worker.running]
+            tasks = [task for worker in self._active() for task in worker.running]
         for task in tasks:
             task.cancel(reason)
 
@@ -139,16 +154,16 @@ class Pool:
         """Leave the tasks that still run to themselves: `join` waits for them no more unless they react, as for those past
         their deadline."""
         with self._lock:
-            self._retired |= self._workers
-            self._workers.clear()
+            for worker in self._active():
+                self._retire(worker)
             ended = self._look_whether_ended()
         if ended:
-            self._on_ended()
+            self._end()
 
     def is_mine(self, thread: threading.Thread) -> bool:
         """Tell whether a thread is one of the pool's workers."""
         with self._lock:
-            return any(each.thread is thread for each in (*self._workers, *self._retired))
+            return any(each.thread is thread for each in (*self._active(), *self._retired))
 
     def join(self, timeout: float | None) -> list[str]:
         """Wait up to ``timeout`` seconds for the workers to end; return the names of those that did not.
@@ -156,11 +171,15 @@ class Pool:
         A worker whose task is past its deadline is waited for only if the task reacts to its cancellation.
         """
         until = None if timeout is None else monotonic() + timeout
-        current = threading.current_thread()
+        ours = {threading.current_thread()}  # and those that wait for us
+        worker = self.waits.worker
+        while worker is not None:
+            ours.add(worker.thread)
+            worker = worker.helps
         while True:
             with self._lock:
-                left = [each.thread for each in (*self._workers, *self._retired)
-                        if each.thread is not current and (each in self._workers or _reacts(each))]
+                left = [each.thread for each in (*self._active(), *self._retired)
+                        if each.thread not in ours and (each not in self._retired or _reacts(each))]
             if not left:
                 return []
             # in slices, because the task of the one we wait for may pass its deadline meanwhile and never end
@@ -168,63 +187,87 @@ class Pool:
             if until is not None and monotonic() >= until:
                 return [thread.name for thread in left if thread.is_alive()]
 
-    # -- what a task tells --
+    def health(self, late_events: int) -> SchedulerHealth:
+        """Return the figures of this moment; ``late_events`` is what somebody else has counted."""
+        from .health import SchedulerHealth, StuckThread
+        from .records import utc
 
-    def started(self, task: Task[Any]) -> None:
-        """Watch the deadline of a task that has just started on this thread."""
-        deadline = task.deadline
-        if deadline is not None:
-            self._deadlines.watch(task, deadline, self.waits.worker)
-
-    def ended(self, task: Task[Any]) -> None:
-        """Watch it no more."""
-        self._deadlines.forget(task)
-
-    def discarded(self) -> None:
-        """Note that a queued task will not be run from the queue: it makes room before it is taken out. Takes no lock."""
-        self._cancelled.add()
+        with self._lock:
+            running = {task for each in (*self._active(), *self._retired) for task in each.running.copy() if task.running()}
+            stuck = [(each, stack[-1]) for each in self._retired if (stack := each.running.copy())]
+            return SchedulerHealth(
+                max_workers=self._max_workers, workers=len(self._workers),
+                idle=sum(not each.running for each in self._workers), running=len(running), pending=len(self.calls),
+                stuck=tuple(StuckThread(thread=each.thread.name, task_id=task.id, task_name=task.name,
+                                        since_utc=utc(each.stuck_since))
+                            for each, task in sorted(stuck, key=lambda pair: pair[0].stuck_since)),
+                replaced=self._replaced, late_events=late_events)
 
     # -- inside --
 
-    def _start_worker(self, first: Callable[[], object] | None = None) -> None:
-        """Start one more worker, under the lock. It runs ``first`` before any task."""
-        worker = Worker(first)
+    def _active(self) -> tuple[Worker, ...]:
+        """Return the threads that run tasks and are not retired; under the lock."""
+        return (*self._workers, *self._helpers)
+
+    def _start_worker(self) -> None:
+        """Start one more worker, under the lock. Where there can be none, the others have to do."""
+        try:
+            self._start(Worker(None), self._workers)
+        except ShutdownError:
+            # with too many stuck, what waits fails some time after the last worker was retired, unless one comes back
+            if not self._workers and not self._is_stuck_enough():
+                raise
+
+    def _start(self, worker: Worker, group: set[Worker]) -> None:
+        """Start a thread, under the lock. `ShutdownError` if there can be none."""
+        if self._is_stuck_enough():
+            raise ShutdownError(self._standstill())
         worker.thread = threading.Thread(target=self._work, args=(worker,), daemon=True,
                                          name=f"{self._name}_{self._started}")
-        self._workers.add(worker)
+        group.add(worker)
         try:
             worker.thread.start()
         except RuntimeError as error:  # the interpreter is exiting, or the system has no more threads
-            self._workers.discard(worker)
-            if not self._workers or first is not None:
-                raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
-        else:
-            self._started += 1
+            group.discard(worker)
+            raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
+        self._started += 1
+
+    def _is_stuck_enough(self) -> bool:
+        return self._max_stuck is not None and len(self._retired) > self._max_stuck
 
     def _work(self, worker: Worker) -> None:
         self.waits.enter(worker)
-        running = worker.running
         try:
             if worker.first is not None:
                 _publish(worker.first)
                 worker.first = None
             if self._initialize():
-                while (task := self._next(worker)) is not None:
-                    running.append(task)
-                    try:
-                        task.run()
-                    except BaseException:  # a done callback raised what `Future` does not catch: that costs no worker
-                        logger.critical("exception in worker", exc_info=True)
-                    running.pop()
-                    del task  # hold nothing while waiting for the next
+                self._run_tasks(worker)
+            if worker.loop is not None:
+                worker.loop.close()
         finally:
             self.waits.leave(worker)
             with self._lock:
-                self._workers.discard(worker)
-                self._retired.discard(worker)
+                for group in (self._workers, self._helpers, self._retired):
+                    group.discard(worker)
                 ended = self._look_whether_ended()
             if ended:
-                self._on_ended()
+                self._end()
+
+    def _run_tasks(self, worker: Worker) -> None:
+        running = worker.running
+        following = self._next if worker.helps is None else self._next_lent
+        while (task := following(worker)) is not None:
+            running.append(task)
+            try:
+                task.run()
+            except BaseException:  # a done callback raised what `Future` does not catch: that costs no worker
+                logger.critical("exception in worker", exc_info=True)
+            running.pop()
+            del task  # hold nothing while waiting for the next
+            if worker.helper is not None:
+                with self._lock:
+                    self._dismiss_helper(worker)
 
     def _initialize(self) -> bool:
         if self._initializer is None:
@@ -233,16 +276,18 @@ class Pool:
             self._initializer(*self._initargs)
         except BaseException as error:
             logger.critical("exception in the pool's initializer", exc_info=True)
-            self._break(f"{type(error).__name__}: {text_of(error)}")
+            broken = BrokenPool(f"the pool's initializer failed ({type(error).__name__}: {text_of(error)}); "
+                                "it can run nothing any more")
+            with self._lock:
+                self._refusal = broken
+            self._fail_pending(broken)
             return False
         return True
 
-    def _break(self, error: str) -> None:
-        """Fail what waits: there will never be a worker for it."""
-        with self._lock:
-            self._broken = error
+    def _fail_pending(self, error: ShutdownError | PoolStuck) -> None:
+        """Fail what waits: there is no worker for it."""
         for task in self._take_all():
-            task.fail(BrokenPool(f"the pool's initializer failed ({error})"))
+            task.fail(_again(error))
 
     def _take_all(self) -> list[Task[Any]]:
         """Take out every task that waits."""
@@ -264,7 +309,7 @@ class Pool:
     def _next(self, worker: Worker) -> Task[Any] | None:
         """Return the next task to run, or None when this worker is to end."""
         while True:
-            if worker not in self._workers:  # retired while it ran its task
+            if worker not in self._workers and not self._takes_its_place(worker):  # retired while it ran its task
                 return None
             if len(self._workers) > self._max_workers and self._leave_surplus(worker):
                 return None
@@ -288,9 +333,6 @@ class Pool:
                         self._put_sign()  # for the next worker
                         self._workers.discard(worker)
                         return None
-            elif task.has_begun:
-                with self._lock:
-                    self._collected += 1
             else:
                 return task
 
@@ -309,43 +351,160 @@ class Pool:
 
     def _start_deadlines(self) -> None:
         try:
-            self._deadlines.start()
+            self.deadlines.start()
         except RuntimeError as error:  # as in _start_worker
             raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
 
-    def _waiting(self) -> int:
-        """Count the tasks that wait; under the lock."""
-        return self._queue.qsize() - self._signs - (self._cancelled.read() - self._collected)
-
     def _look_whether_ended(self) -> bool:
-        """Tell, once, that the pool is closed and has nothing to run any more; under the lock."""
-        if self._is_closed and not self._workers and not self._has_ended:
+        """Tell, once, that the pool is closed and has nobody left to run anything; under the lock."""
+        if self._is_closed and not self._workers and not self._helpers and not self._has_ended:
             self._has_ended = True
-            self._deadlines.stop()
+            self.deadlines.forget(self)
+            self.deadlines.stop()
             return True
         return False
 
-    def _expire(self, task: Task[Any], worker: Worker | None) -> None:
-        """End a task whose time is over, and replace its worker. The deadlines' thread."""
-        if not task.time_out():
-            return
+    def _end(self) -> None:
+        """Announce the end. Something waits even so if the threads that would run it are stuck and cannot be replaced."""
+        self.cancel_pending("shutdown")
+        self._on_ended()
+
+    # -- helpers --
+
+    def _lend(self, worker: Worker, task: Task[Any]) -> None:
+        """Have a helper run a queued task that one of ``worker`` waits for, unless there is an idle worker for it.
+
+        Raises:
+            ShutdownError: there can be no more threads.
+        """
         with self._lock:
-            retired = self._workers & {worker}  # empty if it was given up already
-            self._workers -= retired
-            self._retired |= retired
+            if self._idle:  # and not promised: so every task in the queue has been, to a worker that is about to take it
+                return
+            if worker.helper is None:
+                self._start_helper(worker, None, queue.SimpleQueue())
+            assert worker.helper is not None and worker.helper.inbox is not None
+            worker.helper.inbox.put(ref(task))
+
+    def _start_helper(self, worker: Worker, first: Callable[[], object] | None, inbox: Inbox) -> None:
+        helper = Worker(first, worker)
+        helper.inbox = inbox
+        self._start(helper, self._helpers)
+        worker.helper = helper
+
+    def _next_lent(self, helper: Worker) -> Task[Any] | None:
+        """Return the next task for a helper to run, or None when it is to end."""
+        while helper in self._helpers and helper.inbox is not None:
+            reference = helper.inbox.get()
+            if reference is None:
+                return None
+            task = reference()
+            if task is not None and not task.has_begun:
+                return task
+            del task
+        return self._next(helper)  # retired while it ran its task: it is like any worker now
+
+    def _dismiss_helper(self, worker: Worker) -> None:
+        """Let a worker's helper end: the task that needed it has ended, or is given up. Under the lock."""
+        helper, worker.helper = worker.helper, None
+        if helper is not None and helper.inbox is not None:
+            helper.inbox.put(None)
+
+    # -- what is past its deadline --
+
+    def _expire(self, due: Any) -> None:
+        """End a task whose time is over, and replace its thread. The deadlines' thread."""
+        if due is self:
+            self._look_whether_stuck()
+            return
+        due.time_out()
+        orphans: list[Task[Any]] = []
+        with self._lock:
+            stuck = next((each for each in self._active() if due in each.running), None)  # None: it has come back just now
             try:
-                self._start_worker(task.publish)
+                self._replace(stuck, due.publish)
+                return
+            except ShutdownError as error:
+                logger.error("the thread that runs task %s past its deadline cannot be replaced: %s", due.id, error)
+                if stuck is not None and stuck.inbox is not None:
+                    orphans = _drain(stuck.inbox)
+            if not self._workers and not self._is_closed:
+                self.deadlines.watch(self, monotonic() + STANDSTILL)
+            ended = self._look_whether_ended()
+        due.publish()
+        for task in orphans:
+            task.fail(PoolStuck(self._standstill()))
+        if ended:
+            self._end()
+
+    def _replace(self, stuck: Worker | None, publish: Callable[[], object]) -> None:
+        """Retire a thread and start another in its place. That one publishes first: the callbacks of the task that is past its
+        deadline may take long. Under the lock.
+
+        Raises:
+            ShutdownError: there can be no more threads.
+        """
+        helped = None
+        if stuck is not None:
+            self._retire(stuck)
+            helped = stuck.helps if stuck.helps is not None and stuck.helps.helper is stuck else None
+        if helped is not None and stuck is not None and stuck.inbox is not None:
+            helped.helper = None
+            self._start_helper(helped, publish, stuck.inbox)
+        else:
+            self._start(Worker(publish), self._workers)
+        self._replaced += stuck is not None
+
+    def _retire(self, worker: Worker) -> None:
+        """Leave a thread to itself; under the lock."""
+        worker.stuck_since = time_ns()
+        self._dismiss_helper(worker)
+        self._workers.discard(worker)
+        self._helpers.discard(worker)
+        self._retired.add(worker)
+
+    def _takes_its_place(self, worker: Worker) -> bool:
+        """Let a retired thread that has come back go on if its place is vacant and somebody waits for it."""
+        with self._lock:
+            if isinstance(self._refusal, PoolStuck):
+                self._refusal = None
+            is_wanted = (worker in self._retired and bool(self.calls) and not self._has_ended
+                         and len(self._workers) < self._max_workers)
+            if is_wanted:
+                self._retired.discard(worker)
+                self._workers.add(worker)
+                worker.helps = None
+            return is_wanted
+
+    def _look_whether_stuck(self) -> None:
+        """Fail what waits if there is still no worker. The deadlines' thread, some time after the last one was retired."""
+        with self._lock:
+            if self._workers or self._is_closed:
+                return
+            try:
+                self._start(Worker(None), self._workers)
                 return
             except ShutdownError:
-                logger.error("no thread can be started in place of the one that runs task %s past its deadline", task.id)
-            if not self._is_closed:  # it is still better than none, should it come back
-                self._workers |= retired
-                self._retired -= retired
-            ended = self._look_whether_ended()
-        task.publish()
-        if ended:  # the interpreter is exiting, and nobody is left to run what waits
-            self.cancel_pending("shutdown")
-            self._on_ended()
+                self._refusal = PoolStuck(self._standstill())
+        self._fail_pending(self._refusal)
+
+    def _standstill(self) -> str:
+        bound = "the system has no thread" if not self._is_stuck_enough() else f"max_stuck={self._max_stuck} allows none"
+        return (f"{len(self._retired)} threads are stuck in tasks past their deadline, and {bound} to replace them; "
+                "Scheduler.health() names the tasks: have them call checkpoint(), or end what they wait for")
+
+
+def _again(error: ShutdownError | PoolStuck) -> ShutdownError | PoolStuck:
+    return type(error)(*error.args)  # each raise adds to an exception's traceback
+
+
+def _drain(inbox: Inbox) -> list[Task[Any]]:
+    tasks = []
+    while not inbox.empty():
+        reference = inbox.get()
+        task = reference() if reference is not None else None
+        if task is not None:
+            tasks.append(task)
+    return tasks
 
 
 def _reacts(worker: Worker) -> bool:

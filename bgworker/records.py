@@ -24,12 +24,14 @@ import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from .events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
+from .enums import EventType, StreamType, TaskStatus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any, Tuple, overload
+
+    from .events import Event, TaskSnapshot
 
     Record = Tuple["TaskState | None", int, int, int, Any]
 else:
@@ -55,7 +57,6 @@ STREAMS: dict[int, StreamType] = {PROGRESS: StreamType.PROGRESS, OUTPUT: StreamT
 """Stream by kind, for the kinds that are streams: PROGRESS..VERBOSE."""
 
 
-
 def utc(ns: int) -> datetime:
     """Return wall-clock nanoseconds since the epoch as an aware UTC datetime, cut to microseconds."""
     from datetime import datetime, timedelta, timezone  # a tenth of `import bgworker` before 3.12; DTOs alone need it
@@ -69,7 +70,11 @@ class Source:
     Reading source means file access, so it waits until somebody builds a snapshot, off the task's thread.
     """
 
-    __slots__ = ()
+    __slots__ = ("wire_text",)
+
+    def __init__(self) -> None:
+        self.wire_text = ""
+        """What `wire` has encoded of it."""
 
     @property
     def name(self) -> str:
@@ -110,7 +115,7 @@ class TaskState:
     failure_type: str | None = None
     failure_message: str | None = None
     invocation_info: str | None = None
-    wire_parts: tuple[str, ...] | None = None
+    wire_parts: tuple[str, tuple[str, ...], str, str, str] | None = None
     """What `wire` has encoded of the fields that do not change any more."""
     seq = 0
     ended = False
@@ -138,6 +143,8 @@ class TaskState:
 
     def _snapshot(self, status: TaskStatus, seq: int, *, scheduled: bool, started: bool, ended: bool,
                   progressed: bool) -> TaskSnapshot:
+        from .events import TaskSnapshot
+
         source = self.source
         return TaskSnapshot(
             task_id=self.id, name=self.name, status=status, run_id=self.run_id, created_utc=utc(self.created_ns),
@@ -155,8 +162,25 @@ class TaskState:
             metadata=json.loads(self.metadata_json) if self.metadata_json else {}, last_seq=seq)
 
 
+def keep_attributes_in_place(instance: object) -> None:
+    """Set every attribute that has a default in the class once, on this first ``instance`` of it.
+
+    From 3.11 on an instance has no dict as long as all its attributes have a name that the class knows, and a class learns
+    names from its first few instances only. A burst of tasks is submitted before the first one runs: without this, what
+    is set later would cost each of them a dict (of a task to a JSONL file that was a sixth, most of it garbage collection).
+    """
+    for name, value in list(vars(type(instance)).items()):
+        if not name.startswith("__") and not callable(value) and not isinstance(value, property):
+            setattr(instance, name, value)
+
+
+keep_attributes_in_place(TaskState("", "", "", 0))
+
+
 def event(record: Record) -> Event:
     """Build the frozen DTO of a numbered record."""
+    from .events import LifecycleEvent, LossEvent, StreamEvent
+
     state, seq, kind, ns, data = record
     if state is None:
         sink, reason, count, by_type = data
@@ -171,7 +195,7 @@ def event(record: Record) -> Event:
     return StreamEvent(TYPES[kind], state.id, seq, utc(ns), STREAMS[kind], *data)
 
 
-class Batch(Sequence[Event]):
+class Batch(Sequence["Event"]):
     """What a sink's ``write`` gets: a read-only sequence of events, whose DTOs are built when they are looked at.
 
     Sinks that encode records themselves read ``records`` and build none.

@@ -22,7 +22,7 @@ from .checks import choice, number
 from .context import Limits
 from .delivery.dispatcher import Dispatcher
 from .errors import ConfigurationError, ShutdownError
-from .events import TaskStatus
+from .enums import TaskStatus
 from .ids import new_id, new_run_id
 from .memory import Memory
 from .pool import Pool
@@ -34,15 +34,20 @@ from .text import fit, json_text
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
-    from typing import Any, Literal, ParamSpec, TypeVar
+    from typing import Any, Coroutine, Literal, ParamSpec, TypeVar, overload
 
     from .delivery.options import FlushReport, SinkHealth, SinkOptions
     from .delivery.subscription import Subscription
+    from .health import SchedulerHealth
     from .events import Event, EventType, TaskSnapshot
     from .sinks.base import Sink
 
     P = ParamSpec("P")
     T = TypeVar("T")
+else:
+    def overload(function):
+        return None
+
 
 class TaskOptions:
     """Settings for the tasks submitted through it, from `Scheduler.options`. Immutable; use it as often as you like."""
@@ -67,18 +72,30 @@ class TaskOptions:
     def apply(self, state: TaskState, args: tuple[Any, ...], kwargs: dict[str, Any], max_bytes: int) -> None:
         """Write what is set here into the state of a new task."""
         state.timeout = self._timeout
-        state.metadata_json = self._metadata_json
-        state.record_source = self._record_source
+        if self._metadata_json:
+            state.metadata_json = self._metadata_json
+        if self._record_source:
+            state.record_source = True
         if self._record_arguments:
             state.arguments = fit(json_text({"args": args, "kwargs": kwargs}), max_bytes)[0]
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+    @overload
+    def submit(self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task[Any]:
         """Submit a call with these settings; see `Scheduler.submit`."""
         assert self._scheduler is not None  # only a Scheduler's own defaults lack it
         return self._scheduler._submit(self, fn, args, kwargs)
 
+    @overload
+    def map(self, fn: Callable[..., Coroutine[Any, Any, T]], *iterables: Iterable[Any], timeout: float | None = None,
+            chunksize: int = 1) -> Iterator[T]: ...
+    @overload
     def map(self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None,
-            chunksize: int = 1) -> Iterator[T]:
+            chunksize: int = 1) -> Iterator[T]: ...
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None,
+            chunksize: int = 1) -> Iterator[Any]:
         """Like `concurrent.futures.Executor.map`, each call a task with these settings.
 
         Args:
@@ -99,6 +116,8 @@ class Scheduler(Executor):
         max_pending: most tasks that wait; ``submit`` raises `PendingFull` beyond it. None is no bound.
         keep_finished: newest finished tasks that `tasks` and `get` still know; None keeps all, 0 none.
         keep_seconds: for how long they do; None is for ever.
+        max_stuck: most threads that may be stuck in tasks past their deadline and are replaced. Beyond it the pool goes on
+            with fewer workers; when none is left, ``submit`` raises `PoolStuck`. None is no bound.
         close_timeout: seconds that all sinks together get at shutdown.
         capture_output, record_source, record_arguments: defaults of `options`.
         max_payload: most bytes of one stream event's text, and of a failure's.
@@ -114,7 +133,7 @@ class Scheduler(Executor):
     def __init__(self, max_workers: int | None = None, *, name: str = "bgworker", sinks: Iterable[Sink | str] = (),
                  initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = (),
                  max_pending: int | None = None, keep_finished: int | None = 1000, keep_seconds: float | None = 1800.0,
-                 close_timeout: float = 5.0, capture_output: bool = False, record_source: bool = False,
+                 max_stuck: int | None = 256, close_timeout: float = 5.0, capture_output: bool = False, record_source: bool = False,
                  record_arguments: bool = False, max_payload: int = 65536,
                  oversize: Literal["truncate", "reject"] = "truncate", progress_interval: float = 0.1,
                  progress_step: float = 1.0) -> None:
@@ -129,6 +148,7 @@ class Scheduler(Executor):
             raise ShutdownError("cannot make a Scheduler: the interpreter is shutting down")
         number("max_workers", max_workers, least=1, whole=True)
         number("max_pending", max_pending, least=1, whole=True, optional=True)
+        number("max_stuck", max_stuck, least=0, whole=True, optional=True)
         number("close_timeout", close_timeout, least=0)
         self._limits = Limits(number("max_payload", max_payload, least=64, whole=True),
                               choice("oversize", oversize, ("truncate", "reject")),
@@ -138,7 +158,7 @@ class Scheduler(Executor):
         self._memory = Memory(number("keep_finished", keep_finished, least=0, whole=True, optional=True),
                               number("keep_seconds", keep_seconds, least=0, optional=True))
         self._dispatcher = Dispatcher(name, self._memory.retire, close_timeout)
-        self._pool = Pool(max_workers, name, initializer, initargs, max_pending, self._dispatcher.finish)
+        self._pool = Pool(max_workers, name, initializer, initargs, max_pending, max_stuck, self._dispatcher.finish)
         # without the Scheduler: a cycle would let a forgotten one wait for the garbage collector
         self._defaults = TaskOptions(None, None, None, None, capture_output, record_source, record_arguments)
         _live[self._pool] = self._dispatcher
@@ -164,16 +184,34 @@ class Scheduler(Executor):
         """Id of this Scheduler in this process: 32 hex digits."""
         return self._run_id
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+    @overload
+    def submit(self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task[Any]:
         """Queue ``fn(*args, **kwargs)`` and return its `Task`. All keywords go to ``fn``; settings go through `options`.
+
+        A coroutine that ``fn`` returns, because it is an ``async def`` or wraps one, runs on an event loop of its worker; the
+        task's result is the coroutine's.
 
         Context variables are captured now. Any thread; never blocks.
 
         Raises:
             ShutdownError: after `shutdown`, at interpreter exit, or when the initializer failed; also a ``RuntimeError``.
             PendingFull: ``max_pending`` tasks wait already; also a ``queue.Full``.
+            PoolStuck: every thread is stuck past its task's deadline, ``max_stuck`` of them were replaced.
         """
         return self._submit(self._defaults, fn, args, kwargs)
+
+    if TYPE_CHECKING:  # inherited, but for the results of coroutine functions
+        @overload
+        def map(self, fn: Callable[..., Coroutine[Any, Any, T]], *iterables: Iterable[Any], timeout: float | None = None,
+                chunksize: int = 1) -> Iterator[T]: ...
+        @overload
+        def map(self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None,
+                chunksize: int = 1) -> Iterator[T]: ...
+        def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None,
+                chunksize: int = 1) -> Iterator[Any]: ...
 
     def options(self, *, name: str | None = None, timeout: float | None = None,
                 metadata: Mapping[str, Any] | None = None, capture_output: bool | None = None,
@@ -240,6 +278,10 @@ class Scheduler(Executor):
     def resize(self, max_workers: int) -> None:
         """Change the number of workers, up or down, while tasks run. A worker too many ends after its task."""
         self._pool.resize(number("max_workers", max_workers, least=1, whole=True))
+
+    def health(self) -> SchedulerHealth:
+        """Return how the workers fare: how many there are, what waits, which threads are stuck and on what. Any thread."""
+        return self._pool.health(self._dispatcher.late_events())
 
     def subscribe(self, callback: Callable[[Event], object] | None = None, *, task: Task[Any] | str | None = None,
                   types: Collection[EventType | str] | None = None, maxsize: int = 10_000) -> Subscription:

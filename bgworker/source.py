@@ -25,11 +25,12 @@ _MOST_CACHED = 1024
 class FunctionSource(Source):
     """The source of a Python function, or just the name of another callable."""
 
-    __slots__ = ("_module", "_qualname", "_name", "_code", "_text", "_hash")
+    __slots__ = ("module", "qualname", "_name", "_code", "_text", "_hash")
 
     def __init__(self, module: str | None, qualname: str, code: CodeType | None) -> None:
-        self._module = module
-        self._qualname = qualname
+        super().__init__()
+        self.module = module
+        self.qualname = qualname
         self._name = sanitise(qualname)
         self._code = code
         self._text: str | None = None
@@ -42,7 +43,7 @@ class FunctionSource(Source):
 
     @property
     def script_id(self) -> str:
-        return f"{sanitise(self._module or '?')}:{self._name}"
+        return f"{sanitise(self.module or '?')}:{self._name}"
 
     @property
     def script_text(self) -> str | None:
@@ -67,10 +68,6 @@ class FunctionSource(Source):
             self._hash = hashlib.sha256(named.encode("utf-8", "surrogatepass")).hexdigest()
         return self._hash
 
-    def is_of(self, module: str | None, qualname: str) -> bool:
-        """Tell whether a function of that name is this one; one code object may serve several names."""
-        return qualname == self._qualname and module == self._module
-
 
 # id(code) -> its source; the entry holds the code object, so the id is not reused. Keyed by id because hashing a code
 # object walks its constants (over 1 us), and by code rather than function so that closures share an entry and no
@@ -93,7 +90,7 @@ def source_of(function: Callable[..., Any]) -> Source:
         module = _attribute(function, "__module__", str)
         qualname = _attribute(function, "__qualname__", str) or type(function).__qualname__
     found = _cache.get(id(code))
-    if found is None or not found.is_of(module, qualname):
+    if found is None or found.qualname != qualname or found.module != module:  # one code object may serve several names
         found = FunctionSource(module, qualname, code)
         if code is not None:
             if len(_cache) >= _MOST_CACHED:

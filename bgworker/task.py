@@ -1,22 +1,21 @@
 """A task: the future that its submitter holds.
 
 `Task` is a `concurrent.futures.Future`; whatever waits on futures waits on tasks. Who resolves a task is settled by two
-claims, each won by exactly one thread: who *starts* it (a worker, or ``cancel``), and who *ends* it (the worker that ran
-it, or the deadline).
+claims, each won by exactly one thread: who *starts* it (a worker, or ``cancel``) takes its call out of a dict, and who *ends*
+it (the worker that ran it, or the deadline) takes it out of the deadlines.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from _thread import LockType, allocate_lock
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
-from .context import Limits, TaskContext, checkpoint, current_task, run_as
+from .context import Limits, TaskContext, checkpoint, current_task, finished, run_as
 from .errors import PoolDeadlock, TaskCancelled, TaskTimedOut
-from .events import StreamType, TaskSnapshot, TaskStatus
-from .records import CANCELLED, COMPLETED, CREATED, FAILED, STREAMS, TIMED_OUT, TaskState, event
+from .enums import StreamType, TaskStatus
+from .records import CANCELLED, COMPLETED, CREATED, FAILED, STREAMS, TIMED_OUT, TaskState, event, keep_attributes_in_place
 from .text import fit, text_of
 
 TYPE_CHECKING = False
@@ -26,8 +25,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Protocol, Tuple, TypeVar
 
+    from .deadlines import Deadlines
     from .delivery.dispatcher import Dispatcher
-    from .events import StreamEvent
+    from .events import StreamEvent, TaskSnapshot
     from .waits import Waits
 
     T = TypeVar("T")
@@ -36,14 +36,13 @@ if TYPE_CHECKING:
     class Runner(Protocol):
         """What a task needs of the pool that runs it."""
 
-        def started(self, task: Task[Any]) -> None: ...  # one with a timeout
-        def ended(self, task: Task[Any]) -> None: ...
-        def discarded(self) -> None: ...
-
         calls: dict[Task[Any], Call]
         """Of the tasks that nobody has begun."""
         firsts: dict[Task[Any], Any]
         """Who came first to a task's end, while that is in the balance: a waiter's condition, or the final state."""
+
+        deadlines: Deadlines
+        """Of the tasks that run and have a timeout."""
 
         @property
         def waits(self) -> Waits: ...
@@ -66,12 +65,13 @@ class Task(Future["T"]):
     _state = PENDING
     _result: Any = None
     _exception: BaseException | None = None
-    _waiters: Any = ()
+    _made_waiters: Any = ()
     _done_callbacks: Any = ()
     _made_condition: threading.Condition | None = None
-    _end_claim: LockType | None = None  # the first to acquire it ends a running task; never released
     _context: TaskContext | None = None  # while it runs
     _stop_reason: str | None = None
+    has_timeout = False
+    """True when its run will have a deadline."""
     captures_output = False
     """Whether what its code prints, logs and warns goes to its streams too; set before it is queued."""
 
@@ -83,7 +83,7 @@ class Task(Future["T"]):
         self._limits = limits
         self._metadata = metadata
         if state.timeout is not None:
-            self._end_claim = allocate_lock()
+            self.has_timeout = True
 
     @property
     def _lazy_condition(self) -> threading.Condition:
@@ -97,7 +97,7 @@ class Task(Future["T"]):
             return self._made_condition
         own = self.__dict__  # each setdefault is one atomic step: however many look at once, they find the same
         made: threading.Condition = own.setdefault("_shared_condition", threading.Condition())
-        own.setdefault("_waiters", [])
+        own.setdefault("_made_waiters", [])
         own.setdefault("_done_callbacks", [])
         first = self._runner.firsts.setdefault(self, made)
         if first is not made:
@@ -107,8 +107,15 @@ class Task(Future["T"]):
         self._made_condition = made  # last: who finds it relies on the step
         return made
 
-    if not TYPE_CHECKING:  # a property in the place of an attribute, which type checkers refuse
+    @property
+    def _noticed_waiters(self) -> Any:
+        """Who waits by `concurrent.futures.wait` or ``as_completed``: they look here when they are about to."""
+        self._runner.waits.notice(self)
+        return self._made_waiters
+
+    if not TYPE_CHECKING:  # properties in the place of attributes, which type checkers refuse
         _condition = _lazy_condition
+        _waiters = _noticed_waiters
 
     @property
     def id(self) -> str:
@@ -174,7 +181,7 @@ class Task(Future["T"]):
                 self._condition.wait_for(self.done)
         finally:
             if is_inside:
-                self._runner.waits.end()
+                self._runner.waits.end(self)
 
     def cancel(self, reason: str = "user") -> bool:
         """Cancel the task if it has not started, at once; ask it to stop if it has.
@@ -187,7 +194,6 @@ class Task(Future["T"]):
         self._ask_to_stop(reason)
         if self._runner.calls.pop(self, None) is not None:
             self._end(CANCELLED, cancel_reason=reason)
-            self._runner.discarded()
             return True
         return self.cancelled()
 
@@ -224,38 +230,36 @@ class Task(Future["T"]):
             context.captures_output = True
         state.started_ns = time.time_ns()
         state.status = TaskStatus.RUNNING
-        started = time.monotonic()
-        context.begin(started)
+        started = time.monotonic_ns()
+        context.begin(started / 1e9)
+        deadlines = None
         if state.timeout is not None:
-            self._runner.started(self)
+            deadlines = self._runner.deadlines  # these also at the end: a child that the task forks gets new ones
+            deadlines.watch(self, started / 1e9 + state.timeout)
         kind, result, error = COMPLETED, None, None
+        function, args, kwargs, variables = call
         try:
-            result = call[3].run(run_as, context, *call[:3])
+            result = variables.run(run_as, context, function, args, kwargs)
         except BaseException as raised:  # the thread's boundary: it all goes to who waits for the result
-            # our own two frames would hold this task in a cycle, and tell nobody anything
-            kind, error = FAILED, raised.with_traceback(_beyond(raised.__traceback__, 2))
+            # our own frames would hold this task in a cycle, and tell nobody anything
+            kind, error = FAILED, raised.with_traceback(_beyond_ours(raised.__traceback__))
             del raised
-        duration = time.monotonic() - started
-        del call
-        if self._end_claim is None or self._end_claim.acquire(False):
+        duration = (time.monotonic_ns() - started) / 1e9  # in whole nanoseconds: a float with few digits is text in half the time
+        del call, function, args, kwargs, variables
+        if deadlines is None or deadlines.forget(self):
             if error is not None and isinstance(error, TaskCancelled):
                 self._end(CANCELLED, duration, cancel_reason=error.reason or "task")
             else:
                 self._end(kind, duration, result, error)
-        if state.timeout is not None:
-            self._runner.ended(self)
         self._context = None
         del self, result, error  # the traceback's frames lead back to this one, which would hold the exception
         return True
 
-    def time_out(self) -> bool:
-        """End a running task because its time is over; False when it has ended already. The supervisor's thread."""
-        if self._end_claim is None or not self._end_claim.acquire(False):
-            return False
+    def time_out(self) -> None:
+        """End a running task because its time is over. The supervisor's thread, which has taken it out of the deadlines."""
         timeout = self._task_state.timeout
         self._ask_to_stop("timeout")
         self._record_end(TIMED_OUT, timeout, error=TaskTimedOut(f"ran longer than its timeout of {timeout:g} s"))
-        return True
 
     def publish(self) -> None:
         """Resolve the future after `time_out`. Apart, because callbacks may take long and the supervisor may not."""
@@ -265,16 +269,6 @@ class Task(Future["T"]):
     def has_begun(self) -> bool:
         """True once the task was started or cancelled, by whomever."""
         return self not in self._runner.calls
-
-    @property
-    def has_timeout(self) -> bool:
-        """True when its run will have a deadline."""
-        return self._end_claim is not None
-
-    @property
-    def deadline(self) -> float | None:
-        """When a running task times out, on the monotonic clock; None without a timeout."""
-        return self._context.deadline if self._context is not None else None
 
     @property
     def reacts_to_cancel(self) -> bool:
@@ -295,7 +289,7 @@ class Task(Future["T"]):
     def _record_end(self, kind: int, duration: float | None, result: Any = None, error: BaseException | None = None,
                     cancel_reason: str | None = None) -> None:
         state, context = self._task_state, self._context
-        if context is not None:
+        if context is not None and context.holds_back:
             context.say_last()
         if error is not None:
             _describe_failure(state, error, self._limits.max_payload)
@@ -316,19 +310,28 @@ class Task(Future["T"]):
         if condition is final_state:
             self._state = final_state
             firsts.pop(self, None)  # after the state is written: who comes now sees it
-        else:
-            with condition:
-                self._state = final_state
-                for waiter in self._waiters:
-                    if final_state == CANCELLED_AND_NOTIFIED:
-                        waiter.add_cancelled(self)
-                    elif self._exception is not None:
-                        waiter.add_exception(self)
-                    else:
-                        waiter.add_result(self)
-                condition.notify_all()
-            firsts.pop(self, None)
+            return  # where nobody has made the condition, nobody has left a callback
+        with condition:
+            self._state = final_state
+            for waiter in self._waiters:
+                if final_state == CANCELLED_AND_NOTIFIED:
+                    waiter.add_cancelled(self)
+                elif self._exception is not None:
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+            condition.notify_all()
+        firsts.pop(self, None)
         self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Have ``fn`` called with the task when it has ended, as in `Future`.
+
+        Raises:
+            PoolDeadlock: a coroutine of the same scheduler is about to await the task, and the wait could never end.
+        """
+        self._runner.waits.notice_callback(self, fn)
+        super().add_done_callback(fn)
 
     # -- Future's questions, answered without its lock --
 
@@ -377,9 +380,15 @@ class Task(Future["T"]):
         return f"<Task {self.name!r} {self.id} {self.status}>"
 
 
-def _beyond(traceback: TracebackType | None, frames: int) -> TracebackType | None:
-    for _ in range(frames):
-        traceback = traceback and traceback.tb_next
+keep_attributes_in_place(Task.__new__(Task))
+
+
+_OURS = Task.run.__code__, run_as.__code__, finished.__code__
+
+
+def _beyond_ours(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None and traceback.tb_frame.f_code in _OURS:
+        traceback = traceback.tb_next
     return traceback
 
 

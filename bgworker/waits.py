@@ -1,62 +1,104 @@
-"""Tasks that wait for tasks of their own pool: run what is still queued, refuse what would wait for ever.
+"""Tasks that wait for tasks of their own pool: have run what is still queued, refuse what would wait for ever.
 
-A worker whose task waits for a queued one runs that one itself, there and then, with its own context, deadline and
-events; so a pool of any size finishes a recursive fan-out. A wait that can never end, because the chain of waits leads
-back to the waiting thread, raises `PoolDeadlock` instead of hanging. Only ``result()``, ``exception()`` and ``wait()`` without
-a timeout do this: a wait with a timeout ends by itself, and running a task inside it could outlast it.
+A worker whose task waits for a queued one, by ``result()``, ``exception()`` or ``wait()`` without a timeout, runs that one
+itself, there and then, with its own context, deadline and events. Where that cannot be, because the thread is an event loop's
+or waits for several at once (``asyncio.wrap_future``, ``concurrent.futures.wait``, ``as_completed``), the worker's place in
+the pool is lent to a *helper*: one more thread, which runs what the worker's task waits for. So a pool of any size
+finishes a recursive fan-out.
+
+A wait that can never end, because the chain of waits leads back to the waiting task, raises `PoolDeadlock` instead of
+hanging. A ``result(timeout)`` ends by itself, so it does none of this.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
+from concurrent.futures import Future
+from weakref import ref
 
-from .errors import PoolDeadlock
+from .errors import PoolDeadlock, ShutdownError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import asyncio
+    from collections.abc import Callable
+    from queue import SimpleQueue
     from typing import Any
+    from weakref import ReferenceType
 
+    from .coroutines import WorkerLoop
     from .task import Task
 
 MOST_NESTED = 50
-"""Most tasks that run inside one another on one thread: about ten Python frames each, of a thousand."""
+"""Most tasks that run inside one another: on one thread that is about ten Python frames each, of a thousand."""
+
+_here = threading.local()  # .worker, in the threads of all pools
 
 
 class Worker:
-    """One thread of a pool: what it runs, the outermost task first, and what it waits for."""
+    """One thread of a pool: what it runs, the outermost task first, and what these tasks wait for."""
 
-    __slots__ = ("thread", "first", "running", "waits_for")
+    __slots__ = ("thread", "first", "running", "waits_for", "waits", "helps", "helper", "inbox", "loop", "stuck_since")
 
-    def __init__(self, first: Callable[[], object] | None) -> None:
+    def __init__(self, first: Callable[[], object] | None, helps: Worker | None = None) -> None:
         self.thread: threading.Thread
         self.first = first
         """To be called before anything else. Not an argument of the thread, which would keep it until the end."""
         self.running: list[Task[Any]] = []
-        self.waits_for: Task[Any] | None = None
+        self.waits_for: dict[Task[Any], tuple[Task[Any], ...]] = {}
+        """Of the tasks that run here: for which others they wait. Guarded by the lock of `waits`."""
+        self.waits: Waits
+        self.helps = helps
+        """The worker whose tasks wait for what this one runs; None for one that runs what is queued."""
+        self.helper: Worker | None = None
+        """The one that helps this one."""
+        self.inbox: SimpleQueue[ReferenceType[Task[Any]] | None] | None = None
+        """Of a helper: what it is to run; None is the sign to end."""
+        self.loop: WorkerLoop | None = None
+        """Of the coroutines that run here; made for the first of them."""
+        self.stuck_since = 0
+        """Nanoseconds since the epoch: when its task passed its deadline; 0 unless it did."""
+
+    @property
+    def depth(self) -> int:
+        """How many tasks wait inside one another, on this thread and those that it helps."""
+        return len(self.running) + (0 if self.helps is None else self.helps.depth)
+
+
+def current_worker() -> Worker | None:
+    """Return the worker whose thread this is, of whatever pool."""
+    return getattr(_here, "worker", None)
+
+
+def act_as(worker: Worker | None) -> None:
+    """Be one more thread of this worker, which does nothing until we are done."""
+    _here.worker = worker
 
 
 class Waits:
     """Knows which worker of a pool waits for which task.
 
     Args:
-        on_taken: called after a queued task was run by who waited for it, not from the queue.
+        lend: called with a worker and a queued task that its task is about to wait for, to have a helper run it.
+            Raises `ShutdownError` if no thread can be had.
     """
 
-    def __init__(self, on_taken: Callable[[], object]) -> None:
-        self._on_taken = on_taken
-        self._local = threading.local()  # .worker, in the threads of the pool
-        self._lock = threading.Lock()  # guards _workers and their waits_for
+    def __init__(self, lend: Callable[[Worker, Task[Any]], object]) -> None:
+        self._lend = lend
+        self._lock = threading.RLock()  # guards _workers and their waits_for; a signal handler may cancel a task meanwhile
         self._workers: list[Worker] = []
 
     @property
     def worker(self) -> Worker | None:
         """The worker whose thread this is; None in a thread that is not the pool's."""
-        return getattr(self._local, "worker", None)
+        worker = current_worker()
+        return worker if worker is not None and worker.waits is self else None
 
     def enter(self, worker: Worker) -> None:
         """Know this thread as a worker's."""
-        self._local.worker = worker
+        worker.waits = self
+        _here.worker = worker
         with self._lock:
             self._workers.append(worker)
 
@@ -65,6 +107,8 @@ class Waits:
         with self._lock:
             if worker in self._workers:  # not in a forked child
                 self._workers.remove(worker)
+
+    # -- waits without a timeout --
 
     def begin(self, task: Task[Any]) -> bool:
         """Prepare to wait for ``task`` without a timeout: run it here if it is still queued.
@@ -77,38 +121,126 @@ class Waits:
         worker = self.worker
         if worker is None or not worker.running:
             return False
-        waiting = worker.running[-1].name
         if not task.has_begun:
-            if len(worker.running) >= MOST_NESTED:
-                raise PoolDeadlock(f"task {waiting!r} waits for task {task.name!r}, {MOST_NESTED} waits deep on one thread; "
-                                   "collect the results outside of the tasks, or wait with a timeout")
+            _refuse_depth(worker, task)
             self._run_here(worker, task)
-        with self._lock:
-            if any(each in worker.running for each in self._chain(task)):
-                raise PoolDeadlock(f"task {waiting!r} waits for task {task.name!r}, which waits for it, directly or through "
-                                   "others; none of them would ever end")
-            worker.waits_for = task
+            if task.done():
+                return False
+        self._note(worker, task)
         return True
+
+    def end(self, task: Task[Any]) -> None:
+        """Note that the wait is over."""
+        worker = self.worker
+        if worker is not None:
+            self._forget(worker, task)
 
     def _run_here(self, worker: Worker, task: Task[Any]) -> None:
         worker.running.append(task)
         try:
-            if task.run():
-                self._on_taken()
+            task.run()
         finally:
             worker.running.pop()
             del task  # as in Task.run: a traceback that leads back here must not hold it
 
-    def end(self) -> None:
-        """Note that the wait is over."""
-        worker = self.worker
-        if worker is not None:
-            with self._lock:
-                worker.waits_for = None
+    # -- waits for several at once, and those of event loops --
 
-    def _chain(self, task: Task[Any] | None) -> Iterator[Task[Any]]:
-        """Yield a task, the one that the thread running it waits for, and so on."""
-        while task is not None and not task.done():
-            yield task
-            runner = next((each for each in self._workers if task in each.running), None)
-            task = runner.waits_for if runner is not None else None
+    def notice(self, task: Task[Any]) -> None:
+        """Have a helper run ``task`` if it is queued: somebody on this thread is about to wait for it and others.
+
+        Raises:
+            PoolDeadlock: the wait would never end.
+        """
+        worker = self.worker
+        if worker is None or not worker.running or task.done():
+            return
+        if task in worker.running:
+            raise _circle(worker, task)
+        if not task.has_begun:
+            _refuse_depth(worker, task)
+            try:
+                self._lend(worker, task)
+            except ShutdownError as error:
+                raise PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, which has no thread to run on: "
+                                   f"{error}") from error
+
+    def notice_callback(self, task: Task[Any], callback: Callable[..., object]) -> None:
+        """Have a helper run ``task`` if it is queued and this is a loop's thread: a callback is how loops wait.
+
+        Raises:
+            PoolDeadlock: the wait would never end.
+        """
+        worker = self.worker
+        if worker is None or not worker.running or task.done() or (loop := _running_loop()) is None:
+            return
+        # the callback of wrap_future; what else somebody wants to be called for is no wait
+        if getattr(callback, "__module__", None) == "asyncio.futures" and worker.loop is not None and worker.loop.is_in_main:
+            self._note(worker, task)
+            Future.add_done_callback(task, lambda done: self._forget(worker, done))  # type: ignore[arg-type]
+        if not task.has_begun:
+            _refuse_depth(worker, task)
+            loop.call_soon(self._lend_in_loop, worker, ref(task))  # not before the coroutine waits
+
+    def _lend_in_loop(self, worker: Worker, reference: ReferenceType[Task[Any]]) -> None:
+        task = reference()
+        if task is not None and not task.has_begun:
+            try:
+                self._lend(worker, task)
+            except ShutdownError:  # the loop stands still meanwhile, which is better than for ever
+                self._run_here(worker, task)
+
+    # -- who waits for whom --
+
+    def _note(self, worker: Worker, task: Task[Any]) -> None:
+        with self._lock:
+            if self._leads_back(worker, task):
+                raise _circle(worker, task)
+            waiting = worker.running[-1]
+            worker.waits_for[waiting] = (*worker.waits_for.get(waiting, ()), task)
+
+    def _forget(self, worker: Worker, task: Task[Any]) -> None:
+        with self._lock:
+            for waiting, others in list(worker.waits_for.items()):
+                left = tuple(each for each in others if each is not task)
+                if left:
+                    worker.waits_for[waiting] = left
+                else:
+                    del worker.waits_for[waiting]
+
+    def forget_all_of(self, worker: Worker) -> None:
+        """Forget what the innermost task of a worker waits for: it has ended."""
+        with self._lock:
+            worker.waits_for.pop(worker.running[-1], None)
+
+    def _leads_back(self, worker: Worker, task: Task[Any]) -> bool:
+        """Tell whether ``task`` waits for one that runs on the worker's thread, directly or through others."""
+        seen, ahead = set(), [task]
+        while ahead:
+            each = ahead.pop()
+            if each in seen or each.done():
+                continue
+            if each in worker.running:
+                return True
+            seen.add(each)
+            for runner in self._workers:
+                stack = runner.running.copy()
+                if each in stack:  # it cannot go on before those that run inside it
+                    ahead += [far for near in stack[stack.index(each):] for far in runner.waits_for.get(near, ())]
+        return False
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the loop that runs in this thread; nothing is loaded for that."""
+    events = sys.modules.get("asyncio.events")
+    return None if events is None else events._get_running_loop()
+
+
+def _refuse_depth(worker: Worker, task: Task[Any]) -> None:
+    if worker.depth >= MOST_NESTED:
+        raise PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, {MOST_NESTED} waits deep; collect the "
+                           "results outside of the tasks, or wait with a timeout")
+
+
+def _circle(worker: Worker, task: Task[Any]) -> PoolDeadlock:
+    return PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, which waits for it, directly or through "
+                        "others; none of them would ever end")

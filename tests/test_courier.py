@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -394,6 +395,140 @@ def test_poison_is_singled_out_by_halving_and_its_neighbours_are_delivered_once_
     assert sum(count for _, count in losses(sink.acknowledged)) == len(bad)
     assert len(sink.attempts) <= 3 + len(bad) * (2 * 6 + 1), "halving should be quick"
     assert health.state == "ok"
+
+
+def test_what_is_refused_whatever_is_in_it_is_dropped_whole_after_one_attempt() -> None:
+    sink = FlakySink(fail(1, PermanentSinkError("no such place", concerns="batch")))
+    with line(sink) as it:
+        it.say(*"abcd")
+        assert it.flush()
+        it.say("e")
+        assert it.flush()
+        health = it.health()
+    assert (health.dropped_by_reason, health.delivered, health.state) == ({"refused": 4}, 1, "ok")
+    assert len(sink.attempts) == 3, "the batch, the announcement of its loss, the next batch"
+    assert losses(sink.acknowledged) == [("refused", 4)]
+
+
+def test_a_sink_that_refuses_whatever_comes_is_not_asked_more_often_than_events_come_and_told_when_it_works() -> None:
+    sink = FlakySink(fail(None, PermanentSinkError("no such place", concerns="batch")))
+    with line(sink) as it:
+        for text in "abc":
+            it.say(text)
+            assert it.flush()
+        assert it.health().dropped_by_reason == {"refused": 3}
+        assert len(sink.attempts) == 4, "a, the announcement, and then the announcement once with each that comes"
+        sink.recover()
+        it.say("d")
+        assert it.flush()
+    assert losses(sink.acknowledged) == [("refused", 3)]
+    assert payloads(sink.acknowledged) == ["d"]
+
+
+def test_what_is_to_be_held_is_held_beyond_all_attempts_and_delivered_in_order_when_it_is_mended() -> None:
+    hang = Hang(TemporarySinkError("wrong password", hold=True))
+    sink = FlakySink(fail(5 * FAST.attempts, TemporarySinkError("wrong password", hold=True)), hang, work())
+    with line(sink, batch_size=2) as it:
+        it.say(*"abcde")
+        assert hang.entered.wait(SOON)
+        health = it.health()
+        assert (health.state, health.pending, health.dropped) == ("open", 5, 0)
+        hang.release()
+        assert it.flush()
+        health = it.health()
+    assert (health.state, health.delivered, health.dropped) == ("ok", 5, 0)
+    assert payloads(sink.acknowledged) == list("abcde")
+
+
+def test_what_is_held_gets_one_more_attempt_at_the_close_and_is_counted() -> None:
+    sink = FlakySink(fail(None, TemporarySinkError("wrong password", hold=True)))
+    with line(sink, retry=RetryPolicy(cap=3600)) as it:
+        it.say(*"abc")
+        wait_until(lambda: it.health().state == "open")
+        health = it.close()
+    assert (health.dropped_by_reason, len(sink.attempts)) == ({"failed": 3}, 2)
+
+
+GONE = PermanentSinkError("gone", concerns="sink")
+
+
+def test_a_sink_that_takes_nothing_any_more_is_closed_and_what_waits_and_comes_is_counted(
+        caplog: pytest.LogCaptureFixture) -> None:
+    hang = Hang(GONE)
+    sink = FlakySink(work(), hang)
+    with line(sink, batch_size=2) as it:
+        it.say("taken")
+        assert it.flush()
+        it.say("a", "b")
+        assert hang.entered.wait(SOON)
+        it.say(*"cdefg")
+        hang.release()
+        assert not it.flush(), "what waits will never be delivered"
+        health = it.health()
+        assert (health.state, health.delivered, health.dropped_by_reason) == ("failed", 1, {"closed": 7})
+        assert health.last_error == "PermanentSinkError: gone"
+        assert sink.calls[-1] == "close" and len(sink.attempts) == 2
+        it.say("h")
+        assert not it.flush()
+        assert it.health().dropped_by_reason == {"closed": 8}
+        health = it.close()
+    assert (health.state, health.pending, sink.calls.count("close"), len(sink.attempts)) == ("closed", 0, 1, 2)
+    assert said(caplog) == [
+        (logging.ERROR, "sink 'it' takes nothing any more, and is closed: PermanentSinkError: gone; "
+                        "what waits and comes is lost"),
+        (logging.WARNING, "sink 'it': 2 events were not taken and are lost (closed: 2)"),
+        (logging.WARNING, "sink 'it': 6 events were not taken and are lost (closed: 6)")]
+
+
+def test_what_waits_and_comes_for_a_sink_that_takes_nothing_any_more_is_parked(tmp_path: Path) -> None:
+    sink = FlakySink(fail(1, GONE))
+    with line(sink, park=tmp_path / "park", batch_size=2) as it:
+        it.say(*"abc")
+        it.flush()
+        it.say("d")
+        it.flush()
+        health = it.close()
+    assert (health.state, health.parked, health.dropped) == ("closed", 4, 0)
+    parked = [json.loads(each) for each in (tmp_path / "park").read_bytes().splitlines()]
+    assert [(each["event"]["payload"], each["attempts"]) for each in parked] == [("a", 1), ("b", 1), ("c", 0), ("d", 0)]
+    assert {each["error"] for each in parked} == {"PermanentSinkError: gone"}
+
+
+def test_a_sink_that_is_gone_when_it_is_told_of_a_loss_ends_too() -> None:
+    sink = FlakySink(fail(1, GONE))
+    with line(sink) as it:
+        it.courier.refuse(OUTPUT, "intake", 7)
+        wait_until(lambda: it.health().state == "failed")
+        it.say("a")
+        assert not it.flush()
+        assert it.health().dropped_by_reason == {"intake": 7, "closed": 1}
+    assert len(sink.attempts) == 1
+
+
+def test_a_sink_that_hangs_in_the_close_that_ends_it_is_left_to_itself_at_the_deadline() -> None:
+    hang = Hang()
+    sink = FlakySink(fail(1, GONE), on_close=[hang])
+    try:
+        with line(sink) as it:
+            it.say("a")
+            assert hang.entered.wait(SOON)
+            it.say("b")
+            health = it.close(0.05)
+            assert (health.state, health.pending, health.dropped_by_reason) == ("closed", 0, {"closed": 2})
+    finally:
+        hang.release()
+
+
+def test_an_announcement_that_failed_comes_again_as_it_was_unless_there_is_more_to_tell() -> None:
+    sink = FlakySink(fail(2), work())
+    with line(sink) as it:
+        it.courier.refuse(OUTPUT, "intake", 7)
+        wait_until(lambda: losses(sink.acknowledged))
+        it.courier.refuse(OUTPUT, "intake", 7)
+        wait_until(lambda: len(losses(sink.acknowledged)) == 2)
+    first, again, taken, later = sink.attempts
+    assert first == again == taken, "with the time of the first attempt: a receiver knows it again"
+    assert later[0].created_utc > taken[0].created_utc, "as many once more are another loss"
 
 
 def test_a_batch_taken_in_by_halves_comes_again_whole() -> None:

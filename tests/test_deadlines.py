@@ -24,13 +24,13 @@ class Watch:
     """Deadlines and what they have expired."""
 
     def __init__(self) -> None:
-        self.expired: list[tuple[Any, Any, float, str]] = []
+        self.expired: list[tuple[Any, float, str]] = []
         self.news = threading.Semaphore(0)
         self.deadlines = Deadlines(self.expire, "test-deadlines")
         self.deadlines.start()
 
-    def expire(self, task: Any, worker: Any) -> None:
-        self.expired.append((task, worker, monotonic(), threading.current_thread().name))
+    def expire(self, task: Any) -> None:
+        self.expired.append((task, monotonic(), threading.current_thread().name))
         self.news.release()
 
     def wait(self, number: int) -> list[Any]:
@@ -38,9 +38,9 @@ class Watch:
             assert self.news.acquire(timeout=LONG), "a deadline was missed"
         return [each[0] for each in self.expired]
 
-    def add(self, seconds: float, worker: Any = None) -> Any:
+    def add(self, seconds: float) -> Any:
         task: Any = Watched()
-        self.deadlines.watch(task, monotonic() + seconds, worker)
+        self.deadlines.watch(task, monotonic() + seconds)
         return task
 
 
@@ -52,13 +52,11 @@ def watch() -> Iterator[Watch]:
     watch.deadlines.stop()
 
 
-def test_a_deadline_passes_once_not_before_its_time_on_the_threads_own_thread_with_its_worker(watch: Watch) -> None:
+def test_a_deadline_passes_once_not_before_its_time_on_a_thread_of_its_own(watch: Watch) -> None:
     due = monotonic() + 0.05
-    worker: Any = object()
-    task = watch.add(0.05, worker)
+    task = watch.add(0.05)
     assert watch.wait(1) == [task]
-    assert watch.expired[0][1] is worker and watch.expired[0][2] >= due - 0.002
-    assert watch.expired[0][3] == "test-deadlines"
+    assert watch.expired[0][1] >= due - 0.002 and watch.expired[0][2] == "test-deadlines"
     sleep(0.02)
     assert len(watch.expired) == 1 and not watch.deadlines._watched
 
@@ -77,10 +75,11 @@ def test_a_deadline_in_the_past_passes_at_once(watch: Watch) -> None:
 
 def test_what_is_forgotten_in_time_does_not_pass(watch: Watch) -> None:
     task = watch.add(0.1)
-    watch.deadlines.forget(task)
-    watch.deadlines.forget(task)
+    assert watch.deadlines.forget(task), "it is ours to end"
+    assert not watch.deadlines.forget(task), "somebody was there before"
     other = watch.add(0.15)
     assert watch.wait(1) == [other]
+    assert not watch.deadlines.forget(other), "its deadline was there before"
 
 
 def test_no_timeout_at_all_and_one_of_years_are_fine(watch: Watch) -> None:
@@ -123,18 +122,17 @@ def test_no_deadline_is_missed_when_many_threads_add_and_forget(watch: Watch) ->
 def test_an_expiry_that_fails_is_logged_and_the_others_pass(caplog: pytest.LogCaptureFixture) -> None:
     passed = threading.Event()
 
-    def expire(task: Any, worker: Any) -> None:
-        if worker == "bad":
+    def expire(task: Any) -> None:
+        if task is bad:
             raise ValueError("boom")
         passed.set()
 
-    deadlines = Deadlines(expire, "test-deadlines")
-    deadlines.start()
     bad: Any = Watched()
     good: Any = Watched()
-    bad_worker: Any = "bad"
-    deadlines.watch(bad, monotonic() + 0.01, bad_worker)
-    deadlines.watch(good, monotonic() + 0.02, None)
+    deadlines = Deadlines(expire, "test-deadlines")
+    deadlines.start()
+    deadlines.watch(bad, monotonic() + 0.01)
+    deadlines.watch(good, monotonic() + 0.02)
     assert passed.wait(LONG) and "could not be ended at its deadline" in caplog.text
     deadlines.stop()
 

@@ -13,10 +13,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "bgworker"
 
 FLOORS = (
-    (1, ("events", "errors", "ids", "text", "files", "checks")),
+    (1, ("enums", "events", "errors", "ids", "text", "files", "checks", "health")),
     (2, ("wire", "records", "linefile", "schema", "connections", "retention")),
     (3, ("delivery", "sinks")),
-    (4, ("task", "context", "capture", "source", "memory", "waits", "pool", "deadlines")),
+    (4, ("task", "context", "capture", "source", "memory", "waits", "pool", "deadlines", "coroutines")),
     (5, ("scheduler", "history", "questions", "answers", "command", "child", "pipes", "testing")),
     (6, ("__main__", "cli")),
     (7, ("__init__",)),

@@ -14,7 +14,7 @@ import bgworker
 
 ROOT = Path(__file__).resolve().parent.parent
 
-DEAR = ("sqlite3", "urllib.request", "ssl", "http", "asyncio", "multiprocessing")
+DEAR = ("sqlite3", "urllib.request", "ssl", "http", "asyncio", "multiprocessing", "dataclasses", "inspect", "typing")
 """What `import bgworker` alone must not load."""
 
 

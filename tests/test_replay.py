@@ -119,6 +119,21 @@ def test_events_that_the_sink_refuses_stay_in_the_file_and_their_neighbours_arri
     assert not parked.exists()
 
 
+@pytest.mark.parametrize("concerns", ["batch", "sink"])
+def test_a_sink_that_refuses_whatever_comes_ends_the_replay_and_leaves_everything_in_the_file(parked: Path,
+                                                                                            concerns: Any) -> None:
+    class Refusing(Store):
+        def write(self, events: Sequence[Event]) -> None:
+            self.writes += 1
+            raise PermanentSinkError("no such place", concerns=concerns)
+
+    store, before = Refusing(), parked.read_bytes()
+    with pytest.raises(SinkError, match="no such place"):
+        replay(parked, store)
+    assert (store.writes, store.is_closed, parked.read_bytes()) == (1, True, before)
+    assert replay(parked, Store()).delivered == 24
+
+
 def test_a_line_that_cannot_be_read_is_skipped_told_and_kept(parked: Path) -> None:
     with parked.open("ab") as file:
         file.write(b'{"v":1,"sink":"x","event":{"v":99,"type":"TaskOutput"}}\nnot json\n')

@@ -62,6 +62,38 @@ def test_what_is_refused_for_good_is_halved_until_it_stands_alone() -> None:
     assert (breaker.failures, breaker.is_open) == (0, False), "the sink works; the events are at fault"
 
 
+def test_what_is_refused_whatever_is_in_it_is_not_halved() -> None:
+    breaker = Breaker(RetryPolicy())
+    refused = PermanentSinkError("no such place", concerns="batch")
+    assert [breaker.failed(refused, size) for size in (100, 1)] == [Decision("give_up"), Decision("give_up")]
+    assert (breaker.failures, breaker.is_open) == (0, False)
+
+
+def test_a_sink_that_takes_nothing_any_more_ends_whether_the_breaker_is_open_or_not() -> None:
+    breaker = Breaker(RetryPolicy(attempts=1))
+    gone = PermanentSinkError("gone", concerns="sink")
+    assert breaker.failed(gone, 100) == Decision("end")
+    breaker.failed(DOWN, 1)
+    assert breaker.is_open
+    assert breaker.failed(gone, 1) == Decision("end")
+
+
+def test_what_is_to_be_held_opens_the_breaker_at_once_and_is_never_given_up() -> None:
+    breaker = Breaker(RetryPolicy(attempts=3, base=1, cap=10, jitter="none"))
+    held = TemporarySinkError("wrong password", hold=True)
+    assert breaker.failed(DOWN, 5) == Decision("retry", 1)
+    assert [breaker.failed(error, 5) for error in (held, held, DOWN, held, DOWN, held, DOWN)] == [Decision("retry", 10)] * 7
+    assert breaker.is_open
+    breaker.succeeded()
+    assert waits(breaker, 2) == [1, 2], "the count of attempts starts again"
+
+
+def test_who_asks_to_be_held_may_say_how_long_within_the_cap() -> None:
+    policy = RetryPolicy(base=1, cap=10, jitter="none")
+    asked = [TemporarySinkError("no", hold=True, retry_after=seconds) for seconds in (3.5, 1e9, -1)]
+    assert [Breaker(policy).failed(error, 1) for error in asked] == [Decision("retry", wait) for wait in (3.5, 10, 0)]
+
+
 def test_a_thousand_failures_overflow_nothing() -> None:
     breaker = Breaker(RetryPolicy(attempts=2_000, base=1, cap=60, jitter="none"))
     assert waits(breaker, 1_500)[-1] == 60

@@ -570,7 +570,7 @@ def test_the_timeout_counts_from_the_start_of_the_run() -> None:
 
 def test_a_task_that_ends_in_time_is_left_alone(pool: Scheduler) -> None:
     tasks = [pool.options(timeout=LONG).submit(len, "abc") for _ in range(50)]
-    assert [each.result(LONG) for each in tasks] == [3] * 50 and not pool._pool._deadlines._watched
+    assert [each.result(LONG) for each in tasks] == [3] * 50 and not pool._pool.deadlines._watched
 
 
 def test_the_end_and_the_timeout_race_and_exactly_one_of_them_counts(recorder: Recorder) -> None:

@@ -95,13 +95,16 @@ class Courier:
         self._parking = 0  # given to the park, which has not answered yet
         self._dropped: Counter[str] = Counter()
         self._losses: dict[str, Counter[str]] = {}  # reason -> type -> count, not yet announced to the sink
-        self._unreported: Counter[str] = Counter()  # reason -> count of what did not fit, not yet in the log
+        self._announcing: tuple[dict[str, Counter[str]], list[Record]] = {}, []  # losses whose announcement failed, and that
+        self._announces_alone = True  # False: losses wait for events to go before
+        self._unreported: Counter[str] = Counter()  # reason -> count of what was lost unsaid, not yet in the log
         self._next_report = 0.0
         self._state = "ok"
         self._last_error: str | None = None
         self._is_idle = False
         self._closing = False
         self._last_call = False  # closing, and the attempt that a failing sink still gets was announced
+        self._end: PermanentSinkError | None = None  # why the sink takes nothing any more
         self._abandoned = False
         self._is_awaited = False  # somebody waits in `start` and is told of an open that fails
         self._opened = Mark()
@@ -281,7 +284,8 @@ class Courier:
                             self._flush(part)
                         else:
                             self._settle(part)
-                self._call_sink("close", self._sink.close)
+                if self._end is None:
+                    self._call_sink("close", self._sink.close)
         finally:
             with self._lock:
                 self._give_up([*self._in_flight, *self._backlog.clear()], "failed")
@@ -321,7 +325,8 @@ class Courier:
         with self._lock:
             self._in_flight = self._marks_in_flight = ()
             while not self._abandoned and not len(self._backlog) and not self._backlog.has_marks:
-                if self._losses and self._announces and (self._state == "ok" or not self._closing):
+                if (self._losses and self._announces and self._announces_alone
+                        and (self._state == "ok" or not self._closing)):
                     return []  # also the probe of a sink that failed, when nothing else waits to be tried
                 if self._closing:
                     return None
@@ -355,8 +360,10 @@ class Courier:
         attempts = 0
         while pieces and not self._abandoned:
             piece = pieces.pop()
-            error = self._attempt(piece)
-            attempts += 1
+            error: BaseException | None = self._end
+            if error is None:
+                error = self._attempt(piece)
+                attempts += 1
             if error is None:
                 self._settled(piece)
                 attempts = 0
@@ -368,6 +375,8 @@ class Courier:
             elif decision.action == "retry" and self._pause(decision.wait):
                 pieces.append(piece)
             else:  # given up; or the sink is being closed, and had its last attempt
+                if decision.action == "end" and isinstance(error, PermanentSinkError):
+                    self._end_with(error)
                 self._settled(piece, error, attempts)
                 attempts = 0
 
@@ -391,13 +400,31 @@ class Courier:
             if error is None:
                 self._delivered += len(piece)
             else:
-                if self._breaker.is_open:
+                if self._end is None and self._breaker.is_open:
                     self._state = "open"
-                reason = "refused" if isinstance(error, PermanentSinkError) else "failed"
+                reason = ("failed" if not isinstance(error, PermanentSinkError) else
+                          "refused" if self._end is None else "closed")
                 self._give_up(piece, reason, error, attempts)
-        if error is not None and piece:
+                if self._end is not None:
+                    self._unreported[reason] += len(piece)
+        if self._end is not None:
+            self._report_losses()
+        elif error is not None and piece:
             logger.error("sink %r: %d events %s: %s", self.name, len(piece),
                          "dropped" if self._park is None else "go to the park file", describe(error))
+
+    def _end_with(self, error: PermanentSinkError) -> None:
+        """Close the sink, which takes nothing any more; what it still has and gets is given up."""
+        if self._end is not None:
+            return
+        with self._lock:
+            self._end = error
+            self._announces = False
+            if not self._abandoned:
+                self._state = "failed"
+        logger.error("sink %r takes nothing any more, and is closed: %s; what waits and comes %s", self.name,
+                     describe(error), "is lost" if self._park is None else "goes to the park file")
+        self._call_sink("close", self._sink.close)
 
     def _pause(self, seconds: float) -> bool:
         """Wait before a retry; False when the sink is being closed, and the attempt just made was the last."""
@@ -421,15 +448,21 @@ class Courier:
             if not self._losses or not self._announces:
                 return None
             losses, self._losses = self._losses, {}
-        now = time_ns()
-        error = self._write([(None, 0, LOST, now, (self.name, reason, sum(by_type.values()), dict(by_type)))
-                             for reason, by_type in losses.items()])
-        if error is not None and not isinstance(error, PermanentSinkError):
+        if losses != self._announcing[0]:  # else it is tried again as it was: who did take it knows it again
+            now = time_ns()
+            self._announcing = losses, [(None, 0, LOST, now, (self.name, reason, sum(by_type.values()), dict(by_type)))
+                                       for reason, by_type in losses.items()]
+        error = self._write(self._announcing[1])
+        if error is None:
+            self._announcing = {}, []
+            self._announces_alone = True
+        elif not isinstance(error, PermanentSinkError) or error.concerns != "event":
+            self._announces_alone = not isinstance(error, PermanentSinkError)  # else we would ask again and again at once
             with self._lock:
                 for reason, by_type in losses.items():
                     self._losses.setdefault(reason, Counter()).update(by_type)
             return error
-        if error is not None:  # it takes no such events; its own are not to suffer for it
+        else:  # it takes no such events; its own are not to suffer for it
             self._announces = False
             logger.warning("sink %r refuses EventsLost events and gets none any more: %s", self.name, describe(error))
         return None
@@ -443,7 +476,7 @@ class Courier:
 
     def _flush(self, mark: Mark) -> None:
         flush = getattr(self._sink, "flush", None)
-        reached = flush is None or self._call_sink("flush", flush)
+        reached = self._end is None and (flush is None or self._call_sink("flush", flush))
         with self._lock:
             mark.left = self._parking
         mark.settle(reached)
@@ -495,14 +528,15 @@ class Courier:
                          describe(error))
 
     def _report_losses(self, *, is_last: bool = False) -> None:
-        """Tell the log what did not fit. On the courier's thread: a slow log handler must not hold up the dispatcher."""
+        """Tell the log what was lost unsaid. On the courier's thread: a slow log handler must not hold up the dispatcher."""
         now = monotonic()
         with self._lock:
             if not self._unreported or (now < self._next_report and not is_last):
                 return
             lost, self._unreported = self._unreported, Counter()
             self._next_report = now + REPORT_INTERVAL
-        logger.warning("sink %r: %d events did not fit and %s (%s)", self.name, sum(lost.values()),
+        logger.warning("sink %r: %d events %s and %s (%s)", self.name, sum(lost.values()),
+                       "did not fit" if self._end is None else "were not taken",
                        "are lost" if self._park is None else "go to the park file, or are lost",
                        ", ".join(f"{reason}: {count}" for reason, count in lost.items()))
 

@@ -79,7 +79,7 @@ class Dispatcher:
         self._refused_before: dict[tuple[int, str], int] = {}
         self._is_finishing = False
         self._has_drained = False  # what is in the intake now, stays there
-        self._lock = threading.Lock()  # guards the start of the thread and the making of the registry
+        self._lock = threading.Lock()  # guards the start of the thread, the making of the registry, and the reading of a tally
         self._registry: Registry | None = None
         self._thread: threading.Thread | None = None
 
@@ -163,6 +163,12 @@ class Dispatcher:
     def sync(self) -> None:
         """Have all that was emitted before the call numbered and fanned out."""
         self.call(lambda: None)
+
+    def late_events(self) -> int:
+        """Return how many events were discarded so far because they came after their task's end. Any thread."""
+        self.sync()
+        with self._lock:  # a tally has one reader at a time
+            return self.intake.late.read()
 
     def finish(self) -> None:
         """Refuse what is emitted from now on, deliver the rest within the close timeout, and end. Returns at once."""

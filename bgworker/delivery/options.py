@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..checks import choice, number
 from ..errors import ConfigurationError
-from ..events import EventType
+from ..enums import EventType
 from ..records import TYPES
 from .retry import RetryPolicy
 
@@ -88,9 +88,11 @@ class SinkHealth:
     pending: int = 0
     """Events that wait in the queue or are being written."""
     dropped_by_reason: Mapping[str, int] = field(default_factory=dict)
-    """"overflow", "intake", "oversize", "failed", "closed", ... -> events; adds up to ``dropped``."""
+    """"overflow", "intake", "oversize", "refused", "failed", "closed", ... -> events; adds up to ``dropped``."""
     state: Literal["ok", "retrying", "open", "failed", "closed"] = "ok"
-    """"open" is the circuit breaker's: too many failures in a row, one probe now and then."""
+    """"open" is the circuit breaker's: too many failures in a row, or the sink asked to be left alone until somebody mends
+    it; one probe now and then. "failed": it takes nothing any more; what comes is parked or dropped ("closed") until it is
+    unregistered."""
     lag: float = 0.0
     """Age in seconds of the oldest pending event."""
     retries: int = 0

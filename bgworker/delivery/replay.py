@@ -48,7 +48,8 @@ def replay(path: str | os.PathLike[str], sink: Sink, *, batch_size: int = 500) -
     replay. One replay at a time: a second one of the same file waits for the first.
 
     Raises:
-        SinkError: the sink failed on events that it might take later. All that it has not taken is still in the file.
+        SinkError: the sink failed, on events that it might take later or that another may take. All that it has not
+            taken is still in the file.
         OSError: the file cannot be read, or not be rewritten.
     """
     path = os.path.realpath(os.fspath(path))
@@ -140,6 +141,8 @@ class _Replay:
         try:
             self._call("write", [event for _, _, event in lines])
         except PermanentSinkError as error:
+            if error.concerns != "event":
+                raise  # all of them, whatever is in them: as long as that is so, they are best kept where they are
             if len(lines) > 1:
                 middle = len(lines) // 2
                 self._write(lines[:middle])

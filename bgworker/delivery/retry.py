@@ -42,7 +42,8 @@ class RetryPolicy:
 class Decision:
     """What to do with records that a sink did not take."""
 
-    action: Literal["retry", "split", "give_up"]
+    action: Literal["retry", "split", "give_up", "end"]
+    """"end" gives up these and all that come later: the sink takes nothing any more."""
     wait: float = 0.0
     """Seconds before the retry."""
 
@@ -51,7 +52,7 @@ class Breaker:
     """Decides after each attempt of one sink; not shared between threads.
 
     Closed, it retries a batch up to ``attempts`` times, then gives it up and opens. Open, it holds the next batch and has it
-    tried once per ``cap`` seconds until an attempt succeeds.
+    tried once per ``cap`` seconds until an attempt succeeds. An error that asks to hold opens it at once.
 
     Args:
         policy: the numbers.
@@ -73,9 +74,15 @@ class Breaker:
     def failed(self, error: BaseException, size: int) -> Decision:
         """Decide about a batch of ``size`` records whose attempt raised ``error``."""
         if isinstance(error, PermanentSinkError):  # the sink works, it refuses these: time would change nothing
-            return Decision("split") if size > 1 else Decision("give_up")
+            if error.concerns == "sink":
+                return Decision("end")
+            return Decision("split") if size > 1 and error.concerns != "batch" else Decision("give_up")
         if self.is_open:
             return Decision("retry", self._policy.cap)
+        if isinstance(error, TemporarySinkError) and error.hold:
+            self.is_open = True
+            self.failures = 0
+            return Decision("retry", self._policy.cap if error.retry_after is None else self._wait(error))
         self.failures += 1
         if self.failures >= self._policy.attempts:
             self.is_open = True

@@ -54,9 +54,14 @@ class Sink(Protocol):
                 read, not changed, and not kept past the call (a copy may be).
 
         Raises:
-            TemporarySinkError: try the same events again, after ``retry_after`` seconds if that is given.
-            PermanentSinkError: one of these events, or all, will never be accepted. A batch of many is halved until
-                the event that offends stands alone.
+            TemporarySinkError: try the same events again, after ``retry_after`` seconds if that is given. With
+                ``hold=True`` they are not to blame: they are kept, however long it takes, and tried again once in the
+                ``cap`` of the sink's `RetryPolicy`, until somebody has mended the sink or its other side.
+            PermanentSinkError: they will never be accepted, and are parked, or dropped and counted as "refused". What
+                is refused, ``concerns`` tells. "event": some of them, so a batch of many is halved until the event
+                that offends stands alone. "batch": all of them, whatever is in them; nothing is halved. "sink":
+                nothing is taken any more: it is closed, its state is "failed", and what waits and comes is
+                parked, or dropped and counted as "closed".
             Exception: any other is treated as temporary.
 
         A batch that raised comes again, whole or in parts, before any later event: delivery is *at least once*.

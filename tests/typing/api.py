@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import bgworker
-from bgworker import (Event, HookSink, JsonlSink, LifecycleEvent, RetryPolicy, Scheduler, Sink, SinkHealth, SinkOptions,
-                      StreamEvent, Task, TaskSnapshot, TaskStatus, checkpoint, current_task, open_sink, shell)
+from bgworker import (Event, HookSink, JsonlSink, LifecycleEvent, RetryPolicy, Scheduler, SchedulerHealth, Sink, SinkHealth,
+                      SinkOptions, StreamEvent, StuckThread, Task, TaskSnapshot, TaskStatus, checkpoint, current_task, open_sink, shell)
 
 if sys.version_info >= (3, 11):
     from typing import assert_type
@@ -40,6 +41,29 @@ def submitting(pool: Scheduler) -> None:
     assert_type(pool.options(timeout=3).map(len, ["a", "bb"]), Iterator[int])
     pool.submit(shell(["ls", "-l"], cwd="/", env={"A": "b"}))
     pool.submit(shell("ls | wc"))
+
+
+async def fetch(url: str, *, tries: int = 3) -> bytes:
+    await asyncio.sleep(0)
+    return url.encode()
+
+
+class Fetcher:
+    async def __call__(self, url: str) -> bytes:
+        return await fetch(url)
+
+    async def method(self, url: str) -> bytes:
+        return await self(url)
+
+
+def submitting_coroutines(pool: Scheduler) -> None:
+    assert_type(pool.submit(fetch, "a", tries=2), Task[bytes])
+    assert_type(pool.options(timeout=3).submit(fetch, "a").result(), bytes)
+    assert_type(pool.submit(Fetcher(), "a"), Task[bytes])
+    assert_type(pool.submit(Fetcher().method, "a"), Task[bytes])
+    assert_type(pool.submit(functools.partial(fetch, "a", tries=2)), Task[bytes])
+    assert_type(pool.map(fetch, ["a", "b"]), Iterator[bytes])
+    assert_type(pool.options(timeout=3).map(fetch, ["a", "b"]), Iterator[bytes])
 
 
 def as_an_executor(executor: concurrent.futures.Executor) -> concurrent.futures.Future[int]:
@@ -72,6 +96,10 @@ def inspecting(pool: Scheduler, task: Task[int]) -> None:
     assert_type(pool.tasks(status=TaskStatus.RUNNING), list[TaskSnapshot])
     assert_type(pool.get(task.id), TaskSnapshot)
     assert_type(pool.sinks, Mapping[str, SinkHealth])
+    health = pool.health()
+    assert_type(health, SchedulerHealth)
+    assert_type(health.stuck, tuple[StuckThread, ...])
+    assert_type([each.since_utc.isoformat() for each in health.stuck], list[str])
     pool.resize(4)
     if pool.flush(timeout=2):
         pool.shutdown(wait=True, cancel_futures=True, timeout=10)

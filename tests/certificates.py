@@ -1,0 +1,98 @@
+"""Certificates for tests of TLS, valid from 2020 to 2120. The keys are of use for nothing else."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+AUTHORITY = """\
+-----BEGIN CERTIFICATE-----
+MIIBZTCCAQugAwIBAgIBATAKBggqhkjOPQQDAjAZMRcwFQYDVQQDDA5iZ3dvcmtl
+ciB0ZXN0czAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowGTEXMBUG
+A1UEAwwOYmd3b3JrZXIgdGVzdHMwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQM
++NpeBFxcXlOwWl/BrdGpg8GgDui7qYFdW+C2igGsjkm30VYzXrlohfTZm0lcn4aa
+XZaH4GJ4j68Dzwnl5BGho0IwQDAPBgNVHRMBAf8EBTADAQH/MA4GA1UdDwEB/wQE
+AwIBBjAdBgNVHQ4EFgQUzvEZbBv1hfjByXL5pRk0jk8+rMgwCgYIKoZIzj0EAwID
+SAAwRQIhAPr2B9fx7dDDzKiaIvM0mz1ZmwmoSeShB50FmP4PA+/iAiAyVxmoCNzu
+HxpX0E3SWHXcobZJUPrcv3wGdaLyvN1SCA==
+-----END CERTIFICATE-----
+"""
+"""The authority that has signed the others; nobody else trusts it."""
+
+GOOD = """\
+-----BEGIN CERTIFICATE-----
+MIIBrTCCAVKgAwIBAgIBAjAKBggqhkjOPQQDAjAZMRcwFQYDVQQDDA5iZ3dvcmtl
+ciB0ZXN0czAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowDzENMAsG
+A1UEAwwEZ29vZDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABFT6jfAzUVArwe3q
+p0GeNWrMad3O5bV8xgjmskBS1WqVYQV9w5zIRSi2jU1aMwnZmZwMDl6zAakScYHu
+l7y7epWjgZIwgY8wGgYDVR0RBBMwEYIJbG9jYWxob3N0hwR/AAABMAwGA1UdEwEB
+/wQCMAAwDgYDVR0PAQH/BAQDAgeAMBMGA1UdJQQMMAoGCCsGAQUFBwMBMB0GA1Ud
+DgQWBBT8Th3y+SJ7UKWjtWBOIXOkwLHd5zAfBgNVHSMEGDAWgBTO8RlsG/WF+MHJ
+cvmlGTSOTz6syDAKBggqhkjOPQQDAgNJADBGAiEA/QQi8sVptG18USJMBn6PQN3Z
+LzeeDskXsAn6y6uUalgCIQCxrfYYl/eA+MtaZC7OtncGmFML8JHowxraPqp6HAX3
+WQ==
+-----END CERTIFICATE-----
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgocRDGtA+J+ArdxwZ
+Hjtw9KUuFUDCJUDpC4dpTF2XMIShRANCAARU+o3wM1FQK8Ht6qdBnjVqzGndzuW1
+fMYI5rJAUtVqlWEFfcOcyEUoto1NWjMJ2ZmcDA5eswGpEnGB7pe8u3qV
+-----END PRIVATE KEY-----
+"""
+"""For localhost and 127.0.0.1."""
+
+OTHER_NAME = """\
+-----BEGIN CERTIFICATE-----
+MIIBqDCCAU+gAwIBAgIBAzAKBggqhkjOPQQDAjAZMRcwFQYDVQQDDA5iZ3dvcmtl
+ciB0ZXN0czAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowEDEOMAwG
+A1UEAwwFb3RoZXIwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAARyKrITOqJ1voUH
+h/G8b88W4XVxBgQ7u64sKQoTCIlcMS2UAtUmGgeK/80vCut5Os4i5q2DssPPIyTQ
+Uho1viTLo4GOMIGLMBYGA1UdEQQPMA2CC2V4YW1wbGUuY29tMAwGA1UdEwEB/wQC
+MAAwDgYDVR0PAQH/BAQDAgeAMBMGA1UdJQQMMAoGCCsGAQUFBwMBMB0GA1UdDgQW
+BBQA1e/zspV2ovNi2NxKuFD1teWvODAfBgNVHSMEGDAWgBTO8RlsG/WF+MHJcvml
+GTSOTz6syDAKBggqhkjOPQQDAgNHADBEAiB58JNO5sTtdu3JF+KBN6ABv/3QMKH9
+vS/sIXfXbYyxAwIgNww9A3GfmwHAbtVux6Zjq6spTxqEnWFZQPxQTKGbUwM=
+-----END CERTIFICATE-----
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgnkbC6EvAPk5nDEve
+h1cEPqo/pmwiQGP3p4b17An1qGChRANCAARyKrITOqJ1voUHh/G8b88W4XVxBgQ7
+u64sKQoTCIlcMS2UAtUmGgeK/80vCut5Os4i5q2DssPPIyTQUho1viTL
+-----END PRIVATE KEY-----
+"""
+"""For example.com."""
+
+EXPIRED = """\
+-----BEGIN CERTIFICATE-----
+MIIBrTCCAVOgAwIBAgIBBDAKBggqhkjOPQQDAjAZMRcwFQYDVQQDDA5iZ3dvcmtl
+ciB0ZXN0czAeFw0yMDAxMDEwMDAwMDBaFw0yMDAxMDIwMDAwMDBaMBIxEDAOBgNV
+BAMMB2V4cGlyZWQwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQhAu6/KEbYt6Qb
+irLQoIvOCEJ12zd1E0YzDVAP884G41ssD2zu1DxGuAqlWJ6b/DwPAA+/Xt+avZsk
+AJYJKxm4o4GSMIGPMBoGA1UdEQQTMBGCCWxvY2FsaG9zdIcEfwAAATAMBgNVHRMB
+Af8EAjAAMA4GA1UdDwEB/wQEAwIHgDATBgNVHSUEDDAKBggrBgEFBQcDATAdBgNV
+HQ4EFgQUaIJ1KJPVN3Yt0Ekye0uYWAeNqbowHwYDVR0jBBgwFoAUzvEZbBv1hfjB
+yXL5pRk0jk8+rMgwCgYIKoZIzj0EAwIDSAAwRQIhAKO+sLrG4M4XaqKMkEhlEZgA
+y2JpafQY1WXeEIrDZ4tZAiAjIqzqi0P4CJ/QSM2pKW5Va5lBaiJsZaRlDG5XvOaf
+hw==
+-----END CERTIFICATE-----
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgpvO7SCN6D9fldJ+6
+yLJ0Z+WPq/EQc/0w6pAQupSjX82hRANCAAQhAu6/KEbYt6QbirLQoIvOCEJ12zd1
+E0YzDVAP884G41ssD2zu1DxGuAqlWJ6b/DwPAA+/Xt+avZskAJYJKxm4
+-----END PRIVATE KEY-----
+"""
+"""For localhost and 127.0.0.1; for one day in 2020."""
+
+
+def server_context(certificate: str, folder: Path) -> ssl.SSLContext:
+    """Return a context for a server that shows the certificate; Python takes it from a file only."""
+    path = folder / "certificate.pem"
+    path.write_text(certificate, encoding="ascii")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context
+
+
+def trust(folder: Path) -> str:
+    """Write the authority's certificate to a file; return its path, for ``SSL_CERT_FILE``."""
+    path = folder / "authority.pem"
+    path.write_text(AUTHORITY, encoding="ascii")
+    return str(path)
