@@ -38,7 +38,7 @@ def test_a_failed_task_shows_why_and_its_last_lines(nightly: Nightly, capfd: pyt
     assert text.startswith("load orders: failed\n")
     assert f"\n  id         {nightly.ids['load orders']}\n" in text
     assert re.search(r"\n  started    \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \((now|\d+s ago)\)\n", text)
-    assert re.search(r"\n  progress   100% row 2\n  script     histories:load \(sha256 [0-9a-f]{64}\)\n", text)
+    assert re.search(r"\n  progress   100% row 2\n  script     histories:load \(sha256 [0-9a-f]{12}\)\n", text)
     assert '\n  arguments  {"args":[2],"kwargs":{"fail":true}}\n' in text
     assert re.search(rf"\n  run        [0-9a-f]{{32}} \(process {os.getpid()} on \S.*, Python 3\.\d+\.\d+\S*, ended\)\n", text)
     assert "\nfailure:\n  ValueError: row 2 is bad\n  and so is the next\n" in text

@@ -40,7 +40,7 @@ def test_the_tasks_of_a_real_run_are_listed_newest_first(nightly: Path, capfd: p
     heading, *lines = shown(capfd, "--db", nightly)
     assert heading.split() == ["ID", "NAME", "STATUS", "PROGRESS", "STARTED", "DURATION", "MESSAGE"]
     patterns = [r"cleanup +cancelled +- +- +not tonight", r"load items +completed +100% +\S+( ago)? +\S+ +row 20",
-                r"load orders +failed +100% +\S+( ago)? +\S+ +ValueError: row 2 is bad\\nand so is the next",
+                r"load orders +failed +100% +\S+( ago)? +\S+ +ValueError: row 2 is bad and so is the next",
                 r"load users +completed +100% +\S+( ago)? +\S+ +row 5", r"slow +timed out +\S+( ago)? +\S+ +\S.*"]
     assert len(lines) == len(patterns)
     for line, pattern in zip(lines, patterns):

@@ -6,7 +6,7 @@ import os
 import sys
 
 from ..wire import encode
-from .reading import EXIT_CODES, Output, a_path, add_db, harmless_json, opened, quietly
+from .reading import Output, a_path, add_db, exit_codes, harmless_json, opened, quietly
 from .screen import escaped
 
 TYPE_CHECKING = False
@@ -26,7 +26,7 @@ the earlier life-cycle events of a task, which a history does not keep. An
 interrupted task stays so.
 """
 
-EPILOG = EXIT_CODES.format(one="the output cannot be written") + """
+EPILOG = exit_codes("the output cannot be written") + """
 examples:
   bgworker export --jsonl history.jsonl
   bgworker replay history.jsonl --to sqlite:copy.db

@@ -12,6 +12,7 @@ import re
 import sys
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from textwrap import fill
 
 from ..errors import BgworkerError, ConfigurationError, HistoryError, UnknownTask, WireError
 from .screen import Channel, can_redraw, escaped
@@ -30,15 +31,16 @@ JSON_VERSION = 1
 
 DEFAULT_DB = "bgworker.db"
 
-EXIT_CODES = """\
-exit codes:
-  0 done; 1 {one}; 2 the command line is wrong, or there is no history that
-  can be read; 141 nobody reads our output any more (as in ... | head)
-"""
-
 NO_SUCH_TASK = "there is no such task, or several may be meant"
 
 _BEYOND_ASCII = re.compile("[\x7f-\U0010ffff]")
+
+
+def exit_codes(one: str) -> str:
+    """Return the section of a help that tells of exit codes, of which only the 1 differs from verb to verb."""
+    codes = (f"0 done; 1 {one}; 2 the command line is wrong, or there is no history that can be read; 141 nobody reads our output "
+             "any more (as in ... | head)")
+    return f"exit codes:\n{fill(codes, 78, initial_indent='  ', subsequent_indent='  ')}\n"
 
 
 # ---------------------------------------------------------------- options

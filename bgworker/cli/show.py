@@ -6,7 +6,7 @@ import json
 
 from ..events import StreamType, TaskStatus
 from ..wire import encode
-from .reading import EXIT_CODES, NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, now, opened, quietly
+from .reading import NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes, now, opened, quietly
 from .screen import escaped, painted, word_for
 from .tables import MOST_OF_A_NAME, ago, cell, duration_of, fields, stamp, took
 from .tail import payload_lines
@@ -26,7 +26,7 @@ Show everything that is recorded of one task: when and where it ran, how it
 ended, why it failed, and the last lines of each of its streams.
 """
 
-EPILOG = EXIT_CODES.format(one=NO_SUCH_TASK) + """
+EPILOG = exit_codes(NO_SUCH_TASK) + """
 examples:
   bgworker show last
   bgworker show 01a2b3c4 -n 20
@@ -91,7 +91,7 @@ def _facts(task: TaskSnapshot, run: Run | None) -> Iterator[tuple[str, str]]:
     if task.last_progress_percent is not None or task.last_progress_message:
         percent = "" if task.last_progress_percent is None else f"{task.last_progress_percent:.0f}% "
         yield "progress", percent + escaped(task.last_progress_message or "")
-    yield "script", escaped(f"{task.script_id or '-'}" + ("" if task.script_hash is None else f" (sha256 {task.script_hash})"))
+    yield "script", escaped(f"{task.script_id or '-'}" + ("" if task.script_hash is None else f" (sha256 {task.script_hash[:12]})"))
     if task.arguments is not None:
         yield "arguments", escaped(task.arguments)
     if task.metadata:

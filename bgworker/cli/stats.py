@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .reading import EXIT_CODES, Output, a_duration, add_db, add_json, now, opened, quietly
+from .reading import Output, a_duration, add_db, add_json, exit_codes, now, opened, quietly
 from .screen import painted, word_for
 from .tables import MOST_OF_A_MESSAGE, MOST_OF_A_NAME, aligned, ago, cell, took
 
@@ -20,7 +20,7 @@ each name ran (half of them at most p50, 95 of 100 at most p95), and what sinks
 lost.
 """
 
-EPILOG = EXIT_CODES.format(one="the output cannot be written") + """
+EPILOG = exit_codes("the output cannot be written") + """
 example:
   bgworker stats --since 7d
 """

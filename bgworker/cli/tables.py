@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 
 from ..errors import ConfigurationError
 from ..events import TaskStatus
+from .printer import why
 from .screen import cut, escaped, painted, width_of, word_for
 
 TYPE_CHECKING = False
@@ -89,10 +90,8 @@ def stamp(time: datetime | None) -> str:
 
 def message_of(task: TaskSnapshot) -> str:
     """Return what is most worth knowing of a task in a line: why it failed, else the latest progress message."""
-    if task.status is TaskStatus.FAILED and (task.failure_type or task.failure_message):
-        return ": ".join(filter(None, (task.failure_type, task.failure_message)))
-    if task.status is TaskStatus.CANCELLED and task.failure_message:
-        return task.failure_message
+    if task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED) and (task.failure_type or task.failure_message):
+        return why(task)
     return task.last_progress_message or task.failure_message or ""
 
 
@@ -113,7 +112,7 @@ def task_lines(tasks: Sequence[TaskSnapshot], now: datetime, columns: int, *, id
     Args:
         id_length: digits of the ids that are shown: enough to tell them apart.
     """
-    rows = [(task.task_id[:id_length], cell(task.name, min(MOST_OF_A_NAME, max(8, columns // 4))), word_for(task.status),
+    rows = [(cell(task.task_id[:id_length], id_length), cell(task.name, min(MOST_OF_A_NAME, max(8, columns // 4))), word_for(task.status),
              "" if task.last_progress_percent is None else f"{task.last_progress_percent:.0f}%",
              ago(task.started_utc, now), took(duration_of(task, now)), cell(message_of(task), min(MOST_OF_A_MESSAGE, columns)))
             for task in tasks]

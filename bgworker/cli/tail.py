@@ -6,7 +6,8 @@ import sys
 
 from ..events import StreamType
 from ..wire import encode
-from .reading import EXIT_CODES, NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, harmless_json, opened, quietly
+from .reading import (NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes, harmless_json, opened,
+                      quietly)
 from .screen import escaped, word_for
 from .tables import message_of, took
 
@@ -25,7 +26,7 @@ streams with their names in front. Control characters are shown, not obeyed;
 --json has every event exactly.
 """
 
-EPILOG = EXIT_CODES.format(one=NO_SUCH_TASK) + """
+EPILOG = exit_codes(NO_SUCH_TASK) + """
 examples:
   bgworker tail -f last
   bgworker tail -n 100 --stream error nightly

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..events import TaskStatus
-from .reading import EXIT_CODES, Output, a_count, a_duration, add_db, add_json, now, opened, quietly
+from .reading import Output, a_count, a_duration, add_db, add_json, exit_codes, now, opened, quietly
 from .tables import task_lines
 
 TYPE_CHECKING = False
@@ -20,7 +20,7 @@ task ended. An id is cut to what tells it from all others; that much of it
 names the task for the other verbs.
 """
 
-EPILOG = EXIT_CODES.format(one="the output cannot be written") + """
+EPILOG = exit_codes("the output cannot be written") + """
 examples:
   bgworker tasks --status failed --since 1d
   bgworker tasks --name 'load*' --limit 0 --json
