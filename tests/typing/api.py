@@ -10,12 +10,14 @@ import concurrent.futures
 import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import bgworker
-from bgworker import (Event, HookSink, JsonlSink, LifecycleEvent, RetryPolicy, Scheduler, SchedulerHealth, Sink, SinkHealth,
-                      SinkOptions, StreamEvent, StuckThread, Task, TaskSnapshot, TaskStatus, checkpoint, current_task, open_sink, shell)
+from bgworker import (Event, History, HookSink, JsonlSink, LifecycleEvent, RetryPolicy, Scheduler, SchedulerHealth,
+                      Sink, SinkHealth, SinkOptions, StreamEvent, StuckThread, Task, TaskSnapshot, TaskStatus,
+                      checkpoint, current_task, open_sink, shell)
 
 if sys.version_info >= (3, 11):
     from typing import assert_type
@@ -171,3 +173,16 @@ def telling_events_apart(event: Event) -> str:
         return event.payload
     assert_type(event, bgworker.LossEvent)
     return event.reason
+
+
+def reading(path: Path) -> None:
+    with History(path) as history:
+        assert_type(history.tasks(status=TaskStatus.FAILED, name="load*", since=timedelta(days=1), limit=None), list[TaskSnapshot])
+        assert_type(history.tasks(status="failed"), list[TaskSnapshot])
+        assert_type(history.task("last"), TaskSnapshot)
+        assert_type(history.streams("last", since=3, types=["error"], limit=10, newest=True), list[StreamEvent])
+        assert_type(history.follow("last"), Iterator[StreamEvent])
+        assert_type(history.events(), Iterator[Event])
+        assert_type(history.stats().counts, Mapping[TaskStatus, int])
+        assert_type(history.stats().durations[0].p95, float)
+        assert_type(history.runs()[0].is_alive, bool | None)
