@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from bgworker import Event, EventType, HookSink, JsonlSink, Scheduler, SinkOptions, current_task, wire
+from bgworker import Event, EventType, HookSink, JsonlSink, Scheduler, SinkOptions, WebhookSink, current_task, wire
 from bgworker.testing import FlakySink, MemorySink, check_sink
+from receiver import SECRET, Receiver, judge
 
 SOON = 30.0
 
@@ -62,10 +63,27 @@ def lines_of(sink: JsonlSink) -> list[Event]:
         return [wire.decode(line) for line in file]
 
 
+RECEIVERS: list[Receiver] = []
+"""The one of the test that runs."""
+
+
+@pytest.fixture(autouse=True)
+def a_receiver() -> Iterator[None]:
+    with Receiver(always=judge(lambda request: 204)) as receiver:
+        RECEIVERS.append(receiver)
+        yield
+        RECEIVERS.clear()
+
+
+def posted(sink: WebhookSink) -> list[Event]:
+    return [wire.decode_object(element["data"]) for element in RECEIVERS[0].elements]
+
+
 KINDS = {
     "jsonl": Kind(lambda folder: JsonlSink(folder / "f.jsonl"), lines_of),
     "jsonl, safe from power failures": Kind(lambda folder: JsonlSink(folder / "f.jsonl", durability="power"), lines_of),
     "jsonl, rotated": Kind(lambda folder: JsonlSink(folder / "f.jsonl", max_bytes=20_000, backups=2), None),
+    "webhook": Kind(lambda folder: WebhookSink(RECEIVERS[0].url, secret=SECRET), posted),
     "memory": Kind(lambda folder: MemorySink(), lambda sink: sink.events),
     "flaky": Kind(lambda folder: FlakySink(), lambda sink: sink.acknowledged),
     "hooks": Kind(lambda folder: HookSink(), None),
