@@ -920,6 +920,114 @@ def resident_mib() -> float:
         return peak / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
+BATCH, BATCHES = 500, 100
+
+RECEIVER = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+sys.path.insert(0, sys.argv[1])
+from bgworker.sinks.webhook import verify
+
+class Hook(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path == "/verify":
+            verify(sys.argv[2], self.headers, body)
+            json.loads(body)
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+
+
+@contextmanager
+def receiver_process(secret: str) -> Iterator[str]:
+    """A receiver of the standard library in a process of its own; yields its address. Paths: /verify and /read."""
+    process = subprocess.Popen([sys.executable, "-c", RECEIVER, str(ROOT), secret], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@bench([Row("events delivered in batches of 500 {0} over a bare urlopen with the same bytes ready {1}; the receiver verifies and "
+            "parses", ("verified", "bare, verified"), ">= 0.6", "{:,.0f}/s"),
+        Row("... {0} over {1}; the receiver only reads", ("read", "bare, read"), ">= 0.6", "{:,.0f}/s")])
+def webhook() -> Mapping[str, Variant]:
+    """50,000 output events of 60 characters that wait in a queue, from the first request to the answer of the last."""
+    import urllib.request
+
+    from bgworker import Scheduler, SinkOptions, WebhookSink, current_task
+    from bgworker.records import OUTPUT, Batch, TaskState
+    from bgworker.sinks.cloudevents import CONTENT_TYPE, encode_batch
+    from bgworker.sinks.signing import Keys, new_secret
+
+    secret = new_secret()
+
+    class Gated(WebhookSink):
+        """Sends nothing before the gate is open."""
+
+        def __init__(self, url: str, gate: threading.Event) -> None:
+            super().__init__(url, secret=secret)
+            self.gate = gate
+
+        def write(self, events: Sequence[Any]) -> None:
+            self.gate.wait()
+            super().write(events)
+
+    def emit_all() -> None:
+        for text in fresh_texts(BATCH * BATCHES):
+            current_task().output(text)
+
+    def ours(path: str) -> Variant:
+        def figure(said: Round) -> float:
+            gate = threading.Event()
+            with receiver_process(secret) as address, Scheduler(1) as scheduler:
+                scheduler.register_sink(Gated(address + path, gate), options=SinkOptions(batch_size=BATCH))
+                try:
+                    task = scheduler.submit(emit_all)
+                    task.result()
+                    scheduler.get(task.id)  # lets the dispatcher catch up
+                finally:
+                    begun = perf_counter()
+                    gate.set()
+                scheduler.flush()
+                took = perf_counter() - begun
+                note_losses(said, scheduler)
+            return BATCH * BATCHES / took
+
+        return figure
+
+    def bare(path: str) -> Variant:
+        state = TaskState("0" * 32, "bench", "1" * 32, time_ns())
+        body, message_id = encode_batch(Batch([(state, seq, OUTPUT, time_ns(), text)
+                                               for seq, text in enumerate(fresh_texts(BATCH))]), {})
+
+        def figure(said: Round) -> float:
+            now = time_ns() // 1_000_000_000
+            headers = {"content-type": CONTENT_TYPE, "webhook-id": message_id, "webhook-timestamp": str(now),
+                       "webhook-signature": " ".join(Keys(secret).signatures(message_id, now, body))}
+            with receiver_process(secret) as address:
+                begun = perf_counter()
+                for _ in range(BATCHES):
+                    with urllib.request.urlopen(urllib.request.Request(address + path, body, headers), timeout=15) as answer:
+                        answer.read()
+                return BATCH * BATCHES / (perf_counter() - begun)
+
+        return figure
+
+    return {"verified": ours("/verify"), "bare, verified": bare("/verify"), "read": ours("/read"), "bare, read": bare("/read")}
+
+
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))

@@ -60,8 +60,9 @@ they say are shown, not obeyed. Commands read no input: their stdin is empty.
 
 EPILOG = """\
 sinks:
-  jsonl:PATH or package.module:factory. Options may follow the path:
-  jsonl:events.jsonl?max_bytes=10M
+  jsonl:PATH, webhook:URL or package.module:factory. Options may follow the
+  path: jsonl:events.jsonl?max_bytes=10M. What signs the requests of a webhook
+  is in $BGWORKER_WEBHOOK_SECRET.
   Those in $BGWORKER_SINKS, separated by commas, are added.
 
 exit codes:
