@@ -39,7 +39,7 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("replay", help="deliver what was parked", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("file", metavar="FILE", help="the park file")
     parser.add_argument("--to", metavar="SPEC", required=True,
-                        help="where to: jsonl:PATH, sqlite:PATH or package.module:factory")
+                        help="where to: jsonl:PATH, sqlite:PATH, webhook:URL or package.module:factory")
     parser.set_defaults(act=act, parser=parser)
 
 

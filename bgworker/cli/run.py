@@ -69,8 +69,9 @@ the history:
   or was interrupted runs again.
 
 sinks:
-  jsonl:PATH, sqlite:PATH or package.module:factory. Options may follow the
-  path: jsonl:events.jsonl?max_bytes=10M
+  jsonl:PATH, sqlite:PATH, webhook:URL or package.module:factory. Options may
+  follow the path: jsonl:events.jsonl?max_bytes=10M. What signs the requests of
+  a webhook is in $BGWORKER_WEBHOOK_SECRET.
   Those in $BGWORKER_SINKS, separated by commas, are added.
 
 exit codes:
