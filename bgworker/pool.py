@@ -84,6 +84,7 @@ class Pool:
         self._lock = threading.Lock()  # guards all below, and the flags above
         self._workers: set[Worker] = set()
         self._helpers: set[Worker] = set()  # each runs what the tasks of one other thread wait for
+        self._leaving: set[Worker] = set()  # they run no task any more, and close their event loop
         self._retired: set[Worker] = set()  # threads whose task is past its deadline: left to themselves
         self._idle = 0  # workers that wait for a task and have not been promised one
         self._started = 0
@@ -206,8 +207,8 @@ class Pool:
     # -- inside --
 
     def _active(self) -> tuple[Worker, ...]:
-        """Return the threads that run tasks and are not retired; under the lock."""
-        return (*self._workers, *self._helpers)
+        """Return the threads that are neither retired nor at their end; under the lock."""
+        return (*self._workers, *self._helpers, *self._leaving)
 
     def _start_worker(self) -> None:
         """Start one more worker, under the lock. Where there can be none, the others have to do."""
@@ -248,7 +249,7 @@ class Pool:
         finally:
             self.waits.leave(worker)
             with self._lock:
-                for group in (self._workers, self._helpers, self._retired):
+                for group in (self._workers, self._helpers, self._leaving, self._retired):
                     group.discard(worker)
                 ended = self._look_whether_ended()
             if ended:
@@ -331,7 +332,7 @@ class Pool:
                     # `resize` leaves signs too, which tasks may stand behind; behind that of `close` there is none
                     if self._is_closed and self._queue.qsize() <= self._signs:
                         self._put_sign()  # for the next worker
-                        self._workers.discard(worker)
+                        self._leave(worker)
                         return None
             else:
                 return task
@@ -341,8 +342,13 @@ class Pool:
         with self._lock:
             is_surplus = len(self._workers) > self._max_workers
             if is_surplus:
-                self._workers.discard(worker)
+                self._leave(worker)
             return is_surplus
+
+    def _leave(self, worker: Worker) -> None:
+        """Take a worker out: it ends. Under the lock."""
+        self._workers.discard(worker)
+        self._leaving.add(worker)
 
     def _put_sign(self) -> None:
         """Wake a worker with something that is no task; under the lock."""
@@ -357,7 +363,7 @@ class Pool:
 
     def _look_whether_ended(self) -> bool:
         """Tell, once, that the pool is closed and has nobody left to run anything; under the lock."""
-        if self._is_closed and not self._workers and not self._helpers and not self._has_ended:
+        if self._is_closed and not self._has_ended and not self._active():
             self._has_ended = True
             self.deadlines.forget(self)
             self.deadlines.stop()
@@ -419,7 +425,9 @@ class Pool:
         due.time_out()
         orphans: list[Task[Any]] = []
         with self._lock:
-            stuck = next((each for each in self._active() if due in each.running), None)  # None: it has come back just now
+            # None: it has come back just now. Several: who has found it in the queue after another had begun it sees that soon
+            stuck = max((each for each in self._active() if due in each.running), default=None,
+                        key=lambda each: len(each.running) + (each.helps is not None))
             try:
                 self._replace(stuck, due.publish)
                 return
@@ -458,8 +466,8 @@ class Pool:
         """Leave a thread to itself; under the lock."""
         worker.stuck_since = time_ns()
         self._dismiss_helper(worker)
-        self._workers.discard(worker)
-        self._helpers.discard(worker)
+        for group in (self._workers, self._helpers, self._leaving):
+            group.discard(worker)
         self._retired.add(worker)
 
     def _takes_its_place(self, worker: Worker) -> bool:
