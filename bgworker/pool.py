@@ -216,12 +216,12 @@ class Pool:
             self._start(Worker(None), self._workers)
         except ShutdownError:
             # with too many stuck, what waits fails some time after the last worker was retired, unless one comes back
-            if not self._workers and not self._is_stuck_enough():
+            if not self._workers and not self._is_bound_reached(self._workers):
                 raise
 
     def _start(self, worker: Worker, group: set[Worker]) -> None:
         """Start a thread, under the lock. `ShutdownError` if there can be none."""
-        if self._is_stuck_enough():
+        if self._is_bound_reached(group):
             raise ShutdownError(self._standstill())
         worker.thread = threading.Thread(target=self._work, args=(worker,), daemon=True,
                                          name=f"{self._name}_{self._started}")
@@ -233,8 +233,13 @@ class Pool:
             raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
         self._started += 1
 
-    def _is_stuck_enough(self) -> bool:
-        return self._max_stuck is not None and len(self._retired) > self._max_stuck
+    def _is_bound_reached(self, group: set[Worker]) -> bool:
+        """Tell whether so many threads are stuck that there may be no other in this group; under the lock."""
+        if self._max_stuck is None:
+            return False
+        if group is self._helpers:
+            return len(self._retired) > self._max_stuck
+        return len(self._workers) + len(self._retired) >= self._max_workers + self._max_stuck
 
     def _work(self, worker: Worker) -> None:
         self.waits.enter(worker)
@@ -432,7 +437,8 @@ class Pool:
                 self._replace(stuck, due.publish)
                 return
             except ShutdownError as error:
-                logger.error("the thread that runs task %s past its deadline cannot be replaced: %s", due.id, error)
+                if stuck is not None:
+                    logger.error("the thread that runs task %s past its deadline cannot be replaced: %s", due.id, error)
                 if stuck is not None and stuck.inbox is not None:
                     orphans = _drain(stuck.inbox)
             if not self._workers and not self._is_closed:
@@ -496,8 +502,8 @@ class Pool:
         self._fail_pending(self._refusal)
 
     def _standstill(self) -> str:
-        bound = "the system has no thread" if not self._is_stuck_enough() else f"max_stuck={self._max_stuck} allows none"
-        return (f"{len(self._retired)} threads are stuck in tasks past their deadline, and {bound} to replace them; "
+        bound = f"max_stuck={self._max_stuck} allows" if self._is_bound_reached(self._workers) else "the system has"
+        return (f"threads stuck in tasks past their deadline: {len(self._retired)}, and {bound} no other to replace them; "
                 "Scheduler.health() names the tasks: have them call checkpoint(), or end what they wait for")
 
 
