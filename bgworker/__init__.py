@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from .enums import EventType, StreamType, TaskStatus
 from .errors import (BgworkerError, ConfigurationError, HistoryError, PendingFull, PermanentSinkError, PoolDeadlock, PoolStuck,
-                     ShutdownError, SinkError, TaskCancelled, TaskTimedOut, TemporarySinkError, WireError)
+                     ShutdownError, SinkError, TaskCancelled, TaskTimedOut, TemporarySinkError, UnknownTask, WireError)
 from .scheduler import Scheduler, TaskOptions
 from .task import Task, TaskContext, checkpoint, current_task
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .delivery.subscription import Subscription
     from .events import Event, LifecycleEvent, LossEvent, StreamEvent, TaskSnapshot
     from .health import SchedulerHealth, StuckThread
+    from .history import History
     from .sinks import open_sink
     from .sinks.base import HookSink, Sink
     from .sinks.jsonl import JsonlSink
@@ -39,14 +40,15 @@ _LAZY = {
     "SchedulerHealth": "health", "StuckThread": "health", "shell": "command",
     "HookSink": "sinks.base", "Sink": "sinks.base", "open_sink": "sinks",
     "JsonlSink": "sinks.jsonl", "SqliteSink": "sinks.sqlite", "WebhookSink": "sinks.webhook",
+    "History": "history",
 }
 
 __all__ = [
-    "BgworkerError", "ConfigurationError", "Event", "EventType", "FlushReport", "HistoryError", "HookSink", "JsonlSink",
+    "BgworkerError", "ConfigurationError", "Event", "EventType", "FlushReport", "History", "HistoryError", "HookSink", "JsonlSink",
     "LifecycleEvent", "LossEvent", "PendingFull", "PermanentSinkError", "PoolDeadlock", "PoolStuck", "RetryPolicy",
     "Scheduler", "SchedulerHealth", "ShutdownError", "Sink", "SinkError", "SinkHealth", "SinkOptions", "SqliteSink",
     "StreamEvent", "StreamType", "StuckThread", "Subscription", "Task", "TaskCancelled", "TaskContext", "TaskOptions",
-    "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "WebhookSink", "WireError", "checkpoint",
+    "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "UnknownTask", "WebhookSink", "WireError", "checkpoint",
     "current_task", "open_sink", "shell",
 ]
 

@@ -6,7 +6,10 @@ from .errors import ConfigurationError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from enum import Enum
+    from typing import Any, TypeVar
+
+    E = TypeVar("E", bound=Enum)
 
 
 def number(name: str, value: Any, *, above: float | None = None, least: float | None = None, optional: bool = False,
@@ -34,3 +37,11 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
     if value in allowed:
         return value
     raise ConfigurationError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
+
+
+def member(name: str, kind: type[E], value: Any) -> E:
+    """Return the member of an enum that ``value`` is or spells, else raise a `ConfigurationError` that lists them."""
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{name}: expected one of {', '.join(str(each) for each in kind)}, got {value!r}") from error

@@ -10,6 +10,7 @@ import queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Literal
 
 
@@ -19,6 +20,24 @@ class BgworkerError(Exception):
 
 class ConfigurationError(BgworkerError, ValueError):
     """A setting has a value that cannot be used. The message names the value, the expectation and the remedy."""
+
+
+class UnknownTask(BgworkerError, KeyError):
+    """No task of a history is meant by an id, the beginning of one, or a name."""
+
+    candidates: tuple[str, ...] = ()
+    """Tasks that may be meant, each in a line."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a KeyError's own would put quotes around it
+
+
+class AmbiguousTask(UnknownTask):
+    """Several tasks of a history may be meant."""
+
+    def __init__(self, message: str, candidates: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.candidates = tuple(candidates)
 
 
 class ShutdownError(BgworkerError, RuntimeError):

@@ -133,10 +133,27 @@ def connect_to_read(path: str) -> sqlite3.Connection:
     Raises:
         HistoryError: the file is missing or empty, damaged, of another program, or of a newer bgworker.
         sqlite3.OperationalError: the system does not let us read it now.
+
+    In a directory that cannot be written to, a file that nobody has open is taken for one that does not change (``PRAGMA
+    journal_mode`` is not "wal" then); the caller opens it again when it does.
     """
     if not os.path.exists(path):
         raise HistoryError(f"there is no history at {path!r}; name the file of a SqliteSink")
-    connection = _connect(path, "ro")
+    try:
+        return _connect_to_read(path, "ro")
+    except sqlite3.OperationalError as error:
+        # SQLite wants PATH-shm beside the file even for reading, and may not be able to create it in that directory.
+        log = os.path.realpath(path) + "-wal"
+        if os.path.exists(log) and os.path.getsize(log):
+            if os.access(os.path.dirname(log), os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+                raise
+            raise HistoryError(f"the newest part of the history {path!r} is in {log!r}, which SQLite cannot read where no file "
+                               "can be created beside it; copy both to a directory that you may write to") from error
+    return _connect_to_read(path, "ro&immutable=1")  # all there is stands in the file itself, and nobody writes
+
+
+def _connect_to_read(path: str, mode: str) -> sqlite3.Connection:
+    connection = _connect(path, mode)
     try:
         if not check(connection, path):
             raise HistoryError(f"{path!r} is empty; name the file of a SqliteSink that has been opened")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from bgworker import Event, EventType, HookSink, JsonlSink, Scheduler, SinkOptions, SqliteSink, current_task, wire
+from bgworker import (Event, EventType, HookSink, JsonlSink, Scheduler, SinkOptions, SqliteSink, WebhookSink, current_task,
+                      wire)
 from bgworker.testing import FlakySink, MemorySink, check_sink
+from receiver import SECRET, Receiver, judge
 
 from reading import events_of
 
@@ -64,6 +66,22 @@ def lines_of(sink: JsonlSink) -> list[Event]:
         return [wire.decode(line) for line in file]
 
 
+RECEIVERS: list[Receiver] = []
+"""The one of the test that runs."""
+
+
+@pytest.fixture(autouse=True)
+def a_receiver() -> Iterator[None]:
+    with Receiver(always=judge(lambda request: 204)) as receiver:
+        RECEIVERS.append(receiver)
+        yield
+        RECEIVERS.clear()
+
+
+def posted(sink: WebhookSink) -> list[Event]:
+    return [wire.decode_object(element["data"]) for element in RECEIVERS[0].elements]
+
+
 KINDS = {
     "jsonl": Kind(lambda folder: JsonlSink(folder / "f.jsonl"), lines_of),
     "jsonl, safe from power failures": Kind(lambda folder: JsonlSink(folder / "f.jsonl", durability="power"), lines_of),
@@ -72,6 +90,7 @@ KINDS = {
     "sqlite, safe from power failures": Kind(lambda folder: SqliteSink(folder / "h.db", durability="power"),
                                              lambda sink: events_of(sink.path), is_idempotent=True),
     "sqlite, pruned": Kind(lambda folder: SqliteSink(folder / "h.db", max_age=3600, max_tasks=3, max_bytes=100_000), None),
+    "webhook": Kind(lambda folder: WebhookSink(RECEIVERS[0].url, secret=SECRET), posted),
     "memory": Kind(lambda folder: MemorySink(), lambda sink: sink.events),
     "flaky": Kind(lambda folder: FlakySink(), lambda sink: sink.acknowledged),
     "hooks": Kind(lambda folder: HookSink(), None),

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import random
-import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -558,3 +558,321 @@ def test_a_sink_that_takes_any_answer_for_a_delivery_would_not_pass(tmp_path: Pa
         assert it.flush()
         assert account(it.health()) == {"emitted": 4, "delivered": 4}
     assert receiver.payloads == ["c", "d"], "the account says four, the receiver has two"
+
+
+# -- parked, and replayed --
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "bgworker", *arguments], cwd=ROOT, env={**os.environ, **environment},
+                          capture_output=True, text=True, timeout=60)
+
+
+def test_what_was_parked_arrives_after_a_replay_with_the_ids_that_its_batches_had(tmp_path: Path) -> None:
+    texts = [f"line {number} \U0001f642" for number in range(24)]
+    with Receiver(always=answer(503)) as receiver:
+        with line(Watched(receiver.url), park=tmp_path / "park", batch_size=7, retry=RetryPolicy(attempts=1, base=0.001, cap=0.002)) as it:
+            it.say(*texts)
+            health = it.close()
+        assert account(health) == {"emitted": 24, "parked": 24}
+        attempted = list(dict.fromkeys(request.message_id for request in receiver.requests))
+        receiver.always = judge(lambda request: 204)
+        report = replay(tmp_path / "park", Watched(receiver.url), batch_size=7)
+        assert (report.delivered, report.refused, report.skipped) == (24, 0, 0)
+        assert receiver.payloads == texts and not (tmp_path / "park").exists()
+        assert [request.message_id for request in receiver.taken] == attempted and len(attempted) == 4
+        first_ids = {each for request in receiver.requests[:1] for each in request.ids}
+        assert {each for request in receiver.taken[:1] for each in request.ids} == first_ids
+        with pytest.raises(FileNotFoundError):
+            replay(tmp_path / "park", Watched(receiver.url))
+        assert len(receiver.taken) == 4, "a second replay sends nothing"
+
+
+@pytest.fixture
+def parked_run(tmp_path: Path) -> tuple[Path, list[Request]]:
+    """The park file of a whole run, each event a batch of its own, and the requests that were not taken."""
+    def talk(number: int) -> None:
+        current_task().progress(number, 10)
+        current_task().output({"number": number, "text": "\xe9\U0001f642"})
+        if number == 3:
+            raise ValueError("three")
+
+    with Receiver(always=answer(503)) as receiver, Scheduler(1) as pool:
+        pool.register_sink(Watched(receiver.url), options=SinkOptions(
+            park=tmp_path / "park", batch_size=1, retry=RetryPolicy(attempts=1, base=0.001, cap=0.001)))
+        for task in [pool.options(metadata={"n": number, "\xe9": None}).submit(talk, number) for number in range(5)]:
+            assert task.wait(SOON)
+    assert account(pool.sinks["watched"]) == {"emitted": 30, "parked": 30}
+    return tmp_path / "park", receiver.requests
+
+
+def test_a_run_comes_from_the_park_file_in_the_same_bytes_under_the_same_ids(parked_run: tuple[Path, list[Request]]) -> None:
+    park, attempted = parked_run
+    with Receiver(always=judge(lambda request: 204)) as receiver:
+        assert replay(park, Watched(receiver.url), batch_size=1).delivered == 30
+    assert {(request.message_id, request.body) for request in receiver.taken} == {
+        (request.message_id, request.body) for request in attempted}
+    assert len(receiver.taken) == 30
+
+
+def test_a_run_comes_from_the_park_file_by_the_command_line(parked_run: tuple[Path, list[Request]]) -> None:
+    park, attempted = parked_run
+    with Receiver(always=judge(lambda request: 204)) as receiver:
+        arguments = "replay", str(park), "--to", f"webhook:{receiver.url}"
+        done = command(*arguments, BGWORKER_WEBHOOK_SECRET=SECRET)
+        assert (done.returncode, done.stdout) == (0, "30 delivered, 0 refused, 0 skipped\n"), done.stderr
+        assert command(*arguments, BGWORKER_WEBHOOK_SECRET=SECRET).returncode == 2, "there is no file any more"
+    [request] = receiver.taken
+    assert verify(SECRET, request.headers, request.body)
+    known = {element["id"]: element for each in attempted for element in each.elements}
+    assert request.elements == [known[each] for each in request.ids] and len(known) == len(request.ids) == 30
+
+
+def test_a_replay_to_a_receiver_that_does_not_take_it_says_why_and_leaves_all_in_the_file(tmp_path: Path) -> None:
+    with Receiver(always=answer(503)) as receiver:
+        with line(Watched(receiver.url), park=tmp_path / "park", retry=RetryPolicy(attempts=1)) as it:
+            it.say(*"abc")
+            it.close()
+        before = (tmp_path / "park").read_bytes()
+        for status, words in ((503, "503 Service Unavailable"), (401, "401 Unauthorized"), (404, "404 Not Found"), (410, "410 Gone")):
+            receiver.always, sent = answer(status), len(receiver.requests)
+            done = command("replay", str(tmp_path / "park"), "--to", f"webhook:{receiver.url}", BGWORKER_WEBHOOK_SECRET=SECRET)
+            assert done.returncode == 1 and words in done.stderr and "is still in" in done.stderr
+            assert (len(receiver.requests), (tmp_path / "park").read_bytes()) == (sent + 1, before)
+        receiver.always = judge(lambda request: 400 if "b" in request.payloads else 204)
+        report = replay(tmp_path / "park", Watched(receiver.url))
+    assert (report.delivered, report.refused, receiver.payloads) == (2, 1, ["a", "c"])
+    assert parked_payloads(tmp_path / "park") == ["b"] and "400 Bad Request" in report.problems[0]
+
+
+# -- killed and restarted --
+
+MORTAL = """
+import os, socket, sys, time
+
+log = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(("127.0.0.1", int(sys.argv[2])))
+listener.listen(64)
+print("ready", flush=True)
+forgets = len(sys.argv) > 3
+while True:
+    sock, _ = listener.accept()
+    with sock:
+        data = b""
+        while b"\\r\\n\\r\\n" not in data:
+            data += sock.recv(65536) or sys.exit("half a request")
+        head, _, body = data.partition(b"\\r\\n\\r\\n")
+        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\\r\\n")[1:])
+        while len(body) < int(fields[b"content-length"]):
+            body += sock.recv(1 << 20) or sys.exit("half a request")
+        if not forgets:
+            os.write(log, b"\\n" + fields[b"webhook-id"] + b" " + body + b"\\n")  # behind what a death has torn
+        time.sleep(0.001)  # its work on it: who dies now has kept a message and not taken it
+        sock.sendall(b"HTTP/1.1 204 No Content\\r\\nConnection: close\\r\\n\\r\\n")
+"""
+"""A receiver that writes each message down before it takes it. (With a third argument it forgets to.)"""
+
+
+class Mortal:
+    """A receiver in a process of its own, on one port for all its lives."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        self.log = folder / "received"
+        self.url = f"http://127.0.0.1:{self.port}/hook"
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self, *, forgets: bool = False) -> None:
+        self._process = subprocess.Popen([sys.executable, "-S", "-c", MORTAL, str(self.log), str(self.port), *["forgets"] * forgets],
+                                         stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None and self._process.stdout.readline() == "ready\n"
+
+    def kill(self) -> None:
+        assert self._process is not None and self._process.stdout is not None
+        self._process.kill()
+        self._process.wait(SOON)
+        self._process.stdout.close()
+
+    def messages(self) -> list[tuple[str, bytes]]:
+        """What was written down, message by message; a line that a death has torn is none: it was not taken."""
+        found = []
+        for each in self.log.read_bytes().split(b"\n") if self.log.exists() else []:
+            message_id, _, body = each.partition(b" ")
+            try:
+                json.loads(body)
+            except ValueError:
+                continue
+            found.append((message_id.decode(), body))
+        return found
+
+
+def check_messages(messages: list[tuple[str, bytes]], wanted: set[str]) -> int:
+    """Check that every event came, and what came twice has the same id and content; return how many messages came twice."""
+    bodies: dict[str, bytes] = {}
+    events: dict[str, Any] = {}
+    for message_id, body in messages:
+        assert bodies.setdefault(message_id, body) == body, f"{message_id} came with other bytes"
+        for element in json.loads(body):
+            assert events.setdefault(element["id"], element) == element, f"{element['id']} came with another content"
+    missing = wanted - set(events)
+    assert not missing, f"{len(missing)} of {len(wanted)} events never came"
+    assert set(events) == wanted, "an event came that nobody has sent"
+    return len(messages) - len(bodies)
+
+
+def chat(pool: Scheduler, is_over: threading.Event, tasks: list[Any]) -> None:
+    """Submit tasks that talk, at a pace that the sink's queue bears, until it is over."""
+    def talk() -> None:
+        context = current_task()
+        for number in range(100):
+            context.output(f"{number}: {'x' * 60}")
+
+    while not is_over.wait(0.002) and len(tasks) < 900:
+        tasks.append(pool.submit(talk))
+
+
+@pytest.mark.slow
+def test_a_receiver_that_is_killed_and_restarted_fifty_times_under_load_gets_everything_and_knows_it_again(tmp_path: Path) -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    receiver, is_over, tasks = Mortal(tmp_path), threading.Event(), []  # type: ignore[var-annotated]
+    with Scheduler(2, close_timeout=SOON) as pool:
+        receiver.start()
+        pool.register_sink(Watched(receiver.url, timeout=5), name="it", options=SinkOptions(
+            queue_size=1_000_000, queue_bytes=1 << 30, batch_size=50, retry=RetryPolicy(attempts=100_000, base=0.002, cap=0.01)))
+        talker = threading.Thread(target=chat, args=(pool, is_over, tasks))
+        talker.start()
+        try:
+            for _ in range(50):
+                heard = receiver.log.stat().st_size if receiver.log.exists() else 0
+                wait_until(lambda: receiver.log.exists() and receiver.log.stat().st_size > heard)  # noqa: B023  # it is under load
+                is_over.wait(rng.random() * 0.01)  # the fault's own moment, at random
+                receiver.kill()
+                receiver.start()
+        finally:
+            is_over.set()
+            talker.join(SOON)
+        assert not talker.is_alive()
+        for task in tasks:
+            assert task.wait(SOON)
+        assert pool.flush(SOON)
+        health = pool.sinks["it"]
+    receiver.kill()
+    wanted = {f"{task.id}:{seq}" for task in tasks for seq in range(1, 105)}
+    assert account(health) == {"emitted": len(wanted), "delivered": len(wanted)} and health.retries >= 25
+    twice = check_messages(receiver.messages(), wanted)
+    assert twice, "no death has hit the moment between keeping and taking; the test has to be made harder"
+    print(f"{len(wanted)} events, {len(receiver.messages())} messages, {twice} of them again, {health.retries} retries")
+
+
+def test_a_receiver_that_takes_what_it_does_not_keep_would_be_noticed(tmp_path: Path) -> None:
+    receiver = Mortal(tmp_path)
+    receiver.start(forgets=True)
+    try:
+        with line(Watched(receiver.url)) as it:
+            it.say("a")
+            assert it.flush()
+            assert account(it.health()) == {"emitted": 1, "delivered": 1}
+    finally:
+        receiver.kill()
+    with pytest.raises(AssertionError, match="1 of 1 events never came"):
+        check_messages(receiver.messages(), {f"{'1' * 32}:1"})
+    same, other = b'[{"id":"a"}]', b'[{"id":"a","x":1}]'
+    assert check_messages([("m", same), ("m", same), ("n", same)], {"a"}) == 1
+    for messages in ([("m", same), ("m", other)], [("m", same), ("n", other)], [("m", same)], [("m", b'[{"id":"b"}]')]):
+        with pytest.raises(AssertionError):
+            check_messages(messages, {"a", "c"} if len(messages) == 1 else {"a"})
+
+
+# -- secrets --
+
+PASSWORD, TOKEN = "Bearer-pAssw0rd", "pAth-t0ken"
+
+
+def echo(connection: Connection) -> None:
+    """Answer with all that came, wherever an answer has room for it."""
+    line, headers, _ = connection.read_head()
+    everything = f"{line} {' '.join(headers.values())}"
+    connection.sock.sendall(f"HTTP/1.1 500 {everything}\r\nRetry-After: {everything}\r\nLocation: {everything}\r\n"
+                            f"WWW-Authenticate: {everything}\r\nContent-Length: 9\r\n\r\n{everything}".encode())
+
+
+def echo_as_a_status(connection: Connection) -> None:
+    line, headers, _ = connection.read_head()
+    connection.sock.sendall(f"{line} {' '.join(headers.values())}\r\n\r\n".encode())
+
+
+def leaks(text: str) -> list[str]:
+    """Return what of the secrets stands in the text, in any of the forms that it may take."""
+    import base64
+
+    found = []
+    for secret in (SECRET, OTHER_SECRET):
+        encoded = secret.removeprefix("whsec_")
+        key = base64.b64decode(encoded)
+        found += [form for form in (secret, encoded, encoded.rstrip("="), key.decode(), key.hex(), repr(list(key)), repr(key)[2:-1])
+                  if form in text]
+    return found + [each for each in (PASSWORD, TOKEN) if each in text]
+
+
+def everything_of(error: BaseException | None) -> str:
+    """The error with all that hangs on it, shown or not."""
+    told = ""
+    while error is not None:
+        told += "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error))
+        error = error.__cause__ or error.__context__
+    return told
+
+
+@pytest.mark.usefixtures("clock")
+def test_no_secret_is_in_a_repr_a_log_line_a_health_record_an_event_a_park_file_or_an_exception(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.DEBUG)
+    told: list[str] = []
+    statuses = [301, 400, 401, 403, 404, 407, 410, 413, 429, 503]
+    faults = [answer(status, {"Retry-After": "1"}) for status in statuses]
+    faults += [fault for fault, _ in TEMPORARY.values()] + [echo, echo_as_a_status]
+    monkeypatch.setenv("BGWORKER_WEBHOOK_SECRET", f"{SECRET} {OTHER_SECRET}")
+    for number, fault in enumerate(faults):
+        park = tmp_path / f"park-{number}"
+        with Receiver(always=fault) as receiver:
+            sink = Watched(f"{receiver.url}/{TOKEN}?{TOKEN}", secret=None, headers={"Authorization": PASSWORD, "X-Key": TOKEN})
+            with Scheduler(1, record_arguments=True, record_source=True) as pool:
+                pool.register_sink(sink, name="it", options=SinkOptions(park=park, retry=RetryPolicy(attempts=2, base=0.001, cap=0.002)))
+                pool.submit(lambda the_sink: current_task().output(repr(the_sink)), sink).wait(SOON)
+                wait_until(lambda: sink.errors)  # noqa: B023
+                pool.flush(0.02)
+                told += [repr(pool.sinks), repr(sink), repr(sink._keys), repr(pool.tasks())]
+            told += [park.read_text(encoding="utf-8") if park.exists() else "", repr(pool.sinks)]
+            told += [everything_of(error) for error in sink.errors]
+            told += [request.body.decode() for request in receiver.requests]
+            if park.exists():
+                try:
+                    told.append(repr(replay(park, sink)))
+                except SinkError as error:
+                    told.append(everything_of(error))
+            if fault in (echo, echo_as_a_status):
+                done = command("replay", str(park), "--to", f"webhook:{receiver.url}/{TOKEN}")
+                assert done.returncode == 1
+                told += [done.stdout, done.stderr]
+    told += [caplog.text, *(repr(record.args) for record in caplog.records)]
+    assert leaks("\n".join(told)) == []
+    assert "answered 500 Internal Server Error" in caplog.text and "BadStatusLine" in caplog.text, "the echoes were heard"
+
+
+def test_a_secret_that_leaks_would_be_found() -> None:
+    key = b"0123456789abcdef0123456789abcdef"
+    for text in (f"x{SECRET}x", SECRET.removeprefix("whsec_"), repr(key), key.hex(), f"?{TOKEN}", repr({"a": PASSWORD})):
+        assert leaks(text), text
+    assert leaks("whsec_ and nothing else") == []
+    try:
+        try:
+            raise ValueError(SECRET)
+        finally:
+            raise KeyError("hidden behind another")
+    except KeyError as error:
+        assert leaks(everything_of(error))

@@ -17,7 +17,7 @@ FLOORS = (
     (2, ("wire", "records", "linefile", "schema", "connections", "retention")),
     (3, ("delivery", "sinks")),
     (4, ("task", "context", "capture", "source", "memory", "waits", "pool", "deadlines", "coroutines")),
-    (5, ("scheduler", "history", "command", "child", "pipes", "testing")),
+    (5, ("scheduler", "history", "questions", "answers", "command", "child", "pipes", "testing")),
     (6, ("__main__", "cli")),
     (7, ("__init__",)),
 )

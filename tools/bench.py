@@ -633,36 +633,42 @@ def steps_of(seconds: float) -> int:
 
 
 RECEIVER = """
-import socket
-server = socket.create_server(("127.0.0.1", 0), backlog=128)
-print(server.getsockname()[1], flush=True)
-while True:
-    connection, _ = server.accept()
-    with connection:
-        data = b""
-        while b"\\r\\n\\r\\n" not in data and (piece := connection.recv(65536)):
-            data += piece
-        head, _, body = data.partition(b"\\r\\n\\r\\n")
-        length = next((int(line.split(b":")[1]) for line in head.lower().split(b"\\r\\n") if line.startswith(b"content-length")), 0)
-        left = length - len(body)
-        while left > 0 and (piece := connection.recv(1 << 20)):
-            left -= len(piece)
-        connection.sendall(b"HTTP/1.1 204 No Content\\r\\nConnection: close\\r\\n\\r\\n")
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+sys.path.insert(0, sys.argv[1])
+from bgworker.sinks.webhook import verify
+
+class Hook(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path == "/verify":
+            verify(sys.argv[2], self.headers, body)
+            json.loads(body)
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+print(server.server_address[1], flush=True)
+server.serve_forever()
 """
 
 
 @contextmanager
-def receiver() -> Iterator[str]:
-    """A web server in a process of its own that takes everything; its URL."""
-    with subprocess.Popen([sys.executable, "-I", "-c", RECEIVER], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}/"
-        finally:
-            process.kill()
+def receiver_process(secret: str) -> Iterator[str]:
+    """A receiver of the standard library in a process of its own; yields its address. Paths: /verify and /read."""
+    process = subprocess.Popen([sys.executable, "-c", RECEIVER, str(ROOT), secret], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
-SECRET = "whsec_" + "YmVuY2htYXJr" * 4
 TALKERS = 4
 SAID = 10_000
 """Events of each task that talks."""
@@ -677,8 +683,10 @@ def pipeline() -> Mapping[str, Variant]:
     """Everything at once, beside the design that one writes first: a frozen dataclass an event, a `queue.Queue` a sink,
     `json.dumps` a line, `executemany` a batch, `urlopen` a batch."""
     from bgworker import Scheduler, current_task
+    from bgworker.sinks.signing import new_secret
 
     steps = steps_of(20e-6)
+    secret = new_secret()
 
     def talk(emit: Callable[[str], object]) -> None:
         for text in fresh_texts(SAID):
@@ -696,9 +704,9 @@ def pipeline() -> Mapping[str, Variant]:
             return tasks_in(scheduler, lambda: lambda text: None)
 
     def ours(said: Round) -> float:
-        with receiver() as url, tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder:
+        with receiver_process(secret) as url, tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder:
             scheduler = Scheduler(TALKERS, sinks=[f"jsonl:{folder}/events.jsonl", f"sqlite:{folder}/history.db"], close_timeout=60)
-            scheduler.register_sink(f"webhook:{url}", secret=SECRET)
+            scheduler.register_sink(f"webhook:{url}/read", secret=secret)
             begun = perf_counter()
             took = tasks_in(scheduler, task_output)
             scheduler.shutdown()
@@ -707,8 +715,8 @@ def pipeline() -> Mapping[str, Variant]:
         return took
 
     def obvious(said: Round) -> float:
-        with receiver() as url, tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder, Scheduler(TALKERS) as scheduler:
-            recorder = Obvious(folder, url)
+        with receiver_process(secret) as url, tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder, Scheduler(TALKERS) as scheduler:
+            recorder = Obvious(folder, f"{url}/read")
             begun = perf_counter()
             took = tasks_in(scheduler, lambda: recorder.emit_of(current_task().id))
             recorder.close()
@@ -918,6 +926,162 @@ def resident_mib() -> float:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / 2 ** (20 if sys.platform == "darwin" else 10)
+
+
+BATCH, BATCHES = 500, 100
+
+@bench([Row("events delivered in batches of 500 {0} over a bare urlopen with the same bytes ready {1}; the receiver verifies and "
+            "parses", ("verified", "bare, verified"), ">= 0.6", "{:,.0f}/s"),
+        Row("... {0} over {1}; the receiver only reads", ("read", "bare, read"), ">= 0.6", "{:,.0f}/s")])
+def webhook() -> Mapping[str, Variant]:
+    """50,000 output events of 60 characters that wait in a queue, from the first request to the answer of the last."""
+    import urllib.request
+
+    from bgworker import Scheduler, SinkOptions, WebhookSink, current_task
+    from bgworker.records import OUTPUT, Batch, TaskState
+    from bgworker.sinks.cloudevents import CONTENT_TYPE, encode_batch
+    from bgworker.sinks.signing import Keys, new_secret
+
+    secret = new_secret()
+
+    class Gated(WebhookSink):
+        """Sends nothing before the gate is open."""
+
+        def __init__(self, url: str, gate: threading.Event) -> None:
+            super().__init__(url, secret=secret)
+            self.gate = gate
+
+        def write(self, events: Sequence[Any]) -> None:
+            self.gate.wait()
+            super().write(events)
+
+    def emit_all() -> None:
+        for text in fresh_texts(BATCH * BATCHES):
+            current_task().output(text)
+
+    def ours(path: str) -> Variant:
+        def figure(said: Round) -> float:
+            gate = threading.Event()
+            with receiver_process(secret) as address, Scheduler(1) as scheduler:
+                scheduler.register_sink(Gated(address + path, gate), options=SinkOptions(batch_size=BATCH))
+                try:
+                    task = scheduler.submit(emit_all)
+                    task.result()
+                    scheduler.get(task.id)  # lets the dispatcher catch up
+                finally:
+                    begun = perf_counter()
+                    gate.set()
+                scheduler.flush()
+                took = perf_counter() - begun
+                note_losses(said, scheduler)
+            return BATCH * BATCHES / took
+
+        return figure
+
+    def bare(path: str) -> Variant:
+        state = TaskState("0" * 32, "bench", "1" * 32, time_ns())
+        body, message_id = encode_batch(Batch([(state, seq, OUTPUT, time_ns(), text)
+                                               for seq, text in enumerate(fresh_texts(BATCH))]), {})
+
+        def figure(said: Round) -> float:
+            now = time_ns() // 1_000_000_000
+            headers = {"content-type": CONTENT_TYPE, "webhook-id": message_id, "webhook-timestamp": str(now),
+                       "webhook-signature": " ".join(Keys(secret).signatures(message_id, now, body))}
+            with receiver_process(secret) as address:
+                begun = perf_counter()
+                for _ in range(BATCHES):
+                    with urllib.request.urlopen(urllib.request.Request(address + path, body, headers), timeout=15) as answer:
+                        answer.read()
+                return BATCH * BATCHES / (perf_counter() - begun)
+
+        return figure
+
+    return {"verified": ours("/verify"), "bare, verified": bare("/verify"), "read": ours("/read"), "bare, read": bare("/read")}
+
+
+HISTORY_TASKS, HISTORY_ROWS = 100_000, 10
+"""Tasks of the history, and stream rows of each."""
+
+
+@bench([Row("the newest 50 of 100,000 tasks {0} over {1}", ("newest", "answer"), "<= 1", "{:.2f} ms"),
+        Row("the streams of one of them, of 1,000,000 rows, {0} over {1}", ("streams", "answer"), "<= 1", "{:.2f} ms"),
+        Row("50 failures of the last day {0} over {1}", ("failures", "answer"), "<= 1", "{:.2f} ms"),
+        Row("stats {0} over {1}", ("stats", "sum"), "<= 1", "{:.0f} ms"),
+        Row("... over the bare GROUP BY of its counts {1}", ("stats", "counts"), "", "{:.0f} ms")])
+def history() -> Mapping[str, Variant]:
+    """Questions to a history file of 100,000 tasks and 1,000,000 stream rows, from its DTOs down to the disk's cache."""
+    import atexit
+    import sqlite3
+    from datetime import timedelta
+
+    from bgworker import History
+
+    folder = tempfile.TemporaryDirectory(prefix="bgworker-bench-")
+    path = os.path.join(folder.name, "history.db")
+    fill_history(path)
+    opened = History(path)
+    bare = sqlite3.connect(path)
+    some_task = opened.tasks(limit=1000)[-1].task_id
+
+    def close() -> None:
+        opened.close()
+        bare.close()
+        folder.cleanup()
+
+    atexit.register(close)
+
+    def milliseconds(ask: Callable[[], Any], expected: int) -> Variant:
+        def figure(said: Round) -> float:
+            took = []
+            for _ in range(20):
+                begun = perf_counter()
+                answer = ask()
+                took.append((perf_counter() - begun) * 1000)
+            if len(answer) != expected:
+                raise RuntimeError(f"{len(answer)} answers, not {expected}")
+            return statistics.median(took)
+
+        return figure
+
+    return {"newest": milliseconds(opened.tasks, 50),
+            "streams": milliseconds(lambda: opened.streams(some_task), HISTORY_ROWS),
+            "failures": milliseconds(lambda: opened.tasks(status="failed", since=timedelta(days=1)), 50),
+            "stats": milliseconds(lambda: opened.stats().durations, 50),
+            "counts": milliseconds(lambda: bare.execute("SELECT status, count(*) FROM tasks GROUP BY status").fetchall(), 4),
+            "answer": lambda said: 2.0, "sum": lambda said: 100.0}
+
+
+def fill_history(path: str) -> None:
+    """Write a history of three days by hand: a run of a thousand tasks each, of 50 names, 7 % of them failed."""
+    from bgworker import schema
+    from bgworker.ids import new_id
+
+    connection = schema.connect_to_write(path)
+    begun, length = time_ns() - 3 * 86_400 * 10 ** 9, 3 * 86_400 * 10 ** 9
+    statuses = ["completed"] * 90 + ["failed"] * 7 + ["timed_out"] * 2 + ["cancelled"]
+
+    def text(ns: int) -> str:
+        return strftime("%Y-%m-%dT%H:%M:%S", gmtime(ns // 10 ** 9)) + f".{ns // 1000 % 1_000_000:06}Z"
+
+    tasks = []
+    for number in range(HISTORY_TASKS):
+        created, status = begun + length * number // HISTORY_TASKS, statuses[number * 37 % 100]
+        took = number * 7919 % 100_003 * 10 ** 6
+        failure = ("ValueError", f"bad row {number}", "Traceback (most recent call last):\n" * 20)
+        tasks.append((number + 1, new_id(created), f"{number // 1000:032x}", f"job {number % 50}", status, text(created),
+                      text(created), text(created + 1000), text(created + 1000 + took), took / 10 ** 9, 100.0, f"{number} rows",
+                      "0" * 64, '{"cwd":"/srv"}', *(failure if status == "failed" else (None,) * 3), HISTORY_ROWS + 4))
+    with schema.transaction(connection):
+        connection.execute("INSERT INTO scripts VALUES (?, 'jobs:run', NULL)", ("0" * 64,))
+        connection.executemany("INSERT INTO runs (run_id, ended_utc) VALUES (?, ?)",
+                               ((f"{number:032x}", text(time_ns())) for number in range(HISTORY_TASKS // 1000)))
+        connection.executemany("INSERT INTO tasks (key, id, run_id, name, status, created_utc, scheduled_utc, started_utc, "
+                               "completed_utc, duration_sec, last_progress_pct, last_progress_msg, script_hash, metadata_json, "
+                               f"failure_type, failure_message, invocation_info, last_seq) VALUES ({', '.join('?' * 18)})", tasks)
+        connection.executemany("INSERT INTO stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, ?, ?, ?)",
+                               ((key, seq, seq % 2, begun // 1000, PAYLOAD) for key in range(1, HISTORY_TASKS + 1)
+                                for seq in range(4, 4 + HISTORY_ROWS)))
+    connection.close()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from .. import __version__
-from . import replay, run
+from . import export, prune, replay, run, show, stats, tail, tasks, watch
 from .screen import escaped
 
 TYPE_CHECKING = False
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, NoReturn
 
-VERBS = (run, replay)
+VERBS = (run, tasks, show, tail, stats, watch, prune, replay, export)
 """In the order of the help."""
 
 EPILOG = """\
-example:
-  bgworker run -j 4 --timeout 60 --jsonl events.jsonl -f commands.txt
+examples:
+  bgworker run -j 4 --timeout 60 -f commands.txt
+  bgworker tasks --status failed
+  bgworker tail -f last
 
 Each verb tells more: bgworker run --help
 """
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Return the parser of the whole command line. Each verb sets ``act`` and ``parser`` in the options."""
     parser = Parser(prog="bgworker", epilog=EPILOG,
-                    description="Run shell commands in parallel and keep a faithful record of what they did.")
+                    description="Run shell commands in parallel, keep a faithful record of what they did, and read it.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
     for verb in VERBS:

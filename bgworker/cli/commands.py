@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ..command import ShellCommand, shell
 from ..errors import BgworkerError, ConfigurationError
 from ..sinks import open_sink, sinks_from_environ
+from ..text import sanitise
 from .screen import cut, escaped
 
 TYPE_CHECKING = False
@@ -97,6 +98,39 @@ def _checked(command: str | list[str], where: str) -> ShellCommand:
         raise ConfigurationError(f"{where}: {error}") from error
 
 
+def metadata() -> dict[str, str]:
+    """Return what is recorded with every command: where it runs."""
+    try:
+        return {"cwd": sanitise(os.getcwd())}
+    except OSError:  # it was removed
+        return {}
+
+
+def left_of(commands: list[Command], options: Namespace) -> list[Command]:
+    """Return the commands that have not completed before, according to the history that the options name.
+
+    A command is known by its text and the directory that it is run in. It has completed as often as it was recorded to:
+    of two equal lines, of which one failed, one is left.
+
+    Raises:
+        BgworkerError: the history cannot be read.
+    """
+    if options.db is None:
+        raise ConfigurationError("argument --resume: expected a history to look into; leave out --no-db")
+    if not os.path.exists(options.db):
+        return commands
+    from ..history import History
+    hashes = [command.call.source.script_hash for command in commands]
+    with History(options.db) as history:
+        completed = history.completed(set(hashes), metadata())
+    left = []
+    for command, script_hash in zip(commands, hashes):
+        completed[script_hash] -= 1
+        if completed[script_hash] < 0:
+            left.append(command)
+    return left
+
+
 def sinks_of(options: Namespace) -> list[Sink]:
     """Return the sinks that the options name, files last: they have been looked at, and nothing of them exists yet.
 
@@ -104,6 +138,12 @@ def sinks_of(options: Namespace) -> list[Sink]:
         BgworkerError: a specification is wrong, or a file cannot be written to.
     """
     given: list[tuple[str, Sink]] = []
+    if options.db is not None:
+        from ..sinks.sqlite import SqliteSink
+        try:
+            given.append(("argument --db", SqliteSink(options.db)))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"argument --db: {error}") from error
     if options.jsonl is not None:
         from ..sinks.jsonl import JsonlSink
         try:
@@ -117,7 +157,8 @@ def sinks_of(options: Namespace) -> list[Sink]:
     for source, sink in given:
         path = _path_of(sink)
         if path and (trouble := _trouble_with(path)):
-            raise ConfigurationError(f"{source}: cannot write to {path!r}: {trouble}")
+            instead = "; or record nothing, with --no-db" if source == "argument --db" else ""
+            raise ConfigurationError(f"{source}: cannot write to {path!r}: {trouble}{instead}")
     return sorted(ours, key=lambda sink: _path_of(sink) != "")
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Deliver the events of a park file to a sink, and then remove them from the
-file. A file of plain wire lines (jsonl) can be replayed too, and stays as it is.
+file. A file of plain wire lines (jsonl, such as bgworker export writes) can be
+replayed too, and stays as it is.
 
 Nothing is removed before it is delivered. A replay that was stopped goes on
 where it was; what the sink refuses, and lines that cannot be read, stay.
@@ -27,8 +28,9 @@ exit codes:
   0 all was delivered; 1 some events were refused or could not be read, or the
   sink failed; 2 the file or the sink cannot be used
 
-example:
+examples:
   bgworker replay park.jsonl --to jsonl:events.jsonl
+  bgworker replay history.jsonl --to sqlite:copy.db
 """
 
 
@@ -37,7 +39,7 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("replay", help="deliver what was parked", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("file", metavar="FILE", help="the park file")
     parser.add_argument("--to", metavar="SPEC", required=True,
-                        help="where to: jsonl:PATH or package.module:factory")
+                        help="where to: jsonl:PATH, sqlite:PATH, webhook:URL or package.module:factory")
     parser.set_defaults(act=act, parser=parser)
 
 

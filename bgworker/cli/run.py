@@ -21,7 +21,8 @@ from ..delivery.options import SinkOptions
 from ..errors import BgworkerError, TaskTimedOut
 from ..events import TaskStatus
 from ..scheduler import Scheduler
-from .commands import Command, commands_of, sinks_of
+from . import reading
+from .commands import Command, commands_of, left_of, metadata, sinks_of
 from .printer import Notices, Printer, Ticker
 from .screen import Channel, Screen, TaskTable, can_redraw
 from .signals import Killed, Signals, kill_children, leave_at_once
@@ -59,9 +60,18 @@ they say are shown, not obeyed. Commands read no input: their stdin is empty.
 """
 
 EPILOG = """\
+the history:
+  Everything is recorded in an SQLite file; bgworker tasks, show, tail, stats
+  and watch read it, while the commands run and afterwards.
+
+  --resume knows a command by its text and its directory, whatever its name,
+  and skips it as often as it has completed before. What failed, was cancelled
+  or was interrupted runs again.
+
 sinks:
-  jsonl:PATH or package.module:factory. Options may follow the path:
-  jsonl:events.jsonl?max_bytes=10M
+  jsonl:PATH, sqlite:PATH, webhook:URL or package.module:factory. Options may
+  follow the path: jsonl:events.jsonl?max_bytes=10M. What signs the requests of
+  a webhook is in $BGWORKER_WEBHOOK_SECRET.
   Those in $BGWORKER_SINKS, separated by commas, are added.
 
 exit codes:
@@ -81,7 +91,8 @@ exit codes:
 
 examples:
   bgworker run --timeout 60 -- gzip -t backup.gz
-  bgworker run -j 4 --jsonl events.jsonl -f commands.txt
+  bgworker run -j 4 --db nightly.db --resume -f commands.txt
+  bgworker run -j 4 --no-db --jsonl events.jsonl -f commands.txt
   ls *.gz | sed 's/^/gzip -t /' | bgworker run --fail-fast -f -
 """
 
@@ -103,6 +114,10 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--timeout", metavar="S", type=_seconds, help="seconds that each command may run")
     parser.add_argument("--name", metavar="N", type=_name,
                         help="name of the task; of many, N-1, N-2 and so on (default: the program, or the line)")
+    reading.add_db(parser, "record what happens in this history")
+    parser.add_argument("--no-db", dest="db", action="store_const", const=None, help="record no history")
+    parser.add_argument("--resume", action="store_true",
+                        help="skip the commands that completed in an earlier run of the history, in the same directory")
     parser.add_argument("--jsonl", metavar="PATH", help="append all events to this file, one JSON object a line")
     parser.add_argument("--sink", metavar="SPEC", action="append", default=[],
                         help="send all events to this sink too; may be given several times, see below")
@@ -155,9 +170,17 @@ def act(options: Namespace) -> int:
     """Run the commands and return the exit code."""
     try:
         commands = commands_of(options)
+        count = len(commands)
+        if options.resume:
+            commands = left_of(commands, options)
         sinks = sinks_of(options)
     except BgworkerError as error:
         options.parser.error(str(error))
+    if len(commands) < count:
+        print(f"bgworker run: {count - len(commands)} of {count} commands completed before, {len(commands)} are left",
+              file=sys.stderr)
+    if not commands:
+        return 0
     out, err = Channel(sys.stdout), Channel(sys.stderr)
     table = TaskTable()
     is_live = len(commands) > 1 and can_redraw(err)
@@ -213,6 +236,7 @@ class Run:
         self.output_error: OSError | None = None
         """Why nothing can be shown any more."""
         self._fail_fast = fail_fast
+        self._metadata = metadata()
         self._tasks: list[Task[int]] = []
         self._stop_reason: str | None = None
         self._is_over = False
@@ -225,7 +249,7 @@ class Run:
     def submit(self, scheduler: Scheduler, timeout: float | None) -> None:
         """Queue all commands."""
         for command in self.commands:
-            task = scheduler.options(name=command.name, timeout=timeout).submit(command.call)
+            task = scheduler.options(name=command.name, timeout=timeout, metadata=self._metadata).submit(command.call)
             self._tasks.append(task)
             task.add_done_callback(self._ended)
             self._look_for_signal()

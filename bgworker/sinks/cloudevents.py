@@ -29,18 +29,15 @@ import hashlib
 from json.encoder import encode_basestring_ascii as _quote
 
 from ..events import LifecycleEvent, LossEvent
-from ..records import TYPES, Batch
+from ..records import LOST, TYPES, Batch
 from ..wire import encode_each
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from typing import Tuple
+    from collections.abc import Mapping, Sequence
 
     from ..events import Event
-    from ..records import TaskState
-
-    Place = Tuple[str, int | None, str]  # how the element begins, up to its id's end; seq, None for a loss; what follows
+    from ..records import Record
 
 CONTENT_TYPE = "application/cloudevents-batch+json"
 
@@ -89,15 +86,7 @@ def encode_batch(events: Sequence[Event], runs: Mapping[str, str]) -> tuple[byte
         WireError: an event has no wire form.
     """
     lines = encode_each(events)
-    places = _places_of_records(events) if isinstance(events, Batch) else _places_of_events(events, runs)
-    elements = []
-    for (head, seq, middle), line in zip(places, lines):
-        start = line.index(_BEFORE_TIME) + len(_BEFORE_TIME)  # no text before it can hold this: in a text, quotes are escaped
-        time = line[start:start + _TIME_LENGTH]
-        if seq is None:
-            elements.append(f'{head}{_digest(line)}{middle}{time}","data":{line}}}')
-        else:
-            elements.append(f'{head}{seq}","sequence":"{str(seq).zfill(10)}{middle}{time}","data":{line}}}')
+    elements = _of_records(events.records, lines) if isinstance(events, Batch) else _of_events(events, lines, runs)
     return f"[{','.join(elements)}]".encode(), _digest("\n".join(lines))
 
 
@@ -105,34 +94,40 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _places_of_records(batch: Batch) -> list[Place]:
-    places: list[Place] = []
-    last, head = None, ""
-    for state, seq, kind, _, data in batch.records:
-        if state is None:
-            places.append((_loss_head(data[0]), None, _MIDDLES[kind]))
-            continue
-        if state is not last:
-            last, head = state, _head(state.id, state.run_id)
-        places.append((head, seq, _MIDDLES[kind]))
-    return places
+def _of_records(records: Sequence[Record], lines: Sequence[str]) -> list[str]:
+    heads = {state: _head(state.id, state.run_id) for state in {record[0] for record in records} if state is not None}
+    return [_loss_element(data[0], line) if state is None else _element(heads[state], seq, _MIDDLES[kind], line)
+            for (state, seq, kind, _, data), line in zip(records, lines)]
 
 
-def _places_of_events(events: Sequence[Event], runs: Mapping[str, str]) -> Iterator[Place]:
+def _of_events(events: Sequence[Event], lines: Sequence[str], runs: Mapping[str, str]) -> list[str]:
     told = _told(events)
-    for event in events:
-        if isinstance(event, LossEvent):
-            yield _loss_head(event.sink), None, _MIDDLE_OF[event.type]
-        else:
-            run_id = told.get(event.task_id) or runs.get(event.task_id, "")
-            yield _head(event.task_id, run_id), event.seq, _MIDDLE_OF[event.type]
+    return [_loss_element(event.sink, line) if isinstance(event, LossEvent) else
+            _element(_head(event.task_id, told.get(event.task_id) or runs.get(event.task_id, "")), event.seq,
+                     _MIDDLE_OF[event.type], line)
+            for event, line in zip(events, lines)]
 
 
 def _told(events: Sequence[Event]) -> dict[str, str]:
     return {event.task_id: event.task.run_id for event in events if isinstance(event, LifecycleEvent)}
 
 
+def _element(head: str, seq: int, middle: str, line: str) -> str:
+    return f'{head}{seq}","sequence":"{str(seq).zfill(10)}{middle}{_time(line)}","data":{line}}}'
+
+
+def _loss_element(sink: str, line: str) -> str:
+    return (f'{{"specversion":"1.0","source":"/bgworker"{_subject(sink)},"id":"lost:{_digest(line)}{_MIDDLES[LOST]}{_time(line)}'
+            f'","data":{line}}}')
+
+
+def _time(line: str) -> str:
+    start = line.index(_BEFORE_TIME) + len(_BEFORE_TIME)  # no text before it can hold this: in a text, quotes are escaped
+    return line[start:start + _TIME_LENGTH]
+
+
 def _head(task_id: str, run_id: str) -> str:
+    """The beginning of an element, up to where the number in its id follows."""
     source = "/bgworker"
     if run_id.isalnum() and run_id.isascii():  # as our own ids are
         source += f"/{run_id}"
@@ -141,10 +136,6 @@ def _head(task_id: str, run_id: str) -> str:
 
         source += f"/{quote(run_id, safe='', errors='replace')}"
     return f'{{"specversion":"1.0","source":"{source}"{_subject(task_id)},"id":{_quote(task_id)[:-1]}:'
-
-
-def _loss_head(sink: str) -> str:
-    return f'{{"specversion":"1.0","source":"/bgworker"{_subject(sink)},"id":"lost:'
 
 
 def _subject(text: str) -> str:

@@ -1,0 +1,185 @@
+"""What the verbs that read a history share: their options, its errors as exit codes, and where their text goes.
+
+Text is for people, and harmless: what a task said is escaped wherever it goes, since a pipe may end at a terminal, too.
+``--json`` is for programs: exact, ASCII, and of a shape that never changes inside a version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from textwrap import fill
+
+from ..errors import BgworkerError, ConfigurationError, HistoryError, UnknownTask, WireError
+from .screen import Channel, can_redraw, escaped
+from .tables import ANY_WIDTH, duration
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+    from ..history import History
+
+JSON_VERSION = 1
+"""``"v"`` of what ``--json`` prints. Fields may be added; none changes its meaning or goes while this stays."""
+
+DEFAULT_DB = "bgworker.db"
+
+NO_SUCH_TASK = "there is no such task, or several may be meant"
+
+_BEYOND_ASCII = re.compile("[\x7f-\U0010ffff]")
+
+
+def exit_codes(one: str) -> str:
+    """Return the section of a help that tells of exit codes, of which only the 1 differs from verb to verb."""
+    codes = (f"0 done; 1 {one}; 2 the command line is wrong, or there is no history that can be read; 141 nobody reads our output "
+             "any more (as in ... | head)")
+    return f"exit codes:\n{fill(codes, 78, initial_indent='  ', subsequent_indent='  ')}\n"
+
+
+# ---------------------------------------------------------------- options
+
+def add_db(parser: Any, what: str = "the history") -> None:
+    """Add ``--db``."""
+    default = os.environ.get("BGWORKER_DB") or DEFAULT_DB
+    parser.add_argument("--db", metavar="PATH", type=a_path, default=default,
+                        help=f"{what} (default: $BGWORKER_DB or {DEFAULT_DB}, here {escaped(default).replace('%', '%%')})")
+
+
+def add_json(parser: Any, what: str = "print JSON, for programs") -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help=what)
+
+
+def add_task(parser: Any) -> None:
+    """Add the argument that names a task."""
+    parser.add_argument("task", metavar="TASK",
+                        help="a task's id, the beginning of one, a name (the newest task that has it), or last")
+
+
+def a_duration(text: str) -> Any:
+    """Read an option's value with `duration`."""
+    try:
+        return duration(text)
+    except ConfigurationError as error:
+        raise _wrong(str(error)) from error
+
+
+def a_count(text: str) -> int:
+    """Read an option's value as a whole number of at least 0."""
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise _wrong(f"expected a whole number >= 0, got {text[:80]!r}")
+    return int(text)
+
+
+def a_path(text: str) -> str:
+    """Read an option's value as the path of a file."""
+    if not text or "\0" in text:
+        raise _wrong(f"expected the path of a file, got {text!r}")
+    return text
+
+
+def _wrong(message: str) -> Exception:
+    from argparse import ArgumentTypeError
+    return ArgumentTypeError(message)
+
+
+# ---------------------------------------------------------------- the history
+
+@contextmanager
+def opened(options: Namespace) -> Iterator[History]:
+    """Open the history that the options name; what goes wrong in it ends the program with one line and a code."""
+    from ..history import History
+    try:
+        history = History(options.db)
+    except BgworkerError as error:
+        options.parser.error(f"argument --db: {error}")
+    with history:
+        try:
+            yield history
+        except UnknownTask as error:
+            lines = [str(error), *error.candidates]
+            options.parser.exit(1, "\n".join(f"{options.parser.prog}: {escaped(line)}" for line in lines) + "\n")
+        except (HistoryError, WireError) as error:  # the file went away, or is damaged
+            options.parser.error(f"argument --db: {error}")
+
+
+def now() -> datetime:
+    """Return the time of day."""
+    return datetime.now(timezone.utc)
+
+
+# ---------------------------------------------------------------- the output
+
+class Output:
+    """Stdout, as lines for people or JSON for programs."""
+
+    def __init__(self) -> None:
+        self.channel = Channel(sys.stdout)
+        self.is_terminal = self.channel.is_terminal
+        self.can_redraw = can_redraw(self.channel)
+        self.colour = self.can_redraw and not os.environ.get("NO_COLOR")
+
+    @property
+    def columns(self) -> int:
+        """What a line may take: of the terminal, else $COLUMNS if that is set, else as good as any."""
+        if self.is_terminal:
+            return max(20, self.channel.size()[0])
+        given = os.environ.get("COLUMNS", "")
+        return max(20, int(given)) if given.isdecimal() and len(given) < 7 else ANY_WIDTH
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Write lines that are harmless already. Raises OSError."""
+        text = "".join(f"{line}\n" for line in lines)
+        if text:
+            self.channel.write(text)
+
+    def json(self, **fields: Any) -> None:
+        """Write one JSON object, with its version in front. Raises OSError."""
+        self.lines([json_line({"v": JSON_VERSION, **fields})])
+
+
+def json_line(value: Any) -> str:
+    """Return a value, which may hold dataclasses, times and enums, as JSON on one line of plain ASCII."""
+    return harmless_json(json.dumps(plain(value), separators=(",", ":"), allow_nan=False))
+
+
+def harmless_json(text: str) -> str:
+    """Return JSON text that says the same in plain ASCII without control characters."""
+    return _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1] if found[0] != "\x7f" else "\\u007f", text)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: dataclasses are objects of their fields, times ISO text in UTC."""
+    names = getattr(type(value), "__dataclass_fields__", None)
+    if names is not None:
+        return {name: plain(getattr(value, name)) for name in names}
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).isoformat(timespec="microseconds")[:-6] + "Z"
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, str) else value  # an enum, too, is the text that it stands for
+
+
+def quietly(act: Any) -> Any:
+    """Wrap a verb so that it ends with 141 and without a word when nobody reads its output any more."""
+    def acting(options: Namespace) -> int:
+        try:
+            code: int = act(options)
+            return code
+        except BrokenPipeError:
+            return 141
+        except OSError as error:
+            trouble = f"{options.parser.prog}: error: cannot write the output: {error.strerror or error}"
+            print(trouble, file=sys.stderr)
+            return 1
+
+    return acting

@@ -1,0 +1,106 @@
+"""``bgworker show``: everything about one task."""
+
+from __future__ import annotations
+
+import json
+
+from ..events import StreamType, TaskStatus
+from ..wire import encode
+from .reading import NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes, now, opened, quietly
+from .screen import escaped, painted, word_for
+from .tables import MOST_OF_A_NAME, ago, cell, duration_of, fields, stamp, took
+from .tail import payload_lines
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterator
+    from typing import Any
+
+    from ..answers import Run
+    from ..events import StreamEvent, TaskSnapshot
+    from ..history import History
+
+DESCRIPTION = """\
+Show everything that is recorded of one task: when and where it ran, how it
+ended, why it failed, and the last lines of each of its streams.
+"""
+
+EPILOG = exit_codes(NO_SUCH_TASK) + """
+examples:
+  bgworker show last
+  bgworker show 01a2b3c4 -n 20
+"""
+
+STREAMS = (StreamType.OUTPUT, StreamType.ERROR, StreamType.WARNING, StreamType.VERBOSE)
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb to the parser of the whole command line."""
+    parser = verbs.add_parser("show", help="show everything about one task", description=DESCRIPTION, epilog=EPILOG)
+    add_task(parser)
+    add_db(parser)
+    parser.add_argument("-n", "--lines", metavar="N", type=a_count, default=5,
+                        help="the last N events of each stream (default: 5)")
+    add_json(parser)
+    parser.set_defaults(act=quietly(act), parser=parser)
+
+
+def act(options: Namespace) -> int:
+    """Print one task in sections, or as JSON."""
+    output = Output()
+    with opened(options) as history:
+        task = history.task(options.task)
+        run = next((run for run in history.runs() if run.run_id == task.run_id), None)
+        streams = {stream: history.streams(task.task_id, types=[stream], limit=options.lines, newest=True)
+                   for stream in (*STREAMS, StreamType.PROGRESS)}
+    if options.json:
+        events = sorted((event for events in streams.values() for event in events), key=lambda event: event.seq)
+        output.json(task=task, run=run, streams=[json.loads(encode(event)) for event in events])
+    else:
+        output.lines(_lines(task, run, streams, output))
+    return 0
+
+
+def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, list[StreamEvent]], output: Output) -> Iterator[str]:
+    columns = output.columns
+    title = f"{cell(task.name, MOST_OF_A_NAME)}: {word_for(task.status)}"
+    yield painted(title, task.status, title) if output.colour else title
+    yield from (f"  {line}" for line in fields(_facts(task, run), columns - 2))
+    if task.failure_type or task.failure_message:
+        yield ""
+        yield "why it was cancelled:" if task.status is TaskStatus.CANCELLED else "failure:"
+        what = ": ".join(filter(None, (task.failure_type, task.failure_message)))
+        yield from (f"  {escaped(line)}" for line in what.split("\n"))
+    if task.invocation_info:
+        yield ""
+        yield from (f"  {escaped(line)}" for line in task.invocation_info.rstrip("\n").split("\n"))
+    for stream in STREAMS:
+        if streams[stream]:
+            yield ""
+            yield f"{stream}, the last {len(streams[stream])}:" if len(streams[stream]) > 1 else f"{stream}:"
+            yield from (f"  {line}" for event in streams[stream] for line in payload_lines(event))
+
+
+def _facts(task: TaskSnapshot, run: Run | None) -> Iterator[tuple[str, str]]:
+    at = now()
+    yield "id", escaped(task.task_id)
+    for name, time in (("created", task.created_utc), ("started", task.started_utc), ("ended", task.completed_utc)):
+        yield name, stamp(time) if time is None else f"{stamp(time)} ({ago(time, at)})"
+    yield "duration", took(duration_of(task, at)) + ("" if task.timeout is None else f" (timeout {took(task.timeout)})")
+    if task.last_progress_percent is not None or task.last_progress_message:
+        percent = "" if task.last_progress_percent is None else f"{task.last_progress_percent:.0f}% "
+        yield "progress", percent + escaped(task.last_progress_message or "")
+    yield "script", escaped(f"{task.script_id or '-'}" + ("" if task.script_hash is None else f" (sha256 {task.script_hash[:12]})"))
+    if task.arguments is not None:
+        yield "arguments", escaped(task.arguments)
+    if task.metadata:
+        yield "metadata", escaped(json.dumps(dict(task.metadata)))
+    yield "run", escaped(task.run_id or "-") + ("" if run is None else escaped(_where(run)))
+
+
+def _where(run: Run) -> str:
+    if run.host is None:
+        return " (copied from another history)"
+    ended = "" if run.ended_utc is None and run.is_alive is not False else ", ended"
+    return f" (process {run.pid} on {run.host}, Python {run.python}{ended})"

@@ -1,0 +1,106 @@
+"""``bgworker tail``: what a task said, and with ``-f`` what it says."""
+
+from __future__ import annotations
+
+import sys
+
+from ..events import StreamType
+from ..wire import encode
+from .reading import (NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes, harmless_json, opened,
+                      quietly)
+from .screen import escaped, word_for
+from .tables import message_of, took
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterator
+    from typing import Any
+
+    from ..events import StreamEvent
+    from ..history import History
+
+DESCRIPTION = """\
+Print what a task said, in order: its output as it is, lines of its other
+streams with their names in front. Control characters are shown, not obeyed;
+--json has every event exactly.
+"""
+
+EPILOG = exit_codes(NO_SUCH_TASK) + """
+examples:
+  bgworker tail -f last
+  bgworker tail -n 100 --stream error nightly
+"""
+
+_PAGE = 1000
+_COLOURS = {StreamType.ERROR: "31", StreamType.WARNING: "33", StreamType.VERBOSE: "2", StreamType.PROGRESS: "36"}
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb to the parser of the whole command line."""
+    parser = verbs.add_parser("tail", help="print what a task said, or says", description=DESCRIPTION, epilog=EPILOG)
+    add_task(parser)
+    add_db(parser)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the task has ended")
+    parser.add_argument("-n", "--lines", metavar="N", type=a_count, help="begin with the last N events (default: all)")
+    parser.add_argument("--stream", metavar="S", choices=[str(stream) for stream in StreamType], action="append",
+                        help=f"only this stream: {', '.join(StreamType)}; may be given several times")
+    add_json(parser, "print an event a line as JSON, in the wire format")
+    parser.set_defaults(act=quietly(act), parser=parser)
+
+
+def act(options: Namespace) -> int:
+    """Print the streams page by page, and if asked for follow them."""
+    output = Output()
+    with opened(options) as history:
+        task_id = history.task(options.task).task_id
+        seq = 0
+        for events in _pages(history, task_id, options):
+            output.lines(_lines(events, options, output))
+            seq = events[-1].seq
+        if options.follow:
+            for event in history.follow(task_id, since=seq, types=options.stream):
+                output.lines(_lines([event], options, output))
+            task = history.task(task_id)
+            if not options.json:
+                why = message_of(task) if task.failure_type or task.failure_message else ""
+                print(f"bgworker tail: {word_for(task.status)} after {took(task.duration)}{': ' if why else ''}"
+                      f"{escaped(why[:500])}", file=sys.stderr)
+    return 0
+
+
+def _pages(history: History, task_id: str, options: Namespace) -> Iterator[list[StreamEvent]]:
+    """Yield what is recorded by now."""
+    if options.lines is not None:
+        newest = history.streams(task_id, types=options.stream, limit=options.lines, newest=True)
+        if newest:
+            yield newest
+        return
+    events = history.streams(task_id, types=options.stream, limit=_PAGE)
+    while events:
+        yield events
+        events = history.streams(task_id, since=events[-1].seq, types=options.stream, limit=_PAGE)
+
+
+def _lines(events: list[StreamEvent], options: Namespace, output: Output) -> Iterator[str]:
+    for event in events:
+        if options.json:
+            yield harmless_json(encode(event))
+        elif event.stream_type is StreamType.OUTPUT or options.stream and len(options.stream) == 1:
+            yield from payload_lines(event)
+        else:
+            label = f"[{event.stream_type}]"
+            if output.colour:
+                label = f"\x1b[{_COLOURS[event.stream_type]}m{label}\x1b[0m"
+            yield from (f"{label} {line}" for line in payload_lines(event))
+
+
+def payload_lines(event: StreamEvent) -> Iterator[str]:
+    """Yield what an event says as lines that can do no harm."""
+    if event.stream_type is StreamType.PROGRESS:
+        percent = "" if event.percent is None else f"{event.percent:.0f}%"
+        yield escaped(f"{percent} {event.message}".strip())
+        return
+    yield from map(escaped, event.payload.split("\n"))
+    if event.truncated:
+        yield f"[cut: {event.original_bytes:,} bytes]"

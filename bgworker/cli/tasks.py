@@ -1,0 +1,56 @@
+"""``bgworker tasks``: what was run, newest first."""
+
+from __future__ import annotations
+
+from ..events import TaskStatus
+from .reading import Output, a_count, a_duration, add_db, add_json, exit_codes, now, opened, quietly
+from .tables import task_lines
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any
+
+DESCRIPTION = """\
+List the tasks of a history, the newest first: the latest created, or with
+--status completed, failed, cancelled or timed_out the latest ended.
+
+interrupted is a task whose process died, or closed the history, before the
+task ended. An id is cut to what tells it from all others; that much of it
+names the task for the other verbs.
+"""
+
+EPILOG = exit_codes("the output cannot be written") + """
+examples:
+  bgworker tasks --status failed --since 1d
+  bgworker tasks --name 'load*' --limit 0 --json
+"""
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb to the parser of the whole command line."""
+    parser = verbs.add_parser("tasks", help="list what was run, newest first", description=DESCRIPTION, epilog=EPILOG)
+    add_db(parser)
+    parser.add_argument("--status", choices=[str(status) for status in TaskStatus], metavar="S",
+                        help=f"only those of one status: {', '.join(TaskStatus)}")
+    parser.add_argument("--name", metavar="GLOB", help="only those whose name matches; *, ? and [...] are wild")
+    parser.add_argument("--since", metavar="DUR", type=a_duration,
+                        help="only those that have not ended, or ended less than 90s, 15m, 2h, 7d ... ago")
+    parser.add_argument("--limit", metavar="N", type=a_count, default=50, help="at most so many (default: 50; 0 is all)")
+    add_json(parser)
+    parser.set_defaults(act=quietly(act), parser=parser)
+
+
+def act(options: Namespace) -> int:
+    """Print the tasks as a table, or as JSON."""
+    output = Output()
+    with opened(options) as history:
+        tasks = history.tasks(status=options.status, name=options.name, since=options.since, limit=options.limit or None)
+        id_length = 32 if options.json or len(tasks) > 1000 else history.id_length([task.task_id for task in tasks])
+    if options.json:
+        output.json(tasks=tasks)
+    elif tasks:
+        output.lines(task_lines(tasks, now(), output.columns, id_length=id_length, colour=output.colour))
+    else:
+        output.lines(["no such tasks" if options.status or options.name or options.since else "no tasks yet"])
+    return 0
