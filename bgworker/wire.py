@@ -85,7 +85,9 @@ def encode(event: Event) -> str:
 
 def encode_lines(events: Sequence[Event]) -> bytes:
     """Return the lines of a batch, each ended by a newline, in UTF-8: the bytes of `encode`, several times as fast."""
-    return "\n".join([*encode_each(events), ""]).encode()
+    lines = encode_each(events)
+    lines.append("")  # a newline behind the last one too
+    return "\n".join(lines).encode()
 
 
 def encode_each(events: Sequence[Event]) -> list[str]:
