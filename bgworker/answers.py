@@ -103,9 +103,9 @@ OPEN = (TaskStatus.CREATED, TaskStatus.SCHEDULED, TaskStatus.RUNNING)
 """The statuses in the tables that may mean "interrupted"."""
 
 SELECT_TASKS = """\
-SELECT t.id, t.name, t.status, t.run_id, t.created_utc, t.scheduled_utc, t.started_utc, t.completed_utc, t.duration_sec,
-  t.timeout_sec, t.last_progress_pct, t.last_progress_msg, t.script_id, t.script_hash, s.text, t.arg_json, t.failure_type,
-  t.failure_message, t.invocation_info, t.metadata_json, t.last_seq, r.ended_utc
+SELECT t.id, t.name, t.status, t.run_id, t.created_utc, t.scheduled_utc, t.started_utc, t.completed_utc,
+  t.duration_sec, t.timeout_sec, t.last_progress_pct, t.last_progress_msg, t.script_id, t.script_hash, s.text,
+  t.arg_json, t.failure_type, t.failure_message, t.invocation_info, t.metadata_json, t.last_seq, r.ended_utc
 FROM tasks t LEFT JOIN scripts s ON s.hash = t.script_hash LEFT JOIN runs r ON r.run_id = t.run_id
 """
 
@@ -116,12 +116,14 @@ def snapshot_of(row: tuple[Any, ...], dead: Collection[str]) -> TaskSnapshot:
     Args:
         dead: runs of which nothing more will come, though their record was not closed.
     """
-    (task_id, name, status, run_id, created, scheduled, started, completed, duration, timeout, percent, message, script_id,
-     script_hash, script_text, arguments, failure_type, failure_message, invocation_info, metadata, last_seq, run_ended) = row
+    (task_id, name, status, run_id, created, scheduled, started, completed, duration, timeout, percent, message,
+     script_id, script_hash, script_text, arguments, failure_type, failure_message, invocation_info, metadata, last_seq,
+     run_ended) = row
     return TaskSnapshot(
-        task_id, name, judged(TaskStatus(status), run_id, run_ended, dead), run_id or "", time_of(created), _time(scheduled),
-        _time(started), _time(completed), duration, timeout, percent, message, script_id, script_hash, script_text, arguments,
-        failure_type, failure_message, invocation_info, json.loads(metadata) if metadata else {}, last_seq)
+        task_id, name, judged(TaskStatus(status), run_id, run_ended, dead), run_id or "", time_of(created),
+        _time(scheduled), _time(started), _time(completed), duration, timeout, percent, message, script_id, script_hash,
+        script_text, arguments, failure_type, failure_message, invocation_info,
+        json.loads(metadata) if metadata else {}, last_seq)
 
 
 def judged(status: TaskStatus, run_id: str | None, run_ended: str | None, dead: Collection[str]) -> TaskStatus:
@@ -129,8 +131,9 @@ def judged(status: TaskStatus, run_id: str | None, run_ended: str | None, dead: 
     return TaskStatus.INTERRUPTED if status in OPEN and (run_ended is not None or run_id in dead) else status
 
 
-LAST_SIGN = """max(coalesce(r.ended_utc, t.started_utc, t.created_utc), coalesce((SELECT
-  strftime('%Y-%m-%dT%H:%M:%fZ', created_us / 1e6, 'unixepoch') FROM stream_rows WHERE task = t.key ORDER BY seq DESC LIMIT 1), ''))"""
+LAST_SIGN = """max(coalesce(r.ended_utc, t.started_utc, t.created_utc), coalesce((
+  SELECT strftime('%Y-%m-%dT%H:%M:%fZ', created_us / 1e6, 'unixepoch')
+  FROM stream_rows WHERE task = t.key ORDER BY seq DESC LIMIT 1), ''))"""
 """When an interrupted task was last known to be alive: its start, what it said last, or the end of its run."""
 
 
@@ -149,9 +152,10 @@ def stream_event_of(task_id: str, row: tuple[Any, ...]) -> StreamEvent:
     seq, code, created_us, payload, percent, original_bytes, is_json = row
     stream = _STREAMS[code]
     if stream is StreamType.PROGRESS:
-        return StreamEvent(_TYPES[stream], task_id, seq, utc(created_us * 1000), stream, percent=percent, message=payload)
-    return StreamEvent(_TYPES[stream], task_id, seq, utc(created_us * 1000), stream, payload, "json" if is_json else "text",
-                       original_bytes is not None, original_bytes or 0)
+        return StreamEvent(_TYPES[stream], task_id, seq, utc(created_us * 1000), stream, percent=percent,
+                           message=payload)
+    return StreamEvent(_TYPES[stream], task_id, seq, utc(created_us * 1000), stream, payload,
+                       "json" if is_json else "text", original_bytes is not None, original_bytes or 0)
 
 
 # ---------------------------------------------------------------- losses and runs

@@ -44,4 +44,5 @@ def member(name: str, kind: type[E], value: Any) -> E:
     try:
         return kind(value)
     except ValueError as error:
-        raise ConfigurationError(f"{name}: expected one of {', '.join(str(each) for each in kind)}, got {value!r}") from error
+        expected = ", ".join(str(each) for each in kind)
+        raise ConfigurationError(f"{name}: expected one of {expected}, got {value!r}") from error

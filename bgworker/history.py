@@ -3,9 +3,9 @@
 A `History` never writes, never checkpoints, and never keeps the writer waiting: each question is one short read
 transaction, and its answer is complete before it is given out. Any thread may ask; they take turns.
 
-A task that has not ended though its process is gone shows as ``interrupted``. That is judged by a lock that the kernel frees
-when a process dies, not by age, and only for processes of this machine: of a history that another machine writes, or that
-was copied, only what is recorded is known.
+A task that has not ended though its process is gone shows as ``interrupted``. That is judged by a lock that the kernel
+frees when a process dies, not by age, and only for processes of this machine: of a history that another machine writes,
+or that was copied, only what is recorded is known.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from time import sleep
 
 from . import checks, questions
-from .answers import (SELECT_LOSSES, SELECT_RUNS, SELECT_STREAMS, SELECT_TASKS, Run, Stats, judged, loss_of, run_of,
+from .answers import (SELECT_LOSSES, SELECT_RUNS, SELECT_STREAMS, SELECT_TASKS, Run, Stats, loss_of, run_of,
                       snapshot_of, stream_event_of, time_text)
 from .connections import Database
 from .errors import BgworkerError, HistoryError
@@ -48,8 +48,8 @@ class History:
     """A history file, opened for reading; a context manager.
 
     It may be asked while others write the file, in a directory that cannot be written to, and long after its writer is
-    gone. A file that is deleted and made anew is noticed. Every method may be called from any thread, raises `HistoryError`
-    when the file cannot be read (any more), and blocks no longer than its own question takes.
+    gone. A file that is deleted and made anew is noticed. Every method may be called from any thread, raises
+    `HistoryError` when the file cannot be read (any more), and blocks no longer than its own question takes.
 
     Args:
         path: the file of a `SqliteSink`.
@@ -60,7 +60,7 @@ class History:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = absolute(path)
-        self._database = Database(self.path, self._connect)  # lends its connection to one thread at a time, which guards all below
+        self._database = Database(self.path, self._connect)  # lent to one thread at a time, which guards all below
         self._lock_file = LockFile.share(lock_path(self.path))
         self._dead: set[str] = set()  # runs; what has died stays so
         self._opened = 0
@@ -84,7 +84,8 @@ class History:
     def __enter__(self) -> History:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -111,7 +112,7 @@ class History:
             return search.of_any_status() if wanted is None else search.of_status(wanted)
 
     def task(self, task: str) -> TaskSnapshot:
-        """Return the task that is meant by an id, a name (the newest task that has it), ``last``, or the beginning of an id.
+        """Return the task that is meant by an id, a name (its newest task), ``last``, or the beginning of an id.
 
         Raises:
             UnknownTask: there is none.
@@ -148,19 +149,20 @@ class History:
         which = questions.which_streams(types)
         with self._asking() as connection:
             key, task_id = questions.find(connection, task)
-            rows = connection.execute(f"{SELECT_STREAMS}WHERE task = ? AND seq > ?{which} ORDER BY seq {'DESC' * newest} LIMIT ?",
-                                      (key, since, questions.ALL if limit is None else limit)).fetchall()
+            rows = connection.execute(
+                f"{SELECT_STREAMS}WHERE task = ? AND seq > ?{which} ORDER BY seq {'DESC' * newest} LIMIT ?",
+                (key, since, questions.ALL if limit is None else limit)).fetchall()
         return self._stream_events(task_id, rows[::-1] if newest else rows)
 
-    def follow(self, task: str, *, since: int = 0, types: Collection[StreamType | str] | None = None, interval: float = 0.1,
-               wait: Callable[[float], object] = sleep) -> Iterator[StreamEvent]:
+    def follow(self, task: str, *, since: int = 0, types: Collection[StreamType | str] | None = None,
+               interval: float = 0.1, wait: Callable[[float], object] = sleep) -> Iterator[StreamEvent]:
         """Yield what a task said and says, until it has ended or was interrupted, or is no longer in the history.
 
         Args:
             task: what `task` takes, with the same errors, which come when the first event is asked for.
             since: only events with a greater ``seq``.
             types: only these streams.
-            interval: seconds between two looks at the file. A look at a file in which nothing happened costs microseconds.
+            interval: seconds between two looks at the file. One that finds nothing new costs microseconds.
             wait: called with the interval between two looks.
         """
         which = questions.which_streams(types)
@@ -170,11 +172,10 @@ class History:
         while True:
             version = self.version()  # before we look: what is written meanwhile changes it once more
             with self._asking() as connection:
-                row = connection.execute("SELECT t.key, t.status, t.run_id, r.ended_utc FROM tasks t "
-                                         "LEFT JOIN runs r ON r.run_id = t.run_id WHERE t.id = ?", (task_id,)).fetchone()
-                is_over = row is None or judged(TaskStatus(row[1]), row[2], row[3], self._dead).is_final
-                rows = [] if row is None or version == seen and not is_over else connection.execute(
-                    f"{SELECT_STREAMS}WHERE task = ? AND seq > ?{which} ORDER BY seq LIMIT {_CHUNK}", (row[0], since)).fetchall()
+                key, is_over = questions.end_of(connection, task_id, self._dead)
+                rows = [] if key is None or version == seen and not is_over else connection.execute(
+                    f"{SELECT_STREAMS}WHERE task = ? AND seq > ?{which} ORDER BY seq LIMIT {_CHUNK}",
+                    (key, since)).fetchall()
             yield from self._stream_events(task_id, rows)
             since = rows[-1][0] if rows else since
             if len(rows) == _CHUNK:
@@ -215,7 +216,7 @@ class History:
     def completed(self, script_hashes: Iterable[str], metadata: Mapping[str, object]) -> dict[str, int]:
         """Return how often tasks of each of these sources completed that had all of this metadata."""
         with self._asking() as connection:
-            return {script_hash: questions.completed(connection, script_hash, metadata) for script_hash in script_hashes}
+            return {each: questions.completed(connection, each, metadata) for each in script_hashes}
 
     def losses(self) -> list[LossEvent]:
         """Return what sinks of this file did not get, in the order of time."""
@@ -225,14 +226,15 @@ class History:
     def runs(self) -> list[Run]:
         """Return the Schedulers that wrote to this file, the newest first."""
         with self._asking() as connection:
-            return [run_of(row, self._host, self._dead) for row in connection.execute(SELECT_RUNS + "ORDER BY run_id DESC")]
+            rows = connection.execute(SELECT_RUNS + "ORDER BY run_id DESC")
+            return [run_of(row, self._host, self._dead) for row in rows]
 
     def events(self) -> Iterator[Event]:
         """Yield all that is recorded, as events from which a sink makes an equal history.
 
         A task's events come one after the other, its last life-cycle event after what it said; of the earlier ones no
-        more is known than that one tells. An interrupted task comes as started, with the status "interrupted". Runs do not
-        come: only their ids are part of an event. What is written meanwhile may be missing.
+        more is known than that one tells. An interrupted task comes as started, with the status "interrupted". Runs do
+        not come: only their ids are part of an event. What is written meanwhile may be missing.
         """
         key: int | None = 0
         while key is not None:
@@ -260,7 +262,7 @@ class History:
 
     @contextmanager
     def _asking(self) -> Iterator[sqlite3.Connection]:
-        """Give one consistent view of the file. Which runs are dead is found out before: what they wrote is then in it."""
+        """Give one view of the file. Which runs are dead is found out before: all that they wrote is then in it."""
         with self._connected() as connection:
             self._find_dead(connection)
             connection.execute("BEGIN")
@@ -293,13 +295,13 @@ class History:
         try:
             yield
         except (sqlite3.OperationalError, OSError) as error:
-            raise HistoryError(f"the history {self.path!r} cannot be read: {error}; try again, and if that does not help, see "
-                               "whether this user may read the file, and its disk is well") from error
+            raise HistoryError(f"the history {self.path!r} cannot be read: {error}; try again, and if that does not "
+                               "help, see whether this user may read the file, and its disk is well") from error
         except (sqlite3.DatabaseError, ValueError, LookupError, OverflowError) as error:
             if isinstance(error, BgworkerError):
                 raise
-            raise HistoryError(f"the history {self.path!r} is damaged: {error}; move it aside, and recover what is in it with "
-                               "the .recover command of the sqlite3 shell") from error
+            raise HistoryError(f"the history {self.path!r} is damaged: {error}; move it aside, and recover what is in "
+                               "it with the .recover command of the sqlite3 shell") from error
 
     def _find_dead(self, connection: sqlite3.Connection) -> None:
         sql = "SELECT run_id FROM runs WHERE ended_utc IS NULL AND host = ?"

@@ -1,8 +1,8 @@
 """What a history is asked, in SQL: which tasks, which streams, how many, how long.
 
-Every function gets a connection inside a read transaction, and runs on the thread that asks. Each is answered by an index
-or by reading no more rows than it returns, unless it says otherwise. The indexes: tasks(id), tasks(status, completed_utc),
-tasks(name, duration_sec), stream_rows(task, seq).
+Every function gets a connection inside a read transaction, and runs on the thread that asks. Each is answered by an
+index or by reading no more rows than it returns, unless it says otherwise. The indexes: tasks(id),
+tasks(status, completed_utc), tasks(name, duration_sec), stream_rows(task, seq).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from datetime import datetime, timedelta, timezone
 from itertools import chain, islice
 
 from . import checks
-from .answers import (LAST_SIGN, OPEN, SELECT_TASKS, Durations, Failures, Losses, judged, snapshot_of, time_of, time_text)
+from .answers import (LAST_SIGN, OPEN, SELECT_TASKS, Durations, Failures, Losses, judged, snapshot_of, time_of,
+                      time_text)
 from .errors import AmbiguousTask, ConfigurationError, UnknownTask
 from .events import StreamType, TaskStatus
 from .schema import STREAM_CODES
@@ -80,17 +81,19 @@ def find(connection: sqlite3.Connection, task: str) -> tuple[int, str]:
         found = first("ORDER BY id DESC LIMIT 1")
     if found is None and task:
         beginning = task.lower()
-        rows = connection.execute("SELECT key, id, name, status FROM tasks WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT ?",
-                                  (beginning, beginning + "\U0010ffff", MOST_CANDIDATES + 1)).fetchall()
+        rows = connection.execute(
+            "SELECT key, id, name, status FROM tasks WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT ?",
+            (beginning, beginning + "\U0010ffff", MOST_CANDIDATES + 1)).fetchall()
         if len(rows) > 1:
-            raise AmbiguousTask(f"{len(rows) if len(rows) <= MOST_CANDIDATES else f'more than {MOST_CANDIDATES}'} tasks have ids "
-                                f"that begin with {task[:80]!r}; give more digits",
-                                [f"{task_id} {name[:80]} ({status})" for _, task_id, name, status in rows[:MOST_CANDIDATES]])
+            count = len(rows) if len(rows) <= MOST_CANDIDATES else f"more than {MOST_CANDIDATES}"
+            raise AmbiguousTask(f"{count} tasks have ids that begin with {task[:80]!r}; give more digits",
+                                [f"{task_id} {name[:80]} ({status})"
+                                 for _, task_id, name, status in rows[:MOST_CANDIDATES]])
         if rows:
             found = rows[0][:2]
     if found is None:
-        raise UnknownTask(f"there is no task {task[:80]!r} in this history; expected an id, the beginning of one, a name, "
-                          "or last")
+        raise UnknownTask(f"there is no task {task[:80]!r} in this history; expected an id, the beginning of one, "
+                          "a name, or last")
     return found
 
 
@@ -100,6 +103,13 @@ def neighbours(connection: sqlite3.Connection, task_id: str) -> Iterator[str]:
         (found,) = connection.execute(sql, (task_id,)).fetchone()
         if found is not None:
             yield found
+
+
+def end_of(connection: sqlite3.Connection, task_id: str, dead: Collection[str]) -> tuple[int | None, bool]:
+    """Return the key of a task, None if it is no longer there, and whether nothing more will come of it."""
+    row = connection.execute("SELECT t.key, t.status, t.run_id, r.ended_utc FROM tasks t "
+                             "LEFT JOIN runs r ON r.run_id = t.run_id WHERE t.id = ?", (task_id,)).fetchone()
+    return (None, True) if row is None else (row[0], judged(TaskStatus(row[1]), row[2], row[3], dead).is_final)
 
 
 def which_streams(types: Collection[StreamType | str] | None) -> str:
@@ -141,14 +151,15 @@ class Search:
             found = self._snapshots("t.status = ? AND t.completed_utc >= ?", (status.value, self._since),
                                     "t.completed_utc DESC, t.key DESC")
         else:
-            found = (task for task in self._snapshots("t.status = ?", (status.value,), "t.id DESC") if task.status is status)
+            found = (task for task in self._snapshots("t.status = ?", (status.value,), "t.id DESC")
+                     if task.status is status)
         return list(islice(found, self._limit))
 
     def of_any_status(self) -> list[TaskSnapshot]:
         """Return those of all statuses, the latest created first.
 
-        What was created after ``since`` is found by its id. The others that count are older, and either have not ended or
-        ended after it: few, for those that ended after it and are not older were not enough to reach the limit.
+        What was created after ``since`` is found by its id. The others that count are older, and either have not ended
+        or ended after it: few, for those that ended after it and are not older were not enough to reach the limit.
         """
         found = self._snapshots("t.id >= ? AND (t.completed_utc IS NULL OR t.completed_utc >= ?)",
                                 (self._first_id, self._since), "t.id DESC")
@@ -168,11 +179,13 @@ class Search:
                 yield from self._snapshots("t.key = ?", (key,), "t.key")
 
     def _snapshots(self, where: str, values: tuple[str | int, ...], order: str) -> Iterator[TaskSnapshot]:
-        """Yield tasks, without those that were interrupted before ``since``. A query begins when the first is asked for."""
-        rows = self._connection.execute(f"{SELECT_TASKS}WHERE {where}{self._named} ORDER BY {order}", (*values, *self._pattern))
+        """Yield tasks, but for those that were interrupted before ``since``. The query begins with the first."""
+        rows = self._connection.execute(f"{SELECT_TASKS}WHERE {where}{self._named} ORDER BY {order}",
+                                        (*values, *self._pattern))
         for row in rows:
             task = snapshot_of(row, self._dead)
-            if not (self._since and task.status is TaskStatus.INTERRUPTED) or self._last_sign(task.task_id) >= self._since:
+            is_judged = self._since and task.status is TaskStatus.INTERRUPTED
+            if not is_judged or self._last_sign(task.task_id) >= self._since:
                 yield task
 
     def _last_sign(self, task_id: str) -> str:
@@ -185,13 +198,14 @@ class Search:
 
 def counts(connection: sqlite3.Connection, dead: Collection[str], since: str) -> dict[TaskStatus, int]:
     """Return how many tasks there are of each status."""
-    rows = connection.execute(f"SELECT status, count(*) FROM tasks WHERE {_in('status', _ENDED)} AND completed_utc >= ? "
-                              "GROUP BY status", (since,)).fetchall()
+    rows = connection.execute(f"SELECT status, count(*) FROM tasks WHERE {_in('status', _ENDED)} "
+                              "AND completed_utc >= ? GROUP BY status", (since,)).fetchall()
     found = {TaskStatus(status): count for status, count in rows}
-    recent = f"total({LAST_SIGN} >= ?1)" if since else "count(?1)"
+    recent = f"total({LAST_SIGN} >= ?)" if since else "count(?)"
     for status, run_id, ended, count, recent in connection.execute(
-            f"SELECT t.status, t.run_id, r.ended_utc, count(*), {recent} FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
-            f"WHERE {_in('t.status', _NOT_ENDED)} GROUP BY t.status, t.run_id", (since,)):
+            f"SELECT t.status, t.run_id, r.ended_utc, count(*), {recent} FROM tasks t "
+            f"LEFT JOIN runs r ON r.run_id = t.run_id WHERE {_in('t.status', _NOT_ENDED)} GROUP BY t.status, t.run_id",
+            (since,)):
         seen = judged(TaskStatus(status), run_id, ended, dead)
         found[seen] = found.get(seen, 0) + int(recent if seen is TaskStatus.INTERRUPTED else count)
     return {status: found[status] for status in TaskStatus if found.get(status)}
@@ -199,15 +213,17 @@ def counts(connection: sqlite3.Connection, dead: Collection[str], since: str) ->
 
 def completed(connection: sqlite3.Connection, script_hash: str, metadata: Mapping[str, object]) -> int:
     """Return how many tasks of one source completed that had all of this metadata. Reads all tasks of the source."""
-    rows = connection.execute("SELECT metadata_json FROM tasks WHERE script_hash = ? AND +status = 'completed'", (script_hash,))
+    rows = connection.execute("SELECT metadata_json FROM tasks WHERE script_hash = ? AND +status = 'completed'",
+                              (script_hash,))
     return sum(metadata.items() <= json.loads(text or "{}").items() for text, in rows)
 
 
 def failures(connection: sqlite3.Connection, since: str) -> tuple[Failures, ...]:
     """Return the failed tasks by the type of their exception. Reads all of them."""
     # SQLite takes the other columns from the row that has the max(): https://sqlite.org/lang_select.html#bareagg
-    rows = connection.execute("SELECT failure_type, count(*), max(completed_utc), id, failure_message FROM tasks "
-                              "WHERE status = 'failed' AND completed_utc >= ? GROUP BY failure_type ORDER BY 2 DESC, 1", (since,))
+    rows = connection.execute(
+        "SELECT failure_type, count(*), max(completed_utc), id, failure_message FROM tasks "
+        "WHERE status = 'failed' AND completed_utc >= ? GROUP BY failure_type ORDER BY 2 DESC, 1", (since,))
     return tuple(Failures(kind, count, None if latest is None else time_of(latest), task_id, message)
                  for kind, count, latest, task_id, message in rows)
 
@@ -216,14 +232,16 @@ def durations(connection: sqlite3.Connection, since: str) -> tuple[Durations, ..
     """Return how long the tasks of each name ran. Reads all tasks since a time; without one, an index."""
     if since:
         by_name: dict[str, list[float]] = {}
-        for name, seconds in connection.execute(f"SELECT name, duration_sec FROM tasks WHERE {_in('status', _ENDED)} AND "
-                                                "completed_utc >= ? AND duration_sec IS NOT NULL", (since,)):
+        for name, seconds in connection.execute(
+                f"SELECT name, duration_sec FROM tasks WHERE {_in('status', _ENDED)} AND completed_utc >= ? "
+                "AND duration_sec IS NOT NULL", (since,)):
             by_name.setdefault(name, []).append(seconds)
         ranked = sorted(by_name.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_NAMES]
         return tuple(_durations_of(name, len(seconds), sorted(seconds).__getitem__) for name, seconds in ranked)
     names = connection.execute("SELECT name, count(duration_sec) FROM tasks GROUP BY name HAVING count(duration_sec) "
                                "ORDER BY 2 DESC, 1 LIMIT ?", (MOST_NAMES,)).fetchall()
-    return tuple(_durations_of(name, count, lambda rank: _ranked(connection, name, count, rank)) for name, count in names)
+    return tuple(_durations_of(name, count, lambda rank: _ranked(connection, name, count, rank))
+                 for name, count in names)
 
 
 def _durations_of(name: str, count: int, at: Any) -> Durations:

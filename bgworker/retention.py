@@ -44,14 +44,14 @@ _OLDEST_UNENDED = [f"""SELECT * FROM (SELECT key, run_id, created_utc FROM tasks
 WHERE status = '{status}' AND completed_utc IS NULL ORDER BY key LIMIT {_MOST_LOOKED_AT})""" for status in _UNENDED]
 _RUNS_OF_UNENDED = f"SELECT DISTINCT run_id FROM ({' UNION ALL '.join(_OLDEST_UNENDED)})"
 _ENDED = [f"""SELECT * FROM (SELECT key, completed_utc AS ended FROM tasks
-WHERE status = '{status}' AND completed_utc < ?1 ORDER BY completed_utc LIMIT ?2)""" for status in _FINAL]
+WHERE status = '{status}' AND completed_utc < :before ORDER BY completed_utc LIMIT :most)""" for status in _FINAL]
 _DEAD = [f"""SELECT key, created_utc FROM ({unended})
-WHERE created_utc < ?1 AND ({'1' if status == 'interrupted' else 'run_id IS NULL OR run_id IN (SELECT value FROM json_each(?3))'})"""
+WHERE created_utc < :before AND ({'1' if status == 'interrupted' else 'run_id IS NULL OR run_id IN (SELECT value FROM json_each(:dead))'})"""
          for status, unended in zip(_UNENDED, _OLDEST_UNENDED)]
-_CANDIDATES = f"SELECT key FROM ({' UNION ALL '.join(_ENDED + _DEAD)}) ORDER BY ended LIMIT ?2"
-"""Keys of the ?2 tasks that ended first, before ?1, where the runs ?3 are dead."""
+_CANDIDATES = f"SELECT key FROM ({' UNION ALL '.join(_ENDED + _DEAD)}) ORDER BY ended LIMIT :most"
+"""Keys of the ``most`` tasks that ended first, before a time, where some runs are dead."""
 
-_IN_KEYS = "IN (SELECT value FROM json_each(?1))"
+_IN_KEYS = "IN (SELECT value FROM json_each(?))"
 _DELETE_ROWS = f"""DELETE FROM stream_rows WHERE (task, seq) IN
 (SELECT task, seq FROM stream_rows WHERE task {_IN_KEYS} ORDER BY task, seq LIMIT {MOST_ROWS})"""
 _REFERENCES = f"SELECT DISTINCT run_id, script_hash FROM tasks WHERE key {_IN_KEYS}"
@@ -126,7 +126,7 @@ class Retention:
         return found.union(self._oldest(connection, self._before, -1)) if self._max_age is not None else found
 
     def _oldest(self, connection: sqlite3.Connection, before: str, most: int) -> list[int]:
-        return [key for key, in connection.execute(_CANDIDATES, (before, most, json.dumps(self._dead)))]
+        return [key for key, in connection.execute(_CANDIDATES, {"before": before, "most": most, "dead": json.dumps(self._dead)})]
 
     def _remove(self, connection: sqlite3.Connection, keys: list[int]) -> int:
         chosen = json.dumps(keys)

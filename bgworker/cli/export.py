@@ -65,7 +65,8 @@ def _to_file(history: History, options: Namespace) -> int:
                 count += len(lines)
         os.replace(temporary, options.jsonl)
     except OSError as error:
-        options.parser.error(f"argument --jsonl: cannot write {options.jsonl!r}: {error.strerror or error}; name another file")
+        options.parser.error(f"argument --jsonl: cannot write {options.jsonl!r}: {error.strerror or error}; "
+                             "name another file")
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)

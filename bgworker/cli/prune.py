@@ -36,7 +36,8 @@ def add_parser(verbs: Any) -> None:
     add_db(parser)
     parser.add_argument("--older-than", metavar="DUR", type=a_duration,
                         help="tasks that ended longer ago than this: 90s, 15m, 2h, 7d ...")
-    parser.add_argument("--keep", metavar="N", type=a_count, help="all tasks but N; those that have not ended count, and stay")
+    parser.add_argument("--keep", metavar="N", type=a_count,
+                        help="all tasks but N; those that have not ended count, and stay")
     parser.add_argument("--dry-run", action="store_true", help="remove nothing, and tell what would go")
     add_json(parser)
     parser.set_defaults(act=quietly(act), parser=parser)
@@ -55,8 +56,9 @@ def act(options: Namespace) -> int:
     try:
         pruned = prune(options.db, max_age=age, max_tasks=options.keep, is_trial=options.dry_run)
     except (HistoryError, ConfigurationError, sqlite3.Error, OSError) as error:
-        print(f"bgworker prune: error: cannot prune {escaped(repr(options.db))}: {escaped(str(error))}; see whether this user may "
-              "write to the file and its directory, and whether there is room on the disk", file=sys.stderr)
+        print(f"bgworker prune: error: cannot prune {escaped(repr(options.db))}: {escaped(str(error))}; see whether "
+              "this user may write to the file and its directory, and whether there is room on the disk",
+              file=sys.stderr)
         return 1
     output = Output()
     if options.json:

@@ -38,8 +38,8 @@ _BEYOND_ASCII = re.compile("[\x7f-\U0010ffff]")
 
 def exit_codes(one: str) -> str:
     """Return the section of a help that tells of exit codes, of which only the 1 differs from verb to verb."""
-    codes = (f"0 done; 1 {one}; 2 the command line is wrong, or there is no history that can be read; 141 nobody reads our output "
-             "any more (as in ... | head)")
+    codes = (f"0 done; 1 {one}; 2 the command line is wrong, or there is no history that can be read; "
+             "141 nobody reads our output any more (as in ... | head)")
     return f"exit codes:\n{fill(codes, 78, initial_indent='  ', subsequent_indent='  ')}\n"
 
 
@@ -48,8 +48,9 @@ def exit_codes(one: str) -> str:
 def add_db(parser: Any, what: str = "the history") -> None:
     """Add ``--db``."""
     default = os.environ.get("BGWORKER_DB") or DEFAULT_DB
+    here = escaped(default).replace("%", "%%")
     parser.add_argument("--db", metavar="PATH", type=a_path, default=default,
-                        help=f"{what} (default: $BGWORKER_DB or {DEFAULT_DB}, here {escaped(default).replace('%', '%%')})")
+                        help=f"{what} (default: $BGWORKER_DB or {DEFAULT_DB}, here {here})")
 
 
 def add_json(parser: Any, what: str = "print JSON, for programs") -> None:

@@ -62,7 +62,8 @@ def act(options: Namespace) -> int:
     return 0
 
 
-def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, list[StreamEvent]], output: Output) -> Iterator[str]:
+def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, list[StreamEvent]],
+           output: Output) -> Iterator[str]:
     columns = output.columns
     title = f"{cell(task.name, MOST_OF_A_NAME)}: {word_for(task.status)}"
     yield painted(title, task.status, title) if output.colour else title
@@ -91,7 +92,8 @@ def _facts(task: TaskSnapshot, run: Run | None) -> Iterator[tuple[str, str]]:
     if task.last_progress_percent is not None or task.last_progress_message:
         percent = "" if task.last_progress_percent is None else f"{task.last_progress_percent:.0f}% "
         yield "progress", percent + escaped(task.last_progress_message or "")
-    yield "script", escaped(f"{task.script_id or '-'}" + ("" if task.script_hash is None else f" (sha256 {task.script_hash[:12]})"))
+    source = "" if task.script_hash is None else f" (sha256 {task.script_hash[:12]})"
+    yield "script", escaped((task.script_id or "-") + source)
     if task.arguments is not None:
         yield "arguments", escaped(task.arguments)
     if task.metadata:

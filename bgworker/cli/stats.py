@@ -71,7 +71,8 @@ def _lines(stats: Stats, output: Output) -> Iterator[str]:
     if stats.losses:
         yield ""
         yield from _table([("LOST", "SINK", "REASON", "LATEST"), *(
-            (f"{each.count:,}", cell(each.sink, MOST_OF_A_NAME), cell(each.reason, MOST_OF_A_NAME), ago(each.latest_utc, at))
+            (f"{each.count:,}", cell(each.sink, MOST_OF_A_NAME), cell(each.reason, MOST_OF_A_NAME),
+             ago(each.latest_utc, at))
             for each in stats.losses)], "><<<", columns)
 
 

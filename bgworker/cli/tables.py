@@ -44,7 +44,8 @@ def duration(text: str) -> timedelta:
         seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
         if seconds <= _LONGEST * _UNITS["d"]:
             return timedelta(seconds=seconds)
-    raise ConfigurationError(f"expected a duration such as 90s, 15m, 2h, 7d or 1h30m, up to {_LONGEST}d, got {text[:80]!r}")
+    raise ConfigurationError(f"expected a duration such as 90s, 15m, 2h, 7d or 1h30m, up to {_LONGEST}d, "
+                             f"got {text[:80]!r}")
 
 
 # ---------------------------------------------------------------- values to words
@@ -112,9 +113,10 @@ def task_lines(tasks: Sequence[TaskSnapshot], now: datetime, columns: int, *, id
     Args:
         id_length: digits of the ids that are shown: enough to tell them apart.
     """
-    rows = [(cell(task.task_id[:id_length], id_length), cell(task.name, min(MOST_OF_A_NAME, max(8, columns // 4))), word_for(task.status),
+    of_name, of_message = min(MOST_OF_A_NAME, max(8, columns // 4)), min(MOST_OF_A_MESSAGE, columns)
+    rows = [(cell(task.task_id[:id_length], id_length), cell(task.name, of_name), word_for(task.status),
              "" if task.last_progress_percent is None else f"{task.last_progress_percent:.0f}%",
-             ago(task.started_utc, now), took(duration_of(task, now)), cell(message_of(task), min(MOST_OF_A_MESSAGE, columns)))
+             ago(task.started_utc, now), took(duration_of(task, now)), cell(message_of(task), of_message))
             for task in tasks]
     lines = aligned([TASK_HEADINGS, *rows], "<<<>><<", columns)
     if colour:
@@ -141,8 +143,8 @@ def aligned(rows: Sequence[Sequence[str]], sides: str, columns: int) -> list[str
         sides: "<" or ">" for each column: where its text begins or ends. The last one is not padded.
     """
     widths = [max(map(width_of, column)) for column in zip(*rows)]
-    return [cut("  ".join(_filled(text, width, side) for text, width, side in zip(row, widths, sides)).rstrip(), columns)
-            for row in rows]
+    lines = ["  ".join(_filled(text, width, side) for text, width, side in zip(row, widths, sides)) for row in rows]
+    return [cut(line.rstrip(), columns) for line in lines]
 
 
 def _filled(text: str, width: int, side: str) -> str:

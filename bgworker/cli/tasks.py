@@ -36,7 +36,8 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--name", metavar="GLOB", help="only those whose name matches; *, ? and [...] are wild")
     parser.add_argument("--since", metavar="DUR", type=a_duration,
                         help="only those that have not ended, or ended less than 90s, 15m, 2h, 7d ... ago")
-    parser.add_argument("--limit", metavar="N", type=a_count, default=50, help="at most so many (default: 50; 0 is all)")
+    parser.add_argument("--limit", metavar="N", type=a_count, default=50,
+                        help="at most so many (default: 50; 0 is all)")
     add_json(parser)
     parser.set_defaults(act=quietly(act), parser=parser)
 
@@ -45,7 +46,8 @@ def act(options: Namespace) -> int:
     """Print the tasks as a table, or as JSON."""
     output = Output()
     with opened(options) as history:
-        tasks = history.tasks(status=options.status, name=options.name, since=options.since, limit=options.limit or None)
+        tasks = history.tasks(status=options.status, name=options.name, since=options.since,
+                              limit=options.limit or None)
         id_length = 32 if options.json or len(tasks) > 1000 else history.id_length([task.task_id for task in tasks])
     if options.json:
         output.json(tasks=tasks)

@@ -104,13 +104,16 @@ def picture(history: History, size: Size, *, colour: bool = False) -> list[str]:
     columns, rows = max(20, size[0] - 1), max(1, size[1] - 3)  # the last column would wrap
     counts = history.counts()
     tasks = [*history.tasks(status=TaskStatus.RUNNING, limit=rows), *_ended(history, rows, counts)][:rows]
-    lines = task_lines(tasks, now(), columns, id_length=history.id_length([task.task_id for task in tasks]), colour=colour)
+    id_length = history.id_length([task.task_id for task in tasks])
+    lines = task_lines(tasks, now(), columns, id_length=id_length, colour=colour)
     return [*lines, cut(counted(Counter(counts), _ORDER) or "no tasks yet", columns)]
 
 
-def _ended(history: History, limit: int, statuses: Collection[TaskStatus], since: timedelta | None = None) -> list[TaskSnapshot]:
+def _ended(history: History, limit: int, statuses: Collection[TaskStatus],
+           since: timedelta | None = None) -> list[TaskSnapshot]:
     """Return tasks that have ended with one of the statuses, the latest first."""
-    tasks = [task for status in _FINAL if status in statuses for task in history.tasks(status=status, since=since, limit=limit)]
+    tasks = [task for status in _FINAL if status in statuses
+             for task in history.tasks(status=status, since=since, limit=limit)]
     return sorted(tasks, key=lambda task: (task.completed_utc or task.created_utc, task.task_id), reverse=True)
 
 
@@ -139,7 +142,7 @@ def _print(history: History, output: Output, *, as_json: bool) -> None:
 
 
 def _interrupted(history: History, task_ids: Collection[str]) -> Iterator[TaskSnapshot]:
-    """Yield those of the tasks that ran a moment ago which were interrupted; their last sign of life may be long ago."""
+    """Yield which of these tasks were interrupted, however long ago their last sign of life is."""
     for task_id in sorted(task_ids):
         try:
             task = history.task(task_id)

@@ -10,12 +10,15 @@ import concurrent.futures
 import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import bgworker
-from bgworker import (Event, HookSink, JsonlSink, LifecycleEvent, RetryPolicy, Scheduler, SchedulerHealth, Sink, SinkHealth,
-                      SinkOptions, StreamEvent, StuckThread, Task, TaskSnapshot, TaskStatus, checkpoint, current_task, open_sink, shell)
+from bgworker import (Event, History, HookSink, JsonlSink, LifecycleEvent, RetryPolicy, Scheduler, SchedulerHealth,
+                      Sink, SinkHealth, SinkOptions, StreamEvent, StuckThread, Task, TaskSnapshot, TaskStatus, WebhookSink,
+                      checkpoint, current_task, open_sink, shell)
+from bgworker.sinks.webhook import new_secret, verify
 
 if sys.version_info >= (3, 11):
     from typing import assert_type
@@ -141,6 +144,10 @@ class Posting:
         pass
 
 
+def receiving(headers: Mapping[str, str], body: bytes) -> None:
+    assert_type(verify("whsec_", headers, body, tolerance=60), str)
+
+
 class Printing(HookSink):
     def on_task_started(self, event: LifecycleEvent) -> None:
         print(event.task.name)
@@ -160,6 +167,7 @@ def registering(health: SinkHealth) -> None:
         assert_type(pool.register_sink("my.module:factory", colour="red"), str)
         assert_type(pool.unregister_sink("posting", timeout=1), SinkHealth)
         pool.register_sink(JsonlSink(Path("a.jsonl"), max_bytes=1 << 20, compress=True, durability="power"))
+        pool.register_sink(WebhookSink("https://example.com", secret=[new_secret()], headers={"X-Team": "blue"}))
         pool.register_sink(open_sink("jsonl:debug.jsonl"))
     assert_type(health.delivered + health.coalesced + health.dropped + health.parked + health.pending, int)
 
@@ -171,3 +179,16 @@ def telling_events_apart(event: Event) -> str:
         return event.payload
     assert_type(event, bgworker.LossEvent)
     return event.reason
+
+
+def reading(path: Path) -> None:
+    with History(path) as history:
+        assert_type(history.tasks(status=TaskStatus.FAILED, name="load*", since=timedelta(days=1), limit=None), list[TaskSnapshot])
+        assert_type(history.tasks(status="failed"), list[TaskSnapshot])
+        assert_type(history.task("last"), TaskSnapshot)
+        assert_type(history.streams("last", since=3, types=["error"], limit=10, newest=True), list[StreamEvent])
+        assert_type(history.follow("last"), Iterator[StreamEvent])
+        assert_type(history.events(), Iterator[Event])
+        assert_type(history.stats().counts, Mapping[TaskStatus, int])
+        assert_type(history.stats().durations[0].p95, float)
+        assert_type(history.runs()[0].is_alive, bool | None)
