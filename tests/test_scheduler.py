@@ -8,6 +8,8 @@ import gc
 import json
 import queue
 import re
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -439,6 +441,58 @@ def test_twenty_thousand_tasks_leave_no_more_behind_than_are_kept() -> None:
         assert not leftovers()
         ours = [each for each in gc.get_objects() if type(each) is TaskState and each.run_id == pool.run_id]
         assert len(ours) == 100
+
+
+MANY = """if True:
+    import sys, weakref
+    from bgworker import Scheduler
+
+    class Thing:
+        pass
+
+    alive = weakref.WeakSet()
+
+    def thing(given=None):
+        made = Thing()
+        alive.add(made)
+        return made
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    kept = []
+    with Scheduler(4, keep_finished=100) as pool:
+        for number in range(100):
+            tasks = [pool.submit(thing, thing()) for _ in range(1000)]
+            for task in tasks:
+                task.result(60)
+            if "hoard" in sys.argv:
+                kept.append(tasks)
+            if number == 19:
+                pool.flush()
+                before = resident()
+        del task, tasks
+        pool.flush()
+        grown = resident() - before
+        known = len(pool.tasks())
+    print(known, len(alive), grown // 2 ** 20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("how", ["as it is", "hoard"])
+def test_a_hundred_thousand_tasks_leave_no_argument_and_no_result_behind_and_the_memory_flat(how: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", MANY, how], cwd=Path(__file__).parent.parent, timeout=300,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    known, alive, grown = map(int, done.stdout.split())
+    assert known == 100
+    if how == "hoard":  # whoever keeps the tasks keeps the results, which shows that all this would notice
+        assert alive == 100_000 and grown > 50
+    else:
+        assert alive == 0 and grown < 8
 
 
 # -- bounds --

@@ -123,9 +123,9 @@ def test_a_callback_that_hangs_holds_up_neither_tasks_nor_the_shutdown() -> None
 
 @pytest.mark.parametrize("back_pressure", [True, False])
 def test_a_command_waits_for_a_reader_that_asked_for_it_and_for_no_other(back_pressure: bool) -> None:
-    count = 20_000
+    count = 5_000
     with Scheduler(1) as pool:
-        subscription = pool.subscribe(types=["TaskOutput"], maxsize=1000, back_pressure=back_pressure)
+        subscription = pool.subscribe(types=["TaskOutput"], maxsize=400, back_pressure=back_pressure)
         task = pool.submit(shell(["seq", str(count)]))
         said: list[str] = []
         while not task.done():
@@ -152,10 +152,10 @@ def test_a_command_ends_although_a_reader_with_back_pressure_never_reads(monkeyp
     monkeypatch.setattr(patience, "PATIENCE", 0.3)
     with Scheduler(1) as pool:
         subscription = pool.subscribe(types=["TaskOutput"], maxsize=100, back_pressure=True)
-        assert pool.submit(shell(["seq", "20000"])).result(LONG) == 0
+        assert pool.submit(shell(["seq", "2000"])).result(LONG) == 0
         pool.flush(LONG)
         health = subscription.health()
-        assert health.emitted == 20_000 == health.dropped + health.pending
+        assert health.emitted == 2000 == health.dropped + health.pending
 
 
 def test_wrong_arguments_are_refused_with_the_value() -> None:
