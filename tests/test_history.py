@@ -561,13 +561,17 @@ def test_a_history_is_read_after_its_writer_has_closed_it_or_was_killed(path: st
 
 def as_nobody(act: Any) -> str:
     """Return what ``act`` returns in a child process that may not write to files of others (or raised there)."""
+    return in_child(act, user=65534)
+
+
+def in_child(act: Any, user: int | None = None) -> str:
     read, write = os.pipe()
     child = os.fork()
     if not child:
         try:
-            if os.geteuid() == 0:
-                os.setegid(65534)
-                os.seteuid(65534)
+            if user is not None and os.geteuid() == 0:
+                os.setegid(user)
+                os.seteuid(user)
             answer = str(act())
         except BaseException as error:
             answer = f"{type(error).__name__}: {error}"
@@ -578,6 +582,27 @@ def as_nobody(act: Any) -> str:
         answer = pipe.read()
     assert os.waitpid(child, 0)[1] == 0
     return answer
+
+
+@POSIX
+def test_a_forked_child_may_go_on_asking_and_so_may_its_parent(record: Recorder, history: History) -> None:
+    record.task("before")
+    following = history.follow(record.task("job", "running"))
+    record.said(history.task("job").task_id, "one")
+    assert next(following).payload == "one"
+    record.close()  # a bare connection must not live through a fork; that of a History does not
+
+    def ask() -> list[str]:
+        writer = Recorder(record.path)  # a child that writes is one more process that writes
+        writer.task("by the child")
+        writer.close()
+        return names(history.tasks())
+
+    assert in_child(ask) == "['by the child', 'job', 'before']"
+    record.connection = schema.connect_to_write(record.path)
+    record.said(history.task("job").task_id, "two")
+    assert next(following).payload == "two"
+    assert len(history.tasks()) == 3
 
 
 @pytest.fixture
