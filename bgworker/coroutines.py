@@ -112,13 +112,16 @@ class WorkerLoop:
         finally:
             context.interrupt_by(None)
             self._main = None
-            del main, error  # an exception's traceback leads to the coroutine, which may lead here
+            del main, error  # as in _run_until_done
 
     def _run_until_done(self, future: asyncio.Future[Any]) -> None:
         """As ``run_until_complete``, but raise nothing that the future keeps, and be stopped by nobody else."""
         future.add_done_callback(lambda _: self._loop.stop())
-        while not future.done():
-            self._loop.run_forever()
+        try:
+            while not future.done():
+                self._loop.run_forever()
+        finally:
+            del future  # from 3.12 on the frame of a coroutine that raises leads back to this one, which would hold the exception
 
     def _cancel_rest(self) -> None:
         """Cancel what runs on the loop, and wait for it; what it raises is reported as asyncio reports it."""

@@ -84,6 +84,7 @@ class Pool:
         self._lock = threading.Lock()  # guards all below, and the flags above
         self._workers: set[Worker] = set()
         self._helpers: set[Worker] = set()  # each runs what the tasks of one other thread wait for
+        self._leaving: set[Worker] = set()  # they run no task any more, and close their event loop
         self._retired: set[Worker] = set()  # threads whose task is past its deadline: left to themselves
         self._idle = 0  # workers that wait for a task and have not been promised one
         self._started = 0
@@ -206,8 +207,8 @@ class Pool:
     # -- inside --
 
     def _active(self) -> tuple[Worker, ...]:
-        """Return the threads that run tasks and are not retired; under the lock."""
-        return (*self._workers, *self._helpers)
+        """Return the threads that are neither retired nor at their end; under the lock."""
+        return (*self._workers, *self._helpers, *self._leaving)
 
     def _start_worker(self) -> None:
         """Start one more worker, under the lock. Where there can be none, the others have to do."""
@@ -215,12 +216,12 @@ class Pool:
             self._start(Worker(None), self._workers)
         except ShutdownError:
             # with too many stuck, what waits fails some time after the last worker was retired, unless one comes back
-            if not self._workers and not self._is_stuck_enough():
+            if not self._workers and not self._is_bound_reached(self._workers):
                 raise
 
     def _start(self, worker: Worker, group: set[Worker]) -> None:
         """Start a thread, under the lock. `ShutdownError` if there can be none."""
-        if self._is_stuck_enough():
+        if self._is_bound_reached(group):
             raise ShutdownError(self._standstill())
         worker.thread = threading.Thread(target=self._work, args=(worker,), daemon=True,
                                          name=f"{self._name}_{self._started}")
@@ -232,8 +233,13 @@ class Pool:
             raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
         self._started += 1
 
-    def _is_stuck_enough(self) -> bool:
-        return self._max_stuck is not None and len(self._retired) > self._max_stuck
+    def _is_bound_reached(self, group: set[Worker]) -> bool:
+        """Tell whether so many threads are stuck that there may be no other in this group; under the lock."""
+        if self._max_stuck is None:
+            return False
+        if group is self._helpers:
+            return len(self._retired) > self._max_stuck
+        return len(self._workers) + len(self._retired) >= self._max_workers + self._max_stuck
 
     def _work(self, worker: Worker) -> None:
         self.waits.enter(worker)
@@ -248,7 +254,7 @@ class Pool:
         finally:
             self.waits.leave(worker)
             with self._lock:
-                for group in (self._workers, self._helpers, self._retired):
+                for group in (self._workers, self._helpers, self._leaving, self._retired):
                     group.discard(worker)
                 ended = self._look_whether_ended()
             if ended:
@@ -331,7 +337,7 @@ class Pool:
                     # `resize` leaves signs too, which tasks may stand behind; behind that of `close` there is none
                     if self._is_closed and self._queue.qsize() <= self._signs:
                         self._put_sign()  # for the next worker
-                        self._workers.discard(worker)
+                        self._leave(worker)
                         return None
             else:
                 return task
@@ -341,8 +347,13 @@ class Pool:
         with self._lock:
             is_surplus = len(self._workers) > self._max_workers
             if is_surplus:
-                self._workers.discard(worker)
+                self._leave(worker)
             return is_surplus
+
+    def _leave(self, worker: Worker) -> None:
+        """Take a worker out: it ends. Under the lock."""
+        self._workers.discard(worker)
+        self._leaving.add(worker)
 
     def _put_sign(self) -> None:
         """Wake a worker with something that is no task; under the lock."""
@@ -357,7 +368,7 @@ class Pool:
 
     def _look_whether_ended(self) -> bool:
         """Tell, once, that the pool is closed and has nobody left to run anything; under the lock."""
-        if self._is_closed and not self._workers and not self._helpers and not self._has_ended:
+        if self._is_closed and not self._has_ended and not self._active():
             self._has_ended = True
             self.deadlines.forget(self)
             self.deadlines.stop()
@@ -419,12 +430,15 @@ class Pool:
         due.time_out()
         orphans: list[Task[Any]] = []
         with self._lock:
-            stuck = next((each for each in self._active() if due in each.running), None)  # None: it has come back just now
+            # None: it has come back just now. Several: who has found it in the queue after another had begun it sees that soon
+            stuck = max((each for each in self._active() if due in each.running), default=None,
+                        key=lambda each: len(each.running) + (each.helps is not None))
             try:
                 self._replace(stuck, due.publish)
                 return
             except ShutdownError as error:
-                logger.error("the thread that runs task %s past its deadline cannot be replaced: %s", due.id, error)
+                if stuck is not None:
+                    logger.error("the thread that runs task %s past its deadline cannot be replaced: %s", due.id, error)
                 if stuck is not None and stuck.inbox is not None:
                     orphans = _drain(stuck.inbox)
             if not self._workers and not self._is_closed:
@@ -458,8 +472,8 @@ class Pool:
         """Leave a thread to itself; under the lock."""
         worker.stuck_since = time_ns()
         self._dismiss_helper(worker)
-        self._workers.discard(worker)
-        self._helpers.discard(worker)
+        for group in (self._workers, self._helpers, self._leaving):
+            group.discard(worker)
         self._retired.add(worker)
 
     def _takes_its_place(self, worker: Worker) -> bool:
@@ -488,8 +502,8 @@ class Pool:
         self._fail_pending(self._refusal)
 
     def _standstill(self) -> str:
-        bound = "the system has no thread" if not self._is_stuck_enough() else f"max_stuck={self._max_stuck} allows none"
-        return (f"{len(self._retired)} threads are stuck in tasks past their deadline, and {bound} to replace them; "
+        bound = f"max_stuck={self._max_stuck} allows" if self._is_bound_reached(self._workers) else "the system has"
+        return (f"threads stuck in tasks past their deadline: {len(self._retired)}, and {bound} no other to replace them; "
                 "Scheduler.health() names the tasks: have them call checkpoint(), or end what they wait for")
 
 

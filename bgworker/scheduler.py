@@ -284,7 +284,8 @@ class Scheduler(Executor):
         return self._pool.health(self._dispatcher.late_events())
 
     def subscribe(self, callback: Callable[[Event], object] | None = None, *, task: Task[Any] | str | None = None,
-                  types: Collection[EventType | str] | None = None, maxsize: int = 10_000) -> Subscription:
+                  types: Collection[EventType | str] | None = None, maxsize: int = 10_000,
+                  back_pressure: bool = False) -> Subscription:
         """Return the events from now on, to iterate over, to poll, or handed to ``callback`` on a thread of its own.
 
         Args:
@@ -294,6 +295,8 @@ class Scheduler(Executor):
             types: only events of these types.
             maxsize: most stream events that wait for the reader; beyond it the oldest are dropped, and counted in
                 ``health()``. A slow reader slows nobody.
+            back_pressure: let commands (`shell`) say no more than the reader keeps up with, so that it loses nothing of
+                them. Functions never wait; and commands do not, for a reader that takes next to nothing for some seconds.
 
         Raises:
             KeyError: no task has this id, or it has finished and is kept no longer.
@@ -302,7 +305,7 @@ class Scheduler(Executor):
         if callback is not None and not callable(callback):
             raise ConfigurationError(f"callback: expected a callable or None, got {callback!r}")
         state = self._memory.state(task) if isinstance(task, str) else task.state if task is not None else None
-        return self._dispatcher.registry.subscribe(callback, state, types, maxsize)
+        return self._dispatcher.registry.subscribe(callback, state, types, maxsize, back_pressure)
 
     def register_sink(self, sink: Sink | str, *, name: str | None = None, options: SinkOptions | None = None,
                       **config: Any) -> str:

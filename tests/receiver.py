@@ -1,4 +1,4 @@
-"""A webhook receiver on this machine whose every byte a test decides, and what tests of the webhook share. No test is here."""
+"""A webhook receiver on this machine whose every byte a test decides. No test is in here."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class Connection:
             data += self._receive(65_536)
         head, _, rest = data.partition(b"\r\n\r\n")
         line, *fields = head.decode("latin-1").split("\r\n")
-        return line, {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}, rest
+        named = (field.partition(":") for field in fields)
+        return line, {name.lower(): value.strip() for name, _, value in named}, rest
 
     def read(self) -> Request:
         """Read one request whole, and note it."""
@@ -76,7 +77,8 @@ class Connection:
             raise ConnectionError("the sender closed before its request was complete")
         return piece
 
-    def answer(self, status: int, headers: Mapping[str, str] | None = None, body: bytes = b"", of: Request | None = None) -> None:
+    def answer(self, status: int, headers: Mapping[str, str] | None = None, body: bytes = b"",
+               of: Request | None = None) -> None:
         """Send a whole answer; with 2xx the request ``of`` counts as taken."""
         if of is not None and 200 <= status < 300:
             self._receiver.note(of, True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import datetime
 import logging
 import threading
 import time
@@ -11,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from bgworker import Scheduler, ShutdownError, TaskTimedOut
+import bgworker.pool
+from bgworker import PoolStuck, Scheduler, ShutdownError, Task, TaskStatus, TaskTimedOut, current_task
+from bgworker.testing import MemorySink
 
 LONG = 30.0
 
@@ -172,3 +176,242 @@ def test_a_pool_whose_initializer_fails_fails_all_that_waits_and_takes_no_more(c
                 tasks.append(pool.submit(len, ""))
         assert tasks and all("Odd: no database" in str(each.exception(LONG)) for each in tasks)
     assert "exception in the pool's initializer" in caplog.text
+
+
+# -- threads that are stuck --
+
+
+class Stuck:
+    """Makes tasks that do not look whether they are to stop, and lets them go at the end."""
+
+    def __init__(self, pool: Scheduler) -> None:
+        self.go = threading.Event()
+        self.pool = pool
+
+    def submit(self, number: int) -> list[Task[bool]]:
+        submit = self.pool.options(timeout=0.05).submit
+        return [submit(self.go.wait, LONG) for _ in range(number)]
+
+
+@contextlib.contextmanager
+def stuck(pool: Scheduler) -> Iterator[Stuck]:
+    tasks = Stuck(pool)
+    try:
+        with pool:
+            yield tasks
+            tasks.go.set()
+    finally:
+        tasks.go.set()
+
+
+def threads_of(pool: Scheduler) -> int:
+    return len([each for each in threading.enumerate() if each.name.startswith("stuckpool_")])
+
+
+def test_a_hundred_tasks_that_never_look_cost_a_hundred_quick_ones_nothing() -> None:
+    sink = MemorySink()
+    with stuck(Scheduler(4, sinks=[sink])) as sleepers:
+        slow = sleepers.submit(100)
+        quick = [sleepers.pool.submit(len, "abc") for _ in range(100)]
+        assert [each.result(LONG) for each in quick] == [3] * 100
+        assert not sleepers.go.is_set() and all(isinstance(each.exception(LONG), TaskTimedOut) for each in slow)
+        health = sleepers.pool.health()
+        assert len(health.stuck) == health.replaced == 100 and health.workers <= 4
+    by_task: dict[str, list[Any]] = {}
+    for each in sink.events:
+        by_task.setdefault(each.task_id, []).append(each)
+    assert set(by_task) == {each.id for each in (*slow, *quick)}
+    for task in (*slow, *quick):
+        names = [each.type.value for each in by_task[task.id]]
+        assert names == ["TaskCreated", "TaskScheduled", "TaskStarted", "TaskTimedOut" if task in slow else "TaskCompleted"]
+        assert [each.seq for each in by_task[task.id]] == [1, 2, 3, 4]
+
+
+def test_without_replacing_the_stuck_the_quick_ones_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bgworker.pool.Pool, "_expire", lambda pool, task: (task.time_out(), task.publish()))
+    with stuck(Scheduler(4)) as sleepers:
+        slow = sleepers.submit(4)
+        quick = sleepers.pool.submit(len, "abc")
+        assert all(isinstance(each.exception(LONG), TaskTimedOut) for each in slow)
+        assert not quick.wait(0.3)
+
+
+def test_there_are_never_more_threads_than_workers_and_stuck_ones_allowed() -> None:
+    with stuck(Scheduler(3, name="stuckpool", max_stuck=5)) as sleepers:
+        slow = sleepers.submit(20)
+        until(lambda: len(sleepers.pool.health().stuck) == 8)
+        assert threads_of(sleepers.pool) == 8
+        assert sum(each.done() for each in slow) == 8, "each of these has timed out all the same"
+
+
+def test_beyond_the_bound_the_workers_that_are_left_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    with stuck(Scheduler(2, max_stuck=0)) as sleepers:
+        both = threading.Barrier(2)
+        for task in [sleepers.pool.submit(both.wait, LONG) for _ in range(2)]:
+            task.result(LONG)
+        [slow] = sleepers.submit(1)
+        assert isinstance(slow.exception(LONG), TaskTimedOut)
+        until(lambda: sleepers.pool.health().stuck)
+        assert [sleepers.pool.submit(len, "abc").result(LONG) for _ in range(10)] == [3] * 10
+        health = sleepers.pool.health()
+        assert (health.workers, health.replaced, len(health.stuck)) == (1, 0, 1)
+    assert f"task {slow.id} past its deadline cannot be replaced" in caplog.text and "max_stuck=0" in caplog.text
+
+
+def test_when_all_are_stuck_what_waits_fails_and_submit_is_refused_until_one_comes_back(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bgworker.pool, "STANDSTILL", 0.2)
+    sink = MemorySink()
+    with stuck(Scheduler(2, max_stuck=1, sinks=[sink])) as sleepers:
+        pool = sleepers.pool
+        slow = sleepers.submit(5)
+        errors = [each.exception(LONG) for each in slow]
+        assert [type(each) for each in errors] == [TaskTimedOut] * 3 + [PoolStuck] * 2
+        assert "stuck in tasks past their deadline: 3, and max_stuck=1 allows no other" in str(errors[-1])
+        with pytest.raises(PoolStuck, match="Scheduler.health\\(\\) names the tasks"):
+            pool.submit(len, "")
+        assert isinstance(PoolStuck(""), RuntimeError), "as what a broken executor raises"
+        assert len(pool.health().stuck) == 3 and pool.health().pending == 0
+        sleepers.go.set()
+        until(lambda: len(pool.health().stuck) < 3)
+        assert [pool.submit(len, "abc").result(LONG) for _ in range(5)] == [3] * 5
+    ends = {each.task_id: each.type.value for each in sink.events}  # of each task the last
+    assert [ends[each.id] for each in slow] == ["TaskTimedOut"] * 3 + ["TaskFailed"] * 2
+    assert all(each.status is TaskStatus.FAILED for each in slow[3:])
+
+
+def test_one_that_comes_back_soon_takes_up_what_waits() -> None:
+    with stuck(Scheduler(1, max_stuck=0)) as sleepers:
+        [slow] = sleepers.submit(1)
+        assert isinstance(slow.exception(LONG), TaskTimedOut)
+        until(lambda: sleepers.pool.health().workers == 0)
+        waiting = sleepers.pool.submit(lambda: threading.current_thread().name)
+        assert not waiting.wait(0.1)
+        sleepers.go.set()
+        assert waiting.result(LONG) == "bgworker_0"
+        until(lambda: sleepers.pool.health().workers == 1 and not sleepers.pool.health().stuck)
+
+
+def test_a_shutdown_while_all_are_stuck_cancels_what_waits_and_ends() -> None:
+    pool = Scheduler(1, max_stuck=0)
+    sleepers = Stuck(pool)
+    [slow] = sleepers.submit(1)
+    assert isinstance(slow.exception(LONG), TaskTimedOut)
+    until(lambda: pool.health().workers == 0)
+    waiting = pool.submit(len, "")
+    pool.shutdown()
+    assert waiting.cancelled() and waiting.cancel_reason == "shutdown" and pool._dispatcher.closed.is_set()
+    sleepers.go.set()
+
+
+def test_a_pool_that_got_no_thread_for_a_while_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bgworker.pool, "STANDSTILL", 0.3)
+    with stuck(Scheduler(1)) as sleepers:
+        [slow] = sleepers.submit(1)
+        waiting = sleepers.pool.submit(len, "abc")
+        until(slow.running)
+        with no_threads(monkeypatch):
+            assert isinstance(slow.exception(LONG), TaskTimedOut)
+        assert waiting.result(LONG) == 3
+
+
+def test_without_a_bound_all_are_replaced() -> None:
+    with stuck(Scheduler(1, max_stuck=None)) as sleepers:
+        slow = sleepers.submit(20)
+        assert all(isinstance(each.exception(LONG), TaskTimedOut) for each in slow)
+        assert sleepers.pool.submit(len, "abc").result(LONG) == 3
+
+
+def test_a_worker_that_finds_a_task_which_another_has_begun_is_not_taken_for_its_runner() -> None:
+    """The task stands in the queue still, and is past its deadline in the hands of who waits for it."""
+    with stuck(Scheduler(2)) as sleepers:
+        pool = sleepers.pool
+        gate = threading.Event()
+        both = threading.Barrier(3)
+
+        def outer() -> None:
+            both.wait(LONG)
+            sleepers.pool.options(timeout=0.2, name="inner").submit(sleepers.go.wait, LONG).result()
+
+        def busy() -> None:
+            both.wait(LONG)
+            gate.wait(LONG)
+
+        tasks = [pool.submit(outer), pool.submit(busy)]
+        both.wait(LONG)
+        until(lambda: pool.health().running == 3)
+        gate.set()  # that worker finds the inner one in the queue
+        until(lambda: pool.health().stuck)
+        [thread] = pool.health().stuck
+        assert thread.task_name == "inner" and not tasks[0].done() and tasks[1].wait(LONG)
+        assert pool.submit(len, "abc").result(LONG) == 3
+
+
+# -- the figures --
+
+
+def test_health_tells_what_runs_what_waits_and_what_is_stuck_on_what_since_when() -> None:
+    before = datetime.datetime.now(datetime.timezone.utc)
+    with stuck(Scheduler(2)) as sleepers:
+        pool = sleepers.pool
+        assert pool.health() == dataclasses.replace(pool.health(), max_workers=2, workers=0, idle=0, running=0, pending=0,
+                                                    stuck=(), replaced=0, late_events=0)
+        gate = threading.Event()
+        busy = [pool.submit(gate.wait, LONG) for _ in range(2)]
+        until(lambda: all(each.running() for each in busy))
+        waiting = [pool.submit(len, "") for _ in range(3)]
+        waiting[0].cancel()
+        health = pool.health()
+        assert (health.workers, health.idle, health.running, health.pending) == (2, 0, 2, 2)
+        gate.set()
+        [task] = pool.options(timeout=0.05, name="nightly").submit(sleepers.go.wait, LONG),
+        assert isinstance(task.exception(LONG), TaskTimedOut)
+        until(lambda: pool.health().idle == pool.health().workers)
+        health = pool.health()
+        [thread] = health.stuck
+        assert (thread.task_id, thread.task_name, thread.thread[:9]) == (task.id, "nightly", "bgworker_")
+        assert before < thread.since_utc < datetime.datetime.now(datetime.timezone.utc)
+        assert (health.running, health.pending, health.replaced) == (0, 0, 1)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            health.running = 3  # type: ignore[misc]
+        sleepers.go.set()
+        until(lambda: pool.health().stuck == ())
+    assert (pool.health().workers, pool.health().replaced) == (0, 1), "it answers after the shutdown, too"
+
+
+def test_health_counts_late_events_whoever_asks_at_once() -> None:
+    with stuck(Scheduler(1)) as sleepers:
+        said = threading.Event()
+
+        def chatty() -> None:
+            task = current_task()
+            sleepers.go.wait(LONG)
+            for _ in range(50):
+                task.output("late")
+            said.set()
+
+        assert isinstance(sleepers.pool.options(timeout=0.05).submit(chatty).exception(LONG), TaskTimedOut)
+        assert sleepers.pool.health().late_events == 0
+        sleepers.go.set()
+        assert said.wait(LONG)
+        figures: list[int] = []
+        askers = [threading.Thread(target=lambda: figures.extend(sleepers.pool.health().late_events for _ in range(50)))
+                  for _ in range(4)]
+        for asker in askers:
+            asker.start()
+        for asker in askers:
+            asker.join(LONG)
+            assert not asker.is_alive()
+        assert figures == [50] * 200
+
+
+def test_a_task_given_up_at_shutdown_is_told_of_as_stuck() -> None:
+    go = threading.Event()
+    pool = Scheduler(1)
+    task = pool.options(name="endless").submit(go.wait, LONG)
+    until(task.running)
+    pool.shutdown(timeout=0.2)
+    health = pool.health()
+    assert [each.task_name for each in health.stuck] == ["endless"] and (health.workers, health.running) == (0, 1)
+    go.set()
+    until(lambda: pool.health().stuck == ())

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from bgworker import Event, EventType, LossEvent, PermanentSinkError, Scheduler, SinkHealth, SinkOptions
+from bgworker import Event, EventType, LossEvent, PermanentSinkError, Scheduler, SinkHealth, SinkOptions, TemporarySinkError
 from bgworker.context import TaskContext
 from bgworker.delivery import dispatcher, registry
 from bgworker.delivery.courier import Courier
@@ -193,7 +193,8 @@ class DeliveryMachine(RuleBasedStateMachine):
             self.watched.append(watched)
 
     @rule(choice=st.integers(0, 2), times=st.integers(1, 8),
-          error=st.sampled_from([None, ValueError("unknown"), SystemExit()]), is_permanent=st.booleans())
+          error=st.sampled_from([None, ValueError("unknown"), SystemExit(), TemporarySinkError("mend me", hold=True),
+                                 PermanentSinkError("no such place", concerns="batch")]), is_permanent=st.booleans())
     def fail(self, choice: int, times: int, error: BaseException | None, is_permanent: bool) -> None:
         if self.watched:
             self.watched[choice % len(self.watched)].sink.then(refuse(times) if is_permanent else fail(times, error))

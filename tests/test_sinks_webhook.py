@@ -1,8 +1,9 @@
-"""The webhook sink when all goes well: what it sends, how that is signed and verified, and what it refuses to be built with."""
+"""The webhook sink when all goes well: what it sends, how that is signed and verified, what it refuses."""
 
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import hmac
 import json
@@ -20,9 +21,10 @@ from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
+from pytest import MonkeyPatch
 
 import bgworker
-from bgworker import (ConfigurationError, Event, EventType, LossEvent, PermanentSinkError, Scheduler, StreamEvent, StreamType,
+from bgworker import (ConfigurationError, Event, EventType, PermanentSinkError, Scheduler, StreamEvent, StreamType,
                       TemporarySinkError, WebhookSink, current_task, open_sink, records, wire)
 from bgworker.records import COMPLETED, CREATED, LOST, OUTPUT, PROGRESS, STARTED, Batch, TaskState
 from bgworker.sinks import cloudevents, signing
@@ -43,7 +45,8 @@ def batch(*texts: str, first: int = 1) -> Batch:
 def life() -> list[records.Record]:
     state = TaskState("c" * 32, "life", "d" * 32, NS)
     state.started_ns, state.completed_ns, state.duration = NS + 1, NS + 2_000_000, 0.5
-    return [(state, 1, CREATED, NS, None), (state, 2, STARTED, NS + 1000, None), (state, 3, PROGRESS, NS + 2000, (40.0, "2 of 5")),
+    return [(state, 1, CREATED, NS, None), (state, 2, STARTED, NS + 1000, None),
+            (state, 3, PROGRESS, NS + 2000, (40.0, "2 of 5")),
             (state, 4, OUTPUT, NS + 3000, ('{"a":[1,null]}', "json", False, 0)), (state, 5, COMPLETED, NS + 4000, None)]
 
 
@@ -65,8 +68,9 @@ def sink_to(url: str, **config: Any) -> WebhookSink:
 
 
 def in_fresh_interpreter(code: str, **environment: str) -> str:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}\n{code}"],
-                          env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"
+    done = subprocess.run([sys.executable, "-W", "error", "-W", "ignore:This process", "-c", code], timeout=120,
+                          env={**os.environ, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -133,7 +137,8 @@ def test_the_same_batch_has_the_same_id_and_bytes_and_a_fresh_time_and_signature
 
 def test_other_events_have_another_id(receiver: Receiver) -> None:
     sink = sink_to(receiver.url)
-    for each in (batch("a", "b"), batch("a"), batch("b", first=2), batch("a", "c"), batch("a", "b", first=2), batch("b", "a")):
+    for each in (batch("a", "b"), batch("a"), batch("b", first=2), batch("a", "c"), batch("a", "b", first=2),
+                 batch("b", "a")):
         sink.write(each)
     assert len({request.message_id for request in receiver.requests}) == 6
 
@@ -182,9 +187,9 @@ def test_an_element_wraps_the_wire_object_as_it_is(receiver: Receiver) -> None:
 def test_every_kind_of_event_has_its_type_its_time_and_its_number() -> None:
     body, _ = encode_batch(Batch(life()), {})
     elements = json.loads(body)
-    assert [element["type"] for element in elements] == [
-        f"io.bgworker.{name}.v1" for name in ("TaskCreated", "TaskStarted", "TaskProgress", "TaskOutput", "TaskCompleted")]
-    assert [element["sequence"] for element in elements] == ["0000000001", "0000000002", "0000000003", "0000000004", "0000000005"]
+    names = ["TaskCreated", "TaskStarted", "TaskProgress", "TaskOutput", "TaskCompleted"]
+    assert [element["type"] for element in elements] == [f"io.bgworker.{name}.v1" for name in names]
+    assert [element["sequence"] for element in elements] == [f"000000000{number}" for number in (1, 2, 3, 4, 5)]
     for element, event in zip(elements, dtos(life())):
         assert (element["time"], element["data"]) == (element["data"]["time"], json.loads(wire.encode(event)))
         assert (element["source"], element["subject"]) == (f"/bgworker/{'d' * 32}", "c" * 32)
@@ -193,7 +198,8 @@ def test_every_kind_of_event_has_its_type_its_time_and_its_number() -> None:
 def test_a_loss_has_an_id_of_its_own_that_stays_and_the_sink_as_its_subject() -> None:
     later = (None, 0, LOST, NS + 1000, LOSS[4])
     nameless = (None, 0, LOST, NS, ("", *LOSS[4][1:]))
-    first, again, other, empty = (json.loads(encode_batch(Batch([each]), {})[0])[0] for each in (LOSS, LOSS, later, nameless))
+    losses = [Batch([each]) for each in (LOSS, LOSS, later, nameless)]
+    first, again, other, empty = (json.loads(encode_batch(each, {})[0])[0] for each in losses)
     assert first == again and re.fullmatch("lost:[0-9a-f]{32}", first["id"])
     assert (first["source"], first["subject"], first["type"]) == ("/bgworker", "hook", "io.bgworker.EventsLost.v1")
     assert (first["time"], first["data"]["count"]) == ("2026-11-23T14:46:00.123456Z", 3)
@@ -201,7 +207,8 @@ def test_a_loss_has_an_id_of_its_own_that_stays_and_the_sink_as_its_subject() ->
     assert "subject" not in empty, "CloudEvents forbid an empty one"
 
 
-texts = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(['","time":"', '\\","time":"', "\u2028\x85\r\n"])
+texts = st.one_of(st.text(st.characters(codec="utf-8"), max_size=12),
+                  st.sampled_from(['","time":"', '\\","time":"', "\u2028\x85\r\n"]))
 ids = texts.filter(bool)
 
 
@@ -215,7 +222,8 @@ def batches(draw: Any) -> list[records.Record]:
         state: TaskState | None = draw(st.sampled_from(states))
         data: Any = None
         if kind == LOST:
-            state, data = None, draw(st.tuples(texts, texts, st.integers(0, 9), st.dictionaries(texts, st.integers(0, 9))))
+            by_type = st.dictionaries(texts, st.integers(0, 9))
+            state, data = None, draw(st.tuples(texts, texts, st.integers(0, 9), by_type))
         elif kind == PROGRESS:
             data = draw(st.tuples(st.none() | st.floats(0, 100), texts))
         elif kind > PROGRESS:
@@ -225,7 +233,7 @@ def batches(draw: Any) -> list[records.Record]:
 
 
 @given(batches())
-def test_a_batch_and_its_dtos_are_the_same_bytes_with_the_same_id_where_their_runs_are_known(numbered: list[records.Record]) -> None:
+def test_a_batch_and_its_dtos_are_the_same_bytes_where_their_runs_are_known(numbered: list[records.Record]) -> None:
     runs = {record[0].id: record[0].run_id for record in numbered if record[0] is not None}
     body, text = encode_batch(Batch(numbered), {})
     assert encode_batch(dtos(numbered), runs) == (body, text)
@@ -233,7 +241,7 @@ def test_a_batch_and_its_dtos_are_the_same_bytes_with_the_same_id_where_their_ru
     for element, record in zip(json.loads(body), numbered):
         line = wire.encode(records.event(record))
         assert element["data"] == json.loads(line) and element["time"] == element["data"]["time"]
-        assert element["source"].startswith("/bgworker") and element["source"].isascii() and "//" not in element["source"]
+        assert re.fullmatch(r"/bgworker(/[\w.%~-]+)?", element["source"], re.ASCII)
         assert record[0] is None or (element["id"], element["subject"]) == (f"{record[0].id}:{record[1]}", record[0].id)
 
 
@@ -255,7 +263,7 @@ def test_the_run_of_what_a_task_says_is_learnt_from_the_life_cycle_events_of_bat
     assert sources[7] == [unknown] * 2, "the task has ended: it is forgotten"
 
 
-def test_no_more_runs_are_remembered_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_runs_are_remembered_than_the_bound(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(cloudevents, "MOST_RUNS", 2)
     runs = Runs()
     for name in "abc":
@@ -265,7 +273,8 @@ def test_no_more_runs_are_remembered_than_the_bound(monkeypatch: pytest.MonkeyPa
 
 def test_an_event_without_a_wire_form_is_refused_for_good_and_nothing_is_sent(receiver: Receiver) -> None:
     bad = StreamEvent(EventType.TASK_OUTPUT, TASK, 1, datetime(2026, 1, 1), StreamType.OUTPUT, "naive")
-    with pytest.raises(PermanentSinkError, match=rf"cannot encode an event for http://127.0.0.1:{receiver.port}: a time needs") as caught:
+    complaint = f"cannot encode an event for http://127.0.0.1:{receiver.port}: a time needs"
+    with pytest.raises(PermanentSinkError, match=complaint) as caught:
         sink_to(receiver.url).write([bad])
     assert caught.value.concerns == "event" and receiver.requests == []
 
@@ -332,7 +341,7 @@ def test_every_element_is_an_event_to_the_independent_library_of_cloudevents() -
     for element in elements:
         event = formats.read(events.CloudEvent, json.dumps(element))
         assert (event.get_id(), event.get_subject()) == (element["id"], element["subject"])
-        assert event.get_time().isoformat().replace("+00:00", "Z") in (element["time"], element["time"].replace(".000000", ""))
+        assert event.get_time() == datetime.fromisoformat(element["time"].replace("Z", "+00:00"))
         assert event.get_data() == element["data"]
     for broken in ({"id": ""}, {"source": ""}, {"subject": ""}, {"Sequence": "1"}, {"specversion": "2"}):
         with pytest.raises(Exception, match="validation errors"):
@@ -342,14 +351,15 @@ def test_every_element_is_an_event_to_the_independent_library_of_cloudevents() -
 # -- the receiver's side --
 
 
-def signed(body: bytes = b"[]", secret: str = SECRET, timestamp: str = "1000", message_id: str = "msg_1") -> dict[str, str]:
-    mac = hmac.new(base64.b64decode(secret.removeprefix("whsec_")), f"{message_id}.{timestamp}.".encode() + body, "sha256")
+def signed(body: bytes = b"[]", secret: str = SECRET, timestamp: str = "1000") -> dict[str, str]:
+    message_id, key = "msg_1", base64.b64decode(secret.removeprefix("whsec_"))
+    mac = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, "sha256")
     return {"webhook-id": message_id, "webhook-timestamp": timestamp,
             "webhook-signature": f"v1,{base64.b64encode(mac.digest()).decode()}"}
 
 
 @pytest.fixture
-def at_1000(monkeypatch: pytest.MonkeyPatch) -> None:
+def at_1000(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(signing, "_now", lambda: 1000.0)
 
 
@@ -385,7 +395,8 @@ def test_a_request_that_is_not_genuine_is_refused_with_the_reason(changes: dict[
 @pytest.mark.usefixtures("at_1000")
 def test_a_genuine_request_gives_its_id_however_its_headers_are_spelled() -> None:
     assert verify(SECRET, signed(), b"[]") == "msg_1"
-    assert verify([OTHER_SECRET, SECRET], {name.upper(): value for name, value in signed().items()}, bytearray(b"[]")) == "msg_1"
+    shouted = {name.upper(): value for name, value in signed().items()}
+    assert verify([OTHER_SECRET, SECRET], shouted, bytearray(b"[]")) == "msg_1"
     several = {**signed(), "webhook-signature": f"v1a,abc v1,xyz {signed()['webhook-signature']}"}
     assert verify(f"{OTHER_SECRET} {SECRET}", several, memoryview(b"[]")) == "msg_1"
     for edge in ("700", "1300"):
@@ -398,6 +409,7 @@ def test_a_genuine_request_gives_its_id_however_its_headers_are_spelled() -> Non
 @pytest.mark.parametrize(("arguments", "message"), [
     (("nothing", {}, b""), "secrets: it does not begin with whsec_"),
     (([], {}, b""), "secrets: expected at least one secret, got none"),
+    ((None, {}, b""), "secrets: expected text, or a collection of texts, got NoneType"),
     ((SECRET, {}, "text"), "body: expected the bytes of the request as they came, got str"),
     ((SECRET, {}, b"", -1), "tolerance: expected a number >= 0, got -1"),
 ])
@@ -406,7 +418,7 @@ def test_a_receiver_that_is_set_up_wrongly_is_told(arguments: Any, message: str)
         verify(*arguments)
 
 
-def test_the_comparison_goes_through_the_function_that_takes_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comparison_goes_through_the_function_that_takes_the_same_time(monkeypatch: MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
     monkeypatch.setattr(signing, "_now", lambda: 1000.0)
     monkeypatch.setattr(signing.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
@@ -428,13 +440,14 @@ def test_the_comparison_goes_through_the_function_that_takes_the_same_time(monke
     ("whsec_", "secret: it holds 0 bytes"),
     ([SECRET, "sup3r"], "secret 2 of 2: it does not begin with whsec_"),
     (f"{SECRET} whsec_sup3rsup {SECRET}", "secret 2 of 3: it holds 6 bytes"),
-    (b"whsec_sup3r", "secret: expected text, got bytes"),
+    (b"whsec_sup3r", "secret: expected text, or a collection of texts, got bytes"),
+    (7, "secret: expected text, or a collection of texts, got int"),
     ([SECRET, None], "secret 2 of 2: expected text, got NoneType"),
 ])
 def test_a_malformed_secret_is_refused_and_not_shown(secret: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as caught:
         WebhookSink("https://example.com/hook", secret=secret)
-    assert "sup3r" not in "".join(traceback.format_exception_only(caught.type, caught.value)) and caught.value.__cause__ is None
+    assert "sup3r" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_secret_is_taken_with_and_without_padding_from_24_bytes_to_64(receiver: Receiver) -> None:
@@ -450,18 +463,18 @@ def test_a_new_secret_is_random_and_good() -> None:
     WebhookSink("https://example.com", secret=new_secret())
 
 
-def test_without_a_secret_the_environment_has_to_give_it(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_secret_the_environment_has_to_give_it(receiver: Receiver, monkeypatch: MonkeyPatch) -> None:
     for nothing in (None, "", "  "):
         if nothing is not None:
             monkeypatch.setenv("BGWORKER_WEBHOOK_SECRET", nothing)
-        with pytest.raises(ConfigurationError, match="got none; give it as secret=, or in the environment variable BGWORKER_WEBHOOK_SECRET"):
+        with pytest.raises(ConfigurationError, match="give it as secret=, or in the environment variable BGWORKER_WEB"):
             WebhookSink(receiver.url)
     monkeypatch.setenv("BGWORKER_WEBHOOK_SECRET", f" {SECRET}\n{OTHER_SECRET} ")
     WebhookSink(receiver.url).write(batch("a"))
     [request] = receiver.requests
     assert verify(SECRET, request.headers, request.body) and verify(OTHER_SECRET, request.headers, request.body)
     monkeypatch.setenv("BGWORKER_WEBHOOK_SECRET", f"{SECRET} sup3r")
-    with pytest.raises(ConfigurationError, match="BGWORKER_WEBHOOK_SECRET 2 of 2: it does not begin with whsec_") as caught:
+    with pytest.raises(ConfigurationError, match="BGWORKER_WEBHOOK_SECRET 2 of 2: it does not begin with") as caught:
         WebhookSink(receiver.url)
     assert "sup3r" not in str(caught.value)
 
@@ -495,7 +508,8 @@ def test_keys_are_not_pickled() -> None:
     ("https://example.com/sup3r\r\nX-Evil: 1", "url: it is empty, or holds white space, a control character"),
     ("https://example.com\\@sup3r", "url: .* a backslash"),
     ("https://ex\xe4mple.com/sup3r", "url: .* write such a host name as xn--"),
-    ("http://example.com/sup3r", "url: http://example.com would send the events for everybody to read; use https://, or allow_http=True"),
+    ("http://example.com/sup3r", "url: http://example.com would send the events for everybody to read; use https://, "
+                                 "or allow_http=True on a network that you trust"),
     ("http://10.0.0.1:8080/sup3r", "url: http://10.0.0.1:8080 would send"),
     ("http://localhost.example.com/sup3r", "url: http://localhost.example.com would"),
     ("http://2130706433/sup3r", "url: http://2130706433 would"),
@@ -506,9 +520,10 @@ def test_a_url_that_cannot_be_used_is_refused_without_showing_what_may_be_secret
     assert "sup3r" not in str(caught.value).replace("http://2130706433", "")
 
 
-@pytest.mark.parametrize("url", ["https://example.com", "https://example.com:8443/a/b?c=d", "HTTPS://EXAMPLE.com", "https://[::1]:1/",
-                                 "http://localhost:1/", "http://127.0.0.1", "http://127.9.9.9:80/x", "http://[::1]:8080/x",
-                                 "https://xn--exmple-cua.com/", "https://under_score.example./%20"])
+@pytest.mark.parametrize("url", [
+    "https://example.com", "https://example.com:8443/a/b?c=d", "HTTPS://EXAMPLE.com", "https://[::1]:1/",
+    "http://localhost:1/", "http://127.0.0.1", "http://127.9.9.9:80/x", "http://[::1]:8080/x",
+    "https://xn--exmple-cua.com/", "https://under_score.example./%20"])
 def test_https_goes_anywhere_and_plain_http_to_this_machine(url: str) -> None:
     WebhookSink(url, secret=SECRET)
 
@@ -546,7 +561,8 @@ def test_a_setting_that_cannot_be_used_is_refused(config: dict[str, Any], messag
 
 
 @pytest.mark.parametrize(("url", "shown"), [
-    ("https://example.com", "https://example.com"), ("https://EXAMPLE.com:8443/sup3r?t=sup3r", "https://example.com:8443"),
+    ("https://example.com", "https://example.com"),
+    ("https://EXAMPLE.com:8443/sup3r?t=sup3r", "https://example.com:8443"),
     ("http://[::1]:80?sup3r", "http://[::1]:80")])
 def test_its_repr_shows_where_it_goes_and_no_more(url: str, shown: str) -> None:
     assert repr(sink_to(url, headers={"Authorization": "sup3r"})) == f"WebhookSink({shown!r})"
@@ -561,7 +577,7 @@ def test_a_specification_is_the_url_with_its_query_and_settings_go_beside_it(rec
         pool.submit(len, "")
         assert pool.flush(SOON)
     assert name == "webhook" and receiver.requests[0].line == "POST /hook?secret=none HTTP/1.1"
-    with pytest.raises(ConfigurationError, match=r"sink spec 'webhook:https://example.com': secret: expected the one that"):
+    with pytest.raises(ConfigurationError, match="sink spec 'webhook:https://example.com': secret: expected the one"):
         open_sink("webhook:https://example.com/sup3r")
 
 
@@ -596,20 +612,21 @@ pool.shutdown()
     assert len(printed) == 3
     assert {element["subject"] for element in receiver.elements} <= printed
     assert {element["subject"] for request in receiver.requests for element in request.elements} == printed
-    assert len({each for request in receiver.requests for each in request.ids}) == 12, "no event of the parent's came twice"
+    assert sum(len(request.ids) for request in receiver.requests) == 12, "no event of the parent's came twice"
 
 
 # -- proxies --
 
 
-def through(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+def through(monkeypatch: MonkeyPatch, **variables: str) -> None:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
 
-def test_the_proxies_of_the_environment_are_used_unless_switched_off(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proxies_of_the_environment_are_used_unless_switched_off(
+        receiver: Receiver, monkeypatch: MonkeyPatch) -> None:
     through(monkeypatch, http_proxy=receiver.url)
     url = "http://receiver.invalid:8080/hook"
     sink_to(url, allow_http=True).write(batch("a"))
@@ -623,7 +640,8 @@ def test_the_proxies_of_the_environment_are_used_unless_switched_off(receiver: R
     assert len(receiver.requests) == 1
 
 
-def test_plain_http_to_this_machine_does_not_leave_it_through_a_proxy(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_http_to_this_machine_does_not_leave_it_through_a_proxy(
+        receiver: Receiver, monkeypatch: MonkeyPatch) -> None:
     with Receiver() as proxy:
         through(monkeypatch, http_proxy=proxy.url)
         sink_to(receiver.url).write(batch("a"))
@@ -632,7 +650,8 @@ def test_plain_http_to_this_machine_does_not_leave_it_through_a_proxy(receiver: 
         assert (len(receiver.requests), len(proxy.requests)) == (1, 1), "who allows plain HTTP has what urllib does"
 
 
-def test_a_proxy_that_wants_a_password_is_named_and_its_own_words_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # http.client of 3.10 forgets what a proxy has answered
+def test_a_proxy_that_wants_a_password_is_named_and_its_own_words_are_not_repeated(monkeypatch: MonkeyPatch) -> None:
     heads: list[str] = []
 
     def refuse(connection: Any) -> None:
@@ -645,6 +664,8 @@ def test_a_proxy_that_wants_a_password_is_named_and_its_own_words_are_not_repeat
             sink_to("https://receiver.invalid/hook").write(batch("a"))
     assert heads == ["CONNECT receiver.invalid:443 HTTP/1.0"] or heads == ["CONNECT receiver.invalid:443 HTTP/1.1"]
     assert str(caught.value) == "cannot reach https://receiver.invalid: Tunnel connection failed: 407"
+    del caught
+    gc.collect()
 
 
 # -- what it costs to import --
@@ -666,8 +687,9 @@ assert "urllib.request" in loaded()
     in_fresh_interpreter(code)
 
 
-def test_a_python_without_ssl_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_without_ssl_is_told_so(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "bgworker.sinks.posting", raising=False)
     monkeypatch.setitem(sys.modules, "ssl", None)
-    with pytest.raises(PermanentSinkError, match="this Python cannot post to https://example.com: .*ssl.*; use one with the ssl module"):
+    complaint = "this Python cannot post to https://example.com: .*ssl.*; use one with the ssl module"
+    with pytest.raises(PermanentSinkError, match=complaint):
         sink_to("https://example.com/").open()

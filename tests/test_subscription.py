@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 import pytest
 
-from bgworker import ConfigurationError, Scheduler, current_task
+from bgworker import ConfigurationError, Scheduler, current_task, shell
+from bgworker.delivery import patience
 from bgworker.events import StreamEvent
 
 LONG = 60.0
@@ -96,11 +98,10 @@ def test_a_callback_runs_on_a_thread_of_its_own_and_what_it_raises_is_logged(cap
     assert "boom" in caplog.text
 
 
-def test_after_close_nothing_more_comes_and_what_waits_can_be_read() -> None:
+def test_after_close_nothing_more_comes_and_what_was_emitted_before_can_be_read() -> None:
     with Scheduler(1) as pool:
         subscription = pool.subscribe()
         pool.submit(say).result(LONG)
-        pool.flush(LONG)
         subscription.close()
         pool.submit(say).result(LONG)
         assert len(list(subscription)) == 7
@@ -118,6 +119,43 @@ def test_a_callback_that_hangs_holds_up_neither_tasks_nor_the_shutdown() -> None
     for thread in threading.enumerate():
         if "subscription" in thread.name:
             thread.join(LONG)
+
+
+@pytest.mark.parametrize("back_pressure", [True, False])
+def test_a_command_waits_for_a_reader_that_asked_for_it_and_for_no_other(back_pressure: bool) -> None:
+    count = 20_000
+    with Scheduler(1) as pool:
+        subscription = pool.subscribe(types=["TaskOutput"], maxsize=1000, back_pressure=back_pressure)
+        task = pool.submit(shell(["seq", str(count)]))
+        said: list[str] = []
+        while not task.done():
+            said += [each.payload for each in subscription.poll(50) if isinstance(each, StreamEvent)]
+            time.sleep(0.0005)
+        pool.flush(LONG)
+        said += [each.payload for each in subscription.poll() if isinstance(each, StreamEvent)]
+        health = subscription.health()
+        assert health.emitted == health.delivered + health.dropped == count
+        assert len(said) == health.delivered == count - health.dropped
+        assert (said == [str(number) for number in range(1, count + 1)]) is back_pressure
+        assert (health.dropped == 0) is back_pressure
+
+
+def test_a_function_does_not_wait_for_a_reader_with_back_pressure() -> None:
+    with Scheduler(1) as pool:
+        subscription = pool.subscribe(types=["TaskOutput"], maxsize=100, back_pressure=True)
+        pool.submit(say, 5000).result(LONG)
+        pool.flush(LONG)
+        assert subscription.health().dropped == 4900
+
+
+def test_a_command_ends_although_a_reader_with_back_pressure_never_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE", 0.3)
+    with Scheduler(1) as pool:
+        subscription = pool.subscribe(types=["TaskOutput"], maxsize=100, back_pressure=True)
+        assert pool.submit(shell(["seq", "20000"])).result(LONG) == 0
+        pool.flush(LONG)
+        health = subscription.health()
+        assert health.emitted == 20_000 == health.dropped + health.pending
 
 
 def test_wrong_arguments_are_refused_with_the_value() -> None:

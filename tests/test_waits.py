@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from bgworker import PoolDeadlock, Scheduler, TaskTimedOut, current_task
+from bgworker import PoolDeadlock, Scheduler, ShutdownError, Task, TaskTimedOut, current_task
 from bgworker.events import LifecycleEvent
 from bgworker.waits import MOST_NESTED
 
@@ -164,3 +168,251 @@ def test_inline_runs_leave_the_count_of_waiting_tasks_right() -> None:
 
         assert pool.submit(outer).result(LONG) == 40
         assert pool.submit(outer).result(LONG) == 40
+
+
+# -- waits for several at once, and those of event loops: a helper runs what waits --
+
+
+def as_completed(pool: Scheduler, depth: int) -> int:
+    tasks = [pool.submit(as_completed, pool, depth - 1) for _ in range(3 if depth else 0)]
+    return 1 + sum(each.result() for each in concurrent.futures.as_completed(tasks))
+
+
+def wait_for_all(pool: Scheduler, depth: int) -> int:
+    tasks = [pool.submit(wait_for_all, pool, depth - 1) for _ in range(3 if depth else 0)]
+    return 1 + sum(each.result(0) for each in concurrent.futures.wait(tasks).done)
+
+
+async def awaiting(pool: Scheduler, depth: int) -> int:
+    tasks = [pool.submit(awaiting, pool, depth - 1) for _ in range(3 if depth else 0)]
+    return 1 + sum(await asyncio.gather(*map(asyncio.wrap_future, tasks)))
+
+
+async def in_executor(pool: Scheduler, depth: int) -> int:
+    def run_another_loop() -> int:
+        return asyncio.run(in_executor(pool, depth - 1))
+
+    loop = asyncio.get_running_loop()
+    return 1 + sum([await loop.run_in_executor(pool, run_another_loop) for _ in range(2 if depth else 0)])
+
+
+async def blocking_the_loop(pool: Scheduler, depth: int) -> int:
+    return 1 + sum(each.result() for each in [pool.submit(blocking_the_loop, pool, depth - 1) for _ in range(2 if depth else 0)])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("function, depth, expected", [
+    (as_completed, 6, 1093), (wait_for_all, 6, 1093), (awaiting, 6, 1093), (in_executor, 4, 31), (blocking_the_loop, 4, 31)])
+def test_a_fan_out_completes_however_the_tasks_wait(function: Callable[..., Any], depth: int, expected: int,
+                                                    workers: int) -> None:
+    with Scheduler(workers, keep_finished=None) as pool:
+        assert pool.submit(function, pool, depth).result(LONG) == expected
+        assert {each.status.value for each in pool.tasks()} == {"completed"}
+        health = pool.health()
+        assert (health.running, health.pending, health.workers) == (0, 0, health.workers)
+
+
+@pytest.mark.parametrize("function", [as_completed, wait_for_all, awaiting])
+def test_without_helpers_the_same_would_hang(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with Scheduler(1) as pool:
+        asked = threading.Event()
+        monkeypatch.setattr(pool._pool.waits, "_lend", lambda worker, task: asked.set())
+        outer = pool.submit(function, pool, 1)
+        assert asked.wait(LONG) and not outer.wait(0.3), "it waits for tasks that have no worker"
+        while (queued := pool._pool._queue.get(timeout=LONG)) is not None and queued.run() and pool.health().pending:
+            pass  # somebody has to
+        assert outer.result(LONG) == 4
+
+
+def test_a_helper_serves_its_worker_as_long_as_its_task_runs_has_been_initialized_and_then_ends() -> None:
+    local, seen = threading.local(), []
+
+    def initializer() -> None:
+        local.is_ready = True
+        seen.append(threading.current_thread())
+
+    async def outer(count: int) -> set[str]:
+        loop = asyncio.get_running_loop()
+        return {await loop.run_in_executor(pool, inner) for _ in range(count)}
+
+    def inner() -> str:
+        assert local.is_ready
+        return threading.current_thread().name
+
+    with Scheduler(1, initializer=initializer) as pool:
+        assert len(pool.submit(outer, 50).result(LONG)) == 1 and len(seen) == 2, "one helper did it all"
+        seen[1].join(LONG)
+        assert not seen[1].is_alive() and seen[0].is_alive()
+        assert len(pool.submit(outer, 2).result(LONG)) == 1 and len(seen) == 3
+
+
+def test_while_a_worker_is_idle_no_helper_is_started() -> None:
+    with Scheduler(3) as pool:
+        both = threading.Barrier(3)
+        for task in [pool.submit(both.wait, LONG) for _ in range(3)]:
+            task.result(LONG)
+
+        async def outer() -> str:
+            while pool._pool._idle < 2:
+                await asyncio.sleep(0.001)
+            return await asyncio.get_running_loop().run_in_executor(pool, lambda: threading.current_thread().name)
+
+        assert pool.submit(outer).result(LONG) in {"bgworker_0", "bgworker_1", "bgworker_2"}
+        assert pool._pool._started == 3
+
+
+def test_a_callback_that_is_no_wait_lets_nothing_run_beside_a_plain_task() -> None:
+    """One worker is often meant as a lock."""
+    told: list[Any] = []
+    with Scheduler(1) as pool:
+        def outer() -> str:
+            inner = pool.submit(len, "x")
+            inner.add_done_callback(told.append)
+            time.sleep(0.1)
+            return inner.status.value
+
+        assert pool.submit(outer).result(LONG) == "scheduled"
+        pool.submit(len, "").result(LONG)
+        assert len(told) == 1
+
+
+def test_a_task_run_by_a_helper_that_never_looks_is_timed_out_and_the_helper_replaced() -> None:
+    go_on = threading.Event()
+
+    async def outer() -> list[Any]:
+        slow = pool.options(timeout=0.1, name="slow").submit(go_on.wait, LONG)
+        quick = pool.submit(len, "four")
+        return await asyncio.gather(asyncio.wrap_future(slow), asyncio.wrap_future(quick), return_exceptions=True)
+
+    with Scheduler(1) as pool:
+        try:
+            first, second = pool.submit(outer).result(LONG)
+            assert isinstance(first, TaskTimedOut) and second == 4
+            assert [each.task_name for each in pool.health().stuck] == ["slow"] and pool.health().replaced == 1
+            assert pool.submit(len, "ab").result(LONG) == 2
+        finally:
+            go_on.set()
+
+
+def test_where_no_thread_can_be_had_a_loop_runs_the_task_itself_and_a_wait_for_several_is_refused(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise ShutdownError("no thread can be started")
+
+    async def outer() -> str:
+        return await asyncio.get_running_loop().run_in_executor(pool, lambda: threading.current_thread().name)
+
+    with Scheduler(1) as pool:
+        pool.submit(len, "").result(LONG)
+        monkeypatch.setattr(pool._pool, "_start_helper", refuse)
+        assert pool.submit(outer).result(LONG) == "bgworker_0"
+        with pytest.raises(PoolDeadlock, match="which has no thread to run on: no thread can be started"):
+            pool.submit(as_completed, pool, 1).result(LONG)
+
+
+def test_a_coroutine_that_awaits_itself_gets_an_error() -> None:
+    box: list[Task[Any]] = []
+    there = threading.Event()
+
+    async def narcissus() -> None:
+        assert there.wait(LONG)
+        await asyncio.wrap_future(box[0])
+
+    def waits_for_itself() -> None:
+        assert there.wait(LONG)
+        concurrent.futures.wait(box)
+
+    with Scheduler(1) as pool:
+        for function in (narcissus, waits_for_itself):
+            there.clear()
+            box[:] = [pool.submit(function)]  # type: ignore[arg-type]
+            there.set()
+            assert isinstance(box[0].exception(LONG), PoolDeadlock)
+
+
+def test_coroutines_and_functions_that_wait_for_each_other_get_an_error_instead_of_hanging() -> None:
+    box: dict[str, Task[Any]] = {}
+
+    async def awaits(name: str, both: threading.Barrier) -> None:
+        await asyncio.to_thread(both.wait, LONG)
+        await asyncio.gather(asyncio.wrap_future(box[name]))
+
+    def waits(name: str, both: threading.Barrier) -> None:
+        both.wait(LONG)
+        box[name].result()
+
+    with Scheduler(2) as pool:
+        for one, other in [(awaits, awaits), (awaits, waits), (waits, awaits)]:
+            both = threading.Barrier(3)
+            box["a"], box["b"] = pool.submit(one, "b", both), pool.submit(other, "a", both)  # type: ignore[arg-type]
+            both.wait(LONG)
+            errors = [box[name].exception(LONG) for name in "ab"]
+            assert all(isinstance(each, PoolDeadlock) for each in errors), errors
+
+
+def test_a_coroutine_that_only_watches_another_does_not_wait_for_it() -> None:
+    box: dict[str, Task[Any]] = {}
+    both = threading.Barrier(3)
+
+    async def watches() -> str:
+        await asyncio.to_thread(both.wait, LONG)
+        watcher = asyncio.create_task(watch())
+        await asyncio.sleep(0.05)
+        watcher.cancel()
+        return "did not wait"
+
+    async def watch() -> None:
+        await asyncio.wrap_future(box["b"])
+
+    async def awaits() -> Any:
+        await asyncio.to_thread(both.wait, LONG)
+        await asyncio.sleep(0.02)
+        return await asyncio.shield(asyncio.wrap_future(box["a"]))
+
+    with Scheduler(2) as pool:
+        box["a"], box["b"] = pool.submit(watches), pool.submit(awaits)
+        both.wait(LONG)
+        assert box["a"].result(LONG) == "did not wait"
+
+
+def test_the_depth_of_helpers_is_bounded_with_a_clear_error() -> None:
+    async def deeper(depth: int) -> int:
+        return 1 + await asyncio.wrap_future(pool.submit(deeper, depth + 1))
+
+    with Scheduler(1) as pool:
+        with pytest.raises(PoolDeadlock, match=f"{MOST_NESTED} waits deep"):
+            pool.submit(deeper, 1).result(LONG)
+        assert pool.submit(len, "ab").result(LONG) == 2
+
+
+def test_a_task_run_by_a_helper_may_shut_the_scheduler_down() -> None:
+    ended = threading.Event()
+
+    def inner() -> None:
+        pool.shutdown()
+        ended.set()
+
+    async def outer() -> None:
+        await asyncio.wrap_future(pool.submit(inner))
+
+    pool = Scheduler(1)
+    pool.submit(outer).result(LONG)
+    assert ended.is_set()
+    pool.shutdown()
+
+
+def test_what_a_coroutine_awaited_is_not_kept_by_its_worker() -> None:
+    seen: list[int] = []
+
+    async def outer() -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(100):
+            await loop.run_in_executor(pool, len, "x")
+        [worker] = pool._pool._workers
+        while worker.waits_for:  # the callback that forgets the last one may still be on its way
+            await asyncio.sleep(0.001)
+        seen.append(len(worker.waits_for))
+
+    with Scheduler(1) as pool:
+        pool.submit(outer).result(LONG)
+    assert seen == [0]

@@ -99,7 +99,8 @@ def prepared_venv(python: str, version: str, environment: dict[str, str]) -> str
     inside = str(VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     project = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     extras = extras_for(environment)
-    wanted = f"python {version}\nroot {ROOT}\npyproject {project}\nextras {extras}\n"  # an editable install knows its root
+    # an editable install knows the root's path
+    wanted = f"python {version}\nroot {ROOT}\npyproject {project}\nextras {extras}\n"
     found = STAMP.read_text(encoding="utf-8") if STAMP.exists() else None
     if found == wanted and os.path.exists(inside):
         return inside

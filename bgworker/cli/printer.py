@@ -1,10 +1,15 @@
-"""What ``bgworker run`` shows: events become lines and rows of a table, on the thread of the printer's courier."""
+"""What ``bgworker run`` shows: a subscription's events become lines and rows of a table, on a thread of their own.
+
+This is how a user interface lives on a subscription: one thread, which waits for the next event or the next tick of its clock,
+takes what else has come meanwhile, and shows it all at once.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 import threading
+import time
 from collections import deque
 from datetime import datetime, timezone
 
@@ -16,16 +21,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
-    from ..delivery.options import SinkHealth
+    from ..delivery.subscription import Subscription
     from ..events import Event, TaskSnapshot
     from .run import Run
     from .screen import Line
 
 
-class Printer:
-    """The sink that shows events on the screen. Called on its courier's thread, `finish` after that has ended."""
+AT_ONCE = 10_000
+"""Most events that are shown together."""
 
-    preferred_batch = 10_000
+TICK = 1.0
+"""Seconds without an event after which the clock of the table is drawn again."""
+
+
+class Printer:
+    """Shows the events of a subscription on the screen, on its own thread, and at the end the account."""
 
     def __init__(self, run: Run, screen: Screen, table: TaskTable, *, quiet: bool) -> None:
         self.notices: deque[str] = deque()
@@ -35,8 +45,32 @@ class Printer:
         self._table = table
         self._quiet = quiet
         self._is_single = len(run.commands) == 1
+        self._thread: threading.Thread | None = None
 
-    def write(self, events: Sequence[Event]) -> None:
+    def follow(self, subscription: Subscription, pause: float) -> None:
+        """Start the thread. It gathers events for ``pause`` seconds before it shows them, and ends with the subscription."""
+        self._thread = threading.Thread(target=self._follow, args=(subscription, pause), name="bgworker-printer", daemon=True)
+        self._thread.start()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end of the thread: all is shown then."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def _follow(self, subscription: Subscription, pause: float) -> None:
+        while True:
+            is_last_look = subscription.is_closed  # asked first: nothing comes after it
+            event = subscription.get(TICK)
+            if event is not None:
+                time.sleep(pause)
+                self._show([event, *subscription.poll(AT_ONCE - 1)])
+            elif is_last_look:
+                break
+            else:
+                self._tick()
+        self._guarded(self._screen.close)
+
+    def _show(self, events: Sequence[Event]) -> None:
         """Show the lines of these events, and redraw the table. Blocks as long as the reader of our output does."""
         if self._run.output_error is None:
             with self._screen.lock:
@@ -44,18 +78,14 @@ class Printer:
                 self._table.forget_ended(datetime.now(timezone.utc))
             self._guarded(lambda: self._screen.show([*lines, *self._notices()]))
 
-    def close(self) -> None:
-        """Take the table off the terminal."""
-        self._guarded(self._screen.close)
-
-    def tick(self) -> None:
-        """Show what does not wait for events: the time, and notices. The ticker's thread."""
+    def _tick(self) -> None:
+        """Show what does not wait for events: the time, and notices."""
         notices = self._notices()
         self._guarded(lambda: self._screen.show(notices) if notices else self._screen.refresh())
 
-    def finish(self, health: SinkHealth, sinks: Any, seconds: float) -> None:
+    def finish(self, dropped: int, sinks: Any, seconds: float) -> None:
         """Show the summary, and what was not shown or recorded. Nothing when nobody reads it."""
-        lost = [f"{health.dropped} events could not be shown"] if health.dropped and not self._run.output_error else []
+        lost = [f"{dropped} events could not be shown"] if dropped and not self._run.output_error else []
         lost += [f"sink {name!r} lost {each.dropped} events; {each.last_error or 'it did not take them in time'}"
                  for name, each in sinks.items() if each.dropped]
         lines = [*self._notices(), *((OWN, f"bgworker run: {escaped(each)}") for each in lost)]
@@ -121,26 +151,6 @@ def why(task: TaskSnapshot) -> str:
     elif task.failure_type and not message.startswith(("[Errno ", "[WinError ")):
         message = f"{task.failure_type}: {message}"
     return cut(message.partition("] ")[2] if message.startswith("[") else message, 500, "...") or task.status.value
-
-
-class Ticker:
-    """A thread that calls `Printer.tick` once a second; apart from the main thread, because it may block."""
-
-    def __init__(self, printer: Printer) -> None:
-        self._printer = printer
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="bgworker-ticker", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(1.0):
-            self._printer.tick()
-
-    def stop(self, *, wait: bool = True) -> None:
-        """End the thread, and wait for it."""
-        self._stopped.set()
-        if wait:
-            self._thread.join()
 
 
 class Notices(logging.Handler):

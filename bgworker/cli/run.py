@@ -1,9 +1,8 @@
 """``bgworker run``: run commands as tasks, show what they say, and end with an exit code that tells how it went.
 
 Who does what. The main thread submits and then only waits: for the end, or for a signal. A worker thread runs each
-command. The printer, a sink of the Scheduler's, turns events into lines on its own thread; while it is blocked (by a
-pager, say) its queue fills, and then the commands' pipes are read no further. The ticker's thread lets the clock of
-the table run. So whatever blocks, a signal is answered.
+command. The printer's thread turns the events of a subscription into lines; while it is blocked (by a pager, say) the
+subscription's queue fills, and then the commands' pipes are read no further. So whatever blocks, a signal is answered.
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ from collections import Counter
 from itertools import count
 from time import monotonic
 
-from ..delivery.options import SinkOptions
 from ..errors import BgworkerError, TaskTimedOut
 from ..events import TaskStatus
 from ..scheduler import Scheduler
 from . import reading
 from .commands import Command, commands_of, left_of, metadata, sinks_of
-from .printer import Notices, Printer, Ticker
+from .printer import Notices, Printer
 from .screen import Channel, Screen, TaskTable, can_redraw
 from .signals import Killed, Signals, kill_children, leave_at_once
 
@@ -44,9 +42,7 @@ LAST_MOMENT = 2.0
 """Seconds that the sinks get when a second signal ends it all."""
 
 REDRAW = 0.1
-"""Seconds that lines and news are gathered for, where each batch redraws the table."""
-
-PRINTER = "terminal"
+"""Seconds that lines and news are gathered for, where each time the table is redrawn."""
 
 DESCRIPTION = """\
 Run one command, or many at a time, each as a task: with its own exit code,
@@ -193,20 +189,18 @@ def act(options: Namespace) -> int:
             scheduler = _scheduler(options.jobs, sinks)
         except BgworkerError as error:
             options.parser.error(str(error))
-        ticker = Ticker(printer)
         try:
-            scheduler.register_sink(printer, name=PRINTER, options=SinkOptions(
-                linger=REDRAW if is_live else 0.0, queue_size=100_000 + 4 * len(commands)))
+            subscription = scheduler.subscribe(maxsize=100_000 + 4 * len(commands), back_pressure=True)
+            printer.follow(subscription, REDRAW if is_live else 0.0)
             run.submit(scheduler, options.timeout)
             run.wait()
-            health = scheduler.unregister_sink(PRINTER, timeout=FOR_EVER)  # all is shown, however slowly it is read
+            subscription.close()
+            printer.join(FOR_EVER)  # all is shown, however slowly it is read
             scheduler.shutdown()  # waits for commands that are past their deadline to be gone
-            ticker.stop()
-            printer.finish(health, scheduler.sinks, monotonic() - run.started)
+            printer.finish(subscription.health().dropped, scheduler.sinks, monotonic() - run.started)
         except BaseException as error:  # `Killed`, or a defect: in no case may commands go on unseen
             kill_children()
             run.stop("killed")
-            ticker.stop(wait=False)
             scheduler.shutdown(timeout=LAST_MOMENT)
             if isinstance(error, Killed):
                 leave_at_once(run, screen)

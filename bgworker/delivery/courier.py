@@ -95,8 +95,8 @@ class Courier:
         self._parking = 0  # given to the park, which has not answered yet
         self._dropped: Counter[str] = Counter()
         self._losses: dict[str, Counter[str]] = {}  # reason -> type -> count, not yet announced to the sink
-        self._announcing: tuple[dict[str, Counter[str]], list[Record]] = {}, []  # losses whose announcement failed, and that
-        self._announces_alone = True  # False: losses wait for events to go before
+        self._announcing: tuple[dict[str, Counter[str]], list[Record]] = {}, []  # losses that it was not told, and how
+        self._announces_alone = True  # False: losses wait until events are tried, and are tried with them
         self._unreported: Counter[str] = Counter()  # reason -> count of what was lost unsaid, not yet in the log
         self._next_report = 0.0
         self._state = "ok"
@@ -457,7 +457,7 @@ class Courier:
             self._announcing = {}, []
             self._announces_alone = True
         elif not isinstance(error, PermanentSinkError) or error.concerns != "event":
-            self._announces_alone = not isinstance(error, PermanentSinkError)  # else we would ask again and again at once
+            self._announces_alone = not isinstance(error, PermanentSinkError)  # else it were asked again at once
             with self._lock:
                 for reason, by_type in losses.items():
                     self._losses.setdefault(reason, Counter()).update(by_type)
@@ -528,7 +528,7 @@ class Courier:
                          describe(error))
 
     def _report_losses(self, *, is_last: bool = False) -> None:
-        """Tell the log what was lost unsaid. On the courier's thread: a slow log handler must not hold up the dispatcher."""
+        """Tell the log what was lost unsaid. On the courier's thread: a slow handler must not hold up the dispatcher."""
         now = monotonic()
         with self._lock:
             if not self._unreported or (now < self._next_report and not is_last):

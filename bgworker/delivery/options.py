@@ -90,9 +90,9 @@ class SinkHealth:
     dropped_by_reason: Mapping[str, int] = field(default_factory=dict)
     """"overflow", "intake", "oversize", "refused", "failed", "closed", ... -> events; adds up to ``dropped``."""
     state: Literal["ok", "retrying", "open", "failed", "closed"] = "ok"
-    """"open" is the circuit breaker's: too many failures in a row, or the sink asked to be left alone until somebody mends
-    it; one probe now and then. "failed": it takes nothing any more; what comes is parked or dropped ("closed") until it is
-    unregistered."""
+    """"open" is the circuit breaker's: too many failures in a row, or the sink has its events held until somebody mends
+    it; one probe now and then. "failed": the sink takes nothing any more; until it is unregistered, what comes is
+    parked, or dropped as "closed"."""
     lag: float = 0.0
     """Age in seconds of the oldest pending event."""
     retries: int = 0

@@ -101,11 +101,11 @@ class Registry:
         return courier.health()
 
     def subscribe(self, callback: Callable[[Event], object] | None, state: TaskState | None,
-                  types: Collection[EventType | str] | None, maxsize: int) -> Subscription:
+                  types: Collection[EventType | str] | None, maxsize: int, back_pressure: bool) -> Subscription:
         """Return a subscription to what is emitted from now on; one to a task begins with what is in memory of it."""
         kinds = None if types is None else kinds_of(event_types(types))
         subscription = Subscription(f"{self._name}-subscription-{self._subscribed()}", state, kinds, maxsize,
-                                    lambda self_: self._dispatcher.call(lambda: self._detach(self_)))
+                                    back_pressure, lambda self_: self._dispatcher.call(lambda: self._detach(self_)))
 
         def attach() -> None:
             subscription.begin()

@@ -1,7 +1,8 @@
 """Events for a program that looks at them itself: a live view, a progress bar, a test.
 
 A subscription is fed like a courier, from the dispatcher's thread, into a bounded queue: whoever reads slowly, or not at all,
-slows nobody, and what does not fit is coalesced or dropped and counted. It has no thread; its reader brings one.
+slows nobody, and what does not fit is coalesced or dropped and counted. It has no thread; its reader brings one. Only
+with ``back_pressure`` do those wait for its reader who wait for sinks, too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from time import monotonic
 
 from ..records import STATUSES, Batch, TaskState, event
 from .backlog import Backlog, Chunk
+from .courier import CROWDED
 from .options import SinkHealth
+from .patience import Patience
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from ..records import Record
 
 logger = logging.getLogger(__name__.partition(".")[0])
+
+MAX_BYTES = 64 * 1024 * 1024
+"""Most memory that waiting stream events take, as estimated: text plus 256 bytes an event."""
 
 
 class Subscription:
@@ -38,19 +44,21 @@ class Subscription:
         state: the task that it is bound to; None for all.
         kinds: the kinds of records that it gets; None for all.
         maxsize: most stream events that wait; as many life-cycle events have room of their own.
+        back_pressure: whether who can wait (a command) waits for the reader, as for a sink that works.
         detach: takes it off the dispatcher.
     """
 
     def __init__(self, name: str, state: TaskState | None, kinds: frozenset[int] | None, maxsize: int,
-                 detach: Callable[[Subscription], object]) -> None:
+                 back_pressure: bool, detach: Callable[[Subscription], object]) -> None:
         self.name = name
         self._state = state
         self._kinds = kinds
         self._maxsize = maxsize
+        self._patience = Patience() if back_pressure else None  # the dispatcher's thread alone asks
         self._detach = detach
         self._lock = threading.Lock()  # guards all below
         self._news = threading.Condition(self._lock)
-        self._backlog = Backlog(maxsize, 64 * 1024 * 1024)
+        self._backlog = Backlog(maxsize, MAX_BYTES)
         self._emitted = self._delivered = self._coalesced = 0
         self._dropped: Counter[str] = Counter()
         self._is_closed = False
@@ -103,9 +111,9 @@ class Subscription:
                               state="closed" if self._is_closed else "ok")
 
     def close(self) -> None:
-        """Take no more events. What waits can still be read."""
-        self.end()
+        """Take no more events. What was emitted before the call can still be read."""
         self._detach(self)
+        self.end()
 
     def __enter__(self) -> Subscription:
         return self
@@ -175,18 +183,22 @@ class Subscription:
 
     @property
     def is_crowded(self) -> bool:
-        """False: nobody waits for a reader."""
-        return False
+        """True when who can wait should. The dispatcher's thread; see `Courier.is_crowded`."""
+        if self._patience is None:
+            return False
+        is_full = self._backlog.fill > CROWDED
+        lasts = self._patience.lasts(is_full, self._delivered, monotonic())
+        return is_full and lasts
 
     @property
     def queue_size(self) -> int:
-        """More than anything: nobody waits for a reader, however small its queue."""
-        return sys.maxsize
+        """The bound of the queue, by count; more than anything where nobody waits for the reader."""
+        return sys.maxsize if self._patience is None else self._maxsize
 
     @property
     def queue_bytes(self) -> int:
-        """As `queue_size`."""
-        return sys.maxsize
+        """As `queue_size`, by memory."""
+        return sys.maxsize if self._patience is None else MAX_BYTES
 
     def refuse(self, kind: int, reason: str, count: int) -> None:
         """Count events that never got a number. Whose they were is not known: one task's subscription cannot count them."""

@@ -3,12 +3,12 @@
 Each element has these attributes:
 
 ``id``
-    ``<task_id>:<seq>``: unique by itself, and the same however often the event is sent. An ``EventsLost`` has no task; its
-    id is ``lost:`` and a hash of its wire object.
+    ``<task_id>:<seq>``: unique by itself, and the same however often the event is sent. An ``EventsLost`` has no task;
+    its id is ``lost:`` and a hash of its wire object.
 ``source``
-    ``/bgworker/<run_id>``; ``/bgworker`` where the run is not known. That is so for an ``EventsLost``, and for what a task
-    says if its events come without their run, as from a park file, and no life-cycle event of the task has come before or
-    in the same batch.
+    ``/bgworker/<run_id>``; ``/bgworker`` where the run is not known. That is so for an ``EventsLost``, and for what a
+    task says if its events come without their run, as from a park file, and no life-cycle event of the task has come
+    before or in the same batch.
 ``type``
     ``io.bgworker.<EventType>.v1``.
 ``subject``
@@ -20,7 +20,7 @@ Each element has these attributes:
 ``data``
     the wire object itself.
 
-Source: CloudEvents 1.0.2, https://github.com/cloudevents/spec (core; JSON event format, section 4; extension "sequence").
+Source: CloudEvents 1.0.2, https://github.com/cloudevents/spec: core; JSON format, section 4; extension "sequence".
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _MIDDLE_OF = dict(zip(TYPES, _MIDDLES))
 
 
 class Runs:
-    """The run of each task, for events that do not tell it: learnt from the life-cycle events of batches that were taken.
+    """The run of each task, for events that do not tell it: learnt from life-cycle events that were taken.
 
     It changes only in `learn`. A batch that is tried again until it is taken has the same bytes each time.
     """
@@ -68,15 +68,15 @@ class Runs:
         for event in events:
             if isinstance(event, LifecycleEvent) and event.type.is_terminal:
                 self.known.pop(event.task_id, None)
-        for task_id in list(self.known)[:max(0, len(self.known) - MOST_RUNS)]:
-            del self.known[task_id]
+        while len(self.known) > MOST_RUNS:
+            del self.known[next(iter(self.known))]
 
 
 def encode_batch(events: Sequence[Event], runs: Mapping[str, str]) -> tuple[bytes, str]:
     """Return the events as a JSON array, and a text that tells these events from any others.
 
-    That text is made of the wire objects alone. So it is the same when they come from a park file, though what is known of
-    their runs is less.
+    That text is made of the wire objects alone. So it is the same when they come from a park file, though less is known
+    of their runs.
 
     Args:
         events: a `Batch` is encoded from its records, several times as fast.
@@ -117,12 +117,12 @@ def _element(head: str, seq: int, middle: str, line: str) -> str:
 
 
 def _loss_element(sink: str, line: str) -> str:
-    return (f'{{"specversion":"1.0","source":"/bgworker"{_subject(sink)},"id":"lost:{_digest(line)}{_MIDDLES[LOST]}{_time(line)}'
-            f'","data":{line}}}')
+    return (f'{{"specversion":"1.0","source":"/bgworker"{_subject(sink)},"id":"lost:{_digest(line)}'
+            f'{_MIDDLES[LOST]}{_time(line)}","data":{line}}}')
 
 
 def _time(line: str) -> str:
-    start = line.index(_BEFORE_TIME) + len(_BEFORE_TIME)  # no text before it can hold this: in a text, quotes are escaped
+    start = line.index(_BEFORE_TIME) + len(_BEFORE_TIME)  # in no text before it: there, quotes are escaped
     return line[start:start + _TIME_LENGTH]
 
 

@@ -1,8 +1,9 @@
 """One HTTP POST on `urllib.request`, bounded in time and in size whatever the receiver does. The sink's thread.
 
-A timeout of a socket bounds each read, so that a receiver which sends a byte now and then holds its sender for ever. Here one
-deadline covers an attempt: connecting, sending, and the answer up to the end of its headers. Only two things are not under it,
-because Python has no bound for them: name resolution, and a host name with many addresses, each of which gets the time.
+A timeout of a socket bounds each read, so that a receiver which sends a byte now and then holds its sender for ever.
+Here one deadline covers an attempt: connecting, sending, and the answer up to the end of its headers. Not under it are
+name resolution, which nothing bounds, and the steps that have a timeout of their own: connecting to each address of a
+host name, the handshake of TLS, and each read of what a proxy says when it opens a tunnel.
 
 Redirects are not followed, cookies not kept, and the answer's body is not looked at.
 
@@ -57,8 +58,8 @@ class Poster:
         """Send one request; return the status of the answer and its headers.
 
         Raises:
-            TemporarySinkError: there is no answer, or none in HTTP. It neither shows nor chains what the receiver has sent,
-                which may be what it was sent.
+            TemporarySinkError: there is no answer, or none in HTTP. It neither shows nor chains what the receiver has
+                sent, which may be what it was sent.
         """
         request = urllib.request.Request(self._url, body, dict(headers), method="POST")
         try:
@@ -76,8 +77,8 @@ class Poster:
         if isinstance(reason, TimeoutError):
             return f"no answer within {self._timeout:g} s"
         if isinstance(reason, ssl.SSLCertVerificationError):
-            return (f"its certificate is not trusted ({reason.verify_message}); mend the certificate, or name the one of its "
-                    "authority in SSL_CERT_FILE")
+            return (f"its certificate is not trusted ({reason.verify_message}); mend the certificate, or name the one "
+                    "of its authority in SSL_CERT_FILE")
         if isinstance(reason, http.client.RemoteDisconnected):
             return "it closed the connection without an answer"
         if isinstance(reason, OSError) and reason.strerror:
@@ -151,7 +152,7 @@ class _Socket:
                 self._sock.settimeout(_left(self._deadline))
                 left = left[self._sock.send(left):]
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it answers before it has read all, as for a body that is too large: that answer counts, if it is there
+            pass  # it may have answered before it has read all, as to a body that is too large: then that counts
 
     def makefile(self, mode: str) -> io.BufferedReader:
         self.reader = _Reader(self._sock, self._deadline)

@@ -1,7 +1,7 @@
 """Standard Webhooks signatures: secrets, the sender's side and the receiver's. Any thread; no I/O.
 
-A signature covers the message id, the time of the attempt and the exact bytes of the body, so that none of the three can
-be changed, and an old request cannot be sent again unnoticed. What is shown of a secret is that there is one.
+A signature covers the message id, the time of the attempt and the exact bytes of the body, so that none of the three
+can be changed, and an old request cannot be sent again unnoticed. What is shown of a secret is that there is one.
 
 Source: Standard Webhooks 1.0.0, "Verifying webhook authenticity",
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
@@ -15,13 +15,10 @@ import hmac
 import os
 import re
 import time
+from collections.abc import Iterable, Mapping
 
 from ..checks import number
 from ..errors import BgworkerError, ConfigurationError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 __all__ = ["Keys", "VerificationError", "new_secret", "verify"]
 
@@ -62,8 +59,8 @@ class Keys:
     __slots__ = ("_keys",)
 
     def __init__(self, secrets: str | Iterable[str], name: str = "secret") -> None:
-        if isinstance(secrets, (bytes, bytearray)):
-            raise ConfigurationError(f"{name}: expected text, got {type(secrets).__name__}; decode it first")
+        if isinstance(secrets, (bytes, bytearray)) or not isinstance(secrets, Iterable):
+            raise ConfigurationError(f"{name}: expected text, or a collection of texts, got {type(secrets).__name__}")
         given = secrets.split() if isinstance(secrets, str) else list(secrets)
         if not given:
             raise ConfigurationError(f"{name}: expected at least one secret, got none; a secret is {_EXPECTED}")
@@ -106,13 +103,13 @@ def _key(secret: object, name: str) -> bytes:
 def verify(secrets: str | Iterable[str], headers: Mapping[str, str], body: bytes, tolerance: float = TOLERANCE) -> str:
     """Return the message id of a genuine request; raise for any other. For the receiving side.
 
-    The same id may come again, with the same events: use it to know a message that was dealt with already. Keep the ids for
-    as long as ``tolerance`` at least, and no request that somebody has recorded can do anything.
+    The same id may come again, with the same events: use it to know a message that was dealt with already. Keep the ids
+    for as long as ``tolerance`` at least, and no request that somebody has recorded can do anything.
 
     Args:
         secrets: the ``whsec_`` secret shared with the sender; during a rotation the old and the new one.
         headers: of the request, in any case: a mapping, or the ``headers`` of `http.server`.
-        body: the exact bytes of the request. Parse them afterwards: JSON that was parsed and written again is other bytes.
+        body: the exact bytes of the request. Parse them afterwards: JSON that was parsed and written again is others.
         tolerance: seconds between the sender's clock and this one, either way.
 
     Raises:
@@ -130,13 +127,14 @@ def verify(secrets: str | Iterable[str], headers: Mapping[str, str], body: bytes
         raise VerificationError("webhook-timestamp: expected whole seconds since 1970")
     age = _now() - int(timestamp)
     if abs(age) > tolerance:
-        raise VerificationError(f"webhook-timestamp: the request was signed {abs(age):.0f} s {'ago' if age > 0 else 'ahead'}, "
-                                f"more than {tolerance:g} s; if it is genuine, one of the two clocks is wrong")
+        raise VerificationError(f"webhook-timestamp: the request was signed {abs(age):.0f} s "
+                                f"{'ago' if age > 0 else 'ahead'}, more than {tolerance:g} s; if it is genuine, one of "
+                                "the two clocks is wrong")
     expected = [each.encode() for each in keys.signatures(message_id, int(timestamp), bytes(body))]
     found = [each.encode("utf-8", "replace") for each in signed.split(" ")]
     if not any([hmac.compare_digest(ours, theirs) for ours in expected for theirs in found]):
-        raise VerificationError("webhook-signature: none was made with a secret that is known here; compare the secrets, and "
-                                "verify the body's bytes before anything parses or re-encodes them")
+        raise VerificationError("webhook-signature: none was made with a secret that is known here; compare the "
+                                "secrets, and verify the body's bytes before anything parses or re-encodes them")
     return message_id
 
 

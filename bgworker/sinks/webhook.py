@@ -28,8 +28,8 @@ __all__ = ["VerificationError", "WebhookSink", "new_secret", "verify"]
 
 SECRET_VARIABLE = "BGWORKER_WEBHOOK_SECRET"
 
-OWN_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "content-length", "transfer-encoding",
-               "connection", "host", "expect")
+OWN_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "content-length",
+               "transfer-encoding", "connection", "host", "expect")
 """What a request needs as it is; ``headers`` cannot change it."""
 
 HELD = {401: "give it the secret or the credentials that it expects", 403: "have it allow this sender",
@@ -43,10 +43,10 @@ ABOUT_EVENTS = (400, 409, 413, 422)
 class WebhookSink:
     """Posts each batch as one request to a URL. Delivery is at least once, in order.
 
-    The body is a CloudEvents 1.0 JSON batch (see `bgworker.sinks.cloudevents`), the signature that of Standard Webhooks:
-    the receiver checks it with `verify`, or with the library of its language. ``webhook-id`` is made of the events: the same
-    batch has the same id and body however often it is sent, and a receiver that has dealt with an id may answer 2xx and
-    forget it. A batch may come again in other parts, after a restart or a replay; then its events have the same ids.
+    The body is a CloudEvents 1.0 JSON batch (see `bgworker.sinks.cloudevents`), the signature is of Standard Webhooks:
+    the receiver checks it with `verify`, or with the library of its language. ``webhook-id`` is made of the events: the
+    same batch has the same id and body on every attempt, and a receiver that has dealt with an id may answer 2xx and do
+    nothing. Events may come again in other batches, after a restart or a replay; they have the same ids then.
 
     ================== ===============================================================================================
     answer             what becomes of the batch
@@ -65,27 +65,27 @@ class WebhookSink:
     Args:
         url: ``https://...``, or ``http://`` to this machine (localhost, 127.0.0.0/8, ::1). ASCII, without user name and
             password: put those into ``headers``.
-        secret: ``whsec_`` secrets that sign, each: one, several with spaces between, or a collection; during a rotation the new
-            and the old one. None reads the environment variable ``BGWORKER_WEBHOOK_SECRET``.
+        secret: ``whsec_`` secrets that sign, each: one, several with spaces between, or a collection; during a rotation
+            the new and the old one. None reads the environment variable ``BGWORKER_WEBHOOK_SECRET``.
         timeout: seconds that one attempt may take, from the connection to the end of the answer's headers.
         allow_http: permits plain ``http://`` to any host. Everybody on the way can read the events then.
         headers: further headers of each request, such as ``{"Authorization": "Bearer ..."}``.
         use_proxies: go through the proxies that the environment names (``https_proxy``, ``no_proxy``, ...), as
             `urllib.request` does. Plain ``http://`` to this machine never does, unless ``allow_http``.
 
-    Certificates are verified against the system's authorities; the environment variables ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``
-    name others.
+    Certificates are verified against the system's authorities; the environment variables ``SSL_CERT_FILE`` and
+    ``SSL_CERT_DIR`` name others.
 
     Raises:
-        ConfigurationError: an argument, or the environment's secret, cannot be used. It tells why, without what is secret.
+        ConfigurationError: an argument, or the environment's secret, cannot be used. It shows nothing that is secret.
     """
 
     preferred_batch = 500
 
     _now = staticmethod(time.time)  # tests put another clock here
 
-    def __init__(self, url: str, *, secret: str | Iterable[str] | None = None, timeout: float = 15.0, allow_http: bool = False,
-                 headers: Mapping[str, str] | None = None, use_proxies: bool = True) -> None:
+    def __init__(self, url: str, *, secret: str | Iterable[str] | None = None, timeout: float = 15.0,
+                 allow_http: bool = False, headers: Mapping[str, str] | None = None, use_proxies: bool = True) -> None:
         for name, value in (("allow_http", allow_http), ("use_proxies", use_proxies)):
             if not isinstance(value, bool):
                 raise ConfigurationError(f"{name}: expected True or False, got {value!r}")
@@ -94,7 +94,8 @@ class WebhookSink:
         self._url = url
         self._use_proxies = use_proxies and (allow_http or not is_local)
         self._keys = _keys_from_environment() if secret is None else Keys(secret)
-        self._headers = {"user-agent": f"bgworker/{__version__}", **_checked_headers(headers or {}), "content-type": CONTENT_TYPE}
+        self._headers = {"user-agent": f"bgworker/{__version__}", "content-type": CONTENT_TYPE,
+                         **_checked_headers({} if headers is None else headers)}
         self._runs = Runs()
         self._poster: Poster | None = None
 
@@ -110,7 +111,8 @@ class WebhookSink:
         try:
             from .posting import Poster
         except ImportError as error:  # a Python that was built without OpenSSL
-            raise PermanentSinkError(f"this Python cannot post to {self._shown}: {error}; use one with the ssl module") from error
+            raise PermanentSinkError(f"this Python cannot post to {self._shown}: {error}; "
+                                     "use one with the ssl module") from error
         self._poster = Poster(self._url, self._shown, self._timeout, self._use_proxies)
 
     def write(self, events: Sequence[Event]) -> None:
@@ -128,7 +130,7 @@ class WebhookSink:
         self._runs.learn(events)
 
     def close(self) -> None:
-        """Let go of what `open` has made; a later ``write`` opens it again. No connection is open between two writes."""
+        """Let go of what `open` has made; a later ``write`` opens it again. No connection outlives a ``write``."""
         self._poster = None
 
     def _post(self, message_id: str, body: bytes) -> None:
@@ -151,7 +153,8 @@ class WebhookSink:
         if status == 410:
             return PermanentSinkError(f"{what}: it wants no events any more", concerns="sink")
         if 300 <= status < 400:
-            return PermanentSinkError(f"{what}: redirects are not followed; give the URL that it leads to", concerns="batch")
+            return PermanentSinkError(f"{what}: redirects are not followed; give the URL that it leads to",
+                                      concerns="batch")
         if 400 <= status < 500 and status not in (408, 429):
             return PermanentSinkError(what, concerns="event" if status in ABOUT_EVENTS else "batch")
         return TemporarySinkError(what, retry_after=retry_after)
@@ -170,7 +173,7 @@ def _seconds(retry_after: str, now: float) -> float | None:
 
         try:
             date = parsedate_to_datetime(retry_after)
-            seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now  # one form has no zone
+            seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now  # asctime: no zone
         except (ValueError, TypeError, OverflowError):
             return None
     return seconds if seconds > 0 else None
@@ -179,8 +182,9 @@ def _seconds(retry_after: str, now: float) -> float | None:
 def _keys_from_environment() -> Keys:
     secrets = os.environ.get(SECRET_VARIABLE, "")
     if not secrets.strip():
-        raise ConfigurationError(f"secret: expected the one that the receiver verifies with, got none; give it as secret=, or in "
-                                 f"the environment variable {SECRET_VARIABLE}. bgworker.sinks.webhook.new_secret() makes one")
+        raise ConfigurationError("secret: expected the one that the receiver verifies with, got none; give it as "
+                                 f"secret=, or in the environment variable {SECRET_VARIABLE}. "
+                                 "bgworker.sinks.webhook.new_secret() makes one")
     return Keys(secrets, SECRET_VARIABLE)
 
 
@@ -191,8 +195,8 @@ def _checked_url(url: str, allow_http: bool) -> tuple[str, bool]:
     if not isinstance(url, str):
         raise ConfigurationError(f"url: expected text such as https://example.com/hook, got {type(url).__name__}")
     if not re.fullmatch(r"[!-\[\]-~]+", url):  # ASCII but for the backslash, which some readers take for a slash
-        raise ConfigurationError("url: it is empty, or holds white space, a control character, a backslash or what is not "
-                                 "ASCII; percent-encode those, and write such a host name as xn--...")
+        raise ConfigurationError("url: it is empty, or holds white space, a control character, a backslash or what is "
+                                 "not ASCII; percent-encode those, and write such a host name as xn--...")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
@@ -201,8 +205,8 @@ def _checked_url(url: str, allow_http: bool) -> tuple[str, bool]:
     if parts.scheme not in ("https", "http"):
         raise ConfigurationError("url: it begins with neither https:// nor http://; expected https://HOST/PATH")
     if "@" in parts.netloc:
-        raise ConfigurationError("url: it holds a user name or a password, which end up in logs; leave them out, and give "
-                                 "headers={'Authorization': ...}")
+        raise ConfigurationError("url: it holds a user name or a password, which end up in logs; leave them out, and "
+                                 "give headers={'Authorization': ...}")
     if not re.fullmatch(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-f:.]*:[0-9a-f:.]*", host, re.ASCII):
         raise ConfigurationError("url: it has no host, or one that cannot be; expected https://HOST/PATH")
     if parts.fragment:
@@ -210,8 +214,8 @@ def _checked_url(url: str, allow_http: bool) -> tuple[str, bool]:
     shown = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{'' if port is None else f':{port}'}"
     is_local = parts.scheme == "http" and _is_this_machine(host)
     if parts.scheme == "http" and not is_local and not allow_http:
-        raise ConfigurationError(f"url: {shown} would send the events for everybody to read; use https://, or allow_http=True "
-                                 "on a network that you trust")
+        raise ConfigurationError(f"url: {shown} would send the events for everybody to read; use https://, or "
+                                 "allow_http=True on a network that you trust")
     return shown, is_local
 
 
@@ -237,7 +241,7 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
         if name.lower() in checked:
             raise ConfigurationError(f"headers: {name} is given twice; leave one out")
         if not isinstance(value, str) or not re.fullmatch(r"[!-~]([\t -~]*[!-~])?", value):
-            raise ConfigurationError(f"headers: the value of {name} is empty or no text, or holds a line end or what is not "
-                                     "printable ASCII; expected one line of it")
+            raise ConfigurationError(f"headers: the value of {name} is empty or no text, or holds a line end or what "
+                                     "is not printable ASCII; expected one line of it")
         checked[name.lower()] = value
     return checked

@@ -16,8 +16,9 @@ from typing import TypeVar
 
 import bgworker
 from bgworker import (Event, History, HookSink, JsonlSink, LifecycleEvent, RetryPolicy, Scheduler, SchedulerHealth,
-                      Sink, SinkHealth, SinkOptions, StreamEvent, StuckThread, Task, TaskSnapshot, TaskStatus,
+                      Sink, SinkHealth, SinkOptions, StreamEvent, StuckThread, Task, TaskSnapshot, TaskStatus, WebhookSink,
                       checkpoint, current_task, open_sink, shell)
+from bgworker.sinks.webhook import new_secret, verify
 
 if sys.version_info >= (3, 11):
     from typing import assert_type
@@ -143,6 +144,10 @@ class Posting:
         pass
 
 
+def receiving(headers: Mapping[str, str], body: bytes) -> None:
+    assert_type(verify("whsec_", headers, body, tolerance=60), str)
+
+
 class Printing(HookSink):
     def on_task_started(self, event: LifecycleEvent) -> None:
         print(event.task.name)
@@ -162,6 +167,7 @@ def registering(health: SinkHealth) -> None:
         assert_type(pool.register_sink("my.module:factory", colour="red"), str)
         assert_type(pool.unregister_sink("posting", timeout=1), SinkHealth)
         pool.register_sink(JsonlSink(Path("a.jsonl"), max_bytes=1 << 20, compress=True, durability="power"))
+        pool.register_sink(WebhookSink("https://example.com", secret=[new_secret()], headers={"X-Team": "blue"}))
         pool.register_sink(open_sink("jsonl:debug.jsonl"))
     assert_type(health.delivered + health.coalesced + health.dropped + health.parked + health.pending, int)
 
