@@ -21,7 +21,8 @@ from ..files import CURABLE, HOPELESS, LockFile, absolute
 from ..ids import is_own_run
 from ..retention import Retention
 from ..wire import ns_text
-from .rows import CHUNKS, Rows
+from .rows import Rows
+from .statements import CHUNKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
