@@ -1,7 +1,7 @@
 """A batch of events as rows of a history file. Runs on the sink's thread.
 
-Guarantees. Storing a batch again, or after later ones, changes nothing: stream rows are known by (task, seq), a task's row never
-goes back to an earlier event, losses are known by all that they say.
+Guarantees. Storing a batch again, or after later ones, changes nothing: stream rows are known by (task, seq), a task's
+row never goes back to an earlier event, losses are known by all that they say.
 """
 
 from __future__ import annotations
@@ -213,7 +213,8 @@ class _TaskRows:
             elif progress is not None:
                 seq = max(seq, progress[1])
             self._constants.append((*named[1:], *constant, state.id))
-            self._full += (*named, *constant, _STATUS_TEXTS[kind], scheduled, seq, started, completed, duration, *failure, *latest)
+            self._full += (*named, *constant, _STATUS_TEXTS[kind], scheduled, seq, started, completed, duration,
+                           *failure, *latest)
         elif kind < STARTED:
             self._waiting += (*named, _STATUS_TEXTS[kind], scheduled, seq)
         else:
@@ -269,8 +270,8 @@ class _TaskRows:
 
     def _complete_placeholders(self, connection: sqlite3.Connection) -> None:
         for values, width in ((self._waiting, 9), (self._usual, 12)):
-            connection.executemany(sql.COMPLETE_PLACEHOLDER, [(*values[start + 1:start + 6], None, None, None, values[start])
-                                                              for start in range(0, len(values), width)])
+            rows = [values[start:start + 6] for start in range(0, len(values), width)]
+            connection.executemany(sql.COMPLETE_PLACEHOLDER, [(*row[1:], None, None, None, row[0]) for row in rows])
         connection.executemany(sql.COMPLETE_PLACEHOLDER, self._constants)
 
     def store_progress(self, connection: sqlite3.Connection) -> None:
