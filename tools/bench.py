@@ -286,6 +286,23 @@ def percentile(ordered: Sequence[int], percent: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
+def emit_patiently(texts: Sequence[str]) -> None:
+    """Emit texts no faster than the sinks keep up, as the reader of a pipe does, so that all of them arrive."""
+    from bgworker import current_task
+
+    task = current_task()
+    waiting = iter(texts)
+    while chunk := list(itertools.islice(waiting, task.wait_for_room(60))):
+        for text in chunk:
+            task.output(text)
+
+
+def check_delivered(scheduler: Any, sink: str, count: int) -> None:
+    delivered = scheduler.sinks[sink].delivered
+    if delivered != count:
+        raise RuntimeError(f"sink {sink!r} got {delivered} of {count} events: {scheduler.sinks[sink]}")
+
+
 def task_output() -> Callable[[Any], None]:
     from bgworker import current_task
 
@@ -492,28 +509,17 @@ LINES = 200_000
             "{:,.0f}/s")])
 def jsonl() -> Mapping[str, Variant]:
     """200,000 output events of 60 characters into a file. The others do it on one thread, with nothing in between."""
-    from bgworker import Scheduler, current_task
-
-    def emit_all(texts: Iterator[str]) -> None:
-        task = current_task()
-        room = task.wait_for_room(60)  # a callable just emits; this one waits like a pipe's reader, so that all counts
-        while chunk := list(itertools.islice(texts, room)):
-            for text in chunk:
-                task.output(text)
-            room = task.wait_for_room(60)
+    from bgworker import Scheduler
 
     def ours(said: Round) -> float:
         texts = fresh_texts(LINES)
         with scratch_file() as path:
             with Scheduler(1, sinks=[f"jsonl:{path}"]) as scheduler:
                 begun = perf_counter()
-                task = scheduler.submit(emit_all, iter(texts))
+                task = scheduler.submit(emit_patiently, texts)
             took = perf_counter() - begun
         task.result()  # a figure of a task that failed would be none
-        delivered = scheduler.sinks["jsonl"].delivered
-        if delivered != LINES + 4:  # its output, and the four events of its life
-            raise RuntimeError(f"{delivered} of {LINES + 4} events were written")
-        note_losses(said, scheduler)
+        check_delivered(scheduler, "jsonl", LINES + 4)  # its output, and the four events of its life
         return LINES / took
 
     def template(said: Round) -> float:
@@ -1122,23 +1128,6 @@ def sqlite() -> Mapping[str, Variant]:
 
     return {"bare": bare, "ours": ours, "bytes": lambda said: sizes[-1] if sizes else 0.0,
             "allowed": lambda said: MOST_BYTES}
-
-
-def emit_patiently(texts: Sequence[str]) -> None:
-    """Emit texts no faster than the sinks keep up, as the reader of a pipe does, so that all of them arrive."""
-    from bgworker import current_task
-
-    task = current_task()
-    waiting = iter(texts)
-    while chunk := list(itertools.islice(waiting, task.wait_for_room(60))):
-        for text in chunk:
-            task.output(text)
-
-
-def check_delivered(scheduler: Any, sink: str, count: int) -> None:
-    delivered = scheduler.sinks[sink].delivered
-    if delivered != count:
-        raise RuntimeError(f"sink {sink!r} got {delivered} of {count} events: {scheduler.sinks[sink]}")
 
 
 def insert_bare(path: str, count: int) -> float:
