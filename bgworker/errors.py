@@ -103,6 +103,9 @@ class TemporarySinkError(SinkError):
             password, a quota). They are held, without using up attempts, and tried again now and then.
     """
 
+    retry_after: float | None = None  # in the class too: a subclass may have an __init__ of its own
+    hold: bool = False
+
     def __init__(self, message: str = "", *, retry_after: float | None = None, hold: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
@@ -116,6 +119,8 @@ class PermanentSinkError(SinkError):
         concerns: what that is. "event": one of the events or several, so that the others may be taken without them;
             "batch": all of them, whatever is in them; "sink": these and any others, now and later.
     """
+
+    concerns: Literal["event", "batch", "sink"] = "event"  # in the class too, as above
 
     def __init__(self, message: str = "", *, concerns: Literal["event", "batch", "sink"] = "event") -> None:
         super().__init__(message)

@@ -1,8 +1,9 @@
 """What a history file is: its tables, how it is known again, and the steps from one version of it to the next.
 
-Beside ``PATH`` lie SQLite's ``PATH-wal`` and ``PATH-shm``, and ``PATH.lock`` (`files.LockFile`). Whoever writes holds that
-lock from before a transaction until after its commit or its checkpoint: SQLite before 3.51.3 can lose commits when one
-connection commits while another begins a checkpoint (https://sqlite.org/wal.html#walresetbug). Readers need no lock.
+Beside ``PATH`` lie SQLite's ``PATH-wal`` and ``PATH-shm``, and ``PATH.lock`` (`files.LockFile`). Whoever writes holds
+that lock from before a transaction until after its commit or its checkpoint: SQLite before 3.51.3 can lose commits
+when one connection commits while another begins a checkpoint (https://sqlite.org/wal.html#walresetbug). Readers need
+no lock.
 
 No file that is not ours, or not as we know it, is changed. Functions here are for the thread that owns the connection.
 """
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x6267776B  # "bgwk"; SQLite keeps it in the file's header for programs to know their files by
 
 BUSY_SECONDS = 10.0
-"""How long a statement waits for a lock that others hold: a program of somebody else's, or the close of a last writer."""
+"""How long a statement waits for a lock that others hold: a stranger's program, or the close of a last writer."""
 
 STREAM_CODES: dict[StreamType, int] = {StreamType.OUTPUT: 0, StreamType.ERROR: 1, StreamType.WARNING: 2,
                                        StreamType.VERBOSE: 3, StreamType.PROGRESS: 4}
@@ -86,7 +87,8 @@ STEPS: tuple[tuple[str, ...], ...] = ((
 SELECT tasks.id AS task_id, seq, CASE stream {_STREAM_NAMES} END AS stream_type, payload,
   CASE WHEN is_json THEN 'json' ELSE 'text' END AS format,
   original_bytes IS NOT NULL AS truncated,
-  strftime('%Y-%m-%dT%H:%M:%S', created_us / 1000000, 'unixepoch') || printf('.%06dZ', created_us % 1000000) AS created_utc,
+  strftime('%Y-%m-%dT%H:%M:%S', created_us / 1000000, 'unixepoch') || printf('.%06dZ', created_us % 1000000)
+    AS created_utc,
   percent, original_bytes
 FROM stream_rows JOIN tasks ON tasks.key = stream_rows.task""",
     """CREATE TABLE losses (
@@ -128,7 +130,7 @@ def this_host() -> str:
 
 
 def connect_to_read(path: str) -> sqlite3.Connection:
-    """Open a history that is there; it can only be read, does no checkpoint, and may be used by any one thread at a time.
+    """Open a history that is there, to read only; it does no checkpoint, and may be used by one thread at a time.
 
     Raises:
         HistoryError: the file is missing or empty, damaged, of another program, or of a newer bgworker.
@@ -182,8 +184,8 @@ def connect_to_write(path: str, steps: Sequence[Sequence[str]] = STEPS) -> sqlit
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first page is written
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
-            raise HistoryError(f"no history can be kept at {path!r}: its file system lacks the shared memory that SQLite's "
-                               "write-ahead log needs; name a path on a local disk")
+            raise HistoryError(f"no history can be kept at {path!r}: its file system lacks the shared memory that "
+                               "SQLite's write-ahead log needs; name a path on a local disk")
         migrate(connection, version, steps)
     except BaseException:
         connection.close()
@@ -253,14 +255,15 @@ def _check(connection: sqlite3.Connection, path: str, latest: int) -> int:
             raise _no_database(path)  # SQLite takes a file of a few bytes for an empty one, and writes over it
         return 0
     if application_id != APPLICATION_ID:
-        raise HistoryError(f"{path!r} belongs to another program: its application_id is {application_id}, that of a history "
-                           f"{APPLICATION_ID}; name another path")
+        raise HistoryError(f"{path!r} belongs to another program: its application_id is {application_id}, that of a "
+                           f"history {APPLICATION_ID}; name another path")
     if version > latest:
-        raise HistoryError(f"the history {path!r} has version {version}, and this bgworker knows versions up to {latest}; "
-                           "upgrade bgworker, or name another path")
+        raise HistoryError(f"the history {path!r} has version {version}, and this bgworker knows versions up to "
+                           f"{latest}; upgrade bgworker, or name another path")
     missing = [name for name in _TABLES if name not in names]
     if missing or version < 1:
-        raise HistoryError(f"the history {path!r} is damaged: it lacks {', '.join(missing) or 'its version'}; move it aside")
+        raise HistoryError(f"the history {path!r} is damaged: it lacks {', '.join(missing) or 'its version'}; move it "
+                           "aside")
     for name in _TABLES:
         connection.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone()
     return int(version)
@@ -289,4 +292,5 @@ def _connect(path: str, mode: str) -> sqlite3.Connection:
 
     absolute = os.path.abspath(path).replace(os.sep, "/")
     uri = "file://" + ("" if absolute.startswith("/") else "/") + quote(os.fsencode(absolute))
-    return sqlite3.connect(f"{uri}?mode={mode}", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
+    return sqlite3.connect(f"{uri}?mode={mode}", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False,
+                           uri=True)

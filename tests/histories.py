@@ -1,4 +1,4 @@
-"""History files for tests: with exactly the rows that a test wants, or recorded by a real Scheduler; and the command line."""
+"""History files for tests, with exactly the rows that a test wants or by a real Scheduler; and the command line."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ class Recorder:
                     python="3.11.7", version="0.1.0")
         return run_id
 
-    def task(self, name: str = "load", status: str = "completed", *, created: datetime | None = None, took: float | None = 1.5,
-             id: str | None = None, run_id: str | None = None, metadata: Mapping[str, Any] | None = None, **columns: Any) -> str:
+    def task(self, name: str = "load", status: str = "completed", *, created: datetime | None = None,
+             took: float | None = 1.5, id: str | None = None, run_id: str | None = None,
+             metadata: Mapping[str, Any] | None = None, **columns: Any) -> str:
         """A task, created an hour ago unless told otherwise, that started at once; return its id."""
         created = created or self.ago(hours=1)
         id = id or new_id(int(created.timestamp() * 1e9))
@@ -62,26 +63,31 @@ class Recorder:
         self.insert("tasks", **{
             "id": id, "run_id": run_id, "name": name, "status": status, "created_utc": text_of(created),
             "scheduled_utc": text_of(created), "started_utc": text_of(started), "completed_utc": text_of(ended),
-            "duration_sec": took if final else None, "metadata_json": json.dumps(metadata) if metadata else None, "last_seq": 4,
+            "duration_sec": took if final else None, "metadata_json": json.dumps(metadata) if metadata else None,
+            "last_seq": 4,
             **columns})
         return id
 
-    def said(self, task_id: str, payload: str, stream: str = "output", *, seq: int | None = None, percent: float | None = None,
+    def said(self, task_id: str, payload: str, stream: str = "output", *, seq: int | None = None,
+             percent: float | None = None,
              original_bytes: int | None = None, is_json: bool = False) -> int:
         """Something that a task said; return its number."""
         (key,) = self.connection.execute("SELECT key FROM tasks WHERE id = ?", (task_id,)).fetchone()
         if seq is None:
-            (seq,) = self.connection.execute("SELECT coalesce(max(seq), 3) + 1 FROM stream_rows WHERE task = ?", (key,)).fetchone()
+            (seq,) = self.connection.execute("SELECT coalesce(max(seq), 3) + 1 FROM stream_rows WHERE task = ?",
+                                             (key,)).fetchone()
         assert seq is not None
         self.insert("stream_rows", task=key, seq=seq, stream=schema.STREAM_CODES[StreamType(stream)],
-                    created_us=int(self.now.timestamp() * 1e6), payload=payload, percent=percent, original_bytes=original_bytes,
+                    created_us=int(self.now.timestamp() * 1e6), payload=payload, percent=percent,
+                    original_bytes=original_bytes,
                     is_json=is_json or None)
         return seq
 
     def many_said(self, task_id: str, count: int) -> None:
         (key,) = self.connection.execute("SELECT key FROM tasks WHERE id = ?", (task_id,)).fetchone()
         self.connection.execute("BEGIN IMMEDIATE")
-        self.connection.executemany("INSERT INTO stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, 0, 0, ?)",
+        self.connection.executemany("INSERT INTO stream_rows (task, seq, stream, created_us, payload) "
+                                    "VALUES (?, ?, 0, 0, ?)",
                                     [(key, seq, f"line {seq}") for seq in range(4, 4 + count)])
         self.connection.execute("COMMIT")
 
@@ -95,7 +101,7 @@ class Recorder:
 
 
 def files_beside(path: str | os.PathLike[str]) -> dict[str, tuple[bytes, int]]:
-    """Return content and time of change of the file and its log, without SQLite's index of that log, which readers share."""
+    """Return content and time of change of the file and its log; SQLite's index of that log is shared by readers."""
     found = {}
     for name in (str(path), f"{path}-wal"):
         if os.path.exists(name):
@@ -128,9 +134,10 @@ def load(rows: int, *, fail: bool = False) -> int:
 
 
 def make_nightly(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Record five tasks, one for each way to end and one of twenty lines, by a real Scheduler; return their ids by name."""
+    """Record five tasks, one for each way to end and one of twenty lines, by a real Scheduler; return ids by name."""
     release = threading.Event()
-    with Scheduler(1, sinks=[SqliteSink(path)], record_source=True, record_arguments=True, progress_interval=0.0) as pool:
+    with Scheduler(1, sinks=[SqliteSink(path)], record_source=True, record_arguments=True,
+                   progress_interval=0.0) as pool:
         slow = pool.options(name="slow", timeout=0.05).submit(lambda: current_task().sleep(60))
         tasks = [slow, pool.options(name="load users", metadata={"ticket": 7, "tags": ["a", "b"]}).submit(load, 5),
                  pool.options(name="load orders").submit(load, 2, fail=True)]

@@ -23,7 +23,8 @@ from bgworker.cli.screen import escaped
 README = ROOT / "README.md"
 
 READING: dict[str, list[str]] = {
-    "tasks": ["tasks"], "show": ["show", "last"], "tail": ["tail", "last"], "tail -f": ["tail", "-f", "last"], "stats": ["stats"],
+    "tasks": ["tasks"], "show": ["show", "last"], "tail": ["tail", "last"], "tail -f": ["tail", "-f", "last"],
+    "stats": ["stats"],
     "prune": ["prune", "--keep", "1000", "--dry-run"], "export": ["export", "--jsonl"]}
 """Every verb that reads a history and ends by itself, by what it is called here."""
 
@@ -58,8 +59,10 @@ def evil(record: Recorder) -> Recorder:
     """A history in which everything that a task, a sink or a machine may have named is as bad as it can be."""
     record.run("f" * 32, host=EVIL)
     record.insert("scripts", hash=EVIL, script_id=EVIL, text=EVIL)
-    task_id = record.task(EVIL, "failed", run_id="f" * 32, metadata={EVIL: EVIL}, failure_type=EVIL, failure_message=EVIL,
-                          invocation_info=f"{EVIL}\n{EVIL}", last_progress_pct=5.0, last_progress_msg=EVIL, script_id=EVIL,
+    task_id = record.task(EVIL, "failed", run_id="f" * 32, metadata={EVIL: EVIL}, failure_type=EVIL,
+                          failure_message=EVIL,
+                          invocation_info=f"{EVIL}\n{EVIL}", last_progress_pct=5.0, last_progress_msg=EVIL,
+                          script_id=EVIL,
                           script_hash=EVIL, arg_json=json.dumps([EVIL], ensure_ascii=False), last_seq=20)
     for stream in ("output", "error", "warning", "verbose", "progress"):
         record.said(task_id, EVIL, stream)
@@ -100,9 +103,11 @@ def test_the_search_for_dangerous_characters_finds_each_of_them() -> None:
 
 
 @pytest.mark.parametrize("words", READING.values(), ids=READING)
-def test_names_and_messages_without_end_do_no_harm(record: Recorder, capfd: pytest.CaptureFixture[str], words: list[str]) -> None:
+def test_names_and_messages_without_end_do_no_harm(record: Recorder, capfd: pytest.CaptureFixture[str],
+                                                   words: list[str]) -> None:
     huge = "n" * 1_000_000
-    task_id = record.task(huge, "failed", failure_type=huge, failure_message=huge, last_progress_msg=huge, last_progress_pct=1.0)
+    task_id = record.task(huge, "failed", failure_type=huge, failure_message=huge, last_progress_msg=huge,
+                          last_progress_pct=1.0)
     record.said(task_id, "said")
     record.lost(1, sink=huge, reason=huge)
     text = shown(capfd, *words)
@@ -179,7 +184,8 @@ UNUSABLE: dict[str, Any] = {
 @pytest.mark.parametrize("message", UNUSABLE)
 @pytest.mark.parametrize("verb", [*READING, "watch"])
 def test_a_file_that_is_no_history_is_one_line_and_code_2(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], verb: str, message: str) -> None:
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], verb: str,
+        message: str) -> None:
     monkeypatch.chdir(tmp_path)
     if UNUSABLE[message] is not None:
         UNUSABLE[message]("h\x1bx.db")
@@ -207,7 +213,8 @@ def verb_names() -> list[str]:
     return [verb.__name__.rpartition(".")[2] for verb in VERBS]
 
 
-def test_every_verb_has_help_with_an_example_of_itself(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_verb_has_help_with_an_example_of_itself(capfd: pytest.CaptureFixture[str],
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("BGWORKER_DB", "100%(x)s.db")  # a per cent sign means something to argparse
     assert verb_names() == ["run", "tasks", "show", "tail", "stats", "watch", "prune", "replay", "export"]
@@ -223,11 +230,11 @@ def test_the_readme_tells_of_every_verb_and_option_of_this_table() -> None:
     text = README.read_text(encoding="utf-8")
     for name in verb_names():
         assert re.search(rf"bgworker {name}\b", text), name
-    for option in ("--db", "--no-db", "--resume", "--json", "--status", "--name", "--since", "--limit", "--stream", "--older-than",
-                   "--keep", "--dry-run", "--jsonl"):
+    for option in ("--db", "--no-db", "--resume", "--json", "--status", "--name", "--since", "--limit", "--stream",
+                   "--older-than", "--keep", "--dry-run", "--jsonl"):
         assert option in text, option
 
 
-def test_reading_a_history_loads_nothing_of_delivery_and_no_verb_loads_sqlite_before_it_needs_it(tmp_path: Path) -> None:
+def test_no_verb_loads_sqlite_before_it_needs_it() -> None:
     code = "import sys, bgworker.cli; assert 'sqlite3' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60, check=True)

@@ -52,17 +52,20 @@ def said(capfd: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
 
 
 def is_sound() -> bool:
-    return rows_of("bgworker.db", "PRAGMA integrity_check") == [("ok",)] and not rows_of("bgworker.db", "PRAGMA foreign_key_check")
+    dangling = rows_of("bgworker.db", "PRAGMA foreign_key_check")
+    return rows_of("bgworker.db", "PRAGMA integrity_check") == [("ok",)] and not dangling
 
 
-def test_what_ended_longer_ago_goes_with_all_that_belongs_to_it(ages: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_ended_longer_ago_goes_with_all_that_belongs_to_it(ages: Recorder,
+                                                                capfd: pytest.CaptureFixture[str]) -> None:
     ages.run(copied := new_id(99))
     ages.connection.execute("UPDATE tasks SET run_id = ? WHERE name = 'runs'", (copied,))
     ages.connection.execute("UPDATE runs SET host = 'elsewhere.example' WHERE run_id = ?", (copied,))  # it may be alive
     assert said(capfd, "--older-than", "84h").startswith("removed 7 tasks with 14 stream rows; the file had ")
     assert left() == ["1 days", "2 days", "3 days", "runs"]
     assert len(rows_of("bgworker.db", "SELECT * FROM stream_rows")) == 6
-    assert rows_of("bgworker.db", "SELECT hash FROM scripts ORDER BY hash") == [("script 1",), ("script 2",), ("script 3",)]
+    hashes = rows_of("bgworker.db", "SELECT hash FROM scripts ORDER BY hash")
+    assert hashes == [("script 1",), ("script 2",), ("script 3",)]
     assert is_sound()
 
 
@@ -95,7 +98,8 @@ def test_a_task_whose_process_is_dead_goes_and_one_whose_process_lives_stays(rec
     assert left() == ["alive"]
 
 
-@pytest.mark.parametrize("words", [["--older-than", "84h"], ["--keep", "4"], ["--keep", "9", "--older-than", "12h"], ["--keep", "99"]])
+@pytest.mark.parametrize("words", [["--older-than", "84h"], ["--keep", "4"], ["--keep", "9", "--older-than", "12h"],
+                                   ["--keep", "99"]])
 def test_a_dry_run_tells_what_would_go_and_changes_nothing(ages: Recorder, capfd: pytest.CaptureFixture[str],
                                                            words: list[str]) -> None:
     ages.connection.execute("UPDATE runs SET host = 'elsewhere.example'")
@@ -163,7 +167,8 @@ def test_a_scheduler_that_writes_meanwhile_loses_nothing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("words, message", [
-    ([], "expected --older-than DUR or --keep N"), (["--keep", "-1"], "--keep"), (["--older-than", "old"], "expected a duration such as"),
+    ([], "expected --older-than DUR or --keep N"), (["--keep", "-1"], "--keep"),
+    (["--older-than", "old"], "expected a duration such as"),
     (["--dry-run"], "expected --older-than DUR or --keep N")])
 def test_a_wrong_command_line_removes_nothing(ages: Recorder, capfd: pytest.CaptureFixture[str], words: list[str],
                                               message: str) -> None:
@@ -172,7 +177,8 @@ def test_a_wrong_command_line_removes_nothing(ages: Recorder, capfd: pytest.Capt
     assert len(left()) == 11
 
 
-def test_a_file_that_cannot_be_written_to_is_code_1(ages: Recorder, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_written_to_is_code_1(ages: Recorder, tmp_path: Path,
+                                                    capfd: pytest.CaptureFixture[str]) -> None:
     ages.close()
     os.mkdir("bgworker.db.lock")  # as good as any reason that holds for root, too
     text = said(capfd, "--keep", "1", code=1)

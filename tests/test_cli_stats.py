@@ -27,10 +27,12 @@ def shown(capfd: pytest.CaptureFixture[str], *words: object) -> list[str]:
     return out.splitlines()
 
 
-def test_counts_failures_durations_and_losses_have_a_section_each(record: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_counts_failures_durations_and_losses_have_a_section_each(record: Recorder,
+                                                                  capfd: pytest.CaptureFixture[str]) -> None:
     for seconds in range(1, 21):
         record.task("load users", took=float(seconds), created=record.ago(hours=2))
-    record.task("load orders", "failed", took=61.0, created=record.ago(hours=3), failure_type="OSError", failure_message="no\nway")
+    record.task("load orders", "failed", took=61.0, created=record.ago(hours=3), failure_type="OSError",
+                failure_message="no\nway")
     record.task("waits", "scheduled")
     record.lost(1234, at=record.ago(hours=5))
     assert shown(capfd) == [
@@ -48,7 +50,8 @@ def test_counts_failures_durations_and_losses_have_a_section_each(record: Record
     ]
 
 
-def test_a_long_section_is_cut_for_people_and_whole_for_programs(record: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_long_section_is_cut_for_people_and_whole_for_programs(record: Recorder,
+                                                                 capfd: pytest.CaptureFixture[str]) -> None:
     for number in range(30):
         record.task(f"name {number}")
     assert shown(capfd)[-1] == "... and 10 more"
@@ -62,7 +65,8 @@ def test_since_leaves_out_what_ended_before(record: Recorder, capfd: pytest.Capt
     assert shown(capfd, "--since", "1m") == ["no such tasks"]
 
 
-def test_the_json_has_four_fields_of_known_shape(tmp_path: Path, record: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_json_has_four_fields_of_known_shape(tmp_path: Path, record: Recorder,
+                                                 capfd: pytest.CaptureFixture[str]) -> None:
     [line] = shown(capfd, "--json")
     assert line == '{"v":1,"counts":{},"failures":[],"durations":[],"losses":[]}'
     make_nightly(tmp_path / "nightly.db")

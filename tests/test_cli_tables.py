@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bgworker.cli.screen import width_of
-from bgworker.cli.tables import ANY_WIDTH, ago, aligned, cell, duration, duration_of, message_of, stamp, task_lines, took
+from bgworker.cli.tables import (ANY_WIDTH, ago, aligned, cell, duration, duration_of, message_of, stamp, task_lines,
+                                 took)
 from bgworker.errors import ConfigurationError
 from bgworker.events import TaskSnapshot, TaskStatus
 
@@ -16,19 +17,21 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 
 
 def task(number: int = 1, status: TaskStatus = TaskStatus.COMPLETED, **fields: Any) -> TaskSnapshot:
-    return TaskSnapshot(**{"task_id": f"{number:032x}", "name": "load", "status": status, "run_id": "", "created_utc": NOW,
+    return TaskSnapshot(**{"task_id": f"{number:032x}", "name": "load", "status": status, "run_id": "",
+                           "created_utc": NOW,
                            "started_utc": NOW - timedelta(minutes=3), "duration": 2.0, **fields})
 
 
 @pytest.mark.parametrize("text, seconds", [
-    ("90s", 90), ("15m", 900), ("2h", 7200), ("7d", 604_800), ("1w", 604_800), ("1h30m", 5400), ("0.5h", 1800), ("0s", 0),
+    ("90s", 90), ("15m", 900), ("2h", 7200), ("7d", 604_800), ("1w", 604_800), ("1h30m", 5400), ("0.5h", 1800),
+    ("0s", 0),
     ("36500d", 36_500 * 86_400)])
 def test_a_duration_is_a_number_with_its_unit(text: str, seconds: float) -> None:
     assert duration(text) == timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("text", ["", "90", "s", "-1h", "1 h", "1H", "1y", "1h 30m", "1.h", "1..5h", "1e3s", "٣h", "inf", "nan",
-                                  "36501d", "9" * 400 + "d", "\x1b[31m1h", "1h\n"])
+@pytest.mark.parametrize("text", ["", "90", "s", "-1h", "1 h", "1H", "1y", "1h 30m", "1.h", "1..5h", "1e3s", "٣h",
+                                  "inf", "nan", "36501d", "9" * 400 + "d", "\x1b[31m1h", "1h\n"])
 def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
     with pytest.raises(ConfigurationError, match="expected a duration such as 90s, 15m, 2h, 7d or 1h30m"):
         duration(text)
@@ -42,7 +45,8 @@ def test_times_are_relative_until_they_are_long_ago(seconds: float, words: str) 
 
 
 @pytest.mark.parametrize("seconds, words", [
-    (None, "-"), (-1.0, "0ms"), (0.0, "0ms"), (0.0004, "0ms"), (0.34, "340ms"), (0.9994, "999ms"), (0.9996, "1.0s"), (3.44, "3.4s"),
+    (None, "-"), (-1.0, "0ms"), (0.0, "0ms"), (0.0004, "0ms"), (0.34, "340ms"), (0.9994, "999ms"), (0.9996, "1.0s"),
+    (3.44, "3.4s"),
     (59.94, "59.9s"), (59.96, "1m00s"), (312, "5m12s"), (3599.6, "1h00m"), (11_220, "3h07m"), (187_200, "2d04h")])
 def test_durations_have_two_units_at_most(seconds: float | None, words: str) -> None:
     assert took(seconds) == words
@@ -58,7 +62,8 @@ def test_what_runs_shows_how_long_it_has_been_running_and_nothing_else_does() ->
 
 @pytest.mark.parametrize("fields, message", [
     ({}, ""), ({"last_progress_message": "row 5"}, "row 5"),
-    ({"status": TaskStatus.FAILED, "failure_type": "E", "failure_message": "bad", "last_progress_message": "row 5"}, "E: bad"),
+    ({"status": TaskStatus.FAILED, "failure_type": "E", "failure_message": "bad", "last_progress_message": "row 5"},
+     "E: bad"),
     ({"status": TaskStatus.FAILED, "failure_message": "bad"}, "bad"),
     ({"status": TaskStatus.CANCELLED, "failure_message": "user", "last_progress_message": "row 5"}, "user"),
     ({"status": TaskStatus.TIMED_OUT, "failure_message": "10 s", "last_progress_message": "row 5"}, "row 5"),
@@ -79,7 +84,8 @@ def test_a_table_is_aligned_under_its_headings() -> None:
 
 @pytest.mark.parametrize("columns", [20, 33, 40, 50, 60, 80, 200])
 def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
-    tasks = [task(1, name="n" * 300, last_progress_message="m" * 1000), task(2, name="日本" * 100), task(3, name="e\u0301" * 500),
+    tasks = [task(1, name="n" * 300, last_progress_message="m" * 1000), task(2, name="日本" * 100),
+             task(3, name="e\u0301" * 500),
              task(4, name="", last_progress_message="\x1b[31m" * 100)]
     for colour in (False, True):
         for line in task_lines(tasks, NOW, columns, colour=colour):

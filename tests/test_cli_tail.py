@@ -55,7 +55,8 @@ def test_only_some_streams_and_only_the_last_lines(nightly: str, capfd: pytest.C
     assert shown(capfd, "--db", nightly, "load orders", "--stream", "progress") == ["50% row 1", "100% row 2"]
     assert shown(capfd, "--db", nightly, "load orders", "--stream", "error", "--stream", "warning") == [
         "[error] one row was odd", '[warning] {"odd":[3,null]}']
-    assert shown(capfd, "--db", nightly, "load items", "-n", 3, "--stream", "output") == [f"loaded row {n}" for n in (18, 19, 20)]
+    last = shown(capfd, "--db", nightly, "load items", "-n", 3, "--stream", "output")
+    assert last == [f"loaded row {number}" for number in (18, 19, 20)]
     assert shown(capfd, "--db", nightly, "load items", "-n", 0) == []
     assert shown(capfd, "--db", nightly, "cleanup") == []
 
@@ -77,7 +78,8 @@ def test_the_json_is_the_wire_format_exactly(record: Recorder, capfd: pytest.Cap
     assert json.loads(events[1].payload) == ["\u00e9\u0085\x7f"]
 
 
-def test_lines_of_a_payload_are_lines_and_a_cut_one_says_so(record: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_a_payload_are_lines_and_a_cut_one_says_so(record: Recorder,
+                                                            capfd: pytest.CaptureFixture[str]) -> None:
     task_id = record.task("job")
     record.said(task_id, "one\ntwo\r", "error")
     record.said(task_id, "begin", original_bytes=70_000)
@@ -86,7 +88,8 @@ def test_lines_of_a_payload_are_lines_and_a_cut_one_says_so(record: Recorder, ca
     assert shown(capfd, "job") == ["[error] one", r"[error] two\r", "begin", "[cut: 70,000 bytes]", "[progress] ", ""]
 
 
-def test_following_ends_with_the_task_and_tells_how_it_ended(record: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_following_ends_with_the_task_and_tells_how_it_ended(record: Recorder,
+                                                             capfd: pytest.CaptureFixture[str]) -> None:
     task_id = record.task("job", "running")
     record.said(task_id, "before")
     codes: list[int] = []
@@ -134,8 +137,10 @@ def test_following_a_process_that_is_killed_ends_too(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", RECORDED], cwd=tmp_path, env=environment, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as writer, \
             subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.readline(); from bgworker.cli import main; "
-                              "sys.exit(main(['tail', '-f', '--stream', 'output', 'job']))"], cwd=tmp_path, env=environment,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+                              "sys.exit(main(['tail', '-f', '--stream', 'output', 'job']))"], cwd=tmp_path,
+                              env=environment,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True) as follower:
         try:
             assert writer.stdout is not None and writer.stdout.readline() == "recorded\n"
             assert follower.stdin is not None and follower.stdout is not None and follower.stderr is not None
@@ -160,8 +165,10 @@ def test_a_task_that_is_not_there_is_code_1(nightly: str, tmp_path: Path) -> Non
         assert done.stderr.startswith("bgworker tail: there is no task 'nope'")
 
 
-@pytest.mark.parametrize("words, message", [([], "TASK"), (["x", "--stream", "stdout"], "--stream"), (["x", "-n", "-1"], "-n")])
-def test_a_wrong_command_line_is_code_2(record: Recorder, capfd: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+@pytest.mark.parametrize("words, message",
+                         [([], "TASK"), (["x", "--stream", "stdout"], "--stream"), (["x", "-n", "-1"], "-n")])
+def test_a_wrong_command_line_is_code_2(record: Recorder, capfd: pytest.CaptureFixture[str], words: list[str],
+                                        message: str) -> None:
     assert main(["tail", *words]) == 2
     err = capfd.readouterr().err
     assert message in err and err.count("\n") == 1

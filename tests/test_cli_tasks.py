@@ -79,7 +79,8 @@ def test_an_empty_history_says_so(record: Recorder, capfd: pytest.CaptureFixture
     assert shown(capfd, "--json") == ['{"v":1,"tasks":[]}']
 
 
-def test_times_are_relative_for_people_and_exact_for_programs(record: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_times_are_relative_for_people_and_exact_for_programs(record: Recorder,
+                                                              capfd: pytest.CaptureFixture[str]) -> None:
     record.task("a", created=record.ago(hours=7, minutes=1), took=312.0)
     assert re.search(r"  7h ago  5m12s", shown(capfd)[1])
     [line] = shown(capfd, "--json")
@@ -88,10 +89,13 @@ def test_times_are_relative_for_people_and_exact_for_programs(record: Recorder, 
     assert task["duration"] == 312.0
 
 
-def test_the_json_of_a_task_has_every_field_always(nightly: Path, record: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_json_of_a_task_has_every_field_always(nightly: Path, record: Recorder,
+                                                   capfd: pytest.CaptureFixture[str]) -> None:
     record.task("bare", "scheduled")
-    fields = ["task_id", "name", "status", "run_id", "created_utc", "scheduled_utc", "started_utc", "completed_utc", "duration",
-              "timeout", "last_progress_percent", "last_progress_message", "script_id", "script_hash", "script_text", "arguments",
+    fields = ["task_id", "name", "status", "run_id", "created_utc", "scheduled_utc", "started_utc", "completed_utc",
+              "duration",
+              "timeout", "last_progress_percent", "last_progress_message", "script_id", "script_hash", "script_text",
+              "arguments",
               "failure_type", "failure_message", "invocation_info", "metadata", "last_seq"]
     for words in ([], ["--db", nightly]):
         [line] = shown(capfd, "--json", *words)
@@ -118,8 +122,10 @@ def test_lines_fit_the_terminal_or_columns_and_are_whole_elsewhere(
 
 
 @pytest.mark.parametrize("words, message", [
-    (["--status", "done"], "argument --status: invalid choice: 'done'"), (["--since", "yesterday"], "expected a duration such as"),
-    (["--limit", "-1"], "--limit"), (["--limit", "ten"], "expected a whole number >= 0, got 'ten'"), (["extra"], "unrecognized arguments: extra"),
+    (["--status", "done"], "argument --status: invalid choice: 'done'"),
+    (["--since", "yesterday"], "expected a duration such as"),
+    (["--limit", "-1"], "--limit"), (["--limit", "ten"], "expected a whole number >= 0, got 'ten'"),
+    (["extra"], "unrecognized arguments: extra"),
     (["--since", "99999999999999d"], "up to 36500d")])
 def test_a_wrong_filter_is_one_line_and_code_2(record: Recorder, capfd: pytest.CaptureFixture[str], words: list[str],
                                                message: str) -> None:

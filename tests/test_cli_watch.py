@@ -36,7 +36,8 @@ def record(tmp_path: Path) -> Iterator[Recorder]:
 @contextlib.contextmanager
 def watching(cwd: Path, *words: str) -> Iterator[Any]:
     """Watch in another process; yields its output."""
-    with subprocess.Popen([sys.executable, "-m", "bgworker", "watch", *words], cwd=cwd, stdout=subprocess.PIPE, text=True,
+    with subprocess.Popen([sys.executable, "-m", "bgworker", "watch", *words], cwd=cwd, stdout=subprocess.PIPE,
+                          text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}) as process:
         try:
             yield process.stdout
@@ -83,7 +84,8 @@ def test_the_table_fits_terminals_of_any_size(record: Recorder, size: tuple[int,
 
 @POSIX
 def test_on_a_terminal_the_table_follows_the_file_until_ctrl_c(record: Recorder, tmp_path: Path) -> None:
-    task_id = record.task("evil\x1b]0;title\x07\u202e", "running", last_progress_pct=10.0, last_progress_msg="\x1b[2Jfirst")
+    task_id = record.task("evil\x1b]0;title\x07\u202e", "running", last_progress_pct=10.0,
+                          last_progress_msg="\x1b[2Jfirst")
     steps: list[str] = []
 
     def act(pid: int, sent: str) -> None:

@@ -1,4 +1,4 @@
-"""What a `History` answers, about files with known rows: which tasks, which streams, what is interrupted, what is refused."""
+"""What a `History` answers about files with known rows: which tasks and streams, what is interrupted or refused."""
 
 from __future__ import annotations
 
@@ -104,11 +104,14 @@ def test_a_name_is_a_pattern_that_heeds_case(record: Recorder, history: History)
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"status": "done"}, "status: expected one of created, .*got 'done'"), ({"limit": -1}, "limit: expected a whole number >= 0"),
-    ({"limit": 1.5}, "limit: expected a whole number"), ({"since": datetime(2026, 1, 1)}, "since: expected an aware datetime"),
+    ({"status": "done"}, "status: expected one of created, .*got 'done'"),
+    ({"limit": -1}, "limit: expected a whole number >= 0"),
+    ({"limit": 1.5}, "limit: expected a whole number"),
+    ({"since": datetime(2026, 1, 1)}, "since: expected an aware datetime"),
     ({"since": 60}, "since: expected an aware datetime or a timedelta, got 60"),
 ])
-def test_a_filter_that_means_nothing_is_refused_with_what_was_expected(history: History, wrong: Any, message: str) -> None:
+def test_a_filter_that_means_nothing_is_refused_with_what_was_expected(history: History, wrong: Any,
+                                                                       message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         history.tasks(**wrong)
 
@@ -117,13 +120,16 @@ def test_every_field_of_a_task_is_read(record: Recorder, history: History) -> No
     record.run()
     record.insert("scripts", hash="ab" * 32, script_id="mod:fn", text="def fn(): ...\n")
     created = datetime(2026, 11, 23, 14, 46, 0, 123456, timezone.utc)
-    task_id = record.task("all", "failed", created=created, took=2.5, run_id=RUN, metadata={"a": [1, None]}, timeout_sec=60.0,
+    task_id = record.task("all", "failed", created=created, took=2.5, run_id=RUN, metadata={"a": [1, None]},
+                          timeout_sec=60.0,
                           last_progress_pct=40.0, last_progress_msg="2 of 5", script_id="mod:fn", script_hash="ab" * 32,
                           arg_json='{"args":[1],"kwargs":{}}', failure_type="ValueError", failure_message="bad",
                           invocation_info="Traceback ...", last_seq=9)
     assert history.task(task_id) == TaskSnapshot(
-        task_id, "all", TaskStatus.FAILED, RUN, created, created, created, created + timedelta(seconds=2.5), 2.5, 60.0, 40.0,
-        "2 of 5", "mod:fn", "ab" * 32, "def fn(): ...\n", '{"args":[1],"kwargs":{}}', "ValueError", "bad", "Traceback ...",
+        task_id, "all", TaskStatus.FAILED, RUN, created, created, created, created + timedelta(seconds=2.5), 2.5, 60.0,
+        40.0,
+        "2 of 5", "mod:fn", "ab" * 32, "def fn(): ...\n", '{"args":[1],"kwargs":{}}', "ValueError", "bad",
+        "Traceback ...",
         {"a": [1, None]}, 9)
     assert history.tasks() == [history.task(task_id)]
 
@@ -139,7 +145,8 @@ def test_a_search_agrees_with_a_plain_filter_over_all_tasks(record: Recorder, hi
     assert [task.task_id for task in everything] == sorted((task.task_id for task in everything), reverse=True)
     for _ in range(200):
         status, name = dice.choice([None, *TaskStatus]), dice.choice([None, "a", "[ab]"])
-        since, limit = dice.choice([None, *(record.ago(hours=hours) for hours in (1, 24, 40))]), dice.choice([None, 1, 5, 30])
+        since, limit = dice.choice([None, *(record.ago(hours=hours) for hours in (1, 24, 40))]), dice.choice([None, 1,
+                                                                                                              5, 30])
         expected = [task for task in everything if (status is None or task.status is status)
                     and (name is None or task.name in name)
                     and (since is None or task.completed_utc is None or task.completed_utc >= since)]
@@ -172,7 +179,8 @@ def test_what_is_exact_goes_before_what_is_abbreviated(record: Recorder, history
 
 def test_an_ambiguous_beginning_is_refused_with_the_candidates(record: Recorder, history: History) -> None:
     ids = [record.task(f"n{number}", id=f"abc{number:029x}") for number in range(12)]
-    with pytest.raises(AmbiguousTask, match="^more than 10 tasks have ids that begin with 'abc'; give more digits$") as caught:
+    with pytest.raises(AmbiguousTask,
+                       match="^more than 10 tasks have ids that begin with 'abc'; give more digits$") as caught:
         history.task("abc")
     assert caught.value.candidates == tuple(f"{ids[number]} n{number} (completed)" for number in range(11, 1, -1))
     for number in range(2):
@@ -183,7 +191,8 @@ def test_an_ambiguous_beginning_is_refused_with_the_candidates(record: Recorder,
 
 
 @pytest.mark.parametrize("name", ["", "nope", "0" * 33, "\udc80", "'", "ab%", "é" * 10_000])
-def test_a_task_that_is_not_there_is_an_unknown_task_and_a_key_error(record: Recorder, history: History, name: str) -> None:
+def test_a_task_that_is_not_there_is_an_unknown_task_and_a_key_error(record: Recorder, history: History,
+                                                                     name: str) -> None:
     record.task()
     for ask in (history.task, history.streams, lambda name: next(history.follow(name))):
         with pytest.raises(UnknownTask, match="^there is no task .*last$") as caught:
@@ -258,7 +267,8 @@ def test_following_ends_with_the_task_and_misses_nothing_that_came_before(record
         waited.append(seconds)
         next(script)()
 
-    assert [event.payload for event in history.follow("job", wait=wait, interval=7.0)] == ["before", "one", "two", "three"]
+    assert [event.payload for event in history.follow("job", wait=wait, interval=7.0)] == ["before", "one", "two",
+                                                                                           "three"]
     assert waited == [7.0] * 4
 
 
@@ -347,7 +357,8 @@ def test_stats_count_and_group(record: Recorder, history: History) -> None:
     for number in range(1, 101):
         record.task("many", created=record.ago(hours=2), took=float(number))
     record.task("one", "failed", created=record.ago(hours=5), took=3.0, failure_type="OSError", failure_message="old")
-    latest = record.task("one", "failed", created=record.ago(hours=1), took=4.0, failure_type="OSError", failure_message="new")
+    latest = record.task("one", "failed", created=record.ago(hours=1), took=4.0, failure_type="OSError",
+                         failure_message="new")
     record.task("two", "failed", created=record.ago(hours=3), took=None, failure_type="mod.Odd")
     record.task("waits", "scheduled")
     record.task("never ran", "cancelled", took=None)
@@ -361,7 +372,8 @@ def test_stats_count_and_group(record: Recorder, history: History) -> None:
         Failures("OSError", 2, record.ago(hours=1) + timedelta(seconds=4), latest, "new"),
         Failures("mod.Odd", 1, record.ago(hours=3), stats.failures[1].latest_task_id, None))
     assert stats.durations == (Durations("many", 100, 50.0, 95.0, 100.0), Durations("one", 2, 3.0, 4.0, 4.0))
-    assert stats.losses == (Losses("hook", "overflow", 12, record.ago(hours=1)), Losses("hook", "oversize", 1, record.now))
+    assert stats.losses == (Losses("hook", "overflow", 12, record.ago(hours=1)),
+                            Losses("hook", "oversize", 1, record.now))
 
 
 def test_stats_of_a_time_leave_out_what_ended_before(record: Recorder, history: History) -> None:
@@ -386,9 +398,9 @@ def test_percentiles_are_the_nearest_rank_whichever_way_they_are_found(record: R
     for each in by_index:
         seconds = sorted(task.duration or 0.0 for task in history.tasks(name=each.name, limit=None))
         assert len(seconds) == each.count
-        assert each.p50 == next(value for value in seconds if sum(other <= value for other in seconds) >= 0.50 * len(seconds))
-        assert each.p95 == next(value for value in seconds if sum(other <= value for other in seconds) >= 0.95 * len(seconds))
-        assert each.max == seconds[-1]
+        for share, found in ((0.50, each.p50), (0.95, each.p95), (1.0, each.max)):
+            assert found == next(value for value in seconds
+                                 if sum(other <= value for other in seconds) >= share * len(seconds))
 
 
 def test_losses_and_runs_are_listed(record: Recorder, history: History) -> None:
@@ -397,10 +409,12 @@ def test_losses_and_runs_are_listed(record: Recorder, history: History) -> None:
     first = record.run(new_id(1), ended=record.now)
     second = record.run(new_id(2), host="elsewhere.example")
     assert [(loss.count, loss.by_type) for loss in history.losses()] == [(1, {"TaskOutput": 1}), (2, {"TaskOutput": 2})]
-    assert history.losses()[0] == LossEvent(EventType.EVENTS_LOST, record.ago(hours=2), "hook", 1, "overflow", {"TaskOutput": 1})
+    assert history.losses()[0] == LossEvent(EventType.EVENTS_LOST, record.ago(hours=2), "hook", 1, "overflow",
+                                            {"TaskOutput": 1})
     assert [(run.run_id, run.host, run.is_alive) for run in history.runs()] == [
         (second, "elsewhere.example", None), (first, None, False)]
-    assert (history.runs()[0].pid, history.runs()[0].python, history.runs()[0].started_utc) == (4711, "3.11.7", record.now)
+    assert (history.runs()[0].pid, history.runs()[0].python, history.runs()[0].started_utc) == (4711, "3.11.7",
+                                                                                                record.now)
 
 
 def test_completions_are_counted_by_source_and_metadata(record: Recorder, history: History) -> None:
@@ -429,7 +443,8 @@ sys.stdin.read()
 def holder(path: str) -> Iterator[subprocess.Popen[str]]:
     """A process that records the run, as far as its lock tells."""
     code = PRESENT.format(root=str(ROOT), path=path, run=RUN)
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
@@ -486,7 +501,8 @@ def test_a_run_whose_record_was_closed_is_over_though_its_process_lives(
 
 
 @pytest.mark.parametrize("host", [None, "another.example"])
-def test_a_run_of_another_machine_or_a_copied_one_is_never_judged(record: Recorder, history: History, host: str | None) -> None:
+def test_a_run_of_another_machine_or_a_copied_one_is_never_judged(record: Recorder, history: History,
+                                                                  host: str | None) -> None:
     record.run(RUN, host=host)
     record.task("job", "running", run_id=RUN, created=record.ago(days=3000))
     assert history.task("job").status == "running"
@@ -526,7 +542,8 @@ def test_interrupted_tasks_count_since_their_last_sign_of_life(record: Recorder,
     for name, created, ended in (("a", 5, 4), ("b", 5, 1)):
         run = record.run(new_id(created * 10 + ended), ended=record.ago(hours=ended))
         record.task(name, "running", run_id=run, created=record.ago(hours=created))
-    assert names(history.tasks(since=timedelta(hours=2))) == ["b"] == names(history.tasks(since=timedelta(hours=2), status="interrupted"))
+    assert names(history.tasks(since=timedelta(hours=2))) == ["b"] == names(history.tasks(since=timedelta(hours=2),
+                                                                                          status="interrupted"))
     assert history.stats(since=timedelta(hours=2)).counts == {"interrupted": 1}
     assert len(history.tasks(status="interrupted")) == 2
     record.said(history.task("a").task_id, "I am alive")  # now
@@ -543,7 +560,8 @@ def test_nothing_that_is_asked_changes_the_file_or_its_log(record: Recorder, pat
     before = files_beside(path)
     assert len(before) == 2
     with History(path) as history:
-        history.tasks(), history.streams("job"), history.stats(), history.runs(), history.losses(), list(history.follow("job"))
+        history.tasks(), history.streams("job"), history.stats(), history.runs(), history.losses()
+        list(history.follow("job"))
         list(history.events())
     assert files_beside(path) == before
 
@@ -561,13 +579,17 @@ def test_a_history_is_read_after_its_writer_has_closed_it_or_was_killed(path: st
 
 def as_nobody(act: Any) -> str:
     """Return what ``act`` returns in a child process that may not write to files of others (or raised there)."""
+    return in_child(act, user=65534)
+
+
+def in_child(act: Any, user: int | None = None) -> str:
     read, write = os.pipe()
     child = os.fork()
     if not child:
         try:
-            if os.geteuid() == 0:
-                os.setegid(65534)
-                os.seteuid(65534)
+            if user is not None and os.geteuid() == 0:
+                os.setegid(user)
+                os.seteuid(user)
             answer = str(act())
         except BaseException as error:
             answer = f"{type(error).__name__}: {error}"
@@ -578,6 +600,27 @@ def as_nobody(act: Any) -> str:
         answer = pipe.read()
     assert os.waitpid(child, 0)[1] == 0
     return answer
+
+
+@POSIX
+def test_a_forked_child_may_go_on_asking_and_so_may_its_parent(record: Recorder, history: History) -> None:
+    record.task("before")
+    following = history.follow(record.task("job", "running"))
+    record.said(history.task("job").task_id, "one")
+    assert next(following).payload == "one"
+    record.close()  # a bare connection must not live through a fork; that of a History does not
+
+    def ask() -> list[str]:
+        writer = Recorder(record.path)  # a child that writes is one more process that writes
+        writer.task("by the child")
+        writer.close()
+        return names(history.tasks())
+
+    assert in_child(ask) == "['by the child', 'job', 'before']"
+    record.connection = schema.connect_to_write(record.path)
+    record.said(history.task("job").task_id, "two")
+    assert next(following).payload == "two"
+    assert len(history.tasks()) == 3
 
 
 @pytest.fixture
@@ -675,7 +718,8 @@ def test_a_damaged_file_is_told_of_whenever_it_is_noticed(record: Recorder, path
 def test_values_that_cannot_be_read_are_told_of_as_damage(record: Recorder, history: History) -> None:
     task_id = record.task("job")
     record.said(task_id, "x")
-    for sql, ask in (("UPDATE tasks SET metadata_json = '{'", history.tasks), ("UPDATE tasks SET status = 'odd', metadata_json = NULL", history.tasks),
+    for sql, ask in (("UPDATE tasks SET metadata_json = '{'", history.tasks),
+                     ("UPDATE tasks SET status = 'odd', metadata_json = NULL", history.tasks),
                      ("UPDATE stream_rows SET stream = 99", lambda: history.streams("job"))):
         record.connection.execute(sql)
         with pytest.raises(HistoryError, match="is damaged"):
@@ -691,7 +735,8 @@ def test_a_closed_history_says_so_and_may_be_closed_again(record: Recorder, path
             ask()
 
 
-def test_a_file_that_is_deleted_is_told_of_and_one_made_anew_is_read(record: Recorder, history: History, path: str) -> None:
+def test_a_file_that_is_deleted_is_told_of_and_one_made_anew_is_read(record: Recorder, history: History,
+                                                                     path: str) -> None:
     record.task("old")
     version = history.version()
     record.close()

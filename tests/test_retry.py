@@ -94,6 +94,20 @@ def test_who_asks_to_be_held_may_say_how_long_within_the_cap() -> None:
     assert [Breaker(policy).failed(error, 1) for error in asked] == [Decision("retry", wait) for wait in (3.5, 10, 0)]
 
 
+def test_an_error_that_forgets_to_initialise_its_base_is_as_good_as_any() -> None:
+    class Lazy(TemporarySinkError):
+        def __init__(self, code: int) -> None:
+            self.code = code
+
+    class LazyRefusal(PermanentSinkError):
+        def __init__(self, code: int) -> None:
+            self.code = code
+
+    breaker = Breaker(RetryPolicy(base=1, jitter="none"))
+    assert breaker.failed(Lazy(7), 5) == Decision("retry", 1)
+    assert breaker.failed(LazyRefusal(7), 5) == Decision("split")
+
+
 def test_a_thousand_failures_overflow_nothing() -> None:
     breaker = Breaker(RetryPolicy(attempts=2_000, base=1, cap=60, jitter="none"))
     assert waits(breaker, 1_500)[-1] == 60

@@ -286,6 +286,23 @@ def percentile(ordered: Sequence[int], percent: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
+def emit_patiently(texts: Sequence[str]) -> None:
+    """Emit texts no faster than the sinks keep up, as the reader of a pipe does, so that all of them arrive."""
+    from bgworker import current_task
+
+    task = current_task()
+    waiting = iter(texts)
+    while chunk := list(itertools.islice(waiting, task.wait_for_room(60))):
+        for text in chunk:
+            task.output(text)
+
+
+def check_delivered(scheduler: Any, sink: str, count: int) -> None:
+    delivered = scheduler.sinks[sink].delivered
+    if delivered != count:
+        raise RuntimeError(f"sink {sink!r} got {delivered} of {count} events: {scheduler.sinks[sink]}")
+
+
 def task_output() -> Callable[[Any], None]:
     from bgworker import current_task
 
@@ -411,6 +428,8 @@ def nothing() -> None:
 @bench([Row("tasks without a sink {0} over ThreadPoolExecutor {1}", ("ours", "standard"), ">= 1", "{:,.0f}/s"),
         Row("tasks until all is in a JSONL file {0} over ThreadPoolExecutor {1}", ("jsonl", "standard"), ">= 0.7",
             "{:,.0f}/s"),
+        Row("tasks until all is in a SQLite history {0} over ThreadPoolExecutor {1}", ("sqlite", "standard"), ">= 0.7",
+            "{:,.0f}/s"),
         Row("tasks without a sink {0} over four threads and a SimpleQueue, nothing to wait for {1}", ("ours", "bare"), "",
             "{:,.0f}/s")])
 def tasks() -> Mapping[str, Variant]:
@@ -432,9 +451,9 @@ def tasks() -> Mapping[str, Variant]:
         with Scheduler(4) as scheduler:
             return rate_of(scheduler)
 
-    def jsonl(said: Round) -> float:
+    def recorded(scheme: str, said: Round) -> float:
         with scratch_file() as path:
-            scheduler = Scheduler(4, sinks=[f"jsonl:{path}"])
+            scheduler = Scheduler(4, sinks=[f"{scheme}:{path}"])
             begun = perf_counter()
             with scheduler:
                 rate_of(scheduler)
@@ -461,7 +480,8 @@ def tasks() -> Mapping[str, Variant]:
             thread.join()
         return TASKS / (perf_counter() - begun)
 
-    return {"standard": standard, "ours": ours, "jsonl": jsonl, "bare": bare}
+    return {"standard": standard, "ours": ours, "jsonl": lambda said: recorded("jsonl", said),
+            "sqlite": lambda said: recorded("sqlite", said), "bare": bare}
 
 
 @bench([Row("10,000 tasks with timeout=60 {0} over without {1}", ("with", "without"), "<= 1.2", "{:.0f} ms")])
@@ -489,28 +509,17 @@ LINES = 200_000
             "{:,.0f}/s")])
 def jsonl() -> Mapping[str, Variant]:
     """200,000 output events of 60 characters into a file. The others do it on one thread, with nothing in between."""
-    from bgworker import Scheduler, current_task
-
-    def emit_all(texts: Iterator[str]) -> None:
-        task = current_task()
-        room = task.wait_for_room(60)  # a callable just emits; this one waits like a pipe's reader, so that all counts
-        while chunk := list(itertools.islice(texts, room)):
-            for text in chunk:
-                task.output(text)
-            room = task.wait_for_room(60)
+    from bgworker import Scheduler
 
     def ours(said: Round) -> float:
         texts = fresh_texts(LINES)
         with scratch_file() as path:
             with Scheduler(1, sinks=[f"jsonl:{path}"]) as scheduler:
                 begun = perf_counter()
-                task = scheduler.submit(emit_all, iter(texts))
+                task = scheduler.submit(emit_patiently, texts)
             took = perf_counter() - begun
         task.result()  # a figure of a task that failed would be none
-        delivered = scheduler.sinks["jsonl"].delivered
-        if delivered != LINES + 4:  # its output, and the four events of its life
-            raise RuntimeError(f"{delivered} of {LINES + 4} events were written")
-        note_losses(said, scheduler)
+        check_delivered(scheduler, "jsonl", LINES + 4)  # its output, and the four events of its life
         return LINES / took
 
     def template(said: Round) -> float:
@@ -930,6 +939,7 @@ def resident_mib() -> float:
 
 BATCH, BATCHES = 500, 100
 
+
 @bench([Row("events delivered in batches of 500 {0} over a bare urlopen with the same bytes ready {1}; the receiver verifies "
             "and parses", ("verified", "bare, verified"), ">= 0.6", "{:,.0f}/s"),
         Row("... {0} over {1}; the receiver only reads", ("read", "bare, read"), ">= 0.6", "{:,.0f}/s")])
@@ -1084,6 +1094,139 @@ def fill_history(path: str) -> None:
                                ((key, seq, seq % 2, begun // 1000, PAYLOAD) for key in range(1, HISTORY_TASKS + 1)
                                 for seq in range(4, 4 + HISTORY_ROWS)))
     connection.close()
+
+
+ROWS = 200_000
+MOST_BYTES = 110
+"""What a row of a stream with 60 characters may take in the file, indexes and all."""
+
+
+@bench([Row("events from emit to closed history {0} over ready-made rows, executemany, 1,000 a transaction {1}", ("ours", "bare"),
+            ">= 0.8", "{:,.0f}/s"),
+        Row("bytes of a history per such event {0} over {1} allowed", ("bytes", "allowed"), "<= 1", "{:,.1f}")])
+def sqlite() -> Mapping[str, Variant]:
+    """200,000 output events of 60 characters into a history. The other does it on one thread, into the same tables."""
+    from bgworker import Scheduler
+
+    sizes: list[float] = []
+
+    def ours(said: Round) -> float:
+        texts = fresh_texts(ROWS)
+        with scratch_file() as path:
+            with Scheduler(1, sinks=[f"sqlite:{path}"]) as scheduler:
+                begun = perf_counter()
+                task = scheduler.submit(emit_patiently, texts)
+            took = perf_counter() - begun
+            sizes.append(os.path.getsize(path) / ROWS)
+        task.result()  # a figure of a task that failed would be none
+        check_delivered(scheduler, "sqlite", ROWS + 4)
+        return ROWS / took
+
+    def bare(said: Round) -> float:
+        with scratch_file() as path:
+            return insert_bare(path, ROWS)
+
+    return {"bare": bare, "ours": ours, "bytes": lambda said: sizes[-1] if sizes else 0.0,
+            "allowed": lambda said: MOST_BYTES}
+
+
+def insert_bare(path: str, count: int) -> float:
+    """Insert ready-made rows as most programs would; return rows per second until the file is closed."""
+    from bgworker import schema
+
+    rows = [(1, seq, 0, time_ns() // 1000, text) for seq, text in enumerate(fresh_texts(count))]
+    connection = schema.connect_to_write(path)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("INSERT INTO tasks (id, name, status, created_utc, last_seq) VALUES ('t', 't', 'running', '', 1)")
+    begun = perf_counter()
+    for start in range(0, count, 1000):
+        with schema.transaction(connection):
+            connection.executemany("INSERT INTO stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, ?, ?, ?)",
+                                   rows[start:start + 1000])
+    connection.close()
+    return count / (perf_counter() - begun)
+
+
+class GatedSink:
+    """Holds events back until ``gate`` is set, then hands them to another sink."""
+
+    def __init__(self, sink: Any) -> None:
+        self.gate = threading.Event()
+        self.preferred_batch = sink.preferred_batch
+        self.write = lambda events: (self.gate.wait(), sink.write(events))[1]
+        self.close = sink.close
+
+
+BACKLOG = 90_000
+"""Less than a queue holds, so that nobody waits for room in it."""
+FEW_ROWS = 4_000
+"""Rows of the bare executemany beside a CPU-bound thread, which takes 2 seconds for so many."""
+
+
+@bench([Row("events from emit to history beside a CPU-bound task {0} over a bare executemany beside it {1}", ("ours", "bare"),
+            ">= 20", "{:,.0f}/s"),
+        Row("turns of a CPU-bound task while a backlog goes into a history {0} over turns of one alone {1}",
+            ("turns", "alone"), ">= 0.9", "{:,.0f}/s")])
+def busy() -> Mapping[str, Variant]:
+    """What becomes of a history's rate beside a task that computes, and of the task's."""
+    from bgworker import Scheduler, SqliteSink
+
+    def compute(is_over: Callable[[], bool]) -> float:
+        """Return turns per second."""
+        turns, begun = 0, perf_counter()
+        while not is_over():
+            for _ in range(1000):
+                turns += 1
+        return turns / (perf_counter() - begun)
+
+    def ours(said: Round) -> float:
+        texts, over = fresh_texts(ROWS), threading.Event()
+        with scratch_file() as path:
+            with Scheduler(2, sinks=[f"sqlite:{path}"]) as scheduler:
+                scheduler.submit(compute, over.is_set)
+                begun = perf_counter()
+                scheduler.submit(emit_patiently, texts).result()
+                scheduler.flush(120)
+                took = perf_counter() - begun
+                over.set()
+        check_delivered(scheduler, "sqlite", ROWS + 8)
+        return ROWS / took
+
+    def bare(said: Round) -> float:
+        over = threading.Event()
+        thread = threading.Thread(target=compute, args=(over.is_set,))
+        thread.start()
+        try:
+            with scratch_file() as path:
+                return insert_bare(path, FEW_ROWS)
+        finally:
+            over.set()
+            thread.join()
+
+    def turns(said: Round) -> float:
+        over = threading.Event()
+        with scratch_file() as path:
+            sink = GatedSink(SqliteSink(path))
+            with Scheduler(2) as scheduler:
+                scheduler.register_sink(sink, name="history")
+                scheduler.submit(lambda: in_slices(task_output(), 9, BACKLOG // 9)).result()
+                scheduler.flush(0.3)
+                computing = scheduler.submit(compute, over.is_set)
+                sink.gate.set()
+                scheduler.flush(120)
+                over.set()
+            check_delivered(scheduler, "history", BACKLOG + 8)
+            return computing.result()
+
+    def alone(said: Round) -> float:
+        over = threading.Event()
+        with Scheduler(2) as scheduler:
+            computing = scheduler.submit(compute, over.is_set)
+            sleep(0.5)
+            over.set()
+            return computing.result()
+
+    return {"ours": ours, "bare": bare, "turns": turns, "alone": alone}
 
 
 if __name__ == "__main__":

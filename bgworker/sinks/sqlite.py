@@ -1,7 +1,8 @@
-"""Events as a history in an SQLite file that people can query while it is written and long after. Runs on the sink's thread.
+"""Events as a history in an SQLite file, to be queried while it is written and long after. Runs on the sink's thread.
 
-What `write` has returned from survives the death of the process, and with ``durability="power"`` that of the machine. Any number of
-sinks and processes may write to one file, and any number read it meanwhile; see `schema` for what is in it.
+What `write` has returned from survives the death of the process, and with ``durability="power"`` that of the machine.
+Any number of sinks and processes may write to one file, and any number read it meanwhile; see `schema` for what is in
+it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..files import CURABLE, HOPELESS, LockFile, absolute
 from ..ids import is_own_run
 from ..retention import Retention
 from ..wire import ns_text
-from .rows import CHUNKS, Rows
+from .rows import Rows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,21 +58,21 @@ logger = logging.getLogger(__name__.partition(".")[0])
 
 
 class SqliteSink:
-    """Records tasks and their streams in an SQLite file: tables ``tasks`` and ``losses``, a view ``task_streams``, and more.
+    """Records tasks and what they say in an SQLite file: tables ``tasks`` and ``losses``, a view ``task_streams``.
 
-    Delivery is at least once, the rows are exactly once: a stream row is known by its task and number, and a task's row never
-    goes back to an earlier event. Every ``write`` is one transaction.
+    Delivery is at least once, the rows are exactly once: a stream row is known by its task and number, and a task's
+    row never goes back to an earlier event. Every ``write`` is one transaction.
 
-    Beside the file appear ``PATH-wal`` and ``PATH-shm``, which belong to it as long as they are there, and ``PATH.lock``. A
-    file that is deleted meanwhile is made anew.
+    Beside the file appear ``PATH-wal`` and ``PATH-shm``, which belong to it as long as they are there, and
+    ``PATH.lock``. A file that is deleted meanwhile is made anew.
 
     Args:
         path: made absolute at once.
         max_age: seconds that a task stays after its end; None is for ever.
         max_tasks: most tasks that are kept, counting those that have not ended; None is no bound.
         max_bytes: most bytes of the file, its log not counted; None is no bound.
-            All three remove only tasks that have ended, those first that ended first. They work while the sink is written to
-            and when it is closed, some milliseconds at a time, so that for a while there may be more.
+            All three remove only tasks that have ended, those first that ended first. They work while the sink is
+            written to and when it is closed, some milliseconds at a time, so that for a while there may be more.
         durability: "process": what was written survives the death of the process. "power": it survives a power failure
             too, at the price of an fsync per batch.
 
@@ -79,7 +80,7 @@ class SqliteSink:
         ConfigurationError: an argument cannot be used.
     """
 
-    preferred_batch = CHUNKS[0]
+    preferred_batch = 8192
 
     def __init__(self, path: str | os.PathLike[str], *, max_age: float | None = None, max_tasks: int | None = None,
                  max_bytes: int | None = None, durability: Literal["process", "power"] = "process") -> None:
@@ -101,8 +102,8 @@ class SqliteSink:
         """Open or make the file; again after a fork.
 
         Raises:
-            PermanentSinkError: the file is damaged or not a history that we know, and was left as it is; or the path cannot
-                be used.
+            PermanentSinkError: the file is damaged or not a history that we know, and was left as it is; or the path
+                cannot be used.
             TemporarySinkError: it may work later.
         """
         try:
@@ -120,7 +121,7 @@ class SqliteSink:
             raise TemporarySinkError(self._sql_trouble("open", error)) from error
 
     def write(self, events: Sequence[Event]) -> None:
-        """Store the events, as one transaction; open the file first if need be. Then prune for a moment, if that is due.
+        """Store the events, as one transaction; open the file first if need be. Then prune for a moment if that is due.
 
         Raises:
             TemporarySinkError: the system or SQLite refused (disk full, locked by another program); nothing was stored.
@@ -191,7 +192,8 @@ class SqliteSink:
     def _connect(self) -> sqlite3.Connection:
         connection = schema.connect_to_write(self.path)
         connection.execute(f"PRAGMA synchronous = {'FULL' if self._is_power_safe else 'NORMAL'}")
-        connection.execute(f"PRAGMA fullfsync = {int(self._is_power_safe)}")  # fsync alone leaves it in the drive's cache on macOS
+        # fsync alone leaves it in the drive's cache on macOS
+        connection.execute(f"PRAGMA fullfsync = {int(self._is_power_safe)}")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
         self._most_values = _most_values(connection)
         return connection
@@ -210,7 +212,7 @@ class SqliteSink:
     # -- pruning --
 
     def _prune(self, seconds: float) -> None:
-        """Remove what is too much for about so many seconds. The batch is stored by now: trouble here is not its trouble."""
+        """Remove what is too much, for about so many seconds. The batch is stored: trouble here is not its trouble."""
         begun = monotonic()
         lock = self._locked()
         try:
