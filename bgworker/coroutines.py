@@ -1,9 +1,9 @@
 """Tasks whose function is a coroutine function: they run on an event loop of their worker's thread.
 
-There is one loop per worker, made for its first coroutine and closed when the worker ends. A coroutine has its worker for
-itself until it returns, as a function has; what it started on the loop and did not await is cancelled then, as
-`asyncio.run` does. To be stopped, by ``cancel`` or by its deadline, is to be cancelled: it gets ``asyncio.CancelledError``
-where it awaits.
+There is one loop per worker, made for its first coroutine and closed when the worker ends. A coroutine has its worker
+for itself until it returns, as a function has; what it started on the loop and did not await is cancelled then, as
+`asyncio.run` does. To be stopped, by ``cancel`` or by its deadline, is to be cancelled: it gets
+``asyncio.CancelledError`` where it awaits.
 
 `asyncio` is dear to import: this module is loaded with the first coroutine.
 """
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__.partition(".")[0])
 
 CLEAN_UP = 5.0
-"""Seconds after its cancellation for which a coroutine is taken to be cleaning up. What runs on then has swallowed it, and
-counts as a thread that never looks: nobody waits for it."""
+"""Seconds after its cancellation for which a coroutine is taken to be cleaning up. What runs on then has swallowed it,
+and counts as a thread that never looks: nobody waits for it."""
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> Outcome:
@@ -72,8 +72,8 @@ def _run_beside(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> Ou
         thread.start()
     except RuntimeError as error:  # the interpreter is exiting, or the system has no more threads
         coroutine.close()
-        return None, PoolDeadlock(f"a coroutine waits for task {context.name!r} without 'await', and there is no thread for a "
-                                  f"second event loop ({error}); write: await asyncio.wrap_future(task)")
+        return None, PoolDeadlock(f"a coroutine waits for task {context.name!r} without 'await', and there is no thread for "
+                                  f"a second event loop ({error}); write: await asyncio.wrap_future(task)")
     thread.join()
     return outcomes[0]
 
@@ -121,7 +121,7 @@ class WorkerLoop:
             while not future.done():
                 self._loop.run_forever()
         finally:
-            del future  # from 3.12 on the frame of a coroutine that raises leads back to this one, which would hold the exception
+            del future  # from 3.12 on the frame of a coroutine that raises leads back to this one: it would hold the exception
 
     def _cancel_rest(self) -> None:
         """Cancel what runs on the loop, and wait for it; what it raises is reported as asyncio reports it."""

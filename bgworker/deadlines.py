@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__.partition(".")[0])
 class Deadlines:
     """Watches deadlines, mostly of tasks, and calls ``expire(task)`` on its own thread for each that passes.
 
-    Any thread may call `watch` and `forget`; they take no lock: adding to and removing from a dict are one atomic step each.
-    So it is settled, too, who ends a task with a deadline: who takes it out of the dict.
+    Any thread may call `watch` and `forget`; they take no lock: adding to and removing from a dict are one atomic step
+    each. So it is settled, too, who ends a task with a deadline: who takes it out of the dict.
 
-    The doorbell follows `delivery.intake`: the thread announces until when it sleeps and looks again, whoever adds a deadline
-    looks at the announcement afterwards.
+    The doorbell follows `delivery.intake`: the thread announces until when it sleeps and looks again, whoever adds a
+    deadline looks at the announcement afterwards.
     """
 
     def __init__(self, expire: Callable[[Any], object], name: str) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StuckThread:
-    """A thread that has not come back from a task which was over: the task passed its deadline, or was given up at shutdown."""
+    """A thread that is still in the code of a task that is over: past its deadline, or given up at shutdown."""
 
     thread: str
     """The thread's name, as debuggers and ``threading.enumerate()`` show it."""

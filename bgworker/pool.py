@@ -4,9 +4,9 @@ Workers hold the pool, never the `Scheduler`, so that a forgotten Scheduler is c
 queued still runs. Workers are daemon threads that the exit hook joins, because a thread that ignores its cancellation
 must not keep the interpreter alive.
 
-A thread whose task is past its deadline is *retired*: another takes its place. There may be ``max_stuck`` of them. Beyond that
-the pool goes on with fewer workers, and when the last one is stuck, what waits fails with `PoolStuck`. A retired thread that
-comes back after all takes its place again if that is vacant.
+A thread whose task is past its deadline is retired (see `roster`). Where another may not take its place, the pool goes on
+with fewer workers; when the last one is stuck, what waits fails with `PoolStuck`. A retired thread that comes back after
+all goes on if its place is vacant.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import logging
 import queue
 import threading
 from concurrent.futures import BrokenExecutor
-from time import monotonic, time_ns
+from time import monotonic
 from weakref import ref
 
 from .deadlines import Deadlines
 from .errors import PendingFull, PoolStuck, ShutdownError
+from .roster import Roster
 from .text import text_of
 from .waits import Waits, Worker
 
@@ -40,7 +41,7 @@ JOIN_SLICE = 0.1
 """Seconds after which `Pool.join` looks again whom it has to wait for."""
 
 STANDSTILL = 5.0
-"""Seconds after which what waits is failed when every thread is stuck: a command that is being killed takes as long."""
+"""Seconds after which what waits fails if every thread is stuck; a command that is being killed takes as long."""
 
 
 class BrokenPool(ShutdownError, BrokenExecutor):
@@ -81,14 +82,13 @@ class Pool:
         self.calls: dict[Task[Any], Call] = {}  # of the tasks that wait: who begins one takes it out
         self.firsts: dict[Task[Any], Any] = {}
         self.waits = Waits(self._lend)
+        if isinstance(self._refusal, PoolStuck):
+            self._refusal = None
         self._lock = threading.Lock()  # guards all below, and the flags above
-        self._workers: set[Worker] = set()
-        self._helpers: set[Worker] = set()  # each runs what the tasks of one other thread wait for
-        self._leaving: set[Worker] = set()  # they run no task any more, and close their event loop
-        self._retired: set[Worker] = set()  # threads whose task is past its deadline: left to themselves
+        self._roster = Roster(self._max_workers, self._max_stuck)
+        self._workers = self._roster.workers
         self._idle = 0  # workers that wait for a task and have not been promised one
         self._started = 0
-        self._replaced = 0
         self._signs = 0  # None in the queue: signs to stop, which are no tasks
 
     @property
@@ -124,7 +124,7 @@ class Pool:
     def resize(self, max_workers: int) -> None:
         """Change the number of workers. New ones start as they are needed, surplus ones end after their task."""
         with self._lock:
-            self._max_workers = max_workers
+            self._max_workers = self._roster.max_workers = max_workers
             for _ in range(len(self._workers) - max_workers):
                 self._put_sign()  # wakes those that are idle
             for _ in range(min(max_workers - len(self._workers), self._queue.qsize())):
@@ -147,7 +147,7 @@ class Pool:
     def stop_running(self, reason: str) -> None:
         """Ask every running task to stop."""
         with self._lock:
-            tasks = [task for worker in self._active() for task in worker.running]
+            tasks = [task for worker in self._roster.active() for task in worker.running]
         for task in tasks:
             task.cancel(reason)
 
@@ -155,8 +155,8 @@ class Pool:
         """Leave the tasks that still run to themselves: `join` waits for them no more unless they react, as for those past
         their deadline."""
         with self._lock:
-            for worker in self._active():
-                self._retire(worker)
+            for worker in self._roster.active():
+                self._roster.retire(worker)
             ended = self._look_whether_ended()
         if ended:
             self._end()
@@ -164,7 +164,7 @@ class Pool:
     def is_mine(self, thread: threading.Thread) -> bool:
         """Tell whether a thread is one of the pool's workers."""
         with self._lock:
-            return any(each.thread is thread for each in (*self._active(), *self._retired))
+            return self._roster.is_mine(thread)
 
     def join(self, timeout: float | None) -> list[str]:
         """Wait up to ``timeout`` seconds for the workers to end; return the names of those that did not.
@@ -179,8 +179,8 @@ class Pool:
             worker = worker.helps
         while True:
             with self._lock:
-                left = [each.thread for each in (*self._active(), *self._retired)
-                        if each.thread not in ours and (each not in self._retired or _reacts(each))]
+                awaited = [*self._roster.active(), *filter(_reacts, self._roster.retired)]
+            left = [each.thread for each in awaited if each.thread not in ours]
             if not left:
                 return []
             # in slices, because the task of the one we wait for may pass its deadline meanwhile and never end
@@ -190,25 +190,10 @@ class Pool:
 
     def health(self, late_events: int) -> SchedulerHealth:
         """Return the figures of this moment; ``late_events`` is what somebody else has counted."""
-        from .health import SchedulerHealth, StuckThread
-        from .records import utc
-
         with self._lock:
-            running = {task for each in (*self._active(), *self._retired) for task in each.running.copy() if task.running()}
-            stuck = [(each, stack[-1]) for each in self._retired if (stack := each.running.copy())]
-            return SchedulerHealth(
-                max_workers=self._max_workers, workers=len(self._workers),
-                idle=sum(not each.running for each in self._workers), running=len(running), pending=len(self.calls),
-                stuck=tuple(StuckThread(thread=each.thread.name, task_id=task.id, task_name=task.name,
-                                        since_utc=utc(each.stuck_since))
-                            for each, task in sorted(stuck, key=lambda pair: pair[0].stuck_since)),
-                replaced=self._replaced, late_events=late_events)
+            return self._roster.health(len(self.calls), late_events)
 
     # -- inside --
-
-    def _active(self) -> tuple[Worker, ...]:
-        """Return the threads that are neither retired nor at their end; under the lock."""
-        return (*self._workers, *self._helpers, *self._leaving)
 
     def _start_worker(self) -> None:
         """Start one more worker, under the lock. Where there can be none, the others have to do."""
@@ -216,13 +201,13 @@ class Pool:
             self._start(Worker(None), self._workers)
         except ShutdownError:
             # with too many stuck, what waits fails some time after the last worker was retired, unless one comes back
-            if not self._workers and not self._is_bound_reached(self._workers):
+            if not self._workers and not self._roster.is_full:
                 raise
 
     def _start(self, worker: Worker, group: set[Worker]) -> None:
         """Start a thread, under the lock. `ShutdownError` if there can be none."""
-        if self._is_bound_reached(group):
-            raise ShutdownError(self._standstill())
+        if self._roster.is_full if group is self._workers else not self._roster.may_have_helpers:
+            raise ShutdownError(self._roster.standstill())
         worker.thread = threading.Thread(target=self._work, args=(worker,), daemon=True,
                                          name=f"{self._name}_{self._started}")
         group.add(worker)
@@ -232,14 +217,6 @@ class Pool:
             group.discard(worker)
             raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
         self._started += 1
-
-    def _is_bound_reached(self, group: set[Worker]) -> bool:
-        """Tell whether so many threads are stuck that there may be no other in this group; under the lock."""
-        if self._max_stuck is None:
-            return False
-        if group is self._helpers:
-            return len(self._retired) > self._max_stuck
-        return len(self._workers) + len(self._retired) >= self._max_workers + self._max_stuck
 
     def _work(self, worker: Worker) -> None:
         self.waits.enter(worker)
@@ -254,8 +231,7 @@ class Pool:
         finally:
             self.waits.leave(worker)
             with self._lock:
-                for group in (self._workers, self._helpers, self._leaving, self._retired):
-                    group.discard(worker)
+                self._roster.forget(worker)
                 ended = self._look_whether_ended()
             if ended:
                 self._end()
@@ -273,7 +249,7 @@ class Pool:
             del task  # hold nothing while waiting for the next
             if worker.helper is not None:
                 with self._lock:
-                    self._dismiss_helper(worker)
+                    worker.dismiss_helper()
 
     def _initialize(self) -> bool:
         if self._initializer is None:
@@ -337,7 +313,7 @@ class Pool:
                     # `resize` leaves signs too, which tasks may stand behind; behind that of `close` there is none
                     if self._is_closed and self._queue.qsize() <= self._signs:
                         self._put_sign()  # for the next worker
-                        self._leave(worker)
+                        self._roster.leave(worker)
                         return None
             else:
                 return task
@@ -347,13 +323,8 @@ class Pool:
         with self._lock:
             is_surplus = len(self._workers) > self._max_workers
             if is_surplus:
-                self._leave(worker)
+                self._roster.leave(worker)
             return is_surplus
-
-    def _leave(self, worker: Worker) -> None:
-        """Take a worker out: it ends. Under the lock."""
-        self._workers.discard(worker)
-        self._leaving.add(worker)
 
     def _put_sign(self) -> None:
         """Wake a worker with something that is no task; under the lock."""
@@ -368,7 +339,7 @@ class Pool:
 
     def _look_whether_ended(self) -> bool:
         """Tell, once, that the pool is closed and has nobody left to run anything; under the lock."""
-        if self._is_closed and not self._has_ended and not self._active():
+        if self._is_closed and not self._has_ended and not self._roster.active():
             self._has_ended = True
             self.deadlines.forget(self)
             self.deadlines.stop()
@@ -376,7 +347,7 @@ class Pool:
         return False
 
     def _end(self) -> None:
-        """Announce the end. Something waits even so if the threads that would run it are stuck and cannot be replaced."""
+        """Announce the end. Something waits even so if the threads to run it are stuck and cannot be replaced."""
         self.cancel_pending("shutdown")
         self._on_ended()
 
@@ -389,7 +360,7 @@ class Pool:
             ShutdownError: there can be no more threads.
         """
         with self._lock:
-            if self._idle:  # and not promised: so every task in the queue has been, to a worker that is about to take it
+            if self._idle:  # and not promised: so every task in the queue is, to a worker that is about to take it
                 return
             if worker.helper is None:
                 self._start_helper(worker, None, queue.SimpleQueue())
@@ -399,12 +370,12 @@ class Pool:
     def _start_helper(self, worker: Worker, first: Callable[[], object] | None, inbox: Inbox) -> None:
         helper = Worker(first, worker)
         helper.inbox = inbox
-        self._start(helper, self._helpers)
+        self._start(helper, self._roster.helpers)
         worker.helper = helper
 
     def _next_lent(self, helper: Worker) -> Task[Any] | None:
         """Return the next task for a helper to run, or None when it is to end."""
-        while helper in self._helpers and helper.inbox is not None:
+        while helper in self._roster.helpers and helper.inbox is not None:
             reference = helper.inbox.get()
             if reference is None:
                 return None
@@ -413,12 +384,6 @@ class Pool:
                 return task
             del task
         return self._next(helper)  # retired while it ran its task: it is like any worker now
-
-    def _dismiss_helper(self, worker: Worker) -> None:
-        """Let a worker's helper end: the task that needed it has ended, or is given up. Under the lock."""
-        helper, worker.helper = worker.helper, None
-        if helper is not None and helper.inbox is not None:
-            helper.inbox.put(None)
 
     # -- what is past its deadline --
 
@@ -430,9 +395,7 @@ class Pool:
         due.time_out()
         orphans: list[Task[Any]] = []
         with self._lock:
-            # None: it has come back just now. Several: who has found it in the queue after another had begun it sees that soon
-            stuck = max((each for each in self._active() if due in each.running), default=None,
-                        key=lambda each: len(each.running) + (each.helps is not None))
+            stuck = self._roster.runner_of(due)
             try:
                 self._replace(stuck, due.publish)
                 return
@@ -446,51 +409,41 @@ class Pool:
             ended = self._look_whether_ended()
         due.publish()
         for task in orphans:
-            task.fail(PoolStuck(self._standstill()))
+            task.fail(PoolStuck(self._roster.standstill()))
         if ended:
             self._end()
 
     def _replace(self, stuck: Worker | None, publish: Callable[[], object]) -> None:
-        """Retire a thread and start another in its place. That one publishes first: the callbacks of the task that is past its
-        deadline may take long. Under the lock.
+        """Retire a thread and start another in its place, which publishes first: the callbacks of the task that is past
+        its deadline may take long. Under the lock.
 
         Raises:
             ShutdownError: there can be no more threads.
         """
         helped = None
         if stuck is not None:
-            self._retire(stuck)
+            self._roster.retire(stuck)
             helped = stuck.helps if stuck.helps is not None and stuck.helps.helper is stuck else None
         if helped is not None and stuck is not None and stuck.inbox is not None:
             helped.helper = None
             self._start_helper(helped, publish, stuck.inbox)
         else:
             self._start(Worker(publish), self._workers)
-        self._replaced += stuck is not None
-
-    def _retire(self, worker: Worker) -> None:
-        """Leave a thread to itself; under the lock."""
-        worker.stuck_since = time_ns()
-        self._dismiss_helper(worker)
-        for group in (self._workers, self._helpers, self._leaving):
-            group.discard(worker)
-        self._retired.add(worker)
+        self._roster.replaced += stuck is not None
 
     def _takes_its_place(self, worker: Worker) -> bool:
         """Let a retired thread that has come back go on if its place is vacant and somebody waits for it."""
         with self._lock:
             if isinstance(self._refusal, PoolStuck):
                 self._refusal = None
-            is_wanted = (worker in self._retired and bool(self.calls) and not self._has_ended
+            is_wanted = (worker in self._roster.retired and bool(self.calls) and not self._has_ended
                          and len(self._workers) < self._max_workers)
             if is_wanted:
-                self._retired.discard(worker)
-                self._workers.add(worker)
-                worker.helps = None
+                self._roster.reinstate(worker)
             return is_wanted
 
     def _look_whether_stuck(self) -> None:
-        """Fail what waits if there is still no worker. The deadlines' thread, some time after the last one was retired."""
+        """Fail what waits if there is still no worker. The deadlines' thread, a while after the last one was retired."""
         with self._lock:
             if self._workers or self._is_closed:
                 return
@@ -498,13 +451,8 @@ class Pool:
                 self._start(Worker(None), self._workers)
                 return
             except ShutdownError:
-                self._refusal = PoolStuck(self._standstill())
+                self._refusal = PoolStuck(self._roster.standstill())
         self._fail_pending(self._refusal)
-
-    def _standstill(self) -> str:
-        bound = f"max_stuck={self._max_stuck} allows" if self._is_bound_reached(self._workers) else "the system has"
-        return (f"threads stuck in tasks past their deadline: {len(self._retired)}, and {bound} no other to replace them; "
-                "Scheduler.health() names the tasks: have them call checkpoint(), or end what they wait for")
 
 
 def _again(error: ShutdownError | PoolStuck) -> ShutdownError | PoolStuck:

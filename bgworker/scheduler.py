@@ -116,8 +116,8 @@ class Scheduler(Executor):
         max_pending: most tasks that wait; ``submit`` raises `PendingFull` beyond it. None is no bound.
         keep_finished: newest finished tasks that `tasks` and `get` still know; None keeps all, 0 none.
         keep_seconds: for how long they do; None is for ever.
-        max_stuck: most threads that may be stuck in tasks past their deadline and are replaced. Beyond it the pool goes on
-            with fewer workers; when none is left, ``submit`` raises `PoolStuck`. None is no bound.
+        max_stuck: most threads beyond ``max_workers`` while some are stuck in tasks past their deadline. Then the pool goes
+            on with fewer workers; when none is left, ``submit`` raises `PoolStuck`. None is no bound.
         close_timeout: seconds that all sinks together get at shutdown.
         capture_output, record_source, record_arguments: defaults of `options`.
         max_payload: most bytes of one stream event's text, and of a failure's.
@@ -133,8 +133,8 @@ class Scheduler(Executor):
     def __init__(self, max_workers: int | None = None, *, name: str = "bgworker", sinks: Iterable[Sink | str] = (),
                  initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = (),
                  max_pending: int | None = None, keep_finished: int | None = 1000, keep_seconds: float | None = 1800.0,
-                 max_stuck: int | None = 256, close_timeout: float = 5.0, capture_output: bool = False, record_source: bool = False,
-                 record_arguments: bool = False, max_payload: int = 65536,
+                 max_stuck: int | None = 256, close_timeout: float = 5.0, capture_output: bool = False,
+                 record_source: bool = False, record_arguments: bool = False, max_payload: int = 65536,
                  oversize: Literal["truncate", "reject"] = "truncate", progress_interval: float = 0.1,
                  progress_step: float = 1.0) -> None:
         if max_workers is None:
@@ -191,8 +191,8 @@ class Scheduler(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task[Any]:
         """Queue ``fn(*args, **kwargs)`` and return its `Task`. All keywords go to ``fn``; settings go through `options`.
 
-        A coroutine that ``fn`` returns, because it is an ``async def`` or wraps one, runs on an event loop of its worker; the
-        task's result is the coroutine's.
+        A coroutine that ``fn`` returns, because it is an ``async def`` or wraps one, runs on an event loop of its worker;
+        the task's result is the coroutine's.
 
         Context variables are captured now. Any thread; never blocks.
 
@@ -280,7 +280,7 @@ class Scheduler(Executor):
         self._pool.resize(number("max_workers", max_workers, least=1, whole=True))
 
     def health(self) -> SchedulerHealth:
-        """Return how the workers fare: how many there are, what waits, which threads are stuck and on what. Any thread."""
+        """Return how the workers fare: how many there are, what waits, which threads are stuck on what. Any thread."""
         return self._pool.health(self._dispatcher.late_events())
 
     def subscribe(self, callback: Callable[[Event], object] | None = None, *, task: Task[Any] | str | None = None,
@@ -296,7 +296,7 @@ class Scheduler(Executor):
             maxsize: most stream events that wait for the reader; beyond it the oldest are dropped, and counted in
                 ``health()``. A slow reader slows nobody.
             back_pressure: let commands (`shell`) say no more than the reader keeps up with, so that it loses nothing of
-                them. Functions never wait; and commands do not, for a reader that takes next to nothing for some seconds.
+                them. Functions never wait; nor do commands for a reader that takes next to nothing for some seconds.
 
         Raises:
             KeyError: no task has this id, or it has finished and is kept no longer.

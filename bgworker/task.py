@@ -1,8 +1,8 @@
 """A task: the future that its submitter holds.
 
 `Task` is a `concurrent.futures.Future`; whatever waits on futures waits on tasks. Who resolves a task is settled by two
-claims, each won by exactly one thread: who *starts* it (a worker, or ``cancel``) takes its call out of a dict, and who *ends*
-it (the worker that ran it, or the deadline) takes it out of the deadlines.
+claims, each won by exactly one thread: who *starts* it (a worker, or ``cancel``) takes its call out of a dict, and who
+*ends* it (the worker that ran it, or the deadline) takes it out of the deadlines.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ class Task(Future["T"]):
         return True
 
     def time_out(self) -> None:
-        """End a running task because its time is over. The supervisor's thread, which has taken it out of the deadlines."""
+        """End a running task because its time is over. The supervisor's thread, which took it out of the deadlines."""
         timeout = self._task_state.timeout
         self._ask_to_stop("timeout")
         self._record_end(TIMED_OUT, timeout, error=TaskTimedOut(f"ran longer than its timeout of {timeout:g} s"))

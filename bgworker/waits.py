@@ -1,10 +1,10 @@
 """Tasks that wait for tasks of their own pool: have run what is still queued, refuse what would wait for ever.
 
-A worker whose task waits for a queued one, by ``result()``, ``exception()`` or ``wait()`` without a timeout, runs that one
-itself, there and then, with its own context, deadline and events. Where that cannot be, because the thread is an event loop's
-or waits for several at once (``asyncio.wrap_future``, ``concurrent.futures.wait``, ``as_completed``), the worker's place in
-the pool is lent to a *helper*: one more thread, which runs what the worker's task waits for. So a pool of any size
-finishes a recursive fan-out.
+A worker whose task waits for a queued one, by ``result()``, ``exception()`` or ``wait()`` without a timeout, runs that
+one itself, there and then, with its own context, deadline and events. Where that cannot be, because the thread is an event
+loop's or waits for several at once (``asyncio.wrap_future``, ``concurrent.futures.wait``, ``as_completed``), the worker's
+place in the pool is lent to a *helper*: one more thread, which runs what the worker's task waits for. So a pool of any
+size finishes a recursive fan-out.
 
 A wait that can never end, because the chain of waits leads back to the waiting task, raises `PoolDeadlock` instead of
 hanging. A ``result(timeout)`` ends by itself, so it does none of this.
@@ -65,6 +65,12 @@ class Worker:
         """How many tasks wait inside one another, on this thread and those that it helps."""
         return len(self.running) + (0 if self.helps is None else self.helps.depth)
 
+    def dismiss_helper(self) -> None:
+        """Let the helper end: the task that needed it has ended, or is given up. Under the pool's lock."""
+        helper, self.helper = self.helper, None
+        if helper is not None and helper.inbox is not None:
+            helper.inbox.put(None)
+
 
 def current_worker() -> Worker | None:
     """Return the worker whose thread this is, of whatever pool."""
@@ -86,7 +92,7 @@ class Waits:
 
     def __init__(self, lend: Callable[[Worker, Task[Any]], object]) -> None:
         self._lend = lend
-        self._lock = threading.RLock()  # guards _workers and their waits_for; a signal handler may cancel a task meanwhile
+        self._lock = threading.RLock()  # guards _workers and their waits_for; a signal handler may cancel meanwhile
         self._workers: list[Worker] = []
 
     @property
@@ -161,8 +167,8 @@ class Waits:
             try:
                 self._lend(worker, task)
             except ShutdownError as error:
-                raise PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, which has no thread to run on: "
-                                   f"{error}") from error
+                raise PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, which has no thread to "
+                                   f"run on: {error}") from error
 
     def notice_callback(self, task: Task[Any], callback: Callable[..., object]) -> None:
         """Have a helper run ``task`` if it is queued and this is a loop's thread: a callback is how loops wait.
@@ -173,8 +179,8 @@ class Waits:
         worker = self.worker
         if worker is None or not worker.running or task.done() or (loop := _running_loop()) is None:
             return
-        # the callback of wrap_future; what else somebody wants to be called for is no wait
-        if getattr(callback, "__module__", None) == "asyncio.futures" and worker.loop is not None and worker.loop.is_in_main:
+        is_asyncios = getattr(callback, "__module__", None) == "asyncio.futures"  # wrap_future's: others may not wait
+        if is_asyncios and worker.loop is not None and worker.loop.is_in_main:
             self._note(worker, task)
             Future.add_done_callback(task, lambda done: self._forget(worker, done))  # type: ignore[arg-type]
         if not task.has_begun:
@@ -237,10 +243,10 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 def _refuse_depth(worker: Worker, task: Task[Any]) -> None:
     if worker.depth >= MOST_NESTED:
-        raise PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, {MOST_NESTED} waits deep; collect the "
-                           "results outside of the tasks, or wait with a timeout")
+        raise PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, {MOST_NESTED} waits deep; "
+                           "collect the results outside of the tasks, or wait with a timeout")
 
 
 def _circle(worker: Worker, task: Task[Any]) -> PoolDeadlock:
-    return PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, which waits for it, directly or through "
-                        "others; none of them would ever end")
+    return PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, which waits for it, directly or "
+                        "through others; none of them would ever end")

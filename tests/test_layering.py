@@ -16,7 +16,7 @@ FLOORS = (
     (1, ("enums", "events", "errors", "ids", "text", "files", "checks", "health")),
     (2, ("wire", "records", "linefile", "schema", "connections", "retention")),
     (3, ("delivery", "sinks")),
-    (4, ("task", "context", "capture", "source", "memory", "waits", "pool", "deadlines", "coroutines")),
+    (4, ("task", "context", "capture", "source", "memory", "waits", "pool", "roster", "deadlines", "coroutines")),
     (5, ("scheduler", "history", "questions", "answers", "command", "child", "pipes", "testing")),
     (6, ("__main__", "cli")),
     (7, ("__init__",)),

@@ -222,8 +222,8 @@ def test_a_hundred_tasks_that_never_look_cost_a_hundred_quick_ones_nothing() -> 
         by_task.setdefault(each.task_id, []).append(each)
     assert set(by_task) == {each.id for each in (*slow, *quick)}
     for task in (*slow, *quick):
-        names = [each.type.value for each in by_task[task.id]]
-        assert names == ["TaskCreated", "TaskScheduled", "TaskStarted", "TaskTimedOut" if task in slow else "TaskCompleted"]
+        end = "TaskTimedOut" if task in slow else "TaskCompleted"
+        assert [each.type.value for each in by_task[task.id]] == ["TaskCreated", "TaskScheduled", "TaskStarted", end]
         assert [each.seq for each in by_task[task.id]] == [1, 2, 3, 4]
 
 

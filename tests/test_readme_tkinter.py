@@ -1,4 +1,4 @@
-"""The README's window: it compiles everywhere, type-checks where mypy is, and runs where there is a display to be had."""
+"""The README's window: it compiles everywhere, type-checks where mypy is, and runs where there is a display."""
 
 from __future__ import annotations
 

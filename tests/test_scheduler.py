@@ -246,9 +246,9 @@ def test_a_timed_out_tasks_last_event_tells_so_and_what_comes_later_is_discarded
         assert isinstance(task.exception(LONG), TaskTimedOut)
         gate.open()
         pool.submit(len, "").result(LONG)
-        until(lambda: pool._pool._retired == set())
+        until(lambda: pool.health().stuck == ())
         pool.flush(LONG)
-        assert pool._dispatcher.intake.late.read() == 2
+        assert pool.health().late_events == 2
         assert task.status is TaskStatus.TIMED_OUT and isinstance(task.exception(0), TaskTimedOut)
     assert recorder.names(task) == [*START, "TaskOutput", "TaskTimedOut"]
     end = recorder.of(task)[-1].task

@@ -197,12 +197,14 @@ async def in_executor(pool: Scheduler, depth: int) -> int:
 
 
 async def blocking_the_loop(pool: Scheduler, depth: int) -> int:
-    return 1 + sum(each.result() for each in [pool.submit(blocking_the_loop, pool, depth - 1) for _ in range(2 if depth else 0)])
+    tasks = [pool.submit(blocking_the_loop, pool, depth - 1) for _ in range(2 if depth else 0)]
+    return 1 + sum(each.result() for each in tasks)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("function, depth, expected", [
-    (as_completed, 6, 1093), (wait_for_all, 6, 1093), (awaiting, 6, 1093), (in_executor, 4, 31), (blocking_the_loop, 4, 31)])
+    (as_completed, 6, 1093), (wait_for_all, 6, 1093), (awaiting, 6, 1093), (in_executor, 4, 31),
+    (blocking_the_loop, 4, 31)])
 def test_a_fan_out_completes_however_the_tasks_wait(function: Callable[..., Any], depth: int, expected: int,
                                                     workers: int) -> None:
     with Scheduler(workers, keep_finished=None) as pool:

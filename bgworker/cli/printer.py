@@ -1,7 +1,7 @@
 """What ``bgworker run`` shows: a subscription's events become lines and rows of a table, on a thread of their own.
 
-This is how a user interface lives on a subscription: one thread, which waits for the next event or the next tick of its clock,
-takes what else has come meanwhile, and shows it all at once.
+This is how a user interface lives on a subscription: one thread, which waits for the next event or the next tick of its
+clock, takes what else has come meanwhile, and shows it all at once.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class Printer:
         self._thread: threading.Thread | None = None
 
     def follow(self, subscription: Subscription, pause: float) -> None:
-        """Start the thread. It gathers events for ``pause`` seconds before it shows them, and ends with the subscription."""
-        self._thread = threading.Thread(target=self._follow, args=(subscription, pause), name="bgworker-printer", daemon=True)
+        """Start the thread. It gathers events for ``pause`` seconds before it shows them; it ends with the subscription."""
+        self._thread = threading.Thread(target=self._follow, args=(subscription, pause), daemon=True,
+                                        name="bgworker-printer")
         self._thread.start()
 
     def join(self, timeout: float) -> None:

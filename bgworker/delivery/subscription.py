@@ -1,8 +1,8 @@
 """Events for a program that looks at them itself: a live view, a progress bar, a test.
 
-A subscription is fed like a courier, from the dispatcher's thread, into a bounded queue: whoever reads slowly, or not at all,
-slows nobody, and what does not fit is coalesced or dropped and counted. It has no thread; its reader brings one. Only
-with ``back_pressure`` do those wait for its reader who wait for sinks, too.
+A subscription is fed like a courier, from the dispatcher's thread, into a bounded queue: whoever reads slowly, or not at
+all, slows nobody, and what does not fit is coalesced or dropped and counted. It has no thread; its reader brings one.
+Only with ``back_pressure`` do those wait for its reader who wait for sinks, too.
 """
 
 from __future__ import annotations
