@@ -8,10 +8,15 @@ milliseconds, so a task with many stream rows goes in several, oldest rows first
 from __future__ import annotations
 
 import json
-from time import monotonic, time_ns
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from time import sleep, time_ns
 
 from .checks import number
-from .schema import presence, this_host, transaction
+from .connections import Database
+from .files import LockFile
+from .schema import connect_to_read, connect_to_write, lock_path, presence, this_host, transaction
 from .wire import ns_text
 
 TYPE_CHECKING = False
@@ -19,14 +24,15 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection
 
-    from .files import LockFile
-
 MOST_TASKS = 200
 """Tasks that go in one transaction ..."""
 MOST_ROWS = 2000
 """... and stream rows: 5 to 10 ms."""
 MOST_PAGES = 256
 """Pages by which the file shrinks in one transaction."""
+
+PAUSE = 0.002
+"""Seconds that `prune` leaves the lock alone between two transactions: a waiting writer needs less to wake up and take it."""
 
 _FOREVER = "9"
 _FINAL = ("completed", "failed", "cancelled", "timed_out")
@@ -38,14 +44,14 @@ _OLDEST_UNENDED = [f"""SELECT * FROM (SELECT key, run_id, created_utc FROM tasks
 WHERE status = '{status}' AND completed_utc IS NULL ORDER BY key LIMIT {_MOST_LOOKED_AT})""" for status in _UNENDED]
 _RUNS_OF_UNENDED = f"SELECT DISTINCT run_id FROM ({' UNION ALL '.join(_OLDEST_UNENDED)})"
 _ENDED = [f"""SELECT * FROM (SELECT key, completed_utc AS ended FROM tasks
-WHERE status = '{status}' AND completed_utc < ?1 ORDER BY completed_utc LIMIT ?2)""" for status in _FINAL]
+WHERE status = '{status}' AND completed_utc < :before ORDER BY completed_utc LIMIT :most)""" for status in _FINAL]
 _DEAD = [f"""SELECT key, created_utc FROM ({unended})
-WHERE created_utc < ?1 AND ({'1' if status == 'interrupted' else 'run_id IS NULL OR run_id IN (SELECT value FROM json_each(?3))'})"""
+WHERE created_utc < :before AND ({'1' if status == 'interrupted' else 'run_id IS NULL OR run_id IN (SELECT value FROM json_each(:dead))'})"""
          for status, unended in zip(_UNENDED, _OLDEST_UNENDED)]
-_CANDIDATES = f"SELECT key FROM ({' UNION ALL '.join(_ENDED + _DEAD)}) ORDER BY ended LIMIT ?2"
-"""Keys of the ?2 tasks that ended first, before ?1, where the runs ?3 are dead."""
+_CANDIDATES = f"SELECT key FROM ({' UNION ALL '.join(_ENDED + _DEAD)}) ORDER BY ended LIMIT :most"
+"""Keys of the ``most`` tasks that ended first, before a time, where some runs are dead."""
 
-_IN_KEYS = "IN (SELECT value FROM json_each(?1))"
+_IN_KEYS = "IN (SELECT value FROM json_each(?))"
 _DELETE_ROWS = f"""DELETE FROM stream_rows WHERE (task, seq) IN
 (SELECT task, seq FROM stream_rows WHERE task {_IN_KEYS} ORDER BY task, seq LIMIT {MOST_ROWS})"""
 _REFERENCES = f"SELECT DISTINCT run_id, script_hash FROM tasks WHERE key {_IN_KEYS}"
@@ -73,6 +79,8 @@ class Retention:
         self._surplus = 0
         self._before = ""
         self._is_too_large = False
+        self.removed_tasks = 0
+        self.removed_rows = 0
 
     @property
     def is_bounded(self) -> bool:
@@ -112,8 +120,13 @@ class Retention:
             return self._oldest(connection, _FOREVER, most)
         return self._oldest(connection, self._before, MOST_TASKS) if self._max_age is not None else []
 
+    def all_candidates(self, connection: sqlite3.Connection) -> set[int]:
+        """Return the keys of all tasks that are too many or too old, as of the last `look`."""
+        found = set(self._oldest(connection, _FOREVER, self._surplus)) if self._surplus else set()
+        return found.union(self._oldest(connection, self._before, -1)) if self._max_age is not None else found
+
     def _oldest(self, connection: sqlite3.Connection, before: str, most: int) -> list[int]:
-        return [key for key, in connection.execute(_CANDIDATES, (before, most, json.dumps(self._dead)))]
+        return [key for key, in connection.execute(_CANDIDATES, {"before": before, "most": most, "dead": json.dumps(self._dead)})]
 
     def _remove(self, connection: sqlite3.Connection, keys: list[int]) -> int:
         chosen = json.dumps(keys)
@@ -121,6 +134,8 @@ class Retention:
         references = connection.execute(_REFERENCES, (chosen,)).fetchall()
         tasks = connection.execute(_DELETE_TASKS, (chosen,)).rowcount
         self._surplus = max(0, self._surplus - tasks)
+        self.removed_tasks += tasks
+        self.removed_rows += rows
         for statement, names in ((_DELETE_RUNS, {run for run, _ in references}),
                                  (_DELETE_SCRIPTS, {script for _, script in references})):
             connection.execute(statement, (json.dumps([name for name in names if name is not None]),))
@@ -137,6 +152,71 @@ class Retention:
             return 0
         connection.executescript(f"PRAGMA incremental_vacuum({surplus})")  # a step a page, the GIL not taken in between
         return surplus
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` removed, or would remove."""
+
+    tasks: int
+    stream_rows: int
+    bytes_before: int
+    """Of the file, its log not counted."""
+    bytes_after: int | None
+    """None for a trial; more than it will be as long as others have the file open, who shrink it later."""
+
+
+def prune(path: str, *, max_age: float | None = None, max_tasks: int | None = None, is_trial: bool = False) -> Pruned:
+    """Remove from the history at ``path`` what is too old or too much, and give its room back. Any thread.
+
+    Others may write to the file meanwhile: like them it holds the lock for a transaction of a few milliseconds at a time, and
+    between two leaves it to them.
+
+    Args:
+        max_age: seconds that tasks stay after their end; None is for ever.
+        max_tasks: how many tasks stay, counting those that have not ended; None is all.
+        is_trial: change nothing, and tell what would go.
+
+    Raises:
+        HistoryError: the file is not a history.
+        sqlite3.Error, OSError: it cannot be written to; what went until then is gone.
+    """
+    retention, before = Retention(max_age, max_tasks), os.stat(path).st_size
+    lock = LockFile.share(lock_path(path))
+    database = Database(path, lambda: connect_to_read(path) if is_trial else connect_to_write(path))
+    try:
+        if is_trial:
+            with database.use() as connection:
+                return _what_would_go(connection, retention, lock, before)
+        with lock, database.use():
+            pass  # opens it, which may lead an old file to the newest version
+        with database.use() as connection:
+            retention.look(connection, lock)
+        is_more = True
+        while is_more:
+            with lock, database.use() as connection:
+                is_more = retention.step(connection) > 0 or _shrink_all(connection)
+            sleep(PAUSE)
+    finally:
+        with lock if not is_trial else nullcontext():
+            database.close()
+        lock.leave()
+    return Pruned(retention.removed_tasks, retention.removed_rows, before, os.stat(path).st_size)
+
+
+def _what_would_go(connection: sqlite3.Connection, retention: Retention, lock: LockFile, size: int) -> Pruned:
+    retention.look(connection, lock)
+    keys = retention.all_candidates(connection)
+    (rows,) = connection.execute(f"SELECT count(*) FROM stream_rows WHERE task {_IN_KEYS}", (json.dumps(list(keys)),)).fetchone()
+    return Pruned(len(keys), rows, size, None)
+
+
+def _shrink_all(connection: sqlite3.Connection) -> bool:
+    """Give some free pages back, the reserve included: who prunes by hand wants the room."""
+    _, free, _ = _pages(connection)
+    if free:
+        connection.executescript(f"PRAGMA incremental_vacuum({MOST_PAGES})")
+    return free > MOST_PAGES
 
 
 def dead_runs(connection: sqlite3.Connection, lock: LockFile) -> list[str]:
