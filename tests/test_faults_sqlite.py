@@ -195,33 +195,35 @@ class Kills:
         pid = forked(lambda: talk_until_killed(self._make(self._path, point, nth), into, nth if point.acknowledges else 0))
         os.close(into)
         moment = PATIENCE if name != "at random" else self._chance.uniform(0, 0.2)
-        text, was_killed_by_us = self._watch(pid, out, moment, point.checkpoints)
+        text, is_there = self._watch(pid, out, moment, point.checkpoints)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert status == -signal.SIGKILL, f"{name}: the process ended by itself, with {status}"
-        if point.checkpoints:
-            self.reached[name] += self._is_checkpoint_unfinished()
-        else:
-            self.reached[name] += name == "at random" or not was_killed_by_us
+        self.reached[name] += name == "at random" or is_there and (not point.checkpoints or self._is_checkpoint_unfinished())
         self._note(text, point.prunes)
         self.check()
 
     def _watch(self, pid: int, out: int, seconds: float, until_checkpoint: bool) -> tuple[str, bool]:
-        """Read what the process acknowledges; kill it after so many seconds, or as soon as a checkpoint writes."""
-        parts, is_ours = [], False
+        """Read what the process acknowledges; kill it after so many seconds, or as soon as a checkpoint writes.
+
+        Returns:
+            What it acknowledged, and whether its time did not run out.
+        """
+        parts: list[bytes] = []
+        is_killed, is_late = False, False
         deadline = time.monotonic() + seconds
         before = self._written()
         with open(out, "rb", buffering=0) as pipe:
             while True:
                 wait = 0.0 if until_checkpoint and parts else max(0.0, deadline - time.monotonic())
-                if select.select([pipe], [], [], None if is_ours else wait)[0]:
+                if select.select([pipe], [], [], None if is_killed else wait)[0]:
                     part = pipe.read(65536)
                     if not part:
-                        return b"".join(parts).decode(), is_ours
+                        return b"".join(parts).decode(), not is_late
                     parts.append(part)
                     before = before if len(parts) > 1 else self._written()  # what opened the file may have written, too
-                elif not until_checkpoint or self._written() != before or time.monotonic() > deadline:
+                elif (is_late := time.monotonic() >= deadline) or self._written() != before and until_checkpoint:
                     os.kill(pid, signal.SIGKILL)
-                    is_ours = True
+                    is_killed = True
 
     def _written(self) -> int:
         """Return when the file was last written to: with a write-ahead log, only checkpoints do that."""
