@@ -7,6 +7,8 @@ runs the kills and the crowd for longer.
 from __future__ import annotations
 
 import itertools
+import json
+import logging
 import os
 import random
 import select
@@ -22,7 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bgworker import Scheduler, current_task
+from bgworker import Scheduler, current_task, files
 from bgworker.events import Event, TaskStatus
 from bgworker.history import History
 from bgworker.sinks.sqlite import SqliteSink
@@ -316,3 +318,126 @@ def test_the_kill_harness_notices_a_sink_that_acknowledges_before_the_commit(tmp
     with pytest.raises(AssertionError, match="an acknowledged (row|task|end) is missing"):
         for _ in range(20):
             kills.round(name)
+
+
+# -- several processes --
+
+class ImpatientSink(SqliteSink):
+    """The twin that does not wait for SQLite's lock, and in its test not for ours either."""
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = super()._connect()
+        connection.execute("PRAGMA busy_timeout = 0")
+        return connection
+
+
+class Log(logging.Handler):
+    """Keeps what bgworker has to say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+        logging.getLogger("bgworker").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+    def close(self) -> None:
+        logging.getLogger("bgworker").removeHandler(self)
+        super().close()
+
+
+def write_in_a_crowd(sink: SqliteSink, seconds: float, gate: int, told: int) -> None:
+    """Run tasks that talk for so many seconds; tell how much each said, and whether anything went wrong."""
+    counts: dict[str, int] = {}
+
+    def talk(many: int) -> None:
+        context = current_task()
+        for number in range(many):
+            context.output(said(number))
+        counts[context.id] = many
+
+    log = Log()
+    with Scheduler(2, keep_seconds=0) as pool:
+        pool.register_sink(sink, name="history")
+        os.read(gate, 1)
+        until = time.monotonic() + seconds
+        chance = random.Random(os.getpid())
+        while time.monotonic() < until:
+            for task in [pool.submit(talk, chance.randint(0, 150)) for _ in range(4)]:
+                task.result(SOON)
+            if chance.random() < 0.2:
+                pool.flush(SOON)
+    health = pool.sinks["history"]
+    report = {"log": log.messages, "last_error": health.last_error, "counts": counts, "emitted": health.emitted,
+              "delivered": health.delivered, "run": pool.run_id}
+    with open(told, "w") as pipe:
+        json.dump(report, pipe)
+
+
+def run_crowd(path: str, make: Callable[[str], SqliteSink], seconds: float) -> int:
+    """Let four processes write to one file while a reader follows; return how many rows they wrote."""
+    first = make(path)
+    first.open()
+    first.close()
+    gate, opener = os.pipe()
+    pipes = [os.pipe() for _ in range(4)]
+
+    def run(told: int) -> None:
+        os.close(opener)
+        write_in_a_crowd(make(path), seconds, gate, told)
+
+    crowd = [forked(lambda: run(into)) for _, into in pipes]
+    for fd in (gate, opener, *[into for _, into in pipes]):
+        os.close(fd)
+    texts = {out: b"" for out, _ in pipes}
+    looks = 0
+    with History(path) as history:
+        while waiting := [out for out in texts if not texts[out].endswith(b"}")]:
+            for out in select.select(waiting, [], [], 0.01)[0]:
+                part = os.read(out, 1 << 20)
+                assert part, "a process died"
+                texts[out] += part
+            for task in history.tasks(limit=3):  # raises HistoryError if it is locked out
+                events = history.streams(task.task_id)
+                assert [event.seq for event in events] == list(range(FIRST, FIRST + len(events)))
+                looks += 1
+            history.counts()
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in crowd] == [0] * 4
+    for out in texts:
+        os.close(out)
+    reports = [json.loads(text) for text in texts.values()]
+    assert looks, "the reader saw nothing"
+    check_crowd(path, reports)
+    return sum(sum(report["counts"].values()) for report in reports)
+
+
+def check_crowd(path: str, reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        assert report["log"] == [] and report["last_error"] is None, (report["log"], report["last_error"])
+        said_all = sum(report["counts"].values())
+        assert report["emitted"] == report["delivered"] == said_all + 4 * len(report["counts"]), report
+    with read_only(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        found = connection.execute("SELECT t.id, t.status, t.run_id, count(s.seq), max(s.seq) FROM tasks t "
+                                   "LEFT JOIN task_streams s ON s.task_id = t.id GROUP BY t.id").fetchall()
+        assert connection.execute("SELECT count(*) FROM losses").fetchone() == (0,)
+    wanted = [(task_id, "completed", report["run"], many, FIRST + many - 1 if many else None)
+              for report in reports for task_id, many in report["counts"].items()]
+    assert sorted(found) == sorted(wanted), "rows are missing"
+
+
+@posix
+@pytest.mark.slow
+def test_four_processes_write_one_history_while_a_reader_follows_and_nobody_is_locked_out(tmp_path: Path) -> None:
+    assert run_crowd(str(tmp_path / "history.db"), SqliteSink, 6.0) > 1000
+
+
+@posix
+def test_the_crowd_harness_notices_who_does_not_wait_for_the_others(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = files._lock_patiently
+    monkeypatch.setattr(files, "_lock_patiently", lambda fd, offset=0: lock(fd, offset) if offset else None)
+    with pytest.raises(AssertionError, match="database is locked"):
+        for attempt in range(20):  # chance decides, though the first nearly always does
+            run_crowd(str(tmp_path / f"{attempt}.db"), ImpatientSink, 1.0)

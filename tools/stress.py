@@ -78,8 +78,17 @@ def kills(examples: int, seed: int) -> None:
     print("     ", ", ".join(f"{name}: {count}" for name, count in reached.items()))
 
 
+def processes(examples: int, seed: int) -> None:
+    """Thirty seconds of four processes that write one SQLite history, and a reader."""
+    import test_faults_sqlite as faults
+    from bgworker.sinks.sqlite import SqliteSink
+
+    with tempfile.TemporaryDirectory() as folder:
+        print("     ", faults.run_crowd(f"{folder}/history.db", SqliteSink, 30.0), "rows")
+
+
 CHECKS: dict[str, Callable[[int, int], None]] = {
-    check.__name__: check for check in (machine, signals, finalisers, forks, stalled, kills)}
+    check.__name__: check for check in (machine, signals, finalisers, forks, stalled, kills, processes)}
 
 
 def main(argv: list[str]) -> int:
