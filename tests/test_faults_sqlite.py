@@ -12,8 +12,11 @@ import logging
 import os
 import random
 import select
+import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 import traceback
 from collections import Counter
@@ -24,8 +27,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bgworker import Scheduler, current_task, files
-from bgworker.events import Event, TaskStatus
+from bgworker import RetryPolicy, Scheduler, SinkHealth, SinkOptions, current_task, files
+from bgworker.errors import TemporarySinkError
+from bgworker.events import Event, EventType, TaskStatus
 from bgworker.history import History
 from bgworker.sinks.sqlite import SqliteSink
 
@@ -363,11 +367,13 @@ def write_in_a_crowd(sink: SqliteSink, seconds: float, gate: int, told: int) -> 
         os.read(gate, 1)
         until = time.monotonic() + seconds
         chance = random.Random(os.getpid())
-        while time.monotonic() < until:
+        for turn in itertools.count(1):
             for task in [pool.submit(talk, chance.randint(0, 150)) for _ in range(4)]:
                 task.result(SOON)
-            if chance.random() < 0.2:
-                pool.flush(SOON)
+            if time.monotonic() > until:
+                break
+            if turn % 10 == 0:  # more than this the queue may not hold while the others have their turn
+                assert pool.flush(SOON)
     health = pool.sinks["history"]
     report = {"log": log.messages, "last_error": health.last_error, "counts": counts, "emitted": health.emitted,
               "delivered": health.delivered, "run": pool.run_id}
@@ -441,3 +447,121 @@ def test_the_crowd_harness_notices_who_does_not_wait_for_the_others(
     with pytest.raises(AssertionError, match="database is locked"):
         for attempt in range(20):  # chance decides, though the first nearly always does
             run_crowd(str(tmp_path / f"{attempt}.db"), ImpatientSink, 1.0)
+
+
+# -- a full disk --
+
+class BoundedSink(SqliteSink):
+    """Has room for so many pages."""
+
+    most_pages = 60
+
+    def write(self, events: Sequence[Event]) -> None:
+        with self._database.use() as connection:
+            connection.execute(f"PRAGMA max_page_count = {self.most_pages}")
+        super().write(events)
+
+
+class ForgetfulSink(BoundedSink):
+    """The twin that takes the first batch for stored which the disk did not take."""
+
+    has_forgotten = False
+
+    def write(self, events: Sequence[Event]) -> None:
+        try:
+            super().write(events)
+        except TemporarySinkError:
+            if self.has_forgotten:
+                raise
+            self.has_forgotten = True
+
+
+def fill_and_go_on(sink: SqliteSink, make_room: Callable[[], object], trouble: str = "disk is full; make room") -> Counter[str]:
+    """Fill the disk, go on for a while, make room; return what was lost, by type. Nothing else may be missing."""
+    talked: dict[str, int] = {}
+
+    def talk(many: int) -> None:
+        context = current_task()
+        for number in range(many):
+            context.output(said(number))
+        talked[context.id] = many
+
+    retry = RetryPolicy(attempts=3, base=0.01, cap=0.05)
+    with Scheduler(2, keep_seconds=0) as pool:
+        pool.register_sink(sink, name="history", options=SinkOptions(queue_size=2000, batch_size=500, retry=retry))
+
+        def health() -> SinkHealth:
+            return pool.sinks["history"]
+
+        deadline = time.monotonic() + SOON
+        while health().state != "open" or health().dropped_by_reason.keys() != {"overflow", "failed"}:
+            assert time.monotonic() < deadline, f"the disk does not fill up: {health()}"
+            pool.submit(talk, 100).result(SOON)  # tasks complete, whatever becomes of the sink
+        assert trouble in str(health().last_error), health()
+        assert health().retries
+        for _ in range(30):
+            pool.submit(talk, 100).result(SOON)
+        assert not pool.flush(0.05)
+        before = health()
+        assert before.state == "open" and before.pending
+        make_room()
+        pool.flush(SOON)
+        after = health()
+        assert (after.state, after.pending, after.dropped) == ("ok", 0, before.dropped), (before, after)
+        assert after.delivered == before.delivered + before.pending
+        last = pool.submit(talk, 5)
+        last.result(SOON)
+    return check_what_was_lost(sink.path, talked, pool.sinks["history"], last.id)
+
+
+def check_what_was_lost(path: str, talked: dict[str, int], health: SinkHealth, last: str) -> Counter[str]:
+    """Compare the rows, the losses in the file, and the account."""
+    lost: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    with History(path) as history:
+        for loss in history.losses():
+            assert loss.sink == "history"
+            lost.update(loss.by_type)
+            reasons[loss.reason] += loss.count
+        assert [event.payload for event in history.streams(last)] == [said(number) for number in range(5)]
+        assert history.task(last).status == "completed"
+    assert reasons == health.dropped_by_reason, "the losses in the file are not those of the account"
+    assert health.emitted == health.delivered + health.dropped and lost.total() == health.dropped
+    with read_only(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        (stored,) = connection.execute("SELECT count(*) FROM task_streams").fetchone()
+    assert stored == sum(talked.values()) - lost[EventType.TASK_OUTPUT], "rows are missing that were not counted as lost"
+    return lost
+
+
+def test_when_the_file_may_not_grow_tasks_go_on_and_what_is_lost_is_counted(tmp_path: Path) -> None:
+    sink = BoundedSink(tmp_path / "history.db")
+    assert fill_and_go_on(sink, lambda: setattr(sink, "most_pages", 1_000_000))[EventType.TASK_OUTPUT] > 1000
+
+
+def test_the_full_disk_harness_notices_a_sink_that_takes_for_stored_what_was_not(tmp_path: Path) -> None:
+    sink = ForgetfulSink(tmp_path / "history.db")
+    with pytest.raises(AssertionError, match="rows are missing that were not counted as lost|losses in the file are not"):
+        fill_and_go_on(sink, lambda: setattr(sink, "most_pages", 1_000_000))
+
+
+def mounted(directory: Path) -> bool:
+    """Put a file system of 4 MiB there, if this machine lets us."""
+    if not shutil.which("mount"):
+        return False
+    directory.mkdir()
+    return subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(directory)], capture_output=True,
+                          timeout=SOON).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs")
+def test_when_the_disk_is_full_tasks_go_on_and_what_is_lost_is_counted(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    if not mounted(disk):
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(3 << 20))
+        assert fill_and_go_on(SqliteSink(disk / "history.db"), ballast.unlink)[EventType.TASK_OUTPUT] > 1000
+    finally:
+        subprocess.run(["umount", str(disk)], check=True, timeout=SOON)
