@@ -14,11 +14,10 @@ import asyncio
 import logging
 import os
 import threading
-from contextvars import copy_context
 from time import monotonic
 
 from .errors import PoolDeadlock, TaskCancelled
-from .waits import act_as, current_worker
+from .waits import current_worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,10 +40,11 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> 
 
     To be called inside the context variables that it is to have.
     """
-    if asyncio._get_running_loop() is not None:
-        return _run_beside(coroutine, context)
+    if asyncio._get_running_loop() is not None:  # loops do not nest; `waits` comes to this only where there are no threads
+        coroutine.close()
+        return None, PoolDeadlock(f"a coroutine waits for task {context.name!r}, and no thread can be started to run that")
     worker = current_worker()
-    if worker is None or worker.loop is not None and worker.loop.is_running:
+    if worker is None:  # somebody runs a task by hand
         loop = WorkerLoop()
         try:
             return loop.run(coroutine, context)
@@ -58,38 +58,13 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> 
         worker.waits.forget_all_of(worker)
 
 
-def _run_beside(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> Outcome:
-    """Run it on a thread of its own: who waits for it blocks a loop of this one, and loops do not nest."""
-    outcomes: list[Outcome] = []
-    worker, variables = current_worker(), copy_context()
-
-    def run() -> None:
-        act_as(worker)
-        outcomes.append(variables.run(run_coroutine, coroutine, context))
-
-    thread = threading.Thread(target=run, daemon=True, name=f"{threading.current_thread().name}-loop")
-    try:
-        thread.start()
-    except RuntimeError as error:  # the interpreter is exiting, or the system has no more threads
-        coroutine.close()
-        return None, PoolDeadlock(f"a coroutine waits for task {context.name!r} without 'await', and there is no thread for "
-                                  f"a second event loop ({error}); write: await asyncio.wrap_future(task)")
-    thread.join()
-    return outcomes[0]
-
-
 class WorkerLoop:
-    """An event loop that runs one coroutine after the other. Of one thread, but for `is_running`."""
+    """An event loop that runs one coroutine after the other, on one thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._process = os.getpid()
         self._main: asyncio.Task[Any] | None = None
-
-    @property
-    def is_running(self) -> bool:
-        """True while there is a coroutine that has not ended."""
-        return self._main is not None
 
     @property
     def is_in_main(self) -> bool:

@@ -77,11 +77,6 @@ def current_worker() -> Worker | None:
     return getattr(_here, "worker", None)
 
 
-def act_as(worker: Worker | None) -> None:
-    """Be one more thread of this worker, which does nothing until we are done."""
-    _here.worker = worker
-
-
 class Waits:
     """Knows which worker of a pool waits for which task.
 
@@ -117,7 +112,7 @@ class Waits:
     # -- waits without a timeout --
 
     def begin(self, task: Task[Any]) -> bool:
-        """Prepare to wait for ``task`` without a timeout: run it here if it is still queued.
+        """Prepare to wait for ``task`` without a timeout: if it is still queued, run it here, or have it run.
 
         Returns: True if this is a thread of the pool, which then calls `end` after its wait.
 
@@ -129,7 +124,10 @@ class Waits:
             return False
         if not task.has_begun:
             _refuse_depth(worker, task)
-            self._run_here(worker, task)
+            if _running_loop() is None:
+                self._run_here(worker, task)
+            else:  # it may want to run a loop of its own, and loops do not nest
+                self._have_run(worker, task)
             if task.done():
                 return False
         self._note(worker, task)
@@ -185,15 +183,18 @@ class Waits:
             Future.add_done_callback(task, lambda done: self._forget(worker, done))  # type: ignore[arg-type]
         if not task.has_begun:
             _refuse_depth(worker, task)
-            loop.call_soon(self._lend_in_loop, worker, ref(task))  # not before the coroutine waits
+            loop.call_soon(self._have_run_later, worker, worker.running[-1], ref(task))  # not before the coroutine waits
 
-    def _lend_in_loop(self, worker: Worker, reference: ReferenceType[Task[Any]]) -> None:
+    def _have_run_later(self, worker: Worker, waiting: Task[Any], reference: ReferenceType[Task[Any]]) -> None:
         task = reference()
-        if task is not None and not task.has_begun:
-            try:
-                self._lend(worker, task)
-            except ShutdownError:  # the loop stands still meanwhile, which is better than for ever
-                self._run_here(worker, task)
+        if waiting in worker.running and task is not None and not task.has_begun:  # a loop may outlive who was to wait
+            self._have_run(worker, task)
+
+    def _have_run(self, worker: Worker, task: Task[Any]) -> None:
+        try:
+            self._lend(worker, task)
+        except ShutdownError:  # the loop stands still meanwhile, which is better than for ever
+            self._run_here(worker, task)
 
     # -- who waits for whom --
 

@@ -201,10 +201,17 @@ async def blocking_the_loop(pool: Scheduler, depth: int) -> int:
     return 1 + sum(each.result() for each in tasks)
 
 
+async def blocking_for_a_loop(pool: Scheduler, depth: int) -> int:
+    def run_another_loop() -> int:
+        return asyncio.run(blocking_for_a_loop(pool, depth - 1))
+
+    return 1 + sum(each.result() for each in [pool.submit(run_another_loop) for _ in range(2 if depth else 0)])
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("function, depth, expected", [
     (as_completed, 6, 1093), (wait_for_all, 6, 1093), (awaiting, 6, 1093), (in_executor, 4, 31),
-    (blocking_the_loop, 4, 31)])
+    (blocking_the_loop, 4, 31), (blocking_for_a_loop, 4, 31)])
 def test_a_fan_out_completes_however_the_tasks_wait(function: Callable[..., Any], depth: int, expected: int,
                                                     workers: int) -> None:
     with Scheduler(workers, keep_finished=None) as pool:
@@ -310,6 +317,8 @@ def test_where_no_thread_can_be_had_a_loop_runs_the_task_itself_and_a_wait_for_s
         assert pool.submit(outer).result(LONG) == "bgworker_0"
         with pytest.raises(PoolDeadlock, match="which has no thread to run on: no thread can be started"):
             pool.submit(as_completed, pool, 1).result(LONG)
+        with pytest.raises(PoolDeadlock, match="no thread can be started to run that"):
+            pool.submit(blocking_the_loop, pool, 1).result(LONG)
 
 
 def test_a_coroutine_that_awaits_itself_gets_an_error() -> None:
@@ -418,3 +427,34 @@ def test_what_a_coroutine_awaited_is_not_kept_by_its_worker() -> None:
     with Scheduler(1) as pool:
         pool.submit(outer).result(LONG)
     assert seen == [0]
+
+
+def test_a_coroutine_that_ends_before_it_waits_leaves_no_helper_behind() -> None:
+    gate, box = threading.Event(), []
+
+    async def outer() -> None:
+        try:
+            await asyncio.sleep(LONG)
+        except asyncio.CancelledError:  # what it asks for comes up only when its loop is closed
+            asyncio.get_running_loop().call_soon(lambda: box.append(asyncio.wrap_future(waiting)))
+
+    with Scheduler(1) as pool:
+        timed_out = pool.options(timeout=0.1).submit(outer)
+        busy, waiting = pool.submit(gate.wait, LONG), pool.submit(len, "x")
+        try:
+            assert isinstance(timed_out.exception(LONG), TaskTimedOut)
+            deadline = time.monotonic() + LONG
+            while pool.health().stuck or not box:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            [worker] = [each.thread for each in pool._pool._workers]
+            for thread in threading.enumerate():
+                if thread.name.startswith("bgworker_") and thread is not worker:
+                    thread.join(5.0)
+                    assert not thread.is_alive(), "nobody lets the helper go"
+            assert not waiting.done()
+        finally:
+            gate.set()
+            for each in pool._pool._roster.helpers:
+                each.inbox.put(None)  # type: ignore[union-attr]
+        assert busy.result(LONG) and waiting.result(LONG) == 1
