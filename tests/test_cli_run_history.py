@@ -187,6 +187,12 @@ def test_without_a_history_or_with_a_broken_one_there_is_nothing_to_resume(
     assert "is not a history" in capfd.readouterr().err
 
 
+def test_an_empty_file_is_resumed_like_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    words = ["run", "--resume", "--db", "empty.db", "--", sys.executable, "-c", "print('ran')"]
+    assert [run_cli(*words, cwd=tmp_path).stdout for _ in range(2)] == ["ran\n", ""]
+
+
 @POSIX
 def test_a_long_record_is_searched_by_source(tmp_path: Path) -> None:
     """Only tasks of the very source count, whatever else completed in that directory."""
