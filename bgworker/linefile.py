@@ -1,8 +1,8 @@
 """A file of lines that several sinks, threads and processes may append to, and rotate.
 
 Guarantees. Between two appends the file ends at a line end, whatever failed: short writes are finished, failed ones taken
-back, and what a killed process left half-written is moved to ``PATH.torn``. A file of anything but lines of JSON objects
-is refused untouched: its end would be taken for a torn line, and a database cut short.
+back, and what a killed process left half-written is moved to ``PATH.torn``. A file of anything but lines of JSON
+objects is refused untouched: its end would be taken for a torn line, and a database cut short.
 
 Every append holds the exclusive lock ``PATH.lock``. The kernel would order single appends by itself, but under a shared
 lock, or none, three things go wrong: another's lines land inside a line of ours between two short writes; a repair
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BLOCK = 1 << 16
-_BLANK = b"\xef\xbb\xbf\0 \t\r\n"  # what may come before the first object: a byte order mark, blank lines, and the zeros
-# that a power failure leaves where data had not reached the disk
+_BLANK = b"\xef\xbb\xbf\0 \t\r\n"  # what may come before the first object: a byte order mark, blank lines, and the
+# zeros that a power failure leaves where data had not reached the disk
 
 
 class LineFile:
@@ -65,7 +65,8 @@ class LineFile:
         """Open or create the file and move a torn last line to ``PATH.torn``; again after a fork.
 
         Raises:
-            OSError: the path cannot be used. `FileExistsError`: what is there does not begin as lines of JSON objects do.
+            OSError: the path cannot be used. `FileExistsError`: what is there is something else than lines
+                of JSON objects.
         """
         self.close()
         try:

@@ -43,7 +43,8 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("export", help="write a history as lines of JSON", description=DESCRIPTION, epilog=EPILOG)
     add_db(parser)
     parser.add_argument("--jsonl", metavar="PATH", nargs="?", const="-", type=a_path, required=True,
-                        help="the file to write, which is replaced if it exists, unless it is a device or FIFO; without PATH, or with -, stdout")
+                        help="the file to write, which is replaced if it exists, unless it is a device or FIFO; "
+                             "without PATH, or with -, stdout")
     parser.set_defaults(act=quietly(act), parser=parser)
 
 
@@ -77,7 +78,8 @@ def _to_file(history: History, options: Namespace) -> int:
 
 def _replace(history: History, path: str) -> int:
     """Write to a file beside the path, which takes its place and permissions when it is complete."""
-    fd, temporary = tempfile.mkstemp(prefix=os.path.basename(path)[:100] + ".", suffix=".tmp", dir=os.path.dirname(path))
+    folder, name = os.path.split(path)
+    fd, temporary = tempfile.mkstemp(prefix=name[:50] + ".", suffix=".tmp", dir=folder)
     try:
         with open(fd, "w", encoding="utf-8", newline="\n") as file:
             count = _write(history, file)
