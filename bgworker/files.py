@@ -36,6 +36,7 @@ HOPELESS = {
     errno.ENOSYS: _NO_LOCKS,
     errno.ENOTSUP: _NO_LOCKS,
     errno.EINVAL: "name a file",
+    errno.EEXIST: "",  # the error names the remedy
 }
 """Errors of opening a file that no retry mends -> what does."""
 

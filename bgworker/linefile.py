@@ -1,7 +1,8 @@
 """A file of lines that several sinks, threads and processes may append to, and rotate.
 
 Guarantees. Between two appends the file ends at a line end, whatever failed: short writes are finished, failed ones taken
-back, and what a killed process left half-written is moved to ``PATH.torn``.
+back, and what a killed process left half-written is moved to ``PATH.torn``. A file of anything but lines of JSON
+objects is refused untouched: its end would be taken for a torn line, and a database cut short.
 
 Every append holds the exclusive lock ``PATH.lock``. The kernel would order single appends by itself, but under a shared
 lock, or none, three things go wrong: another's lines land inside a line of ours between two short writes; a repair
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BLOCK = 1 << 16
+_BLANK = b"\xef\xbb\xbf\0 \t\r\n"  # what may come before the first object: a byte order mark, blank lines, and the
+# zeros that a power failure leaves where data had not reached the disk
 
 
 class LineFile:
@@ -59,7 +62,12 @@ class LineFile:
         self._end = -1  # size at which we know the file to end at a line end
 
     def open(self) -> None:
-        """Open or create the file and move a torn last line to ``PATH.torn``; again after a fork. Raises `OSError`."""
+        """Open or create the file and move a torn last line to ``PATH.torn``; again after a fork.
+
+        Raises:
+            OSError: the path cannot be used. `FileExistsError`: what is there is something else than lines
+                of JSON objects.
+        """
         self.close()
         try:
             self._open()
@@ -139,6 +147,10 @@ class LineFile:
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "no longer a regular file")
+        if status.st_size and _is_foreign(self._fd):
+            self._close_file()  # else the next append would take it for looked at
+            raise OSError(errno.EEXIST, "it holds something else than lines of JSON objects, and was left as it is; "
+                          "name another file, or move this one away", self.path)
         self._identity = (status.st_dev, status.st_ino)
         self._mode = status.st_mode & 0o666
         return status
@@ -235,6 +247,11 @@ def _write_all(fd: int, data: bytes) -> None:
 def _read(fd: int, start: int, length: int) -> bytes:
     os.lseek(fd, start, os.SEEK_SET)  # harmless: with O_APPEND each write goes to the end. Windows has no pread
     return os.read(fd, length)
+
+
+def _is_foreign(fd: int) -> bool:
+    """True when something else comes first than an object, whole or torn."""
+    return _read(fd, 0, 1) != b"{" and _read(fd, 0, _BLOCK).lstrip(_BLANK)[:1] not in (b"", b"{")
 
 
 def _line_end(fd: int, size: int) -> int:
