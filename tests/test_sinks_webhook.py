@@ -668,6 +668,16 @@ def test_a_proxy_that_wants_a_password_is_named_and_its_own_words_are_not_repeat
     gc.collect()
 
 
+@pytest.mark.parametrize("proxy", ["http:/user:sup3r@proxy.invalid:3128", "http://user:sup3r@.proxy.invalid:3128"])
+def test_a_malformed_proxy_is_reported_without_its_password(proxy: str, monkeypatch: MonkeyPatch) -> None:
+    through(monkeypatch, https_proxy=proxy)
+    with pytest.raises(TemporarySinkError) as caught:
+        sink_to("https://receiver.invalid/hook").write(batch("a"))
+    assert str(caught.value) == ("cannot reach https://receiver.invalid: the proxy in the environment is malformed; "
+                                 "set it as http://HOST:PORT")
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+
+
 # -- what it costs to import --
 
 
