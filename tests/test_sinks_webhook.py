@@ -370,6 +370,7 @@ def at_1000(monkeypatch: MonkeyPatch) -> None:
     ({"webhook-timestamp": None}, "webhook-timestamp: the request has no such header"),
     ({"webhook-signature": None}, "webhook-signature: the request has no such header"),
     ({"webhook-id": "msg_2"}, "webhook-signature: none was made"),
+    ({"webhook-id": "msg_\udc80"}, "webhook-id: expected ASCII text"),
     ({"webhook-timestamp": "1001"}, "webhook-signature: none was made"),
     ({"webhook-timestamp": "1e3"}, "webhook-timestamp: expected whole seconds"),
     ({"webhook-timestamp": "-1000"}, "webhook-timestamp: expected whole seconds"),
