@@ -29,6 +29,11 @@ _BLANK = b"\xef\xbb\xbf\0 \t\r\n"  # what may come before the first object: a by
 # zeros that a power failure leaves where data had not reached the disk
 
 
+_OWN_DESCRIPTORS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
+"""Paths that mean what this process has open already. Where such a stream was redirected to a file, our lines stand in it among
+others' text: there is nothing to repair."""
+
+
 class LineFile:
     """Appends lines to a file, creating it. One thread at a time uses it; any number of them may share a path.
 
@@ -111,7 +116,7 @@ class LineFile:
             mode = os.stat(self.path).st_mode
         except FileNotFoundError:
             mode = stat.S_IFREG
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(mode) or self.path.startswith(_OWN_DESCRIPTORS):
             self._open_stream(mode)
             return
         self._target = os.path.realpath(self.path)
@@ -126,10 +131,11 @@ class LineFile:
             self._ready()
 
     def _open_stream(self, mode: int) -> None:
-        """Open a device or FIFO: no line end can be looked for, nothing taken back, no other writer kept out."""
+        """Open a device, a FIFO or a descriptor of ours: no line end can be looked for, nothing taken back, no other writer
+        kept out."""
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
+        if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
             raise OSError(errno.EINVAL, "it is a socket or a block device")
         if self._max_bytes is not None:
             raise OSError(errno.EINVAL, "it is not a regular file, and max_bytes needs one")

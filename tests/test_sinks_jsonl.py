@@ -311,6 +311,19 @@ def test_the_error_output_of_a_process_is_a_sink() -> None:
     assert done.stderr == wire.encode_lines(events(1, 2))
 
 
+@posix
+def test_lines_go_among_the_text_of_a_redirected_stderr(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("no JSON, and no line end")
+    program = ("import sys\nfrom bgworker import open_sink, wire\nprint(file=sys.stderr)\n"
+               "open_sink('jsonl:/dev/stderr').write([wire.decode(line) for line in sys.stdin.read().splitlines()])")
+    with log.open("ab") as stderr:
+        subprocess.run([sys.executable, "-c", program], input=wire.encode_lines(events(1)), stderr=stderr, timeout=60, check=True)
+    first, line = log.read_text().splitlines()
+    assert first == "no JSON, and no line end" and [wire.decode(line)] == events(1)
+    assert os.listdir(tmp_path) == ["log.txt"]
+
+
 # -- rotation --
 
 
