@@ -237,7 +237,7 @@ def is_alive(run_id: str, lock: LockFile) -> bool:
     """Tell whether the process that records a run on this machine lives; True when that cannot be found out."""
     offset = presence(run_id)
     try:
-        return offset is None or lock.is_held(offset)
+        return offset is None or not lock.is_abandoned(offset)
     except OSError:
         return True
 
