@@ -87,13 +87,14 @@ class Retention:
         """False when everything is kept for ever."""
         return not self._max_age is self._max_tasks is self._max_bytes is None
 
-    def look(self, connection: sqlite3.Connection, lock: LockFile) -> None:
-        """Find out what is too much. Reads, some milliseconds; the caller does not hold the lock."""
-        self._dead = dead_runs(connection, lock)
+    def look(self, database: Database, lock: LockFile) -> None:
+        """Find out what is too much. Reads, some milliseconds; the caller does not hold the lock, nor the connection."""
+        self._dead = dead_runs(database, lock)
         if self._max_age is not None:
             self._before = ns_text(time_ns() - int(self._max_age * 1e9))
         if self._max_tasks is not None:
-            (count,) = connection.execute("SELECT count(*) FROM tasks").fetchone()
+            with database.use() as connection:
+                (count,) = connection.execute("SELECT count(*) FROM tasks").fetchone()
             self._surplus = max(0, count - self._max_tasks)
 
     def step(self, connection: sqlite3.Connection) -> int:
@@ -186,12 +187,10 @@ def prune(path: str, *, max_age: float | None = None, max_tasks: int | None = No
     database = Database(path, lambda: connect_to_read(path) if is_trial else connect_to_write(path))
     try:
         if is_trial:
-            with database.use() as connection:
-                return _what_would_go(connection, retention, lock, before)
+            return _what_would_go(database, retention, lock, before)
         with lock, database.use():
             pass  # opens it, which may lead an old file to the newest version
-        with database.use() as connection:
-            retention.look(connection, lock)
+        retention.look(database, lock)
         is_more = True
         while is_more:
             with lock, database.use() as connection:
@@ -204,10 +203,12 @@ def prune(path: str, *, max_age: float | None = None, max_tasks: int | None = No
     return Pruned(retention.removed_tasks, retention.removed_rows, before, os.stat(path).st_size)
 
 
-def _what_would_go(connection: sqlite3.Connection, retention: Retention, lock: LockFile, size: int) -> Pruned:
-    retention.look(connection, lock)
-    keys = retention.all_candidates(connection)
-    (rows,) = connection.execute(f"SELECT count(*) FROM stream_rows WHERE task {_IN_KEYS}", (json.dumps(list(keys)),)).fetchone()
+def _what_would_go(database: Database, retention: Retention, lock: LockFile, size: int) -> Pruned:
+    retention.look(database, lock)
+    with database.use() as connection:
+        keys = retention.all_candidates(connection)
+        (rows,) = connection.execute(f"SELECT count(*) FROM stream_rows WHERE task {_IN_KEYS}",
+                                     (json.dumps(list(keys)),)).fetchone()
     return Pruned(len(keys), rows, size, None)
 
 
@@ -219,15 +220,17 @@ def _shrink_all(connection: sqlite3.Connection) -> bool:
     return free > MOST_PAGES
 
 
-def dead_runs(connection: sqlite3.Connection, lock: LockFile) -> list[str]:
+def dead_runs(database: Database, lock: LockFile) -> list[str]:
     """Return the ids of the runs, among those with unfinished tasks, whose tasks will never end.
 
     Those whose record was closed or whose process has died, and those copied from elsewhere. Runs of another machine may be
-    alive. The caller does not hold the lock, which is asked whether the process of a run lives.
+    alive. The caller does not hold the lock, which is asked whether the process of a run lives, while the connection is
+    given back: who has the lock may wait for a fork, and that for the connection.
     """
-    runs = [run_id for run_id, in connection.execute(_RUNS_OF_UNENDED) if run_id is not None]
-    found = connection.execute("SELECT run_id, host, ended_utc FROM runs WHERE run_id IN (SELECT value FROM json_each(?))",
-                               (json.dumps(runs),)).fetchall()
+    with database.use() as connection:
+        runs = [run_id for run_id, in connection.execute(_RUNS_OF_UNENDED) if run_id is not None]
+        found = connection.execute("SELECT run_id, host, ended_utc FROM runs "
+                                   "WHERE run_id IN (SELECT value FROM json_each(?))", (json.dumps(runs),)).fetchall()
     here = this_host()
     return [run_id for run_id, host, ended in found
             if ended is not None or host is None or host == here and not is_alive(run_id, lock)]
