@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 MOST_TASKS = 200
 """Tasks that go in one transaction ..."""
 MOST_ROWS = 2000
-"""... and stream rows: 5 to 10 ms."""
+"""... and stream rows ..."""
+MOST_CHARACTERS = 2**20
+"""... and what those rows say, but for the last of them: 5 to 10 ms."""
 MOST_PAGES = 256
 """Pages by which the file shrinks in one transaction."""
 
@@ -52,8 +54,6 @@ _CANDIDATES = f"SELECT key FROM ({' UNION ALL '.join(_ENDED + _DEAD)}) ORDER BY 
 """Keys of the ``most`` tasks that ended first, before a time, where some runs are dead."""
 
 _IN_KEYS = "IN (SELECT value FROM json_each(?))"
-_DELETE_ROWS = f"""DELETE FROM stream_rows WHERE (task, seq) IN
-(SELECT task, seq FROM stream_rows WHERE task {_IN_KEYS} ORDER BY task, seq LIMIT {MOST_ROWS})"""
 _REFERENCES = f"SELECT DISTINCT run_id, script_hash FROM tasks WHERE key {_IN_KEYS}"
 _DELETE_TASKS = f"""DELETE FROM tasks WHERE key {_IN_KEYS}
 AND NOT EXISTS (SELECT 1 FROM stream_rows WHERE stream_rows.task = tasks.key)"""
@@ -131,7 +131,7 @@ class Retention:
 
     def _remove(self, connection: sqlite3.Connection, keys: list[int]) -> int:
         chosen = json.dumps(keys)
-        rows = connection.execute(_DELETE_ROWS, (chosen,)).rowcount
+        rows = _delete_rows(connection, keys)
         references = connection.execute(_REFERENCES, (chosen,)).fetchall()
         tasks = connection.execute(_DELETE_TASKS, (chosen,)).rowcount
         self._surplus = max(0, self._surplus - tasks)
@@ -153,6 +153,20 @@ class Retention:
             return 0
         connection.executescript(f"PRAGMA incremental_vacuum({surplus})")  # a step a page, the GIL not taken in between
         return surplus
+
+
+def _delete_rows(connection: sqlite3.Connection, keys: list[int]) -> int:
+    """Delete stream rows of these tasks, one task after the other, as many as fit into one transaction."""
+    rows = characters = 0
+    for key in keys:
+        last, found = None, connection.execute("SELECT seq, length(payload) FROM stream_rows WHERE task = ? ORDER BY seq", (key,))
+        while rows < MOST_ROWS and characters < MOST_CHARACTERS and (row := found.fetchone()):
+            last, rows, characters = row[0], rows + 1, characters + row[1]
+        found.close()  # nobody reads what is deleted
+        if last is None:
+            continue
+        connection.execute("DELETE FROM stream_rows WHERE task = ? AND seq <= ?", (key, last))
+    return rows
 
 
 @dataclass(frozen=True)

@@ -108,3 +108,47 @@ def test_the_harness_would_notice_who_asks_the_lock_file_with_the_connection_in_
     finally:
         database.close()
         lock.leave()
+
+
+# ---------------------------------------------------------------- steps
+
+def steps_of(path: str, **bounds: int) -> list[int]:
+    """Prune to these bounds; return how many rows each step removed."""
+    bounded, connection, found = Retention(**bounds), schema.connect_to_write(path), []
+    database, lock = Database(path, lambda: schema.connect_to_write(path)), LockFile.share(schema.lock_path(path))
+    try:
+        bounded.look(database, lock)
+        while bounded.step(connection):
+            found.append(bounded.removed_rows - sum(found))
+    finally:
+        connection.close()
+        database.close()
+        lock.leave()
+    return [rows for rows in found if rows]
+
+
+def test_a_step_removes_fewer_rows_when_they_are_long(record: Recorder, path: str) -> None:
+    for number in range(2):
+        task_id = record.task(f"{number}")
+        record.connection.execute("BEGIN")
+        for seq in range(4, 104):
+            record.said(task_id, "x" * 60_000, seq=seq)
+        record.connection.execute("COMMIT")
+    steps = steps_of(path, max_tasks=0)
+    assert sum(steps) == 200 and max(steps) == 18, "a MiB, and a rest of one row"
+    assert rows_of(path, "SELECT count(*) FROM tasks") == [(0,)]
+
+
+def test_a_step_removes_many_rows_of_many_tasks_when_they_are_short(record: Recorder, path: str) -> None:
+    for number in range(3):
+        record.many_said(record.task(f"{number}"), 1500)
+    assert steps_of(path, max_tasks=1) == [2000, 1000]
+    assert rows_of(path, "SELECT count(*) FROM stream_rows") == [(1500,)]
+    assert rows_of(path, "SELECT count(*) FROM tasks") == [(1,)]
+
+
+def test_a_row_longer_than_a_step_goes_alone(record: Recorder, path: str) -> None:
+    task_id = record.task("talks")
+    for seq in (4, 5):
+        record.said(task_id, "x" * (2 * retention.MOST_CHARACTERS), seq=seq)
+    assert steps_of(path, max_tasks=0) == [1, 1]
