@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 MOST_TASKS = 200
 """Tasks that go in one transaction ..."""
 MOST_ROWS = 2000
-"""... and stream rows: 5 to 10 ms."""
+"""... and stream rows ..."""
+MOST_CHARACTERS = 2**20
+"""... and what those rows say, but for the last of them: 5 to 10 ms."""
 MOST_PAGES = 256
 """Pages by which the file shrinks in one transaction."""
 
@@ -52,8 +54,6 @@ _CANDIDATES = f"SELECT key FROM ({' UNION ALL '.join(_ENDED + _DEAD)}) ORDER BY 
 """Keys of the ``most`` tasks that ended first, before a time, where some runs are dead."""
 
 _IN_KEYS = "IN (SELECT value FROM json_each(?))"
-_DELETE_ROWS = f"""DELETE FROM stream_rows WHERE (task, seq) IN
-(SELECT task, seq FROM stream_rows WHERE task {_IN_KEYS} ORDER BY task, seq LIMIT {MOST_ROWS})"""
 _REFERENCES = f"SELECT DISTINCT run_id, script_hash FROM tasks WHERE key {_IN_KEYS}"
 _DELETE_TASKS = f"""DELETE FROM tasks WHERE key {_IN_KEYS}
 AND NOT EXISTS (SELECT 1 FROM stream_rows WHERE stream_rows.task = tasks.key)"""
@@ -87,13 +87,14 @@ class Retention:
         """False when everything is kept for ever."""
         return not self._max_age is self._max_tasks is self._max_bytes is None
 
-    def look(self, connection: sqlite3.Connection, lock: LockFile) -> None:
-        """Find out what is too much. Reads, some milliseconds; the caller does not hold the lock."""
-        self._dead = dead_runs(connection, lock)
+    def look(self, database: Database, lock: LockFile) -> None:
+        """Find out what is too much. Reads, some milliseconds; the caller does not hold the lock, nor the connection."""
+        self._dead = dead_runs(database, lock)
         if self._max_age is not None:
             self._before = ns_text(time_ns() - int(self._max_age * 1e9))
         if self._max_tasks is not None:
-            (count,) = connection.execute("SELECT count(*) FROM tasks").fetchone()
+            with database.use() as connection:
+                (count,) = connection.execute("SELECT count(*) FROM tasks").fetchone()
             self._surplus = max(0, count - self._max_tasks)
 
     def step(self, connection: sqlite3.Connection) -> int:
@@ -130,7 +131,7 @@ class Retention:
 
     def _remove(self, connection: sqlite3.Connection, keys: list[int]) -> int:
         chosen = json.dumps(keys)
-        rows = connection.execute(_DELETE_ROWS, (chosen,)).rowcount
+        rows = _delete_rows(connection, keys)
         references = connection.execute(_REFERENCES, (chosen,)).fetchall()
         tasks = connection.execute(_DELETE_TASKS, (chosen,)).rowcount
         self._surplus = max(0, self._surplus - tasks)
@@ -152,6 +153,20 @@ class Retention:
             return 0
         connection.executescript(f"PRAGMA incremental_vacuum({surplus})")  # a step a page, the GIL not taken in between
         return surplus
+
+
+def _delete_rows(connection: sqlite3.Connection, keys: list[int]) -> int:
+    """Delete stream rows of these tasks, one task after the other, as many as fit into one transaction."""
+    rows = characters = 0
+    for key in keys:
+        last, found = None, connection.execute("SELECT seq, length(payload) FROM stream_rows WHERE task = ? ORDER BY seq", (key,))
+        while rows < MOST_ROWS and characters < MOST_CHARACTERS and (row := found.fetchone()):
+            last, rows, characters = row[0], rows + 1, characters + row[1]
+        found.close()  # nobody reads what is deleted
+        if last is None:
+            continue
+        connection.execute("DELETE FROM stream_rows WHERE task = ? AND seq <= ?", (key, last))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -186,12 +201,10 @@ def prune(path: str, *, max_age: float | None = None, max_tasks: int | None = No
     database = Database(path, lambda: connect_to_read(path) if is_trial else connect_to_write(path))
     try:
         if is_trial:
-            with database.use() as connection:
-                return _what_would_go(connection, retention, lock, before)
+            return _what_would_go(database, retention, lock, before)
         with lock, database.use():
             pass  # opens it, which may lead an old file to the newest version
-        with database.use() as connection:
-            retention.look(connection, lock)
+        retention.look(database, lock)
         is_more = True
         while is_more:
             with lock, database.use() as connection:
@@ -204,10 +217,12 @@ def prune(path: str, *, max_age: float | None = None, max_tasks: int | None = No
     return Pruned(retention.removed_tasks, retention.removed_rows, before, os.stat(path).st_size)
 
 
-def _what_would_go(connection: sqlite3.Connection, retention: Retention, lock: LockFile, size: int) -> Pruned:
-    retention.look(connection, lock)
-    keys = retention.all_candidates(connection)
-    (rows,) = connection.execute(f"SELECT count(*) FROM stream_rows WHERE task {_IN_KEYS}", (json.dumps(list(keys)),)).fetchone()
+def _what_would_go(database: Database, retention: Retention, lock: LockFile, size: int) -> Pruned:
+    retention.look(database, lock)
+    with database.use() as connection:
+        keys = retention.all_candidates(connection)
+        (rows,) = connection.execute(f"SELECT count(*) FROM stream_rows WHERE task {_IN_KEYS}",
+                                     (json.dumps(list(keys)),)).fetchone()
     return Pruned(len(keys), rows, size, None)
 
 
@@ -219,15 +234,17 @@ def _shrink_all(connection: sqlite3.Connection) -> bool:
     return free > MOST_PAGES
 
 
-def dead_runs(connection: sqlite3.Connection, lock: LockFile) -> list[str]:
+def dead_runs(database: Database, lock: LockFile) -> list[str]:
     """Return the ids of the runs, among those with unfinished tasks, whose tasks will never end.
 
     Those whose record was closed or whose process has died, and those copied from elsewhere. Runs of another machine may be
-    alive. The caller does not hold the lock, which is asked whether the process of a run lives.
+    alive. The caller does not hold the lock, which is asked whether the process of a run lives, while the connection is
+    given back: who has the lock may wait for a fork, and that for the connection.
     """
-    runs = [run_id for run_id, in connection.execute(_RUNS_OF_UNENDED) if run_id is not None]
-    found = connection.execute("SELECT run_id, host, ended_utc FROM runs WHERE run_id IN (SELECT value FROM json_each(?))",
-                               (json.dumps(runs),)).fetchall()
+    with database.use() as connection:
+        runs = [run_id for run_id, in connection.execute(_RUNS_OF_UNENDED) if run_id is not None]
+        found = connection.execute("SELECT run_id, host, ended_utc FROM runs "
+                                   "WHERE run_id IN (SELECT value FROM json_each(?))", (json.dumps(runs),)).fetchall()
     here = this_host()
     return [run_id for run_id, host, ended in found
             if ended is not None or host is None or host == here and not is_alive(run_id, lock)]
@@ -237,7 +254,7 @@ def is_alive(run_id: str, lock: LockFile) -> bool:
     """Tell whether the process that records a run on this machine lives; True when that cannot be found out."""
     offset = presence(run_id)
     try:
-        return offset is None or lock.is_held(offset)
+        return offset is None or not lock.is_abandoned(offset)
     except OSError:
         return True
 
