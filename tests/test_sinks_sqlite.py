@@ -43,8 +43,7 @@ NOW_NS = 1_795_445_160_123_456_000
 NOW = datetime(2026, 11, 23, 14, 46, 0, 123456, tzinfo=timezone.utc)
 NOW_TEXT = "2026-11-23T14:46:00.123456Z"
 TABLES = ("runs", "scripts", "tasks", "task_streams", "losses")
-as_user = pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0,
-                             reason="permissions do not bind who runs this")
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def make(path: str) -> Iterator[Callable[..., SqliteSink]]:
 
 
 def contents(path: str) -> dict[str, list[Any]]:
-    """All that a reader of the file can see, in an order of its own, but for the keys, which tell in which order it came."""
+    """All that a reader of the file can see, in an order of its own, but for the keys, which tell what came first."""
     found = {table: sorted((list(row.items()) for row in dicts(path, f"SELECT * FROM {table}")), key=repr)
              for table in TABLES}
     found["tasks"] = sorted(([column for column in row if column[0] != "key"] for row in found["tasks"]), key=repr)
@@ -504,7 +503,7 @@ def test_a_file_that_is_deleted_meanwhile_is_made_anew(path: str, make: Make) ->
     check_whole(path)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@posix
 def test_a_forked_child_neither_disturbs_its_parents_file_nor_ends_its_runs(path: str, make: Make) -> None:
     sink, run_id = make(), new_run_id(NOW_NS)
     sink.write(Batch(a_life(a_state("1" * 32, run_id))[:4]))
@@ -615,24 +614,48 @@ def test_a_directory_or_a_path_in_a_missing_one_is_refused_at_registration(tmp_p
     assert os.listdir(tmp_path) == []
 
 
-@as_user
-def test_a_place_that_may_not_be_written_to_is_refused_at_registration(tmp_path: Path) -> None:
-    folder = tmp_path / "locked"
-    folder.mkdir()
-    path = str(folder / "h.db")
-    schema.connect_to_write(path).close()
-    before = Path(path).read_bytes()
-    os.chmod(path, 0o444)
-    os.chmod(folder, 0o555)
-    try:
-        with pytest.raises(PermanentSinkError, match="cannot open .*"):
-            Scheduler(1, sinks=[SqliteSink(path)])
-        assert Path(path).read_bytes() == before
-    finally:
-        os.chmod(folder, 0o755)
-    with pytest.raises(PermanentSinkError, match="cannot open .*"):  # the file alone
-        Scheduler(1, sinks=[SqliteSink(path)])
-    assert Path(path).read_bytes() == before
+def refusal_as_nobody(path: str) -> str:
+    """Return what a Scheduler says to the path in a process that may do no more than its permissions say."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            Scheduler(1, sinks=[SqliteSink(path)]).shutdown()
+            answer = "accepted"
+        except BaseException as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(write, answer.encode())
+        os._exit(0)
+    os.close(write)
+    with open(read, encoding="utf-8") as pipe:
+        answer = pipe.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return answer
+
+
+@posix
+@pytest.mark.parametrize(("file_mode", "folder_mode"), [(0o444, 0o777), (0o444, 0o555), (0o666, 0o555), (0o000, 0o777)])
+def test_a_place_that_may_not_be_written_to_is_refused_at_registration(file_mode: int, folder_mode: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own lie where nobody else may go
+        path = os.path.join(folder, "h.db")
+        schema.connect_to_write(path).close()
+        before = Path(path).read_bytes(), os.stat(path).st_mtime_ns
+        os.chmod(path, file_mode)
+        os.chmod(folder, folder_mode)
+        try:
+            refusal = refusal_as_nobody(path)
+            assert refusal.startswith(f"PermanentSinkError: cannot open {path!r}: ")
+            assert refusal.endswith("name a file, in a directory, that this process may write to")
+        finally:
+            os.chmod(folder, 0o777)
+            os.chmod(path, 0o666)
+        assert (Path(path).read_bytes(), os.stat(path).st_mtime_ns) == before
+        for name in os.listdir(folder):
+            os.chmod(os.path.join(folder, name), 0o666)
+        assert refusal_as_nobody(path) == "accepted", "else the test proves nothing"
 
 
 def test_another_programs_lock_is_a_temporary_trouble_and_nothing_of_the_batch_is_stored(
