@@ -44,7 +44,8 @@ MOST_LOOKED_AT = 1000
 """Tasks of each status without an end that one look of a sink takes in; the next look begins where it ended."""
 
 _LOOK = [f"""SELECT * FROM (SELECT key, run_id, created_utc, status FROM tasks
-WHERE status = '{status}' AND completed_utc IS NULL AND key > :start ORDER BY key LIMIT :most)""" for status in _UNENDED]
+WHERE status = '{status}' AND completed_utc IS NULL AND key > :start ORDER BY key LIMIT :most)"""
+         for status in _UNENDED]
 _ENDED = [f"""SELECT * FROM (SELECT completed_utc AS ended, key FROM tasks
 WHERE status = '{status}' AND completed_utc < :before ORDER BY completed_utc LIMIT :most)""" for status in _FINAL]
 _CANDIDATES = f"SELECT ended, key FROM ({' UNION ALL '.join(_ENDED)}) ORDER BY ended LIMIT :most"
@@ -174,7 +175,8 @@ def _delete_rows(connection: sqlite3.Connection, keys: list[int]) -> int:
     """Delete stream rows of these tasks, one task after the other, as many as fit into one transaction."""
     rows = characters = 0
     for key in keys:
-        last, found = None, connection.execute("SELECT seq, length(payload) FROM stream_rows WHERE task = ? ORDER BY seq", (key,))
+        last = None
+        found = connection.execute("SELECT seq, length(payload) FROM stream_rows WHERE task = ? ORDER BY seq", (key,))
         while rows < MOST_ROWS and characters < MOST_CHARACTERS and (row := found.fetchone()):
             last, rows, characters = row[0], rows + 1, characters + row[1]
         found.close()  # nobody reads what is deleted
