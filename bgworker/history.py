@@ -305,7 +305,7 @@ class History:
                                "it with the .recover command of the sqlite3 shell") from error
 
     def _newly_dead(self) -> set[str]:
-        """Find out with the connection given back: who has the lock file may wait for a fork, and that for our connection."""
+        """Find out with the connection given back: who has the lock file may wait for a fork, and that for us."""
         with self._connected() as connection:
             sql = "SELECT run_id FROM runs WHERE ended_utc IS NULL AND host = ?"
             runs = {run_id for run_id, in connection.execute(sql, (self._host,))} - self._dead

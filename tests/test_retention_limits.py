@@ -13,7 +13,8 @@ from histories import RUN, Recorder, rows_of
 from bgworker import History, connections, retention, schema
 from bgworker.connections import Database
 from bgworker.files import LockFile
-from bgworker.retention import Retention
+from bgworker.ids import new_id
+from bgworker.retention import Retention, prune
 
 WAIT = 60.0
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -152,3 +153,58 @@ def test_a_row_longer_than_a_step_goes_alone(record: Recorder, path: str) -> Non
     for seq in (4, 5):
         record.said(task_id, "x" * (2 * retention.MOST_CHARACTERS), seq=seq)
     assert steps_of(path, max_tasks=0) == [1, 1]
+
+
+# ---------------------------------------------------------------- dead tasks in great number
+
+def many_tasks(record: Recorder, count: int, run_id: str, status: str = "running") -> None:
+    record.connection.execute("BEGIN")
+    for number in range(count):
+        record.task(str(number), status, run_id=run_id, created=record.ago(days=2))
+    record.connection.execute("COMMIT")
+
+
+def test_a_trial_counts_all_tasks_of_dead_runs(record: Recorder, path: str) -> None:
+    for number in (1, 2):
+        many_tasks(record, retention.MOST_LOOKED_AT + 200, record.run(new_id(number), ended=record.now))
+    would = prune(path, max_age=60.0, is_trial=True)
+    does = prune(path, max_age=60.0)
+    assert (would.tasks, does.tasks) == (2 * retention.MOST_LOOKED_AT + 400,) * 2
+    assert rows_of(path, "SELECT count(*) FROM tasks") == [(0,)]
+
+
+def test_dead_tasks_behind_many_live_ones_are_found_by_hand_at_once_and_by_a_sink_look_by_look(
+        record: Recorder, path: str) -> None:
+    many_tasks(record, 2 * retention.MOST_LOOKED_AT, record.run(new_id(1), host="elsewhere.example"))  # it may be alive
+    many_tasks(record, 3, record.run(new_id(2), ended=record.now))
+    assert prune(path, max_age=60.0, is_trial=True).tasks == 3
+    database, lock = Database(path, lambda: schema.connect_to_write(path)), LockFile.share(schema.lock_path(path))
+    bounded, removed = Retention(max_age=60.0), []
+    try:
+        for _ in range(4):
+            bounded.look(database, lock)
+            with lock, database.use() as connection:
+                while bounded.step(connection):
+                    pass
+            removed.append(bounded.removed_tasks)
+    finally:
+        database.close()
+        lock.leave()
+    assert removed == [0, 0, 3, 3]
+    assert rows_of(path, "SELECT count(*) FROM tasks") == [(2 * retention.MOST_LOOKED_AT,)]
+
+
+def test_tasks_that_others_removed_since_the_look_keep_nobody_from_going_on(record: Recorder, path: str) -> None:
+    many_tasks(record, 2 * retention.MOST_TASKS, record.run(RUN, ended=record.now))
+    database, lock = Database(path, lambda: schema.connect_to_write(path)), LockFile.share(schema.lock_path(path))
+    bounded = Retention(max_age=60.0)
+    try:
+        bounded.look(database, lock)
+        record.connection.execute("DELETE FROM tasks WHERE key <= ?", (retention.MOST_TASKS,))
+        with lock, database.use() as connection:
+            while bounded.step(connection):
+                pass
+    finally:
+        database.close()
+        lock.leave()
+    assert rows_of(path, "SELECT count(*) FROM tasks") == [(0,)]
