@@ -17,6 +17,7 @@ from hypothesis import given, settings, strategies as st
 from reading import check_whole, query, value_of
 
 from bgworker import Scheduler, current_task, retention, schema
+from bgworker.connections import Database
 from bgworker.errors import ConfigurationError
 from bgworker.files import LockFile
 from bgworker.ids import new_id, new_run_id
@@ -54,10 +55,23 @@ def names(path: str) -> list[str]:
     return [name for name, in query(path, "SELECT name FROM tasks ORDER BY created_utc")]
 
 
+def look(keeping: Retention, path: str, lock: LockFile) -> None:
+    database = Database(path, lambda: schema.connect_to_read(path))
+    keeping.look(database, lock)
+    database.close()
+
+
+def dead_runs_of(path: str, lock: LockFile, run_id: str) -> set[str]:
+    database = Database(path, lambda: schema.connect_to_read(path))
+    dead = dead_runs(database, lock, [run_id])
+    database.close()
+    return dead
+
+
 def steps_of(path: str, record: Recorder, **bounds: Any) -> list[int]:
     """Prune to the end, as one who alone has the file; return how much went with each step."""
     keeping, lock = Retention(**bounds), LockFile.share(schema.lock_path(path))
-    keeping.look(record.connection, lock)
+    look(keeping, path, lock)
     steps = []
     with lock:
         while step := keeping.step(record.connection):
@@ -172,6 +186,11 @@ def test_a_task_that_has_not_ended_stays_whatever_the_bound(
 @pytest.mark.parametrize("status", UNENDED)
 def test_a_task_whose_process_is_dead_goes_like_one_that_has_ended(path: str, record: Recorder, status: str) -> None:
     dead = record.run(new_id(1), host=schema.this_host())
+    presence, lock = schema.presence(dead), LockFile.share(schema.lock_path(path))
+    assert presence is not None
+    lock.hold(presence)
+    lock.release(presence)  # as the kernel does when a process dies
+    lock.leave()
     closed = record.run(new_id(2), host="elsewhere.example", ended=record.now)
     copied = record.run(new_id(3))
     for run in (dead, closed, copied):
@@ -195,11 +214,11 @@ def test_a_run_is_dead_once_the_process_that_held_its_byte_is(path: str, record:
                           stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None and process.stdout.readline() == "held\n"
-            assert dead_runs(record.connection, lock) == []
+            assert dead_runs_of(path, lock, run) == set()
         finally:
             process.kill()
             process.communicate(timeout=SOON)
-    assert dead_runs(record.connection, lock) == [run]
+    assert dead_runs_of(path, lock, run) == {run}
     lock.leave()
 
 
@@ -221,7 +240,7 @@ def test_no_step_removes_more_than_its_share_however_much_there_is(path: str, re
     changes, transactions = [record.connection.total_changes], []
     record.connection.set_trace_callback(lambda sql: transactions.append(sql) if sql.startswith("COMMIT") else None)
     keeping, lock = Retention(max_tasks=0), LockFile.share(schema.lock_path(path))
-    keeping.look(record.connection, lock)
+    look(keeping, path, lock)
     while keeping.step(record.connection):
         changes.append(record.connection.total_changes)
     record.connection.set_trace_callback(None)
@@ -238,7 +257,7 @@ def test_no_step_removes_more_than_its_share_however_much_there_is(path: str, re
 def test_between_two_steps_of_a_prune_a_batch_is_stored(path: str, record: Recorder) -> None:
     fill(record, 5 * MOST_TASKS)
     sink, keeping, lock = SqliteSink(path), Retention(max_tasks=0), LockFile.share(schema.lock_path(path))
-    keeping.look(record.connection, lock)
+    look(keeping, path, lock)
     steps = 0
     for number in range(100):
         with lock:
@@ -260,7 +279,7 @@ def test_wherever_a_prune_is_left_off_no_reference_dangles(path: str, record: Re
     record.many_said(record.task("big", created=record.ago(days=9), run_id=run, script_hash="h"), 2 * MOST_ROWS + 5)
     fill(record, MOST_TASKS + 5)
     keeping, lock = Retention(max_tasks=1), LockFile.share(schema.lock_path(path))
-    keeping.look(record.connection, lock)
+    look(keeping, path, lock)
     seen = 0
     while keeping.step(record.connection):
         check_whole(path)
