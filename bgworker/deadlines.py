@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from math import inf
 from time import monotonic
 
@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__.partition(".")[0])
 
 
 class Deadlines:
-    """Watches deadlines, mostly of tasks, and calls ``expire(task)`` on its own thread for each that passes.
+    """Watches deadlines, mostly of tasks, and calls ``expire(task, thread)`` on its own thread for each that passes, with the
+    identifier of the thread that had it watched: others may have the task in hand, too, who will find that it was begun.
 
     Any thread may call `watch` and `forget`; they take no lock: adding to and removing from a dict are one atomic step
     each. So it is settled, too, who ends a task with a deadline: who takes it out of the dict.
@@ -31,10 +32,10 @@ class Deadlines:
     deadline looks at the announcement afterwards.
     """
 
-    def __init__(self, expire: Callable[[Any], object], name: str) -> None:
+    def __init__(self, expire: Callable[[Any, int], object], name: str) -> None:
         self._expire = expire
         self._name = name
-        self._watched: dict[Any, float] = {}
+        self._watched: dict[Any, tuple[float, int]] = {}
         self._sleeps_until = -inf  # nobody sleeps, nobody needs to ring
         self._bell = allocate_lock()
         self._bell.acquire()
@@ -46,7 +47,7 @@ class Deadlines:
 
     def watch(self, task: object, deadline: float) -> None:
         """Expire ``task`` at ``deadline`` (monotonic) unless `forget` comes first."""
-        self._watched[task] = deadline
+        self._watched[task] = deadline, get_ident()
         if deadline < self._sleeps_until:
             self._ring()
 
@@ -88,15 +89,15 @@ class Deadlines:
         """Expire what is due and return the next deadline."""
         earliest = inf
         now = monotonic()
-        for task, deadline in self._watched.copy().items():  # copy() is one atomic step
+        for task, (deadline, thread) in self._watched.copy().items():  # copy() is one atomic step
             if deadline > now:
                 earliest = min(earliest, deadline)
             elif self._watched.pop(task, None) is not None:
-                self._expire_safely(task)
+                self._expire_safely(task, thread)
         return earliest
 
-    def _expire_safely(self, task: object) -> None:
+    def _expire_safely(self, task: object, thread: int) -> None:
         try:
-            self._expire(task)
+            self._expire(task, thread)
         except BaseException:  # the thread's boundary, whatever a cancel callback raises: the other deadlines still count
             logger.exception("%r could not be ended at its deadline", task)

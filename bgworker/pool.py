@@ -419,8 +419,8 @@ class Pool:
 
     # -- what is past its deadline --
 
-    def _expire(self, due: Any) -> None:
-        """End a task whose time is over, and replace its thread. The deadlines' thread."""
+    def _expire(self, due: Any, thread: int) -> None:
+        """End a task whose time is over, and replace the thread that runs it. The deadlines' thread."""
         if due is self:
             self._look_whether_stuck()
             return
@@ -430,7 +430,7 @@ class Pool:
             logger.exception("the cancel callback of task %s failed", due.id)
         orphans: list[Task[Any]] = []
         with self._lock:
-            stuck = self._roster.runner_of(due)
+            stuck = self._roster.runner_of(due, thread)
             try:
                 self._replace(stuck, due.publish)
                 return
@@ -459,11 +459,14 @@ class Pool:
         if stuck is not None:
             self._roster.retire(stuck)
             helped = stuck.helps if stuck.helps is not None and stuck.helps.helper is stuck else None
-        if helped is not None and stuck is not None and stuck.inbox is not None:
-            helped.helper = None
-            self._start_helper(helped, publish, stuck.inbox)
-        else:
+        if helped is None or stuck is None or stuck.inbox is None:
             self._start(Worker(publish), self._workers)
+        else:
+            try:
+                self._start_helper(helped, publish, stuck.inbox)
+            except ShutdownError:
+                helped.helper = None  # not before: its thread looks at it without the lock when its task has ended
+                raise
         self._roster.replaced += stuck is not None
 
     def _takes_its_place(self, worker: Worker) -> bool:

@@ -48,11 +48,9 @@ class Roster:
         """Tell whether a thread belongs to the pool."""
         return any(each.thread is thread for each in (*self.active(), *self.retired))
 
-    def runner_of(self, task: Task[Any]) -> Worker | None:
-        """Return the active thread that runs a task; None if it has just ended that."""
-        # several have it in hand if one took it from the queue that another had begun before: it will see so at once
-        return max((each for each in self.active() if task in each.running), default=None,
-                   key=lambda each: len(each.running) + (each.helps is not None))
+    def runner_of(self, task: Task[Any], thread: int) -> Worker | None:
+        """Return whose thread, given by its identifier, runs a task; None if it has just ended that, or is retired."""
+        return next((each for each in self.active() if each.thread.ident == thread and task in each.running), None)
 
     # -- coming and going --
 

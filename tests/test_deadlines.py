@@ -24,13 +24,13 @@ class Watch:
     """Deadlines and what they have expired."""
 
     def __init__(self) -> None:
-        self.expired: list[tuple[Any, float, str]] = []
+        self.expired: list[tuple[Any, float, str, int]] = []
         self.news = threading.Semaphore(0)
         self.deadlines = Deadlines(self.expire, "test-deadlines")
         self.deadlines.start()
 
-    def expire(self, task: Any) -> None:
-        self.expired.append((task, monotonic(), threading.current_thread().name))
+    def expire(self, task: Any, thread: int) -> None:
+        self.expired.append((task, monotonic(), threading.current_thread().name, thread))
         self.news.release()
 
     def wait(self, number: int) -> list[Any]:
@@ -57,6 +57,7 @@ def test_a_deadline_passes_once_not_before_its_time_on_a_thread_of_its_own(watch
     task = watch.add(0.05)
     assert watch.wait(1) == [task]
     assert watch.expired[0][1] >= due - 0.002 and watch.expired[0][2] == "test-deadlines"
+    assert watch.expired[0][3] == threading.get_ident(), "who had it watched"
     sleep(0.02)
     assert len(watch.expired) == 1 and not watch.deadlines._watched
 
@@ -122,7 +123,7 @@ def test_no_deadline_is_missed_when_many_threads_add_and_forget(watch: Watch) ->
 def test_an_expiry_that_fails_is_logged_and_the_others_pass(caplog: pytest.LogCaptureFixture) -> None:
     passed = threading.Event()
 
-    def expire(task: Any) -> None:
+    def expire(task: Any, thread: int) -> None:
         if task is bad:
             raise ValueError("boom")
         passed.set()

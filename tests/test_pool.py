@@ -231,7 +231,7 @@ def test_a_hundred_tasks_that_never_look_cost_a_hundred_quick_ones_nothing() -> 
 
 
 def test_without_replacing_the_stuck_the_quick_ones_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bgworker.pool.Pool, "_expire", lambda pool, task: (task.time_out(), task.publish()))
+    monkeypatch.setattr(bgworker.pool.Pool, "_expire", lambda pool, task, thread: (task.time_out(), task.publish()))
     with stuck(Scheduler(4)) as sleepers:
         slow = sleepers.submit(4)
         quick = sleepers.pool.submit(len, "abc")

@@ -50,19 +50,17 @@ def test_without_a_bound_there_is_always_room() -> None:
 
 
 def test_the_runner_of_a_task_is_who_began_it_not_who_found_it_in_the_queue_later() -> None:
-    made, task, outer = roster(0, 0), FakeTask(), FakeTask()
-    finder, inline, helped = worker(task), worker(outer, task), worker(outer)
-    helper = worker(task, helps=helped)
-    made.workers.update([finder, helped, worker()])
-    assert made.runner_of(task) is finder, "nobody else has it"  # type: ignore[arg-type]
-    made.helpers.add(helper)
-    assert made.runner_of(task) is helper  # type: ignore[arg-type]
-    made.forget(helper)
-    made.workers.add(inline)
-    assert made.runner_of(task) is inline  # type: ignore[arg-type]
-    made.retire(inline)
-    made.retire(finder)
-    assert made.runner_of(task) is None  # type: ignore[arg-type]
+    made, outer = roster(0, 0), FakeTask()
+    task: Any = FakeTask()
+    finder, runner = worker(task), worker(outer, task)
+    finder.thread._ident, runner.thread._ident = 1, 2  # type: ignore[attr-defined]
+    made.workers.update([finder, worker(), runner])
+    assert made.runner_of(task, 2) is runner and made.runner_of(task, 3) is None
+    runner.running.pop()
+    assert made.runner_of(task, 2) is None, "it has come back"
+    runner.running.append(task)
+    made.retire(runner)
+    assert made.runner_of(task, 2) is None, "it was given up before"
 
 
 def test_a_thread_is_in_one_group_at_a_time() -> None:
