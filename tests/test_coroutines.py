@@ -652,7 +652,7 @@ FORKS = """if True:
     entered.wait(30)
     time.sleep(0.1)  # the loop sleeps
     task.cancel()
-    print(task.wait(2))
+    print(task.wait(2), flush=True)
     os._exit(0)
 """
 
