@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from bgworker.connections import Database
 from bgworker.errors import ConfigurationError
 from bgworker.files import LockFile
 from bgworker.ids import new_id, new_run_id
-from bgworker.records import COMPLETED, CREATED, OUTPUT, STARTED, Batch, TaskState
+from bgworker.records import COMPLETED, CREATED, OUTPUT, SCHEDULED, STARTED, Batch, TaskState
 from bgworker.retention import MOST_ROWS, MOST_TASKS, Retention, dead_runs, prune
 from bgworker.sinks.sqlite import SqliteSink
 
@@ -55,23 +55,23 @@ def names(path: str) -> list[str]:
     return [name for name, in query(path, "SELECT name FROM tasks ORDER BY created_utc")]
 
 
-def look(keeping: Retention, path: str, lock: LockFile) -> None:
+def look(path: str, keeping: Retention, lock: LockFile) -> None:
     database = Database(path, lambda: schema.connect_to_read(path))
     keeping.look(database, lock)
     database.close()
 
 
-def dead_runs_of(path: str, lock: LockFile, run_id: str) -> set[str]:
+def dead(path: str, lock: LockFile) -> list[str]:
     database = Database(path, lambda: schema.connect_to_read(path))
-    dead = dead_runs(database, lock, [run_id])
+    found = dead_runs(database, lock)
     database.close()
-    return dead
+    return found
 
 
 def steps_of(path: str, record: Recorder, **bounds: Any) -> list[int]:
     """Prune to the end, as one who alone has the file; return how much went with each step."""
     keeping, lock = Retention(**bounds), LockFile.share(schema.lock_path(path))
-    look(keeping, path, lock)
+    look(path, keeping, lock)
     steps = []
     with lock:
         while step := keeping.step(record.connection):
@@ -183,14 +183,28 @@ def test_a_task_that_has_not_ended_stays_whatever_the_bound(
     assert value_of(path, "SELECT count(*) FROM stream_rows") == len(UNENDED)
 
 
+@contextmanager
+def holder(path: str, run: str) -> Iterator[None]:
+    """A process that shows that a run lives, and is killed at the end."""
+    program = ("import sys\nfrom bgworker import schema\nfrom bgworker.files import LockFile\n"
+               "lock = LockFile.share(schema.lock_path(sys.argv[1]))\nlock.hold(schema.presence(sys.argv[2]))\n"
+               "print('held', flush=True)\nsys.stdin.read()")
+    environment = {**os.environ, "PYTHONPATH": str(Path(schema.__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "-c", program, path, run], env=environment, text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "held\n"
+            yield
+        finally:
+            process.kill()
+            process.communicate(timeout=SOON)
+
+
 @pytest.mark.parametrize("status", UNENDED)
 def test_a_task_whose_process_is_dead_goes_like_one_that_has_ended(path: str, record: Recorder, status: str) -> None:
     dead = record.run(new_id(1), host=schema.this_host())
-    presence, lock = schema.presence(dead), LockFile.share(schema.lock_path(path))
-    assert presence is not None
-    lock.hold(presence)
-    lock.release(presence)  # as the kernel does when a process dies
-    lock.leave()
+    with holder(path, dead):
+        pass
     closed = record.run(new_id(2), host="elsewhere.example", ended=record.now)
     copied = record.run(new_id(3))
     for run in (dead, closed, copied):
@@ -203,22 +217,12 @@ def test_a_task_whose_process_is_dead_goes_like_one_that_has_ended(path: str, re
 
 
 def test_a_run_is_dead_once_the_process_that_held_its_byte_is(path: str, record: Recorder) -> None:
-    program = ("import sys\nfrom bgworker import schema\nfrom bgworker.files import LockFile\n"
-               "lock = LockFile.share(schema.lock_path(sys.argv[1]))\nlock.hold(schema.presence(sys.argv[2]))\n"
-               "print('held', flush=True)\nsys.stdin.read()")
     run = record.run(new_id(1), host=schema.this_host())
     record.task("runs", "running", run_id=run)
     lock = LockFile.share(schema.lock_path(path))
-    environment = {**os.environ, "PYTHONPATH": str(Path(schema.__file__).parents[1])}
-    with subprocess.Popen([sys.executable, "-c", program, path, run], env=environment, text=True, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None and process.stdout.readline() == "held\n"
-            assert dead_runs_of(path, lock, run) == set()
-        finally:
-            process.kill()
-            process.communicate(timeout=SOON)
-    assert dead_runs_of(path, lock, run) == {run}
+    with holder(path, run):
+        assert dead(path, lock) == []
+    assert dead(path, lock) == [run]
     lock.leave()
 
 
@@ -240,7 +244,7 @@ def test_no_step_removes_more_than_its_share_however_much_there_is(path: str, re
     changes, transactions = [record.connection.total_changes], []
     record.connection.set_trace_callback(lambda sql: transactions.append(sql) if sql.startswith("COMMIT") else None)
     keeping, lock = Retention(max_tasks=0), LockFile.share(schema.lock_path(path))
-    look(keeping, path, lock)
+    look(path, keeping, lock)
     while keeping.step(record.connection):
         changes.append(record.connection.total_changes)
     record.connection.set_trace_callback(None)
@@ -254,10 +258,19 @@ def test_no_step_removes_more_than_its_share_however_much_there_is(path: str, re
     check_whole(path)
 
 
+def test_no_step_removes_more_text_than_its_share_but_for_one_row(path: str, record: Recorder) -> None:
+    text = "x" * (retention.MOST_CHARACTERS // 4 + 1)
+    fill(record, 3, rows=4, text=text)
+    fill(record, 1, rows=1, text=text * 8, days=1)
+    steps = steps_of(path, record, max_tasks=0)
+    assert names(path) == []
+    assert steps[:4] == [2, 5, 5, 5], "with its rows each time a task, and never two"
+
+
 def test_between_two_steps_of_a_prune_a_batch_is_stored(path: str, record: Recorder) -> None:
     fill(record, 5 * MOST_TASKS)
     sink, keeping, lock = SqliteSink(path), Retention(max_tasks=0), LockFile.share(schema.lock_path(path))
-    look(keeping, path, lock)
+    look(path, keeping, lock)
     steps = 0
     for number in range(100):
         with lock:
@@ -279,7 +292,7 @@ def test_wherever_a_prune_is_left_off_no_reference_dangles(path: str, record: Re
     record.many_said(record.task("big", created=record.ago(days=9), run_id=run, script_hash="h"), 2 * MOST_ROWS + 5)
     fill(record, MOST_TASKS + 5)
     keeping, lock = Retention(max_tasks=1), LockFile.share(schema.lock_path(path))
-    look(keeping, path, lock)
+    look(path, keeping, lock)
     seen = 0
     while keeping.step(record.connection):
         check_whole(path)
@@ -353,6 +366,20 @@ def test_a_running_task_of_a_real_scheduler_is_never_pruned(path: str) -> None:
         assert len(task.result(SOON)) >= 1
     assert names(path) == []
     assert query(path, "SELECT run_id FROM runs") == []
+
+
+def test_a_running_task_whose_sink_was_closed_is_alive_again_once_a_sink_hears_of_it(path: str) -> None:
+    state = TaskState("a" * 32, "runs", new_run_id(10**18), 10**18)
+    before = Batch([(state, seq, kind, 10**18, None) for seq, kind in enumerate((CREATED, SCHEDULED, STARTED), 1)])
+    first, second = SqliteSink(path), SqliteSink(path, max_age=1.0)
+    first.write(before)
+    first.close()
+    second.write(Batch([(state, 4, OUTPUT, 10**18, "still here")]))
+    assert prune(path, max_tasks=0).tasks == 0
+    assert query(path, "SELECT name, ended_utc FROM tasks JOIN runs USING (run_id)") == [("runs", None)]
+    second.close()
+    assert value_of(path, "SELECT count(*) FROM runs WHERE ended_utc IS NULL") == 0
+    check_whole(path)
 
 
 def test_by_hand_the_file_shrinks_without_a_reserve_and_what_went_is_told(path: str, record: Recorder) -> None:

@@ -61,6 +61,9 @@ class Rows:
         self._losses: list[tuple[Any, ...]] = []
         self._sort(events.records if isinstance(events, Batch) else list(_records_of(events)))
         self._speakers: list[Known] = list(dict.fromkeys(map(_STATE, self._streams)))
+        # a task that only talks shows that its run lives, which else counts as over once a sink of it was closed
+        self._tasks.runs.update(state.run_id for state in self._speakers
+                                if not isinstance(state, Told) and is_own_run(state.run_id))
 
     @property
     def runs(self) -> set[str]:
