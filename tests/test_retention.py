@@ -61,9 +61,9 @@ def look(path: str, keeping: Retention, lock: LockFile) -> None:
     database.close()
 
 
-def dead(path: str, lock: LockFile) -> list[str]:
+def dead(path: str, lock: LockFile, run_id: str) -> set[str]:
     database = Database(path, lambda: schema.connect_to_read(path))
-    found = dead_runs(database, lock)
+    found = dead_runs(database, lock, [run_id])
     database.close()
     return found
 
@@ -221,8 +221,8 @@ def test_a_run_is_dead_once_the_process_that_held_its_byte_is(path: str, record:
     record.task("runs", "running", run_id=run)
     lock = LockFile.share(schema.lock_path(path))
     with holder(path, run):
-        assert dead(path, lock) == []
-    assert dead(path, lock) == [run]
+        assert dead(path, lock, run) == set()
+    assert dead(path, lock, run) == {run}
     lock.leave()
 
 
