@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from .child import Child
 from .errors import ConfigurationError
 from .records import Source
+from .sinks.specs import SECRET_VARIABLE
 from .task import current_task
 
 
@@ -23,7 +24,8 @@ def shell(argv_or_command: str | Sequence[str | os.PathLike[str]], *, cwd: str |
         argv_or_command: a string is run by the shell (``/bin/sh -c``, ``ComSpec`` on Windows); a sequence, program
             first, is run directly and needs no quoting.
         cwd: an existing directory to run in; None is the process's own when the task runs.
-        env: replaces the environment, as in `subprocess`; None inherits it.
+        env: replaces the environment, as in `subprocess`; None inherits that of the moment when the task runs, without
+            ``BGWORKER_WEBHOOK_SECRET``: what a command prints is recorded. Name it here for a command that needs it.
     Raises:
         ConfigurationError: for a command, directory or environment that cannot be run.
     """
@@ -55,7 +57,7 @@ class ShellCommand:
             FileNotFoundError, PermissionError: the program or the directory is missing, or may not be used.
             TaskCancelled: the task was asked to stop; the group got SIGTERM, after `child.KILL_AFTER` seconds SIGKILL.
         """
-        return Child(self.argv, self.cwd, self.env, current_task()).run()
+        return Child(self.argv, self.cwd, _inherited() if self.env is None else self.env, current_task()).run()
 
     @property
     def source(self) -> Source:
@@ -126,6 +128,13 @@ def _checked_cwd(cwd: object) -> str | None:
     if not isinstance(cwd, (str, os.PathLike)) or not os.path.isdir(cwd):  # False for a path with NUL, too
         raise ConfigurationError(f"expected cwd to be an existing directory, got {cwd!r}; create it, or pass None")
     return os.path.abspath(os.fsdecode(cwd))
+
+
+def _inherited() -> dict[str, str] | None:
+    """Return the environment for a command that was given none; None is this process's own, with no secret in it."""
+    if SECRET_VARIABLE not in os.environ:
+        return None
+    return {name: value for name, value in os.environ.items() if name != SECRET_VARIABLE}
 
 
 def _checked_env(env: object) -> dict[str, str] | None:

@@ -253,7 +253,7 @@ class TaskContext:
             try:
                 if callback is not None:
                     callback()
-            except (Exception, TaskCancelled):  # the task's code on a stranger's thread, which has a task to end
+            except (Exception, TaskCancelled, SystemExit):  # the task's code on a stranger's thread, with a task to end
                 logger.exception("the cancel callback of task %s failed", self._state.id)
 
     def wait_for_room(self, size: int) -> int:

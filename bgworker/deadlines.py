@@ -99,5 +99,5 @@ class Deadlines:
     def _expire_safely(self, task: object, thread: int) -> None:
         try:
             self._expire(task, thread)
-        except Exception:  # the thread's boundary: the other deadlines still count
+        except BaseException:  # the thread's boundary, whatever a cancel callback raises: the other deadlines still count
             logger.exception("%r could not be ended at its deadline", task)

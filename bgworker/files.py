@@ -36,6 +36,7 @@ HOPELESS = {
     errno.ENOSYS: _NO_LOCKS,
     errno.ENOTSUP: _NO_LOCKS,
     errno.EINVAL: "name a file",
+    errno.EEXIST: "",  # the error names the remedy
 }
 """Errors of opening a file that no retry mends -> what does."""
 
@@ -97,10 +98,11 @@ class LockFile:
     Hence a file of its own, one `LockFile` per path and process (`share`), one descriptor, and a mutex.
 
     The lock is on byte 0. A process may `hold` further bytes for as long as it likes, each of which tells the others, by
-    `is_held`, that something of it is alive; the kernel frees them when it dies.
+    `is_held`, that something of it is alive; the kernel frees them when it dies. The file notes which bytes were ever
+    held on it, so that `is_abandoned` never takes who holds a byte of a deleted file for dead.
 
-    The file stays behind when the last user has left. Deleting it is harmless at any time; bytes that were held count
-    again from the next use of the lock by who holds them.
+    The file stays behind when the last user has left. Deleting it while it is in use harms no lock, for who waits goes
+    over to the new file; bytes that were held count again from the next use of the lock by who holds them.
     """
 
     def __init__(self, path: str) -> None:
@@ -147,7 +149,7 @@ class LockFile:
         """Hold a byte, from 1 on, until `release` is called as often, or the process ends. No two processes hold the same."""
         with self:
             if offset not in self._held:
-                _lock_patiently(self._fd, offset)
+                self._lock_and_note(offset)
             self._held[offset] = self._held.get(offset, 0) + 1
 
     def release(self, offset: int) -> None:
@@ -168,12 +170,41 @@ class LockFile:
         with self._mutex:
             if offset in self._held:
                 return True  # asking the kernel would do no more than convert our own lock
-            try:
-                while self._fd < 0 or self._drop_if_deleted():
-                    self._open(0)
-                return _is_locked(self._fd, offset)
-            except FileNotFoundError:
-                return False
+            return self._is_open_to_ask() and _is_locked(self._fd, offset)
+
+    def is_abandoned(self, offset: int) -> bool:
+        """Tell whether a byte was held and is no longer. False when that cannot be found out: the file was made anew.
+
+        Raises:
+            OSError: this process may not even read the file.
+        """
+        with self._mutex:
+            while offset not in self._held and self._is_open_to_ask():
+                # Noted first, asked second: who holds it has locked it before he noted it.
+                is_abandoned = self._is_noted(offset) and not _is_locked(self._fd, offset)
+                if not self._drop_if_deleted():  # else he may just have gone over to a new file
+                    return is_abandoned
+            return False
+
+    def _is_open_to_ask(self) -> bool:
+        try:
+            while self._fd < 0 or self._drop_if_deleted():
+                self._open(0)
+            return True
+        except FileNotFoundError:
+            return False
+
+    def _lock_and_note(self, offset: int) -> None:
+        _lock_patiently(self._fd, offset)
+        if not self._is_noted(offset):
+            os.write(self._fd, b"\n%x\n" % offset)
+
+    def _is_noted(self, offset: int) -> bool:
+        os.lseek(self._fd, 1, os.SEEK_SET)  # Windows lets nobody read byte 0 while another has it locked
+        found = b"\n"
+        while block := os.read(self._fd, _BLOCK):
+            found += block
+        return b"\n%x\n" % offset in found
 
     def _acquire(self) -> None:
         while True:
@@ -188,7 +219,7 @@ class LockFile:
     def _open(self, flags: int) -> None:
         """Open the file as it is now, and hold on it what we hold."""
         try:
-            self._fd = os.open(self.path, os.O_RDWR | flags | BINARY, 0o666)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | flags | BINARY, 0o666)
             self._is_writable = True
         except OSError as error:
             if flags or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -196,7 +227,7 @@ class LockFile:
             self._fd = os.open(self.path, os.O_RDONLY | BINARY)
             self._is_writable = False
         for offset in self._held:
-            _lock_patiently(self._fd, offset)
+            self._lock_and_note(offset)
 
     def _drop_if_deleted(self) -> bool:
         """Close a file that has no name any more: who comes now locks a new one, so we must too."""

@@ -263,8 +263,9 @@ class History:
     @contextmanager
     def _asking(self) -> Iterator[sqlite3.Connection]:
         """Give one view of the file. Which runs are dead is found out before: all that they wrote is then in it."""
+        dead = self._newly_dead()
         with self._connected() as connection:
-            self._find_dead(connection)
+            self._dead |= dead
             connection.execute("BEGIN")
             try:
                 yield connection
@@ -303,11 +304,12 @@ class History:
             raise HistoryError(f"the history {self.path!r} is damaged: {error}; move it aside, and recover what is in "
                                "it with the .recover command of the sqlite3 shell") from error
 
-    def _find_dead(self, connection: sqlite3.Connection) -> None:
-        sql = "SELECT run_id FROM runs WHERE ended_utc IS NULL AND host = ?"
-        for run_id, in connection.execute(sql, (self._host,)).fetchall():
-            if run_id not in self._dead and not is_alive(run_id, self._lock_file):
-                self._dead.add(run_id)
+    def _newly_dead(self) -> set[str]:
+        """Find out with the connection given back: who has the lock file may wait for a fork, and that for us."""
+        with self._connected() as connection:
+            sql = "SELECT run_id FROM runs WHERE ended_utc IS NULL AND host = ?"
+            runs = {run_id for run_id, in connection.execute(sql, (self._host,))} - self._dead
+        return {run_id for run_id in runs if not is_alive(run_id, self._lock_file)}
 
 
 def _state(path: str) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """A file of lines that several sinks, threads and processes may append to, and rotate.
 
 Guarantees. Between two appends the file ends at a line end, whatever failed: short writes are finished, failed ones taken
-back, and what a killed process left half-written is moved to ``PATH.torn``.
+back, and what a killed process left half-written is moved to ``PATH.torn``. A file of anything but lines of JSON
+objects is refused untouched: its end would be taken for a torn line, and a database cut short.
 
 Every append holds the exclusive lock ``PATH.lock``. The kernel would order single appends by itself, but under a shared
 lock, or none, three things go wrong: another's lines land inside a line of ours between two short writes; a repair
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BLOCK = 1 << 16
+_BLANK = b"\xef\xbb\xbf\0 \t\r\n"  # what may come before the first object: a byte order mark, blank lines, and the
+# zeros that a power failure leaves where data had not reached the disk
+
+
+_OWN_DESCRIPTORS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
+"""Paths that mean what this process has open already. Where such a stream was redirected to a file, our lines stand in it among
+others' text: there is nothing to repair."""
 
 
 class LineFile:
@@ -59,7 +67,12 @@ class LineFile:
         self._end = -1  # size at which we know the file to end at a line end
 
     def open(self) -> None:
-        """Open or create the file and move a torn last line to ``PATH.torn``; again after a fork. Raises `OSError`."""
+        """Open or create the file and move a torn last line to ``PATH.torn``; again after a fork.
+
+        Raises:
+            OSError: the path cannot be used. `FileExistsError`: what is there is something else than lines
+                of JSON objects.
+        """
         self.close()
         try:
             self._open()
@@ -103,7 +116,7 @@ class LineFile:
             mode = os.stat(self.path).st_mode
         except FileNotFoundError:
             mode = stat.S_IFREG
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(mode) or self.path.startswith(_OWN_DESCRIPTORS):
             self._open_stream(mode)
             return
         self._target = os.path.realpath(self.path)
@@ -118,10 +131,11 @@ class LineFile:
             self._ready()
 
     def _open_stream(self, mode: int) -> None:
-        """Open a device or FIFO: no line end can be looked for, nothing taken back, no other writer kept out."""
+        """Open a device, a FIFO or a descriptor of ours: no line end can be looked for, nothing taken back, no other writer
+        kept out."""
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
+        if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
             raise OSError(errno.EINVAL, "it is a socket or a block device")
         if self._max_bytes is not None:
             raise OSError(errno.EINVAL, "it is not a regular file, and max_bytes needs one")
@@ -139,6 +153,10 @@ class LineFile:
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "no longer a regular file")
+        if status.st_size and _is_foreign(self._fd):
+            self._close_file()  # else the next append would take it for looked at
+            raise OSError(errno.EEXIST, "it holds something else than lines of JSON objects, and was left as it is; "
+                          "name another file, or move this one away", self.path)
         self._identity = (status.st_dev, status.st_ino)
         self._mode = status.st_mode & 0o666
         return status
@@ -235,6 +253,11 @@ def _write_all(fd: int, data: bytes) -> None:
 def _read(fd: int, start: int, length: int) -> bytes:
     os.lseek(fd, start, os.SEEK_SET)  # harmless: with O_APPEND each write goes to the end. Windows has no pread
     return os.read(fd, length)
+
+
+def _is_foreign(fd: int) -> bool:
+    """True when something else comes first than an object, whole or torn."""
+    return _read(fd, 0, 1) != b"{" and _read(fd, 0, _BLOCK).lstrip(_BLANK)[:1] not in (b"", b"{")
 
 
 def _line_end(fd: int, size: int) -> int:

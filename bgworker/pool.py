@@ -44,6 +44,10 @@ STANDSTILL = 5.0
 """Seconds after which what waits fails if every thread is stuck; a command that is being killed takes as long."""
 
 
+MOST_STALE = 64
+"""Tasks in the queue that were begun by others than a worker, beyond which they are taken out."""
+
+
 class BrokenPool(ShutdownError, BrokenExecutor):
     """The pool's initializer failed: the scheduler runs nothing any more."""
 
@@ -120,6 +124,8 @@ class Pool:
             self.calls[task] = call
             task.announce()
             self._queue.put(task)
+            if self._queue.qsize() > MOST_STALE + 2 * len(self.calls):
+                self._drop_stale()
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers. New ones start as they are needed, surplus ones end after their task."""
@@ -232,9 +238,20 @@ class Pool:
             self.waits.leave(worker)
             with self._lock:
                 self._roster.forget(worker)
+                self._fill_the_gap()
                 ended = self._look_whether_ended()
             if ended:
                 self._end()
+
+    def _fill_the_gap(self) -> None:
+        """Start a worker where there may be one again, now that a thread has ended, and something waits; under the lock."""
+        if isinstance(self._refusal, PoolStuck):
+            self._refusal = None
+        if self.calls and not self._workers and not self._has_ended and self._refusal is None:
+            try:
+                self._start(Worker(None), self._workers)
+            except ShutdownError as error:
+                logger.error("%d tasks wait, and no thread runs them: %s", len(self.calls), error)
 
     def _run_tasks(self, worker: Worker) -> None:
         running = worker.running
@@ -270,6 +287,19 @@ class Pool:
         """Fail what waits: there is no worker for it."""
         for task in self._take_all():
             task.fail(_again(error))
+
+    def _drop_stale(self) -> None:
+        """Take out what was run by who waited for it, or cancelled: the queue must not hold its results. Under the lock."""
+        kept = []
+        while True:
+            try:
+                task = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if task is None or not task.has_begun:
+                kept.append(task)
+        for task in kept:
+            self._queue.put(task)
 
     def _take_all(self) -> list[Task[Any]]:
         """Take out every task that waits."""
@@ -360,7 +390,9 @@ class Pool:
             ShutdownError: there can be no more threads.
         """
         with self._lock:
-            if self._idle:  # and not promised: so every task in the queue is, to a worker that is about to take it
+            # one that is idle and not promised, nor about to leave after a `resize`: so every task in the queue is, to a
+            # worker that is about to take it
+            if self._idle and len(self._workers) <= self._max_workers:
                 return
             if worker.helper is None:
                 self._start_helper(worker, None, queue.SimpleQueue())
@@ -392,7 +424,10 @@ class Pool:
         if due is self:
             self._look_whether_stuck()
             return
-        due.time_out()
+        try:
+            due.time_out()
+        except BaseException:  # its cancel callback's; its end is recorded, and remains to be told
+            logger.exception("the cancel callback of task %s failed", due.id)
         orphans: list[Task[Any]] = []
         with self._lock:
             stuck = self._roster.runner_of(due, thread)

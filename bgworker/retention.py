@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_left
 from contextlib import nullcontext
 from dataclasses import dataclass
 from time import sleep, time_ns
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 MOST_TASKS = 200
 """Tasks that go in one transaction ..."""
 MOST_ROWS = 2000
-"""... and stream rows: 5 to 10 ms."""
+"""... and stream rows ..."""
+MOST_CHARACTERS = 2**20
+"""... and what those rows say, but for the last of them: 5 to 10 ms."""
 MOST_PAGES = 256
 """Pages by which the file shrinks in one transaction."""
 
@@ -37,23 +40,18 @@ PAUSE = 0.002
 _FOREVER = "9"
 _FINAL = ("completed", "failed", "cancelled", "timed_out")
 _UNENDED = ("created", "scheduled", "running", "interrupted")  # has no time of its end: goes by that of its creation
-_MOST_LOOKED_AT = 1000
-"""Tasks of each status without an end that are looked at for those of dead runs, from the oldest on."""
+MOST_LOOKED_AT = 1000
+"""Tasks of each status without an end that one look of a sink takes in; the next look begins where it ended."""
 
-_OLDEST_UNENDED = [f"""SELECT * FROM (SELECT key, run_id, created_utc FROM tasks
-WHERE status = '{status}' AND completed_utc IS NULL ORDER BY key LIMIT {_MOST_LOOKED_AT})""" for status in _UNENDED]
-_RUNS_OF_UNENDED = f"SELECT DISTINCT run_id FROM ({' UNION ALL '.join(_OLDEST_UNENDED)})"
-_ENDED = [f"""SELECT * FROM (SELECT key, completed_utc AS ended FROM tasks
+_LOOK = [f"""SELECT * FROM (SELECT key, run_id, created_utc, status FROM tasks
+WHERE status = '{status}' AND completed_utc IS NULL AND key > :start ORDER BY key LIMIT :most)"""
+         for status in _UNENDED]
+_ENDED = [f"""SELECT * FROM (SELECT completed_utc AS ended, key FROM tasks
 WHERE status = '{status}' AND completed_utc < :before ORDER BY completed_utc LIMIT :most)""" for status in _FINAL]
-_DEAD = [f"""SELECT key, created_utc FROM ({unended})
-WHERE created_utc < :before AND ({'1' if status == 'interrupted' else 'run_id IS NULL OR run_id IN (SELECT value FROM json_each(:dead))'})"""
-         for status, unended in zip(_UNENDED, _OLDEST_UNENDED)]
-_CANDIDATES = f"SELECT key FROM ({' UNION ALL '.join(_ENDED + _DEAD)}) ORDER BY ended LIMIT :most"
-"""Keys of the ``most`` tasks that ended first, before a time, where some runs are dead."""
+_CANDIDATES = f"SELECT ended, key FROM ({' UNION ALL '.join(_ENDED)}) ORDER BY ended LIMIT :most"
+"""Ends and keys of the ``most`` tasks that ended first, before a time."""
 
 _IN_KEYS = "IN (SELECT value FROM json_each(?))"
-_DELETE_ROWS = f"""DELETE FROM stream_rows WHERE (task, seq) IN
-(SELECT task, seq FROM stream_rows WHERE task {_IN_KEYS} ORDER BY task, seq LIMIT {MOST_ROWS})"""
 _REFERENCES = f"SELECT DISTINCT run_id, script_hash FROM tasks WHERE key {_IN_KEYS}"
 _DELETE_TASKS = f"""DELETE FROM tasks WHERE key {_IN_KEYS}
 AND NOT EXISTS (SELECT 1 FROM stream_rows WHERE stream_rows.task = tasks.key)"""
@@ -75,7 +73,8 @@ class Retention:
         self._max_age = number("max_age", max_age, above=0, optional=True)
         self._max_tasks = number("max_tasks", max_tasks, least=0, whole=True, optional=True)
         self._max_bytes = number("max_bytes", max_bytes, least=1, whole=True, optional=True)
-        self._dead: list[str] = []
+        self._dead: list[tuple[str, int]] = []  # when tasks of dead runs were created, and their keys; sorted
+        self._look_from = 0
         self._surplus = 0
         self._before = ""
         self._is_too_large = False
@@ -87,14 +86,27 @@ class Retention:
         """False when everything is kept for ever."""
         return not self._max_age is self._max_tasks is self._max_bytes is None
 
-    def look(self, connection: sqlite3.Connection, lock: LockFile) -> None:
-        """Find out what is too much. Reads, some milliseconds; the caller does not hold the lock."""
-        self._dead = dead_runs(connection, lock)
+    def look(self, database: Database, lock: LockFile, most: int = MOST_LOOKED_AT) -> None:
+        """Find out what is too much. Reads, some milliseconds; the caller does not hold the lock, nor the connection.
+
+        Args:
+            most: tasks of each status without an end that are looked at, from where the last look ended; -1 is all.
+        """
+        self._find_dead(database, lock, most)
         if self._max_age is not None:
             self._before = ns_text(time_ns() - int(self._max_age * 1e9))
         if self._max_tasks is not None:
-            (count,) = connection.execute("SELECT count(*) FROM tasks").fetchone()
+            with database.use() as connection:
+                (count,) = connection.execute("SELECT count(*) FROM tasks").fetchone()
             self._surplus = max(0, count - self._max_tasks)
+
+    def _find_dead(self, database: Database, lock: LockFile, most: int) -> None:
+        with database.use() as connection:
+            looks = [connection.execute(look, {"start": self._look_from, "most": most}).fetchall() for look in _LOOK]
+        dead = dead_runs(database, lock, {run_id for look in looks for _, run_id, _, _ in look if run_id is not None})
+        self._dead = sorted((created, key) for look in looks for key, run_id, created, status in look
+                            if status == "interrupted" or run_id is None or run_id in dead)
+        self._look_from = min((look[-1][0] for look in looks if len(look) == most), default=0)
 
     def step(self, connection: sqlite3.Connection) -> int:
         """Remove some of it, in one transaction; return how many tasks and rows went, 0 when there is no more to do.
@@ -126,20 +138,25 @@ class Retention:
         return found.union(self._oldest(connection, self._before, -1)) if self._max_age is not None else found
 
     def _oldest(self, connection: sqlite3.Connection, before: str, most: int) -> list[int]:
-        return [key for key, in connection.execute(_CANDIDATES, {"before": before, "most": most, "dead": json.dumps(self._dead)})]
+        found = connection.execute(_CANDIDATES, {"before": before, "most": most}).fetchall()
+        found += self._dead[:bisect_left(self._dead, (before, 0))]
+        return [key for _, key in sorted(found)[:None if most < 0 else most]]
 
     def _remove(self, connection: sqlite3.Connection, keys: list[int]) -> int:
         chosen = json.dumps(keys)
-        rows = connection.execute(_DELETE_ROWS, (chosen,)).rowcount
+        rows = _delete_rows(connection, keys)
         references = connection.execute(_REFERENCES, (chosen,)).fetchall()
         tasks = connection.execute(_DELETE_TASKS, (chosen,)).rowcount
+        left = {key for key, in connection.execute(f"SELECT key FROM tasks WHERE key {_IN_KEYS}", (chosen,))}
+        gone = set(keys) - left
+        self._dead = [each for each in self._dead if each[1] not in gone]
         self._surplus = max(0, self._surplus - tasks)
         self.removed_tasks += tasks
         self.removed_rows += rows
         for statement, names in ((_DELETE_RUNS, {run for run, _ in references}),
                                  (_DELETE_SCRIPTS, {script for _, script in references})):
             connection.execute(statement, (json.dumps([name for name in names if name is not None]),))
-        return rows + tasks
+        return rows + tasks or 1  # others may have removed what the last look found; there may be more
 
     def _shrink(self, connection: sqlite3.Connection) -> int:
         """Give pages back that are free, up to a reserve that spares a growing file the work of growing again."""
@@ -152,6 +169,21 @@ class Retention:
             return 0
         connection.executescript(f"PRAGMA incremental_vacuum({surplus})")  # a step a page, the GIL not taken in between
         return surplus
+
+
+def _delete_rows(connection: sqlite3.Connection, keys: list[int]) -> int:
+    """Delete stream rows of these tasks, one task after the other, as many as fit into one transaction."""
+    rows = characters = 0
+    for key in keys:
+        last = None
+        found = connection.execute("SELECT seq, length(payload) FROM stream_rows WHERE task = ? ORDER BY seq", (key,))
+        while rows < MOST_ROWS and characters < MOST_CHARACTERS and (row := found.fetchone()):
+            last, rows, characters = row[0], rows + 1, characters + row[1]
+        found.close()  # nobody reads what is deleted
+        if last is None:
+            continue
+        connection.execute("DELETE FROM stream_rows WHERE task = ? AND seq <= ?", (key, last))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -186,12 +218,10 @@ def prune(path: str, *, max_age: float | None = None, max_tasks: int | None = No
     database = Database(path, lambda: connect_to_read(path) if is_trial else connect_to_write(path))
     try:
         if is_trial:
-            with database.use() as connection:
-                return _what_would_go(connection, retention, lock, before)
+            return _what_would_go(database, retention, lock, before)
         with lock, database.use():
             pass  # opens it, which may lead an old file to the newest version
-        with database.use() as connection:
-            retention.look(connection, lock)
+        retention.look(database, lock, -1)
         is_more = True
         while is_more:
             with lock, database.use() as connection:
@@ -204,10 +234,12 @@ def prune(path: str, *, max_age: float | None = None, max_tasks: int | None = No
     return Pruned(retention.removed_tasks, retention.removed_rows, before, os.stat(path).st_size)
 
 
-def _what_would_go(connection: sqlite3.Connection, retention: Retention, lock: LockFile, size: int) -> Pruned:
-    retention.look(connection, lock)
-    keys = retention.all_candidates(connection)
-    (rows,) = connection.execute(f"SELECT count(*) FROM stream_rows WHERE task {_IN_KEYS}", (json.dumps(list(keys)),)).fetchone()
+def _what_would_go(database: Database, retention: Retention, lock: LockFile, size: int) -> Pruned:
+    retention.look(database, lock, -1)
+    with database.use() as connection:
+        keys = retention.all_candidates(connection)
+        (rows,) = connection.execute(f"SELECT count(*) FROM stream_rows WHERE task {_IN_KEYS}",
+                                     (json.dumps(list(keys)),)).fetchone()
     return Pruned(len(keys), rows, size, None)
 
 
@@ -219,25 +251,26 @@ def _shrink_all(connection: sqlite3.Connection) -> bool:
     return free > MOST_PAGES
 
 
-def dead_runs(connection: sqlite3.Connection, lock: LockFile) -> list[str]:
-    """Return the ids of the runs, among those with unfinished tasks, whose tasks will never end.
+def dead_runs(database: Database, lock: LockFile, run_ids: Collection[str]) -> set[str]:
+    """Return which of these runs are such that their tasks will never end.
 
     Those whose record was closed or whose process has died, and those copied from elsewhere. Runs of another machine may be
-    alive. The caller does not hold the lock, which is asked whether the process of a run lives.
+    alive. The caller does not hold the lock, which is asked whether the process of a run lives, while the connection is
+    given back: who has the lock may wait for a fork, and that for the connection.
     """
-    runs = [run_id for run_id, in connection.execute(_RUNS_OF_UNENDED) if run_id is not None]
-    found = connection.execute("SELECT run_id, host, ended_utc FROM runs WHERE run_id IN (SELECT value FROM json_each(?))",
-                               (json.dumps(runs),)).fetchall()
+    with database.use() as connection:
+        found = connection.execute("SELECT run_id, host, ended_utc FROM runs "
+                                   f"WHERE run_id {_IN_KEYS}", (json.dumps(list(run_ids)),)).fetchall()
     here = this_host()
-    return [run_id for run_id, host, ended in found
-            if ended is not None or host is None or host == here and not is_alive(run_id, lock)]
+    return {run_id for run_id, host, ended in found
+            if ended is not None or host is None or host == here and not is_alive(run_id, lock)}
 
 
 def is_alive(run_id: str, lock: LockFile) -> bool:
     """Tell whether the process that records a run on this machine lives; True when that cannot be found out."""
     offset = presence(run_id)
     try:
-        return offset is None or lock.is_held(offset)
+        return offset is None or not lock.is_abandoned(offset)
     except OSError:
         return True
 

@@ -305,6 +305,8 @@ class Scheduler(Executor):
         if callback is not None and not callable(callback):
             raise ConfigurationError(f"callback: expected a callable or None, got {callback!r}")
         state = self._memory.state(task) if isinstance(task, str) else task.state if task is not None else None
+        if state is not None and state.run_id != self._run_id:
+            raise KeyError(state.id)  # another Scheduler's
         return self._dispatcher.registry.subscribe(callback, state, types, maxsize, back_pressure)
 
     def register_sink(self, sink: Sink | str, *, name: str | None = None, options: SinkOptions | None = None,

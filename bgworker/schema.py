@@ -187,6 +187,10 @@ def connect_to_write(path: str, steps: Sequence[Sequence[str]] = STEPS) -> sqlit
             raise HistoryError(f"no history can be kept at {path!r}: its file system lacks the shared memory that "
                                "SQLite's write-ahead log needs; name a path on a local disk")
         migrate(connection, version, steps)
+        if not os.access(path, os.W_OK):  # SQLite then reads without a word, and refuses the first write
+            connection.execute("BEGIN")
+            connection.execute(f"PRAGMA user_version = {len(steps)}")
+            roll_back(connection)
     except BaseException:
         connection.close()
         raise

@@ -258,8 +258,10 @@ class Task(Future["T"]):
     def time_out(self) -> None:
         """End a running task because its time is over. The supervisor's thread, which took it out of the deadlines."""
         timeout = self._task_state.timeout
-        self._ask_to_stop("timeout")
-        self._record_end(TIMED_OUT, timeout, error=TaskTimedOut(f"ran longer than its timeout of {timeout:g} s"))
+        try:
+            self._ask_to_stop("timeout")
+        finally:  # whatever a cancel callback raises
+            self._record_end(TIMED_OUT, timeout, error=TaskTimedOut(f"ran longer than its timeout of {timeout:g} s"))
 
     def publish(self) -> None:
         """Resolve the future after `time_out`. Apart, because callbacks may take long and the supervisor may not."""

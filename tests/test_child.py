@@ -224,6 +224,16 @@ def test_directory_and_environment_are_the_given_ones(context: FakeContext, tmp_
     assert context.outputs == [os.path.realpath(tmp_path), "hi", "none"]
 
 
+def test_an_inherited_environment_lacks_the_secret_of_the_webhook_and_a_given_one_is_left_alone(
+        context: FakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREETING", "hi")
+    monkeypatch.setenv("BGWORKER_WEBHOOK_SECRET", "whsec_sup3r")
+    shell("echo $GREETING ${BGWORKER_WEBHOOK_SECRET-none}")()
+    shell("echo $GREETING ${BGWORKER_WEBHOOK_SECRET-none}", env=dict(os.environ))()
+    assert context.outputs == ["hi none", "hi whsec_sup3r"]
+    assert os.environ["BGWORKER_WEBHOOK_SECRET"] == "whsec_sup3r", "the sink reads it after the first command, too"
+
+
 def test_a_relative_directory_is_the_one_of_the_moment_when_the_command_was_made(
         context: FakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sub").mkdir()

@@ -179,6 +179,52 @@ def test_a_file_is_replaced_whole_or_not_at_all(record: Recorder, tmp_path: Path
     assert (tmp_path / "out.jsonl").read_text() == before and not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links and permissions of POSIX")
+def test_only_the_file_that_was_named_is_replaced(record: Recorder, tmp_path: Path) -> None:
+    record.task("job")
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "real").chmod(0o640)
+    (tmp_path / "link").symlink_to("real")
+    for name in ("real.tmp", "link.tmp"):
+        (tmp_path / name).write_text("mine")
+    before = sorted(os.listdir(tmp_path))
+    assert main(["export", "--jsonl", "link"]) == 0
+    assert (tmp_path / "link").is_symlink() and decode((tmp_path / "real").read_text())
+    assert stat.S_IMODE((tmp_path / "real").stat().st_mode) == 0o640
+    assert [(tmp_path / name).read_text() for name in ("real.tmp", "link.tmp")] == ["mine", "mine"]
+    assert sorted(os.listdir(tmp_path)) == before
+    (tmp_path / "plain").touch()
+    assert main(["export", "--jsonl", "new"]) == 0
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and FIFOs of POSIX")
+def test_a_device_or_fifo_is_written_to_and_stays_one(record: Recorder, tmp_path: Path) -> None:
+    record.task("job")
+    os.mkfifo("fifo")
+    reader = os.open("fifo", os.O_RDONLY | os.O_NONBLOCK)
+    assert main(["export", "--jsonl", "fifo"]) == 0
+    assert decode(os.read(reader, 1 << 16).decode()).type == "TaskCompleted"  # type: ignore[union-attr]
+    os.close(reader)
+    assert stat.S_ISFIFO(os.stat("fifo").st_mode)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links of POSIX")
+def test_the_history_itself_is_never_replaced(record: Recorder, tmp_path: Path,
+                                              capfd: pytest.CaptureFixture[str]) -> None:
+    record.task("job")
+    os.symlink("bgworker.db", "soft")
+    os.link("bgworker.db", "hard")
+    before = sorted(os.listdir(tmp_path))
+    for name in ("bgworker.db", "soft", "hard"):
+        assert main(["export", "--jsonl", name]) == 2
+        assert capfd.readouterr() == (
+            "", f"bgworker export: error: argument --jsonl: '{name}' is the history itself; name another file\n")
+    assert sorted(os.listdir(tmp_path)) == before
+    with History("bgworker.db") as history:
+        assert [task.name for task in history.tasks()] == ["job"]
+
+
 @pytest.mark.parametrize("words, message", [
     ([], "--jsonl"), (["--jsonl", "missing/x"], "cannot write 'missing/x': No such file"),
     (["--jsonl", "."], "cannot write '.': "),

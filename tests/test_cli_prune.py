@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from bgworker import History, Scheduler, SqliteSink, current_task
 from bgworker.cli import main
 from bgworker.files import LockFile
 from bgworker.ids import new_id
-from bgworker.schema import lock_path, this_host
+from bgworker.schema import lock_path, presence, this_host
 
 
 @pytest.fixture
@@ -90,12 +91,38 @@ def test_a_task_whose_process_is_dead_goes_and_one_whose_process_lives_stays(rec
     for name in ("dead", "alive"):
         record.task(name, "running", created=record.ago(days=9), run_id=record.run(new_id(len(name)), host=this_host()))
     lock = LockFile.share(lock_path("bgworker.db"))
-    lock.hold(1 + int(rows_of("bgworker.db", "SELECT run_id FROM tasks WHERE name = 'alive'")[0][0][-15:], 16))
+    for run_id, in rows_of("bgworker.db", "SELECT run_id FROM runs"):
+        lock.hold(presence(run_id) or 0)
+    lock.release(presence(rows_of("bgworker.db", "SELECT run_id FROM tasks WHERE name = 'dead'")[0][0]) or 0)
     try:
         assert main(["prune", "--older-than", "1d"]) == 0
     finally:
         lock.leave()
     assert left() == ["alive"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows deletes no file that is open")
+def test_nothing_of_a_live_process_goes_when_its_lock_file_was_deleted(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    release, said_it = threading.Event(), threading.Event()
+
+    def talk() -> None:
+        current_task().output("hello")
+        said_it.set()
+        release.wait(60)
+
+    with Scheduler(1, sinks=[SqliteSink("bgworker.db")]) as pool:
+        task = pool.submit(talk)
+        assert said_it.wait(60) and pool.flush(60)
+        try:
+            os.unlink("bgworker.db.lock")
+            done = run_cli("prune", "--keep", "0", "--json", cwd=tmp_path)
+            assert done.returncode == 0 and json.loads(done.stdout)["tasks"] == 0, done.stderr
+        finally:
+            release.set()
+        task.result(60)
+    assert len(rows_of("bgworker.db", "SELECT * FROM stream_rows")) == 1
 
 
 @pytest.mark.parametrize("words", [["--older-than", "84h"], ["--keep", "4"], ["--keep", "9", "--older-than", "12h"],

@@ -187,6 +187,12 @@ def test_without_a_history_or_with_a_broken_one_there_is_nothing_to_resume(
     assert "is not a history" in capfd.readouterr().err
 
 
+def test_an_empty_file_is_resumed_like_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    words = ["run", "--resume", "--db", "empty.db", "--", sys.executable, "-c", "print('ran')"]
+    assert [run_cli(*words, cwd=tmp_path).stdout for _ in range(2)] == ["ran\n", ""]
+
+
 @POSIX
 def test_a_long_record_is_searched_by_source(tmp_path: Path) -> None:
     """Only tasks of the very source count, whatever else completed in that directory."""
@@ -197,3 +203,33 @@ def test_a_long_record_is_searched_by_source(tmp_path: Path) -> None:
     record.close()
     done = resume(tmp_path, "echo new")
     assert done.stdout == "new\n" and not re.search("completed before", done.stderr)
+
+
+# ---------------------------------------------------------------- two sinks and one file
+
+def test_a_history_is_never_taken_for_a_file_of_lines(tmp_path: Path) -> None:
+    words = ["--", sys.executable, "-c", "print('ran')"]
+    assert run_cli("run", "--db", "h.db", *words, cwd=tmp_path).stdout == "ran\n"
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = run_cli("run", "--no-db", "--jsonl", "h.db", *words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "h.db': it holds something else than lines of JSON objects" in done.stderr and done.stderr.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert runs_of(tmp_path / "h.db", "*") == ["completed"]
+
+
+@POSIX
+@pytest.mark.parametrize("prepare", ["", "touch one", "touch one; ln one hard", "ln -s one soft"])
+def test_two_sinks_with_one_file_are_refused_whatever_they_call_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], prepare: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(prepare, shell=True, check=True, timeout=30)
+    before = sorted(os.listdir())
+    other = {"touch one; ln one hard": "hard", "ln -s one soft": "soft"}.get(prepare, "../" + tmp_path.name + "/one")
+    for words in (["--db", "one", "--jsonl", other], ["--no-db", "--jsonl", "one", "--sink", f"jsonl:{other}"],
+                  ["--db", other, "--sink", "jsonl:one"]):
+        assert main(["run", *words, "--", "true"]) == 2
+        err = capfd.readouterr().err
+        assert "is the file of argument --" in err and "name another" in err and err.count("\n") == 1
+        assert sorted(os.listdir()) == before
+    assert main(["run", "-q", "--no-db", "--jsonl", "/dev/null", "--sink", "jsonl:/dev/null", "--", "true"]) == 0

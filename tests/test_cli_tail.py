@@ -113,6 +113,25 @@ def test_following_what_has_ended_prints_it_and_ends(nightly: str, capfd: pytest
     assert re.fullmatch(r"bgworker tail: completed after \S+\n", err)
 
 
+@pytest.mark.parametrize("words", [["-n", "0"], ["-n", "0", "--stream", "output"]])
+def test_following_without_what_was_said_before_prints_only_what_comes(
+        nightly: str, record: Recorder, capfd: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert main(["tail", "-f", *words, "--db", nightly, "load users"]) == 0
+    assert capfd.readouterr().out == ""
+    task_id = record.task("job", "running")
+    record.said(task_id, "before")
+    codes: list[int] = []
+    follower = threading.Thread(target=lambda: codes.append(main(["tail", "-f", "-n", "1", *words[2:], "job"])))
+    follower.start()
+    while not (out := capfd.readouterr().out):
+        assert follower.is_alive()
+    record.said(task_id, "after")
+    record.end(task_id, "completed")
+    follower.join(WAIT)
+    assert not follower.is_alive() and codes == [0]
+    assert (out + capfd.readouterr().out).splitlines() == ["before", "after"]
+
+
 RECORDED = """
 import sys, time
 from bgworker import Scheduler, SqliteSink, current_task

@@ -492,12 +492,17 @@ def test_a_worker_that_leaves_after_a_resize_or_a_timeout_closes_its_loop(pool: 
     pool.resize(1)
     until(lambda: sum(loop.is_closed() for loop in loops) == 1)
     seen: list[asyncio.AbstractEventLoop] = []
+    is_replaced = threading.Event()  # one that came back before that would go on working
 
     async def slow() -> None:
         seen.append(asyncio.get_running_loop())
-        await asyncio.sleep(LONG)
+        try:
+            await asyncio.sleep(LONG)
+        finally:
+            is_replaced.wait(LONG)
 
     assert isinstance(pool.options(timeout=0.05).submit(slow).exception(LONG), TaskTimedOut)
+    is_replaced.set()
     until(lambda: seen[0].is_closed())
 
 
@@ -647,7 +652,7 @@ FORKS = """if True:
     entered.wait(30)
     time.sleep(0.1)  # the loop sleeps
     task.cancel()
-    print(task.wait(2))
+    print(task.wait(2), flush=True)
     os._exit(0)
 """
 

@@ -405,8 +405,9 @@ def test_the_torn_line_harness_notices_a_sink_that_does_not_repair(path: str) ->
         tear_and_go_on(careless(path), SIZE + 5)
 
 
-@pytest.mark.parametrize("torn", [b"{" + b"x" * 300_000, b"\0" * 70_000, b"\r", b"\xff"])
-@pytest.mark.parametrize("whole", [(), (101,)])
+@pytest.mark.parametrize(("torn", "whole"), [
+    (b"{" + b"x" * 300_000, ()), (b"{" + b"x" * 300_000, (101,)), (b"{", ()), (b"\0" * 70_000, ()),
+    (b"\0" * 70_000, (101,)), (b"\r", ()), (b"\r", (101,)), (b"\xff", (101,)), (b"SQLite format 3\0", (101,))])
 def test_a_torn_line_may_be_long_and_hold_anything(path: str, torn: bytes, whole: tuple[int, ...]) -> None:
     Path(path).write_bytes(wire.encode_lines(events(*whole)) + torn)
     sink = JsonlSink(path)

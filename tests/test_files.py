@@ -160,6 +160,22 @@ def test_what_was_held_on_a_deleted_file_counts_again_from_the_next_use_of_the_l
     assert (ask(other, "is_held 7"), ask(other, "is_held 8")) == ("True", "True")
 
 
+@posix
+def test_a_byte_counts_as_abandoned_only_on_the_file_on_which_it_was_held(
+        lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
+    assert not lock.is_abandoned(7), "there is no file"
+    ask(other, "hold 7")
+    assert not lock.is_abandoned(7) and not lock.is_abandoned(8)
+    os.unlink(path)
+    assert not lock.is_abandoned(7)
+    lock.hold(8)
+    assert not lock.is_abandoned(7), "the new file does not know of it"
+    ask(other, "hold 9")
+    other.kill()
+    other.wait(60)
+    assert lock.is_abandoned(7) and lock.is_abandoned(9) and not lock.is_abandoned(8)
+
+
 def test_nothing_is_held_once_the_last_user_has_left(path: str, other: subprocess.Popen[str]) -> None:
     lock, again = LockFile.share(path), LockFile.share(path)
     lock.hold(7)

@@ -477,6 +477,7 @@ def test_tasks_are_interrupted_once_the_process_that_ran_them_is_killed(
 
 
 def test_a_limit_counts_only_tasks_that_are_shown(record: Recorder, history: History, running: list[str]) -> None:
+    record.connection.execute("UPDATE runs SET ended_utc = ?", (text_of(record.now),))
     record.run(other := new_id(1))
     record.task("alive", "running", run_id=other, created=record.ago(days=1))
     assert names(history.tasks(status="running", limit=1)) == ["alive"]
@@ -525,6 +526,21 @@ def test_a_run_of_this_very_process_is_alive(record: Recorder, history: History,
         assert history.task("running").status == "interrupted"
     finally:
         lock.leave()
+
+
+@POSIX
+def test_a_run_whose_lock_file_was_deleted_is_not_taken_for_dead(
+        history: History, running: list[str], holder: subprocess.Popen[str], path: str) -> None:
+    os.unlink(schema.lock_path(path))
+    assert history.task("running").status == "running"
+    lock = LockFile.share(schema.lock_path(path))
+    with lock:  # makes it anew, while the holder has not written yet
+        pass
+    lock.leave()
+    assert history.task("running").status == "running"
+    holder.kill()
+    assert holder.wait(WAIT) is not None
+    assert history.task("running").status == "running", "nobody can tell any more"
 
 
 def test_what_ended_between_the_look_at_the_process_and_the_look_at_the_row_is_not_interrupted(

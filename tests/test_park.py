@@ -248,6 +248,13 @@ def test_a_full_park_file_is_in_the_account(pool: Scheduler, tmp_path: Path) -> 
     assert health.emitted == health.delivered + health.parked + health.dropped
 
 
+def test_a_file_of_something_else_is_no_park_file_and_stays_as_it_is(pool: Scheduler, tmp_path: Path) -> None:
+    (tmp_path / "park").write_bytes(b"SQLite format 3\0and more")
+    with pytest.raises(SinkError, match="park file of sink 'it' cannot be used: .*name another file, or move .*/park'"):
+        pool.register_sink(FlakySink(), name="it", options=SinkOptions(park=tmp_path / "park"))
+    assert (tmp_path / "park").read_bytes() == b"SQLite format 3\0and more" and os.listdir(tmp_path) == ["park"]
+
+
 def test_a_park_file_that_cannot_be_opened_refuses_the_registration(pool: Scheduler, tmp_path: Path) -> None:
     sink = FlakySink()
     with pytest.raises(SinkError, match="the park file of sink 'it' cannot be used: FileNotFoundError"):

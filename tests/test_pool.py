@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from typing import Any
 
 import pytest
@@ -415,3 +418,60 @@ def test_a_task_given_up_at_shutdown_is_told_of_as_stuck() -> None:
     assert [each.task_name for each in health.stuck] == ["endless"] and (health.workers, health.running) == (0, 1)
     go.set()
     until(lambda: pool.health().stuck == ())
+
+
+def test_a_cancel_callback_that_exits_costs_neither_its_task_its_end_nor_others_their_deadlines() -> None:
+    gate = threading.Event()
+
+    def leave() -> None:
+        raise Leave
+
+    def work() -> None:
+        current_task().on_cancel(leave)
+        gate.wait(LONG)
+
+    with Scheduler(2) as pool:
+        first = pool.options(timeout=0.05).submit(work)
+        assert isinstance(first.exception(LONG), TaskTimedOut)
+        second = pool.options(timeout=0.05).submit(gate.wait, LONG)
+        assert isinstance(second.exception(LONG), TaskTimedOut)
+        gate.set()
+
+
+class Leave(BaseException):
+    """Nothing that code of ours expects."""
+
+
+def test_a_task_that_shrinks_the_pool_and_waits_for_another_is_helped() -> None:
+    with Scheduler(4) as pool:
+        together = threading.Barrier(4)
+        for task in [pool.submit(together.wait, LONG) for _ in range(4)]:
+            task.result(LONG)
+
+        def shrink_and_wait() -> int:
+            pool.resize(1)
+            return len(wait([pool.submit(len, "abc")]).done)
+
+        assert pool.submit(shrink_and_wait).result(LONG) == 1
+
+
+def test_the_queue_keeps_no_result_of_what_was_run_by_who_waited_for_it() -> None:
+    class Result:
+        pass
+
+    results: list[weakref.ref[Result]] = []
+
+    def make() -> Result:
+        result = Result()
+        results.append(weakref.ref(result))
+        return result
+
+    with Scheduler(1, keep_finished=0) as pool:
+        def wait_for_many() -> int:
+            for _ in range(1000):
+                pool.submit(make).result()
+            gc.collect()
+            return sum(result() is not None for result in results)
+
+        assert pool.submit(wait_for_many).result(LONG) < 100
+    assert len(results) == 1000

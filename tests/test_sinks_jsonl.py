@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from histories import Recorder
 
-from bgworker import wire
+from bgworker import History, wire
 from bgworker.errors import ConfigurationError, PermanentSinkError, TemporarySinkError
 from bgworker.events import Event, EventType, StreamEvent, StreamType
 from bgworker.records import OUTPUT, Batch, TaskState
@@ -210,6 +211,66 @@ def test_without_permission_it_is_refused_for_good_and_leaves_no_trace(what: str
     assert re.search("Permission denied.*; name a file, in a directory, that this process may", done.stdout), done
 
 
+# -- files of somebody else --
+
+
+FOREIGN = [b"SQLite format 3\0" + b"\0" * 5000, b"hello", b"hello\n{}\n", b"\n\n# a comment\n{}\n", b"[1]\n", b"\xff",
+           b"\x1f\x8b\x08", b"\0" * 32768 + b"\1CD001" + b"\0" * 9]
+
+
+@pytest.mark.parametrize("content", FOREIGN, ids=[repr(content[-16:]) for content in FOREIGN])
+def test_a_file_of_anything_but_lines_of_objects_is_refused_for_good_and_untouched(
+        make: Any, tmp_path: Path, path: str, content: bytes) -> None:
+    Path(path).write_bytes(content)
+    sink = make()
+    for attempt in (sink.open, lambda: sink.write(events(1)), lambda: sink.write(events(1))):
+        with pytest.raises(PermanentSinkError) as caught:
+            attempt()
+        assert str(caught.value) == (
+            f"cannot open {path!r}: it holds something else than lines of JSON objects, and was left as it is; "
+            "name another file, or move this one away")
+    assert Path(path).read_bytes() == content and os.listdir(tmp_path) == ["debug.jsonl"]
+    os.rename(path, f"{path}.away")
+    sink.write(events(1))
+    assert numbers_in(path) == [1]
+
+
+def test_a_history_is_refused_and_stays_readable(make: Any, tmp_path: Path) -> None:
+    history = tmp_path / "history.db"
+    recorder = Recorder(history)
+    recorder.task("job")
+    recorder.close()
+    before = history.read_bytes()
+    with pytest.raises(PermanentSinkError, match="something else than lines of JSON"):
+        make(history).write(events(1))
+    assert history.read_bytes() == before and os.listdir(tmp_path) == ["history.db"]
+    with History(history) as opened:
+        assert [task.name for task in opened.tasks()] == ["job"]
+
+
+@pytest.mark.parametrize("begin", [b"", b"\n", b" \r\n\t\n", b"\xef\xbb\xbf", b"\n" * 70_000, b'{"others": true}\n'])
+def test_a_file_that_begins_blank_or_with_objects_of_others_is_appended_to(make: Any, path: str, begin: bytes) -> None:
+    whole = begin + wire.encode_lines(events(1))
+    Path(path).write_bytes(whole)
+    make().write(events(2))
+    assert Path(path).read_bytes() == whole + wire.encode_lines(events(2))
+
+
+@posix
+def test_a_strange_file_that_takes_the_place_of_ours_is_left_alone_until_it_is_gone(make: Any, path: str) -> None:
+    sink = make()
+    sink.write(events(1))
+    Path(f"{path}.strange").write_bytes(b"hello")
+    os.replace(f"{path}.strange", path)
+    for _ in range(3):  # it may be ours again later
+        with pytest.raises(TemporarySinkError, match="something else than lines"):
+            sink.write(events(2))
+    assert Path(path).read_bytes() == b"hello"
+    os.unlink(path)
+    sink.write(events(2))
+    assert numbers_in(path) == [2]
+
+
 # -- what is no regular file --
 
 
@@ -248,6 +309,19 @@ def test_the_error_output_of_a_process_is_a_sink() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=Path(wire.__file__).parents[1],
                           input=wire.encode_lines(events(1, 2)), timeout=60)
     assert done.stderr == wire.encode_lines(events(1, 2))
+
+
+@posix
+def test_lines_go_among_the_text_of_a_redirected_stderr(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("no JSON, and no line end")
+    program = ("import sys\nfrom bgworker import open_sink, wire\nprint(file=sys.stderr)\n"
+               "open_sink('jsonl:/dev/stderr').write([wire.decode(line) for line in sys.stdin.read().splitlines()])")
+    with log.open("ab") as stderr:
+        subprocess.run([sys.executable, "-c", program], input=wire.encode_lines(events(1)), stderr=stderr, timeout=60, check=True)
+    first, line = log.read_text().splitlines()
+    assert first == "no JSON, and no line end" and [wire.decode(line)] == events(1)
+    assert os.listdir(tmp_path) == ["log.txt"]
 
 
 # -- rotation --

@@ -370,6 +370,7 @@ def at_1000(monkeypatch: MonkeyPatch) -> None:
     ({"webhook-timestamp": None}, "webhook-timestamp: the request has no such header"),
     ({"webhook-signature": None}, "webhook-signature: the request has no such header"),
     ({"webhook-id": "msg_2"}, "webhook-signature: none was made"),
+    ({"webhook-id": "msg_\udc80"}, "webhook-id: expected ASCII text"),
     ({"webhook-timestamp": "1001"}, "webhook-signature: none was made"),
     ({"webhook-timestamp": "1e3"}, "webhook-timestamp: expected whole seconds"),
     ({"webhook-timestamp": "-1000"}, "webhook-timestamp: expected whole seconds"),
@@ -666,6 +667,16 @@ def test_a_proxy_that_wants_a_password_is_named_and_its_own_words_are_not_repeat
     assert str(caught.value) == "cannot reach https://receiver.invalid: Tunnel connection failed: 407"
     del caught
     gc.collect()
+
+
+@pytest.mark.parametrize("proxy", ["http:/user:sup3r@proxy.invalid:3128", "http://user:sup3r@.proxy.invalid:3128"])
+def test_a_malformed_proxy_is_reported_without_its_password(proxy: str, monkeypatch: MonkeyPatch) -> None:
+    through(monkeypatch, https_proxy=proxy)
+    with pytest.raises(TemporarySinkError) as caught:
+        sink_to("https://receiver.invalid/hook").write(batch("a"))
+    assert str(caught.value) == ("cannot reach https://receiver.invalid: the proxy in the environment is malformed; "
+                                 "set it as http://HOST:PORT")
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
 
 
 # -- what it costs to import --

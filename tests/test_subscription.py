@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 
@@ -168,3 +169,43 @@ def test_wrong_arguments_are_refused_with_the_value() -> None:
             pool.subscribe(types=["Nope"])
         with pytest.raises(KeyError):
             pool.subscribe(task="0" * 32)
+
+
+def test_the_dispatcher_lets_go_of_subscriptions_that_have_ended() -> None:
+    with Scheduler(2) as pool:
+        for _ in range(20):
+            assert types(pool.subscribe(task=pool.submit(say, 1)))[-1] == "TaskCompleted"
+        seen: list[str] = []
+        pool.subscribe(lambda event: seen.append(event.type.value), task=pool.submit(say, 1))
+        standing = pool.subscribe()
+        deadline = time.monotonic() + LONG
+        while len(pool._dispatcher.outlets) > 1:  # the callback's goes with the next drain after its thread's end
+            assert time.monotonic() < deadline, pool._dispatcher.outlets
+            pool.submit(say, 0).result()
+            pool.flush()
+        assert pool._dispatcher.outlets == (standing,) and seen[-1] == "TaskCompleted"
+
+
+def test_a_task_of_another_scheduler_cannot_be_subscribed_to() -> None:
+    with Scheduler(1) as pool, Scheduler(1) as other:
+        task = other.submit(say)
+        with pytest.raises(KeyError, match=task.id):
+            pool.subscribe(task=task)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # 3.12 warns of forks beside threads
+def test_an_inherited_subscription_has_ended_in_a_forked_child() -> None:
+    with Scheduler(1) as pool:
+        subscription = pool.subscribe()
+        pool.submit(say).result()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if subscription.is_closed and list(subscription) is not None else 1)
+        deadline = time.monotonic() + LONG
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            assert time.monotonic() < deadline, os.kill(child, 9)
+            time.sleep(0.01)
+        assert os.waitstatus_to_exitcode(ended[1]) == 0
+        pool.flush()
+        assert not subscription.is_closed and subscription.poll()

@@ -69,8 +69,26 @@ def stalled(examples: int, seed: int) -> None:
     print("      grew by", faults.in_child("stalled", 5_000_000, SinkOptions().queue_bytes, seconds=1200).strip())
 
 
+def kills(examples: int, seed: int) -> None:
+    """A thousand kills of a process that writes one SQLite history."""
+    import test_faults_sqlite as faults
+
+    with tempfile.TemporaryDirectory() as folder:
+        reached = faults.run_kills(f"{folder}/history.db", 1000, seed)
+    print("     ", ", ".join(f"{name}: {count}" for name, count in reached.items()))
+
+
+def processes(examples: int, seed: int) -> None:
+    """Thirty seconds of four processes that write one SQLite history, and a reader."""
+    import test_faults_sqlite as faults
+    from bgworker.sinks.sqlite import SqliteSink
+
+    with tempfile.TemporaryDirectory() as folder:
+        print("     ", faults.run_crowd(f"{folder}/history.db", SqliteSink, 30.0), "rows")
+
+
 CHECKS: dict[str, Callable[[int, int], None]] = {
-    check.__name__: check for check in (machine, signals, finalisers, forks, stalled)}
+    check.__name__: check for check in (machine, signals, finalisers, forks, stalled, kills, processes)}
 
 
 def main(argv: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 import sys
 from dataclasses import dataclass
 
@@ -117,8 +118,8 @@ def left_of(commands: list[Command], options: Namespace) -> list[Command]:
     """
     if options.db is None:
         raise ConfigurationError("argument --resume: expected a history to look into; leave out --no-db")
-    if not os.path.exists(options.db):
-        return commands
+    if not os.path.exists(options.db) or os.path.isfile(options.db) and not os.path.getsize(options.db):
+        return commands  # nothing is recorded yet; an empty file is filled as a missing one is made
     from ..history import History
     hashes = [command.call.source.script_hash for command in commands]
     with History(options.db) as history:
@@ -159,7 +160,26 @@ def sinks_of(options: Namespace) -> list[Sink]:
         if path and (trouble := _trouble_with(path)):
             instead = "; or record nothing, with --no-db" if source == "argument --db" else ""
             raise ConfigurationError(f"{source}: cannot write to {path!r}: {trouble}{instead}")
+    _refuse_shared(given)
     return sorted(ours, key=lambda sink: _path_of(sink) != "")
+
+
+def _refuse_shared(given: list[tuple[str, Sink]]) -> None:
+    """Refuse two sinks with one file: a history would be overwritten with lines, or each line come twice."""
+    found: dict[str | tuple[int, int], str] = {}
+    for source, sink in given:
+        if path := _path_of(sink):
+            try:
+                status = os.stat(path)
+            except FileNotFoundError:
+                key: str | tuple[int, int] = os.path.realpath(path)
+            else:
+                if not stat.S_ISREG(status.st_mode):
+                    continue  # a device or a FIFO takes lines from anybody
+                key = status.st_dev, status.st_ino
+            if key in found:
+                raise ConfigurationError(f"{source}: {path!r} is the file of {found[key]} already; name another")
+            found[key] = source
 
 
 def _open_spec(source: str, spec: str) -> Sink:

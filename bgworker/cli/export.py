@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
+import tempfile
 
 from ..wire import encode
 from .reading import Output, a_path, add_db, exit_codes, harmless_json, opened, quietly
@@ -13,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterator
-    from typing import Any
+    from typing import Any, TextIO
 
     from ..history import History
 
@@ -41,7 +43,8 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("export", help="write a history as lines of JSON", description=DESCRIPTION, epilog=EPILOG)
     add_db(parser)
     parser.add_argument("--jsonl", metavar="PATH", nargs="?", const="-", type=a_path, required=True,
-                        help="the file to write, which is replaced if it exists; without PATH, or with -, stdout")
+                        help="the file to write, which is replaced if it exists, unless it is a device or FIFO; "
+                             "without PATH, or with -, stdout")
     parser.set_defaults(act=quietly(act), parser=parser)
 
 
@@ -57,21 +60,52 @@ def act(options: Namespace) -> int:
 
 
 def _to_file(history: History, options: Namespace) -> int:
-    temporary, count = options.jsonl + ".tmp", 0
+    path = os.path.realpath(options.jsonl)  # a symbolic link stays; what it leads to is replaced
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            for lines in _in_groups(history):
-                file.writelines(f"{line}\n" for line in lines)
-                count += len(lines)
-        os.replace(temporary, options.jsonl)
+        if os.path.exists(path) and os.path.samefile(path, history.path):
+            options.parser.error(f"argument --jsonl: {options.jsonl!r} is the history itself; name another file")
+        if os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "w", encoding="utf-8", newline="\n") as file:  # a device or FIFO cannot be replaced
+                count = _write(history, file)
+        else:
+            count = _replace(history, path)
     except OSError as error:
         options.parser.error(f"argument --jsonl: cannot write {options.jsonl!r}: {error.strerror or error}; "
                              "name another file")
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
     print(f"{count} events written to {escaped(options.jsonl)}", file=sys.stderr)
     return 0
+
+
+def _replace(history: History, path: str) -> int:
+    """Write to a file beside the path, which takes its place and permissions when it is complete."""
+    folder, name = os.path.split(path)
+    fd, temporary = tempfile.mkstemp(prefix=name[:50] + ".", suffix=".tmp", dir=folder)
+    try:
+        with open(fd, "w", encoding="utf-8", newline="\n") as file:
+            count = _write(history, file)
+        os.chmod(temporary, _mode_for(path))
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return count
+
+
+def _mode_for(path: str) -> int:
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode)
+    except FileNotFoundError:
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return 0o666 & ~mask
+
+
+def _write(history: History, file: TextIO) -> int:
+    count = 0
+    for lines in _in_groups(history):
+        file.writelines(f"{line}\n" for line in lines)
+        count += len(lines)
+    return count
 
 
 def _in_groups(history: History) -> Iterator[list[str]]:

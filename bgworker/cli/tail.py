@@ -55,6 +55,8 @@ def act(options: Namespace) -> int:
     with opened(options) as history:
         task_id = history.task(options.task).task_id
         seq = 0
+        if options.lines is not None:  # following goes on from here, also when none of these is to be printed
+            seq = max((event.seq for event in history.streams(task_id, limit=1, newest=True)), default=0)
         for events in _pages(history, task_id, options):
             output.lines(_lines(events, options, output))
             seq = events[-1].seq

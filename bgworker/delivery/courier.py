@@ -181,6 +181,11 @@ class Courier:
         return self._options.queue_bytes
 
     @property
+    def has_ended(self) -> bool:
+        """False: also what comes after its close is counted."""
+        return False
+
+    @property
     def is_crowded(self) -> bool:
         """True when the queue of a healthy sink is getting full: who can wait for it should. The dispatcher's thread.
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
         def refuse(self, kind: int, reason: str, count: int) -> None: ...
 
         @property
+        def has_ended(self) -> bool: ...
+        @property
         def is_crowded(self) -> bool: ...
         @property
         def queue_size(self) -> int: ...
@@ -111,9 +113,9 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._thread = None
         self._refused_before = {}
-        self._outlets = ()
+        outlets, self._outlets = self._outlets, ()
         if self._registry is not None:
-            self._registry.start_afresh()
+            self._registry.start_afresh(outlets)
 
     @property
     def registry(self) -> Registry:
@@ -205,6 +207,8 @@ class Dispatcher:
                 self._dispatch(emitted)
             self._dispatch(emitted)
             self.pass_refusals()
+            if any([outlet.has_ended for outlet in self._outlets]):
+                self.set_outlets(tuple(outlet for outlet in self._outlets if not outlet.has_ended))
             self.intake.congested = any([outlet.is_crowded for outlet in self._outlets])
         except Exception:  # the thread's boundary: a defect in here must not silence every task after it
             logger.exception("bgworker's dispatcher failed on a batch of events; please report this")

@@ -15,7 +15,7 @@ from .subscription import Subscription
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
     from typing import Any
 
     from ..events import Event, EventType
@@ -164,8 +164,11 @@ class Registry:
 
     # -- a forked child --
 
-    def start_afresh(self) -> None:
-        """Give each sink an empty queue and account, to be opened with the child's first task."""
+    def start_afresh(self, outlets: Sequence[Outlet]) -> None:
+        """Give each sink an empty queue and account, to be opened with the child's first task; end the subscriptions."""
+        for outlet in outlets:
+            if isinstance(outlet, Subscription):
+                outlet.end_in_child()
         self._lock = threading.Lock()
         self._sinks = {name: courier.twin() for name, courier in self._sinks.items() if courier.is_open}
         self._inherited = tuple(self._sinks.values())

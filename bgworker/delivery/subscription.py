@@ -165,6 +165,8 @@ class Subscription:
 
     def put(self, chunk: Chunk) -> None:
         """Queue what it is to get of these records."""
+        if self._is_closed:
+            return
         if self._state is not None or self._kinds is not None:
             chunk = Chunk.of(record for record in chunk.records if self._wants(record))
         with self._lock:
@@ -180,6 +182,11 @@ class Subscription:
 
     def _wants(self, record: Record) -> bool:
         return (self._state is None or record[0] is self._state) and (self._kinds is None or record[2] in self._kinds)
+
+    @property
+    def has_ended(self) -> bool:
+        """True when there is nothing more to do for it: it is closed, and its callback, if it has one, has had all."""
+        return self._is_closed and (self._thread is None or not self._thread.is_alive())
 
     @property
     def is_crowded(self) -> bool:
@@ -206,6 +213,12 @@ class Subscription:
             with self._lock:
                 self._emitted += count
                 self._dropped[reason] += count
+
+    def end_in_child(self) -> None:
+        """In a forked child: be closed. The lock may be held by a thread that is not here."""
+        self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
+        self._is_closed = True
 
     def end(self) -> None:
         """Wake the readers: there will be no more."""

@@ -65,7 +65,8 @@ class JsonlSink:
         """Open or create the file and move a torn last line to ``PATH.torn``; again after a fork.
 
         Raises:
-            PermanentSinkError: the path cannot be used; nothing was created.
+            PermanentSinkError: the path cannot be used, or the file there does not hold lines of JSON objects; nothing
+                was created or changed.
             TemporarySinkError: it may work later.
         """
         try:

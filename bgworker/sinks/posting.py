@@ -58,8 +58,8 @@ class Poster:
         """Send one request; return the status of the answer and its headers.
 
         Raises:
-            TemporarySinkError: there is no answer, or none in HTTP. It neither shows nor chains what the receiver has
-                sent, which may be what it was sent.
+            TemporarySinkError: there is no answer, or none in HTTP, or the environment's proxy is malformed. It neither
+                shows nor chains that setting, nor what the receiver has sent, which may be what it was sent.
         """
         request = urllib.request.Request(self._url, body, dict(headers), method="POST")
         try:
@@ -71,6 +71,9 @@ class Poster:
             trouble = f"cannot reach {self._shown}: {self._told(reason)}"
         except http.client.HTTPException as error:
             trouble = f"{self._shown} does not answer in HTTP ({type(error).__name__})"
+        except ValueError:  # its words show what the environment holds, which may be a password
+            trouble = (f"cannot reach {self._shown}: the proxy in the environment is malformed; set it as "
+                       "http://HOST:PORT")
         raise TemporarySinkError(trouble)
 
     def _told(self, reason: object) -> str:

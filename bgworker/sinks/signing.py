@@ -123,6 +123,8 @@ def verify(secrets: str | Iterable[str], headers: Mapping[str, str], body: bytes
         raise ConfigurationError(f"body: expected the bytes of the request as they came, got {type(body).__name__}")
     given = {name.lower(): value for name, value in headers.items()}
     message_id, timestamp, signed = (_header(given, f"webhook-{name}") for name in ("id", "timestamp", "signature"))
+    if not message_id.isascii():
+        raise VerificationError("webhook-id: expected ASCII text, got other characters")
     if not re.fullmatch("[0-9]{1,15}", timestamp):
         raise VerificationError("webhook-timestamp: expected whole seconds since 1970")
     age = _now() - int(timestamp)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from .base import Sink
 
+SECRET_VARIABLE = "BGWORKER_WEBHOOK_SECRET"
+"""The environment variable with the webhook's secret, which is not to come in a spec, nor to reach a command."""
+
 _BUILT_IN = {"jsonl": "JsonlSink", "sqlite": "SqliteSink", "webhook": "WebhookSink"}
 """Scheme, which is the module's name too -> class."""
 

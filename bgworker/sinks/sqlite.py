@@ -217,8 +217,7 @@ class SqliteSink:
         lock = self._locked()
         try:
             if begun >= self._next_look:
-                with self._database.use() as connection:
-                    self._retention.look(connection, lock)
+                self._retention.look(self._database, lock)
                 now = monotonic()
                 self._next_look = now + max(LOOK_INTERVAL, 20 * (now - begun))
                 self._has_more_to_prune = True

@@ -91,7 +91,8 @@ INSERT_LOSS = "INSERT OR IGNORE INTO losses (created_utc, sink, reason, count, b
 INSERT_RUN = "INSERT OR IGNORE INTO runs (run_id) VALUES (?)"
 INSERT_OWN_RUN = """INSERT INTO runs (run_id, host, pid, started_utc, python, version) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT(run_id) DO UPDATE SET host = excluded.host, pid = excluded.pid, started_utc = excluded.started_utc,
-ended_utc = NULL, python = excluded.python, version = excluded.version WHERE runs.ended_utc IS NOT NULL OR runs.host IS NULL"""
+ended_utc = NULL, python = excluded.python, version = excluded.version
+WHERE runs.ended_utc IS NOT NULL OR runs.host IS NULL"""
 INSERT_SCRIPT = """INSERT INTO scripts (hash, script_id, text) VALUES (?, ?, ?)
 ON CONFLICT(hash) DO UPDATE SET text = excluded.text WHERE scripts.text IS NULL AND excluded.text IS NOT NULL"""
 

@@ -15,6 +15,7 @@ from .. import __version__, checks
 from ..errors import ConfigurationError, PermanentSinkError, TemporarySinkError, WireError
 from .cloudevents import CONTENT_TYPE, Runs, encode_batch
 from .signing import Keys, VerificationError, new_secret, verify
+from .specs import SECRET_VARIABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from .posting import Poster
 
 __all__ = ["VerificationError", "WebhookSink", "new_secret", "verify"]
-
-SECRET_VARIABLE = "BGWORKER_WEBHOOK_SECRET"
 
 OWN_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "content-length",
                "transfer-encoding", "connection", "host", "expect")
