@@ -193,8 +193,10 @@ class Waits:
     def _have_run(self, worker: Worker, task: Task[Any]) -> None:
         try:
             self._lend(worker, task)
-        except ShutdownError:  # the loop stands still meanwhile, which is better than for ever
-            self._run_here(worker, task)
+            return
+        except ShutdownError:
+            pass  # there are no more threads
+        self._run_here(worker, task)  # the loop stands still meanwhile, which is better than for ever
 
     # -- who waits for whom --
 
