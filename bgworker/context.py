@@ -207,7 +207,7 @@ class TaskContext:
             raise TaskCancelled(self._stop_reason)
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but wake at once when asked to stop.
+        """Sleep, but wake at once when asked to stop. In a coroutine, which this would block, await ``asyncio.sleep``.
 
         Raises:
             TaskCancelled: as `checkpoint`.
