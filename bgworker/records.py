@@ -108,14 +108,13 @@ class TaskState:
     completed_ns = 0
     duration: float | None = None
     timeout: float | None = None
-    source: Source | None = None
     record_source = False
     arguments: str | None = None
     metadata_json = ""
     failure_type: str | None = None
     failure_message: str | None = None
     invocation_info: str | None = None
-    wire_parts: tuple[str, tuple[str, ...], str, str, str] | None = None
+    wire_parts: tuple[tuple[str, ...], str, str, str, str, str] | None = None
     """What `wire` has encoded of the fields that do not change any more."""
     seq = 0
     ended = False
@@ -124,11 +123,12 @@ class TaskState:
     tail: deque[Record] | None = None
     tail_bytes = 0
 
-    def __init__(self, id: str, name: str, run_id: str, created_ns: int) -> None:
+    def __init__(self, id: str, name: str, run_id: str, created_ns: int, source: Source | None = None) -> None:
         self.id = id
         self.name = name
         self.run_id = run_id
         self.created_ns = created_ns
+        self.source = source
 
     def snapshot_at(self, kind: int, seq: int) -> TaskSnapshot:
         """Return the task as of its life-cycle event ``kind``: nothing that only later events tell."""

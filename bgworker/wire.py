@@ -20,7 +20,7 @@ from json.encoder import encode_basestring_ascii as _quote
 
 from .errors import WireError
 from .events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
-from .records import CREATED, LOST, PROGRESS, SCHEDULED, STARTED, STATUSES, STREAMS, TYPES, Batch, TaskState, utc
+from .records import CREATED, LOST, PROGRESS, SCHEDULED, STARTED, STATUSES, STREAMS, TYPES, Batch, Source, TaskState, utc
 from .text import ENCODE as _ENCODE, fit, json_text, sanitise
 
 TYPE_CHECKING = False
@@ -37,6 +37,9 @@ _HEADS = {type_: f'{{"v":{VERSION},"type":"{type_.value}","task_id":' for type_ 
 _STREAM_HEADS = {type_: f'","stream":"{stream.value}"' for type_, stream in _STREAM_OF.items()}
 _TEXT_HEADS = {TYPES[kind]: f'{_STREAM_HEADS[TYPES[kind]]},"payload":' for kind in STREAMS if kind != PROGRESS}
 _HOT_HEADS = [(_HEADS[type_], _TEXT_HEADS.get(type_, "")) for type_ in TYPES]  # by kind
+
+_CREATED_HEAD, _SCHEDULED_HEAD, _STARTED_HEAD = [_HOT_HEADS[kind][0] for kind in (CREATED, SCHEDULED, STARTED)]
+_DIGITS = tuple(["%03d" % number for number in range(1000)])
 
 _STATUS_TEXTS = tuple(status.value for status in STATUSES)
 _FAILURE = ("failure_type", "failure_message", "invocation_info")
@@ -85,8 +88,12 @@ def encode(event: Event) -> str:
 
 def encode_lines(events: Sequence[Event]) -> bytes:
     """Return the lines of a batch, each ended by a newline, in UTF-8: the bytes of `encode`, several times as fast."""
-    # encoded one by one, in warm memory: half the price of a second pass over all of them joined
-    return b"\n".join([*map(str.encode, encode_each(events)), b""])
+    # a slice at a time, whose lines are still in the processor's cache when they are joined and encoded: a fifth faster
+    return b"".join(["\n".join([*encode_each(events[start:start + _SLICE]), ""]).encode()
+                     for start in range(0, len(events), _SLICE)])
+
+
+_SLICE = 512
 
 
 def encode_each(events: Sequence[Event]) -> list[str]:
@@ -107,21 +114,34 @@ def encode_each(events: Sequence[Event]) -> list[str]:
             micros = ns // 1000 - second
             if not 0 <= micros < 1_000_000:
                 micros = ns // 1000 % 1_000_000
-                second, date_and_time = ns // 1000 - micros, utc(ns).isoformat()[:19]
-            time = f"{date_and_time}.{str(micros).zfill(6)}Z"
-        if kind < PROGRESS:
-            append(_lifecycle_line(state, kind, seq, ns, time))  # type: ignore[arg-type]  # only a loss has no state
+                second, date_and_time = ns // 1000 - micros, utc(ns).isoformat()[:19] + "."
+            time = f"{date_and_time}{_DIGITS[micros // 1000]}{_DIGITS[micros % 1000]}Z"
+        if kind >= PROGRESS:
+            if state is not last_state and state is not None:
+                last_state, task_id = state, _quote(state.id)
+            if data.__class__ is str:
+                head, text_head = _HOT_HEADS[kind]
+                append(f'{head}{task_id},"seq":{seq},"time":"{time}{text_head}{_quote(data)}}}')
+            elif kind == LOST:
+                append(_loss_text(time, *data))
+            else:
+                fields = ("", "text", False, 0, *data) if kind == PROGRESS else data
+                append(f'{_HOT_HEADS[kind][0]}{task_id},"seq":{seq},"time":"{time}{_stream_text(TYPES[kind], *fields)}')
             continue
-        if state is not last_state and state is not None:
-            last_state, task_id = state, _quote(state.id)
-        if data.__class__ is str:
-            head, text_head = _HOT_HEADS[kind]
-            append(f'{head}{task_id},"seq":{seq},"time":"{time}{text_head}{_quote(data)}}}')
-        elif kind == LOST:
-            append(_loss_text(time, *data))
+        # each line of the life cycle in one step, from what the task's lines share: a task without output is nothing but these
+        heads, head, created, scheduled, started, rest = state.wire_parts or _shared_parts(state, ns, time)
+        if kind == CREATED:
+            append(f'{_CREATED_HEAD}{head}{seq},"time":"{time}{heads[CREATED]}{created}{rest}{seq}}}}}')
+        elif kind == SCHEDULED:
+            append(f'{_SCHEDULED_HEAD}{head}{seq},"time":"{time}{heads[SCHEDULED]}{scheduled}{rest}{seq}}}}}')
         else:
-            fields = ("", "text", False, 0, *data) if kind == PROGRESS else data
-            append(f'{_HOT_HEADS[kind][0]}{task_id},"seq":{seq},"time":"{time}{_stream_text(TYPES[kind], *fields)}')
+            if not started:
+                started = _note_start(state, ns, time)
+            if kind == STARTED:
+                append(f'{_STARTED_HEAD}{head}{seq},"time":"{time}{heads[STARTED]}{started}{rest}{seq}}}}}')
+            else:
+                append(f'{_HOT_HEADS[kind][0]}{head}{seq},"time":"{time}{heads[kind]}{started}'
+                       f'{_end_text(state, ns, time, rest)}{seq}}}}}')
     return lines
 
 
@@ -160,51 +180,52 @@ def _task_text(task: TaskSnapshot, event_task_id: str) -> str:
     return f'{{{",".join(parts)}}}'
 
 
-def _lifecycle_line(state: TaskState, kind: int, seq: int, ns: int, time: str) -> str:
-    """The line of a life-cycle event of the time ``ns``, which is ``time`` as text.
-
-    What stays the same is encoded once a task, or once for all tasks of a kind, and each line is put together in one step: a
-    task without output is nothing but these lines.
-    """
-    parts = state.wire_parts
-    if parts is None:
-        parts = state.wire_parts = _constant_parts(state, time if ns == state.created_ns else ns_text(state.created_ns))
-    task_id, named, created, rest, started = parts
-    if kind == CREATED:
-        return f'{_HOT_HEADS[0][0]}{task_id},"seq":{seq},"time":"{time}{named[0]}{created}"{rest}{seq}}}}}'
-    if kind == SCHEDULED:
-        return (f'{_HOT_HEADS[1][0]}{task_id},"seq":{seq},"time":"{time}{named[1]}{created}","scheduled_utc":"{created}"'
-                f'{rest}{seq}}}}}')
-    if not started and state.started_ns:
-        started = f',"started_utc":"{time if state.started_ns == ns else ns_text(state.started_ns)}"'
-        state.wire_parts = task_id, named, created, rest, started
-    ended = ""
-    if kind != STARTED:
-        if state.completed_ns:
-            ended = f',"completed_utc":"{time if state.completed_ns == ns else ns_text(state.completed_ns)}"'
-        if state.duration is not None:
-            ended += f',"duration":{_number_text(state.duration)}'
-        if not (state.recorded_message is None and state.recorded_percent is None and state.failure_type is None
-                and state.failure_message is None):
-            rest = _rest(state, ended=True)
-    return (f'{_HOT_HEADS[kind][0]}{task_id},"seq":{seq},"time":"{time}{named[kind]}{created}","scheduled_utc":"{created}"'
-            f'{started}{ended}{rest}{seq}}}}}')
-
-
-def _constant_parts(state: TaskState, created: str) -> tuple[str, tuple[str, ...], str, str, str]:
-    """What the lines of a task share; the last, when it started, is filled in by the line that first tells it."""
-    global _named
-    name, run_id, named = _named
-    if name is not state.name or run_id is not state.run_id:
-        named = tuple([f'","task":{{"name":{_quote(state.name)},"status":"{status}","run_id":{_quote(state.run_id)},'
+def _shared_parts(state: TaskState, ns: int, time: str) -> tuple[tuple[str, ...], str, str, str, str, str]:
+    """What the lines of a task's life cycle share: by kind what stands between the time of the event and that of the task's
+    creation, the task's id, its times as far as a line tells them (when it started is left to `_note_start`), and the rest."""
+    global _alike
+    name, run_id, source, heads, rest = _alike
+    if name is not state.name or run_id is not state.run_id or source is not state.source:
+        heads = tuple([f'","task":{{"name":{_quote(state.name)},"status":"{status}","run_id":{_quote(state.run_id)},'
                        '"created_utc":"' for status in _STATUS_TEXTS])
-        _named = state.name, state.run_id, named
-    return _quote(state.id), named, created, _rest(state), ""
+        rest = _rest(TaskState("", "", "", 0, state.source))
+        _alike = state.name, state.run_id, state.source, heads, rest
+    if state.timeout is not None or state.record_source or state.arguments is not None or state.metadata_json:
+        rest = _rest(state)
+    created = time if ns == state.created_ns else ns_text(state.created_ns)
+    parts = state.wire_parts = (heads, f'{_quote(state.id)},"seq":', f'{created}"', f'{created}","scheduled_utc":"{created}"',
+                                "", rest)
+    return parts
 
 
-_named: tuple[str | None, str | None, tuple[str, ...]] = (None, None, ())
-"""The name and run of the latest task, and what follows from them: most tasks share them with the one before. Replaced as a
+_alike: tuple[str | None, str | None, Source | None, tuple[str, ...], str] = (None, None, None, (), "")
+"""Name, run and source of the latest task, and what follows from them: most tasks share them with the one before. Replaced as a
 whole, so no thread sees half of it."""
+
+
+def _note_start(state: TaskState, ns: int, time: str) -> str:
+    """The times of a task from its start on. A task that never started has no such time."""
+    heads, head, created, scheduled, _, rest = state.wire_parts or _shared_parts(state, ns, time)
+    if not state.started_ns:
+        return scheduled
+    started = f'{scheduled},"started_utc":"{time if ns == state.started_ns else ns_text(state.started_ns)}"'
+    state.wire_parts = heads, head, created, scheduled, started, rest
+    return started
+
+
+def _end_text(state: TaskState, ns: int, time: str, rest: str) -> str:
+    """What only the last line tells, and the rest."""
+    duration = state.duration
+    if ns == state.completed_ns and duration is not None:
+        text = f',"completed_utc":"{time}","duration":{_number_text(duration)}'
+    else:
+        text = f',"completed_utc":"{ns_text(state.completed_ns)}"' if state.completed_ns else ""
+        if duration is not None:
+            text += f',"duration":{_number_text(duration)}'
+    if not (state.recorded_message is None and state.recorded_percent is None and state.failure_type is None
+            and state.failure_message is None):
+        rest = _rest(state, ended=True)
+    return text + rest
 
 
 def _rest(state: TaskState, *, ended: bool = False) -> str:
@@ -242,8 +263,8 @@ def ns_text(ns: int) -> str:
     if text is None:
         if len(_seconds) >= 64:
             _seconds.clear()
-        text = _seconds[second] = utc(ns).isoformat()[:19]
-    return f"{text}.{str(micros).zfill(6)}Z"
+        text = _seconds[second] = utc(ns).isoformat()[:19] + "."
+    return f"{text}{_DIGITS[micros // 1000]}{_DIGITS[micros % 1000]}Z"
 
 
 _seconds: dict[int, str] = {}
