@@ -142,6 +142,7 @@ def encode_each(events: Sequence[Event]) -> list[str]:
             else:
                 append(f'{_HOT_HEADS[kind][0]}{head}{seq},"time":"{time}{heads[kind]}{started}'
                        f'{_end_text(state, ns, time, rest)}{seq}}}}}')
+                state.wire_parts = None  # no more lines: a task that somebody holds on to holds no text of it
     return lines
 
 
