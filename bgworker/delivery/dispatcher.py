@@ -189,10 +189,12 @@ class Dispatcher:
 
     def _run(self) -> None:
         intake = self.intake
+        is_flowing = False  # where something came just now, more is likely to: one wake-up a turn instead of two, and no ring
         while not self._is_finishing:
-            intake.wait(BACKSTOP)
+            if not is_flowing:
+                intake.wait(BACKSTOP)
             intake.gather(GATHER)
-            self._drain()
+            is_flowing = self._drain()
         self._drain()  # what slipped in between the last look and the close
         self._has_drained = True
         try:
@@ -201,17 +203,22 @@ class Dispatcher:
         finally:  # whatever happens, nobody waits for us for ever
             self.closed.set()
 
-    def _drain(self) -> None:
+    def _drain(self) -> bool:
+        """Dispatch what is there; True if there was something."""
+        was_something = False
         try:
-            while len(emitted := self.intake.take()) == MOST_TAKEN:
+            while emitted := self.intake.take():
+                was_something = True
                 self._dispatch(emitted)
-            self._dispatch(emitted)
+                if len(emitted) < MOST_TAKEN:
+                    break
             self.pass_refusals()
             if any([outlet.has_ended for outlet in self._outlets]):
                 self.set_outlets(tuple(outlet for outlet in self._outlets if not outlet.has_ended))
             self.intake.congested = any([outlet.is_crowded for outlet in self._outlets])
         except Exception:  # the thread's boundary: a defect in here must not silence every task after it
             logger.exception("bgworker's dispatcher failed on a batch of events; please report this")
+        return was_something
 
     def _dispatch(self, emitted: Sequence[Emitted]) -> None:
         """Number records and fan them out; where the intake holds a posted action, run it between its neighbours."""
