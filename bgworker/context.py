@@ -15,7 +15,7 @@ from types import CoroutineType, MappingProxyType
 
 from .delivery.intake import Intake
 from .errors import TaskCancelled
-from .records import ERROR, OUTPUT, PROGRESS, STARTED, VERBOSE, WARNING, TaskState
+from .records import ERROR, OUTPUT, PROGRESS, VERBOSE, WARNING, TaskState
 from .text import fit, json_text, text_of
 
 TYPE_CHECKING = False
@@ -48,7 +48,8 @@ class Limits:
 class TaskContext:
     """The inside of a running task, from `current_task()`. Any thread may use it; nothing in it blocks but `sleep`."""
 
-    _deadline: float | None = None
+    deadline: float | None = None
+    """When its time is over, on the monotonic clock."""
     _stop_reason: str | None = None
     _stop_event: threading.Event | None = None
     _on_cancel: Callable[[], object] | None = None
@@ -99,7 +100,7 @@ class TaskContext:
     @property
     def time_remaining(self) -> float | None:
         """Seconds until the task's timeout, at least 0; None without one."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def output(self, value: object) -> None:
         """Emit to the output stream: a `str` as text, any JSON value as JSON, anything else as its ``str()``."""
@@ -171,12 +172,6 @@ class TaskContext:
     def limits(self) -> Limits:
         """What the scheduler allows its tasks to say."""
         return self._limits
-
-    def begin(self, now: float) -> None:
-        """Note the start, at ``now`` on the monotonic clock, and emit it."""
-        if self._state.timeout is not None:
-            self._deadline = now + self._state.timeout
-        self._intake.emit_lifecycle(self._state, STARTED, self._state.started_ns)
 
     @property
     def intake(self) -> Intake:

@@ -237,8 +237,7 @@ class Scheduler(Executor):
                 kwargs: dict[str, Any]) -> Task[T]:
         source = source_of(fn)
         now = time_ns()
-        state = TaskState(new_id(now), options._name or source.name, self._run_id, now)
-        state.source = source
+        state = TaskState(new_id(now), options._name or source.name, self._run_id, now, source)
         if options._is_special:
             options.apply(state, args, kwargs, self._limits.max_payload)
         dispatcher = self._dispatcher

@@ -15,7 +15,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, 
 from .context import Limits, TaskContext, checkpoint, current_task, finished, run_as
 from .errors import PoolDeadlock, TaskCancelled, TaskTimedOut
 from .enums import StreamType, TaskStatus
-from .records import CANCELLED, COMPLETED, CREATED, FAILED, STREAMS, TIMED_OUT, TaskState, event, keep_attributes_in_place
+from .records import CANCELLED, COMPLETED, CREATED, FAILED, STARTED, STREAMS, TIMED_OUT, TaskState, event, keep_attributes_in_place
 from .text import fit, text_of
 
 TYPE_CHECKING = False
@@ -223,19 +223,21 @@ class Task(Future["T"]):
             return False
         state = self._task_state
         self._state = RUNNING
-        context = self._context = TaskContext(state, self._dispatcher.intake, self._limits, self._metadata)
+        intake = self._dispatcher.intake
+        context = self._context = TaskContext(state, intake, self._limits, self._metadata)
         if self._stop_reason is not None:
             context.request_stop(self._stop_reason)
         if self.captures_output:
             context.captures_output = True
-        state.started_ns = time.time_ns()
+        state.started_ns = now = time.time_ns()
         state.status = TaskStatus.RUNNING
         started = time.monotonic_ns()
-        context.begin(started / 1e9)
+        intake.emit_lifecycle(state, STARTED, now)
         deadlines = None
         if state.timeout is not None:
+            context.deadline = started / 1e9 + state.timeout
             deadlines = self._runner.deadlines  # these also at the end: a child that the task forks gets new ones
-            deadlines.watch(self, started / 1e9 + state.timeout)
+            deadlines.watch(self, context.deadline)
         kind, result, error = COMPLETED, None, None
         function, args, kwargs, variables = call
         try:
@@ -298,10 +300,10 @@ class Task(Future["T"]):
         elif cancel_reason is not None:
             state.failure_message = fit(text_of(cancel_reason), self._limits.max_payload)[0]
         state.duration = duration
-        state.completed_ns = time.time_ns()
+        state.completed_ns = now = time.time_ns()
         state.status = _STATUS[kind]
         intake = self._dispatcher.intake if context is None else context.intake
-        intake.emit_lifecycle(state, kind, state.completed_ns)
+        intake.emit_lifecycle(state, kind, now)
         self._result = result
         self._exception = error
 

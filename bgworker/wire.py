@@ -108,7 +108,8 @@ def encode_each(events: Sequence[Event]) -> list[str]:
     last_state, task_id = None, '""'
     last_ns, time = -1, ""  # a task is created and queued in the same moment
     second, date_and_time = -10**18, ""  # the current second, in microseconds and as text: formatting it costs 1 us
-    for state, seq, kind, ns, data in events.records:
+    records: Sequence[Any] = events.records  # Any, because only a loss has no state
+    for state, seq, kind, ns, data in records:
         if ns != last_ns:
             last_ns = ns
             micros = ns // 1000 - second

@@ -84,11 +84,8 @@ class Dispatcher:
         self._lock = threading.Lock()  # guards the start of the thread, the making of the registry, and the reading of a tally
         self._registry: Registry | None = None
         self._thread: threading.Thread | None = None
-
-    @property
-    def has_started(self) -> bool:
-        """True once there is a thread that drains the intake."""
-        return self._thread is not None
+        self.has_started = False
+        """True once there is a thread that drains the intake; no property, because each `submit` asks."""
 
     def start(self) -> None:
         """Start the thread if it does not run yet; never again after `finish`."""
@@ -99,6 +96,7 @@ class Dispatcher:
                 thread = threading.Thread(target=self._run, name=f"{self._name}-dispatcher", daemon=True)
                 thread.start()
                 self._thread = thread
+                self.has_started = True
 
     def start_afresh(self) -> None:
         """In a forked child, which has no thread but its own: empty queues, sinks that open on first use.
@@ -112,6 +110,7 @@ class Dispatcher:
         self.intake = Intake()
         self._lock = threading.Lock()
         self._thread = None
+        self.has_started = False
         self._refused_before = {}
         outlets, self._outlets = self._outlets, ()
         if self._registry is not None:
