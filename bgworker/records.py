@@ -121,6 +121,7 @@ class TaskState:
     recorded_percent: float | None = None
     recorded_message: str | None = None
     tail: deque[Record] | None = None
+    tail_lengths: deque[int] | None = None
     tail_bytes = 0
 
     def __init__(self, id: str, name: str, run_id: str, created_ns: int, source: Source | None = None) -> None:

@@ -241,9 +241,12 @@ class Dispatcher:
     def _number(self, emitted: Sequence[Emitted], records: list[Record], ended: list[TaskState]) -> tuple[int, Chunk]:
         """Number records up to the first posted action; return how many and the chunk for the couriers."""
         append = records.append
-        progress = lifecycle = size = 0
-        kept: dict[TaskState, list[Record]] = {}  # stream records by task; a tail is extended once a batch
-        last, keep = None, append
+        progress = 0
+        kept: dict[TaskState, tuple[list[Record], list[int]]] = {}  # stream records and their bytes by task: a tail is
+        # extended once a batch, and no text is measured twice
+        last = None
+        keep: Callable[[Record], object]
+        weigh: Callable[[int], object]
         is_heard = bool(self._outlets)  # else life-cycle records are only numbered: nobody gets them, no tail keeps them
         count = -1
         for count, (state, kind, ns, data) in enumerate(emitted):
@@ -254,37 +257,31 @@ class Dispatcher:
                 self.intake.late.add()
                 continue
             seq = state.seq = state.seq + 1
-            if kind > PROGRESS:
+            if kind >= PROGRESS:
+                if state is not last:
+                    last, fresh = state, kept.get(state)
+                    if fresh is None:
+                        fresh = kept[state] = [], []
+                    keep, weigh = fresh[0].append, fresh[1].append
                 if data.__class__ is str:
-                    if data.isascii():
-                        length = len(data)
-                        if "\0" in data:
-                            data = sanitise(data)
-                            length *= 4  # it is ASCII no more, and counts as in `cost`
+                    if data.isascii() and "\0" not in data:
+                        weigh(len(data))
                     else:
                         data = sanitise(data)
-                        length = 4 * len(data)
+                        weigh(4 * len(data))  # as in `cost`
+                    record = (state, seq, kind, ns, data)
                 else:
-                    length = len(data[0]) if data[0].isascii() else 4 * len(data[0])
-                size += length
-                append(record := (state, seq, kind, ns, data))
-                if state is not last:
-                    last, keep = state, kept.setdefault(state, []).append
-                keep(record)
-            elif kind == PROGRESS:
-                state.recorded_percent, state.recorded_message = data
-                length = len(data[1]) if data[1].isascii() else 4 * len(data[1])
-                size += length
-                progress += 1
-                append(record := (state, seq, kind, ns, data))
-                if state is not last:
-                    last, keep = state, kept.setdefault(state, []).append
+                    record = (state, seq, kind, ns, data)
+                    weigh(cost(record) - RECORD_COST)
+                    if kind == PROGRESS:
+                        state.recorded_percent, state.recorded_message = data
+                        progress += 1
+                append(record)
                 keep(record)
             else:
                 if kind == CREATED:  # one record for two events: a task is queued as it is made
                     if is_heard:
                         append((state, 1, CREATED, ns, None))
-                        lifecycle += 1
                     state.seq = seq = 2
                     kind = SCHEDULED
                 elif kind >= COMPLETED:
@@ -292,10 +289,11 @@ class Dispatcher:
                     ended.append(state)
                 if is_heard:
                     append((state, seq, kind, ns, None))
-                    lifecycle += 1
-        for state, fresh in kept.items():
-            _keep(state, fresh)
-        streams = len(records) - lifecycle
+        streams = size = 0
+        for state, (fresh_records, lengths) in kept.items():
+            streams += len(lengths)
+            size += sum(lengths)
+            _keep(state, fresh_records, lengths)
         return count + 1, Chunk(records, streams, progress, size + streams * RECORD_COST)
 
     def pass_refusals(self) -> None:
@@ -308,14 +306,21 @@ class Dispatcher:
                     outlet.refuse(kind, reason, news)
 
 
-def _keep(state: TaskState, fresh: list[Record]) -> None:
-    """Extend a task's bounded tail; a quarter of a full one goes at once, so that few calls trim."""
-    tail = state.tail
-    if tail is None:
-        tail = state.tail = deque()
-    del fresh[:-MOST_KEPT]
+def _keep(state: TaskState, fresh: list[Record], lengths: list[int]) -> None:
+    """Extend a task's bounded tail; a quarter of a full one goes at once, so that few calls trim.
+
+    Args:
+        lengths: the bytes of each record's text.
+    """
+    del fresh[:-MOST_KEPT], lengths[:-MOST_KEPT]
+    tail, tail_lengths = state.tail, state.tail_lengths
+    if tail is None or tail_lengths is None:
+        tail, tail_lengths = state.tail, state.tail_lengths = deque(), deque()
     tail.extend(fresh)
-    state.tail_bytes += sum(map(cost, fresh)) + len(fresh) * (TAIL_RECORD_COST - RECORD_COST)
-    if state.tail_bytes > TAIL_BYTES:
-        while len(tail) > 1 and state.tail_bytes > TAIL_BYTES * 3 // 4:
-            state.tail_bytes -= cost(tail.popleft()) - RECORD_COST + TAIL_RECORD_COST
+    tail_lengths.extend(lengths)
+    size = state.tail_bytes + sum(lengths) + len(lengths) * TAIL_RECORD_COST
+    if size > TAIL_BYTES:
+        while len(tail) > 1 and size > TAIL_BYTES * 3 // 4:
+            tail.popleft()
+            size -= tail_lengths.popleft() + TAIL_RECORD_COST
+    state.tail_bytes = size
