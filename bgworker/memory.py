@@ -41,16 +41,13 @@ class Memory:
     def retire(self, ended: list[TaskState]) -> None:
         """Keep tasks that have ended as long as the settings say. The dispatcher's thread, while there is one."""
         with self._lock:
-            now = monotonic()
-            self._finished.extend((now, state) for state in ended)
-            while self._finished and self._is_surplus(now):
-                _, state = self._finished.popleft()
+            now, finished, keep_seconds = monotonic(), self._finished, self._keep_seconds
+            finished.extend([(now, state) for state in ended])
+            surplus = 0 if self._keep_finished is None else len(finished) - self._keep_finished
+            while finished and (surplus > 0 or keep_seconds is not None and now - finished[0][0] > keep_seconds):
+                _, state = finished.popleft()
                 self._states.pop(state.id, None)
-
-    def _is_surplus(self, now: float) -> bool:
-        if self._keep_finished is not None and len(self._finished) > self._keep_finished:
-            return True
-        return self._keep_seconds is not None and now - self._finished[0][0] > self._keep_seconds
+                surplus -= 1
 
     def states(self) -> list[TaskState]:
         """Return all known tasks in the order of their creation."""
