@@ -77,6 +77,7 @@ class Gatherer:
     queue_size = 100
     queue_bytes = 1 << 26
     is_crowded = False
+    has_ended = False
 
     def __init__(self) -> None:
         self.records: list[Any] = []
@@ -169,6 +170,34 @@ def test_refusals_go_to_every_sink_registered_at_the_time_once(still: tuple[Disp
     dispatcher._drain()
     assert first.refused == [(OUTPUT, "intake", 1), (OUTPUT, "intake", 2)]
     assert second.refused == [(OUTPUT, "intake", 2)]
+
+
+# -- when it works, and when it sleeps --
+
+
+def test_it_stays_awake_while_events_flow_and_sleeps_when_they_stop(still: tuple[Dispatcher, Gatherer]) -> None:
+    dispatcher, gatherer = still
+    state, steps = TaskState("1" * 32, "", "", 0), []
+
+    class Scripted(Intake):
+        """Something comes in while it sleeps, and during each of the next three turns; the second time it is to end."""
+
+        __slots__ = ()
+
+        def wait(self, backstop: float) -> None:
+            dispatcher._is_finishing = "wait" in steps
+            steps.append("wait")
+            self.emit(state, OUTPUT, "rings")
+
+        def gather(self, seconds: float) -> None:
+            steps.append("gather")
+            if len(steps) <= 4:
+                self.emit(state, OUTPUT, "flows")
+
+    dispatcher.intake = Scripted()
+    dispatcher._run()
+    assert steps == ["wait", *["gather"] * 4, "wait", "gather"]  # the fourth found nothing
+    assert [record[4] for record in gatherer.records] == ["rings", "flows", "flows", "flows", "rings"]
 
 
 # -- the order that sinks see --
