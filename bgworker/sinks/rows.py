@@ -9,21 +9,23 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sqlite3
+from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
+from itertools import chain
 from operator import itemgetter
 
 from .. import __version__
 from ..events import EventType, LifecycleEvent, LossEvent
 from ..ids import is_own_run
 from ..records import COMPLETED, LOST, PROGRESS, SCHEDULED, STARTED, STATUSES, STREAMS, TYPES, Batch
-from ..schema import STREAM_CODES, this_host
+from ..schema import STREAM_CODES, this_host, transaction
 from ..text import json_text
 from ..wire import ns_text
 from . import statements as sql
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Any, Union
 
@@ -34,11 +36,16 @@ if TYPE_CHECKING:
 
 _CODES = [STREAM_CODES.get(STREAMS.get(kind), -1) for kind in range(len(TYPES))]  # type: ignore[arg-type]
 _STATUS_TEXTS = [status.value for status in STATUSES]
-_STATE, _KIND = itemgetter(0), itemgetter(2)
+_STATE, _KIND, _DATA = itemgetter(0), itemgetter(2), itemgetter(4)
+_SAID = itemgetter(1, 3, 4)
 _SPEECH = frozenset(kind for kind in STREAMS if kind != PROGRESS)
 _KINDS = {type_: kind for kind, type_ in enumerate(TYPES)}
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
+
+
+MOST_KIN = 8
+"""Runs and sources whose usual tasks are put together, each with statements of its own; those of others go one by one."""
 
 
 class Told:
@@ -53,17 +60,24 @@ class Told:
 
 
 class Rows:
-    """The rows of a batch: made by the constructor, put into a file by `store`, within the caller's transaction."""
+    """The rows of a batch: made by the constructor, put into a file by `store`."""
 
     def __init__(self, events: Sequence[Event]) -> None:
         self._tasks = _TaskRows()
         self._streams: Sequence[Record] = ()
         self._losses: list[tuple[Any, ...]] = []
-        self._sort(events.records if isinstance(events, Batch) else list(_records_of(events)))
+        records = events.records if isinstance(events, Batch) else list(_records_of(events))
+        self._sort(records)
         self._speakers: list[Known] = list(dict.fromkeys(map(_STATE, self._streams)))
         # a task that only talks shows that its run lives, which else counts as over once a sink of it was closed
-        self._tasks.runs.update(state.run_id for state in self._speakers
-                                if not isinstance(state, Told) and is_own_run(state.run_id))
+        living = [state for state in self._speakers if not isinstance(state, Told) and is_own_run(state.run_id)]
+        self._tasks.runs.update([state.run_id for state in living])
+        self._speech: tuple[str, int] | None = None
+        """Id and stream, if all that there is was said by one task of this process on one stream, in plain text."""
+        if len(living) == len(self._speakers) == 1 and self._streams is records:
+            kind, *others = set(map(_KIND, records))
+            if not others and set(map(type, map(_DATA, records))) == {str}:
+                self._speech = living[0].id, _CODES[kind]
 
     @property
     def runs(self) -> set[str]:
@@ -71,17 +85,39 @@ class Rows:
         return self._tasks.runs
 
     def store(self, connection: sqlite3.Connection, most_values: int) -> None:
-        """Put the rows into the file; within a transaction, and with at most ``most_values`` parameters a statement."""
-        self._tasks.store(connection, most_values)
-        if self._streams:
-            self._store_streams(connection, self._keys(connection, most_values), most_values)
-        self._tasks.store_progress(connection)
-        if self._losses:
-            connection.executemany(sql.INSERT_LOSS, self._losses)
+        """Put the rows into the file, as one transaction, and with at most ``most_values`` parameters a statement."""
+        if self._speech is not None and self._store_speech(connection, *self._speech, most_values):
+            return
+        with transaction(connection):
+            self._tasks.store(connection, most_values)
+            if self._streams:
+                self._store_streams(connection, self._keys(connection, most_values), most_values)
+            self._tasks.store_progress(connection)
+            if self._losses:
+                connection.executemany(sql.INSERT_LOSS, self._losses)
+
+    def _store_speech(self, connection: sqlite3.Connection, task_id: str, stream: int, most_values: int) -> bool:
+        """Store what one task said on one stream; False, and nothing is stored, if its run or it has to be stored first.
+
+        Usually that is one statement, and so one transaction: beside a busy thread each statement may wait 5 ms for the GIL.
+        """
+        values = list(chain.from_iterable(map(_SAID, self._streams)))
+        is_one = sql.INSERT_SPEECH.is_one_statement(values, most_values)
+        try:
+            with nullcontext() if is_one else transaction(connection):
+                sql.INSERT_SPEECH.run(connection, (task_id, stream), values, most_values)
+        except sqlite3.IntegrityError:
+            return False
+        return True
 
     def _sort(self, records: Sequence[Record]) -> None:
-        if _SPEECH.issuperset(map(_KIND, records)):
+        kinds = set(map(_KIND, records))
+        if _SPEECH.issuperset(kinds):
             self._streams = records  # the usual batch of a task that talks much, in a third of the time
+            return
+        if kinds.isdisjoint(STREAMS) and LOST not in kinds:
+            for state, record in dict(zip(map(_STATE, records), records)).items():  # the usual batch of tasks that do not
+                self._tasks.add(record)
             return
         streams: list[Record] = []
         latest: dict[Any, Record] = {}
@@ -138,8 +174,8 @@ class Rows:
                 extend((key, seq, codes[kind], ns // 1000, data))
             else:
                 wide += (key, seq, codes[kind], ns // 1000, *_wide_values(kind, data))
-        sql.INSERT_STREAMS.run(connection, values, most_values)
-        sql.INSERT_WIDE_STREAMS.run(connection, wide, most_values)
+        sql.INSERT_STREAMS.run(connection, (), values, most_values)
+        sql.INSERT_WIDE_STREAMS.run(connection, (), wide, most_values)
 
 
 def _wide_values(kind: int, data: Any) -> tuple[str, float | None, int | None, int | None]:
@@ -150,20 +186,33 @@ def _wide_values(kind: int, data: Any) -> tuple[str, float | None, int | None, i
     return payload, None, original_bytes if is_truncated else None, 1 if format_ == "json" else None
 
 
+class _Kin:
+    """Usual tasks of one run and one source. Values stand one after the other."""
+
+    __slots__ = ("shared", "waiting", "usual")
+
+    def __init__(self, *shared: str | None) -> None:
+        self.shared = shared  # run, script, hash
+        self.waiting: dict[int, list[Any]] = {}
+        """Id, name, time and number of tasks by kind: CREATED or SCHEDULED."""
+        self.usual: dict[int, list[Any]] = {}
+        """The same, and when they started and ended, and their duration: by kind from STARTED on."""
+
+
 class _TaskRows:
-    """Rows of tasks, and of the runs and scripts that these refer to. Values stand one after the other."""
+    """Rows of tasks, and of the runs and scripts that these refer to."""
 
     def __init__(self) -> None:
         self.runs: set[str] = set()
         self._scripts: dict[str, tuple[str | None, str | None]] = {}
-        self._waiting: list[Any] = []
-        self._usual: list[Any] = []
+        self._kin: dict[tuple[str, Source | None], _Kin] = {}
+        self._second = 0
+        """A whole second, in microseconds since the epoch, from which the times of `_Kin` count."""
         self._full: list[Any] = []
         self._placeholders: list[tuple[str, str]] = []
         self._constants: list[tuple[Any, ...]] = []
         """What completes a placeholder, of the full rows; the others have it all."""
         self._progress: list[tuple[Any, ...]] = []
-        self._source: tuple[Source | None, str | None, str | None] = None, None, None
 
     def add(self, record: Record, progress: Record | None = None) -> None:
         """Add the row of a task as of a life-cycle event, and of progress that may have come after it."""
@@ -191,45 +240,65 @@ class _TaskRows:
             self._add_state(state, 0, STARTED)
 
     def _add_state(self, state: TaskState, seq: int, kind: int, progress: Record | None = None) -> None:
-        created = ns_text(state.created_ns)
-        if state.source is not self._source[0] or state.record_source:
-            self._describe(state)
-        run_id = state.run_id or None
-        if run_id is not None:
-            self.runs.add(run_id)
-        named = state.id, run_id, state.name, created, self._source[1], self._source[2]
-        scheduled = created if kind >= SCHEDULED else None
-        started = ns_text(state.started_ns) if kind >= STARTED and state.started_ns else None
-        completed = duration = None
-        if kind >= COMPLETED:
-            completed = started if state.completed_ns == state.started_ns else ns_text(state.completed_ns)
-            duration = state.duration
-        if (state.timeout is not None or state.arguments is not None or state.metadata_json or progress is not None
-                or kind >= COMPLETED and (state.failure_message is not None or state.failure_type is not None
-                                          or state.recorded_message is not None)):
-            constant = state.timeout, state.arguments, state.metadata_json or None
-            failure: tuple[Any, ...] = None, None, None
-            latest = progress[4] if progress is not None else (None, None)
-            if kind >= COMPLETED:
-                failure = state.failure_type, state.failure_message, state.invocation_info
-                latest = state.recorded_percent, state.recorded_message
-            elif progress is not None:
-                seq = max(seq, progress[1])
-            self._constants.append((*named[1:], *constant, state.id))
-            self._full += (*named, *constant, _STATUS_TEXTS[kind], scheduled, seq, started, completed, duration,
-                           *failure, *latest)
-        elif kind < STARTED:
-            self._waiting += (*named, _STATUS_TEXTS[kind], scheduled, seq)
-        else:
-            self._usual += (*named, _STATUS_TEXTS[kind], scheduled, seq, started, completed, duration)
-
-    def _describe(self, state: TaskState) -> None:
         source = state.source
-        if source is None:
-            self._source = None, None, None
+        kin = self._kin.get((state.run_id, source)) or self._add_kin(state.run_id, source)
+        if source is not None and state.record_source:
+            self._add_script(source.script_hash, source.script_id, source.script_text)
+        if (kin is None or state.timeout is not None or state.arguments is not None or state.metadata_json
+                or progress is not None or kind >= COMPLETED and (
+                    state.failure_message is not None or state.failure_type is not None
+                    or state.recorded_message is not None)):
+            self._add_full(state, seq, kind, progress)
             return
-        self._source = source, source.script_id, source.script_hash
-        self._add_script(source.script_hash, source.script_id, source.script_text if state.record_source else None)
+        created = state.created_ns // 1000
+        if not self._second:
+            self._second = created // 1_000_000 * 1_000_000
+        if kind < STARTED:
+            values = kin.waiting.get(kind)
+            if values is None:
+                values = kin.waiting[kind] = []
+            values += (state.id, state.name, created - self._second, seq)
+            return
+        values = kin.usual.get(kind)
+        if values is None:
+            values = kin.usual[kind] = []
+        started = state.started_ns // 1000 - self._second if state.started_ns else None
+        if kind == STARTED:
+            values += (state.id, state.name, created - self._second, seq, started, None, None)
+        else:
+            values += (state.id, state.name, created - self._second, seq, started,
+                       state.completed_ns // 1000 - self._second, state.duration)
+
+    def _add_kin(self, run_id: str, source: Source | None) -> _Kin | None:
+        if run_id:
+            self.runs.add(run_id)
+        shared: tuple[str | None, str | None] = None, None
+        if source is not None:
+            shared = source.script_id, source.script_hash
+            self._add_script(source.script_hash, source.script_id, None)
+        if len(self._kin) == MOST_KIN:
+            return None
+        kin = self._kin[run_id, source] = _Kin(run_id or None, *shared)
+        return kin
+
+    def _add_full(self, state: TaskState, seq: int, kind: int, progress: Record | None) -> None:
+        source = state.source
+        created = ns_text(state.created_ns)
+        constant = (state.run_id or None, state.name, created, source.script_id if source else None,
+                    source.script_hash if source else None, state.timeout, state.arguments, state.metadata_json or None)
+        completed = duration = None
+        failure: tuple[Any, ...] = None, None, None
+        latest = progress[4] if progress is not None else (None, None)
+        if kind >= COMPLETED:
+            completed, duration = ns_text(state.completed_ns), state.duration
+            failure = state.failure_type, state.failure_message, state.invocation_info
+            latest = state.recorded_percent, state.recorded_message
+        elif progress is not None:
+            seq = max(seq, progress[1])
+        self._constants.append((*constant, state.id))
+        self._full += (state.id, *constant, _STATUS_TEXTS[kind], created if kind >= SCHEDULED else None, seq,
+                       ns_text(state.started_ns) if kind >= STARTED and state.started_ns else None, completed, duration,
+                       *failure, *latest)
 
     def _add_script(self, hash_: str, script_id: str | None, text: str | None) -> None:
         if text is not None or hash_ not in self._scripts:
@@ -259,22 +328,32 @@ class _TaskRows:
         if self.runs:
             own = [run_id for run_id in self.runs if is_own_run(run_id)]
             connection.executemany(sql.INSERT_OWN_RUN, map(_own_run, own))
-            connection.executemany(sql.INSERT_RUN, [(run_id,) for run_id in self.runs.difference(own)])
+            if len(own) < len(self.runs):
+                connection.executemany(sql.INSERT_RUN, [(run_id,) for run_id in self.runs.difference(own)])
         if self._scripts:
             connection.executemany(sql.INSERT_SCRIPT, [(hash_, *rest) for hash_, rest in self._scripts.items()])
-        if self._waiting or self._usual or self._full:
-            sql.INSERT_WAITING_TASKS.run(connection, self._waiting, most_values)
-            sql.INSERT_USUAL_TASKS.run(connection, self._usual, most_values)
-            sql.INSERT_TASKS.run(connection, self._full, most_values)
+        if self._kin or self._full:
+            second = ns_text(self._second * 1000)[:20], self._second
+            for kin in self._kin.values():
+                for kind, values in kin.waiting.items():
+                    sql.INSERT_WAITING_TASKS.run(connection, (*kin.shared, _STATUS_TEXTS[kind], *second), values, most_values)
+                for kind, values in kin.usual.items():
+                    sql.INSERT_USUAL_TASKS.run(connection, (*kin.shared, _STATUS_TEXTS[kind], *second), values, most_values)
+            sql.INSERT_TASKS.run(connection, (), self._full, most_values)
             if connection.execute(sql.IS_ANY_PLACEHOLDER).fetchone()[0]:
                 self._complete_placeholders(connection)
         if self._placeholders:
             connection.executemany(sql.INSERT_PLACEHOLDER, self._placeholders)
 
     def _complete_placeholders(self, connection: sqlite3.Connection) -> None:
-        for values, width in ((self._waiting, 9), (self._usual, 12)):
-            rows = [values[start:start + 6] for start in range(0, len(values), width)]
-            connection.executemany(sql.COMPLETE_PLACEHOLDER, [(*row[1:], None, None, None, row[0]) for row in rows])
+        for kin in self._kin.values():
+            run_id, *script = kin.shared
+            for width, lists in ((4, kin.waiting.values()), (7, kin.usual.values())):
+                for values in lists:
+                    named = zip(values[::width], values[1::width], values[2::width])
+                    connection.executemany(sql.COMPLETE_PLACEHOLDER, [
+                        (run_id, name, ns_text((self._second + created) * 1000), *script, None, None, None, task_id)
+                        for task_id, name, created in named])
         connection.executemany(sql.COMPLETE_PLACEHOLDER, self._constants)
 
     def store_progress(self, connection: sqlite3.Connection) -> None:

@@ -130,7 +130,7 @@ class SqliteSink:
         try:
             rows = Rows(events)
             self._show_presence(rows.runs)
-            with self._locked(), self._database.use() as connection, schema.transaction(connection):
+            with self._locked(), self._database.use() as connection:
                 rows.store(connection, self._most_values)
         except OSError as error:
             raise TemporarySinkError(self._trouble("write to", error, CURABLE)) from error
