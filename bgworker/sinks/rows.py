@@ -45,7 +45,11 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 MOST_KIN = 8
-"""Runs and sources whose usual tasks are put together, each with statements of its own; those of others go one by one."""
+"""Kinds of tasks in a batch that have statements of their own, each as dear as ten tasks; others go the common way."""
+
+_OF_19_DIGITS = 10**18
+"""Nanoseconds from 2001 to 2286; a clock that says something else goes the common way."""
+_NEVER = "-" * 19
 
 
 class Told:
@@ -187,16 +191,45 @@ def _wide_values(kind: int, data: Any) -> tuple[str, float | None, int | None, i
 
 
 class _Kin:
-    """Usual tasks of one run and one source. Values stand one after the other."""
+    """Usual tasks of one run, name and source."""
 
-    __slots__ = ("shared", "waiting", "usual")
+    __slots__ = ("run_id", "name", "source", "has_statement", "texts")
 
-    def __init__(self, *shared: str | None) -> None:
-        self.shared = shared  # run, script, hash
-        self.waiting: dict[int, list[Any]] = {}
-        """Id, name, time and number of tasks by kind: CREATED or SCHEDULED."""
-        self.usual: dict[int, list[Any]] = {}
-        """The same, and when they started and ended, and their duration: by kind from STARTED on."""
+    def __init__(self, run_id: str | None, name: str, source: Source | None, has_statement: bool) -> None:
+        self.run_id = run_id
+        self.name = name
+        self.source = source
+        self.has_statement = has_statement
+        self.texts: dict[int, list[str]] = {}
+        """By kind, as `statements` wants them but for the quote at the end: digits and blanks, nothing to be escaped."""
+
+    @property
+    def shared(self) -> tuple[str | None, ...]:
+        script = (None, None) if self.source is None else (self.source.script_id, self.source.script_hash)
+        return self.run_id or None, self.name, *script
+
+
+def _text_of(state: TaskState, seq: int, kind: int) -> str | None:
+    """Return what `statements` wants to know of a usual task, but for the quote at the end; None for another one."""
+    task_id, created = state.id, state.created_ns
+    if (state.timeout is not None or state.arguments is not None or state.metadata_json or created < _OF_19_DIGITS
+            or len(task_id) != 32):
+        return None
+    if kind < STARTED:
+        return f'"{task_id}{created}{_NEVER} {seq}'
+    started = state.started_ns
+    if started < _OF_19_DIGITS:
+        return None
+    if kind == STARTED:
+        return f'"{task_id}{created}{started} {seq}'
+    completed, duration = state.completed_ns, state.duration
+    if (duration is None or completed < _OF_19_DIGITS or state.failure_message is not None
+            or state.failure_type is not None or state.recorded_message is not None):
+        return None
+    return f'"{task_id}{created}{started}{completed}{int(duration * 1e9 + 0.5)} {seq}'
+
+
+_NOBODY = _Kin(None, "", None, False)
 
 
 class _TaskRows:
@@ -205,9 +238,9 @@ class _TaskRows:
     def __init__(self) -> None:
         self.runs: set[str] = set()
         self._scripts: dict[str, tuple[str | None, str | None]] = {}
-        self._kin: dict[tuple[str, Source | None], _Kin] = {}
+        self._kin: dict[tuple[str, str, Source | None], _Kin] = {}
+        self._latest = _NOBODY
         self._second = 0
-        """A whole second, in microseconds since the epoch, from which the times of `_Kin` count."""
         self._full: list[Any] = []
         self._placeholders: list[tuple[str, str]] = []
         self._constants: list[tuple[Any, ...]] = []
@@ -240,45 +273,30 @@ class _TaskRows:
             self._add_state(state, 0, STARTED)
 
     def _add_state(self, state: TaskState, seq: int, kind: int, progress: Record | None = None) -> None:
-        source = state.source
-        kin = self._kin.get((state.run_id, source)) or self._add_kin(state.run_id, source)
+        source, name, run_id = state.source, state.name, state.run_id
+        kin = self._latest
+        if name is not kin.name or source is not kin.source or run_id is not kin.run_id:
+            kin = self._latest = self._kin_of(run_id, name, source)
         if source is not None and state.record_source:
             self._add_script(source.script_hash, source.script_id, source.script_text)
-        if (kin is None or state.timeout is not None or state.arguments is not None or state.metadata_json
-                or progress is not None or kind >= COMPLETED and (
-                    state.failure_message is not None or state.failure_type is not None
-                    or state.recorded_message is not None)):
+        text = _text_of(state, seq, kind) if progress is None and kin.has_statement else None
+        if text is None:
             self._add_full(state, seq, kind, progress)
             return
-        created = state.created_ns // 1000
-        if not self._second:
-            self._second = created // 1_000_000 * 1_000_000
-        if kind < STARTED:
-            values = kin.waiting.get(kind)
-            if values is None:
-                values = kin.waiting[kind] = []
-            values += (state.id, state.name, created - self._second, seq)
-            return
-        values = kin.usual.get(kind)
-        if values is None:
-            values = kin.usual[kind] = []
-        started = state.started_ns // 1000 - self._second if state.started_ns else None
-        if kind == STARTED:
-            values += (state.id, state.name, created - self._second, seq, started, None, None)
-        else:
-            values += (state.id, state.name, created - self._second, seq, started,
-                       state.completed_ns // 1000 - self._second, state.duration)
+        texts = kin.texts.get(kind)
+        if texts is None:
+            texts = kin.texts[kind] = []
+            self._second = self._second or state.created_ns // 1_000_000_000
+        texts.append(text)
 
-    def _add_kin(self, run_id: str, source: Source | None) -> _Kin | None:
-        if run_id:
-            self.runs.add(run_id)
-        shared: tuple[str | None, str | None] = None, None
-        if source is not None:
-            shared = source.script_id, source.script_hash
-            self._add_script(source.script_hash, source.script_id, None)
-        if len(self._kin) == MOST_KIN:
-            return None
-        kin = self._kin[run_id, source] = _Kin(run_id or None, *shared)
+    def _kin_of(self, run_id: str, name: str, source: Source | None) -> _Kin:
+        kin = self._kin.get((run_id, name, source))
+        if kin is None:
+            kin = self._kin[run_id, name, source] = _Kin(run_id, name, source, len(self._kin) < MOST_KIN)
+            if run_id:
+                self.runs.add(run_id)
+            if source is not None:
+                self._add_script(source.script_hash, source.script_id, None)
         return kin
 
     def _add_full(self, state: TaskState, seq: int, kind: int, progress: Record | None) -> None:
@@ -333,12 +351,12 @@ class _TaskRows:
         if self._scripts:
             connection.executemany(sql.INSERT_SCRIPT, [(hash_, *rest) for hash_, rest in self._scripts.items()])
         if self._kin or self._full:
-            second = ns_text(self._second * 1000)[:20], self._second
+            second = str(self._second), ns_text(self._second * 1_000_000_000)[:20]
             for kin in self._kin.values():
-                for kind, values in kin.waiting.items():
-                    sql.INSERT_WAITING_TASKS.run(connection, (*kin.shared, _STATUS_TEXTS[kind], *second), values, most_values)
-                for kind, values in kin.usual.items():
-                    sql.INSERT_USUAL_TASKS.run(connection, (*kin.shared, _STATUS_TEXTS[kind], *second), values, most_values)
+                for kind, texts in kin.texts.items():
+                    statement = sql.INSERT_OPEN_TASKS if kind <= STARTED else sql.INSERT_ENDED_TASKS
+                    array = '[' + '",'.join(texts) + '"]'
+                    connection.execute(statement, (*kin.shared, _STATUS_TEXTS[kind], *second, array))
             sql.INSERT_TASKS.run(connection, (), self._full, most_values)
             if connection.execute(sql.IS_ANY_PLACEHOLDER).fetchone()[0]:
                 self._complete_placeholders(connection)
@@ -347,13 +365,10 @@ class _TaskRows:
 
     def _complete_placeholders(self, connection: sqlite3.Connection) -> None:
         for kin in self._kin.values():
-            run_id, *script = kin.shared
-            for width, lists in ((4, kin.waiting.values()), (7, kin.usual.values())):
-                for values in lists:
-                    named = zip(values[::width], values[1::width], values[2::width])
-                    connection.executemany(sql.COMPLETE_PLACEHOLDER, [
-                        (run_id, name, ns_text((self._second + created) * 1000), *script, None, None, None, task_id)
-                        for task_id, name, created in named])
+            run_id, name, *script = kin.shared
+            connection.executemany(sql.COMPLETE_PLACEHOLDER, [
+                (run_id, name, ns_text(int(text[33:52])), *script, None, None, None, text[1:33])
+                for texts in kin.texts.values() for text in texts])
         connection.executemany(sql.COMPLETE_PLACEHOLDER, self._constants)
 
     def store_progress(self, connection: sqlite3.Connection) -> None:
