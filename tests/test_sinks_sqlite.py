@@ -424,7 +424,8 @@ def silent_tasks() -> list[TaskState]:
 
 
 @pytest.mark.parametrize("kinds", [[kind] for kind in PLAIN] + [[SCHEDULED, STARTED, COMPLETED]], ids=str)
-def test_tasks_that_say_nothing_have_the_rows_of_their_snapshots_whatever_their_names_and_times(path: str, kinds: list[int]) -> None:
+def test_tasks_that_say_nothing_have_the_rows_of_their_snapshots_whatever_their_names_and_times(
+        path: str, kinds: list[int]) -> None:
     batches = [[(state, kind + 1, kind, state.created_ns, None) for state in silent_tasks()] for kind in kinds]
     expected = store(str(Path(path).with_name("once.db")), *[list(Batch(batch)) for batch in batches])
     assert store(path, *map(Batch, batches)) == expected
@@ -455,12 +456,13 @@ def test_what_one_task_says_is_stored_like_anything_else_and_once(path: str, mak
     assert contents(path) == first
 
 
-def test_who_talks_is_known_again_though_the_task_or_the_run_was_removed_or_closed_meanwhile(path: str, make: Make) -> None:
+def test_who_talks_is_known_again_though_the_task_or_the_run_was_removed_or_closed_meanwhile(
+        path: str, make: Make) -> None:
     sink, state = make(), a_state(run_id=new_run_id(NOW_NS))
     state.started_ns = NOW_NS
     expected = 0
-    for number, damage in enumerate(("SELECT 1", "DELETE FROM runs", "UPDATE runs SET ended_utc = 'then'", "UPDATE runs SET host = NULL",
-                                     "DELETE FROM tasks", "SELECT 1")):
+    for number, damage in enumerate(("SELECT 1", "DELETE FROM runs", "UPDATE runs SET ended_utc = 'then'",
+                                     "UPDATE runs SET host = NULL", "DELETE FROM tasks", "SELECT 1")):
         with sqlite3.connect(path) as connection:
             if number:
                 connection.execute(damage)
@@ -475,7 +477,8 @@ def test_who_talks_is_known_again_though_the_task_or_the_run_was_removed_or_clos
         assert value_of(path, "SELECT count(*) FROM task_streams") == expected
 
 
-def test_what_one_task_says_to_a_file_in_use_is_kept_for_later_and_whole(path: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_one_task_says_to_a_file_in_use_is_refused_for_now_as_a_whole(
+        path: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "BUSY_SECONDS", 0.1)
     sink, state = make(), a_state(run_id=new_run_id(NOW_NS))
     state.started_ns = NOW_NS

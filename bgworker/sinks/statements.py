@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 CHUNKS: tuple[int, ...] = tuple(1 << power for power in range(10, -1, -1))
-"""Rows per statement: 8,192 are stored faster beside a busy task, but keep the GIL from it for 3 ms at a time, which slows it by
-a fifth rather than a twelfth. Few sizes, so that SQLite compiles few statements; a rest that fills two thirds of one is padded
-with its last row, which changes nothing."""
+"""Rows per statement. Of 8,192 go in twice as many a second beside a busy task, but keep the GIL from it for 3 ms at a time,
+which slows it by a fifth rather than a twelfth. Few sizes, so that SQLite compiles few statements; a rest that fills two
+thirds of one is padded with its last row, which changes nothing."""
 
 
 class ManyRows:
@@ -29,7 +29,7 @@ class ManyRows:
     Args:
         head, tail: what stands before and after the rows.
         width: values of a row: ``column1``, ``column2`` ... in the head.
-        shared: values of all rows together: ``?1``, ``?2`` ... in the head, which mentions all of them.
+        shared: values of all rows together, parameters in the head.
     """
 
     def __init__(self, head: str, width: int, tail: str = "", shared: int = 0) -> None:
@@ -72,8 +72,8 @@ INSERT_WIDE_STREAMS = ManyRows("INSERT OR IGNORE INTO stream_rows (task, seq, st
                                "original_bytes, is_json) ", 8)
 INSERT_SPEECH = ManyRows(
     "INSERT INTO stream_rows (task, seq, stream, created_us, payload) SELECT "
-    "(SELECT key FROM tasks JOIN runs USING (run_id) WHERE id = ?1 AND ended_utc IS NULL AND host IS NOT NULL), "
-    "column1, ?2, column2 / 1000, column3 FROM (SELECT * FROM (", 3, ") LIMIT -1) WHERE true ON CONFLICT DO NOTHING", 2)
+    "(SELECT key FROM tasks JOIN runs USING (run_id) WHERE id = ? AND ended_utc IS NULL AND host IS NOT NULL), "
+    "column1, ?, column2 / 1000, column3 FROM (SELECT * FROM (", 3, ") LIMIT -1) WHERE true ON CONFLICT DO NOTHING", 2)
 """Texts of one task on one stream: id and stream; number, nanoseconds and text of each. Fails if the file does not know
 the task, or its run as one that lives: no look beforehand has to tell, and one statement may be the whole transaction.
 The LIMIT keeps SQLite from compiling the SELECT once a row (seen in 3.40: 160 ms for 8,192)."""
@@ -94,11 +94,12 @@ def _advance(varying: Sequence[str], progress: Sequence[str] = ()) -> str:
 def _time(start: int) -> str:
     """The text of a time whose nanoseconds begin at a character of ``value``; NULL for what is no number.
 
-    Most tasks of a batch begin and end in one second, whose number and text are ``?6`` and ``?7``; to let SQLite take other
+    Most tasks of a batch begin and end in one second, whose number and text are given; to let SQLite take other
     times apart costs it 0.8 us each.
     """
     second, rest = f"substr(value, {start}, 10)", f"substr(value, {start + 10}, 6) || 'Z'"
-    return f"CASE {second} WHEN ?6 THEN ?7 ELSE strftime('%Y-%m-%dT%H:%M:%S.', {second}, 'unixepoch') END || {rest}"
+    return (f"CASE {second} WHEN :second THEN :second_text "
+            f"ELSE strftime('%Y-%m-%dT%H:%M:%S.', {second}, 'unixepoch') END || {rest}")
 
 
 _NAMED = ("id", "run_id", "name", "created_utc", "script_id", "script_hash")
@@ -111,15 +112,15 @@ _NUMBER = "substr(value, instr(value, ' ') + 1)"
 
 
 def _from_texts(columns: Sequence[str], *values: str) -> str:
-    """Tasks that share run, name, script, hash and status, ``?1`` to ``?5``, from a JSON array of a text for each.
+    """Tasks that share run, name, script, hash and status, from a JSON array of a text for each.
 
     The text is the id, then in nanoseconds the time of its creation, of its start, and what ``values`` say, a blank, and the
     number. Beside one text for all, binding twelve values a row takes Python three times as long, and SQLite compiles
     2.5 us for a row of a statement. The LIMIT keeps it from making the text of created_utc twice.
     """
-    return (f"INSERT INTO tasks ({', '.join((*_NAMED, *columns))}) SELECT substr(value, 1, 32), ?1, ?2, created, ?3, ?4, ?5, "
-            f"CASE ?5 WHEN 'created' THEN NULL ELSE created END, {_NUMBER}, {', '.join(values)} FROM "
-            f"(SELECT value, {_time(33)} AS created FROM json_each(?8) LIMIT -1) WHERE true{_advance(columns)}")
+    return (f"INSERT INTO tasks ({', '.join((*_NAMED, *columns))}) SELECT substr(value, 1, 32), :run, :name, created, "
+            f":script_id, :script_hash, :status, CASE :status WHEN 'created' THEN NULL ELSE created END, {_NUMBER}, "
+            f"{', '.join(values)} FROM (SELECT value, {_time(33)} AS created FROM json_each(:texts) LIMIT -1) WHERE true{_advance(columns)}")
 
 
 INSERT_OPEN_TASKS = _from_texts((*_WAITING, "started_utc"), _time(52))

@@ -61,9 +61,9 @@ class _Kin:
         """By kind, as `statements` wants them but for the quote at the end: digits and blanks, nothing to be escaped."""
 
     @property
-    def shared(self) -> tuple[str | None, ...]:
-        script = (None, None) if self.source is None else (self.source.script_id, self.source.script_hash)
-        return self.run_id or None, self.name, *script
+    def script(self) -> tuple[str | None, str | None]:
+        """Its id and hash."""
+        return (None, None) if self.source is None else (self.source.script_id, self.source.script_hash)
 
 
 def _text_of(state: TaskState, seq: int, kind: int) -> str | None:
@@ -212,23 +212,26 @@ class TaskRows:
         if self._scripts:
             connection.executemany(sql.INSERT_SCRIPT, [(hash_, *rest) for hash_, rest in self._scripts.items()])
         if self._kin or self._full:
-            second = str(self._second), ns_text(self._second * 1_000_000_000)[:20]
             for kin in self._kin.values():
-                for kind, texts in kin.texts.items():
-                    statement = sql.INSERT_OPEN_TASKS if kind <= STARTED else sql.INSERT_ENDED_TASKS
-                    array = '[' + '",'.join(texts) + '"]'
-                    connection.execute(statement, (*kin.shared, _STATUS_TEXTS[kind], *second, array))
+                self._store_kin(connection, kin)
             sql.INSERT_TASKS.run(connection, (), self._full, most_values)
             if connection.execute(sql.IS_ANY_PLACEHOLDER).fetchone()[0]:
                 self._complete_placeholders(connection)
         if self._placeholders:
             connection.executemany(sql.INSERT_PLACEHOLDER, self._placeholders)
 
+    def _store_kin(self, connection: sqlite3.Connection, kin: _Kin) -> None:
+        script_id, script_hash = kin.script
+        shared = {"run": kin.run_id or None, "name": kin.name, "script_id": script_id, "script_hash": script_hash,
+                  "second": str(self._second), "second_text": ns_text(self._second * 1_000_000_000)[:20]}
+        for kind, texts in kin.texts.items():
+            connection.execute(sql.INSERT_OPEN_TASKS if kind <= STARTED else sql.INSERT_ENDED_TASKS,
+                               {**shared, "status": _STATUS_TEXTS[kind], "texts": f"""[{'",'.join(texts)}"]"""})
+
     def _complete_placeholders(self, connection: sqlite3.Connection) -> None:
         for kin in self._kin.values():
-            run_id, name, *script = kin.shared
             connection.executemany(sql.COMPLETE_PLACEHOLDER, [
-                (run_id, name, ns_text(int(text[33:52])), *script, None, None, None, text[1:33])
+                (kin.run_id or None, kin.name, ns_text(int(text[33:52])), *kin.script, None, None, None, text[1:33])
                 for texts in kin.texts.values() for text in texts])
         connection.executemany(sql.COMPLETE_PLACEHOLDER, self._constants)
 
