@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 CHUNKS: tuple[int, ...] = tuple(1 << power for power in range(10, -1, -1))
-"""Rows per statement. Of 8,192 go in twice as many a second beside a busy task, but keep the GIL from it for 3 ms at a time,
-which slows it by a fifth rather than a twelfth. Few sizes, so that SQLite compiles few statements; a rest that fills two
+"""Rows per statement. Of 8,192 twice as many go in per second beside a busy task, but keep the GIL from it for 3 ms at a
+time, which slows it by a fifth rather than a twelfth. Few sizes, so that SQLite compiles few statements; a rest that fills two
 thirds of one is padded with its last row, which changes nothing."""
+FEW = 128
+"""Rows up to which they are padded to one statement: a second one may wait for the GIL."""
 
 
 class ManyRows:
@@ -57,7 +59,8 @@ class ManyRows:
         return rows <= self._size(rows, most_values)
 
     def _size(self, left: int, most_values: int) -> int:
-        most = min(left * 3 // 2, (most_values - self._shared) // self._width)
+        padded = 2 * left - 1 if left <= FEW else left * 3 // 2
+        most = min(padded, (most_values - self._shared) // self._width)
         return max(size for size in CHUNKS if size <= most)
 
     def _text(self, size: int) -> str:
