@@ -400,6 +400,101 @@ def test_what_is_delivered_again_later_changes_nothing(batches: list[list[Record
     assert _stored(*[list(Batch(batch)) for batch in batches + again]) == expected
 
 
+# -- the common batch takes a shorter way to the same rows --
+
+PLAIN = (CREATED, SCHEDULED, STARTED, COMPLETED, FAILED, CANCELLED, TIMED_OUT)
+
+
+def silent_tasks() -> list[TaskState]:
+    """Tasks without anything beside: of many names and two runs, begun and ended at all sorts of times."""
+    times = [(NOW_NS, 1, 10**6 + 2), (NOW_NS + 999_999_000, 7_000, 123_456_789_012), (5, 10**9, 10**10), (NOW_NS, 0, 10**9),
+             (NOW_NS - 10**18, 10**17, 86_400 * 10**9), (NOW_NS + 876_543_999, 10**8, 10**8)]
+    states = []
+    for number in range(60):
+        created, wait, run = times[number % len(times)]
+        state = a_state(f"{number:032x}", run_id="bc"[number % 2] * 32)
+        state.name = ("load", f'"{number % 11}\u20ac"')[number % 5 > 2]
+        state.created_ns, state.completed_ns, state.duration = created, created + wait + run, run / 1e9
+        if wait:
+            state.started_ns = created + wait
+        else:
+            state.duration = None  # cancelled before it ran
+        states.append(state)
+    return states
+
+
+@pytest.mark.parametrize("kinds", [[kind] for kind in PLAIN] + [[SCHEDULED, STARTED, COMPLETED]], ids=str)
+def test_tasks_that_say_nothing_have_the_rows_of_their_snapshots_whatever_their_names_and_times(
+        path: str, kinds: list[int]) -> None:
+    batches = [[(state, kind + 1, kind, state.created_ns, None) for state in silent_tasks()] for kind in kinds]
+    expected = store(str(Path(path).with_name("once.db")), *[list(Batch(batch)) for batch in batches])
+    assert store(path, *map(Batch, batches)) == expected
+    assert len(expected["tasks"]) == 60
+    together = [record for batch in batches for record in batch]
+    assert store(str(Path(path).with_name("together.db")), Batch(together)) == expected
+
+
+def said(state: TaskState, numbers: range, kind: int = OUTPUT) -> Batch:
+    return Batch([(state, seq, kind, NOW_NS + seq * 1000, f"{seq}: \u20ac\U0001f600'\"" * (seq % 3)) for seq in numbers])
+
+
+@pytest.mark.parametrize("count", [1, 40, 3000])
+def test_what_one_task_says_is_stored_like_anything_else_and_once(path: str, make: Make, count: int) -> None:
+    sink, state = make(), a_state(run_id=new_run_id(NOW_NS))
+    state.started_ns = NOW_NS
+    speech = said(state, range(4, 4 + count), ERROR)
+    expected = store(str(Path(path).with_name("once.db")), list(speech))["task_streams"]
+    sink.write(speech)  # nothing is known of the task
+    first = contents(path)
+    assert first["task_streams"] == expected and len(first["tasks"]) == len(first["runs"]) == 1
+    sink.write(speech)  # all is
+    assert contents(path) == first
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM stream_rows")
+    connection.close()
+    sink.write(speech)
+    assert contents(path) == first
+
+
+def test_who_talks_is_known_again_though_the_task_or_the_run_was_removed_or_closed_meanwhile(
+        path: str, make: Make) -> None:
+    sink, state = make(), a_state(run_id=new_run_id(NOW_NS))
+    state.started_ns = NOW_NS
+    expected = 0
+    for number, damage in enumerate(("SELECT 1", "DELETE FROM runs", "UPDATE runs SET ended_utc = 'then'",
+                                     "UPDATE runs SET host = NULL", "DELETE FROM tasks", "SELECT 1")):
+        with sqlite3.connect(path) as connection:
+            if number:
+                connection.execute(damage)
+                if "tasks" in damage:
+                    connection.execute("DELETE FROM stream_rows")
+                    expected = 0
+        connection.close()
+        sink.write(said(state, range(number * 2 + 4, number * 2 + 6)))
+        expected += 2
+        assert query(path, "SELECT host, pid, ended_utc FROM runs") == [(platform.node(), os.getpid(), None)]
+        assert query(path, "SELECT id, status, run_id FROM tasks") == [(state.id, "running", state.run_id)]
+        assert value_of(path, "SELECT count(*) FROM task_streams") == expected
+
+
+def test_what_one_task_says_to_a_file_in_use_is_refused_for_now_as_a_whole(
+        path: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "BUSY_SECONDS", 0.1)
+    sink, state = make(), a_state(run_id=new_run_id(NOW_NS))
+    state.started_ns = NOW_NS
+    sink.write(said(state, range(4, 6)))
+    stranger = sqlite3.connect(path, isolation_level=None)
+    stranger.execute("BEGIN IMMEDIATE")
+    for numbers in (range(6, 7), range(6, 3000)):
+        with pytest.raises(TemporarySinkError, match="is locked"):
+            sink.write(said(state, numbers))
+    stranger.execute("ROLLBACK")
+    stranger.close()
+    assert value_of(path, "SELECT count(*) FROM task_streams") == 2
+    sink.write(said(state, range(6, 3000)))
+    assert value_of(path, "SELECT count(*) FROM task_streams") == 2996
+
+
 # -- runs --
 
 

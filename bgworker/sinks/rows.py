@@ -7,63 +7,48 @@ row never goes back to an earlier event, losses are known by all that they say.
 from __future__ import annotations
 
 import json
-import os
-import platform
-from datetime import datetime, timedelta, timezone
+import sqlite3
+from contextlib import nullcontext
 from operator import itemgetter
 
-from .. import __version__
 from ..events import EventType, LifecycleEvent, LossEvent
 from ..ids import is_own_run
-from ..records import COMPLETED, LOST, PROGRESS, SCHEDULED, STARTED, STATUSES, STREAMS, TYPES, Batch
-from ..schema import STREAM_CODES, this_host
+from ..records import LOST, PROGRESS, STREAMS, TYPES, Batch
+from ..schema import STREAM_CODES, transaction
 from ..text import json_text
 from ..wire import ns_text
 from . import statements as sql
+from .taskrows import TaskRows, Told, ns_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterable, Iterator, Sequence
-    from typing import Any, Union
+    from typing import Any
 
-    from ..events import Event, StreamEvent, TaskSnapshot
-    from ..records import Record, Source, TaskState
-
-    Known = Union[TaskState, "Told"]
+    from ..events import Event, StreamEvent
+    from ..records import Record, TaskState
+    from .taskrows import Known
 
 _CODES = [STREAM_CODES.get(STREAMS.get(kind), -1) for kind in range(len(TYPES))]  # type: ignore[arg-type]
-_STATUS_TEXTS = [status.value for status in STATUSES]
 _STATE, _KIND = itemgetter(0), itemgetter(2)
 _SPEECH = frozenset(kind for kind in STREAMS if kind != PROGRESS)
 _KINDS = {type_: kind for kind, type_ in enumerate(TYPES)}
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-class Told:
-    """Stands for the `TaskState` of a task of which only DTOs are known; of those the latest snapshot counts."""
-
-    __slots__ = ("id", "snapshot", "first_ns")
-
-    def __init__(self, id: str, first_ns: int) -> None:
-        self.id = id
-        self.snapshot: TaskSnapshot | None = None
-        self.first_ns = first_ns  # of its first event here
 
 
 class Rows:
-    """The rows of a batch: made by the constructor, put into a file by `store`, within the caller's transaction."""
+    """The rows of a batch: made by the constructor, put into a file by `store`."""
 
     def __init__(self, events: Sequence[Event]) -> None:
-        self._tasks = _TaskRows()
+        self._records = events.records if isinstance(events, Batch) else list(_records_of(events))
+        self._tasks = TaskRows()
         self._streams: Sequence[Record] = ()
+        self._speakers: list[Known] = []
         self._losses: list[tuple[Any, ...]] = []
-        self._sort(events.records if isinstance(events, Batch) else list(_records_of(events)))
-        self._speakers: list[Known] = list(dict.fromkeys(map(_STATE, self._streams)))
-        # a task that only talks shows that its run lives, which else counts as over once a sink of it was closed
-        self._tasks.runs.update(state.run_id for state in self._speakers
-                                if not isinstance(state, Told) and is_own_run(state.run_id))
+        self._speech = _speech_of(self._records)
+        if self._speech is None:
+            self._sort()
+        else:
+            self._tasks.runs.add(self._speech[0].run_id)
 
     @property
     def runs(self) -> set[str]:
@@ -71,17 +56,34 @@ class Rows:
         return self._tasks.runs
 
     def store(self, connection: sqlite3.Connection, most_values: int) -> None:
-        """Put the rows into the file; within a transaction, and with at most ``most_values`` parameters a statement."""
-        self._tasks.store(connection, most_values)
-        if self._streams:
-            self._store_streams(connection, self._keys(connection, most_values), most_values)
-        self._tasks.store_progress(connection)
-        if self._losses:
-            connection.executemany(sql.INSERT_LOSS, self._losses)
+        """Put the rows into the file, as one transaction, and with at most ``most_values`` parameters a statement."""
+        if self._speech is not None:
+            if _store_speech(connection, *self._speech, most_values):
+                return
+            self._sort()
+        with transaction(connection):
+            self._tasks.store(connection, most_values)
+            if self._streams:
+                self._store_streams(connection, self._keys(connection, most_values), most_values)
+            self._tasks.store_progress(connection)
+            if self._losses:
+                connection.executemany(sql.INSERT_LOSS, self._losses)
 
-    def _sort(self, records: Sequence[Record]) -> None:
-        if _SPEECH.issuperset(map(_KIND, records)):
-            self._streams = records  # the usual batch of a task that talks much, in a third of the time
+    def _sort(self) -> None:
+        self._sort_by_kind(self._records)
+        self._speakers = list(dict.fromkeys(map(_STATE, self._streams)))
+        # a task that only talks shows that its run lives, which else counts as over once a sink of it was closed
+        self._tasks.runs.update(state.run_id for state in self._speakers
+                                if not isinstance(state, Told) and is_own_run(state.run_id))
+
+    def _sort_by_kind(self, records: Sequence[Record]) -> None:
+        kinds = set(map(_KIND, records))
+        if _SPEECH.issuperset(kinds):
+            self._streams = records  # the usual batch of tasks that talk much, in a third of the time
+            return
+        if kinds.isdisjoint(STREAMS) and LOST not in kinds:  # and of those that do not
+            for record in dict(zip(map(_STATE, records), records)).values():
+                self._tasks.add(record)
             return
         streams: list[Record] = []
         latest: dict[Any, Record] = {}
@@ -110,7 +112,7 @@ class Rows:
         """
         keys = self._find_keys(connection)
         if len(keys) < len(self._speakers):
-            unknown = _TaskRows()
+            unknown = TaskRows()
             for state in self._speakers:
                 if state not in keys:
                     unknown.add_unknown(state)
@@ -138,8 +140,37 @@ class Rows:
                 extend((key, seq, codes[kind], ns // 1000, data))
             else:
                 wide += (key, seq, codes[kind], ns // 1000, *_wide_values(kind, data))
-        sql.INSERT_STREAMS.run(connection, values, most_values)
-        sql.INSERT_WIDE_STREAMS.run(connection, wide, most_values)
+        sql.INSERT_STREAMS.run(connection, (), values, most_values)
+        sql.INSERT_WIDE_STREAMS.run(connection, (), wide, most_values)
+
+
+def _speech_of(records: Sequence[Record]) -> tuple[TaskState, int, list[Any]] | None:
+    """Return task, stream and values of a batch that one task of this process said on one stream, in plain text."""
+    speaker, _, spoken, _, _ = records[0] if records else (None, 0, LOST, 0, None)
+    if spoken not in _SPEECH or speaker is None or isinstance(speaker, Told) or not is_own_run(speaker.run_id):
+        return None
+    values: list[Any] = []
+    extend = values.extend
+    for state, seq, kind, ns, data in records:
+        if state is not speaker or kind != spoken or data.__class__ is not str:
+            return None
+        extend((seq, ns, data))
+    return speaker, _CODES[spoken], values
+
+
+def _store_speech(connection: sqlite3.Connection, speaker: TaskState, stream: int, values: list[Any],
+                  most_values: int) -> bool:
+    """Store what one task said on one stream; False, and nothing is stored, if its run or it has to be stored first.
+
+    Usually that is one statement, and so one transaction: beside a busy thread each statement may wait 5 ms for the GIL.
+    """
+    is_one = sql.INSERT_SPEECH.is_one_statement(values, most_values)
+    try:
+        with nullcontext() if is_one else transaction(connection):
+            sql.INSERT_SPEECH.run(connection, (speaker.id, stream), values, most_values)
+    except sqlite3.IntegrityError:
+        return False
+    return True
 
 
 def _wide_values(kind: int, data: Any) -> tuple[str, float | None, int | None, int | None]:
@@ -150,149 +181,11 @@ def _wide_values(kind: int, data: Any) -> tuple[str, float | None, int | None, i
     return payload, None, original_bytes if is_truncated else None, 1 if format_ == "json" else None
 
 
-class _TaskRows:
-    """Rows of tasks, and of the runs and scripts that these refer to. Values stand one after the other."""
-
-    def __init__(self) -> None:
-        self.runs: set[str] = set()
-        self._scripts: dict[str, tuple[str | None, str | None]] = {}
-        self._waiting: list[Any] = []
-        self._usual: list[Any] = []
-        self._full: list[Any] = []
-        self._placeholders: list[tuple[str, str]] = []
-        self._constants: list[tuple[Any, ...]] = []
-        """What completes a placeholder, of the full rows; the others have it all."""
-        self._progress: list[tuple[Any, ...]] = []
-        self._source: tuple[Source | None, str | None, str | None] = None, None, None
-
-    def add(self, record: Record, progress: Record | None = None) -> None:
-        """Add the row of a task as of a life-cycle event, and of progress that may have come after it."""
-        state: Any = record[0]
-        _, seq, kind, ns, _ = record
-        if isinstance(state, Told):
-            assert state.snapshot is not None
-            self._add_snapshot(state.snapshot, seq, kind, ns, progress)
-        else:
-            self._add_state(state, seq, kind, progress)
-
-    def add_progress(self, record: Record) -> None:
-        """Add the row of a task of which only progress is told."""
-        state: Any = record[0]
-        if isinstance(state, Told):
-            self._progress.append((*record[4], record[1], state.id, record[1]))
-        else:
-            self._add_state(state, record[1], STARTED, record)
-
-    def add_unknown(self, state: Known) -> None:
-        """Add the row of a task that the file does not know, though it says something."""
-        if isinstance(state, Told):
-            self._placeholders.append((state.id, ns_text(state.first_ns)))
-        else:
-            self._add_state(state, 0, STARTED)
-
-    def _add_state(self, state: TaskState, seq: int, kind: int, progress: Record | None = None) -> None:
-        created = ns_text(state.created_ns)
-        if state.source is not self._source[0] or state.record_source:
-            self._describe(state)
-        run_id = state.run_id or None
-        if run_id is not None:
-            self.runs.add(run_id)
-        named = state.id, run_id, state.name, created, self._source[1], self._source[2]
-        scheduled = created if kind >= SCHEDULED else None
-        started = ns_text(state.started_ns) if kind >= STARTED and state.started_ns else None
-        completed = duration = None
-        if kind >= COMPLETED:
-            completed = started if state.completed_ns == state.started_ns else ns_text(state.completed_ns)
-            duration = state.duration
-        if (state.timeout is not None or state.arguments is not None or state.metadata_json or progress is not None
-                or kind >= COMPLETED and (state.failure_message is not None or state.failure_type is not None
-                                          or state.recorded_message is not None)):
-            constant = state.timeout, state.arguments, state.metadata_json or None
-            failure: tuple[Any, ...] = None, None, None
-            latest = progress[4] if progress is not None else (None, None)
-            if kind >= COMPLETED:
-                failure = state.failure_type, state.failure_message, state.invocation_info
-                latest = state.recorded_percent, state.recorded_message
-            elif progress is not None:
-                seq = max(seq, progress[1])
-            self._constants.append((*named[1:], *constant, state.id))
-            self._full += (*named, *constant, _STATUS_TEXTS[kind], scheduled, seq, started, completed, duration,
-                           *failure, *latest)
-        elif kind < STARTED:
-            self._waiting += (*named, _STATUS_TEXTS[kind], scheduled, seq)
-        else:
-            self._usual += (*named, _STATUS_TEXTS[kind], scheduled, seq, started, completed, duration)
-
-    def _describe(self, state: TaskState) -> None:
-        source = state.source
-        if source is None:
-            self._source = None, None, None
-            return
-        self._source = source, source.script_id, source.script_hash
-        self._add_script(source.script_hash, source.script_id, source.script_text if state.record_source else None)
-
-    def _add_script(self, hash_: str, script_id: str | None, text: str | None) -> None:
-        if text is not None or hash_ not in self._scripts:
-            self._scripts[hash_] = script_id, text
-
-    def _add_snapshot(self, task: TaskSnapshot, seq: int, kind: int, ns: int, progress: Record | None) -> None:
-        if task.run_id:
-            self.runs.add(task.run_id)
-        if task.script_hash:
-            self._add_script(task.script_hash, task.script_id, task.script_text)
-        completed = _time_text(task.completed_utc)
-        if completed is None and kind >= COMPLETED:
-            completed = ns_text(ns)
-        percent, message = task.last_progress_percent, task.last_progress_message
-        if progress is not None and kind < COMPLETED:
-            (percent, message), seq = progress[4], max(seq, progress[1])
-        constant = (task.task_id, task.run_id or None, task.name, _time_text(task.created_utc), task.script_id,
-                    task.script_hash or None, task.timeout, task.arguments,
-                    json_text(dict(task.metadata)) if task.metadata else None)
-        self._constants.append((*constant[1:], task.task_id))
-        self._full += (*constant, task.status.value, _time_text(task.scheduled_utc), seq, _time_text(task.started_utc),
-                       completed, task.duration, task.failure_type, task.failure_message, task.invocation_info,
-                       percent, "" if message is None and percent is not None else message)
-
-    def store(self, connection: sqlite3.Connection, most_values: int) -> None:
-        """Put the rows into the file, but for the progress of tasks of which nothing else was told."""
-        if self.runs:
-            own = [run_id for run_id in self.runs if is_own_run(run_id)]
-            connection.executemany(sql.INSERT_OWN_RUN, map(_own_run, own))
-            connection.executemany(sql.INSERT_RUN, [(run_id,) for run_id in self.runs.difference(own)])
-        if self._scripts:
-            connection.executemany(sql.INSERT_SCRIPT, [(hash_, *rest) for hash_, rest in self._scripts.items()])
-        if self._waiting or self._usual or self._full:
-            sql.INSERT_WAITING_TASKS.run(connection, self._waiting, most_values)
-            sql.INSERT_USUAL_TASKS.run(connection, self._usual, most_values)
-            sql.INSERT_TASKS.run(connection, self._full, most_values)
-            if connection.execute(sql.IS_ANY_PLACEHOLDER).fetchone()[0]:
-                self._complete_placeholders(connection)
-        if self._placeholders:
-            connection.executemany(sql.INSERT_PLACEHOLDER, self._placeholders)
-
-    def _complete_placeholders(self, connection: sqlite3.Connection) -> None:
-        for values, width in ((self._waiting, 9), (self._usual, 12)):
-            rows = [values[start:start + 6] for start in range(0, len(values), width)]
-            connection.executemany(sql.COMPLETE_PLACEHOLDER, [(*row[1:], None, None, None, row[0]) for row in rows])
-        connection.executemany(sql.COMPLETE_PLACEHOLDER, self._constants)
-
-    def store_progress(self, connection: sqlite3.Connection) -> None:
-        """Let tasks, which the file knows by now, advance to the progress that was told of them alone."""
-        if self._progress:
-            connection.executemany(sql.ADVANCE_PROGRESS, self._progress)
-
-
-def _own_run(run_id: str) -> tuple[Any, ...]:
-    started = ns_text(int(run_id[:12], 16) * 1_000_000)  # an id begins with its time
-    return run_id, this_host(), os.getpid(), started, platform.python_version(), __version__
-
-
 def _records_of(events: Iterable[Event]) -> Iterator[Record]:
     """Return DTOs as the records that they could have been built from."""
     tasks: dict[str, Told] = {}
     for event in events:
-        ns = (event.created_utc - _EPOCH) // _MICROSECOND * 1000
+        ns = ns_of(event.created_utc)
         kind = _KINDS[EventType(event.type)]
         if isinstance(event, LossEvent):
             yield None, 0, LOST, ns, (event.sink, event.reason, event.count, event.by_type)
@@ -312,7 +205,3 @@ def _data_of(event: LifecycleEvent | StreamEvent, task: Told, kind: int) -> Any:
     if event.format == "text" and not event.truncated:
         return event.payload
     return event.payload, event.format, event.truncated, event.original_bytes
-
-
-def _time_text(time: datetime | None) -> str | None:
-    return None if time is None else ns_text((time - _EPOCH) // _MICROSECOND * 1000)

@@ -2,9 +2,10 @@
 
 Rows go in by hundreds and thousands per statement. Python's module gives up the GIL at every step of a statement;
 beside one CPU-bound thread getting it back may take 5 ms, so that `executemany`, which steps once a row, falls to
-2,000 rows/s where
-4,096 rows a statement keep 100,000 to 250,000. And each column of a row costs 0.3 us, NULL or not: the usual task is
-written with few of them.
+2,000 rows/s where 1,024 rows a statement keep 100,000.
+
+And each value takes Python 0.1 us, and the GIL, NULL or not. So a row brings what no other has: what rows share is bound
+once a statement, and times are put into words by SQLite, which needs no GIL for that.
 """
 
 from __future__ import annotations
@@ -15,48 +16,74 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-CHUNKS = (4096, 2048, 512, 64, 8, 1)
-"""Rows per statement. Few sizes, so that SQLite compiles few statements; a rest that nearly fills one is padded with
-its last row, which changes nothing."""
+CHUNKS: tuple[int, ...] = tuple(1 << power for power in range(10, -1, -1))
+"""Rows per statement. Of 8,192 twice as many go in per second beside a busy task, but keep the GIL from it for 3 ms at a
+time, which slows it by a fifth rather than a twelfth. Few sizes, so that SQLite compiles few statements; a rest that fills two
+thirds of one is padded with its last row, which changes nothing."""
+FEW = 128
+"""Rows up to which they are padded to one statement: a second one may wait for the GIL."""
 
 
 class ManyRows:
     """An INSERT of any number of rows, as few statements of few different lengths. Immutable but for the texts it has
-    made."""
+    made.
 
-    def __init__(self, verb: str, table: str, columns: Sequence[str], conflict: str = "") -> None:
-        self._head = f"{verb} INTO {table} ({', '.join(columns)}) VALUES "
-        self._row = f"({', '.join('?' * len(columns))})"
-        self._tail = conflict
-        self._width = len(columns)
+    Args:
+        head, tail: what stands before and after the rows.
+        width: values of a row: ``column1``, ``column2`` ... in the head.
+        shared: values of all rows together, parameters in the head.
+    """
+
+    def __init__(self, head: str, width: int, tail: str = "", shared: int = 0) -> None:
+        self._head = head
+        self._row = f"({', '.join('?' * width)})"
+        self._tail = tail
+        self._width = width
+        self._shared = shared
         self._texts: dict[int, str] = {}
 
-    def run(self, connection: sqlite3.Connection, values: list[Any], most_values: int) -> None:
+    def run(self, connection: sqlite3.Connection, shared: Sequence[Any], values: list[Any], most_values: int) -> None:
         """Insert rows, whose values stand one after the other in ``values``, at most ``most_values`` a statement."""
         start, width = 0, self._width
-        sizes = [size for size in CHUNKS if size * width <= most_values]
         while (left := (len(values) - start) // width) > 0:
-            size = next((size for size in sizes if size <= left * 4 // 3), 1)
+            size = self._size(left, most_values)
             part = values[start:start + size * width] if start or size < left else values
             if size > left:
                 part = part + part[-width:] * (size - left)
-            connection.execute(self._text(size), part)
+            connection.execute(self._text(size), [*shared, *part] if shared else part)
             start += size * width
+
+    def is_one_statement(self, values: list[Any], most_values: int) -> bool:
+        """Tell whether `run` executes no more than one."""
+        rows = len(values) // self._width
+        return rows <= self._size(rows, most_values)
+
+    def _size(self, left: int, most_values: int) -> int:
+        padded = 2 * left - 1 if left <= FEW else left * 3 // 2
+        most = min(padded, (most_values - self._shared) // self._width)
+        return max(size for size in CHUNKS if size <= most)
 
     def _text(self, size: int) -> str:
         text = self._texts.get(size)
         if text is None:
-            text = self._texts[size] = self._head + ", ".join([self._row] * size) + self._tail
+            text = self._texts[size] = f"{self._head}VALUES {', '.join([self._row] * size)}{self._tail}"
         return text
 
 
-_SPOKEN = ("task", "seq", "stream", "created_us", "payload")
-INSERT_STREAMS = ManyRows("INSERT OR IGNORE", "stream_rows", _SPOKEN)
-INSERT_WIDE_STREAMS = ManyRows("INSERT OR IGNORE", "stream_rows", (*_SPOKEN, "percent", "original_bytes", "is_json"))
+INSERT_STREAMS = ManyRows("INSERT OR IGNORE INTO stream_rows (task, seq, stream, created_us, payload) ", 5)
+INSERT_WIDE_STREAMS = ManyRows("INSERT OR IGNORE INTO stream_rows (task, seq, stream, created_us, payload, percent, "
+                               "original_bytes, is_json) ", 8)
+INSERT_SPEECH = ManyRows(
+    "INSERT INTO stream_rows (task, seq, stream, created_us, payload) SELECT "
+    "(SELECT key FROM tasks JOIN runs USING (run_id) WHERE id = ? AND ended_utc IS NULL AND host IS NOT NULL), "
+    "column1, ?, column2 / 1000, column3 FROM (SELECT * FROM (", 3, ") LIMIT -1) WHERE true ON CONFLICT DO NOTHING", 2)
+"""Texts of one task on one stream: id and stream; number, nanoseconds and text of each. Fails if the file does not know
+the task, or its run as one that lives: no look beforehand has to tell, and one statement may be the whole transaction.
+The LIMIT keeps SQLite from compiling the SELECT once a row (seen in 3.40: 160 ms for 8,192)."""
 
 
-def _insert_tasks(constant: Sequence[str], varying: Sequence[str], progress: Sequence[str] = ()) -> ManyRows:
-    """Rows of tasks, which advance those that are there already.
+def _advance(varying: Sequence[str], progress: Sequence[str] = ()) -> str:
+    """Rows of tasks advance those that are there already.
 
     Only the varying columns are set then: to set a column costs a write to its index, changed or not. Progress stays
     as it is unless the new row tells of some.
@@ -64,19 +91,47 @@ def _insert_tasks(constant: Sequence[str], varying: Sequence[str], progress: Seq
     advance = [f"{column} = excluded.{column}" for column in varying]
     advance += [f"{column} = CASE WHEN excluded.last_progress_msg IS NULL THEN tasks.{column} "
                 f"ELSE excluded.{column} END" for column in progress]
-    conflict = f" ON CONFLICT(id) DO UPDATE SET {', '.join(advance)} WHERE excluded.last_seq >= tasks.last_seq"
-    return ManyRows("INSERT", "tasks", (*constant, *varying, *progress), conflict)
+    return f" ON CONFLICT(id) DO UPDATE SET {', '.join(advance)} WHERE excluded.last_seq >= tasks.last_seq"
+
+
+def _time(start: int) -> str:
+    """The text of a time whose nanoseconds begin at a character of ``value``; NULL for what is no number.
+
+    Most tasks of a batch begin and end in one second, whose number and text are given; to let SQLite take other
+    times apart costs it 0.8 us each.
+    """
+    second, rest = f"substr(value, {start}, 10)", f"substr(value, {start + 10}, 6) || 'Z'"
+    return (f"CASE {second} WHEN :second THEN :second_text "
+            f"ELSE strftime('%Y-%m-%dT%H:%M:%S.', {second}, 'unixepoch') END || {rest}")
 
 
 _NAMED = ("id", "run_id", "name", "created_utc", "script_id", "script_hash")
 _WAITING = ("status", "scheduled_utc", "last_seq")
 _RUN = (*_WAITING, "started_utc", "completed_utc", "duration_sec")
+_FULL = (*_NAMED, "timeout_sec", "arg_json", "metadata_json", *_RUN, "failure_type", "failure_message",
+         "invocation_info", "last_progress_pct", "last_progress_msg")
 
-INSERT_WAITING_TASKS = _insert_tasks(_NAMED, _WAITING)
-INSERT_USUAL_TASKS = _insert_tasks(_NAMED, _RUN)
-INSERT_TASKS = _insert_tasks((*_NAMED, "timeout_sec", "arg_json", "metadata_json"),
-                             (*_RUN, "failure_type", "failure_message", "invocation_info"),
-                             ("last_progress_pct", "last_progress_msg"))
+_NUMBER = "substr(value, instr(value, ' ') + 1)"
+
+
+def _from_texts(columns: Sequence[str], *values: str) -> str:
+    """Tasks that share run, name, script, hash and status, from a JSON array of a text for each.
+
+    The text is the id, then in nanoseconds the time of its creation, of its start, and what ``values`` say, a blank, and the
+    number. Beside one text for all, binding twelve values a row takes Python three times as long, and SQLite compiles
+    2.5 us for a row of a statement. The LIMIT keeps it from making the text of created_utc twice.
+    """
+    return (f"INSERT INTO tasks ({', '.join((*_NAMED, *columns))}) SELECT substr(value, 1, 32), :run, :name, created, "
+            f":script_id, :script_hash, :status, CASE :status WHEN 'created' THEN NULL ELSE created END, {_NUMBER}, "
+            f"{', '.join(values)} FROM (SELECT value, {_time(33)} AS created FROM json_each(:texts) LIMIT -1) WHERE true{_advance(columns)}")
+
+
+INSERT_OPEN_TASKS = _from_texts((*_WAITING, "started_utc"), _time(52))
+INSERT_ENDED_TASKS = _from_texts(_RUN, _time(52), _time(71), "CAST(substr(value, 90) AS INTEGER) / 1e9")
+"""``values``: the time of the end, and the duration in nanoseconds."""
+INSERT_TASKS = ManyRows(
+    f"INSERT INTO tasks ({', '.join(_FULL)}) ", len(_FULL),
+    _advance((*_RUN, "failure_type", "failure_message", "invocation_info"), ("last_progress_pct", "last_progress_msg")))
 
 INSERT_PLACEHOLDER = """INSERT OR IGNORE INTO tasks (id, name, status, created_utc, last_seq)
 VALUES (?, '', 'running', ?, 0)"""
