@@ -39,7 +39,7 @@ _TEXT_HEADS = {TYPES[kind]: f'{_STREAM_HEADS[TYPES[kind]]},"payload":' for kind 
 _HOT_HEADS = [(_HEADS[type_], _TEXT_HEADS.get(type_, "")) for type_ in TYPES]  # by kind
 
 _CREATED_HEAD, _SCHEDULED_HEAD, _STARTED_HEAD = [_HOT_HEADS[kind][0] for kind in (CREATED, SCHEDULED, STARTED)]
-_DIGITS = tuple(["%03d" % number for number in range(1000)])
+_MICROS = tuple(["%03dZ" % micros for micros in range(1000)])
 
 _STATUS_TEXTS = tuple(status.value for status in STATUSES)
 _FAILURE = ("failure_type", "failure_message", "invocation_info")
@@ -105,43 +105,43 @@ def encode_each(events: Sequence[Event]) -> list[str]:
         return [encode(event) for event in events]
     lines: list[str] = []
     append = lines.append
-    last_state, task_id = None, '""'
+    speaker, stream, head, text_head = None, -1, "", ""
     last_ns, time = -1, ""  # a task is created and queued in the same moment
-    second, date_and_time = -10**18, ""  # the current second, in microseconds and as text: formatting it costs 1 us
+    millisecond, until_then = -10**18, ""  # the current one, in microseconds and as text: formatting it costs 0.5 us
     records: Sequence[Any] = events.records  # Any, because only a loss has no state
     for state, seq, kind, ns, data in records:
         if ns != last_ns:
             last_ns = ns
-            micros = ns // 1000 - second
-            if not 0 <= micros < 1_000_000:
-                micros = ns // 1000 % 1_000_000
-                second, date_and_time = ns // 1000 - micros, utc(ns).isoformat()[:19] + "."
-            time = f"{date_and_time}{_DIGITS[micros // 1000]}{_DIGITS[micros % 1000]}Z"
+            micros = ns // 1000 - millisecond
+            if not 0 <= micros < 1000:
+                micros = ns // 1000 % 1000
+                millisecond, until_then = ns // 1000 - micros, ns_text(ns)[:23]
+            time = until_then + _MICROS[micros]
         if kind >= PROGRESS:
-            if state is not last_state and state is not None:
-                last_state, task_id = state, _quote(state.id)
             if data.__class__ is str:
-                head, text_head = _HOT_HEADS[kind]
-                append(f'{head}{task_id},"seq":{seq},"time":"{time}{text_head}{_quote(data)}}}')
+                if state is not speaker or kind != stream:
+                    speaker, stream, (head, text_head) = state, kind, _HOT_HEADS[kind]
+                    head = f'{head}{_quote(state.id)},"seq":'
+                append(f'{head}{seq},"time":"{time}{text_head}{_quote(data)}}}')
             elif kind == LOST:
                 append(_loss_text(time, *data))
             else:
                 fields = ("", "text", False, 0, *data) if kind == PROGRESS else data
-                append(f'{_HOT_HEADS[kind][0]}{task_id},"seq":{seq},"time":"{time}{_stream_text(TYPES[kind], *fields)}')
+                append(f'{_HOT_HEADS[kind][0]}{_quote(state.id)},"seq":{seq},"time":"{time}{_stream_text(TYPES[kind], *fields)}')
             continue
         # each line of the life cycle in one step, from what the task's lines share: a task without output is nothing but these
-        heads, head, created, scheduled, started, rest = state.wire_parts or _shared_parts(state, ns, time)
+        heads, task_id, created, scheduled, started, rest = state.wire_parts or _shared_parts(state, ns, time)
         if kind == CREATED:
-            append(f'{_CREATED_HEAD}{head}{seq},"time":"{time}{heads[CREATED]}{created}{rest}{seq}}}}}')
+            append(f'{_CREATED_HEAD}{task_id}{seq},"time":"{time}{heads[CREATED]}{created}{rest}{seq}}}}}')
         elif kind == SCHEDULED:
-            append(f'{_SCHEDULED_HEAD}{head}{seq},"time":"{time}{heads[SCHEDULED]}{scheduled}{rest}{seq}}}}}')
+            append(f'{_SCHEDULED_HEAD}{task_id}{seq},"time":"{time}{heads[SCHEDULED]}{scheduled}{rest}{seq}}}}}')
         else:
             if not started:
                 started = _note_start(state, ns, time)
             if kind == STARTED:
-                append(f'{_STARTED_HEAD}{head}{seq},"time":"{time}{heads[STARTED]}{started}{rest}{seq}}}}}')
+                append(f'{_STARTED_HEAD}{task_id}{seq},"time":"{time}{heads[STARTED]}{started}{rest}{seq}}}}}')
             else:
-                append(f'{_HOT_HEADS[kind][0]}{head}{seq},"time":"{time}{heads[kind]}{started}'
+                append(f'{_HOT_HEADS[kind][0]}{task_id}{seq},"time":"{time}{heads[kind]}{started}'
                        f'{_end_text(state, ns, time, rest)}{seq}}}}}')
                 state.wire_parts = None  # no more lines: a task that somebody holds on to holds no text of it
     return lines
@@ -265,8 +265,8 @@ def ns_text(ns: int) -> str:
     if text is None:
         if len(_seconds) >= 64:
             _seconds.clear()
-        text = _seconds[second] = utc(ns).isoformat()[:19] + "."
-    return f"{text}{_DIGITS[micros // 1000]}{_DIGITS[micros % 1000]}Z"
+        text = _seconds[second] = utc(ns).isoformat()[:19]
+    return f"{text}.{str(micros).zfill(6)}Z"
 
 
 _seconds: dict[int, str] = {}
