@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run the checks of delivery for longer than the tests do, on random histories from a seed that is printed.
+"""Run the checks of delivery and of the history for longer than the tests do, on random histories from a seed that is printed.
 
     python3 tools/stress.py                              all of them
     python3 tools/stress.py machine --examples 20000     one of them
@@ -92,7 +92,7 @@ CHECKS: dict[str, Callable[[int, int], None]] = {
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description="Run the checks of delivery for longer than the tests do.",
+    parser = argparse.ArgumentParser(description="Run the checks of delivery and of the history for longer than the tests do.",
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      epilog="\n".join(f"{name:<12}{check.__doc__}" for name, check in CHECKS.items()))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CHECKS)}; all without any")
