@@ -115,13 +115,13 @@ class TaskState:
     failure_message: str | None = None
     invocation_info: str | None = None
     wire_parts: tuple[tuple[str, ...], str, str, str, str, str] | None = None
-    """What `wire` has encoded of the fields that do not change any more."""
+    """What `wire` has encoded of the fields that do not change any more. Written by any sink's thread, each time as a whole:
+    the worst is that two threads make the same."""
     seq = 0
     ended = False
     recorded_percent: float | None = None
     recorded_message: str | None = None
     tail: deque[Record] | None = None
-    tail_lengths: deque[int] | None = None
     tail_bytes = 0
 
     def __init__(self, id: str, name: str, run_id: str, created_ns: int, source: Source | None = None) -> None:

@@ -130,20 +130,20 @@ def encode_each(events: Sequence[Event]) -> list[str]:
                 append(f'{_HOT_HEADS[kind][0]}{_quote(state.id)},"seq":{seq},"time":"{time}{_stream_text(TYPES[kind], *fields)}')
             continue
         # each line of the life cycle in one step, from what the task's lines share: a task without output is nothing but these
-        heads, task_id, created, scheduled, started, rest = state.wire_parts or _shared_parts(state, ns, time)
+        heads, whose, created, scheduled, started, rest = state.wire_parts or _shared_parts(state, ns, time)
         if kind == CREATED:
-            append(f'{_CREATED_HEAD}{task_id}{seq},"time":"{time}{heads[CREATED]}{created}{rest}{seq}}}}}')
+            append(f'{_CREATED_HEAD}{whose}{seq},"time":"{time}{heads[CREATED]}{created}{rest}{seq}}}}}')
         elif kind == SCHEDULED:
-            append(f'{_SCHEDULED_HEAD}{task_id}{seq},"time":"{time}{heads[SCHEDULED]}{scheduled}{rest}{seq}}}}}')
+            append(f'{_SCHEDULED_HEAD}{whose}{seq},"time":"{time}{heads[SCHEDULED]}{scheduled}{rest}{seq}}}}}')
         else:
             if not started:
                 started = _note_start(state, ns, time)
             if kind == STARTED:
-                append(f'{_STARTED_HEAD}{task_id}{seq},"time":"{time}{heads[STARTED]}{started}{rest}{seq}}}}}')
+                append(f'{_STARTED_HEAD}{whose}{seq},"time":"{time}{heads[STARTED]}{started}{rest}{seq}}}}}')
             else:
-                append(f'{_HOT_HEADS[kind][0]}{task_id}{seq},"time":"{time}{heads[kind]}{started}'
+                append(f'{_HOT_HEADS[kind][0]}{whose}{seq},"time":"{time}{heads[kind]}{started}'
                        f'{_end_text(state, ns, time, rest)}{seq}}}}}')
-                state.wire_parts = None  # no more lines: a task that somebody holds on to holds no text of it
+                state.wire_parts = None  # a task that has ended, and that somebody holds on to, needs no text for its lines
     return lines
 
 
@@ -185,13 +185,14 @@ def _task_text(task: TaskSnapshot, event_task_id: str) -> str:
 def _shared_parts(state: TaskState, ns: int, time: str) -> tuple[tuple[str, ...], str, str, str, str, str]:
     """What the lines of a task's life cycle share: by kind what stands between the time of the event and that of the task's
     creation, the task's id, its times as far as a line tells them (when it started is left to `_note_start`), and the rest."""
-    global _alike
-    name, run_id, source, heads, rest = _alike
-    if name is not state.name or run_id is not state.run_id or source is not state.source:
+    global _latest
+    script = "" if state.source is None else state.source.wire_text or _script_text(state.source)
+    name, run_id, latest_script, heads, rest = _latest
+    if name is not state.name or run_id is not state.run_id or script is not latest_script:
         heads = tuple([f'","task":{{"name":{_quote(state.name)},"status":"{status}","run_id":{_quote(state.run_id)},'
                        '"created_utc":"' for status in _STATUS_TEXTS])
-        rest = _rest(TaskState("", "", "", 0, state.source))
-        _alike = state.name, state.run_id, state.source, heads, rest
+        rest = f'{script},"last_seq":'
+        _latest = state.name, state.run_id, script, heads, rest
     if state.timeout is not None or state.record_source or state.arguments is not None or state.metadata_json:
         rest = _rest(state)
     created = time if ns == state.created_ns else ns_text(state.created_ns)
@@ -200,18 +201,18 @@ def _shared_parts(state: TaskState, ns: int, time: str) -> tuple[tuple[str, ...]
     return parts
 
 
-_alike: tuple[str | None, str | None, Source | None, tuple[str, ...], str] = (None, None, None, (), "")
-"""Name, run and source of the latest task, and what follows from them: most tasks share them with the one before. Replaced as a
+_latest: tuple[str | None, str | None, str | None, tuple[str, ...], str] = (None, None, None, (), "")
+"""Name, run and script of the latest task, and what follows from them: most tasks share them with the one before. Replaced as a
 whole, so no thread sees half of it."""
 
 
 def _note_start(state: TaskState, ns: int, time: str) -> str:
     """The times of a task from its start on. A task that never started has no such time."""
-    heads, head, created, scheduled, _, rest = state.wire_parts or _shared_parts(state, ns, time)
+    heads, whose, created, scheduled, _, rest = state.wire_parts or _shared_parts(state, ns, time)
     if not state.started_ns:
         return scheduled
     started = f'{scheduled},"started_utc":"{time if ns == state.started_ns else ns_text(state.started_ns)}"'
-    state.wire_parts = heads, head, created, scheduled, started, rest
+    state.wire_parts = heads, whose, created, scheduled, started, rest
     return started
 
 
@@ -241,16 +242,18 @@ def _rest(state: TaskState, *, ended: bool = False) -> str:
         failure = _optional(state, *[(field, field) for field in _FAILURE])
     source = state.source
     if source is not None:
-        script = source.wire_text
-        if not script:
-            script = source.wire_text = (f',"script_id":{_quote(source.script_id)},'
-                                         f'"script_hash":{_quote(source.script_hash)}')
+        script = source.wire_text or _script_text(source)
         if state.record_source and source.script_text is not None:
             script += f',"script_text":{_quote(source.script_text)}'
     if state.arguments is not None:
         script += f',"arguments":{_quote(state.arguments)}'
     metadata = f',"metadata":{state.metadata_json}' if len(state.metadata_json) > 2 else ""
     return f'{timeout}{progress}{script}{failure}{metadata},"last_seq":'
+
+
+def _script_text(source: Source) -> str:
+    text = source.wire_text = f',"script_id":{_quote(source.script_id)},"script_hash":{_quote(source.script_hash)}'
+    return text
 
 
 def _optional(state: TaskState, *fields: tuple[str, str]) -> str:

@@ -23,7 +23,7 @@ from bgworker.files import LockFile
 from bgworker.ids import new_id, new_run_id
 from bgworker.records import COMPLETED, CREATED, OUTPUT, SCHEDULED, STARTED, Batch, TaskState
 from bgworker.retention import MOST_ROWS, MOST_TASKS, Retention, dead_runs, prune
-from bgworker.sinks.sqlite import SqliteSink
+from bgworker.sinks.sqlite import PRUNE_BATCH, PRUNE_SECONDS, SqliteSink
 
 SOON = 30.0
 
@@ -337,6 +337,17 @@ def test_a_sink_prunes_while_it_is_written_to(path: str, monkeypatch: pytest.Mon
     sink = SqliteSink(path, max_age=60.0)  # all of them ended in 2001
     sink.write(states(range(500)))
     assert names(path) == [], "though it is open"
+    sink.close()
+
+
+def test_a_large_batch_is_followed_by_as_much_more_pruning(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, seconds = SqliteSink(path, max_tasks=7), []
+    monkeypatch.setattr(sink, "_prune", seconds.append)
+    for count in (1, PRUNE_BATCH // 2, 2 * PRUNE_BATCH):
+        batch = states(range(count))
+        sink.write(Batch(batch.records[:count]))
+    assert seconds == [PRUNE_SECONDS, PRUNE_SECONDS, 2 * PRUNE_SECONDS]
+    monkeypatch.undo()
     sink.close()
 
 

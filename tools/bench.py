@@ -695,7 +695,7 @@ SAID = 10_000
             "{:,.0f}/s")])
 def pipeline() -> Mapping[str, Variant]:
     """Everything at once, beside the design that one writes first: a frozen dataclass an event, a `queue.Queue` a sink,
-    `json.dumps` a line, `executemany` a batch, `urlopen` a batch. The pace is one at which it slows the tasks about six times."""
+    `json.dumps` a line, `executemany` a batch, `urlopen` a batch."""
     from bgworker import Scheduler, current_task
     from bgworker.sinks.signing import new_secret
 
@@ -818,7 +818,8 @@ class Obvious:
 @bench([Row("a busy task that says 1,000 things a second, JSONL and SQLite behind it {0}, over the same saying nothing {1}",
             ("talking", "silent"), "<= 1.03", "{:.0f} ms")])
 def overhead() -> Mapping[str, Variant]:
-    """One second of computing after the other, every other one talking: a machine's drift is as much as what is measured."""
+    """Seconds of computing, half of them talking, side by side: a machine's drift is as much as what is measured. The events of
+    a second's last twentieth are delivered after it."""
     from bgworker import Scheduler
 
     steps = steps_of(1e-3)

@@ -313,14 +313,14 @@ def _keep(state: TaskState, fresh: list[Record], lengths: list[int]) -> None:
         lengths: the bytes of each record's text.
     """
     del fresh[:-MOST_KEPT], lengths[:-MOST_KEPT]
-    tail, tail_lengths = state.tail, state.tail_lengths
-    if tail is None or tail_lengths is None:
-        tail, tail_lengths = state.tail, state.tail_lengths = deque(), deque()
+    tail = state.tail
+    if tail is None:
+        tail = state.tail = deque()
     tail.extend(fresh)
-    tail_lengths.extend(lengths)
     size = state.tail_bytes + sum(lengths) + len(lengths) * TAIL_RECORD_COST
     if size > TAIL_BYTES:
         while len(tail) > 1 and size > TAIL_BYTES * 3 // 4:
-            tail.popleft()
-            size -= tail_lengths.popleft() + TAIL_RECORD_COST
+            record = tail.popleft()
+            data = record[4]  # measured again as it goes: to keep the lengths too would take half as much memory once more
+            size -= TAIL_RECORD_COST + (len(data) if data.__class__ is str and data.isascii() else cost(record) - RECORD_COST)
     state.tail_bytes = size

@@ -140,8 +140,8 @@ class Rows:
                 extend((key, seq, codes[kind], ns // 1000, data))
             else:
                 wide += (key, seq, codes[kind], ns // 1000, *_wide_values(kind, data))
-        sql.INSERT_STREAMS.run(connection, (), values, most_values)
-        sql.INSERT_WIDE_STREAMS.run(connection, (), wide, most_values)
+        sql.INSERT_STREAMS.run(connection, values, most_values)
+        sql.INSERT_WIDE_STREAMS.run(connection, wide, most_values)
 
 
 def _speech_of(records: Sequence[Record]) -> tuple[TaskState, int, list[Any]] | None:
@@ -149,6 +149,8 @@ def _speech_of(records: Sequence[Record]) -> tuple[TaskState, int, list[Any]] | 
     speaker, _, spoken, _, _ = records[0] if records else (None, 0, LOST, 0, None)
     if spoken not in _SPEECH or speaker is None or isinstance(speaker, Told) or not is_own_run(speaker.run_id):
         return None
+    if min(records[0][3], records[-1][3]) < 0:
+        return None  # before 1970 SQLite does not round as we do
     values: list[Any] = []
     extend = values.extend
     for state, seq, kind, ns, data in records:
@@ -167,7 +169,7 @@ def _store_speech(connection: sqlite3.Connection, speaker: TaskState, stream: in
     is_one = sql.INSERT_SPEECH.is_one_statement(values, most_values)
     try:
         with nullcontext() if is_one else transaction(connection):
-            sql.INSERT_SPEECH.run(connection, (speaker.id, stream), values, most_values)
+            sql.INSERT_SPEECH.run(connection, values, most_values, (speaker.id, stream))
     except sqlite3.IntegrityError:
         return False
     return True

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from ..events import Event
 
 PRUNE_SECONDS = 0.02
-"""Seconds of pruning after a batch: enough for more rows than a batch brings, and nobody notices."""
+"""Seconds of pruning after a batch of up to `PRUNE_BATCH` events, longer after a larger one: enough for more rows than it brings,
+and nobody notices."""
+PRUNE_BATCH = 5000
 CLOSE_PRUNE_SECONDS = 0.5
 LOOK_INTERVAL = 0.2
 """Seconds between two looks at what is to be pruned, unless such a look takes more than a twentieth of that."""
@@ -143,7 +145,7 @@ class SqliteSink:
         except sqlite3.Error as error:
             raise TemporarySinkError(self._sql_trouble("write to", error)) from error
         if self._retention.is_bounded:
-            self._prune(PRUNE_SECONDS)
+            self._prune(PRUNE_SECONDS * max(1.0, len(events) / PRUNE_BATCH))
 
     def flush(self) -> None:
         """Do nothing: what ``write`` has returned from is as safe as ``durability`` says."""

@@ -4,8 +4,8 @@ Rows go in by hundreds and thousands per statement. Python's module gives up the
 beside one CPU-bound thread getting it back may take 5 ms, so that `executemany`, which steps once a row, falls to
 2,000 rows/s where 1,024 rows a statement keep 100,000.
 
-And each value takes Python 0.1 us, and the GIL, NULL or not. So a row brings what no other has: what rows share is bound
-once a statement, and times are put into words by SQLite, which needs no GIL for that.
+And each value takes Python 0.1 us, and the GIL, NULL or not: the usual task is written with few of them, and what all rows of
+one task share is bound once a statement.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ManyRows:
         self._shared = shared
         self._texts: dict[int, str] = {}
 
-    def run(self, connection: sqlite3.Connection, shared: Sequence[Any], values: list[Any], most_values: int) -> None:
+    def run(self, connection: sqlite3.Connection, values: list[Any], most_values: int, shared: Sequence[Any] = ()) -> None:
         """Insert rows, whose values stand one after the other in ``values``, at most ``most_values`` a statement."""
         start, width = 0, self._width
         while (left := (len(values) - start) // width) > 0:
@@ -82,56 +82,30 @@ the task, or its run as one that lives: no look beforehand has to tell, and one 
 The LIMIT keeps SQLite from compiling the SELECT once a row (seen in 3.40: 160 ms for 8,192)."""
 
 
-def _advance(varying: Sequence[str], progress: Sequence[str] = ()) -> str:
-    """Rows of tasks advance those that are there already.
+_NAMED = ("id", "run_id", "name", "created_utc", "script_id", "script_hash")
+_WAITING = ("status", "scheduled_utc", "last_seq")
+_RUN = (*_WAITING, "started_utc", "completed_utc", "duration_sec")
+
+
+def _insert_tasks(constant: Sequence[str], varying: Sequence[str], progress: Sequence[str] = ()) -> ManyRows:
+    """Rows of tasks, which advance those that are there already.
 
     Only the varying columns are set then: to set a column costs a write to its index, changed or not. Progress stays
     as it is unless the new row tells of some.
     """
+    columns = (*constant, *varying, *progress)
     advance = [f"{column} = excluded.{column}" for column in varying]
     advance += [f"{column} = CASE WHEN excluded.last_progress_msg IS NULL THEN tasks.{column} "
                 f"ELSE excluded.{column} END" for column in progress]
-    return f" ON CONFLICT(id) DO UPDATE SET {', '.join(advance)} WHERE excluded.last_seq >= tasks.last_seq"
+    return ManyRows(f"INSERT INTO tasks ({', '.join(columns)}) ", len(columns),
+                    f" ON CONFLICT(id) DO UPDATE SET {', '.join(advance)} WHERE excluded.last_seq >= tasks.last_seq")
 
 
-def _time(start: int) -> str:
-    """The text of a time whose nanoseconds begin at a character of ``value``; NULL for what is no number.
-
-    Most tasks of a batch begin and end in one second, whose number and text are given; to let SQLite take other
-    times apart costs it 0.8 us each.
-    """
-    second, rest = f"substr(value, {start}, 10)", f"substr(value, {start + 10}, 6) || 'Z'"
-    return (f"CASE {second} WHEN :second THEN :second_text "
-            f"ELSE strftime('%Y-%m-%dT%H:%M:%S.', {second}, 'unixepoch') END || {rest}")
-
-
-_NAMED = ("id", "run_id", "name", "created_utc", "script_id", "script_hash")
-_WAITING = ("status", "scheduled_utc", "last_seq")
-_RUN = (*_WAITING, "started_utc", "completed_utc", "duration_sec")
-_FULL = (*_NAMED, "timeout_sec", "arg_json", "metadata_json", *_RUN, "failure_type", "failure_message",
-         "invocation_info", "last_progress_pct", "last_progress_msg")
-
-_NUMBER = "substr(value, instr(value, ' ') + 1)"
-
-
-def _from_texts(columns: Sequence[str], *values: str) -> str:
-    """Tasks that share run, name, script, hash and status, from a JSON array of a text for each.
-
-    The text is the id, then in nanoseconds the time of its creation, of its start, and what ``values`` say, a blank, and the
-    number. Beside one text for all, binding twelve values a row takes Python three times as long, and SQLite compiles
-    2.5 us for a row of a statement. The LIMIT keeps it from making the text of created_utc twice.
-    """
-    return (f"INSERT INTO tasks ({', '.join((*_NAMED, *columns))}) SELECT substr(value, 1, 32), :run, :name, created, "
-            f":script_id, :script_hash, :status, CASE :status WHEN 'created' THEN NULL ELSE created END, {_NUMBER}, "
-            f"{', '.join(values)} FROM (SELECT value, {_time(33)} AS created FROM json_each(:texts) LIMIT -1) WHERE true{_advance(columns)}")
-
-
-INSERT_OPEN_TASKS = _from_texts((*_WAITING, "started_utc"), _time(52))
-INSERT_ENDED_TASKS = _from_texts(_RUN, _time(52), _time(71), "CAST(substr(value, 90) AS INTEGER) / 1e9")
-"""``values``: the time of the end, and the duration in nanoseconds."""
-INSERT_TASKS = ManyRows(
-    f"INSERT INTO tasks ({', '.join(_FULL)}) ", len(_FULL),
-    _advance((*_RUN, "failure_type", "failure_message", "invocation_info"), ("last_progress_pct", "last_progress_msg")))
+INSERT_WAITING_TASKS = _insert_tasks(_NAMED, _WAITING)
+INSERT_USUAL_TASKS = _insert_tasks(_NAMED, _RUN)
+INSERT_TASKS = _insert_tasks((*_NAMED, "timeout_sec", "arg_json", "metadata_json"),
+                             (*_RUN, "failure_type", "failure_message", "invocation_info"),
+                             ("last_progress_pct", "last_progress_msg"))
 
 INSERT_PLACEHOLDER = """INSERT OR IGNORE INTO tasks (id, name, status, created_utc, last_seq)
 VALUES (?, '', 'running', ?, 0)"""
