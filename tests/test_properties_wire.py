@@ -137,6 +137,13 @@ def test_records_are_encoded_to_the_bytes_of_their_dtos(numbered):
     assert wire.encode_lines(records.Batch(numbered)) == expected
 
 
+@given(batches(), st.integers(0, 8))
+def test_records_are_encoded_to_the_same_bytes_each_time_in_whatever_batches(numbered, middle):
+    whole = wire.encode_lines(records.Batch(numbered))
+    parts = [wire.encode_lines(records.Batch(part)) for part in (numbered[middle:], numbered[:middle])]  # the later first
+    assert parts[1] + parts[0] == wire.encode_lines(records.Batch(numbered)) == whole
+
+
 # ------------------------------------------------------------ whatever comes in
 
 def decode_or_refuse(line):

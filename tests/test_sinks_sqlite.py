@@ -456,6 +456,28 @@ def test_what_one_task_says_is_stored_like_anything_else_and_once(path: str, mak
     assert contents(path) == first
 
 
+@pytest.mark.parametrize(("count", "statements"), [(1, 1), (100, 1), (3000, 2 + 3)], ids=str)
+def test_what_a_known_task_says_is_one_statement_as_long_as_it_is_short(make: Make, count: int, statements: int) -> None:
+    sink, state, seen = make(), a_state(run_id=new_run_id(NOW_NS)), []
+    state.started_ns = NOW_NS
+    sink.write(said(state, range(4, 5)))
+    with sink._database.use() as connection:
+        connection.set_trace_callback(lambda text: seen.append(text.split()[0]))
+    sink.write(said(state, range(5, 5 + count)))
+    assert len(seen) == statements and seen.count("INSERT") == statements - 2 * ("BEGIN" in seen)
+
+
+@pytest.mark.parametrize("times", [(-1_500, 1_500), (-1_500, -500), (1_500, -500)], ids=str)
+def test_what_is_said_about_1970_has_the_same_time_whichever_way_it_is_stored(
+        path: str, make: Make, times: tuple[int, int]) -> None:
+    sink, state = make(), a_state(run_id=new_run_id(NOW_NS))
+    state.started_ns = NOW_NS
+    sink.write(said(state, range(4, 5)))  # from here on the file knows the task
+    records = [(state, seq, OUTPUT, ns, "x") for seq, ns in enumerate(times, 5)]
+    sink.write(Batch(records))
+    assert query(path, "SELECT created_us FROM stream_rows WHERE seq > 4") == [(ns // 1000,) for ns in times]
+
+
 def test_who_talks_is_known_again_though_the_task_or_the_run_was_removed_or_closed_meanwhile(
         path: str, make: Make) -> None:
     sink, state = make(), a_state(run_id=new_run_id(NOW_NS))
