@@ -832,15 +832,15 @@ def overhead() -> Mapping[str, Variant]:
             emit(text)
         return (perf_counter() - begun) * 1000
 
+    def second(is_talking: bool) -> float:
+        return milliseconds(task_output() if is_talking else lambda text: None)
+
     def talking(said: Round) -> float:
         seconds: dict[bool, list[float]] = {False: [], True: []}
         with tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder:
             with Scheduler(1, sinks=[f"jsonl:{folder}/events.jsonl", f"sqlite:{folder}/history.db"]) as scheduler:
                 for is_talking in [False, True, True, False, False, True, True, False]:
-                    def body() -> float:
-                        return milliseconds(task_output() if is_talking else lambda text: None)
-
-                    seconds[is_talking].append(scheduler.submit(body).result())
+                    seconds[is_talking].append(scheduler.submit(second, is_talking).result())
                     scheduler.flush()  # what was said in this second is no burden to the next
         note_losses(said, scheduler)
         said.figures["silent"] = statistics.median(seconds[False])
