@@ -10,37 +10,40 @@ What is dear to import (the DTOs, sinks, retries' details, the shell) is loaded 
 
 from __future__ import annotations
 
-from .enums import EventType, StreamType, TaskStatus
-from .errors import (BgworkerError, ConfigurationError, HistoryError, PendingFull, PermanentSinkError, PoolDeadlock, PoolStuck,
-                     ShutdownError, SinkError, TaskCancelled, TaskTimedOut, TemporarySinkError, UnknownTask, WireError)
-from .scheduler import Scheduler, TaskOptions
-from .task import Task, TaskContext, checkpoint, current_task
+from .model.enums import EventType, StreamType, TaskStatus
+from .model.errors import (
+    BgworkerError, ConfigurationError, HistoryError, PendingFull, PermanentSinkError, PoolDeadlock, PoolStuck,
+    ShutdownError, SinkError, TaskCancelled, TaskTimedOut, TemporarySinkError, UnknownTask, WireError,
+)
+from .running.scheduler import Scheduler, TaskOptions
+from .running.task import Task, TaskContext, checkpoint, current_task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .command import shell
     from .delivery.options import FlushReport, SinkHealth, SinkOptions
     from .delivery.retry import RetryPolicy
     from .delivery.subscription import Subscription
-    from .events import Event, LifecycleEvent, LossEvent, StreamEvent, TaskSnapshot
-    from .health import SchedulerHealth, StuckThread
-    from .history import History
+    from .history.reader import History
+    from .history.sink import SqliteSink
+    from .model.events import Event, LifecycleEvent, LossEvent, StreamEvent, TaskSnapshot
+    from .model.health import SchedulerHealth, StuckThread
+    from .shell.command import shell
     from .sinks import open_sink
     from .sinks.base import HookSink, Sink
     from .sinks.jsonl import JsonlSink
-    from .sinks.sqlite import SqliteSink
-    from .sinks.webhook import WebhookSink
+    from .webhook.sink import WebhookSink
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Event": "events", "LifecycleEvent": "events", "LossEvent": "events", "StreamEvent": "events", "TaskSnapshot": "events",
+    "Event": "model.events", "LifecycleEvent": "model.events", "LossEvent": "model.events",
+    "StreamEvent": "model.events", "TaskSnapshot": "model.events",
+    "SchedulerHealth": "model.health", "StuckThread": "model.health",
+    "HookSink": "sinks.base", "Sink": "sinks.base", "open_sink": "sinks", "JsonlSink": "sinks.jsonl",
     "FlushReport": "delivery.options", "SinkHealth": "delivery.options", "SinkOptions": "delivery.options",
     "RetryPolicy": "delivery.retry", "Subscription": "delivery.subscription",
-    "SchedulerHealth": "health", "StuckThread": "health", "shell": "command",
-    "HookSink": "sinks.base", "Sink": "sinks.base", "open_sink": "sinks",
-    "JsonlSink": "sinks.jsonl", "SqliteSink": "sinks.sqlite", "WebhookSink": "sinks.webhook",
-    "History": "history",
+    "shell": "shell.command", "History": "history.reader", "SqliteSink": "history.sink",
+    "WebhookSink": "webhook.sink",
 }
 
 __all__ = [

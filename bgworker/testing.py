@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from time import sleep
 
-from . import records
 from .delivery.loop import SinkLoop
-from .errors import PermanentSinkError, TemporarySinkError
-from .events import Event, LossEvent, StreamEvent, TaskStatus
+from .model import records
+from .model.errors import PermanentSinkError, TemporarySinkError
+from .model.events import Event, LossEvent, StreamEvent, TaskStatus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from bgworker import Scheduler, current_task, schema
-from bgworker.events import StreamType, TaskStatus
-from bgworker.ids import new_id
-from bgworker.sinks.sqlite import SqliteSink
+from bgworker import Scheduler, current_task
+from bgworker.history import schema
+from bgworker.model.events import StreamType, TaskStatus
+from bgworker.model.ids import new_id
+from bgworker.history.sink import SqliteSink
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = new_id(1_764_000_000_000_000_000)

@@ -9,7 +9,7 @@ from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from bgworker.events import Event, EventType, LifecycleEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
+from bgworker.model.events import Event, EventType, LifecycleEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
 
 ENDS = {TaskStatus.COMPLETED: EventType.TASK_COMPLETED, TaskStatus.FAILED: EventType.TASK_FAILED,
         TaskStatus.CANCELLED: EventType.TASK_CANCELLED, TaskStatus.TIMED_OUT: EventType.TASK_TIMED_OUT}

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from bgworker import Event, JsonlSink, Scheduler, SinkOptions, StreamEvent, TaskTimedOut, current_task, shell
-from bgworker.context import TaskContext
+from bgworker.running.context import TaskContext
 from bgworker.delivery import patience
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the children are POSIX commands")

@@ -9,11 +9,11 @@ from hypothesis import given, strategies as st
 
 from bgworker.delivery.backlog import MARK, RECORD_COST, Backlog, Chunk, cost
 from bgworker.delivery.options import SinkOptions
-from bgworker.errors import ConfigurationError
-from bgworker.records import COMPLETED, CREATED, OUTPUT, PROGRESS, STARTED, TaskState
+from bgworker.model.errors import ConfigurationError
+from bgworker.model.records import COMPLETED, CREATED, OUTPUT, PROGRESS, STARTED, TaskState
 
 if TYPE_CHECKING:
-    from bgworker.records import Record
+    from bgworker.model.records import Record
 
 TASKS = [TaskState(f"{number:032}", "", "", 0) for number in range(4)]
 

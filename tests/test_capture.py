@@ -26,7 +26,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bgworker import Event, Scheduler, StreamEvent, TaskTimedOut, current_task
-from bgworker.capture import Router, StandIn
+from bgworker.running.capture import Router, StandIn
 
 LONG = 30.0
 ROOT = Path(__file__).resolve().parent.parent

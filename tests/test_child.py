@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from bgworker import child, command, pipes, shell
-from bgworker.errors import TaskCancelled
+from bgworker import shell
+from bgworker.shell import child, command, pipes
+from bgworker.model.errors import TaskCancelled
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the children are POSIX commands")
 

@@ -15,11 +15,12 @@ from histories import Recorder, make_nightly, rows_of, run_cli, text_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bgworker import History, schema
+from bgworker import History
+from bgworker.history import schema
 from bgworker.cli import main
-from bgworker.events import LifecycleEvent, StreamType, TaskStatus
-from bgworker.ids import new_id
-from bgworker.wire import decode
+from bgworker.model.events import LifecycleEvent, StreamType, TaskStatus
+from bgworker.model.ids import new_id
+from bgworker.model.wire import decode
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from histories import ROOT, Recorder, run_cli
 
-from bgworker import schema
+from bgworker.history import schema
 from bgworker.cli import VERBS, main
 from bgworker.cli.reading import harmless_json, json_line
 from bgworker.cli.screen import escaped

@@ -13,9 +13,9 @@ from histories import Recorder, rows_of, run_cli
 
 from bgworker import History, Scheduler, SqliteSink, current_task
 from bgworker.cli import main
-from bgworker.files import LockFile
-from bgworker.ids import new_id
-from bgworker.schema import lock_path, presence, this_host
+from bgworker.sinks.lockfile import LockFile
+from bgworker.model.ids import new_id
+from bgworker.history.schema import lock_path, presence, this_host
 
 
 @pytest.fixture

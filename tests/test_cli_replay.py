@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bgworker import RetryPolicy, Scheduler, SinkOptions, TemporarySinkError
-from bgworker.wire import decode
+from bgworker.model.wire import decode
 
 ROOT = Path(__file__).parents[1]
 

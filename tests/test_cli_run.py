@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from bgworker import wire
+from bgworker.model import wire
 from bgworker.cli import main
-from bgworker.events import LifecycleEvent
+from bgworker.model.events import LifecycleEvent
 
 ROOT = Path(__file__).resolve().parent.parent
 WAIT = 30.0
@@ -231,7 +231,7 @@ def test_sinks_come_from_the_options_and_from_the_environment(tmp_path: Path) ->
 
 
 def test_a_sink_that_loses_events_is_told_of_and_harms_no_command(tmp_path: Path) -> None:
-    (tmp_path / "bad.py").write_text("from bgworker.errors import PermanentSinkError\nclass Bad:\n"
+    (tmp_path / "bad.py").write_text("from bgworker.model.errors import PermanentSinkError\nclass Bad:\n"
                                      "    def write(self, events): raise PermanentSinkError('no\\x1bthanks')\n"
                                      "    def close(self): pass\n")
     done = cli("run", "--sink", "bad:Bad", "--", *python("print(1)"), cwd=tmp_path)

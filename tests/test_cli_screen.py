@@ -12,7 +12,7 @@ import pytest
 
 from bgworker.cli import screen as module
 from bgworker.cli.screen import ERR, OUT, OWN, Channel, Screen, TaskTable, cut, draw, escaped, painted, width_of
-from bgworker.events import Event, EventType, LifecycleEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
+from bgworker.model.events import Event, EventType, LifecycleEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 ENDS = {TaskStatus.COMPLETED: EventType.TASK_COMPLETED, TaskStatus.FAILED: EventType.TASK_FAILED,

@@ -12,7 +12,7 @@ import pytest
 from histories import Recorder, make_nightly
 
 from bgworker.cli import main
-from bgworker.wire import decode_object
+from bgworker.model.wire import decode_object
 
 
 class Nightly:

@@ -10,8 +10,8 @@ import pytest
 from bgworker.cli.screen import width_of
 from bgworker.cli.tables import (ANY_WIDTH, ago, aligned, cell, duration, duration_of, message_of, stamp, task_lines,
                                  took)
-from bgworker.errors import ConfigurationError
-from bgworker.events import TaskSnapshot, TaskStatus
+from bgworker.model.errors import ConfigurationError
+from bgworker.model.events import TaskSnapshot, TaskStatus
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 

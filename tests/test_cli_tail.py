@@ -17,7 +17,7 @@ import pytest
 from histories import ROOT, Recorder, make_nightly, run_cli
 
 from bgworker.cli import main
-from bgworker.wire import decode
+from bgworker.model.wire import decode
 
 WAIT = 30.0
 

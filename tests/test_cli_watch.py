@@ -20,7 +20,7 @@ from test_cli_run import Emulator, on_terminal
 from bgworker import History
 from bgworker.cli.screen import width_of
 from bgworker.cli.watch import picture
-from bgworker.schema import this_host
+from bgworker.history.schema import this_host
 
 WAIT = 30.0
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals and terminals of POSIX")
@@ -154,7 +154,7 @@ def test_the_json_has_a_task_a_line(record: Recorder, tmp_path: Path) -> None:
 
 
 def test_that_a_process_died_is_noticed_though_nothing_is_written(record: Recorder, tmp_path: Path) -> None:
-    code = ("import sys; from bgworker import schema; from bgworker.files import LockFile\n"
+    code = ("import sys; from bgworker.history import schema; from bgworker.sinks.lockfile import LockFile\n"
             "LockFile.share(schema.lock_path('bgworker.db')).hold(schema.presence(sys.argv[1])); print(flush=True)\n"
             "sys.stdin.read()")
     with subprocess.Popen([sys.executable, "-c", code, RUN], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},

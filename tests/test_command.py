@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bgworker import shell
-from bgworker.errors import ConfigurationError
+from bgworker.model.errors import ConfigurationError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the commands are POSIX commands")
 

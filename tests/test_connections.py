@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bgworker import connections
-from bgworker.connections import Database
+from bgworker.history import connections
+from bgworker.history.connections import Database
 
 SOON = 30.0
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

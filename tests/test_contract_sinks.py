@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bgworker import (Event, EventType, HookSink, JsonlSink, Scheduler, SinkOptions, SqliteSink, WebhookSink, current_task,
-                      wire)
+from bgworker import (Event, EventType, HookSink, JsonlSink, Scheduler, SinkOptions, SqliteSink, WebhookSink,
+                      current_task)
+from bgworker.model import wire
 from bgworker.testing import FlakySink, MemorySink, check_sink
 from receiver import SECRET, Receiver, judge
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-import bgworker.coroutines
+import bgworker.running.coroutines
 from bgworker import Event, Scheduler, Task, TaskCancelled, TaskStatus, TaskTimedOut, checkpoint, current_task
 
 LONG = 30.0
@@ -307,7 +307,7 @@ class Swallowing:
 
 
 def test_a_coroutine_that_swallows_its_timeout_is_like_a_thread_that_never_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bgworker.coroutines, "CLEAN_UP", 0.1)
+    monkeypatch.setattr(bgworker.running.coroutines, "CLEAN_UP", 0.1)
     swallowing = Swallowing()
     with Scheduler(1) as pool:
         task = pool.options(timeout=0.05, name="greedy").submit(swallowing)
@@ -624,11 +624,11 @@ def test_asyncio_is_loaded_with_the_first_coroutine_and_not_before() -> None:
 
 FORKS = """if True:
     import asyncio, os, sys, threading, time
-    import bgworker.coroutines
+    import bgworker.running.coroutines
     from bgworker import Scheduler
 
     if "unguarded" in sys.argv:
-        bgworker.coroutines.os = type("os", (), {"getpid": staticmethod(lambda: 0)})
+        bgworker.running.coroutines.os = type("os", (), {"getpid": staticmethod(lambda: 0)})
 
     async def nothing():
         pass

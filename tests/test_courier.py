@@ -18,13 +18,13 @@ from bgworker.delivery.backlog import MARK, Chunk
 from bgworker.delivery.courier import Courier, Mark, close_all
 from bgworker.delivery.options import SinkHealth, SinkOptions
 from bgworker.delivery.retry import RetryPolicy
-from bgworker.errors import ConfigurationError, PermanentSinkError, SinkError, TemporarySinkError
-from bgworker.events import Event, EventType, LossEvent
-from bgworker.records import COMPLETED, CREATED, OUTPUT, PROGRESS, TaskState
+from bgworker.model.errors import ConfigurationError, PermanentSinkError, SinkError, TemporarySinkError
+from bgworker.model.events import Event, EventType, LossEvent
+from bgworker.model.records import COMPLETED, CREATED, OUTPUT, PROGRESS, TaskState
 from bgworker.testing import FlakySink, Hang, MemorySink, crawl, fail, partial, work
 
 if TYPE_CHECKING:
-    from bgworker.records import Record
+    from bgworker.model.records import Record
 
 SOON = 30.0
 """Seconds after which what should have happened long ago counts as hanging."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bgworker.deadlines import Deadlines
+from bgworker.running.deadlines import Deadlines
 
 LONG = 30.0
 

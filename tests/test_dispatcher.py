@@ -20,7 +20,7 @@ from bgworker.delivery.dispatcher import TAIL_BYTES, Dispatcher
 from bgworker.delivery.intake import Intake
 from bgworker.delivery.options import SinkHealth
 from bgworker.delivery.retry import RetryPolicy
-from bgworker.records import COMPLETED, CREATED, OUTPUT, PROGRESS, STARTED, TaskState
+from bgworker.model.records import COMPLETED, CREATED, OUTPUT, PROGRESS, STARTED, TaskState
 from bgworker.testing import FlakySink, Hang, MemorySink, fail
 
 T = TypeVar("T")

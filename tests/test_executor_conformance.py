@@ -96,7 +96,7 @@ def assert_python_ok(*args: str, **env_vars: str) -> tuple[int, bytes, bytes]:
     assert count == 1, f"expected a script that imports one executor, got {script}"
     code, out, err = script_helper.assert_python_ok(*options, script, **env_vars)
     # A ShutdownError is a RuntimeError, as which the scripts catch it; a traceback shows its own name only.
-    return code, out, err.replace(b"bgworker.errors.ShutdownError: ", b"RuntimeError: ")
+    return code, out, err.replace(b"bgworker.model.errors.ShutdownError: ", b"RuntimeError: ")
 
 
 class Adapted:
@@ -248,4 +248,4 @@ def test_none_of_CPythons_classes_about_thread_pools_is_missed() -> None:
 
 def test_a_script_of_CPythons_tests_runs_over_the_scheduler() -> None:
     _, out, _ = assert_python_ok("-c", "from concurrent.futures import ThreadPoolExecutor; print(ThreadPoolExecutor)")
-    assert out.strip() == b"<class 'bgworker.scheduler.Scheduler'>"
+    assert out.strip() == b"<class 'bgworker.running.scheduler.Scheduler'>"

@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 import bgworker
-from bgworker import Event, Scheduler, SinkHealth, SinkOptions, current_task, wire
+from bgworker import Event, Scheduler, SinkHealth, SinkOptions, current_task
+from bgworker.model import wire
 from bgworker.delivery.intake import Intake
-from bgworker.records import OUTPUT, TaskState
+from bgworker.model.records import OUTPUT, TaskState
 from bgworker.testing import FlakySink, Hang, MemorySink
 
 ROOT = Path(__file__).resolve().parents[1]

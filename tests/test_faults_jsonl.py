@@ -26,15 +26,15 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from bgworker import wire
-from bgworker.errors import TemporarySinkError, WireError
-from bgworker.events import Event, EventType, StreamEvent, StreamType
-from bgworker import files, linefile
+from bgworker.model import wire
+from bgworker.model.errors import TemporarySinkError, WireError
+from bgworker.model.events import Event, EventType, StreamEvent, StreamType
+from bgworker.sinks import lockfile as files, linefile
 
-from bgworker.files import LockFile
+from bgworker.sinks.lockfile import LockFile
 from bgworker.sinks.jsonl import JsonlSink
 
-ROOT = Path(wire.__file__).parents[1]
+ROOT = Path(wire.__file__).parents[2]
 NOW = datetime(2026, 11, 23, 14, 46, tzinfo=timezone.utc)
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -491,7 +491,7 @@ def test_the_crowd_harness_notices_a_missing_lock(tmp_path: Path, monkeypatch: p
 
 HOLDER = """
 import fcntl, os, sys
-from bgworker.files import LockFile
+from bgworker.sinks.lockfile import LockFile
 if sys.argv[2] == "LockFile":
     LockFile.share(sys.argv[1]).__enter__()
 else:

@@ -27,11 +27,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bgworker import RetryPolicy, Scheduler, SinkHealth, SinkOptions, current_task, files
-from bgworker.errors import TemporarySinkError
-from bgworker.events import Event, EventType, TaskStatus
-from bgworker.history import History
-from bgworker.sinks.sqlite import SqliteSink
+from bgworker import RetryPolicy, Scheduler, SinkHealth, SinkOptions, current_task
+from bgworker.sinks import lockfile as files
+from bgworker.model.errors import TemporarySinkError
+from bgworker.model.events import Event, EventType, TaskStatus
+from bgworker.history.reader import History
+from bgworker.history.sink import SqliteSink
 
 SOON = 60.0
 FIRST = 4

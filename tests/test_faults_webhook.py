@@ -25,11 +25,11 @@ import pytest
 
 from bgworker import (Event, PermanentSinkError, RetryPolicy, Scheduler, SinkError, SinkHealth, SinkOptions,
                       TemporarySinkError, WebhookSink, current_task)
-from bgworker.delivery.replay import replay
+from bgworker.park.replay import replay
 from bgworker.delivery.retry import Breaker
-from bgworker.records import OUTPUT, Batch, TaskState
-from bgworker.sinks import posting
-from bgworker.sinks.webhook import verify
+from bgworker.model.records import OUTPUT, Batch, TaskState
+from bgworker.webhook import posting
+from bgworker.webhook.sink import verify
 from certificates import EXPIRED, GOOD, OTHER_NAME, server_context, trust
 from receiver import OTHER_SECRET, SECRET, SOON, Behaviour, Connection, Receiver, Request, answer, judge, raw
 from test_courier import FAST, Line, line, wait_until

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from bgworker import files
-from bgworker.files import LockFile
+from bgworker.sinks import lockfile as files
+from bgworker.sinks.lockfile import LockFile
 
-ROOT = Path(files.__file__).parents[1]
+ROOT = Path(files.__file__).parents[2]
 FAR = 1 + 0xFFF_FFFF_FFFF_FFFF
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 OTHER = """
 import sys
-from bgworker.files import LockFile
+from bgworker.sinks.lockfile import LockFile
 lock = LockFile.share(sys.argv[1])
 while line := sys.stdin.readline():
     verb, _, offset = line.strip().partition(" ")

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from histories import RUN, Recorder, files_beside, text_of
 
-from bgworker import schema
-from bgworker.answers import Durations, Failures, Losses
-from bgworker.errors import AmbiguousTask, ConfigurationError, HistoryError, UnknownTask
-from bgworker.events import EventType, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
-from bgworker.files import LockFile
-from bgworker.history import History
-from bgworker.ids import new_id
+from bgworker.history import schema
+from bgworker.history.answers import Durations, Failures, Losses
+from bgworker.model.errors import AmbiguousTask, ConfigurationError, HistoryError, UnknownTask
+from bgworker.model.events import EventType, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
+from bgworker.sinks.lockfile import LockFile
+from bgworker.history.reader import History
+from bgworker.model.ids import new_id
 
 ROOT = Path(__file__).resolve().parent.parent
 WAIT = 30.0
@@ -431,8 +431,8 @@ def test_completions_are_counted_by_source_and_metadata(record: Recorder, histor
 
 PRESENT = """
 import sys; sys.path.insert(0, {root!r})
-from bgworker import schema
-from bgworker.files import LockFile
+from bgworker.history import schema
+from bgworker.sinks.lockfile import LockFile
 LockFile.share(schema.lock_path({path!r})).hold(schema.presence({run!r}))
 print("held", flush=True)
 sys.stdin.read()
@@ -550,7 +550,7 @@ def test_what_ended_between_the_look_at_the_process_and_the_look_at_the_row_is_n
         record.end(running[2])
         return True
 
-    monkeypatch.setattr("bgworker.history.is_alive", ends)
+    monkeypatch.setattr("bgworker.history.reader.is_alive", ends)
     assert history.task("running").status == "completed"
 
 

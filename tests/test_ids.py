@@ -11,7 +11,7 @@ import uuid
 import pytest
 from hypothesis import given, strategies as st
 
-from bgworker.ids import is_own_run, new_id, new_run_id
+from bgworker.model.ids import is_own_run, new_id, new_run_id
 
 NOW = 1_800_000_000_000_000_000
 
@@ -51,7 +51,7 @@ def test_ids_of_many_threads_differ() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_does_not_continue_its_parents_ids() -> None:
-    program = ("import os, sys\nfrom bgworker.ids import new_id\nnew_id(5)\nread, write = os.pipe()\n"
+    program = ("import os, sys\nfrom bgworker.model.ids import new_id\nnew_id(5)\nread, write = os.pipe()\n"
                "if os.fork() == 0:\n    os.write(write, new_id(5).encode()); os._exit(0)\n"
                "os.wait()\nchild = os.read(read, 100).decode()\nprint(child, new_id(5))")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
@@ -66,7 +66,7 @@ def test_a_process_knows_its_own_runs_from_others() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_the_runs_of_its_parent_are_not_a_forked_childs_own_but_those_that_its_schedulers_go_on_under_are() -> None:
-    program = ("import os\nfrom bgworker import Scheduler\nfrom bgworker.ids import is_own_run\n"
+    program = ("import os\nfrom bgworker import Scheduler\nfrom bgworker.model.ids import is_own_run\n"
                "pool = Scheduler()\nbefore = pool.run_id\nassert is_own_run(before)\n"
                "if os.fork() == 0:\n    os._exit(2 * is_own_run(before) + (not is_own_run(pool.run_id)))\n"
                "assert os.wait()[1] == 0 and is_own_run(before)\npool.shutdown()")

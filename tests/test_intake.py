@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bgworker.delivery.intake import MOST_TAKEN, Intake, Tally
-from bgworker.records import COMPLETED, ERROR, OUTPUT, PROGRESS, TaskState
+from bgworker.model.records import COMPLETED, ERROR, OUTPUT, PROGRESS, TaskState
 
 STATE = TaskState("1" * 32, "task", "r" * 32, 0)
 SOON = 30.0

@@ -1,6 +1,6 @@
-"""Every module imports only from the floors below it, and leaves its neighbours' internals alone.
+"""Every module imports only from its own room and the floors below, and leaves its neighbours' internals alone.
 
-Read from the source, so that imports inside functions count as well; only ``if TYPE_CHECKING:`` blocks do not.
+Read from the source: imports inside functions and for type checkers count as well.
 """
 
 from __future__ import annotations
@@ -13,20 +13,24 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "bgworker"
 
 FLOORS = (
-    (1, ("enums", "events", "errors", "ids", "text", "files", "checks", "health")),
-    (2, ("wire", "records", "linefile", "schema", "connections", "retention")),
-    (3, ("delivery", "sinks")),
-    (4, ("task", "context", "capture", "source", "memory", "waits", "pool", "roster", "deadlines", "coroutines")),
-    (5, ("scheduler", "history", "questions", "answers", "command", "child", "pipes", "testing")),
-    (6, ("__main__", "cli")),
-    (7, ("__init__",)),
+    ("model",),
+    ("sinks",),
+    ("delivery",),
+    ("running",),
+    ("history", "webhook", "park", "shell", "testing"),
+    ("__init__",),
+    ("cli",),
+    ("__main__",),
 )
-"""Bottom to top. A folder stands for all that is in it. Modules of one floor may use each other's public names."""
+"""The rooms, from the ground up. A module imports from its own room and from lower floors, never from beside."""
 
-FLOOR = {module: floor for floor, modules in FLOORS for module in modules}
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, 1) for room in rooms}
 
-NEUTRAL_SINKS = ("sinks", "sinks.base")
-"""What `scheduler` may import of the sinks: the modules that are not one transport."""
+DOORS = {("delivery.courier", "park.park"): "opened only where a sink's options name a park file"}
+"""Ways up, each loaded when it is first used. The other doors, `__init__` and `sinks.specs`, name modules as text."""
+
+CONCRETE_SINKS = ("sinks.jsonl",)
+"""What neither `delivery` nor `running` may import: a module that is one transport."""
 
 ALLOWED_FROM_TOP = ("__version__",)
 """A constant of the whole package, with nothing behind it that could lead back up."""
@@ -49,7 +53,7 @@ def breaches_of(module: str, path: Path, package: Path, modules: set[str]) -> It
     if top(module) not in FLOOR:
         yield f"{module}:1 is on no floor: place it in FLOORS of tests/test_layering.py, and in the design"
         return
-    tree = without_type_checking(ast.parse(path.read_bytes(), str(path)))
+    tree = ast.parse(path.read_bytes(), str(path))
     folder = list(path.parent.relative_to(package).parts)
     bound: set[str] = set()
     """Names under which this module holds modules of the package."""
@@ -109,34 +113,14 @@ def judged(module: str, target: str, name: str | None) -> Iterator[str]:
     source, goal = top(module), top(target)
     if goal not in FLOOR:
         yield f"imports {target}, which is on no floor"
+    elif source == goal or (module, target) in DOORS:
+        return
     elif FLOOR[goal] > FLOOR[source]:
         yield f"(floor {FLOOR[source]}) imports {target} (floor {FLOOR[goal]})"
-    elif source == "sinks" and goal == "delivery":
-        yield f"imports {target}: sinks know nothing of delivery"
-    elif source == "delivery" and goal == "sinks" and target != "sinks.base":
-        yield f"imports {target}: delivery knows only sinks.base"
-    elif source == "scheduler" and goal == "sinks" and is_concrete(target, name):
-        yield f"imports {target}{'.' + name if name else ''}: the scheduler knows no concrete sink"
-
-
-def is_concrete(target: str, name: str | None) -> bool:
-    """True for a module with one transport, and for its class where ``sinks`` passes that on."""
-    passed_on = name is not None and name.endswith("Sink") and name not in ("Sink", "HookSink")
-    return target not in NEUTRAL_SINKS or passed_on
-
-
-def without_type_checking(tree: ast.Module) -> ast.Module:
-    """Return the tree with every ``if TYPE_CHECKING:`` replaced by what stands in its ``else``."""
-
-    class Strip(ast.NodeTransformer):
-        def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-            self.generic_visit(node)
-            flag = node.test.attr if isinstance(node.test, ast.Attribute) else getattr(node.test, "id", None)
-            return node.orelse if flag == "TYPE_CHECKING" else node
-
-    stripped = Strip().visit(tree)
-    assert isinstance(stripped, ast.Module)
-    return stripped
+    elif FLOOR[goal] == FLOOR[source]:
+        yield f"imports {target}, a room beside its own"
+    elif source in ("delivery", "running") and target in CONCRETE_SINKS:
+        yield f"imports {target}: {source} knows no concrete sink"
 
 
 # --- the package --------------------------------------------------------------------------------------------------------
@@ -161,20 +145,22 @@ def tree_of(folder: Path, files: dict[str, str]) -> Path:
 
 def test_the_checker_accepts_what_the_floors_allow(tmp_path: Path) -> None:
     package = tree_of(tmp_path, {
-        "__init__.py": "__version__ = '1'\nfrom .scheduler import Scheduler\n",
-        "events.py": "import json\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .task import Task\n",
-        "records.py": "from . import events\nevents.Event\nevents.__name__\n",
-        "wire.py": "from .records import Record\n",
+        "__init__.py": "__version__ = '1'\nfrom .running.scheduler import Scheduler\n",
+        "model/__init__.py": "",
+        "model/events.py": "import json\n",
+        "model/records.py": "from . import events\nevents.Event\nevents.__name__\n",
         "sinks/__init__.py": "from .base import Sink\n",
-        "sinks/base.py": "from ..events import Event\n",
-        "sinks/sqlite.py": "from .. import __version__\nfrom .base import Sink\nfrom . import base\n",
+        "sinks/base.py": "from ..model.events import Event\n",
+        "sinks/jsonl.py": "from .. import __version__\nfrom .base import Sink\nfrom . import base\n",
         "delivery/__init__.py": "",
-        "delivery/courier.py": "from ..sinks.base import Sink\nfrom .retry import Policy\n",
-        "delivery/retry.py": "",
-        "task.py": "from .delivery.courier import Courier\n",
-        "scheduler.py": "from .sinks import Sink, open_sink\nfrom .task import Task\nfrom . import task as t\nt.Task\n",
+        "delivery/courier.py": "from ..sinks.base import Sink\ndef late():\n    from ..park.park import Park\n",
+        "park/__init__.py": "",
+        "park/park.py": "from ..delivery import courier\n",
+        "running/__init__.py": "",
+        "running/scheduler.py": "from ..sinks import Sink, open_sink\nfrom . import task as t\nt.Task\n",
+        "running/task.py": "from ..delivery.courier import Courier\n",
         "cli/__init__.py": "",
-        "cli/run.py": "def main():\n    from ..scheduler import Scheduler\n",
+        "cli/run.py": "def main():\n    from .. import Scheduler\n",
         "__main__.py": "from .cli import main\n",
     })
     assert breaches(package) == []
@@ -183,42 +169,45 @@ def test_the_checker_accepts_what_the_floors_allow(tmp_path: Path) -> None:
 def test_the_checker_reports_each_kind_of_breach(tmp_path: Path) -> None:
     package = tree_of(tmp_path, {
         "__init__.py": "",
-        "events.py": "def late():\n    from .task import Task\n",
-        "errors.py": "if TYPE_CHECKING:\n    from .task import Task\nelse:\n    from . import task\n",
-        "wire.py": "import bgworker.events\nfrom bgworker import errors\n",
-        "records.py": "import numpy\nfrom orjson import dumps\n",
+        "model/__init__.py": "",
+        "model/events.py": "def late():\n    from ..running.task import Task\n",
+        "model/errors.py": "if TYPE_CHECKING:\n    from ..running.task import Task\n",
+        "model/wire.py": "import bgworker.model.events\nfrom bgworker import Task\n",
+        "model/records.py": "import numpy\nfrom orjson import dumps\n",
         "sinks/__init__.py": "",
         "sinks/base.py": "",
-        "sinks/jsonl.py": "from ..delivery.courier import Courier\nfrom .. import delivery\nfrom .base import _inner\n",
+        "sinks/jsonl.py": "from ..delivery.courier import Courier\nfrom .base import _inner\n",
         "delivery/__init__.py": "",
-        "delivery/courier.py": "from ..sinks.jsonl import JsonlSink\nfrom ..sinks import Sink\nfrom ..sinks import jsonl\n",
-        "task.py": "from . import records as r, events\nr._secret\nevents._Text.x\n",
-        "capture.py": "from .. import elsewhere\nfrom .nowhere import a\nfrom .delivery._inside import a\n",
-        "scheduler.py": "from .sinks import JsonlSink\nfrom .sinks.jsonl import x\nfrom .sinks import jsonl\n",
-        "cli/__init__.py": "from .. import Scheduler\n",
+        "delivery/courier.py": "from ..sinks.jsonl import JsonlSink\nfrom ..sinks import jsonl\n",
+        "delivery/registry.py": "from ..park.park import Park\n",
+        "park/__init__.py": "",
+        "park/park.py": "from ..shell import command\n",
+        "shell/__init__.py": "",
+        "shell/command.py": "from ..model import records as r, events\nr._secret\nevents._Text.x\n",
+        "running/__init__.py": "",
+        "running/task.py": "from ... import elsewhere\nfrom ..nowhere import a\nfrom ..delivery._inside import a\n",
+        "cli/__init__.py": "",
+        "history/__init__.py": "from .. import Scheduler\n",
         "mystery.py": "",
     })
     assert sorted(breaches(package)) == sorted([
-        "events:2 (floor 1) imports task (floor 4)",
-        "errors:4 (floor 1) imports task (floor 4)",
-        "wire:1 imports bgworker.events by its absolute name, which a vendored copy does not have",
-        "wire:2 imports bgworker by its absolute name, which a vendored copy does not have",
-        "records:1 imports numpy, which is neither relative nor standard library",
-        "records:2 imports orjson, which is neither relative nor standard library",
-        "sinks.jsonl:1 imports delivery.courier: sinks know nothing of delivery",
-        "sinks.jsonl:2 imports delivery: sinks know nothing of delivery",
-        "sinks.jsonl:3 touches sinks.base._inner",
-        "delivery.courier:1 imports sinks.jsonl: delivery knows only sinks.base",
-        "delivery.courier:2 imports sinks: delivery knows only sinks.base",
-        "delivery.courier:3 imports sinks.jsonl: delivery knows only sinks.base",
-        "task:2 touches r._secret",
-        "task:3 touches events._Text",
-        "capture:1 imports <outside>, which is on no floor",
-        "capture:2 imports nowhere, which is on no floor",
-        "capture:3 touches delivery._inside",
-        "scheduler:1 imports sinks.JsonlSink: the scheduler knows no concrete sink",
-        "scheduler:2 imports sinks.jsonl.x: the scheduler knows no concrete sink",
-        "scheduler:3 imports sinks.jsonl: the scheduler knows no concrete sink",
-        "cli:1 (floor 6) imports __init__ (floor 7)",
+        "model.events:2 (floor 1) imports running.task (floor 4)",
+        "model.errors:2 (floor 1) imports running.task (floor 4)",
+        "model.wire:1 imports bgworker.model.events by its absolute name, which a vendored copy does not have",
+        "model.wire:2 imports bgworker by its absolute name, which a vendored copy does not have",
+        "model.records:1 imports numpy, which is neither relative nor standard library",
+        "model.records:2 imports orjson, which is neither relative nor standard library",
+        "sinks.jsonl:1 (floor 2) imports delivery.courier (floor 3)",
+        "sinks.jsonl:2 touches sinks.base._inner",
+        "delivery.courier:1 imports sinks.jsonl: delivery knows no concrete sink",
+        "delivery.courier:2 imports sinks.jsonl: delivery knows no concrete sink",
+        "delivery.registry:1 (floor 3) imports park.park (floor 5)",
+        "park.park:1 imports shell.command, a room beside its own",
+        "shell.command:2 touches r._secret",
+        "shell.command:3 touches events._Text",
+        "running.task:1 imports <outside>, which is on no floor",
+        "running.task:2 imports nowhere, which is on no floor",
+        "running.task:3 touches delivery._inside",
+        "history:1 (floor 5) imports __init__ (floor 6)",
         "mystery:1 is on no floor: place it in FLOORS of tests/test_layering.py, and in the design",
     ])

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from bgworker.memory import Memory
-from bgworker.records import TaskState
+from bgworker.running.finished import Memory
+from bgworker.model.records import TaskState
 
 
 def states(number: int) -> list[TaskState]:
@@ -23,7 +23,7 @@ def kept(memory: Memory) -> list[int]:
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The monotonic clock, to be moved by hand."""
     time = [0.0]
-    monkeypatch.setattr("bgworker.memory.monotonic", lambda: time[0])
+    monkeypatch.setattr("bgworker.running.finished.monotonic", lambda: time[0])
     return time
 
 

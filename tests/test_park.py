@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bgworker import Scheduler, SinkError, SinkOptions, current_task, wire
-from bgworker.delivery.park import Park
+from bgworker import Scheduler, SinkError, SinkOptions, current_task
+from bgworker.model import wire
+from bgworker.park.park import Park
 from bgworker.delivery.retry import RetryPolicy
-from bgworker.events import Event, EventType, LossEvent
-from bgworker.records import COMPLETED, OUTPUT, TaskState
+from bgworker.model.events import Event, EventType, LossEvent
+from bgworker.model.records import COMPLETED, OUTPUT, TaskState
 from bgworker.testing import FlakySink, Hang, fail, work
 
 if TYPE_CHECKING:
-    from bgworker.records import Record
+    from bgworker.model.records import Record
 
 SOON = 30.0
 FAST = RetryPolicy(attempts=2, base=0.001, cap=0.01)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bgworker.pipes import Gate, Lines, PolledPump
+from bgworker.shell.pipes import Gate, Lines, PolledPump
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes that can be waited for")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-import bgworker.pool
+import bgworker.running.pool
 from bgworker import PoolStuck, Scheduler, ShutdownError, Task, TaskStatus, TaskTimedOut, current_task
 from bgworker.testing import MemorySink
 
@@ -231,7 +231,7 @@ def test_a_hundred_tasks_that_never_look_cost_a_hundred_quick_ones_nothing() -> 
 
 
 def test_without_replacing_the_stuck_the_quick_ones_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bgworker.pool.Pool, "_expire", lambda pool, task, thread: (task.time_out(), task.publish()))
+    monkeypatch.setattr(bgworker.running.pool.Pool, "_expire", lambda pool, task, thread: (task.time_out(), task.publish()))
     with stuck(Scheduler(4)) as sleepers:
         slow = sleepers.submit(4)
         quick = sleepers.pool.submit(len, "abc")
@@ -263,7 +263,7 @@ def test_beyond_the_bound_the_workers_that_are_left_go_on(caplog: pytest.LogCapt
 
 def test_when_all_are_stuck_what_waits_fails_and_submit_is_refused_until_one_comes_back(
         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bgworker.pool, "STANDSTILL", 0.2)
+    monkeypatch.setattr(bgworker.running.pool, "STANDSTILL", 0.2)
     sink = MemorySink()
     with stuck(Scheduler(2, max_stuck=1, sinks=[sink])) as sleepers:
         pool = sleepers.pool
@@ -308,7 +308,7 @@ def test_a_shutdown_while_all_are_stuck_cancels_what_waits_and_ends() -> None:
 
 
 def test_a_pool_that_got_no_thread_for_a_while_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bgworker.pool, "STANDSTILL", 0.3)
+    monkeypatch.setattr(bgworker.running.pool, "STANDSTILL", 0.3)
     with stuck(Scheduler(1)) as sleepers:
         [slow] = sleepers.submit(1)
         waiting = sleepers.pool.submit(len, "abc")

@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from bgworker import Event, EventType, LossEvent, PermanentSinkError, Scheduler, SinkHealth, SinkOptions, TemporarySinkError
-from bgworker.context import TaskContext
+from bgworker.running.context import TaskContext
 from bgworker.delivery import dispatcher, registry
 from bgworker.delivery.courier import Courier
 from bgworker.delivery.intake import Intake
 from bgworker.delivery.retry import RetryPolicy
-from bgworker.task import current_task
+from bgworker.running.task import current_task
 from bgworker.testing import FlakySink, Hang, Step, crawl, fail, work
 
 SOON = 60.0

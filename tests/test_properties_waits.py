@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-import bgworker.pool
+import bgworker.running.pool
 from bgworker import BgworkerError, PoolStuck, Scheduler, Task, TaskStatus, current_task
 from bgworker.testing import MemorySink
 
@@ -134,7 +134,7 @@ def test_all_tasks_of_a_forest_end_and_none_fails(start: int) -> None:
 
 def test_all_tasks_of_a_forest_end_also_where_too_many_threads_are_stuck(monkeypatch: pytest.MonkeyPatch,
                                                                         caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(bgworker.pool, "STANDSTILL", 0.02)
+    monkeypatch.setattr(bgworker.running.pool, "STANDSTILL", 0.02)
     caplog.set_level(logging.CRITICAL, "bgworker")
     for seed in range(40):
         grow(seed, seed % 2)

@@ -8,9 +8,9 @@ from datetime import datetime, timedelta, timezone
 
 from hypothesis import given, strategies as st
 
-from bgworker import records, wire
-from bgworker.errors import WireError
-from bgworker.events import (EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus)
+from bgworker.model import records, wire
+from bgworker.model.errors import WireError
+from bgworker.model.events import (EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus)
 
 PAIR = re.compile("[\ud800-\udbff](?=[\udc00-\udfff])")
 

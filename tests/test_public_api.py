@@ -53,6 +53,28 @@ def test_a_star_import_brings_every_public_name() -> None:
                                 "print([name for name in bgworker.__all__ if name not in globals()])").strip() == "[]"
 
 
+@pytest.mark.parametrize(("home", "names"), [
+    ("bgworker.history", "History SqliteSink"),
+    ("bgworker.webhook", "WebhookSink verify new_secret VerificationError"),
+    ("bgworker.park", "replay"),
+    ("bgworker.model.wire", "encode decode"),
+    ("bgworker.testing", "MemorySink FlakySink check_sink"),
+])
+def test_what_only_a_part_offers_stands_in_its_room(home: str, names: str) -> None:
+    code = (f"import importlib\nroom = importlib.import_module({home!r})\n"
+            f"print(*[getattr(room, name).__name__ for name in {names.split()}])")
+    assert in_fresh_interpreter(code).split() == names.split()
+
+
+@pytest.mark.parametrize("before", [
+    "", "import bgworker.shell.child; ", "from bgworker import shell; import bgworker.shell.pipes; ",
+])
+def test_shell_is_callable_whatever_was_imported_before(before: str) -> None:
+    code = (f"{before}from bgworker import Scheduler, shell\n"
+            "with Scheduler(1) as pool: pool.submit(shell(['true'])).result()\nprint('ran')")
+    assert in_fresh_interpreter(code).strip() == "ran"
+
+
 def test_an_unknown_attribute_is_an_attribute_error_that_names_it() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         bgworker.no_such_name

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from bgworker.events import EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskStatus
-from bgworker.records import (COMPLETED, CREATED, ERROR, FAILED, LOST, OUTPUT, PROGRESS, SCHEDULED, STARTED, STREAMS, TYPES,
+from bgworker.model.events import EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskStatus
+from bgworker.model.records import (COMPLETED, CREATED, ERROR, FAILED, LOST, OUTPUT, PROGRESS, SCHEDULED, STARTED, STREAMS, TYPES,
                               Batch, TaskState, event, utc)
 
 NS = 1_800_000_000_123_456_789

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from bgworker import PermanentSinkError, RetryPolicy, Scheduler, SinkError, SinkOptions, TemporarySinkError, current_task
-from bgworker.delivery.replay import replay
-from bgworker.events import Event, StreamEvent
-from bgworker.wire import decode
+from bgworker.park.replay import replay
+from bgworker.model.events import Event, StreamEvent
+from bgworker.model.wire import decode
 
 
 class Store:
@@ -196,7 +196,7 @@ def test_a_file_of_plain_wire_lines_is_read_and_left_as_it_is(tmp_path: Path) ->
 def test_a_killed_replay_loses_nothing(parked: Path, tmp_path: Path) -> None:
     script = textwrap.dedent("""
         import os, signal, sys
-        from bgworker.delivery.replay import replay
+        from bgworker.park.replay import replay
         class Store:
             def write(self, events):
                 with open(sys.argv[2], "a") as file:

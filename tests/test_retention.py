@@ -16,14 +16,15 @@ from histories import Recorder
 from hypothesis import given, settings, strategies as st
 from reading import check_whole, query, value_of
 
-from bgworker import Scheduler, current_task, retention, schema
-from bgworker.connections import Database
-from bgworker.errors import ConfigurationError
-from bgworker.files import LockFile
-from bgworker.ids import new_id, new_run_id
-from bgworker.records import COMPLETED, CREATED, OUTPUT, SCHEDULED, STARTED, Batch, TaskState
-from bgworker.retention import MOST_ROWS, MOST_TASKS, Retention, dead_runs, prune
-from bgworker.sinks.sqlite import PRUNE_BATCH, PRUNE_SECONDS, SqliteSink
+from bgworker import Scheduler, current_task
+from bgworker.history import retention, schema
+from bgworker.history.connections import Database
+from bgworker.model.errors import ConfigurationError
+from bgworker.sinks.lockfile import LockFile
+from bgworker.model.ids import new_id, new_run_id
+from bgworker.model.records import COMPLETED, CREATED, OUTPUT, SCHEDULED, STARTED, Batch, TaskState
+from bgworker.history.retention import MOST_ROWS, MOST_TASKS, Retention, dead_runs, prune
+from bgworker.history.sink import PRUNE_BATCH, PRUNE_SECONDS, SqliteSink
 
 SOON = 30.0
 
@@ -186,10 +187,10 @@ def test_a_task_that_has_not_ended_stays_whatever_the_bound(
 @contextmanager
 def holder(path: str, run: str) -> Iterator[None]:
     """A process that shows that a run lives, and is killed at the end."""
-    program = ("import sys\nfrom bgworker import schema\nfrom bgworker.files import LockFile\n"
+    program = ("import sys\nfrom bgworker.history import schema\nfrom bgworker.sinks.lockfile import LockFile\n"
                "lock = LockFile.share(schema.lock_path(sys.argv[1]))\nlock.hold(schema.presence(sys.argv[2]))\n"
                "print('held', flush=True)\nsys.stdin.read()")
-    environment = {**os.environ, "PYTHONPATH": str(Path(schema.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(schema.__file__).parents[2])}
     with subprocess.Popen([sys.executable, "-c", program, path, run], env=environment, text=True, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as process:
         try:
@@ -332,8 +333,8 @@ def test_a_sink_keeps_its_newest_tasks_when_it_is_closed(path: str) -> None:
 
 
 def test_a_sink_prunes_while_it_is_written_to(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bgworker.sinks.sqlite.LOOK_INTERVAL", 0.0)
-    monkeypatch.setattr("bgworker.sinks.sqlite.PRUNE_SECONDS", SOON)
+    monkeypatch.setattr("bgworker.history.sink.LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr("bgworker.history.sink.PRUNE_SECONDS", SOON)
     sink = SqliteSink(path, max_age=60.0)  # all of them ended in 2001
     sink.write(states(range(500)))
     assert names(path) == [], "though it is open"

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from histories import RUN, Recorder, rows_of
 
-from bgworker import History, connections, retention, schema
-from bgworker.connections import Database
-from bgworker.files import LockFile
-from bgworker.ids import new_id
-from bgworker.retention import Retention, prune
+from bgworker import History
+from bgworker.history import connections, retention, schema
+from bgworker.history.connections import Database
+from bgworker.sinks.lockfile import LockFile
+from bgworker.model.ids import new_id
+from bgworker.history.retention import Retention, prune
 
 WAIT = 60.0
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -62,8 +63,8 @@ def asking(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         asks.set()
         return is_alive(run_id, lock)
 
-    monkeypatch.setattr("bgworker.history.is_alive", tell)
-    monkeypatch.setattr("bgworker.retention.is_alive", tell)
+    monkeypatch.setattr("bgworker.history.reader.is_alive", tell)
+    monkeypatch.setattr("bgworker.history.retention.is_alive", tell)
     return asks
 
 

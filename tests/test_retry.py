@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from bgworker.delivery.retry import Breaker, Decision, RetryPolicy
-from bgworker.errors import ConfigurationError, PermanentSinkError, TemporarySinkError
+from bgworker.model.errors import ConfigurationError, PermanentSinkError, TemporarySinkError
 
 DOWN = OSError("down")
 

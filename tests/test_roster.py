@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bgworker.roster import Roster
-from bgworker.waits import Worker
+from bgworker.running.roster import Roster
+from bgworker.running.waits import Worker
 
 
 class FakeTask:

@@ -23,7 +23,7 @@ import pytest
 
 from bgworker import (BgworkerError, ConfigurationError, Event, LifecycleEvent, PendingFull, Scheduler, ShutdownError,
                       SinkError, Task, TaskCancelled, TaskSnapshot, TaskStatus, TaskTimedOut, checkpoint, current_task)
-from bgworker.records import TaskState
+from bgworker.model.records import TaskState
 
 LONG = 30.0
 
@@ -396,7 +396,7 @@ def test_the_newest_finished_tasks_are_kept(keep: int | None, left: int) -> None
 
 def test_finished_tasks_are_forgotten_after_keep_seconds_and_running_ones_never(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("bgworker.memory.monotonic", lambda: now[0])
+    monkeypatch.setattr("bgworker.running.finished.monotonic", lambda: now[0])
     with Scheduler(2, keep_seconds=60.0) as pool:
         gate = Gate()
         running = pool.submit(gate)

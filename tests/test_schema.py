@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from bgworker import schema
-from bgworker.errors import HistoryError
+from bgworker.history import schema
+from bgworker.model.errors import HistoryError
 
-ROOT = Path(schema.__file__).parents[1]
+ROOT = Path(schema.__file__).parents[2]
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX")
 
 SECOND_STEP = ("ALTER TABLE runs ADD COLUMN cwd TEXT", "UPDATE runs SET cwd = '?'", "CREATE INDEX runs_cwd ON runs(cwd)")
@@ -274,7 +274,7 @@ def dump(path: str) -> list[str]:
 
 UPGRADE = """
 import os, signal, sys
-from bgworker import schema
+from bgworker.history import schema
 import test_schema
 connection = schema._connect(sys.argv[1], "rw")
 left = int(sys.argv[2])

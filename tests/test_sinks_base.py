@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import bgworker.sinks
-from bgworker.errors import ConfigurationError, SinkError
-from bgworker.events import (Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot,
+from bgworker.model.errors import ConfigurationError, SinkError
+from bgworker.model.events import (Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot,
                              TaskStatus)
 from bgworker.sinks import HookSink, SinkSpecError, open_sink, sinks_from_environ
 from bgworker.sinks.base import HOOKS
@@ -220,8 +220,8 @@ def test_a_spec_that_cannot_be_used_says_why_on_one_line(
 
 
 def test_a_built_in_sink_whose_module_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bgworker.sinks.specs._BUILT_IN, "pigeon", "PigeonSink")
-    with pytest.raises(SinkSpecError, match="this version of bgworker has no pigeon sink"):
+    monkeypatch.setitem(bgworker.sinks.specs._BUILT_IN, "pigeon", ("pigeon.sink", "PigeonSink"))
+    with pytest.raises(SinkSpecError, match="made without its part 'pigeon'"):
         open_sink("pigeon:x")
 
 
@@ -269,7 +269,7 @@ def test_any_text_is_a_sink_or_a_spec_error(spec: str) -> None:
 
 
 def test_importing_the_package_imports_nothing_but_the_contract() -> None:
-    code = ("import sys, typing, bgworker, bgworker.events, bgworker.errors; before = set(sys.modules); import bgworker.sinks; "
+    code = ("import sys, typing, bgworker, bgworker.model.events, bgworker.model.errors; before = set(sys.modules); import bgworker.sinks; "
             "print(*sorted(set(sys.modules) - before - {'bgworker.sinks', 'bgworker.sinks.base', 'bgworker.sinks.specs'}), end='')")
     root = Path(bgworker.sinks.__file__).parents[2]
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=root, capture_output=True, text=True, timeout=60)

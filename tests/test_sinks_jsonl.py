@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 from histories import Recorder
 
-from bgworker import History, wire
-from bgworker.errors import ConfigurationError, PermanentSinkError, TemporarySinkError
-from bgworker.events import Event, EventType, StreamEvent, StreamType
-from bgworker.records import OUTPUT, Batch, TaskState
-from bgworker.files import rotate
+from bgworker import History
+from bgworker.model import wire
+from bgworker.model.errors import ConfigurationError, PermanentSinkError, TemporarySinkError
+from bgworker.model.events import Event, EventType, StreamEvent, StreamType
+from bgworker.model.records import OUTPUT, Batch, TaskState
+from bgworker.sinks.lockfile import rotate
 from bgworker.sinks.jsonl import JsonlSink
 
 NOW = datetime(2026, 11, 23, 14, 46, tzinfo=timezone.utc)
@@ -205,7 +206,7 @@ def test_without_permission_it_is_refused_for_good_and_leaves_no_trace(what: str
             target.touch(0o444)
         os.chmod(top, 0o777 if what == "file" else 0o555)
         done = subprocess.run([sys.executable, "-c", script, str(target)], capture_output=True, text=True, timeout=60,
-                              cwd=Path(wire.__file__).parents[1])
+                              cwd=Path(wire.__file__).parents[2])
         assert os.listdir(top) == (["debug.jsonl"] if what == "file" else [])
         os.chmod(top, 0o700)
     assert re.search("Permission denied.*; name a file, in a directory, that this process may", done.stdout), done
@@ -304,9 +305,9 @@ def test_what_is_no_regular_file_cannot_be_rotated(make: Any) -> None:
 
 @posix
 def test_the_error_output_of_a_process_is_a_sink() -> None:
-    script = ("import sys; from bgworker import wire; from bgworker.sinks import open_sink\n"
+    script = ("import sys; from bgworker.model import wire; from bgworker.sinks import open_sink\n"
               "open_sink('jsonl:/dev/stderr').write([wire.decode(line) for line in sys.stdin.read().splitlines()])")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=Path(wire.__file__).parents[1],
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=Path(wire.__file__).parents[2],
                           input=wire.encode_lines(events(1, 2)), timeout=60)
     assert done.stderr == wire.encode_lines(events(1, 2))
 
@@ -315,7 +316,7 @@ def test_the_error_output_of_a_process_is_a_sink() -> None:
 def test_lines_go_among_the_text_of_a_redirected_stderr(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("no JSON, and no line end")
-    program = ("import sys\nfrom bgworker import open_sink, wire\nprint(file=sys.stderr)\n"
+    program = ("import sys\nfrom bgworker import open_sink\nfrom bgworker.model import wire\nprint(file=sys.stderr)\n"
                "open_sink('jsonl:/dev/stderr').write([wire.decode(line) for line in sys.stdin.read().splitlines()])")
     with log.open("ab") as stderr:
         subprocess.run([sys.executable, "-c", program], input=wire.encode_lines(events(1)), stderr=stderr, timeout=60, check=True)

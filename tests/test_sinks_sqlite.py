@@ -25,14 +25,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from reading import check_whole, dicts, query, value_of
 
-from bgworker import Scheduler, __version__, current_task, open_sink, schema
-from bgworker.errors import ConfigurationError, PermanentSinkError, SinkError, TemporarySinkError
-from bgworker.events import (Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot,
+from bgworker import Scheduler, __version__, current_task, open_sink
+from bgworker.history import schema
+from bgworker.model.errors import ConfigurationError, PermanentSinkError, SinkError, TemporarySinkError
+from bgworker.model.events import (Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot,
                              TaskStatus)
-from bgworker.ids import new_id, new_run_id
-from bgworker.records import (CANCELLED, COMPLETED, CREATED, ERROR, FAILED, LOST, OUTPUT, PROGRESS, SCHEDULED, STARTED,
+from bgworker.model.ids import new_id, new_run_id
+from bgworker.model.records import (CANCELLED, COMPLETED, CREATED, ERROR, FAILED, LOST, OUTPUT, PROGRESS, SCHEDULED, STARTED,
                               TIMED_OUT, VERBOSE, WARNING, Batch, TaskState)
-from bgworker.sinks.sqlite import SqliteSink
+from bgworker.history.sink import SqliteSink
 
 SOON = 30.0
 Record = Tuple[Any, int, int, int, Any]
@@ -801,10 +802,10 @@ def test_an_event_that_never_fits_is_refused_for_good_and_takes_nothing_in_with_
 
 
 def test_nothing_that_was_written_is_lost_when_the_process_dies_without_closing(path: str) -> None:
-    program = ("import os, sys\nfrom bgworker.records import *\nfrom bgworker.sinks.sqlite import SqliteSink\n"
+    program = ("import os, sys\nfrom bgworker.model.records import *\nfrom bgworker.history.sink import SqliteSink\n"
                "sink = SqliteSink(sys.argv[1])\nstate = TaskState('a' * 32, 'load', 'b' * 32, 1)\n"
                "sink.write(Batch([(state, 1, CREATED, 1, None), (state, 2, OUTPUT, 2, 'there')]))\nos._exit(9)")
-    environment = {**os.environ, "PYTHONPATH": str(Path(schema.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(schema.__file__).parents[2])}
     ended = subprocess.run([sys.executable, "-c", program, path], env=environment, timeout=60, check=False)
     assert ended.returncode == 9
     assert query(path, "SELECT payload FROM task_streams") == [("there",)]

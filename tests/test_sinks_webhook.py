@@ -25,11 +25,12 @@ from pytest import MonkeyPatch
 
 import bgworker
 from bgworker import (ConfigurationError, Event, EventType, PermanentSinkError, Scheduler, StreamEvent, StreamType,
-                      TemporarySinkError, WebhookSink, current_task, open_sink, records, wire)
-from bgworker.records import COMPLETED, CREATED, LOST, OUTPUT, PROGRESS, STARTED, Batch, TaskState
-from bgworker.sinks import cloudevents, signing
-from bgworker.sinks.cloudevents import Runs, encode_batch
-from bgworker.sinks.webhook import VerificationError, new_secret, verify
+                      TemporarySinkError, WebhookSink, current_task, open_sink)
+from bgworker.model import records, wire
+from bgworker.model.records import COMPLETED, CREATED, LOST, OUTPUT, PROGRESS, STARTED, Batch, TaskState
+from bgworker.webhook import cloudevents, signing
+from bgworker.webhook.cloudevents import Runs, encode_batch
+from bgworker.webhook.sink import VerificationError, new_secret, verify
 from receiver import OTHER_SECRET, SECRET, SOON, Receiver, Request, answer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -688,7 +689,7 @@ import bgworker
 dear = ("urllib.request", "http.client", "ssl", "email.parser")
 loaded = lambda: [name for name in dear if name in sys.modules]
 assert loaded() == []
-from bgworker.sinks.webhook import verify
+from bgworker.webhook.sink import verify
 sink = bgworker.WebhookSink("http://127.0.0.1:1/hook", secret={SECRET!r})
 sink.close()
 assert loaded() == [], loaded()
@@ -699,7 +700,7 @@ assert "urllib.request" in loaded()
 
 
 def test_a_python_without_ssl_is_told_so(monkeypatch: MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "bgworker.sinks.posting", raising=False)
+    monkeypatch.delitem(sys.modules, "bgworker.webhook.posting", raising=False)
     monkeypatch.setitem(sys.modules, "ssl", None)
     complaint = "this Python cannot post to https://example.com: .*ssl.*; use one with the ssl module"
     with pytest.raises(PermanentSinkError, match=complaint):

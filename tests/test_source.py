@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from bgworker import Scheduler
-from bgworker.records import Source
-from bgworker.source import _MOST_CACHED, _cache, source_of
+from bgworker.model.records import Source
+from bgworker.running.source import _MOST_CACHED, _cache, source_of
 
 LONG = 30.0
 

@@ -11,7 +11,7 @@ import pytest
 
 from bgworker import ConfigurationError, Scheduler, current_task, shell
 from bgworker.delivery import patience
-from bgworker.events import StreamEvent
+from bgworker.model.events import StreamEvent
 
 LONG = 60.0
 

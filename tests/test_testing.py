@@ -12,7 +12,7 @@ import pytest
 from bgworker import Event, EventType, HookSink, PermanentSinkError, Scheduler, SinkOptions, TemporarySinkError, current_task
 from bgworker.testing import FlakySink, Hang, MemorySink, Step, check_sink, crawl, fail, partial, work
 from bgworker.testing import _sample  # the events that sinks are checked with
-from bgworker import records
+from bgworker.model import records
 
 SOON = 30.0
 EVENTS: list[Event] = [records.event(record) for record in _sample()[1][1]]

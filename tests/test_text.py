@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from bgworker.text import fit, json_text, sanitise, text_of
+from bgworker.model.text import fit, json_text, sanitise, text_of
 
 
 class Explosive:

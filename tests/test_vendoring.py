@@ -135,10 +135,10 @@ def test_the_original_is_never_replaced_by_its_own_copy() -> None:
 
 @pytest.mark.parametrize(("line", "complaint"), [
     ("import numpy", "imports numpy, which is outside"),
-    ("from bgworker import errors", "imports bgworker, which is outside"),
-    ("from .. import pytest", "imports .., which is outside"),
+    ("from bgworker.model import errors", "imports bgworker.model, which is outside"),
+    ("from ... import pytest", "imports ..., which is outside"),
     ("raise RuntimeError('broken copy')", "broken copy"),
-    ("__import__('bg' + 'worker.errors')", "No module named 'bgworker'"),
+    ("__import__('bg' + 'worker.model.errors')", "No module named 'bgworker'"),
 ])
 def test_a_copy_that_fails_its_verification_does_not_replace_a_good_one(tmp_path: Path, line: str, complaint: str) -> None:
     good = tmp_path / "project"
@@ -146,7 +146,7 @@ def test_a_copy_that_fails_its_verification_does_not_replace_a_good_one(tmp_path
     before = files_under(good)
     for folder in ("bgworker", "tools"):
         shutil.copytree(ROOT / folder, tmp_path / "root" / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    events = tmp_path / "root" / "bgworker" / "events.py"
+    events = tmp_path / "root" / "bgworker" / "model" / "events.py"
     events.write_text(f"{events.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
 
     done = vendor(good, "--name", "_bg", root=tmp_path / "root")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from bgworker import PoolDeadlock, Scheduler, ShutdownError, Task, TaskTimedOut, current_task
-from bgworker.events import LifecycleEvent
-from bgworker.waits import MOST_NESTED
+from bgworker.model.events import LifecycleEvent
+from bgworker.running.waits import MOST_NESTED
 
 LONG = 60.0
 

@@ -10,9 +10,9 @@ from types import MappingProxyType
 
 import pytest
 
-from bgworker import records, wire
-from bgworker.errors import WireError
-from bgworker.events import EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
+from bgworker.model import records, wire
+from bgworker.model.errors import WireError
+from bgworker.model.events import EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
 
 TASK_ID = "0193a5f2c4d17e80b1c2d3e4f5061728"
 RUN_ID = "0193a5f2c4d07e80b1c2d3e4f5061700"

@@ -650,7 +650,7 @@ RECEIVER = """
 import json, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 sys.path.insert(0, sys.argv[1])
-from bgworker.sinks.webhook import verify
+from bgworker.webhook.sink import verify
 
 class Hook(BaseHTTPRequestHandler):
     def do_POST(self):
@@ -697,7 +697,7 @@ def pipeline() -> Mapping[str, Variant]:
     """Everything at once, beside the design that one writes first: a frozen dataclass an event, a `queue.Queue` a sink,
     `json.dumps` a line, `executemany` a batch, `urlopen` a batch."""
     from bgworker import Scheduler, current_task
-    from bgworker.sinks.signing import new_secret
+    from bgworker.webhook.signing import new_secret
 
     steps = steps_of(15e-6)
     secret = new_secret()
@@ -957,9 +957,9 @@ def webhook() -> Mapping[str, Variant]:
     import urllib.request
 
     from bgworker import Scheduler, SinkOptions, WebhookSink, current_task
-    from bgworker.records import OUTPUT, Batch, TaskState
-    from bgworker.sinks.cloudevents import CONTENT_TYPE, encode_batch
-    from bgworker.sinks.signing import Keys, new_secret
+    from bgworker.model.records import OUTPUT, Batch, TaskState
+    from bgworker.webhook.cloudevents import CONTENT_TYPE, encode_batch
+    from bgworker.webhook.signing import Keys, new_secret
 
     secret = new_secret()
 
@@ -1074,8 +1074,8 @@ def history() -> Mapping[str, Variant]:
 
 def fill_history(path: str) -> None:
     """Write a history of three days by hand: a run of a thousand tasks each, of 50 names, 7 % of them failed."""
-    from bgworker import schema
-    from bgworker.ids import new_id
+    from bgworker.history import schema
+    from bgworker.model.ids import new_id
 
     connection = schema.connect_to_write(path)
     begun, length = time_ns() - 3 * 86_400 * 10 ** 9, 3 * 86_400 * 10 ** 9
@@ -1141,7 +1141,7 @@ def sqlite() -> Mapping[str, Variant]:
 
 def insert_bare(path: str, count: int) -> float:
     """Insert ready-made rows as most programs would; return rows per second until the file is closed."""
-    from bgworker import schema
+    from bgworker.history import schema
 
     rows = [(1, seq, 0, time_ns() // 1000, text) for seq, text in enumerate(fresh_texts(count))]
     connection = schema.connect_to_write(path)

@@ -81,7 +81,7 @@ def kills(examples: int, seed: int) -> None:
 def processes(examples: int, seed: int) -> None:
     """Thirty seconds of four processes that write one SQLite history, and a reader."""
     import test_faults_sqlite as faults
-    from bgworker.sinks.sqlite import SqliteSink
+    from bgworker.history.sink import SqliteSink
 
     with tempfile.TemporaryDirectory() as folder:
         print("     ", faults.run_crowd(f"{folder}/history.db", SqliteSink, 30.0), "rows")

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NoReturn
 
 SOURCE = Path(__file__).resolve().parent.parent / "bgworker"
-MARK = b"class BgworkerError("  # stands in errors.py of every copy, whatever its name
+MARK = b"class BgworkerError("  # stands in model/errors.py of every copy, whatever its name
 
 PROOF = """
 import importlib, pkgutil, sys
@@ -160,7 +160,7 @@ def replace(made: Path, target: Path, *, aside: Path) -> None:
 
 
 def is_copied_folder(path: Path) -> bool:
-    errors = path / "errors.py"
+    errors = path / "model" / "errors.py"
     return path.is_dir() and not path.is_symlink() and errors.is_file() and MARK in errors.read_bytes()
 
 
@@ -168,7 +168,7 @@ def is_zipped_copy(path: Path) -> bool:
     if path.is_symlink() or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as reader:
-        marks = [entry for entry in reader.namelist() if entry.count("/") == 1 and entry.endswith("/errors.py")]
+        marks = [entry for entry in reader.namelist() if entry.count("/") == 2 and entry.endswith("/model/errors.py")]
         return any(MARK in reader.read(entry) for entry in marks)
 
 

@@ -8,10 +8,10 @@ import stat
 import sys
 from dataclasses import dataclass
 
-from ..command import ShellCommand, shell
-from ..errors import BgworkerError, ConfigurationError
+from ..model.errors import BgworkerError, ConfigurationError
+from ..model.text import sanitise
+from ..shell.command import ShellCommand, shell
 from ..sinks import open_sink, sinks_from_environ
-from ..text import sanitise
 from .screen import cut, escaped
 
 TYPE_CHECKING = False
@@ -120,7 +120,7 @@ def left_of(commands: list[Command], options: Namespace) -> list[Command]:
         raise ConfigurationError("argument --resume: expected a history to look into; leave out --no-db")
     if not os.path.exists(options.db) or os.path.isfile(options.db) and not os.path.getsize(options.db):
         return commands  # nothing is recorded yet; an empty file is filled as a missing one is made
-    from ..history import History
+    from ..history.reader import History
     hashes = [command.call.source.script_hash for command in commands]
     with History(options.db) as history:
         completed = history.completed(set(hashes), metadata())
@@ -140,7 +140,7 @@ def sinks_of(options: Namespace) -> list[Sink]:
     """
     given: list[tuple[str, Sink]] = []
     if options.db is not None:
-        from ..sinks.sqlite import SqliteSink
+        from ..history.sink import SqliteSink
         try:
             given.append(("argument --db", SqliteSink(options.db)))
         except ConfigurationError as error:

@@ -7,7 +7,7 @@ import stat
 import sys
 import tempfile
 
-from ..wire import encode
+from ..model.wire import encode
 from .reading import Output, a_path, add_db, exit_codes, harmless_json, opened, quietly
 from .screen import escaped
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, TextIO
 
-    from ..history import History
+    from ..history.reader import History
 
 DESCRIPTION = """\
 Write a history as lines of JSON, one event a line, which a replay turns back

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from datetime import datetime, timezone
 
-from ..events import LifecycleEvent, LossEvent, StreamType, TaskStatus
+from ..model.events import LifecycleEvent, LossEvent, StreamType, TaskStatus
 from .screen import ERR, OUT, OWN, Screen, TaskTable, counted, cut, escaped, painted
 
 TYPE_CHECKING = False
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..delivery.subscription import Subscription
-    from ..events import Event, TaskSnapshot
+    from ..model.events import Event, TaskSnapshot
     from .run import Run
     from .screen import Line
 

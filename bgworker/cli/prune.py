@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ..errors import ConfigurationError, HistoryError
+from ..model.errors import ConfigurationError, HistoryError
 from .reading import Output, a_count, a_duration, add_db, add_json, exit_codes, opened, plain, quietly
 from .screen import escaped
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
-    from ..retention import Pruned
+    from ..history.retention import Pruned
 
 DESCRIPTION = """\
 Remove tasks from a history, with what they said, and make the file smaller.
@@ -51,7 +51,7 @@ def act(options: Namespace) -> int:
         pass  # what is no history is refused in the same words as everywhere
     import sqlite3
 
-    from ..retention import prune
+    from ..history.retention import prune
     age = None if options.older_than is None else max(options.older_than.total_seconds(), 0.001)
     try:
         pruned = prune(options.db, max_age=age, max_tasks=options.keep, is_trial=options.dry_run)

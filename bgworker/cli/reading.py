@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from textwrap import fill
 
-from ..errors import BgworkerError, ConfigurationError, HistoryError, UnknownTask, WireError
+from ..model.errors import BgworkerError, ConfigurationError, HistoryError, UnknownTask, WireError
 from .screen import Channel, can_redraw, escaped
 from .tables import ANY_WIDTH, duration
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
-    from ..history import History
+    from ..history.reader import History
 
 JSON_VERSION = 1
 """``"v"`` of what ``--json`` prints. Fields may be added; none changes its meaning or goes while this stays."""
@@ -96,7 +96,7 @@ def _wrong(message: str) -> Exception:
 @contextmanager
 def opened(options: Namespace) -> Iterator[History]:
     """Open the history that the options name; what goes wrong in it ends the program with one line and a code."""
-    from ..history import History
+    from ..history.reader import History
     try:
         history = History(options.db)
     except BgworkerError as error:

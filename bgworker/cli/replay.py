@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from ..delivery.replay import replay
-from ..errors import BgworkerError
+from ..model.errors import BgworkerError
+from ..park.replay import replay
 from ..sinks import open_sink
 from .screen import escaped
 

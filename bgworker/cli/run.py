@@ -16,9 +16,9 @@ from collections import Counter
 from itertools import count
 from time import monotonic
 
-from ..errors import BgworkerError, TaskTimedOut
-from ..events import TaskStatus
-from ..scheduler import Scheduler
+from ..model.errors import BgworkerError, TaskTimedOut
+from ..model.events import TaskStatus
+from ..running.scheduler import Scheduler
 from . import reading
 from .commands import Command, commands_of, left_of, metadata, sinks_of
 from .printer import Notices, Printer
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Any
 
+    from ..running.task import Task
     from ..sinks.base import Sink
-    from ..task import Task
 
 FOR_EVER = 1e6
 """Seconds, eleven days: as long as a pager may keep the last lines waiting. (`Thread.join` takes no infinity.)"""

@@ -18,7 +18,7 @@ import unicodedata
 from collections import Counter, deque
 from datetime import datetime, timezone
 
-from ..events import LifecycleEvent, StreamEvent, StreamType, TaskStatus
+from ..model.events import LifecycleEvent, StreamEvent, StreamType, TaskStatus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

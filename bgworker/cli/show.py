@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from ..events import StreamType, TaskStatus
-from ..wire import encode
+from ..model.events import StreamType, TaskStatus
+from ..model.wire import encode
 from .reading import NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes, now, opened, quietly
 from .screen import escaped, painted, word_for
 from .tables import MOST_OF_A_NAME, ago, cell, duration_of, fields, stamp, took
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from ..answers import Run
-    from ..events import StreamEvent, TaskSnapshot
-    from ..history import History
+    from ..history.answers import Run
+    from ..history.reader import History
+    from ..model.events import StreamEvent, TaskSnapshot
 
 DESCRIPTION = """\
 Show everything that is recorded of one task: when and where it ran, how it

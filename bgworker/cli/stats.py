@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from ..answers import Stats
+    from ..history.answers import Stats
 
 DESCRIPTION = """\
 Sum up a history: tasks by status, failures by type, how long the tasks of

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta, timezone
 
-from ..errors import ConfigurationError
-from ..events import TaskStatus
+from ..model.errors import ConfigurationError
+from ..model.events import TaskStatus
 from .printer import why
 from .screen import cut, escaped, painted, width_of, word_for
 
@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from ..events import TaskSnapshot
+    from ..model.events import TaskSnapshot
 
 ANY_WIDTH = 1_000_000
 """Columns where there is no terminal: nothing is left out, a program may be reading."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from ..events import StreamType
-from ..wire import encode
+from ..model.events import StreamType
+from ..model.wire import encode
 from .reading import (NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes, harmless_json, opened,
                       quietly)
 from .screen import escaped, word_for
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from ..events import StreamEvent
-    from ..history import History
+    from ..history.reader import History
+    from ..model.events import StreamEvent
 
 DESCRIPTION = """\
 Print what a task said, in order: its output as it is, lines of its other

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..events import TaskStatus
+from ..model.events import TaskStatus
 from .reading import Output, a_count, a_duration, add_db, add_json, exit_codes, now, opened, quietly
 from .tables import task_lines
 

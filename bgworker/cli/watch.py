@@ -7,8 +7,8 @@ from collections import Counter
 from datetime import timedelta
 from time import monotonic, sleep
 
-from ..errors import UnknownTask
-from ..events import TaskStatus
+from ..model.errors import UnknownTask
+from ..model.events import TaskStatus
 from .reading import JSON_VERSION, Output, add_db, add_json, json_line, now, opened, quietly
 from .screen import counted, cut, width_of
 from .tables import task_lines
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from typing import Any
 
-    from ..events import TaskSnapshot
-    from ..history import History
+    from ..history.reader import History
+    from ..model.events import TaskSnapshot
     from .screen import Size
 
 DESCRIPTION = """\

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 
-from ..records import PROGRESS
+from ..model.records import PROGRESS
 from .intake import RECORD_COST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ..records import Record
+    from ..model.records import Record
 
 
 MARK = -1

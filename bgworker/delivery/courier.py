@@ -12,14 +12,14 @@ import threading
 from collections import Counter
 from time import monotonic, time_ns
 
-from ..checks import number
-from ..errors import PermanentSinkError, SinkError, TemporarySinkError
-from ..records import LOST, TYPES, Batch
+from ..model.checks import number
+from ..model.errors import PermanentSinkError, SinkError, TemporarySinkError
+from ..model.records import LOST, TYPES, Batch
+from ..model.text import describe
 from .backlog import MARK, Backlog, Chunk
 from .intake import MOST_TAKEN
 from .loop import SinkLoop
 from .options import SinkHealth, kinds_of
-from .park import Park, describe
 from .patience import Patience
 from .retry import Breaker
 
@@ -27,7 +27,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 
-    from ..records import Record
+    from ..model.records import Record
+    from ..park.park import Park
     from ..sinks.base import Sink
     from .options import SinkOptions
 
@@ -83,9 +84,7 @@ class Courier:
         self._announces = self._kinds is None or LOST in self._kinds
         self._breaker = Breaker(options.retry)  # the courier's thread alone decides
         self._patience = Patience()  # the dispatcher's thread alone asks
-        self._park = None if options.park is None else Park(
-            options.park, options.park_bytes, max(options.queue_size, MOST_TAKEN), options.queue_bytes, name,
-            self._count_parked)  # an overflow sheds up to MOST_TAKEN records at once, however small the queue is
+        self._park = None if options.park is None else _new_park(options, name, self._count_parked)
         self._lock = threading.Lock()  # guards all below
         self._news = threading.Condition(self._lock)  # the thread waits on it: records, a mark, the close
         self._backlog = Backlog(options.queue_size, options.queue_bytes, options.overflow == "drop_oldest")
@@ -590,3 +589,15 @@ def _parts(batch: Sequence[Record]) -> Iterator[list[Record] | Mark]:
         yield record[4]
     if part:
         yield part
+
+
+def _new_park(options: SinkOptions, name: str, done: Callable[..., None]) -> Park:
+    try:
+        from ..park.park import Park
+    except ModuleNotFoundError as error:
+        raise SinkError("SinkOptions(park=…): this copy of bgworker was made without its part 'park'; copy it "
+                        "again with that part, or leave park out") from error
+    assert options.park is not None
+    # an overflow sheds up to MOST_TAKEN records at once, however small the queue is
+    most_waiting = max(options.queue_size, MOST_TAKEN)
+    return Park(options.park, options.park_bytes, most_waiting, options.queue_bytes, name, done)

@@ -14,8 +14,8 @@ import threading
 from collections import deque
 from time import monotonic
 
-from ..records import COMPLETED, CREATED, PROGRESS, SCHEDULED
-from ..text import sanitise
+from ..model.records import COMPLETED, CREATED, PROGRESS, SCHEDULED
+from ..model.text import sanitise
 from .backlog import Chunk, cost
 from .intake import CALM_BYTES, LIMIT, MOST_TAKEN, RECORD_COST, Intake
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Protocol, TypeVar
 
-    from ..records import Record, TaskState
+    from ..model.records import Record, TaskState
     from .intake import Emitted
     from .registry import Registry
 

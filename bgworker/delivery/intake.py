@@ -20,14 +20,14 @@ from collections import deque
 from itertools import count
 from time import time_ns
 
-from ..records import LOST
+from ..model.records import LOST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Tuple
 
-    from ..records import TaskState
+    from ..model.records import TaskState
 
     Emitted = Tuple[TaskState | None, int, int, Any]
 

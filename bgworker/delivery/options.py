@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from ..checks import choice, number
-from ..errors import ConfigurationError
-from ..enums import EventType
-from ..records import TYPES
+from ..model.checks import choice, number
+from ..model.enums import EventType
+from ..model.errors import ConfigurationError
+from ..model.records import TYPES
 from .retry import RetryPolicy
 
 TYPE_CHECKING = False

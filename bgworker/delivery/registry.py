@@ -7,7 +7,7 @@ import threading
 from itertools import count
 from time import monotonic
 
-from ..errors import ConfigurationError, ShutdownError, SinkError
+from ..model.errors import ConfigurationError, ShutdownError, SinkError
 from ..sinks.base import open_sink, sinks_from_environ
 from .courier import Courier, Mark, close_all
 from .options import FlushReport, SinkHealth, SinkOptions, event_types, kinds_of
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from typing import Any
 
-    from ..events import Event, EventType
-    from ..records import TaskState
+    from ..model.events import Event, EventType
+    from ..model.records import TaskState
     from ..sinks.base import Sink
     from .dispatcher import Dispatcher, Outlet
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from ..checks import choice, number
-from ..errors import PermanentSinkError, TemporarySinkError
+from ..model.checks import choice, number
+from ..model.errors import PermanentSinkError, TemporarySinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from time import monotonic
 
-from ..records import STATUSES, Batch, TaskState, event
+from ..model.records import STATUSES, Batch, TaskState, event
 from .backlog import Backlog, Chunk
 from .courier import CROWDED
 from .options import SinkHealth
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from ..events import Event
-    from ..records import Record
+    from ..model.events import Event
+    from ..model.records import Record
 
 logger = logging.getLogger(__name__.partition(".")[0])
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent
+from ..model.events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent
 from .specs import SinkSpecError, open_sink, sinks_from_environ
 
 TYPE_CHECKING = False

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import os
 
-from .. import checks
-from ..errors import ConfigurationError, PermanentSinkError, TemporarySinkError, WireError
-from ..files import CURABLE, HOPELESS
-from ..linefile import LineFile
-from ..wire import encode_lines
+from ..model import checks
+from ..model.errors import ConfigurationError, PermanentSinkError, TemporarySinkError, WireError
+from ..model.wire import encode_lines
+from .linefile import LineFile
+from .lockfile import CURABLE, HOPELESS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal
 
-    from ..events import Event
+    from ..model.events import Event
 
 
 class JsonlSink:

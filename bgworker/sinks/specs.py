@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from ..errors import BgworkerError, ConfigurationError, SinkError
+from ..model.errors import BgworkerError, ConfigurationError, SinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 SECRET_VARIABLE = "BGWORKER_WEBHOOK_SECRET"
 """The environment variable with the webhook's secret, which is not to come in a spec, nor to reach a command."""
 
-_BUILT_IN = {"jsonl": "JsonlSink", "sqlite": "SqliteSink", "webhook": "WebhookSink"}
-"""Scheme, which is the module's name too -> class."""
+_BUILT_IN = {
+    "jsonl": ("sinks.jsonl", "JsonlSink"),
+    "sqlite": ("history.sink", "SqliteSink"),
+    "webhook": ("webhook.sink", "WebhookSink"),
+}
+"""Scheme -> module in the package, class. A vendored copy may lack a room."""
 
 _EXPECTED = "expected jsonl:PATH, sqlite:PATH, webhook:URL or package.module:factory"
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -84,13 +88,17 @@ def sinks_from_environ(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 def _built_in(spec: str, scheme: str) -> Callable[..., Sink]:
     from importlib import import_module
-    name = f"{__package__}.{scheme}"
+    module, class_name = _BUILT_IN[scheme]
+    package = __package__.rpartition(".")[0]
+    name = f"{package}.{module}"
     try:
-        factory: Callable[..., Sink] = getattr(import_module(name), _BUILT_IN[scheme])
+        factory: Callable[..., Sink] = getattr(import_module(name), class_name)
     except ModuleNotFoundError as error:
-        if error.name != name:
+        if error.name not in (name, name.rpartition(".")[0]):
             raise _error(spec, f"this Python lacks a module that the {scheme} sink needs ({error.name})") from error
-        raise _error(spec, f"this version of bgworker has no {scheme} sink; upgrade it or use another sink") from error
+        part = module.partition(".")[0]
+        raise _error(spec, f"this copy of bgworker was made without its part {part!r}; copy it again with that part, "
+                           "or use another sink") from error
     return factory
 
 

@@ -18,7 +18,7 @@ import bgworker
 from bgworker import (Event, History, HookSink, JsonlSink, LifecycleEvent, RetryPolicy, Scheduler, SchedulerHealth,
                       Sink, SinkHealth, SinkOptions, StreamEvent, StuckThread, Task, TaskSnapshot, TaskStatus, WebhookSink,
                       checkpoint, current_task, open_sink, shell)
-from bgworker.sinks.webhook import new_secret, verify
+from bgworker.webhook.sink import new_secret, verify
 
 if sys.version_info >= (3, 11):
     from typing import assert_type

@@ -1,0 +1,282 @@
+"""How a history is kept within bounds: what goes, and how it goes without anybody having to wait for it.
+
+Tasks go whole, those that ended first going first, with their streams, and with the runs and scripts that no other task refers to.
+Only tasks that have ended go: in one of the final statuses, or with a run whose process is dead. They go in transactions of a few
+milliseconds, so a task with many stream rows goes in several, oldest rows first. The file then shrinks page by page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_left
+from contextlib import nullcontext
+from dataclasses import dataclass
+from time import sleep, time_ns
+
+from ..model.checks import number
+from ..model.wire import ns_text
+from ..sinks.lockfile import LockFile
+from .connections import Database
+from .schema import connect_to_read, connect_to_write, lock_path, presence, this_host, transaction
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Collection
+
+MOST_TASKS = 200
+"""Tasks that go in one transaction ..."""
+MOST_ROWS = 2000
+"""... and stream rows ..."""
+MOST_CHARACTERS = 2**20
+"""... and what those rows say, but for the last of them: 5 to 10 ms."""
+MOST_PAGES = 256
+"""Pages by which the file shrinks in one transaction."""
+
+PAUSE = 0.002
+"""Seconds that `prune` leaves the lock alone between two transactions: a waiting writer needs less to wake up and take it."""
+
+_FOREVER = "9"
+_FINAL = ("completed", "failed", "cancelled", "timed_out")
+_UNENDED = ("created", "scheduled", "running", "interrupted")  # has no time of its end: goes by that of its creation
+MOST_LOOKED_AT = 1000
+"""Tasks of each status without an end that one look of a sink takes in; the next look begins where it ended."""
+
+_LOOK = [f"""SELECT * FROM (SELECT key, run_id, created_utc, status FROM tasks
+WHERE status = '{status}' AND completed_utc IS NULL AND key > :start ORDER BY key LIMIT :most)"""
+         for status in _UNENDED]
+_ENDED = [f"""SELECT * FROM (SELECT completed_utc AS ended, key FROM tasks
+WHERE status = '{status}' AND completed_utc < :before ORDER BY completed_utc LIMIT :most)""" for status in _FINAL]
+_CANDIDATES = f"SELECT ended, key FROM ({' UNION ALL '.join(_ENDED)}) ORDER BY ended LIMIT :most"
+"""Ends and keys of the ``most`` tasks that ended first, before a time."""
+
+_IN_KEYS = "IN (SELECT value FROM json_each(?))"
+_REFERENCES = f"SELECT DISTINCT run_id, script_hash FROM tasks WHERE key {_IN_KEYS}"
+_DELETE_TASKS = f"""DELETE FROM tasks WHERE key {_IN_KEYS}
+AND NOT EXISTS (SELECT 1 FROM stream_rows WHERE stream_rows.task = tasks.key)"""
+_DELETE_RUNS = f"DELETE FROM runs WHERE run_id {_IN_KEYS} AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.run_id = runs.run_id)"
+_DELETE_SCRIPTS = f"""DELETE FROM scripts WHERE hash {_IN_KEYS}
+AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.script_hash = scripts.hash)"""
+
+
+class Retention:
+    """The bounds of one history, and what has been found out about it. One thread at a time.
+
+    Args:
+        max_age: seconds that a task stays after its end; None is for ever.
+        max_tasks: most tasks, counting those that have not ended; None is no bound.
+        max_bytes: most bytes of the file; None is no bound. The log beside it, some MiB, comes on top.
+    """
+
+    def __init__(self, max_age: float | None = None, max_tasks: int | None = None, max_bytes: int | None = None) -> None:
+        self._max_age = number("max_age", max_age, above=0, optional=True)
+        self._max_tasks = number("max_tasks", max_tasks, least=0, whole=True, optional=True)
+        self._max_bytes = number("max_bytes", max_bytes, least=1, whole=True, optional=True)
+        self._dead: list[tuple[str, int]] = []  # when tasks of dead runs were created, and their keys; sorted
+        self._look_from = 0
+        self._surplus = 0
+        self._before = ""
+        self._is_too_large = False
+        self.removed_tasks = 0
+        self.removed_rows = 0
+
+    @property
+    def is_bounded(self) -> bool:
+        """False when everything is kept for ever."""
+        return not self._max_age is self._max_tasks is self._max_bytes is None
+
+    def look(self, database: Database, lock: LockFile, most: int = MOST_LOOKED_AT) -> None:
+        """Find out what is too much. Reads, some milliseconds; the caller does not hold the lock, nor the connection.
+
+        Args:
+            most: tasks of each status without an end that are looked at, from where the last look ended; -1 is all.
+        """
+        self._find_dead(database, lock, most)
+        if self._max_age is not None:
+            self._before = ns_text(time_ns() - int(self._max_age * 1e9))
+        if self._max_tasks is not None:
+            with database.use() as connection:
+                (count,) = connection.execute("SELECT count(*) FROM tasks").fetchone()
+            self._surplus = max(0, count - self._max_tasks)
+
+    def _find_dead(self, database: Database, lock: LockFile, most: int) -> None:
+        with database.use() as connection:
+            looks = [connection.execute(look, {"start": self._look_from, "most": most}).fetchall() for look in _LOOK]
+        dead = dead_runs(database, lock, {run_id for look in looks for _, run_id, _, _ in look if run_id is not None})
+        self._dead = sorted((created, key) for look in looks for key, run_id, created, status in look
+                            if status == "interrupted" or run_id is None or run_id in dead)
+        self._look_from = min((look[-1][0] for look in looks if len(look) == most), default=0)
+
+    def step(self, connection: sqlite3.Connection) -> int:
+        """Remove some of it, in one transaction; return how many tasks and rows went, 0 when there is no more to do.
+
+        Takes 5 to 10 ms. The caller holds the lock.
+        """
+        with transaction(connection):
+            keys = self._candidates(connection)
+            if keys:
+                return self._remove(connection, keys)
+            if self._max_age is not None:
+                connection.execute("DELETE FROM losses WHERE created_utc < ?", (self._before,))
+        return self._shrink(connection)
+
+    def _candidates(self, connection: sqlite3.Connection) -> list[int]:
+        if self._max_bytes is not None:
+            pages, free, page_size = _pages(connection)
+            # from the bound down to a little below it, rather than a few pages with every batch
+            mark = self._max_bytes * (0.95 if self._is_too_large else 1)
+            self._is_too_large = (pages - free) * page_size > mark
+        most = MOST_TASKS if self._is_too_large else min(self._surplus, MOST_TASKS)
+        if most:
+            return self._oldest(connection, _FOREVER, most)
+        return self._oldest(connection, self._before, MOST_TASKS) if self._max_age is not None else []
+
+    def all_candidates(self, connection: sqlite3.Connection) -> set[int]:
+        """Return the keys of all tasks that are too many or too old, as of the last `look`."""
+        found = set(self._oldest(connection, _FOREVER, self._surplus)) if self._surplus else set()
+        return found.union(self._oldest(connection, self._before, -1)) if self._max_age is not None else found
+
+    def _oldest(self, connection: sqlite3.Connection, before: str, most: int) -> list[int]:
+        found = connection.execute(_CANDIDATES, {"before": before, "most": most}).fetchall()
+        found += self._dead[:bisect_left(self._dead, (before, 0))]
+        return [key for _, key in sorted(found)[:None if most < 0 else most]]
+
+    def _remove(self, connection: sqlite3.Connection, keys: list[int]) -> int:
+        chosen = json.dumps(keys)
+        rows = _delete_rows(connection, keys)
+        references = connection.execute(_REFERENCES, (chosen,)).fetchall()
+        tasks = connection.execute(_DELETE_TASKS, (chosen,)).rowcount
+        left = {key for key, in connection.execute(f"SELECT key FROM tasks WHERE key {_IN_KEYS}", (chosen,))}
+        gone = set(keys) - left
+        self._dead = [each for each in self._dead if each[1] not in gone]
+        self._surplus = max(0, self._surplus - tasks)
+        self.removed_tasks += tasks
+        self.removed_rows += rows
+        for statement, names in ((_DELETE_RUNS, {run for run, _ in references}),
+                                 (_DELETE_SCRIPTS, {script for _, script in references})):
+            connection.execute(statement, (json.dumps([name for name in names if name is not None]),))
+        return rows + tasks or 1  # others may have removed what the last look found; there may be more
+
+    def _shrink(self, connection: sqlite3.Connection) -> int:
+        """Give pages back that are free, up to a reserve that spares a growing file the work of growing again."""
+        pages, free, page_size = _pages(connection)
+        reserve = max(MOST_PAGES, pages // 8)
+        if self._max_bytes is not None:
+            reserve = min(reserve, max(0, self._max_bytes // page_size - (pages - free)))
+        surplus = min(free - reserve, MOST_PAGES)
+        if surplus <= 0:
+            return 0
+        connection.executescript(f"PRAGMA incremental_vacuum({surplus})")  # a step a page, the GIL not taken in between
+        return surplus
+
+
+def _delete_rows(connection: sqlite3.Connection, keys: list[int]) -> int:
+    """Delete stream rows of these tasks, one task after the other, as many as fit into one transaction."""
+    rows = characters = 0
+    for key in keys:
+        last = None
+        found = connection.execute("SELECT seq, length(payload) FROM stream_rows WHERE task = ? ORDER BY seq", (key,))
+        while rows < MOST_ROWS and characters < MOST_CHARACTERS and (row := found.fetchone()):
+            last, rows, characters = row[0], rows + 1, characters + row[1]
+        found.close()  # nobody reads what is deleted
+        if last is None:
+            continue
+        connection.execute("DELETE FROM stream_rows WHERE task = ? AND seq <= ?", (key, last))
+    return rows
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` removed, or would remove."""
+
+    tasks: int
+    stream_rows: int
+    bytes_before: int
+    """Of the file, its log not counted."""
+    bytes_after: int | None
+    """None for a trial; more than it will be as long as others have the file open, who shrink it later."""
+
+
+def prune(path: str, *, max_age: float | None = None, max_tasks: int | None = None, is_trial: bool = False) -> Pruned:
+    """Remove from the history at ``path`` what is too old or too much, and give its room back. Any thread.
+
+    Others may write to the file meanwhile: like them it holds the lock for a transaction of a few milliseconds at a time, and
+    between two leaves it to them.
+
+    Args:
+        max_age: seconds that tasks stay after their end; None is for ever.
+        max_tasks: how many tasks stay, counting those that have not ended; None is all.
+        is_trial: change nothing, and tell what would go.
+
+    Raises:
+        HistoryError: the file is not a history.
+        sqlite3.Error, OSError: it cannot be written to; what went until then is gone.
+    """
+    retention, before = Retention(max_age, max_tasks), os.stat(path).st_size
+    lock = LockFile.share(lock_path(path))
+    database = Database(path, lambda: connect_to_read(path) if is_trial else connect_to_write(path))
+    try:
+        if is_trial:
+            return _what_would_go(database, retention, lock, before)
+        with lock, database.use():
+            pass  # opens it, which may lead an old file to the newest version
+        retention.look(database, lock, -1)
+        is_more = True
+        while is_more:
+            with lock, database.use() as connection:
+                is_more = retention.step(connection) > 0 or _shrink_all(connection)
+            sleep(PAUSE)
+    finally:
+        with lock if not is_trial else nullcontext():
+            database.close()
+        lock.leave()
+    return Pruned(retention.removed_tasks, retention.removed_rows, before, os.stat(path).st_size)
+
+
+def _what_would_go(database: Database, retention: Retention, lock: LockFile, size: int) -> Pruned:
+    retention.look(database, lock, -1)
+    with database.use() as connection:
+        keys = retention.all_candidates(connection)
+        (rows,) = connection.execute(f"SELECT count(*) FROM stream_rows WHERE task {_IN_KEYS}",
+                                     (json.dumps(list(keys)),)).fetchone()
+    return Pruned(len(keys), rows, size, None)
+
+
+def _shrink_all(connection: sqlite3.Connection) -> bool:
+    """Give some free pages back, the reserve included: who prunes by hand wants the room."""
+    _, free, _ = _pages(connection)
+    if free:
+        connection.executescript(f"PRAGMA incremental_vacuum({MOST_PAGES})")
+    return free > MOST_PAGES
+
+
+def dead_runs(database: Database, lock: LockFile, run_ids: Collection[str]) -> set[str]:
+    """Return which of these runs are such that their tasks will never end.
+
+    Those whose record was closed or whose process has died, and those copied from elsewhere. Runs of another machine may be
+    alive. The caller does not hold the lock, which is asked whether the process of a run lives, while the connection is
+    given back: who has the lock may wait for a fork, and that for the connection.
+    """
+    with database.use() as connection:
+        found = connection.execute("SELECT run_id, host, ended_utc FROM runs "
+                                   f"WHERE run_id {_IN_KEYS}", (json.dumps(list(run_ids)),)).fetchall()
+    here = this_host()
+    return {run_id for run_id, host, ended in found
+            if ended is not None or host is None or host == here and not is_alive(run_id, lock)}
+
+
+def is_alive(run_id: str, lock: LockFile) -> bool:
+    """Tell whether the process that records a run on this machine lives; True when that cannot be found out."""
+    offset = presence(run_id)
+    try:
+        return offset is None or not lock.is_abandoned(offset)
+    except OSError:
+        return True
+
+
+def _pages(connection: sqlite3.Connection) -> tuple[int, int, int]:
+    """Return how many pages the file has, how many of them are free, and the bytes of one."""
+    pages, free, size = (connection.execute(f"PRAGMA {name}").fetchone()[0]
+                         for name in ("page_count", "freelist_count", "page_size"))
+    return pages, free, size

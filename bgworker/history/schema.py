@@ -1,0 +1,300 @@
+"""What a history file is: its tables, how it is known again, and the steps from one version of it to the next.
+
+Beside ``PATH`` lie SQLite's ``PATH-wal`` and ``PATH-shm``, and ``PATH.lock`` (`files.LockFile`). Whoever writes holds
+that lock from before a transaction until after its commit or its checkpoint: SQLite before 3.51.3 can lose commits
+when one connection commits while another begins a checkpoint (https://sqlite.org/wal.html#walresetbug). Readers need
+no lock.
+
+No file that is not ours, or not as we know it, is changed. Functions here are for the thread that owns the connection.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from contextlib import contextmanager
+
+from ..model.errors import HistoryError
+from ..model.events import StreamType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+APPLICATION_ID = 0x6267776B  # "bgwk"; SQLite keeps it in the file's header for programs to know their files by
+
+BUSY_SECONDS = 10.0
+"""How long a statement waits for a lock that others hold: a stranger's program, or the close of a last writer."""
+
+STREAM_CODES: dict[StreamType, int] = {StreamType.OUTPUT: 0, StreamType.ERROR: 1, StreamType.WARNING: 2,
+                                       StreamType.VERBOSE: 3, StreamType.PROGRESS: 4}
+"""How ``stream_rows.stream`` spells a stream; 0 and 1 take no room in a row."""
+
+_STREAM_NAMES = " ".join(f"WHEN {code} THEN '{stream.value}'" for stream, code in STREAM_CODES.items())
+
+STEPS: tuple[tuple[str, ...], ...] = ((
+    """CREATE TABLE runs (
+  run_id TEXT PRIMARY KEY NOT NULL,
+  host TEXT,         -- where it ran; NULL for a run that was copied here from elsewhere
+  pid INTEGER,
+  started_utc TEXT,
+  ended_utc TEXT,    -- when its record was closed; NULL while it lasts, and for ever if its process was killed
+  python TEXT,
+  version TEXT
+)""",
+    """CREATE TABLE scripts (
+  hash TEXT PRIMARY KEY NOT NULL,
+  script_id TEXT,
+  text TEXT          -- NULL unless record_source was on
+)""",
+    # AUTOINCREMENT: the key of a task that was removed never comes to mean another one
+    """CREATE TABLE tasks (
+  key INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL UNIQUE,
+  run_id TEXT REFERENCES runs(run_id),
+  name TEXT NOT NULL,
+  status TEXT NOT NULL,
+  created_utc TEXT NOT NULL,
+  scheduled_utc TEXT,
+  started_utc TEXT,
+  completed_utc TEXT,
+  duration_sec REAL,
+  timeout_sec REAL,
+  last_progress_pct REAL,
+  last_progress_msg TEXT,
+  script_id TEXT,
+  script_hash TEXT REFERENCES scripts(hash),
+  arg_json TEXT,
+  metadata_json TEXT,
+  failure_type TEXT,
+  failure_message TEXT,
+  invocation_info TEXT,
+  last_seq INTEGER NOT NULL  -- of the event that the row was last made from
+)""",
+    """CREATE TABLE stream_rows (
+  task INTEGER NOT NULL REFERENCES tasks(key),
+  seq INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  created_us INTEGER NOT NULL,  -- microseconds since the epoch
+  payload TEXT NOT NULL,        -- for progress its message
+  percent REAL,
+  original_bytes INTEGER,       -- NULL unless truncated
+  is_json INTEGER,              -- 1 or NULL
+  PRIMARY KEY (task, seq)
+) WITHOUT ROWID""",
+    f"""CREATE VIEW task_streams AS
+SELECT tasks.id AS task_id, seq, CASE stream {_STREAM_NAMES} END AS stream_type, payload,
+  CASE WHEN is_json THEN 'json' ELSE 'text' END AS format,
+  original_bytes IS NOT NULL AS truncated,
+  strftime('%Y-%m-%dT%H:%M:%S', created_us / 1000000, 'unixepoch') || printf('.%06dZ', created_us % 1000000)
+    AS created_utc,
+  percent, original_bytes
+FROM stream_rows JOIN tasks ON tasks.key = stream_rows.task""",
+    """CREATE TABLE losses (
+  sink TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  count INTEGER NOT NULL,
+  by_type TEXT NOT NULL,
+  created_utc TEXT NOT NULL,
+  UNIQUE (created_utc, sink, reason, count, by_type)
+)""",
+    "CREATE INDEX tasks_status ON tasks(status, completed_utc)",
+    "CREATE INDEX tasks_name ON tasks(name, duration_sec)",
+    "CREATE INDEX tasks_run ON tasks(run_id)",
+    "CREATE INDEX tasks_script ON tasks(script_hash)",
+),)
+"""Step n makes version n of version n - 1, as one transaction. A released step never changes."""
+
+VERSION = len(STEPS)
+"""The version that is written, and the greatest one that is read; ``PRAGMA user_version`` of the file."""
+
+_TABLES = ("runs", "scripts", "tasks", "stream_rows", "task_streams", "losses")
+
+
+def lock_path(path: str) -> str:
+    """Return the path of the lock file of a history."""
+    return os.path.realpath(path) + ".lock"
+
+
+def presence(run_id: str) -> int | None:
+    """Return the byte of the lock file that a process holds as long as it records a run; None for what is no run id."""
+    return 1 + int(run_id[-15:], 16) if re.fullmatch("[0-9a-f]{32}", run_id) else None
+
+
+def this_host() -> str:
+    """Return the name of this machine as ``runs.host`` has it."""
+    import platform
+
+    return platform.node()
+
+
+def connect_to_read(path: str) -> sqlite3.Connection:
+    """Open a history that is there, to read only; it does no checkpoint, and may be used by one thread at a time.
+
+    Raises:
+        HistoryError: the file is missing or empty, damaged, of another program, or of a newer bgworker.
+        sqlite3.OperationalError: the system does not let us read it now.
+
+    In a directory that cannot be written to, a file that nobody has open is taken for one that does not change (``PRAGMA
+    journal_mode`` is not "wal" then); the caller opens it again when it does.
+    """
+    if not os.path.exists(path):
+        raise HistoryError(f"there is no history at {path!r}; name the file of a SqliteSink")
+    try:
+        return _connect_to_read(path, "ro")
+    except sqlite3.OperationalError as error:
+        # SQLite wants PATH-shm beside the file even for reading, and may not be able to create it in that directory.
+        log = os.path.realpath(path) + "-wal"
+        if os.path.exists(log) and os.path.getsize(log):
+            if os.access(os.path.dirname(log), os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+                raise
+            raise HistoryError(f"the newest part of the history {path!r} is in {log!r}, which SQLite cannot read where no file "
+                               "can be created beside it; copy both to a directory that you may write to") from error
+    return _connect_to_read(path, "ro&immutable=1")  # all there is stands in the file itself, and nobody writes
+
+
+def _connect_to_read(path: str, mode: str) -> sqlite3.Connection:
+    connection = _connect(path, mode)
+    try:
+        if not check(connection, path):
+            raise HistoryError(f"{path!r} is empty; name the file of a SqliteSink that has been opened")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_to_write(path: str, steps: Sequence[Sequence[str]] = STEPS) -> sqlite3.Connection:
+    """Open a history, making it if need be, and bring it to the newest version. The caller holds its lock.
+
+    Args:
+        steps: what leads from a file with nothing in it to the newest version.
+
+    Raises:
+        HistoryError: the file is damaged, of another program, or of a newer bgworker, and was not touched; or a history
+            cannot be kept in that place.
+        sqlite3.OperationalError: the system does not let us write it now.
+    """
+    _judge(path, len(steps))
+    connection = _connect(path, "rwc")
+    try:
+        version = check(connection, path, len(steps))
+        if not version:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first page is written
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise HistoryError(f"no history can be kept at {path!r}: its file system lacks the shared memory that "
+                               "SQLite's write-ahead log needs; name a path on a local disk")
+        migrate(connection, version, steps)
+        if not os.access(path, os.W_OK):  # SQLite then reads without a word, and refuses the first write
+            connection.execute("BEGIN")
+            connection.execute(f"PRAGMA user_version = {len(steps)}")
+            roll_back(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def migrate(connection: sqlite3.Connection, version: int, steps: Sequence[Sequence[str]] = STEPS) -> None:
+    """Lead a file of a version to the newest, each step as one transaction."""
+    for number, statements in enumerate(steps[version:], version + 1):
+        with transaction(connection):
+            for statement in statements:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {number}")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Write as one transaction, which is rolled back if anything is raised inside. The caller holds the file's lock."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        roll_back(connection)
+        raise
+
+
+def roll_back(connection: sqlite3.Connection) -> None:
+    """End a transaction that failed; SQLite may have done so by itself. What led here tells more than an error here."""
+    try:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    except sqlite3.Error:
+        return
+
+
+def check(connection: sqlite3.Connection, path: str, latest: int = VERSION) -> int:
+    """Return the version of the history in an open file; 0 when there is nothing in it yet.
+
+    Raises:
+        HistoryError: it is not a database, damaged, of another program, or of a version greater than ``latest``.
+    """
+    try:
+        connection.execute("BEGIN")  # one view of it all, though another process may just be making the file
+        try:
+            return _check(connection, path, latest)
+        finally:
+            roll_back(connection)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        if "not a database" in str(error):
+            raise _no_database(path) from error
+        raise HistoryError(f"the history {path!r} is damaged ({error}); move it aside, and recover what is in it with "
+                           "the .recover command of the sqlite3 shell") from error
+
+
+def _check(connection: sqlite3.Connection, path: str, latest: int) -> int:
+    size = os.path.getsize(path)
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    names = {name for name, in connection.execute("SELECT name FROM sqlite_master")}
+    if not (application_id or version or names):
+        if size and connection.execute("PRAGMA page_count").fetchone() == (0,):
+            raise _no_database(path)  # SQLite takes a file of a few bytes for an empty one, and writes over it
+        return 0
+    if application_id != APPLICATION_ID:
+        raise HistoryError(f"{path!r} belongs to another program: its application_id is {application_id}, that of a "
+                           f"history {APPLICATION_ID}; name another path")
+    if version > latest:
+        raise HistoryError(f"the history {path!r} has version {version}, and this bgworker knows versions up to "
+                           f"{latest}; upgrade bgworker, or name another path")
+    missing = [name for name in _TABLES if name not in names]
+    if missing or version < 1:
+        raise HistoryError(f"the history {path!r} is damaged: it lacks {', '.join(missing) or 'its version'}; move it "
+                           "aside")
+    for name in _TABLES:
+        connection.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone()
+    return int(version)
+
+
+def _no_database(path: str) -> HistoryError:
+    return HistoryError(f"{path!r} is not a history: it is no SQLite file, or an encrypted one; name another path")
+
+
+def _judge(path: str, latest: int) -> None:
+    """Look at a file through a connection that cannot change it: closing one that could might run a checkpoint."""
+    if not os.path.exists(path):
+        return
+    try:
+        connection = _connect(path, "ro")
+        try:
+            check(connection, path, latest)
+        finally:
+            connection.close()
+    except sqlite3.OperationalError:
+        return  # a killed process has left work that only a writer can finish; or whoever writes finds out why
+
+
+def _connect(path: str, mode: str) -> sqlite3.Connection:
+    from urllib.parse import quote  # a path may hold ? and #; what is dear, urllib.request, is not loaded by this
+
+    absolute = os.path.abspath(path).replace(os.sep, "/")
+    uri = "file://" + ("" if absolute.startswith("/") else "/") + quote(os.fsencode(absolute))
+    return sqlite3.connect(f"{uri}?mode={mode}", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False,
+                           uri=True)

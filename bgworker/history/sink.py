@@ -1,0 +1,253 @@
+"""Events as a history in an SQLite file, to be queried while it is written and long after. Runs on the sink's thread.
+
+What `write` has returned from survives the death of the process, and with ``durability="power"`` that of the machine.
+Any number of sinks and processes may write to one file, and any number read it meanwhile; see `schema` for what is in
+it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sqlite3
+import sys
+from time import monotonic, time_ns
+
+from ..model import checks
+from ..model.errors import HistoryError, PermanentSinkError, TemporarySinkError
+from ..model.ids import is_own_run
+from ..model.wire import ns_text
+from ..sinks.lockfile import CURABLE, HOPELESS, LockFile, absolute
+from . import schema
+from .connections import Database
+from .retention import Retention
+from .rows import Rows
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal
+
+    from ..model.events import Event
+
+PRUNE_SECONDS = 0.02
+"""Seconds of pruning after a batch of up to `PRUNE_BATCH` events, longer after a larger one: enough for more rows than it brings,
+and nobody notices."""
+PRUNE_BATCH = 5000
+CLOSE_PRUNE_SECONDS = 0.5
+LOOK_INTERVAL = 0.2
+"""Seconds between two looks at what is to be pruned, unless such a look takes more than a twentieth of that."""
+
+_LOG_BYTES = 16 * 2**20
+"""What a log that grew because a reader held up its checkpoints is cut back to."""
+
+_REMEDIES = {
+    "disk is full": CURABLE[errno.ENOSPC],
+    "is locked": "another program holds it locked; end its transaction",
+    "readonly database": HOPELESS[errno.EACCES],
+    "disk I/O error": "look after its disk, the room on it, and limits for file sizes",
+    "unable to open": "look for its directory, and for the limit for open files",
+    "malformed": "move it aside and recover what is in it with the .recover command of the sqlite3 shell",
+}
+"""Part of a message of SQLite's -> what mends it."""
+
+_REFUSALS = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError,
+             TypeError, ValueError)
+"""What SQLite and its module say to values that will never fit: too long, too large, of a strange type, not Unicode."""
+
+logger = logging.getLogger(__name__.partition(".")[0])
+
+
+class SqliteSink:
+    """Records tasks and what they say in an SQLite file: tables ``tasks`` and ``losses``, a view ``task_streams``.
+
+    Delivery is at least once, the rows are exactly once: a stream row is known by its task and number, and a task's
+    row never goes back to an earlier event. Every ``write`` is one transaction.
+
+    Beside the file appear ``PATH-wal`` and ``PATH-shm``, which belong to it as long as they are there, and
+    ``PATH.lock``. A file that is deleted meanwhile is made anew.
+
+    Args:
+        path: made absolute at once.
+        max_age: seconds that a task stays after its end; None is for ever.
+        max_tasks: most tasks that are kept, counting those that have not ended; None is no bound.
+        max_bytes: most bytes of the file, its log not counted; None is no bound.
+            All three remove only tasks that have ended, those first that ended first. They work while the sink is
+            written to and when it is closed, some milliseconds at a time, so that for a while there may be more.
+        durability: "process": what was written survives the death of the process. "power": it survives a power failure
+            too, at the price of an fsync per batch.
+
+    Raises:
+        ConfigurationError: an argument cannot be used.
+    """
+
+    preferred_batch = 16_384
+    """A task that begins and ends in one batch is written once, at half the price; and beside busy threads each waits some 0.1 s
+    for the GIL."""
+
+    def __init__(self, path: str | os.PathLike[str], *, max_age: float | None = None, max_tasks: int | None = None,
+                 max_bytes: int | None = None, durability: Literal["process", "power"] = "process") -> None:
+        checks.choice("durability", durability, ("process", "power"))
+        self._retention = Retention(max_age, max_tasks, max_bytes)
+        self._is_power_safe = durability == "power"
+        self.path = absolute(path)
+        self._database = Database(self.path, self._connect)
+        self._lock: LockFile | None = None
+        self._runs: set[str] = set()  # of this process, whose presence we hold
+        self._most_values = 0
+        self._next_look = 0.0
+        self._has_more_to_prune = False
+
+    def __repr__(self) -> str:
+        return f"SqliteSink({self.path!r})"
+
+    def open(self) -> None:
+        """Open or make the file; again after a fork.
+
+        Raises:
+            PermanentSinkError: the file is damaged or not a history that we know, and was left as it is; or the path
+                cannot be used.
+            TemporarySinkError: it may work later.
+        """
+        try:
+            with self._locked(), self._database.use():
+                return
+        except OSError as error:
+            if error.errno in HOPELESS:
+                raise PermanentSinkError(self._trouble("open", error, HOPELESS)) from error
+            raise TemporarySinkError(self._trouble("open", error, CURABLE)) from error
+        except HistoryError as error:
+            raise PermanentSinkError(str(error)) from error
+        except sqlite3.Error as error:
+            if self._is_out_of_reach():
+                raise PermanentSinkError(f"cannot open {self.path!r}: {error}; {HOPELESS[errno.EACCES]}") from error
+            raise TemporarySinkError(self._sql_trouble("open", error)) from error
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Store the events, as one transaction; open the file first if need be. Then prune for a moment if that is due.
+
+        Raises:
+            TemporarySinkError: the system or SQLite refused (disk full, locked by another program); nothing was stored.
+            PermanentSinkError: an event can never be stored, or the file is not a history any more.
+        """
+        try:
+            rows = Rows(events)
+            self._show_presence(rows.runs)
+            with self._locked(), self._database.use() as connection:
+                rows.store(connection, self._most_values)
+        except OSError as error:
+            raise TemporarySinkError(self._trouble("write to", error, CURABLE)) from error
+        except HistoryError as error:
+            raise PermanentSinkError(str(error)) from error
+        except _REFUSALS as error:
+            raise PermanentSinkError(f"cannot store an event in {self.path!r}: {error}") from error
+        except sqlite3.Error as error:
+            raise TemporarySinkError(self._sql_trouble("write to", error)) from error
+        if self._retention.is_bounded:
+            self._prune(PRUNE_SECONDS * max(1.0, len(events) / PRUNE_BATCH))
+
+    def flush(self) -> None:
+        """Do nothing: what ``write`` has returned from is as safe as ``durability`` says."""
+
+    def close(self) -> None:
+        """Note the end of this process's runs and close the file; harmless if it is closed, and in a forked child.
+
+        A later ``write`` opens it again.
+        """
+        try:
+            runs = [run_id for run_id in self._runs if is_own_run(run_id)]
+            if runs:
+                with self._locked(), self._database.use() as connection, schema.transaction(connection):
+                    connection.execute("UPDATE runs SET ended_utc = ? WHERE run_id IN (SELECT value FROM json_each(?))",
+                                       (ns_text(time_ns()), json.dumps(runs)))
+            if self._retention.is_bounded and self._database.is_open:
+                self._next_look = 0.0
+                self._prune(CLOSE_PRUNE_SECONDS)
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is None:
+            return
+        try:
+            if self._database.is_open:
+                with lock:
+                    self._database.close()
+        finally:
+            self._database.close()
+            for run_id in self._runs:
+                offset = schema.presence(run_id)
+                if offset is not None:
+                    lock.release(offset)
+            self._runs.clear()
+            lock.leave()
+
+    # -- the file --
+
+    def _locked(self) -> LockFile:
+        if self._lock is None:
+            if os.path.isdir(self.path):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            self._lock = LockFile.share(schema.lock_path(self.path))
+        return self._lock
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = schema.connect_to_write(self.path)
+        connection.execute(f"PRAGMA synchronous = {'FULL' if self._is_power_safe else 'NORMAL'}")
+        # fsync alone leaves it in the drive's cache on macOS
+        connection.execute(f"PRAGMA fullfsync = {int(self._is_power_safe)}")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
+        self._most_values = _most_values(connection)
+        return connection
+
+    def _show_presence(self, runs: set[str]) -> None:
+        """Hold the bytes of this process's runs before a reader can find a task of theirs."""
+        for run_id in runs.difference(self._runs):
+            offset = schema.presence(run_id)
+            if offset is not None and is_own_run(run_id):
+                self._locked().hold(offset)
+                self._runs.add(run_id)
+
+    def _is_out_of_reach(self) -> bool:
+        return os.path.exists(self.path) and not os.access(self.path, os.R_OK | os.W_OK)
+
+    # -- pruning --
+
+    def _prune(self, seconds: float) -> None:
+        """Remove what is too much, for about so many seconds. The batch is stored: trouble here is not its trouble."""
+        begun = monotonic()
+        lock = self._locked()
+        try:
+            if begun >= self._next_look:
+                self._retention.look(self._database, lock)
+                now = monotonic()
+                self._next_look = now + max(LOOK_INTERVAL, 20 * (now - begun))
+                self._has_more_to_prune = True
+            while self._has_more_to_prune and monotonic() - begun < seconds:
+                with lock, self._database.use() as connection:
+                    self._has_more_to_prune = self._retention.step(connection) > 0
+        except (sqlite3.Error, OSError, HistoryError) as error:
+            self._next_look = monotonic() + 60
+            self._has_more_to_prune = False
+            logger.warning("the history %r could not be pruned, which is tried again in a minute: %s", self.path, error)
+
+    # -- what went wrong --
+
+    def _trouble(self, what: str, error: OSError, remedies: dict[int, str]) -> str:
+        other = f" ({os.fsdecode(error.filename)})" if error.filename not in (None, self.path) else ""
+        remedy = remedies.get(error.errno or 0)
+        return f"cannot {what} {self.path!r}: {error.strerror or error}{other}" + (f"; {remedy}" if remedy else "")
+
+    def _sql_trouble(self, what: str, error: sqlite3.Error) -> str:
+        remedy = next((remedy for part, remedy in _REMEDIES.items() if part in str(error)), None)
+        return f"cannot {what} {self.path!r}: {error}" + (f"; {remedy}" if remedy else "")
+
+
+def _most_values(connection: sqlite3.Connection) -> int:
+    """Return how many parameters one statement may have."""
+    if sys.version_info >= (3, 11):
+        return min(32_766, connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER))
+    return 32_766 if sqlite3.sqlite_version_info >= (3, 32) else 999

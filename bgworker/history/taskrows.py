@@ -1,0 +1,188 @@
+"""Rows of tasks, and of the runs and scripts that these refer to. Runs on the sink's thread, for `rows`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import datetime, timedelta, timezone
+
+from .. import __version__
+from ..model.ids import is_own_run
+from ..model.records import COMPLETED, SCHEDULED, STARTED, STATUSES
+from ..model.text import json_text
+from ..model.wire import ns_text
+from . import statements as sql
+from .schema import this_host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import sqlite3
+    from typing import Any, Union
+
+    from ..model.events import TaskSnapshot
+    from ..model.records import Record, Source, TaskState
+
+    Known = Union[TaskState, "Told"]
+
+_STATUS_TEXTS = [status.value for status in STATUSES]
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Told:
+    """Stands for the `TaskState` of a task of which only DTOs are known; of those the latest snapshot counts."""
+
+    __slots__ = ("id", "snapshot", "first_ns")
+
+    def __init__(self, id: str, first_ns: int) -> None:
+        self.id = id
+        self.snapshot: TaskSnapshot | None = None
+        self.first_ns = first_ns  # of its first event here
+
+
+class TaskRows:
+    """Rows of tasks, and of the runs and scripts that these refer to. Values stand one after the other."""
+
+    def __init__(self) -> None:
+        self.runs: set[str] = set()
+        self._scripts: dict[str, tuple[str | None, str | None]] = {}
+        self._waiting: list[Any] = []
+        self._usual: list[Any] = []
+        self._full: list[Any] = []
+        self._placeholders: list[tuple[str, str]] = []
+        self._constants: list[tuple[Any, ...]] = []
+        """What completes a placeholder, of the full rows; the others have it all."""
+        self._progress: list[tuple[Any, ...]] = []
+        self._source: tuple[Source | None, str | None, str | None] = None, None, None
+
+    def add(self, record: Record, progress: Record | None = None) -> None:
+        """Add the row of a task as of a life-cycle event, and of progress that may have come after it."""
+        state: Any = record[0]
+        _, seq, kind, ns, _ = record
+        if isinstance(state, Told):
+            assert state.snapshot is not None
+            self._add_snapshot(state.snapshot, seq, kind, ns, progress)
+        else:
+            self._add_state(state, seq, kind, progress)
+
+    def add_progress(self, record: Record) -> None:
+        """Add the row of a task of which only progress is told."""
+        state: Any = record[0]
+        if isinstance(state, Told):
+            self._progress.append((*record[4], record[1], state.id, record[1]))
+        else:
+            self._add_state(state, record[1], STARTED, record)
+
+    def add_unknown(self, state: Known) -> None:
+        """Add the row of a task that the file does not know, though it says something."""
+        if isinstance(state, Told):
+            self._placeholders.append((state.id, ns_text(state.first_ns)))
+        else:
+            self._add_state(state, 0, STARTED)
+
+    def _add_state(self, state: TaskState, seq: int, kind: int, progress: Record | None = None) -> None:
+        created = ns_text(state.created_ns)
+        if state.source is not self._source[0] or state.record_source:
+            self._describe(state)
+        run_id = state.run_id or None
+        if run_id is not None:
+            self.runs.add(run_id)
+        named = state.id, run_id, state.name, created, self._source[1], self._source[2]
+        scheduled = created if kind >= SCHEDULED else None
+        started = ns_text(state.started_ns) if kind >= STARTED and state.started_ns else None
+        completed = duration = None
+        if kind >= COMPLETED:
+            completed = started if state.completed_ns == state.started_ns else ns_text(state.completed_ns)
+            duration = state.duration
+        if (state.timeout is not None or state.arguments is not None or state.metadata_json or progress is not None
+                or kind >= COMPLETED and (state.failure_message is not None or state.failure_type is not None
+                                          or state.recorded_message is not None)):
+            constant = state.timeout, state.arguments, state.metadata_json or None
+            failure: tuple[Any, ...] = None, None, None
+            latest = progress[4] if progress is not None else (None, None)
+            if kind >= COMPLETED:
+                failure = state.failure_type, state.failure_message, state.invocation_info
+                latest = state.recorded_percent, state.recorded_message
+            elif progress is not None:
+                seq = max(seq, progress[1])
+            self._constants.append((*named[1:], *constant, state.id))
+            self._full += (*named, *constant, _STATUS_TEXTS[kind], scheduled, seq, started, completed, duration,
+                           *failure, *latest)
+        elif kind < STARTED:
+            self._waiting += (*named, _STATUS_TEXTS[kind], scheduled, seq)
+        else:
+            self._usual += (*named, _STATUS_TEXTS[kind], scheduled, seq, started, completed, duration)
+
+    def _describe(self, state: TaskState) -> None:
+        source = state.source
+        if source is None:
+            self._source = None, None, None
+            return
+        self._source = source, source.script_id, source.script_hash
+        self._add_script(source.script_hash, source.script_id, source.script_text if state.record_source else None)
+
+    def _add_script(self, hash_: str, script_id: str | None, text: str | None) -> None:
+        if text is not None or hash_ not in self._scripts:
+            self._scripts[hash_] = script_id, text
+
+    def _add_snapshot(self, task: TaskSnapshot, seq: int, kind: int, ns: int, progress: Record | None) -> None:
+        if task.run_id:
+            self.runs.add(task.run_id)
+        if task.script_hash:
+            self._add_script(task.script_hash, task.script_id, task.script_text)
+        completed = _time_text(task.completed_utc)
+        if completed is None and kind >= COMPLETED:
+            completed = ns_text(ns)
+        percent, message = task.last_progress_percent, task.last_progress_message
+        if progress is not None and kind < COMPLETED:
+            (percent, message), seq = progress[4], max(seq, progress[1])
+        constant = (task.task_id, task.run_id or None, task.name, _time_text(task.created_utc), task.script_id,
+                    task.script_hash or None, task.timeout, task.arguments,
+                    json_text(dict(task.metadata)) if task.metadata else None)
+        self._constants.append((*constant[1:], task.task_id))
+        self._full += (*constant, task.status.value, _time_text(task.scheduled_utc), seq, _time_text(task.started_utc),
+                       completed, task.duration, task.failure_type, task.failure_message, task.invocation_info,
+                       percent, "" if message is None and percent is not None else message)
+
+    def store(self, connection: sqlite3.Connection, most_values: int) -> None:
+        """Put the rows into the file, but for the progress of tasks of which nothing else was told."""
+        if self.runs:
+            own = [run_id for run_id in self.runs if is_own_run(run_id)]
+            connection.executemany(sql.INSERT_OWN_RUN, map(_own_run, own))
+            if len(own) < len(self.runs):
+                connection.executemany(sql.INSERT_RUN, [(run_id,) for run_id in self.runs.difference(own)])
+        if self._scripts:
+            connection.executemany(sql.INSERT_SCRIPT, [(hash_, *rest) for hash_, rest in self._scripts.items()])
+        if self._waiting or self._usual or self._full:
+            sql.INSERT_WAITING_TASKS.run(connection, self._waiting, most_values)
+            sql.INSERT_USUAL_TASKS.run(connection, self._usual, most_values)
+            sql.INSERT_TASKS.run(connection, self._full, most_values)
+            if connection.execute(sql.IS_ANY_PLACEHOLDER).fetchone()[0]:
+                self._complete_placeholders(connection)
+        if self._placeholders:
+            connection.executemany(sql.INSERT_PLACEHOLDER, self._placeholders)
+
+    def _complete_placeholders(self, connection: sqlite3.Connection) -> None:
+        for values, width in ((self._waiting, 9), (self._usual, 12)):
+            rows = [values[start:start + 6] for start in range(0, len(values), width)]
+            connection.executemany(sql.COMPLETE_PLACEHOLDER, [(*row[1:], None, None, None, row[0]) for row in rows])
+        connection.executemany(sql.COMPLETE_PLACEHOLDER, self._constants)
+
+    def store_progress(self, connection: sqlite3.Connection) -> None:
+        """Let tasks, which the file knows by now, advance to the progress that was told of them alone."""
+        if self._progress:
+            connection.executemany(sql.ADVANCE_PROGRESS, self._progress)
+
+
+def _own_run(run_id: str) -> tuple[Any, ...]:
+    started = ns_text(int(run_id[:12], 16) * 1_000_000)  # an id begins with its time
+    return run_id, this_host(), os.getpid(), started, platform.python_version(), __version__
+
+
+def ns_of(time: datetime) -> int:
+    """Return a time as nanoseconds since the epoch."""
+    return (time - _EPOCH) // _MICROSECOND * 1000
+
+
+def _time_text(time: datetime | None) -> str | None:
+    return None if time is None else ns_text(ns_of(time))

@@ -1,0 +1,1 @@
+"""What is recorded: events, errors, the records that travel, and their text."""

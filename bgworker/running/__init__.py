@@ -1,0 +1,1 @@
+"""What runs: the Scheduler, its pool of threads, and the tasks."""

@@ -1,0 +1,299 @@
+"""What a task's code prints, logs and warns, copied to the task's streams on its way to where it goes anyway.
+
+Guarantees, while a task with ``capture_output`` runs:
+
+- What its context writes to ``sys.stdout`` and ``sys.stderr`` comes in whole lines to its output and error streams,
+  gathered per stream and thread, so that threads which share the context do not mix inside a line; an unfinished one
+  comes at the task's end. What a carriage return inside a line wipes out (a progress bar's past) is dropped. Lines
+  longer than ``max_payload`` come in pieces.
+- A record that passes its logger's level and filters comes once, with its traceback and in no handler's format, to
+  verbose (below INFO), output, warning or error (from ERROR), whatever handlers and ``propagate`` do with it.
+- A warning that passes the filters comes once to the warning stream, also while somebody records warnings.
+- The old places get it all as before and raise as before. Other threads, tasks without capture, and contexts that
+  outlive their task notice one look-up of a context variable.
+
+How. Stand-ins take the places of ``sys.stdout``, ``sys.stderr``, ``Logger.callHandlers`` (a root handler would miss
+``propagate=False`` and switch off ``lastResort``) and ``warnings._showwarnmsg`` (``catch_warnings`` puts `showwarning`
+back at any time) with the first such task, and leave them after the last. What they hand down is written with capture
+off, so neither a handler's line on ``sys.stderr`` nor a ``sys.stdout`` that is a logger brings text twice.
+
+Who replaces ``sys.stdout`` meanwhile gets what is printed from then on, and is left alone; the next task to start has
+the new stream captured too. So ``redirect_stdout`` takes text from a task's streams when used inside it, not around it.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from collections import deque
+from contextvars import ContextVar
+from threading import RLock, get_ident
+from types import MethodType
+
+from ..model.text import text_of
+from .context import current_task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Literal
+
+    from .context import TaskContext
+    Stream = Literal["output", "error", "warning", "verbose"]
+
+_capturing: ContextVar[Capture | None] = ContextVar("bgworker_capture", default=None)
+
+
+class Capture:
+    """A context manager: copies what is said inside to the streams of ``context``, which is the `current_task()`."""
+
+    def __init__(self, context: TaskContext) -> None:
+        self._context: TaskContext | None = context
+        self._max_payload = context.limits.max_payload
+        context.before_end = self.flush
+        self._lines: dict[tuple[Stream, int], _Line] = {}  # by stream and thread
+
+    def __enter__(self) -> None:
+        with _lock:
+            _running.add(self)
+            _stand_in()
+        self._token = _capturing.set(self)
+
+    def __exit__(self, *exc_info: object) -> None:
+        _capturing.reset(self._token)
+        self.flush()
+        self.close()
+        with _lock:
+            _running.discard(self)
+            if not _running:
+                _step_back()
+
+    def close(self) -> None:
+        """Say nothing more, in whatever contexts still hold this."""
+        context, self._context = self._context, None
+        if context is not None:
+            context.before_end = None
+
+    @property
+    def is_active(self) -> bool:
+        """True in the task itself; False after its end, and in another task that inherited its context."""
+        return self._context is current_task()
+
+    def say(self, stream: Stream, text: str) -> None:
+        """Emit the text, in pieces none of which is cut or refused for its size."""
+        context = self._context
+        if context is not None:
+            emit = getattr(context, stream)
+            # a character takes at most 4 bytes, and the stand-in for a NUL more than one
+            most = self._max_payload if text.isascii() and "\0" not in text else self._max_payload // 4
+            for start in range(0, len(text) or 1, most):
+                emit(text[start:start + most])
+
+    def write(self, stream: Stream, text: str) -> None:
+        """Gather the text, and say each line that it completes."""
+        key = stream, get_ident()
+        line = self._lines[key] if key in self._lines else self._lines.setdefault(key, _Line())
+        line.append(text)
+        line.size += len(text)
+        if "\n" in text or line.size > self._max_payload:
+            *whole, rest = line.take().split("\n")
+            for each in whole:
+                self.say(stream, _shown(each))
+            if len(rest) > self._max_payload or "\r" in rest:
+                rest = _shown(rest) + "\r" * rest.endswith("\r")  # a newline may follow it
+                kept = (len(rest) - 1) % self._max_payload + 1  # never nothing: the line goes on
+                early, rest = rest[:-kept], rest[-kept:]
+                if early:
+                    self.say(stream, early)
+            if rest:
+                line.appendleft(rest)
+                line.size += len(rest)
+
+    def flush(self) -> None:
+        """Say every line that was begun. Any thread."""
+        for (stream, _), line in list(self._lines.items()):
+            if rest := _shown(line.take()):
+                self.say(stream, rest)
+
+
+class _Line(deque):  # type: ignore[type-arg]
+    """What one thread has written to one stream since its last newline.
+
+    Without a lock, although a finaliser may print at any point, and the deadlines' thread may `take`: each step on the
+    deque is atomic, so what was added is taken once. ``size`` may be off then, and a long line split elsewhere.
+    """
+
+    size = 0
+
+    def take(self) -> str:
+        self.size = 0
+        taken: list[str] = []
+        try:
+            while True:
+                taken.append(self.popleft())
+        except IndexError:  # that was all
+            return "".join(taken)
+
+
+def _shown(line: str) -> str:
+    return line.rstrip("\r").rpartition("\r")[2]
+
+
+class StandIn:
+    """Something of ours in the place of what it hands down to. Its odd slots tell other copies of this package so."""
+
+    __slots__ = ("bgworker_below", "bgworker_told")
+    bgworker_below: Any
+    bgworker_told: Any  # Router: the stream. Tap: what makes stream and text of the arguments
+
+    def __init__(self, below: Any, told: object) -> None:
+        object.__setattr__(self, "bgworker_below", below)  # a Router's own `__setattr__` is the old stream's
+        object.__setattr__(self, "bgworker_told", told)
+
+
+class Router(StandIn):
+    """Stands in for ``sys.stdout`` or ``sys.stderr``, and shows its attributes, class, return values and exceptions."""
+
+    __slots__ = ()
+
+    def write(self, text: str, /) -> Any:
+        """Write to the old stream and return what that returns."""
+        capture = _capturing.get()
+        if capture is None or not capture.is_active or not isinstance(text, str):
+            return self.bgworker_below.write(text)
+        capture.write(self.bgworker_told, str.__str__(text))
+        try:
+            return _hand_down(self.bgworker_below.write, text)
+        except BaseException:
+            if not text.endswith("\n"):
+                capture.write(self.bgworker_told, "\n")  # `print` gives up now, and will not write it
+            raise
+
+    def writelines(self, lines: Any, /) -> Any:
+        """Write each of the lines."""
+        if _capturing.get() is None:
+            return self.bgworker_below.writelines(lines)
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.bgworker_below, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.bgworker_below, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.bgworker_below, name)
+
+    def __enter__(self) -> Router:
+        self.bgworker_below.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> Any:
+        return self.bgworker_below.__exit__(*exc_info)
+
+    if not TYPE_CHECKING:
+        @property
+        def __class__(self) -> type:
+            return type(self.bgworker_below)  # xml.sax, for one, asks isinstance(sys.stdout, io.TextIOBase)
+
+
+class _Nowhere(io.TextIOBase):
+    """What a ``sys.stdout`` of None (pythonw) is to ``print``."""
+
+    def write(self, text: str, /) -> int:
+        return len(text)
+
+
+class Tap(StandIn):
+    """Stands in for a function, or a method of a class, that every record or warning passes on its way out."""
+
+    __slots__ = ()
+
+    def __get__(self, instance: object, owner: object = None) -> Any:
+        return self if instance is None else MethodType(self, instance)
+
+    def __call__(self, *args: Any) -> Any:
+        capture = _capturing.get()
+        if capture is None or not capture.is_active:
+            return self.bgworker_below(*args)
+        capture.say(*self.bgworker_told(*args))
+        return _hand_down(self.bgworker_below, *args)
+
+
+def _of_record(logger: logging.Logger, record: logging.LogRecord) -> tuple[Stream, str]:
+    level = record.levelno
+    stream: Stream = ("error" if level >= logging.ERROR else "warning" if level >= logging.WARNING else
+                      "output" if level >= logging.INFO else "verbose")
+    try:
+        parts = [record.getMessage()]
+        if record.exc_info or record.exc_text:
+            parts.append(record.exc_text or logging.Formatter().formatException(record.exc_info or (None,) * 3))
+        return stream, "\n".join([*parts, record.stack_info] if record.stack_info else parts)
+    except Exception:  # its arguments do not fit its text; the handlers report that, as ever
+        return stream, text_of(record.msg)
+
+
+def _of_warning(shown: Any) -> tuple[Stream, str]:
+    return "warning", f"{shown.filename}:{shown.lineno}: {shown.category.__name__}: {text_of(shown.message)}"
+
+
+def _hand_down(function: Callable[..., Any], *args: Any) -> Any:
+    """Call what stood in our place, with capture off: the text has been said."""
+    token = _capturing.set(None)
+    try:
+        return function(*args)
+    finally:
+        _capturing.reset(token)
+
+
+_lock = RLock()  # guards all below, and our own changes of the places; re-entrant because a finaliser may run a task
+_running: set[Capture] = set()
+# Used again, and never let go at once: `print` holds no reference to the sys.stdout that it writes to, and crashes
+# the interpreter if another thread frees that meanwhile (gh-130163, mended in 3.13.3).
+_recent: list[StandIn] = []
+_nowhere = _Nowhere()
+
+
+def _places() -> tuple[tuple[Any, str, type[StandIn], object], ...]:
+    import warnings  # not before it is needed
+
+    return ((sys, "stdout", Router, "output"), (sys, "stderr", Router, "error"),
+            (logging.Logger, "callHandlers", Tap, _of_record), (warnings, "_showwarnmsg", Tap, _of_warning))
+
+
+def _stand_in() -> None:
+    """Take every place in which we are not, be it below other copies' stand-ins."""
+    for owner, name, kind, told in _places():
+        below = found = vars(owner).get(name, _places)
+        while not issubclass(type(found), StandIn) and hasattr(type(found), "bgworker_below"):
+            found = found.bgworker_below
+        if found is not _places and not issubclass(type(found), StandIn):
+            below = _nowhere if below is None else below
+            stand_in = next((each for each in _recent if each.bgworker_below is below and each.bgworker_told is told),
+                            None) or kind(below, told)
+            _recent[:] = [*(each for each in _recent if each is not stand_in), stand_in][-16:]
+            setattr(owner, name, stand_in)
+
+
+def _step_back() -> None:
+    """Give back every place that is still ours. Below something of somebody else's we stay, and do nothing there."""
+    for owner, name, _, _ in _places():
+        current = vars(owner).get(name)
+        if issubclass(type(current), StandIn):  # what another thread assigns between this and the next line is lost
+            setattr(owner, name, None if current.bgworker_below is _nowhere else current.bgworker_below)
+
+
+def _start_afresh() -> None:
+    """In a forked child: the tasks are the parent's, also the one that forked, and are captured there."""
+    global _lock
+    _lock = RLock()
+    while _running:
+        _running.pop().close()
+        _step_back()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_afresh)

@@ -1,0 +1,362 @@
+"""The inside of a running task: what its own code says and asks.
+
+Any thread may call any method, and each costs one append, whatever the sinks do; nothing here blocks but `sleep`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from contextvars import ContextVar
+from types import CoroutineType, MappingProxyType
+
+from ..delivery.intake import Intake
+from ..model.errors import TaskCancelled
+from ..model.records import ERROR, OUTPUT, PROGRESS, VERBOSE, WARNING, TaskState
+from ..model.text import fit, json_text, text_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, Literal
+
+logger = logging.getLogger(__name__.partition(".")[0])
+
+LONG = 4096
+"""Characters from which a payload is looked at more closely, on the task's thread."""
+
+_JSON_TYPES = (dict, list, tuple, int, float, type(None))
+
+
+class Limits:
+    """What a scheduler allows its tasks to say; shared by all of them."""
+
+    __slots__ = ("max_payload", "oversize", "progress_interval", "progress_step", "short")
+
+    def __init__(self, max_payload: int, oversize: Literal["truncate", "reject"], progress_interval: float,
+                 progress_step: float) -> None:
+        self.max_payload = max_payload
+        self.oversize = oversize
+        self.progress_interval = progress_interval
+        self.progress_step = progress_step
+        self.short = min(LONG, max_payload // 4)  # characters that fit whatever they are: UTF-8 takes at most 4 bytes
+
+
+class TaskContext:
+    """The inside of a running task, from `current_task()`. Any thread may use it; nothing in it blocks but `sleep`."""
+
+    deadline: float | None = None
+    """When its time is over, on the monotonic clock."""
+    _stop_reason: str | None = None
+    _stop_event: threading.Event | None = None
+    _on_cancel: Callable[[], object] | None = None
+    _interrupt: Callable[[], object] | None = None
+    _shown_percent: float | None = None
+    _shown_at: float | None = None  # monotonic; None until the first progress event
+    _unshown: tuple[float | None, str] | None = None
+
+    captures_output = False
+    """True when what the task prints, logs and warns goes to its streams too."""
+    reacts_until = math.inf
+    """When who interrupts the task gives up on it, on the monotonic clock."""
+    before_end: Callable[[], object] | None = None
+    """Called before the terminal event, maybe while the task still runs, to emit what was held back."""
+
+    def __init__(self, state: TaskState, intake: Intake, limits: Limits, metadata: Mapping[str, Any]) -> None:
+        self._state = state
+        self._intake = intake
+        self._limits = limits
+        self._short = limits.short
+        self._metadata = metadata
+
+    @property
+    def id(self) -> str:
+        """The task's id; empty outside a task."""
+        return self._state.id
+
+    @property
+    def name(self) -> str:
+        """The task's name; empty outside a task."""
+        return self._state.name
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What ``options(metadata=...)`` was given, read-only."""
+        return self._metadata
+
+    @property
+    def cancel_requested(self) -> bool:
+        """True once the task was asked to stop, by a cancel or by its deadline."""
+        return self._stop_reason is not None
+
+    @property
+    def cancel_reason(self) -> str | None:
+        """Why it was asked to stop: "user", "timeout", "shutdown" or what ``cancel`` was given."""
+        return self._stop_reason
+
+    @property
+    def time_remaining(self) -> float | None:
+        """Seconds until the task's timeout, at least 0; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def output(self, value: object) -> None:
+        """Emit to the output stream: a `str` as text, any JSON value as JSON, anything else as its ``str()``."""
+        if type(value) is str and len(value) <= self._short:  # not `__class__`, which a stand-in may fake
+            self._intake.emit(self._state, OUTPUT, value)
+        else:
+            self._emit_value(OUTPUT, value)
+
+    def error(self, value: object) -> None:
+        """Emit to the error stream; see `output`."""
+        self._emit_value(ERROR, value)
+
+    def warning(self, value: object) -> None:
+        """Emit to the warning stream; see `output`."""
+        self._emit_value(WARNING, value)
+
+    def verbose(self, value: object) -> None:
+        """Emit to the verbose stream; see `output`."""
+        self._emit_value(VERBOSE, value)
+
+    def _emit_value(self, kind: int, value: object) -> None:
+        """Emit what is not plain short text. It is turned into text here and now: the value may change right after."""
+        format_: Literal["text", "json"] = "text"
+        if type(value) is str:
+            text: str = value
+        elif isinstance(value, _JSON_TYPES):
+            text, format_ = json_text(value), "json"
+        else:
+            text = text_of(value)
+        if len(text) <= self._short:
+            self._intake.emit(self._state, kind, text if format_ == "text" else (text, format_, False, 0))
+            return
+        fitted, original_bytes = fit(text, self._limits.max_payload)
+        if not original_bytes:
+            self._intake.emit(self._state, kind, (fitted, format_, False, 0))
+        elif self._limits.oversize == "reject":
+            self._intake.refuse(kind, "oversize")
+        else:  # what was JSON is none any more
+            self._intake.emit(self._state, kind, (fitted, "text", True, original_bytes))
+        self._intake.hurry()  # the intake is bounded by count: large payloads must not gather there
+
+    def progress(self, completed: float, total: float | None = 100, message: str = "") -> None:
+        """Tell how far the task is.
+
+        Args:
+            completed: how much is done, in the unit of ``total``.
+            total: how much there is; None when unknown, then only the message counts.
+            message: one line for people.
+
+        At most one event per ``progress_interval`` seconds goes out, unless it moved by ``progress_step`` percent; the
+        first always does, and the latest does before the task ends.
+        """
+        percent = _percent(completed, total)
+        fitted = message if type(message) is str and not message else \
+            fit(text_of(message), self._limits.max_payload)[0]
+        now = time.monotonic()
+        if self._shown_at is None or now - self._shown_at >= self._limits.progress_interval or _moved(
+                self._shown_percent, percent, self._limits.progress_step):
+            self._shown_at = now
+            self._shown_percent = percent
+            self._unshown = None
+            self._intake.emit(self._state, PROGRESS, (percent, fitted))
+        else:
+            self._unshown = (percent, fitted)
+
+    # -- the task's side --
+
+    @property
+    def limits(self) -> Limits:
+        """What the scheduler allows its tasks to say."""
+        return self._limits
+
+    @property
+    def intake(self) -> Intake:
+        """Where the task's events go: in a forked child still the parent's, which is closed there."""
+        return self._intake
+
+    @property
+    def holds_back(self) -> bool:
+        """True when `say_last` has something to emit."""
+        return self._unshown is not None or self.before_end is not None
+
+    def say_last(self) -> None:
+        """Emit what was held back: a captured line that is not finished, and the progress that the rate limit kept."""
+        before_end = self.before_end  # once: the task's thread may take it back while the deadlines' thread is here
+        if before_end is not None:
+            before_end()
+        unshown, self._unshown = self._unshown, None
+        if unshown is not None:
+            self._intake.emit(self._state, PROGRESS, unshown)
+
+    def checkpoint(self) -> None:
+        """Return if the task may go on.
+
+        Raises:
+            TaskCancelled: the task was asked to stop. Let it pass.
+        """
+        if self._stop_reason is not None:
+            raise TaskCancelled(self._stop_reason)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but wake at once when asked to stop. In a coroutine, which this would block, await ``asyncio.sleep``.
+
+        Raises:
+            TaskCancelled: as `checkpoint`.
+        """
+        with _stop_lock:
+            if self._stop_event is None:
+                self._stop_event = threading.Event()
+        self.checkpoint()
+        self._stop_event.wait(seconds)
+        self.checkpoint()
+
+    def on_cancel(self, callback: Callable[[], object] | None) -> None:
+        """Have ``callback`` called once when the task is asked to stop, at once if it was; None takes it back.
+
+        For code that waits for something else than `sleep`. The callback runs on the thread that cancels and must be
+        quick; what it raises there is logged. There is one; setting another replaces it.
+        """
+        with _stop_lock:
+            if self._stop_reason is None or callback is None:
+                self._on_cancel = callback
+                return
+        callback()
+
+    def interrupt_by(self, callback: Callable[[], object] | None) -> None:
+        """As `on_cancel`, for who runs the task's code: beside that, which belongs to the code itself."""
+        with _stop_lock:
+            self._interrupt = callback
+            if self._stop_reason is None or callback is None:
+                return
+        callback()
+
+    def request_stop(self, reason: str) -> None:
+        """Ask the task to stop; the first reason stays. Any thread."""
+        with _stop_lock:
+            if self._stop_reason is not None:
+                return
+            self._stop_reason = reason
+            callbacks = self._on_cancel, self._interrupt  # they stay, see `reacts_to_cancel`
+            stop_event = self._stop_event
+        if stop_event is not None:
+            stop_event.set()
+        for callback in callbacks:
+            try:
+                if callback is not None:
+                    callback()
+            except (Exception, TaskCancelled, SystemExit):  # the task's code on a stranger's thread, with a task to end
+                logger.exception("the cancel callback of task %s failed", self._state.id)
+
+    def wait_for_room(self, size: int) -> int:
+        """Wait until the healthy sinks keep up, or the task is asked to stop. For code that reads from a pipe.
+
+        Callables never wait: they only ever emit. This is for who loses nothing by reading later. Looks every few
+        milliseconds, and only while a queue is crowded.
+
+        Args:
+            size: bytes of memory of one of the texts that are about to be emitted.
+
+        Returns: how many of them may be emitted before the next call without a healthy sink's losing any.
+        """
+        intake = self._intake
+        calm = intake.calm_for(size)
+        while intake.is_crowded(calm) and self._stop_reason is None:
+            intake.hurry()
+            time.sleep(0.005)
+        return max(1, calm // 8)
+
+    @property
+    def reacts_to_cancel(self) -> bool:
+        """True while a callback of `on_cancel` or `interrupt_by` is in place: the task will end soon after a cancel, and
+        shutdown waits for that."""
+        return self._on_cancel is not None or self._interrupt is not None and time.monotonic() < self.reacts_until
+
+    def __repr__(self) -> str:
+        return f"<TaskContext {self._state.name or 'outside a task'}>"
+
+
+_stop_lock = threading.RLock()  # guards each context's stop reason, event and callback against one another; held for
+# moments, and re-entrant because a signal handler may cancel
+
+
+def _renew_lock() -> None:
+    """In a forked child: the lock may be held by a thread that is not here."""
+    global _stop_lock
+    _stop_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+class _Bare(TaskContext):
+    """The twin for code that runs outside a task: says nothing, is never cancelled."""
+
+    def __init__(self) -> None:
+        silent = Intake()
+        silent.close()
+        super().__init__(TaskState("", "", "", 0), silent, Limits(65536, "truncate", 0.1, 1.0), MappingProxyType({}))
+
+    def _emit_value(self, kind: int, value: object) -> None:
+        """Turn nothing into text for nobody."""
+
+
+_current: ContextVar[TaskContext] = ContextVar("bgworker_task", default=_Bare())
+
+
+def run_as(context: TaskContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call ``function`` as the task of ``context``. To be run inside the context variables captured at submit."""
+    _current.set(context)
+    if not context.captures_output:
+        result = function(*args, **kwargs)
+        # what was returned tells, whatever was called: a partial, a method, an object, a function that wraps another
+        return result if type(result) is not CoroutineType else finished(result, context)
+    from .capture import Capture
+
+    with Capture(context):
+        result = function(*args, **kwargs)
+        return result if type(result) is not CoroutineType else finished(result, context)
+
+
+def finished(coroutine: CoroutineType[Any, Any, Any], context: TaskContext) -> Any:
+    """Run a coroutine, which the function of a task has returned, to its end."""
+    from .coroutines import run_coroutine  # it loads asyncio
+
+    result, error = run_coroutine(coroutine, context)
+    if error is None:
+        return result
+    try:
+        raise error
+    finally:
+        del error  # the traceback holds this frame, which would hold the exception
+
+
+def current_task() -> TaskContext:
+    """Return the running task's context; outside a task a do-nothing twin, so that a function also runs bare."""
+    return _current.get()
+
+
+def checkpoint() -> None:
+    """Raise `TaskCancelled` when the running task was asked to stop. Outside a task, do nothing."""
+    _current.get().checkpoint()
+
+
+def _percent(completed: float, total: float | None) -> float | None:
+    """Return completed/total in 0..100, None where that is unknown."""
+    try:
+        if total is None:
+            return None
+        percent = float(100.0 * completed / total)  # exactly: a subclass may print as anything
+    except (ZeroDivisionError, OverflowError, TypeError, ValueError):  # telemetry fails no task
+        return None
+    return min(100.0, max(0.0, percent)) if percent == percent else None
+
+
+def _moved(shown: float | None, percent: float | None, step: float) -> bool:
+    if shown is None or percent is None:
+        return shown is not percent
+    return abs(percent - shown) >= step

@@ -1,0 +1,114 @@
+"""Who is in a pool: the threads that run tasks, those that help them, those that leave, and those that are stuck.
+
+No thread and no lock: the pool that owns the roster guards it. A thread whose task is past its deadline is *retired*: it
+is left to itself, and another takes its place. There are never more than ``max_stuck`` threads beyond the workers,
+helpers apart.
+"""
+
+from __future__ import annotations
+
+from time import time_ns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from threading import Thread
+    from typing import Any
+
+    from ..model.health import SchedulerHealth
+    from .task import Task
+    from .waits import Worker
+
+
+class Roster:
+    """The threads of one pool, by what they do.
+
+    Args:
+        max_workers: most workers.
+        max_stuck: most threads past their task's deadline that are replaced; None is no bound.
+    """
+
+    def __init__(self, max_workers: int, max_stuck: int | None) -> None:
+        self.max_workers = max_workers
+        self._max_stuck = max_stuck
+        self.workers: set[Worker] = set()
+        """They take tasks from the queue."""
+        self.helpers: set[Worker] = set()
+        """Each runs what the tasks of one other thread wait for."""
+        self._leaving: set[Worker] = set()  # they run no task any more, and close their event loop
+        self.retired: set[Worker] = set()
+        """They were past their task's deadline, or given up at shutdown, and have not come back."""
+        self.replaced = 0
+        """How many retired threads another took the place of."""
+
+    def active(self) -> tuple[Worker, ...]:
+        """Return the threads that are neither retired nor at their end."""
+        return (*self.workers, *self.helpers, *self._leaving)
+
+    def is_mine(self, thread: Thread) -> bool:
+        """Tell whether a thread belongs to the pool."""
+        return any(each.thread is thread for each in (*self.active(), *self.retired))
+
+    def runner_of(self, task: Task[Any], thread: int) -> Worker | None:
+        """Return whose thread, given by its identifier, runs a task; None if it has just ended that, or is retired."""
+        return next((each for each in self.active() if each.thread.ident == thread and task in each.running), None)
+
+    # -- coming and going --
+
+    def leave(self, worker: Worker) -> None:
+        """Note that a worker takes no more tasks: it ends."""
+        self.workers.discard(worker)
+        self._leaving.add(worker)
+
+    def retire(self, worker: Worker) -> None:
+        """Leave a thread to itself."""
+        self.forget(worker)
+        worker.stuck_since = time_ns()
+        worker.dismiss_helper()
+        self.retired.add(worker)
+
+    def reinstate(self, worker: Worker) -> None:
+        """Make a retired thread that has come back a worker again."""
+        self.retired.discard(worker)
+        self.workers.add(worker)
+        worker.helps = None
+
+    def forget(self, worker: Worker) -> None:
+        """Know a thread no more."""
+        for group in (self.workers, self.helpers, self._leaving, self.retired):
+            group.discard(worker)
+
+    # -- the bound --
+
+    @property
+    def is_full(self) -> bool:
+        """True when there may be no further worker."""
+        return (self._max_stuck is not None
+                and len(self.workers) + len(self.retired) >= self.max_workers + self._max_stuck)
+
+    @property
+    def may_have_helpers(self) -> bool:
+        """False when more threads are stuck than are replaced."""
+        return self._max_stuck is None or len(self.retired) <= self._max_stuck
+
+    def standstill(self) -> str:
+        """Say why there are no more threads, and what to do."""
+        bound = f"max_stuck={self._max_stuck} allows" if self.is_full or not self.may_have_helpers else "the system has"
+        return (f"threads stuck in tasks past their deadline: {len(self.retired)}, and {bound} no other to replace them"
+                "; Scheduler.health() names the tasks: have them call checkpoint(), or end what they wait for")
+
+    # -- the figures --
+
+    def health(self, pending: int, late_events: int) -> SchedulerHealth:
+        """Return the figures of this moment, with two that others have counted."""
+        from ..model.health import SchedulerHealth, StuckThread
+        from ..model.records import utc
+
+        running = {task for each in (*self.active(), *self.retired) for task in each.running.copy() if task.running()}
+        stuck = [(each, stack[-1]) for each in self.retired if (stack := each.running.copy())]
+        return SchedulerHealth(
+            max_workers=self.max_workers, workers=len(self.workers),
+            idle=sum(not each.running for each in self.workers), running=len(running), pending=pending,
+            stuck=tuple(StuckThread(thread=each.thread.name, task_id=task.id, task_name=task.name,
+                                    since_utc=utc(each.stuck_since))
+                        for each, task in sorted(stuck, key=lambda pair: pair[0].stuck_since)),
+            replaced=self.replaced, late_events=late_events)

@@ -1,0 +1,255 @@
+"""Tasks that wait for tasks of their own pool: have run what is still queued, refuse what would wait for ever.
+
+A worker whose task waits for a queued one, by ``result()``, ``exception()`` or ``wait()`` without a timeout, runs that
+one itself, there and then, with its own context, deadline and events. Where that cannot be, because the thread is an event
+loop's or waits for several at once (``asyncio.wrap_future``, ``concurrent.futures.wait``, ``as_completed``), the worker's
+place in the pool is lent to a *helper*: one more thread, which runs what the worker's task waits for. So a pool of any
+size finishes a recursive fan-out.
+
+A wait that can never end, because the chain of waits leads back to the waiting task, raises `PoolDeadlock` instead of
+hanging. A ``result(timeout)`` ends by itself, so it does none of this.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import Future
+from weakref import ref
+
+from ..model.errors import PoolDeadlock, ShutdownError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from queue import SimpleQueue
+    from typing import Any
+    from weakref import ReferenceType
+
+    from .coroutines import WorkerLoop
+    from .task import Task
+
+MOST_NESTED = 50
+"""Most tasks that run inside one another: on one thread that is about ten Python frames each, of a thousand."""
+
+_here = threading.local()  # .worker, in the threads of all pools
+
+
+class Worker:
+    """One thread of a pool: what it runs, the outermost task first, and what these tasks wait for."""
+
+    __slots__ = ("thread", "first", "running", "waits_for", "waits", "helps", "helper", "inbox", "loop", "stuck_since")
+
+    def __init__(self, first: Callable[[], object] | None, helps: Worker | None = None) -> None:
+        self.thread: threading.Thread
+        self.first = first
+        """To be called before anything else. Not an argument of the thread, which would keep it until the end."""
+        self.running: list[Task[Any]] = []
+        self.waits_for: dict[Task[Any], tuple[Task[Any], ...]] = {}
+        """Of the tasks that run here: for which others they wait. Guarded by the lock of `waits`."""
+        self.waits: Waits
+        self.helps = helps
+        """The worker whose tasks wait for what this one runs; None for one that runs what is queued."""
+        self.helper: Worker | None = None
+        """The one that helps this one."""
+        self.inbox: SimpleQueue[ReferenceType[Task[Any]] | None] | None = None
+        """Of a helper: what it is to run; None is the sign to end."""
+        self.loop: WorkerLoop | None = None
+        """Of the coroutines that run here; made for the first of them."""
+        self.stuck_since = 0
+        """Nanoseconds since the epoch: when its task passed its deadline; 0 unless it did."""
+
+    @property
+    def depth(self) -> int:
+        """How many tasks wait inside one another, on this thread and those that it helps."""
+        return len(self.running) + (0 if self.helps is None else self.helps.depth)
+
+    def dismiss_helper(self) -> None:
+        """Let the helper end: the task that needed it has ended, or is given up. Under the pool's lock."""
+        helper, self.helper = self.helper, None
+        if helper is not None and helper.inbox is not None:
+            helper.inbox.put(None)
+
+
+def current_worker() -> Worker | None:
+    """Return the worker whose thread this is, of whatever pool."""
+    return getattr(_here, "worker", None)
+
+
+class Waits:
+    """Knows which worker of a pool waits for which task.
+
+    Args:
+        lend: called with a worker and a queued task that its task is about to wait for, to have a helper run it.
+            Raises `ShutdownError` if no thread can be had.
+    """
+
+    def __init__(self, lend: Callable[[Worker, Task[Any]], object]) -> None:
+        self._lend = lend
+        self._lock = threading.RLock()  # guards _workers and their waits_for; a signal handler may cancel meanwhile
+        self._workers: list[Worker] = []
+
+    @property
+    def worker(self) -> Worker | None:
+        """The worker whose thread this is; None in a thread that is not the pool's."""
+        worker = current_worker()
+        return worker if worker is not None and worker.waits is self else None
+
+    def enter(self, worker: Worker) -> None:
+        """Know this thread as a worker's."""
+        worker.waits = self
+        _here.worker = worker
+        with self._lock:
+            self._workers.append(worker)
+
+    def leave(self, worker: Worker) -> None:
+        """Forget it; it ends."""
+        with self._lock:
+            if worker in self._workers:  # not in a forked child
+                self._workers.remove(worker)
+
+    # -- waits without a timeout --
+
+    def begin(self, task: Task[Any]) -> bool:
+        """Prepare to wait for ``task`` without a timeout: if it is still queued, run it here, or have it run.
+
+        Returns: True if this is a thread of the pool, which then calls `end` after its wait.
+
+        Raises:
+            PoolDeadlock: the wait would never end.
+        """
+        worker = self.worker
+        if worker is None or not worker.running:
+            return False
+        if not task.has_begun:
+            _refuse_depth(worker, task)
+            if _running_loop() is None:
+                self._run_here(worker, task)
+            else:  # it may want to run a loop of its own, and loops do not nest
+                self._have_run(worker, task)
+            if task.done():
+                return False
+        self._note(worker, task)
+        return True
+
+    def end(self, task: Task[Any]) -> None:
+        """Note that the wait is over."""
+        worker = self.worker
+        if worker is not None:
+            self._forget(worker, task)
+
+    def _run_here(self, worker: Worker, task: Task[Any]) -> None:
+        worker.running.append(task)
+        try:
+            task.run()
+        finally:
+            worker.running.pop()
+            del task  # as in Task.run: a traceback that leads back here must not hold it
+
+    # -- waits for several at once, and those of event loops --
+
+    def notice(self, task: Task[Any]) -> None:
+        """Have a helper run ``task`` if it is queued: somebody on this thread is about to wait for it and others.
+
+        Raises:
+            PoolDeadlock: the wait would never end.
+        """
+        worker = self.worker
+        if worker is None or not worker.running or task.done():
+            return
+        if task in worker.running:
+            raise _circle(worker, task)
+        if not task.has_begun:
+            _refuse_depth(worker, task)
+            try:
+                self._lend(worker, task)
+            except ShutdownError as error:
+                raise PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, which has no thread to "
+                                   f"run on: {error}") from error
+
+    def notice_callback(self, task: Task[Any], callback: Callable[..., object]) -> None:
+        """Have a helper run ``task`` if it is queued and this is a loop's thread: a callback is how loops wait.
+
+        Raises:
+            PoolDeadlock: the wait would never end.
+        """
+        worker = self.worker
+        if worker is None or not worker.running or task.done() or (loop := _running_loop()) is None:
+            return
+        is_asyncios = getattr(callback, "__module__", None) == "asyncio.futures"  # wrap_future's: others may not wait
+        if is_asyncios and worker.loop is not None and worker.loop.is_in_main:
+            self._note(worker, task)
+            Future.add_done_callback(task, lambda done: self._forget(worker, done))  # type: ignore[arg-type]
+        if not task.has_begun:
+            _refuse_depth(worker, task)
+            loop.call_soon(self._have_run_later, worker, worker.running[-1], ref(task))  # not before the coroutine waits
+
+    def _have_run_later(self, worker: Worker, waiting: Task[Any], reference: ReferenceType[Task[Any]]) -> None:
+        task = reference()
+        if waiting in worker.running and task is not None and not task.has_begun:  # a loop may outlive who was to wait
+            self._have_run(worker, task)
+
+    def _have_run(self, worker: Worker, task: Task[Any]) -> None:
+        try:
+            self._lend(worker, task)
+            return
+        except ShutdownError:
+            pass  # there are no more threads
+        self._run_here(worker, task)  # the loop stands still meanwhile, which is better than for ever
+
+    # -- who waits for whom --
+
+    def _note(self, worker: Worker, task: Task[Any]) -> None:
+        with self._lock:
+            if self._leads_back(worker, task):
+                raise _circle(worker, task)
+            waiting = worker.running[-1]
+            worker.waits_for[waiting] = (*worker.waits_for.get(waiting, ()), task)
+
+    def _forget(self, worker: Worker, task: Task[Any]) -> None:
+        with self._lock:
+            for waiting, others in list(worker.waits_for.items()):
+                left = tuple(each for each in others if each is not task)
+                if left:
+                    worker.waits_for[waiting] = left
+                else:
+                    del worker.waits_for[waiting]
+
+    def forget_all_of(self, worker: Worker) -> None:
+        """Forget what the innermost task of a worker waits for: it has ended."""
+        with self._lock:
+            worker.waits_for.pop(worker.running[-1], None)
+
+    def _leads_back(self, worker: Worker, task: Task[Any]) -> bool:
+        """Tell whether ``task`` waits for one that runs on the worker's thread, directly or through others."""
+        seen, ahead = set(), [task]
+        while ahead:
+            each = ahead.pop()
+            if each in seen or each.done():
+                continue
+            if each in worker.running:
+                return True
+            seen.add(each)
+            for runner in self._workers:
+                stack = runner.running.copy()
+                if each in stack:  # it cannot go on before those that run inside it
+                    ahead += [far for near in stack[stack.index(each):] for far in runner.waits_for.get(near, ())]
+        return False
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the loop that runs in this thread; nothing is loaded for that."""
+    events = sys.modules.get("asyncio.events")
+    return None if events is None else events._get_running_loop()
+
+
+def _refuse_depth(worker: Worker, task: Task[Any]) -> None:
+    if worker.depth >= MOST_NESTED:
+        raise PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, {MOST_NESTED} waits deep; "
+                           "collect the results outside of the tasks, or wait with a timeout")
+
+
+def _circle(worker: Worker, task: Task[Any]) -> PoolDeadlock:
+    return PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, which waits for it, directly or "
+                        "through others; none of them would ever end")

@@ -1,0 +1,281 @@
+"""From a child's pipes to its task's streams: a pump reads chunks of bytes, `Lines` cuts them, a `Gate` lets them through.
+
+Everything here runs on the task's own thread, which sleeps in the pump's `wait` or at the gate; on Windows, where pipes
+cannot be waited for, two more threads read them. Nothing is held but one chunk, and less than one line, of each pipe:
+a child that says more than the sinks can take finds its pipe full and waits in its writes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from queue import SimpleQueue
+    from subprocess import Popen
+    from typing import IO
+
+    from ..running.context import TaskContext
+
+_CHUNK = 65536
+"""Most bytes of one read: what a pipe holds."""
+_PIECE = 65536
+"""Most UTF-8 bytes of one line; a longer one is emitted in pieces."""
+
+
+class Gate:
+    """Lets lines into the task's streams no faster than the healthy sinks keep up, on a clock that stops meanwhile.
+
+    Once the task is asked to stop nothing waits here any more, so that its end comes promptly; what does not fit into
+    the sinks' queues then is lost, and counted.
+    """
+
+    __slots__ = ("discards", "_context", "_waited")
+
+    def __init__(self, context: TaskContext) -> None:
+        self.discards = False
+        """Set when nobody wants the lines any more."""
+        self._context = context
+        self._waited = 0.0
+
+    def emit(self, stream: Callable[[str], object], lines: list[str]) -> None:
+        """Emit lines, a few at a time; before each few wait for room."""
+        size = sum(map(len, lines)) * (1 if all(map(str.isascii, lines)) else 4) // len(lines)
+        start = 0
+        while start < len(lines) and not self.discards:
+            arrived = time.monotonic()
+            room = self._context.wait_for_room(size)
+            self._waited += time.monotonic() - arrived
+            for line in lines[start:start + room]:
+                stream(line)
+            start += room
+
+    def now(self) -> float:
+        """Return the time on the monotonic clock less the time that was spent waiting: what a child is given to do
+        something in must not run out while it cannot write."""
+        return time.monotonic() - self._waited
+
+
+class Lines:
+    """Cuts bytes into lines of text; holds less than one line, and never more than 64 KiB and a chunk.
+
+    Args:
+        emit: gets the lines that a chunk has completed, at least one.
+    """
+
+    __slots__ = ("_emit", "_rest")
+
+    def __init__(self, emit: Callable[[list[str]], object]) -> None:
+        self._emit = emit
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in bytes and emit the lines that they complete."""
+        # A newline byte is never part of a UTF-8 character, so cutting there and decoding whole blocks is exact.
+        block, newline, rest = (self._rest + chunk).rpartition(b"\n")
+        if b"\r" in rest:  # a progress bar: forget what was overwritten, but keep a return that may belong to \r\n
+            shown = rest.rstrip(b"\r")
+            rest = shown[shown.rfind(b"\r") + 1:] + rest[len(shown):][:1]
+        self._rest = rest
+        if newline:
+            self._cut(block)
+        while len(self._rest) > _PIECE:
+            cut = _boundary(self._rest)
+            piece, self._rest = self._rest[:cut], self._rest[cut:]
+            self._cut(piece)
+
+    def finish(self) -> None:
+        """Emit a last line that has no newline."""
+        rest, self._rest = self._rest.rstrip(b"\r"), b""
+        if rest:
+            self._cut(rest)
+
+    def _cut(self, block: bytes) -> None:
+        text = block.decode("utf-8", "replace")
+        lines = text.split("\n")  # not splitlines(), which also cuts at form feeds and U+2028
+        if "\r" in text:
+            lines = [line.rstrip("\r").rpartition("\r")[2] for line in lines]
+        if max(map(len, lines)) > _PIECE // 4:  # a character takes four bytes at most
+            lines = [piece for line in lines for piece in _pieces(line)]
+        self._emit(lines)
+
+
+def _pieces(line: str) -> Iterator[str]:
+    data = line.encode()  # cannot fail: it was decoded from UTF-8
+    while len(data) > _PIECE:
+        cut = _boundary(data)
+        yield data[:cut].decode()
+        data = data[cut:]
+    yield data.decode()
+
+
+def _boundary(data: bytes) -> int:
+    """Return the last place up to `_PIECE` that is not inside a character."""
+    for cut in range(_PIECE, _PIECE - 4, -1):
+        if data[cut] & 0xC0 != 0x80:
+            return cut
+    return _PIECE  # not UTF-8
+
+
+class PolledPump:
+    """POSIX: both pipes, the child's exit and the call to stop in one selector; no thread, no busy waiting."""
+
+    def __init__(self) -> None:
+        import selectors
+        self.open = 0
+        """How many pipes have not ended."""
+        self.sees_exit = False
+        """True while `wait` wakes up for the child's exit."""
+        self._lock = threading.Lock()  # guards the rope's descriptor; taken for good by `close`
+        self._pipes: list[tuple[IO[bytes], Lines]] = []
+        self._pidfd = -1
+        self._selector = selectors.PollSelector()
+        self._bell, self._rope = os.pipe()
+        self._selector.register(self._bell, selectors.EVENT_READ)
+
+    def ring(self) -> None:
+        """Wake `wait`. Any thread, also in a signal handler; never blocks."""
+        if self._lock.acquire(blocking=False):  # else it is being rung, or closed: either way nothing is to be done
+            try:
+                os.write(self._rope, b"!")
+            finally:
+                self._lock.release()
+
+    def attach(self, proc: Popen[bytes], out: Lines, err: Lines) -> None:
+        """Begin to read the child's pipes."""
+        import selectors
+        assert proc.stdout is not None and proc.stderr is not None
+        self._pipes = [(proc.stdout, out), (proc.stderr, err)]
+        for pipe, lines in self._pipes:
+            os.set_blocking(pipe.fileno(), False)
+            self._selector.register(pipe, selectors.EVENT_READ, (pipe, lines))
+            self.open += 1
+        try:
+            self._pidfd = os.pidfd_open(proc.pid)
+            self._selector.register(self._pidfd, selectors.EVENT_READ)
+            self.sees_exit = True
+        except (AttributeError, OSError):  # not Linux, before Linux 5.3, or forbidden by a sandbox
+            self.sees_exit = False
+
+    def wait(self, timeout: float | None) -> bool:
+        """Sleep until something happens, and take it in; False when nothing did. May wait at the gate, too."""
+        ready = self._selector.select(timeout)
+        for key, _ in ready:
+            if key.data is not None:
+                self._read(*key.data)
+            else:  # the bell or the exit: both stay readable, once is enough
+                self._selector.unregister(key.fd)
+                self.sees_exit = self.sees_exit and key.fd != self._pidfd
+        return bool(ready)
+
+    def _read(self, pipe: IO[bytes], lines: Lines) -> None:
+        try:
+            chunk = os.read(pipe.fileno(), _CHUNK)
+        except BlockingIOError:
+            return
+        if chunk:
+            lines.feed(chunk)
+            return
+        self._selector.unregister(pipe)
+        pipe.close()
+        self.open -= 1
+        lines.finish()
+
+    def drain(self) -> None:
+        """Take in what is in the pipes by now, and no more: somebody may hold them open, and write without end."""
+        for pipe, lines in self._pipes:
+            left = 0 if pipe.closed else _bytes_in(pipe)
+            while left > 0 and (chunk := os.read(pipe.fileno(), min(left, _CHUNK))):
+                lines.feed(chunk)
+                left -= len(chunk)
+
+    def close(self) -> None:
+        """Close every descriptor; `ring` does nothing from now on."""
+        self._lock.acquire()  # a late cancel must not write to a descriptor that is somebody else's by then
+        self._selector.close()
+        for pipe, _ in self._pipes:
+            pipe.close()
+        for descriptor in (self._bell, self._rope, self._pidfd):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _bytes_in(pipe: IO[bytes]) -> int:
+    import fcntl
+    import struct
+    import termios
+    found: int = struct.unpack("i", fcntl.ioctl(pipe.fileno(), termios.FIONREAD, bytes(struct.calcsize("i"))))[0]
+    return found
+
+
+class ThreadedPump:
+    """Windows: a thread per pipe reads it and hands the chunks over, at most eight ahead. See `PolledPump`."""
+
+    sees_exit = False
+
+    _SETTLE = 0.25
+    """Seconds without a chunk after which all that was written before the end has been handed over."""
+    _MOST = 64
+    """Most chunks that are taken in after the end."""
+
+    def __init__(self) -> None:
+        from queue import SimpleQueue
+        self.open = 0
+        self._chunks: SimpleQueue[tuple[Lines, bytes] | None] = SimpleQueue()
+        self._room = threading.Semaphore(8)
+        self._closed = False
+        self._readers: list[threading.Thread] = []
+
+    def ring(self) -> None:
+        self._chunks.put(None)  # re-entrant, and unbounded
+
+    def attach(self, proc: Popen[bytes], out: Lines, err: Lines) -> None:
+        for pipe, lines in ((proc.stdout, out), (proc.stderr, err)):
+            name = f"bgworker-pipe-{proc.pid}"
+            reader = threading.Thread(target=self._read, args=(pipe, lines), name=name, daemon=True)
+            reader.start()
+            self._readers.append(reader)
+            self.open += 1
+
+    def _read(self, pipe: IO[bytes], lines: Lines) -> None:
+        with pipe:  # closed by the thread that reads it: a descriptor must not change hands under a blocked read
+            chunk = b"?"
+            while chunk and not self._closed:
+                chunk = os.read(pipe.fileno(), _CHUNK)
+                self._room.acquire()
+                self._chunks.put((lines, chunk))
+
+    def wait(self, timeout: float | None) -> bool:
+        from queue import Empty
+        try:
+            item = self._chunks.get(timeout=timeout)
+        except Empty:
+            return False
+        if item is not None:
+            lines, chunk = item
+            self._room.release()
+            if chunk:
+                lines.feed(chunk)
+            else:
+                self.open -= 1
+                lines.finish()
+        return True
+
+    def drain(self) -> None:
+        for _ in range(self._MOST):
+            if not self.open or not self.wait(self._SETTLE):
+                return
+
+    def close(self) -> None:
+        self._closed = True
+        self._room.release(2)
+        for reader in self._readers:
+            reader.join(self._SETTLE)
+
+
+def open_pump() -> PolledPump | ThreadedPump:
+    """Return the pump for this system; `close` it."""
+    return ThreadedPump() if os.name == "nt" else PolledPump()

@@ -1,0 +1,272 @@
+"""A file of lines that several sinks, threads and processes may append to, and rotate.
+
+Guarantees. Between two appends the file ends at a line end, whatever failed: short writes are finished, failed ones taken
+back, and what a killed process left half-written is moved to ``PATH.torn``. A file of anything but lines of JSON
+objects is refused untouched: its end would be taken for a torn line, and a database cut short.
+
+Every append holds the exclusive lock ``PATH.lock``. The kernel would order single appends by itself, but under a shared
+lock, or none, three things go wrong: another's lines land inside a line of ours between two short writes; a repair
+takes for torn the line that another is about to finish; and a rotation renames the file under the feet of those about
+to append. The lock costs two system calls per append, and the kernel admits one writer to a file at a time anyway.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from contextlib import contextmanager
+
+from .lockfile import BINARY, LockFile, absolute, rotate, settle, sync, sync_directory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_BLOCK = 1 << 16
+_BLANK = b"\xef\xbb\xbf\0 \t\r\n"  # what may come before the first object: a byte order mark, blank lines, and the
+# zeros that a power failure leaves where data had not reached the disk
+
+
+_OWN_DESCRIPTORS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
+"""Paths that mean what this process has open already. Where such a stream was redirected to a file, our lines stand in it among
+others' text: there is nothing to repair."""
+
+
+class LineFile:
+    """Appends lines to a file, creating it. One thread at a time uses it; any number of them may share a path.
+
+    A file that is renamed or deleted meanwhile (logrotate) is noticed and created anew. A character device or a FIFO
+    (``/dev/stderr``) is written to as well, without lock, repair and rotation. Beside the file appear ``PATH.lock``,
+    which may be deleted at any time, and where need be ``PATH.torn`` and the rotated ``PATH.1`` and so on.
+
+    Args:
+        path: made absolute at once. If it is a symbolic link, all happens where that leads.
+        max_bytes: a file that would exceed this many bytes is rotated before the append; None never rotates.
+        backups: how many rotated files are kept; with 0 the full file is removed.
+        compress: gzip the rotated files.
+        is_power_safe: what was appended survives a power failure, at the price of an fsync per append.
+
+    Raises:
+        ConfigurationError: the path is none.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, max_bytes: int | None = None, backups: int = 5,
+                 compress: bool = False, is_power_safe: bool = False) -> None:
+        self.path = absolute(path)
+        self._max_bytes = max_bytes
+        self._backups = backups
+        self._compress = compress
+        self._is_power_safe = is_power_safe
+        self._target = self.path  # with symbolic links resolved, as of open
+        self._lock: LockFile | None = None  # None while closed, and for what is no regular file
+        self._fd = -1
+        self._identity = (-1, -1)  # device and inode behind _fd
+        self._mode = 0o666  # of the file; new ones beside it or in its place are no more open than it is
+        self._end = -1  # size at which we know the file to end at a line end
+
+    def open(self) -> None:
+        """Open or create the file and move a torn last line to ``PATH.torn``; again after a fork.
+
+        Raises:
+            OSError: the path cannot be used. `FileExistsError`: what is there is something else than lines
+                of JSON objects.
+        """
+        self.close()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, data: bytes) -> None:
+        """Append whole lines, as one write; open the file first if need be. Raises `OSError`; then nothing was added."""
+        if not self.is_open:
+            self.open()
+        if self._lock is None:
+            self._pour(data)
+        else:
+            with self._locked(self._lock):
+                self._append(data)
+
+    @property
+    def is_open(self) -> bool:
+        """True between `open` and `close`."""
+        return self._lock is not None or self._fd >= 0
+
+    def size(self) -> int:
+        """Return the bytes of the file at the path; 0 when there is none."""
+        try:
+            return os.stat(self.path).st_size
+        except FileNotFoundError:
+            return 0
+
+    def close(self) -> None:
+        """Close the file; harmless if it is closed, and in a forked child. A later `append` opens it again."""
+        self._close_file()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.leave()
+
+    # -- opening --
+
+    def _open(self) -> None:
+        try:
+            mode = os.stat(self.path).st_mode
+        except FileNotFoundError:
+            mode = stat.S_IFREG
+        if not stat.S_ISREG(mode) or self.path.startswith(_OWN_DESCRIPTORS):
+            self._open_stream(mode)
+            return
+        self._target = os.path.realpath(self.path)
+        try:
+            self._open_file(os.O_RDWR)  # fails, if it must, before there is a lock file
+        except FileNotFoundError:
+            self._end = -1  # made below, under the lock
+        lock = LockFile.share(self._target + ".lock")
+        self._lock = lock
+        with self._locked(lock):
+            settle(self._target, self._backups)
+            self._ready()
+
+    def _open_stream(self, mode: int) -> None:
+        """Open a device, a FIFO or a descriptor of ours: no line end can be looked for, nothing taken back, no other writer
+        kept out."""
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+            raise OSError(errno.EINVAL, "it is a socket or a block device")
+        if self._max_bytes is not None:
+            raise OSError(errno.EINVAL, "it is not a regular file, and max_bytes needs one")
+        flags = os.O_WRONLY | os.O_APPEND | BINARY
+        if sys.platform == "win32":
+            self._fd = os.open(self.path, flags)
+        else:
+            self._fd = os.open(self.path, flags | os.O_NOCTTY | os.O_NONBLOCK)  # else it waits for a FIFO's reader
+            os.set_blocking(self._fd, True)
+
+    def _open_file(self, flags: int) -> os.stat_result:
+        self._close_file()
+        self._fd = os.open(self._target, flags | os.O_APPEND | BINARY, self._mode)
+        self._end = -1
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "no longer a regular file")
+        if status.st_size and _is_foreign(self._fd):
+            self._close_file()  # else the next append would take it for looked at
+            raise OSError(errno.EEXIST, "it holds something else than lines of JSON objects, and was left as it is; "
+                          "name another file, or move this one away", self.path)
+        self._identity = (status.st_dev, status.st_ino)
+        self._mode = status.st_mode & 0o666
+        return status
+
+    def _close_file(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    @contextmanager
+    def _locked(self, lock: LockFile) -> Iterator[None]:
+        with lock:
+            try:
+                yield
+            finally:
+                if os.name == "nt":  # cannot rename what anybody has open, and so could never rotate
+                    self._close_file()
+
+    # -- under the lock --
+
+    def _ready(self) -> int:
+        """Have the file at the path open and ending at a line end; return its size."""
+        try:
+            status = os.stat(self._target)
+        except FileNotFoundError:
+            status = None
+        if status is None or self._fd < 0 or (status.st_dev, status.st_ino) != self._identity:
+            is_new = status is None
+            status = self._open_file(os.O_RDWR | os.O_CREAT)
+            if is_new and self._is_power_safe:
+                sync_directory(self._target)
+        return status.st_size if status.st_size == self._end else self._mend(status.st_size)
+
+    def _append(self, data: bytes) -> None:
+        size = self._ready()
+        if self._max_bytes is not None and 0 < size and size + len(data) > self._max_bytes:
+            self._close_file()
+            rotate(self._target, self._backups, compress=self._compress)
+            size = self._ready()
+        written = 0
+        try:
+            while written < len(data):  # once, unless the system takes only a part
+                written += os.write(self._fd, memoryview(data)[written:])
+            if self._is_power_safe:
+                sync(self._fd)
+        except BaseException:
+            self._take_back(size, written)
+            raise
+        self._end = size + written
+
+    def _take_back(self, start: int, written: int) -> None:
+        """Cut off what a failed write has left behind ``start``."""
+        self._end = -1  # the next write looks at the file's end, and mends it if the cut fails
+        try:
+            if os.fstat(self._fd).st_size == start + written:  # else somebody who takes no lock has appended
+                os.ftruncate(self._fd, start)
+        except OSError:
+            return  # the error that led here tells more
+
+    def _mend(self, size: int) -> int:
+        """Move a torn last line to ``PATH.torn``; return the size that is left."""
+        end = _line_end(self._fd, size)
+        if end < size:
+            torn = os.open(self._target + ".torn", os.O_WRONLY | os.O_APPEND | os.O_CREAT | BINARY, self._mode)
+            try:
+                for start in range(end, size, _BLOCK):
+                    _write_all(torn, _read(self._fd, start, min(_BLOCK, size - start)))
+                _write_all(torn, b"\n")
+                if self._is_power_safe:
+                    sync(torn)
+                    sync_directory(self._target)
+            finally:
+                os.close(torn)
+            os.ftruncate(self._fd, end)
+        self._end = end
+        return end
+
+    # -- no regular file --
+
+    def _pour(self, data: bytes) -> None:
+        try:
+            _write_all(self._fd, data)
+        except OSError:
+            self._close_file()  # a FIFO may get another reader
+            raise
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    written = 0
+    while written < len(data):
+        written += os.write(fd, memoryview(data)[written:])
+
+
+def _read(fd: int, start: int, length: int) -> bytes:
+    os.lseek(fd, start, os.SEEK_SET)  # harmless: with O_APPEND each write goes to the end. Windows has no pread
+    return os.read(fd, length)
+
+
+def _is_foreign(fd: int) -> bool:
+    """True when something else comes first than an object, whole or torn."""
+    return _read(fd, 0, 1) != b"{" and _read(fd, 0, _BLOCK).lstrip(_BLANK)[:1] not in (b"", b"{")
+
+
+def _line_end(fd: int, size: int) -> int:
+    """Return the offset behind the last newline."""
+    end, length = size, 1  # nearly always the last byte is one
+    while end:
+        start = max(0, end - length)
+        newline = _read(fd, start, end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end, length = start, _BLOCK
+    return 0

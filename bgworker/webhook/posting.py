@@ -1,0 +1,200 @@
+"""One HTTP POST on `urllib.request`, bounded in time and in size whatever the receiver does. The sink's thread.
+
+A timeout of a socket bounds each read, so that a receiver which sends a byte now and then holds its sender for ever.
+Here one deadline covers an attempt: connecting, sending, and the answer up to the end of its headers. Not under it are
+name resolution, which nothing bounds, and the steps that have a timeout of their own: connecting to each address of a
+host name, the handshake of TLS, and each read of what a proxy says when it opens a tunnel.
+
+Redirects are not followed, cookies not kept, and the answer's body is not looked at.
+
+This module imports `urllib.request`, `http.client` and `ssl`, so it is imported when a webhook is first used.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import ssl
+import urllib.error
+import urllib.request
+from time import monotonic
+
+from ..model.errors import TemporarySinkError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+    from typing import Any
+
+_now = monotonic
+"""The clock of all deadlines; tests put another here."""
+
+MOST_READ = 65_536
+"""Bytes of the answer's body that are read, and thrown away, before the connection is closed ..."""
+MOST_WAITED = 1.0
+"""... and seconds that they are waited for: closing on a receiver that still writes would make it see an error."""
+
+
+class Poster:
+    """Posts to one URL.
+
+    Args:
+        url: as a `urllib.request.Request` takes it.
+        shown: what errors show of it.
+        timeout: seconds that an attempt may take.
+        use_proxies: go through the proxies that the environment names, as `urllib.request` does; False goes straight.
+    """
+
+    def __init__(self, url: str, shown: str, timeout: float, use_proxies: bool) -> None:
+        self._url = url
+        self._shown = shown
+        self._timeout = timeout
+        self._opener = urllib.request.OpenerDirector()  # bare: no handler for redirects, errors, files or FTP
+        for handler in (urllib.request.ProxyHandler(None if use_proxies else {}), _Http(), _Https()):
+            self._opener.add_handler(handler)
+
+    def post(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str]]:
+        """Send one request; return the status of the answer and its headers.
+
+        Raises:
+            TemporarySinkError: there is no answer, or none in HTTP, or the environment's proxy is malformed. It neither
+                shows nor chains that setting, nor what the receiver has sent, which may be what it was sent.
+        """
+        request = urllib.request.Request(self._url, body, dict(headers), method="POST")
+        try:
+            with self._opener.open(request, timeout=self._timeout) as response:
+                _drain(response)
+                return response.status, response.headers
+        except OSError as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            trouble = f"cannot reach {self._shown}: {self._told(reason)}"
+        except http.client.HTTPException as error:
+            trouble = f"{self._shown} does not answer in HTTP ({type(error).__name__})"
+        except ValueError:  # its words show what the environment holds, which may be a password
+            trouble = (f"cannot reach {self._shown}: the proxy in the environment is malformed; set it as "
+                       "http://HOST:PORT")
+        raise TemporarySinkError(trouble)
+
+    def _told(self, reason: object) -> str:
+        if isinstance(reason, TimeoutError):
+            return f"no answer within {self._timeout:g} s"
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return (f"its certificate is not trusted ({reason.verify_message}); mend the certificate, or name the one "
+                    "of its authority in SSL_CERT_FILE")
+        if isinstance(reason, http.client.RemoteDisconnected):
+            return "it closed the connection without an answer"
+        if isinstance(reason, OSError) and reason.strerror:
+            return reason.strerror
+        return " ".join(str(reason).split()[:4])  # "Tunnel connection failed: 407", and then the proxy's own words
+
+
+def _drain(response: Any) -> None:
+    """Read what follows the headers, within bounds. The verdict is in already: what goes wrong here changes nothing."""
+    response.reader.shorten(MOST_WAITED)
+    try:
+        response.read(MOST_READ)
+    except (OSError, http.client.HTTPException, ValueError):  # ValueError: a chunk of no size
+        pass
+
+
+class _Timed:
+    """Mixed into a connection of `http.client`: all that happens on its socket ends by one deadline."""
+
+    sock: Any
+    timeout: Any
+
+    def connect(self) -> None:
+        deadline = _now() + self.timeout
+        super().connect()  # type: ignore[misc]
+        self.sock = _Socket(self.sock, deadline)
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        sock = self.sock  # forgotten while the answer is read, if it says that the connection ends
+        response: Any = super().getresponse()  # type: ignore[misc]
+        if sock.reader.has_ended:  # http.client takes the end of the connection for the end of the headers
+            response.close()
+            raise http.client.IncompleteRead(b"")
+        response.reader = sock.reader
+        return response  # type: ignore[no-any-return]
+
+
+class _HttpConnection(_Timed, http.client.HTTPConnection):
+    pass
+
+
+class _HttpsConnection(_Timed, http.client.HTTPSConnection):
+    pass
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpConnection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def __init__(self) -> None:
+        super().__init__()
+        self._verifying = ssl.create_default_context()  # whatever a program has made urllib's own default
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpsConnection, req, context=self._verifying)
+
+
+class _Socket:
+    """What `http.client` uses of a socket, under a deadline."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def sendall(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                self._sock.settimeout(_left(self._deadline))
+                left = left[self._sock.send(left):]
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it may have answered before it has read all, as to a body that is too large: then that counts
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        self.reader = _Reader(self._sock, self._deadline)
+        return io.BufferedReader(self.reader)
+
+    def close(self) -> None:
+        self._sock.close()  # in truth when the last reader is closed
+
+
+class _Reader(io.RawIOBase):
+    """The reading side, under the same deadline."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._raw: Any = sock.makefile("rb", buffering=0)  # keeps the socket open, as http.client expects
+        self._deadline = deadline
+        self.has_ended = False
+        """True once the other side was seen to send no more."""
+
+    def shorten(self, seconds: float) -> None:
+        """Leave at most ``seconds`` from now."""
+        self._deadline = min(self._deadline, _now() + seconds)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._sock.settimeout(_left(self._deadline))
+        read: int = self._raw.readinto(buffer)
+        self.has_ended = read == 0
+        return read
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _left(deadline: float) -> float:
+    left = deadline - _now()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
