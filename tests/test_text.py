@@ -6,13 +6,14 @@ import json
 import math
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
-from bgworker.model.text import fit, json_text, sanitise, text_of
+from bgworker.model.text import describe, fit, json_text, sanitise, text_of
 
 
 class Explosive:
@@ -103,3 +104,36 @@ def test_depth_and_cycles_end() -> None:
     assert json.loads(json_text([shared, shared])) == [[1], [1]], "twice is no cycle"
     while deep:
         deep = deep[0]
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def method(*_: object) -> Any:
+        raise error
+
+    return method
+
+
+class LyingText(str):
+    def split(self, *_: object) -> Any:  # type: ignore[override]
+        raise SystemExit
+
+    __getitem__ = __len__ = __format__ = split  # type: ignore[assignment]
+
+
+class LyingClass(type):
+    __name__ = property(raising(SystemExit()))  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("a\n b\0", "Odd: a b\ufffd"), ("", "Odd"), ("\ud800", "Odd: \ufffd"), (LyingText("lies"), "Odd: lies"),
+    ("x" * 10**6, f"Odd: {'x' * 994}\u2026"), (" " * 10**6 + "x", "Odd")])
+def test_an_exception_is_described_in_one_line_of_clean_bounded_text(text: str, shown: str) -> None:
+    odd = LyingClass("Odd", (Exception,), {"__str__": lambda self: text})
+    assert describe(odd()) == shown
+
+
+@pytest.mark.parametrize("error", [ValueError(), SystemExit(), KeyboardInterrupt(), GeneratorExit()])
+def test_an_exception_that_cannot_say_what_it_is_is_described_all_the_same(error: BaseException) -> None:
+    odd = type("Odd", (Exception,), {"__str__": raising(error), "__class__": property(raising(error)),
+                                     "__repr__": raising(error)})
+    assert describe(odd()) == "Odd: (its text cannot be had)"

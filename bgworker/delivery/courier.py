@@ -16,6 +16,7 @@ from ..model.checks import number
 from ..model.errors import PermanentSinkError, SinkError, TemporarySinkError
 from ..model.records import LOST, TYPES, Batch
 from ..model.text import describe
+from ..model.threads import own_thread
 from .backlog import MARK, Backlog, Chunk
 from .intake import MOST_TAKEN
 from .loop import SinkLoop
@@ -109,7 +110,7 @@ class Courier:
         self._opened = Mark()
         self._open_error: BaseException | None = None
         self._loop = SinkLoop()
-        self._thread = threading.Thread(target=self._run, name=thread_name, daemon=True)
+        self._thread = own_thread(thread_name, self._run)
 
     # -- any thread --
 

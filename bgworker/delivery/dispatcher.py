@@ -16,6 +16,7 @@ from time import monotonic
 
 from ..model.records import COMPLETED, CREATED, PROGRESS, SCHEDULED
 from ..model.text import sanitise
+from ..model.threads import own_thread
 from .backlog import Chunk, cost
 from .intake import CALM_BYTES, LIMIT, MOST_TAKEN, RECORD_COST, Intake
 
@@ -93,7 +94,7 @@ class Dispatcher:
             if self._thread is None and not self.closed.is_set():
                 if self._registry is not None:
                     self.set_outlets(self._registry.start_inherited())
-                thread = threading.Thread(target=self._run, name=f"{self._name}-dispatcher", daemon=True)
+                thread = own_thread(f"{self._name}-dispatcher", self._run)
                 thread.start()
                 self._thread = thread
                 self.has_started = True

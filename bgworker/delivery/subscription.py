@@ -14,6 +14,7 @@ from collections import Counter
 from time import monotonic
 
 from ..model.records import STATUSES, Batch, TaskState, event
+from ..model.threads import own_thread
 from .backlog import Backlog, Chunk
 from .courier import CROWDED
 from .options import SinkHealth
@@ -132,7 +133,7 @@ class Subscription:
     def call(self, callback: Callable[[Event], object]) -> None:
         """Start a thread that calls ``callback`` with each event until there are no more. An exception is logged, and the next
         event follows."""
-        self._thread = threading.Thread(target=self._run, args=(callback,), name=self.name, daemon=True)
+        self._thread = own_thread(self.name, self._run, callback)
         self._thread.start()
 
     def _run(self, callback: Callable[[Event], object]) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _SURROGATES = "[\ud800-\udfff]"
 _ESCAPES = r"\\(?:u(?:d[89ab]..\\ud[c-f]..|(d[89a-f]..|0000)|....)|.)"  # group 1: NUL, half a pair
 _NUMBERLIKE_KEY = r'[{,]"(?:-?[0-9][^"]*|true|false|null)":'
+MOST_DESCRIBED = 1000
+"""Most characters that an exception is described in, wherever it is shown."""
 _MAX_DEPTH = 100  # of a value that needed cleaning: well inside every interpreter's recursion limit, for readers too
 
 
@@ -143,9 +145,16 @@ ENCODE = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_defau
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception's type and text on one line, however odd it is."""
+    """Return an exception's type and text on one line of clean text, at most `MOST_DESCRIBED` characters.
+
+    This runs the exception's own code. What that raises is caught, ``SystemExit`` too; but it may take its time, or call
+    back, so never call this under a lock of ours, nor while anybody but the caller waits.
+    """
     try:
-        text = " ".join(str(error).split())
-    except Exception:
+        text = str.__str__(str(error))  # exactly a `str`: a subclass could answer in `split`
+    except BaseException:  # the exception's own code
         text = "(its text cannot be had)"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = " ".join(text[:4 * MOST_DESCRIBED].split())
+    name: str = type.__dict__["__name__"].__get__(type(error))  # not what a metaclass says it is
+    text = sanitise(f"{name}: {text}" if text else name)
+    return text if len(text) <= MOST_DESCRIBED else text[:MOST_DESCRIBED - 1] + "\u2026"

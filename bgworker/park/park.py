@@ -17,6 +17,7 @@ from ..delivery.backlog import cost
 from ..delivery.intake import RECORD_COST
 from ..model.errors import BgworkerError
 from ..model.records import PROGRESS, Batch, utc
+from ..model.threads import own_thread
 from ..model.wire import VERSION, encode_lines
 from ..sinks.linefile import LineFile
 
@@ -88,7 +89,7 @@ class Park:
     def _has_thread(self) -> bool:
         """Start the thread if need be, under the lock; False when the system gives none (3.12 at interpreter exit)."""
         if self._thread is None:
-            thread = threading.Thread(target=self._run, name=f"{self._sink}-park", daemon=True)
+            thread = own_thread(f"{self._sink}-park", self._run)
             try:
                 thread.start()
             except RuntimeError:
