@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from .model.enums import EventType, StreamType, TaskStatus
 from .model.errors import (
-    BgworkerError, ConfigurationError, HistoryError, PendingFull, PermanentSinkError, PoolDeadlock, PoolStuck,
-    ShutdownError, SinkError, TaskCancelled, TaskTimedOut, TemporarySinkError, UnknownTask, WireError,
+    BgworkerError, ConfigurationError, HistoryError, MissingPart, PendingFull, PermanentSinkError, PoolDeadlock,
+    PoolStuck, ShutdownError, SinkError, TaskCancelled, TaskTimedOut, TemporarySinkError, UnknownTask, WireError,
 )
 from .running.scheduler import Scheduler, TaskOptions
 from .running.task import Task, TaskContext, checkpoint, current_task
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_LEFT_OUT: tuple[str, ...] = ()
+"""Parts that this copy lacks: `tools/vendor.py --without` writes their names here."""
+
 _LAZY = {
     "Event": "model.events", "LifecycleEvent": "model.events", "LossEvent": "model.events",
     "StreamEvent": "model.events", "TaskSnapshot": "model.events",
@@ -48,7 +51,7 @@ _LAZY = {
 
 __all__ = [
     "BgworkerError", "ConfigurationError", "Event", "EventType", "FlushReport", "History", "HistoryError", "HookSink", "JsonlSink",
-    "LifecycleEvent", "LossEvent", "PendingFull", "PermanentSinkError", "PoolDeadlock", "PoolStuck", "RetryPolicy",
+    "LifecycleEvent", "LossEvent", "MissingPart", "PendingFull", "PermanentSinkError", "PoolDeadlock", "PoolStuck", "RetryPolicy",
     "Scheduler", "SchedulerHealth", "ShutdownError", "Sink", "SinkError", "SinkHealth", "SinkOptions", "SqliteSink",
     "StreamEvent", "StreamType", "StuckThread", "Subscription", "Task", "TaskCancelled", "TaskContext", "TaskOptions",
     "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "UnknownTask", "WebhookSink", "WireError", "checkpoint",
@@ -56,11 +59,18 @@ __all__ = [
 ]
 
 
+for _name in [name for name, module in _LAZY.items() if module.partition(".")[0] in _LEFT_OUT]:
+    __all__.remove(_name)
+
+
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    part = _LAZY[name].partition(".")[0]
+    if part in _LEFT_OUT:
+        raise MissingPart(part)
     value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -36,6 +36,36 @@ print("both ran")
 """
 
 
+CORE_ALONE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import _bg
+from _bg import *
+
+def refused(part, ask):
+    try:
+        ask()
+    except (ImportError, SinkError) as error:
+        assert f"made without its part {part!r}" in str(error) and "--without" in str(error), str(error)
+    else:
+        sys.exit(f"nobody said that {part} is missing")
+
+def talk():
+    current_task().output("hello")
+
+with Scheduler(2, sinks=["jsonl:" + sys.argv[2]]) as pool:
+    pool.submit(talk).result(timeout=30)
+    refused("history", lambda: pool.register_sink("sqlite:x.db"))
+    refused("webhook", lambda: pool.register_sink("webhook:https://example.com/"))
+    refused("park", lambda: pool.register_sink("jsonl:x", options=SinkOptions(park="parked")))
+for name, part in (("History", "history"), ("SqliteSink", "history"), ("WebhookSink", "webhook"), ("shell", "shell")):
+    refused(part, lambda: getattr(_bg, name))
+    assert name not in globals() and name not in dir(_bg), name
+refused("history", lambda: exec("from _bg import History"))
+print(open(sys.argv[2]).read().count("hello"), "line")
+"""
+
+
 def vendor(*arguments: str | Path, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(root / "tools" / "vendor.py"), *map(str, arguments)],
                           capture_output=True, text=True, timeout=180)
@@ -76,6 +106,35 @@ def test_a_vendored_zip_runs_tasks_beside_the_original(tmp_path: Path) -> None:
     vendored(tmp_path, "--name", "_bg", "--zip")
     assert [path.name for path in tmp_path.iterdir()] == ["_bg.zip"]
     run_both(tmp_path / "_bg.zip")
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_the_core_alone_runs_and_says_of_each_part_that_it_is_missing(tmp_path: Path, kind: str) -> None:
+    parts = "history,webhook,park,shell,testing,cli"
+    options = ["--name", "_bg", "--without", parts, *(["--zip"] if kind == "zip" else [])]
+    vendored(tmp_path, *options)
+    entry = tmp_path / "_bg.zip" if kind == "zip" else tmp_path
+    done = subprocess.run([sys.executable, "-I", "-B", "-W", "error", "-c", CORE_ALONE, str(entry), str(tmp_path / "out")],
+                          capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "1 line"), done.stderr
+    assert "updated bgworker" in vendored(tmp_path, *options)
+
+
+@pytest.mark.parametrize("part", ["history", "webhook", "park", "shell", "testing", "cli"])
+def test_a_copy_lacks_the_files_of_a_part_left_out_and_no_others(tmp_path: Path, part: str) -> None:
+    others = "" if part in ("cli", "testing", "history", "webhook") else ",cli"
+    vendored(tmp_path, "--name", "_bg", "--without", part + others)
+    lacking = sources().keys() - {name.partition("/")[2] for name in files_under(tmp_path)}
+    of_cli = {name for name in sources() if name.startswith("cli/")} | {"__main__.py"}
+    own = of_cli if part == "cli" else {name for name in sources() if name.startswith((f"{part}/", f"{part}.py"))}
+    assert lacking == own | (of_cli if others else set())
+
+
+def test_an_unknown_part_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = vendor(tmp_path, "--without", "history,running")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "'running'" in done.stderr and "webhook" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_source_makes_the_same_zip(tmp_path: Path) -> None:

@@ -4,6 +4,10 @@
     python3 tools/vendor.py path/to/project                 makes or updates path/to/project/bgworker/
     python3 tools/vendor.py path/to/project --name _bg      ... path/to/project/_bg/
     python3 tools/vendor.py path/to/project --zip           ... path/to/project/bgworker.zip, for sys.path
+    python3 tools/vendor.py path/to/project --without history,webhook,park,shell,testing,cli      the core alone
+
+The parts may each be left out. The copy then lacks their files and their public names, and answers whoever asks for one
+of them with an error that names the part.
 
 The copy is verified before it takes its place, so that a broken one never replaces a good one: all of its imports are
 relative or from the standard library, and in a fresh interpreter without site-packages it runs a task, alone and beside
@@ -28,6 +32,17 @@ from pathlib import Path
 from typing import NoReturn
 
 SOURCE = Path(__file__).resolve().parent.parent / "bgworker"
+PARTS = {
+    "history": ("history",),
+    "webhook": ("webhook",),
+    "park": ("park",),
+    "shell": ("shell",),
+    "testing": ("testing.py",),
+    "cli": ("cli", "__main__.py"),
+}
+"""Part -> its folders and files in the package. What is not here is the core."""
+
+NOTHING_LEFT_OUT = "_LEFT_OUT: tuple[str, ...] = ()"  # the line of __init__.py that tells a copy what it lacks
 MARK = b"class BgworkerError("  # stands in model/errors.py of every copy, whatever its name
 
 PROOF = """
@@ -84,7 +99,8 @@ def main(argv: list[str]) -> int:
     try:
         options = parser().parse_args(argv)
         name = checked_name(options.name)
-        print(vendor(Path(options.dest), name, zipped=options.zip))
+        left_out = checked_parts(options.without)
+        print(vendor(Path(options.dest), name, left_out, zipped=options.zip))
     except (Refused, OSError) as error:
         print(f"vendor.py: {error}", file=sys.stderr)
         return 2
@@ -98,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
     made = OneLineParser(description="Copy the bgworker package into another project and verify the copy.")
     made.add_argument("dest", metavar="DEST", help="folder that gets the copy; made if it is missing")
     made.add_argument("--name", default="bgworker", help="name of the copy (default: bgworker)")
+    made.add_argument("--without", metavar="PART,…", default="",
+                      help=f"leave these parts out (of {', '.join(PARTS)})")
     made.add_argument("--zip", action="store_true", help="make DEST/NAME.zip instead of the folder DEST/NAME")
     return made
 
@@ -113,7 +131,16 @@ def checked_name(name: str) -> str:
     return name
 
 
-def vendor(dest: Path, name: str, *, zipped: bool) -> str:
+def checked_parts(listed: str) -> tuple[str, ...]:
+    """Return the parts to leave out, sorted; raise Refused for a name that is none."""
+    parts = [part.strip() for part in listed.split(",") if part.strip()]
+    for part in parts:
+        if part not in PARTS:
+            raise Refused(f"expected --without to name parts (of {', '.join(PARTS)}), got {part!r}")
+    return tuple(sorted(set(parts)))
+
+
+def vendor(dest: Path, name: str, left_out: tuple[str, ...] = (), *, zipped: bool) -> str:
     """Copy, verify, put in place; return the line that says so."""
     target = dest.resolve() / (f"{name}.zip" if zipped else name)
     is_copy = is_zipped_copy if zipped else is_copied_folder
@@ -125,14 +152,32 @@ def vendor(dest: Path, name: str, *, zipped: bool) -> str:
 
     dest.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as folder:  # same disk: rename works
+        plain = Path(folder) / "plain" / name
+        copy_package(plain, left_out)
         made = Path(folder) / target.name
         if zipped:
-            pack(SOURCE, made, name)
+            pack(plain, made, name)
         else:
-            shutil.copytree(SOURCE, made, ignore=shutil.ignore_patterns("__pycache__", "*.py[co]", ".*"))
+            plain.rename(made)
         version = verify(made if zipped else made.parent, name)
         replace(made, target, aside=Path(folder) / "replaced")
-    return f"{'updated' if is_update else 'vendored'} bgworker {version} as {name}: {target}"
+    lacking = f" without {', '.join(left_out)}" if left_out else ""
+    return f"{'updated' if is_update else 'vendored'} bgworker {version}{lacking} as {name}: {target}"
+
+
+def copy_package(made: Path, left_out: tuple[str, ...]) -> None:
+    """Copy the package without the parts named, and note in the copy what it lacks."""
+    shutil.copytree(SOURCE, made, ignore=shutil.ignore_patterns("__pycache__", "*.py[co]", ".*"))
+    for entry in [entry for part in left_out for entry in PARTS[part]]:
+        path = made / entry
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if left_out:
+        front = made / "__init__.py"
+        text = front.read_text(encoding="utf-8")
+        if NOTHING_LEFT_OUT not in text:
+            raise Unfit(f"__init__.py lacks the line {NOTHING_LEFT_OUT!r}, which is to say what the copy lacks")
+        noted = text.replace(NOTHING_LEFT_OUT, f"_LEFT_OUT: tuple[str, ...] = {left_out!r}")
+        front.write_text(noted, encoding="utf-8", newline="\n")
 
 
 def pack(package: Path, archive: Path, name: str) -> None:

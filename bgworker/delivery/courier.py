@@ -8,12 +8,13 @@ each step of an event from one of these to another happens under the courier's l
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import Counter
 from time import monotonic, time_ns
 
 from ..model.checks import number
-from ..model.errors import PermanentSinkError, SinkError, TemporarySinkError
+from ..model.errors import MissingPart, PermanentSinkError, SinkError, TemporarySinkError
 from ..model.records import LOST, TYPES, Batch
 from ..model.text import describe
 from ..model.threads import own_thread
@@ -593,12 +594,11 @@ def _parts(batch: Sequence[Record]) -> Iterator[list[Record] | Mark]:
 
 
 def _new_park(options: SinkOptions, name: str, done: Callable[..., None]) -> Park:
+    assert options.park is not None
     try:
         from ..park.park import Park
     except ModuleNotFoundError as error:
-        raise SinkError("SinkOptions(park=…): this copy of bgworker was made without its part 'park'; copy it "
-                        "again with that part, or leave park out") from error
-    assert options.park is not None
+        raise SinkError(f"SinkOptions(park={os.fspath(options.park)!r}): {MissingPart('park')}") from error
     # an overflow sheds up to MOST_TAKEN records at once, however small the queue is
     most_waiting = max(options.queue_size, MOST_TAKEN)
     return Park(options.park, options.park_bytes, most_waiting, options.queue_bytes, name, done)

@@ -89,6 +89,14 @@ class TaskTimedOut(BgworkerError):
     """
 
 
+class MissingPart(BgworkerError, ImportError):
+    """This vendored copy was made without the part of bgworker that was asked for."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__(f"this copy of bgworker was made without its part {part!r}: make it again with that part "
+                         "(tools/vendor.py, --without)", name=part)
+
+
 class SinkError(BgworkerError):
     """A sink cannot be built, opened or used."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from ..model.errors import BgworkerError, ConfigurationError, SinkError
+from ..model.errors import BgworkerError, ConfigurationError, MissingPart, SinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,9 +96,7 @@ def _built_in(spec: str, scheme: str) -> Callable[..., Sink]:
     except ModuleNotFoundError as error:
         if error.name not in (name, name.rpartition(".")[0]):
             raise _error(spec, f"this Python lacks a module that the {scheme} sink needs ({error.name})") from error
-        part = module.partition(".")[0]
-        raise _error(spec, f"this copy of bgworker was made without its part {part!r}; copy it again with that part, "
-                           "or use another sink") from error
+        raise _error(spec, str(MissingPart(module.partition(".")[0]))) from error
     return factory
 
 
