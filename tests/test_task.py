@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import gc
 import logging
 import sys
@@ -13,7 +12,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
-from concurrent.futures._base import FINISHED
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -376,150 +374,6 @@ def test_a_loops_wait_for_that_runs_out_stops_the_task(pool: Scheduler) -> None:
     assert task.wait(LONG) and task.cancelled()
 
 
-# -- the condition that is made when somebody first looks --
-
-
-class AtTheDecision(Task[Any]):
-    """A task whose resolver stands still after it has found that nobody waits, and before it writes the final state."""
-
-    stopped: threading.Event
-    go_on: threading.Event
-
-    @property
-    def _state(self) -> str:
-        return self.__dict__["stored_state"]  # type: ignore[no-any-return]
-
-    @_state.setter
-    def _state(self, state: str) -> None:
-        if state == FINISHED and not self.stopped.is_set():
-            self.stopped.set()
-            assert self.go_on.wait(LONG)
-        self.__dict__["stored_state"] = state
-
-
-class LooksTooEarly(Task[Any]):
-    """What `Task` must not do: look for a condition first and write the state second. Loses who comes in between."""
-
-    stopped: threading.Event
-    go_on: threading.Event
-
-    def _resolve(self, final_state: str) -> None:
-        condition = self.__dict__.get("_made_condition")
-        self.stopped.set()
-        assert self.go_on.wait(LONG)
-        self._state = final_state
-        if condition is not None:
-            with condition:
-                condition.notify_all()
-
-
-class TellsTwice(Task[Any]):
-    """What `Task` must not do either: write the state first and look for waiters second. Tells who saw the state again."""
-
-    stopped: threading.Event
-    go_on: threading.Event
-
-    def _resolve(self, final_state: str) -> None:
-        self._state = final_state
-        self.stopped.set()
-        assert self.go_on.wait(LONG)
-        condition = self.__dict__.get("_made_condition")
-        if condition is not None:
-            with condition:
-                for waiter in self._waiters:
-                    waiter.add_result(self)
-                condition.notify_all()
-
-
-@contextlib.contextmanager
-def standing_still(kind: type[Task[Any]]) -> Iterator[Any]:
-    """Yield a task of that kind whose resolver stands still; it goes on when ``go_on`` is set, or at the end."""
-    with Scheduler(1) as pool:
-        gate = Gate("value")
-        task: Any = entered(pool.submit(gate), gate)
-        task.stopped, task.go_on = threading.Event(), threading.Event()
-        task.stored_state = task.__dict__.pop("_state") if kind is AtTheDecision else None
-        task.__class__ = kind
-        gate.open()
-        assert task.stopped.wait(LONG)
-        try:
-            yield task
-        finally:
-            task.go_on.set()
-
-
-def test_who_comes_between_the_decision_and_the_state_waits_for_nothing() -> None:
-    with standing_still(AtTheDecision) as task:
-        called: list[object] = []
-        task.add_done_callback(called.append)
-        assert called == [task]
-        assert task.wait(0) and task.done() and task.result(0) == "value" and task.exception(0) is None
-    assert called == [task], "the resolver called it a second time"
-
-
-def test_the_wait_for_all_does_not_take_one_end_for_two(pool: Scheduler) -> None:
-    gate = Gate()
-    other = entered(pool.submit(gate), gate)
-    with standing_still(AtTheDecision) as task:
-        found: list[Any] = []
-        waiter = started(lambda: found.append(concurrent.futures.wait([task, other], timeout=LONG)))
-        until(lambda: other._waiters)
-        task.go_on.set()
-        assert not waiter.join(0.1) and not found, "it returned before the other task has ended"
-        gate.open()
-        joined(waiter)
-    assert found[0].not_done == set()
-
-
-def test_as_completed_yields_a_task_once_that_ends_while_it_looks(pool: Scheduler) -> None:
-    gate = Gate()
-    other = entered(pool.submit(gate), gate)
-    with standing_still(AtTheDecision) as task:
-        both = concurrent.futures.as_completed([task, other], timeout=LONG)
-        assert next(both) is task
-        task.go_on.set()
-        gate.open()
-        assert list(both) == [other]
-
-
-def test_a_task_that_tells_its_waiters_after_it_shows_its_state_makes_the_wait_for_all_return_too_early(
-        pool: Scheduler) -> None:
-    gate = Gate()
-    other = entered(pool.submit(gate), gate)
-    with standing_still(TellsTwice) as task:
-        found: list[Any] = []
-        waiter = started(lambda: found.append(concurrent.futures.wait([task, other], timeout=LONG)))
-        until(lambda: other._waiters)
-        task.go_on.set()
-        joined(waiter)
-        assert found[0].not_done == {other}, "the harness does not see what it is there to see"
-        gate.open()
-
-
-def test_a_task_that_looks_for_its_waiters_before_it_shows_its_state_loses_one() -> None:
-    with standing_still(LooksTooEarly) as task:
-        waiter = started(task.wait)
-        until(lambda: "_made_condition" in task.__dict__ and task._condition._waiters)
-        task.go_on.set()
-        until(task.done)
-        waiter.join(0.2)
-        assert waiter.is_alive(), "the harness does not see what it is there to see"
-        with task._condition:
-            task._condition.notify_all()
-        joined(waiter)
-
-
-def test_a_waiter_that_holds_the_lock_does_not_see_the_task_end_under_its_hands(pool: Scheduler) -> None:
-    gate = Gate()
-    task = entered(pool.submit(gate), gate)
-    with task._condition:
-        gate.open()
-        until(lambda: task.status is TaskStatus.COMPLETED)
-        time.sleep(0.02)
-        assert not task.done()
-    assert task.wait(LONG) and task.done()
-
-
 @pytest.fixture
 def hasty_switching() -> Iterator[None]:
     """Threads are switched as often as can be, so that races are run into."""
@@ -527,31 +381,6 @@ def hasty_switching() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
-
-
-def test_no_waiter_and_no_callback_is_lost_however_they_race_with_the_end(pool: Scheduler,
-                                                                          hasty_switching: None) -> None:
-    rounds, problems = 150, []
-    for number in range(rounds):
-        start = threading.Barrier(7)
-        called: list[object] = []
-        task: Task[int] = pool.submit(lambda: (start.wait(LONG), number)[1])
-        other = pool.submit(start.wait, LONG)
-
-        def check(ask: Callable[[], object]) -> None:
-            start.wait(LONG)
-            if not ask():
-                problems.append(number)
-
-        threads = [started(lambda ask=ask: check(ask)) for ask in (  # type: ignore[misc]
-            lambda: task.result(LONG) == number,
-            lambda: task.wait(LONG),
-            lambda: concurrent.futures.wait([task, other], timeout=LONG).not_done == set(),
-            lambda: len(list(concurrent.futures.as_completed([task, other], timeout=LONG))) == 2,
-            lambda: [task.add_done_callback(called.append) for _ in range(5)])]
-        joined(*threads)
-        until(lambda: len(called) == 5)
-    assert not problems
 
 
 def test_cancelling_races_with_starting_and_exactly_one_of_them_wins(hasty_switching: None) -> None:
@@ -755,29 +584,3 @@ def test_a_cancel_reason_that_is_no_text_reaches_the_record_as_text(tmp_path: An
         gate.set()
     assert queued.snapshot().failure_message == "5"
     assert pool.sinks["jsonl"].dropped == 0
-
-
-def test_a_looker_interrupted_by_another_look_shares_its_condition() -> None:
-    with Scheduler(1) as pool:
-        gate = threading.Event()
-        task = pool.submit(gate.wait, LONG)
-        made = threading.Condition
-        seen: list[Any] = []
-
-        class Interrupted(made):  # type: ignore[misc, valid-type]
-            """As a signal handler would, between the making of a condition and its use."""
-
-            def __init__(self) -> None:
-                super().__init__()
-                if not seen:
-                    seen.append(None)
-                    task.add_done_callback(seen.append)
-
-        threading.Condition = Interrupted  # type: ignore[misc]
-        try:
-            task.add_done_callback(seen.append)
-        finally:
-            threading.Condition = made  # type: ignore[misc]
-        gate.set()
-        assert task.result(LONG) is True
-        until(lambda: seen == [None, task, task])

@@ -84,7 +84,6 @@ class Pool:
         self._queue: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
         self.deadlines = Deadlines(self._expire, f"{self._name}-deadlines")
         self.calls: dict[Task[Any], Call] = {}  # of the tasks that wait: who begins one takes it out
-        self.firsts: dict[Task[Any], Any] = {}
         self.waits = Waits(self._lend)
         if isinstance(self._refusal, PoolStuck):
             self._refusal = None

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures import CancelledError, TimeoutError
 
 from ..model.enums import StreamType, TaskStatus
 from ..model.errors import PoolDeadlock, TaskCancelled, TaskTimedOut
 from ..model.records import CANCELLED, COMPLETED, CREATED, FAILED, STARTED, STREAMS, TIMED_OUT, TaskState, event, keep_attributes_in_place
 from ..model.text import fit, text_of
 from .context import Limits, TaskContext, checkpoint, current_task, finished, run_as
+from .future import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING, LightFuture
+from .waits import current_worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from concurrent.futures import Future
     from contextvars import Context
     from types import TracebackType
     from typing import Any, Protocol, Tuple, TypeVar
@@ -38,9 +40,6 @@ if TYPE_CHECKING:
 
         calls: dict[Task[Any], Call]
         """Of the tasks that nobody has begun."""
-        firsts: dict[Task[Any], Any]
-        """Who came first to a task's end, while that is in the balance: a waiter's condition, or the final state."""
-
         deadlines: Deadlines
         """Of the tasks that run and have a timeout."""
 
@@ -53,21 +52,14 @@ _STATUS = {COMPLETED: TaskStatus.COMPLETED, FAILED: TaskStatus.FAILED, CANCELLED
            TIMED_OUT: TaskStatus.TIMED_OUT}
 
 
-class Task(Future["T"]):
+class Task(LightFuture["T"]):
     """One call on its way through a `Scheduler`. Made by ``submit``; all methods may be called from any thread.
 
     ``result()`` raises what the callable raised, ``concurrent.futures.CancelledError`` after a cancel, and
     `TaskTimedOut` after a run timeout; a ``TimeoutError`` from ``result(timeout)`` means only that the wait ran out.
     """
 
-    # Not Future.__init__: its Condition is a third of the cost of a task, and most tasks are done before anybody waits for
-    # them. What most tasks leave as it is has its default here: that is a third of the rest.
-    _state = PENDING
-    _result: Any = None
-    _exception: BaseException | None = None
-    _made_waiters: Any = ()
-    _done_callbacks: Any = ()
-    _made_condition: threading.Condition | None = None
+    # What most tasks leave as it is has its default here: setting it costs a third of making a task.
     _context: TaskContext | None = None  # while it runs
     _stop_reason: str | None = None
     has_timeout = False
@@ -77,6 +69,7 @@ class Task(Future["T"]):
 
     def __init__(self, state: TaskState, runner: Runner, dispatcher: Dispatcher, limits: Limits,
                  metadata: Mapping[str, Any]) -> None:
+        super().__init__()
         self._task_state = state
         self._runner = runner
         self._dispatcher = dispatcher
@@ -85,37 +78,9 @@ class Task(Future["T"]):
         if state.timeout is not None:
             self.has_timeout = True
 
-    @property
-    def _lazy_condition(self) -> threading.Condition:
-        """The lock and condition of `Future`, and the lists that it guards, made when somebody first looks.
-
-        One atomic step on one entry of a dict decides between who looks first and who resolves the task. Where the condition
-        was first, the resolver sets ``_state`` and tells the waiters under it, as `Future` does. Where the final state was
-        first, the task has ended, whoever comes now sees that, and nobody will be told a second time.
-        """
-        if self._made_condition is not None:
-            return self._made_condition
-        own = self.__dict__  # each setdefault is one atomic step: however many look at once, they find the same
-        made: threading.Condition = own.setdefault("_shared_condition", threading.Condition())
-        own.setdefault("_made_waiters", [])
-        own.setdefault("_done_callbacks", [])
-        first = self._runner.firsts.setdefault(self, made)
-        if first is not made:
-            self._state = first  # the resolver is about to write the same, or has
-        elif self.done():
-            self._runner.firsts.pop(self, None)  # the resolver has come and gone, it takes nothing out any more
-        self._made_condition = made  # last: who finds it relies on the step
-        return made
-
-    @property
-    def _noticed_waiters(self) -> Any:
-        """Who waits by `concurrent.futures.wait` or ``as_completed``: they look here when they are about to."""
-        self._runner.waits.notice(self)
-        return self._made_waiters
-
-    if not TYPE_CHECKING:  # properties in the place of attributes, which type checkers refuse
-        _condition = _lazy_condition
-        _waiters = _noticed_waiters
+    def _notice_waiter(self) -> None:
+        if current_worker() is not None:
+            self._runner.waits.notice(self)
 
     @property
     def id(self) -> str:
@@ -168,17 +133,16 @@ class Task(Future["T"]):
                 self._wait_for_ever()
             except PoolDeadlock:
                 return self.done()
-        with self._condition:
-            return self._condition.wait_for(self.done, timeout)
+            return True
+        return self.done() or self._sleep(timeout)
 
     def _wait_for_ever(self) -> None:
         """Wait without a timeout; a worker of the same pool does the task's work itself if nobody has begun it."""
         if self.done():
             return
-        is_inside = self._runner.waits.begin(self)
+        is_inside = current_worker() is not None and self._runner.waits.begin(self)
         try:
-            with self._condition:
-                self._condition.wait_for(self.done)
+            self._sleep(None)
         finally:
             if is_inside:
                 self._runner.waits.end(self)
@@ -307,49 +271,15 @@ class Task(Future["T"]):
         self._result = result
         self._exception = error
 
-    def _resolve(self, final_state: str) -> None:
-        """Wake who waits for the future and run its callbacks; see `_condition` for why none is missed or told twice."""
-        firsts = self._runner.firsts
-        condition = firsts.setdefault(self, final_state)  # one atomic step
-        if condition is final_state:
-            self._state = final_state
-            firsts.pop(self, None)  # after the state is written: who comes now sees it
-            return  # where nobody has made the condition, nobody has left a callback
-        with condition:
-            self._state = final_state
-            for waiter in self._waiters:
-                if final_state == CANCELLED_AND_NOTIFIED:
-                    waiter.add_cancelled(self)
-                elif self._exception is not None:
-                    waiter.add_exception(self)
-                else:
-                    waiter.add_result(self)
-            condition.notify_all()
-        firsts.pop(self, None)
-        self._invoke_callbacks()  # type: ignore[attr-defined]
-
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Have ``fn`` called with the task when it has ended, as in `Future`.
 
         Raises:
             PoolDeadlock: a coroutine of the same scheduler is about to await the task, and the wait could never end.
         """
-        self._runner.waits.notice_callback(self, fn)
+        if current_worker() is not None:
+            self._runner.waits.notice_callback(self, fn)
         super().add_done_callback(fn)
-
-    # -- Future's questions, answered without its lock --
-
-    def done(self) -> bool:
-        """True when the task has ended, in whatever way."""
-        return self._state == FINISHED or self._state == CANCELLED_AND_NOTIFIED
-
-    def cancelled(self) -> bool:
-        """True when the task ended by a cancel."""
-        return self._state == CANCELLED_AND_NOTIFIED
-
-    def running(self) -> bool:
-        """True while the task runs."""
-        return self._state == RUNNING
 
     def result(self, timeout: float | None = None) -> T:
         """Return what the callable returned, waiting up to ``timeout`` seconds for it.
@@ -364,21 +294,24 @@ class Task(Future["T"]):
         From inside a task of the same scheduler, without a timeout, a task that is still queued runs here and now.
         """
         try:
-            if self._state != FINISHED:
-                if timeout is None:
-                    self._wait_for_ever()
-                return super().result(timeout)
-            if self._exception is None:
-                return self._result  # type: ignore[no-any-return]
-            raise self._exception
+            error = self.exception(timeout)
+            if error is not None:
+                raise error
+            return self._result  # type: ignore[no-any-return]
         finally:
+            error = None
             del self  # the traceback holds this frame, which would hold the exception
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the callable raised, or None; waits and raises as `result` does."""
-        if timeout is None:
-            self._wait_for_ever()
-        return super().exception(timeout)
+        if self._state != FINISHED:
+            if timeout is None:
+                self._wait_for_ever()
+            elif not self.done() and not self._sleep(timeout):
+                raise TimeoutError()
+            if self._state != FINISHED:
+                raise CancelledError()
+        return self._exception
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r} {self.id} {self.status}>"

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from concurrent.futures import Future
 from weakref import ref
 
 from ..model.errors import PoolDeadlock, ShutdownError
+from .future import LightFuture
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,13 @@ if TYPE_CHECKING:
 MOST_NESTED = 50
 """Most tasks that run inside one another: on one thread that is about ten Python frames each, of a thousand."""
 
-_here = threading.local()  # .worker, in the threads of all pools
+
+
+class _Here(threading.local):
+    worker: Worker | None = None
+
+
+_here = _Here()  # in the threads of all pools: whose thread it is
 
 
 class Worker:
@@ -74,7 +80,7 @@ class Worker:
 
 def current_worker() -> Worker | None:
     """Return the worker whose thread this is, of whatever pool."""
-    return getattr(_here, "worker", None)
+    return _here.worker
 
 
 class Waits:
@@ -180,7 +186,7 @@ class Waits:
         is_asyncios = getattr(callback, "__module__", None) == "asyncio.futures"  # wrap_future's: others may not wait
         if is_asyncios and worker.loop is not None and worker.loop.is_in_main:
             self._note(worker, task)
-            Future.add_done_callback(task, lambda done: self._forget(worker, done))  # type: ignore[arg-type]
+            LightFuture.add_done_callback(task, lambda done: self._forget(worker, done))  # type: ignore[arg-type]
         if not task.has_begun:
             _refuse_depth(worker, task)
             loop.call_soon(self._have_run_later, worker, worker.running[-1], ref(task))  # not before the coroutine waits
