@@ -1,15 +1,21 @@
 #!/usr/bin/env python3
 """Set up a virtual environment and run every check that CI runs; ends with pytest's summary.
 
-    python3 tools/check.py                      all of it
+    python3 tools/check.py                      all of it, with this interpreter
     python3 tools/check.py --fast               without the tests marked slow
+    python3 tools/check.py --python python3.14  with another interpreter; may be given twice or more
     python3 tools/check.py -- -k retry -x       what follows -- goes to pytest
 
-Needs Python 3.10 or newer and, the first time, a network. The environment is `.venv` in the repository's root, made
-again when the interpreter or `pyproject.toml` has changed. Every check runs even if an earlier one failed.
+Needs Python 3.10 or newer and, the first time, a network. The environment is `.venv` in the
+repository's root (`.venv-3.14` for another interpreter), made again when the interpreter or
+`pyproject.toml` has changed. In a repository that cannot be written to, it is made in a temporary
+folder each time. Every check runs even if an earlier one failed.
 
-With CI in the environment, as CI services set it, the extra `integration` is installed too, for the tests against other
-people's libraries; elsewhere those tests are skipped unless the libraries are there.
+Where several interpreters are named, the last one runs all tests, the others those that are not
+marked slow. With CI in the environment, as CI services set it, two things differ. The interpreters
+are the oldest and the newest of this machine, unless --python names others. And the extra
+`integration` is installed too, for the tests against other people's libraries; elsewhere those tests
+are skipped unless the libraries are there.
 
 Exit code: 0 all passed, 1 a check failed, 2 the environment could not be set up.
 """
@@ -17,8 +23,10 @@ Exit code: 0 all passed, 1 a check failed, 2 the environment could not be set up
 from __future__ import annotations
 
 import argparse
+import glob
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,157 +34,260 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-STAMP = VENV / "made-by-tools-check"
 OLDEST = (3, 10)
+NEWEST = (3, 15)
 
 LEAKS = ("PYTHON", "PYTEST_", "MYPY", "BGWORKER_", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__",
          "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
-"""Beginnings of environment variables that would let the caller's set-up decide what is installed or tested."""
+"""Beginnings of environment variables that would let the caller's set-up decide what is installed
+or tested."""
 
-PARSE = "import pathlib, sys\nfor path in sys.argv[1:]: compile(pathlib.Path(path).read_bytes(), path, 'exec')"
+ASK_VERSION = """
+import sys, sysconfig
+free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
+print("%d.%d.%d" % sys.version_info[:3] + ("t" if free_threaded else ""))
+"""
+PARSE = """
+import pathlib, sys
+for path in sys.argv[1:]:
+    compile(pathlib.Path(path).read_bytes(), path, "exec")
+"""
 
 
 class SetupError(Exception):
     """The environment cannot be set up; the message says what to do."""
 
 
+class Interpreter:
+    """A Python to run checks with: its command and its version, such as "3.11.7"."""
+
+    def __init__(self, command: str, version: str) -> None:
+        self.command = command
+        self.version = version
+        self.minor = tuple(int(part) for part in version.rstrip("t").split(".")[:2])
+
+
 def main(argv: list[str]) -> int:
-    own, _, for_pytest = partition(argv, "--")
+    own, for_pytest = split_at(argv, "--")
     options = parser().parse_args(own)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(LEAKS)}
-    try:
-        version = version_of(options.python, environment)
-        if options.no_install:
-            python = options.python
-        else:
-            python = prepared_venv(options.python, version, environment)
-    except SetupError as error:
-        print(f"check.py: {error}", file=sys.stderr)
-        return 2
-    return run_checks(python, version, environment, fast=options.fast, for_pytest=for_pytest)
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith(LEAKS)}
+    with tempfile.TemporaryDirectory(prefix="bgworker-check-") as scratch:
+        if not os.access(str(ROOT), os.W_OK):
+            environment["MYPY_CACHE_DIR"] = os.path.join(scratch, "mypy")
+            environment["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(scratch, "hypothesis")
+            for_pytest = ["-p", "no:cacheprovider", *for_pytest]
+        try:
+            found = interpreters(options.python, environment)
+            if not options.no_install:
+                found = [prepared_venv(python, Path(scratch), environment) for python in found]
+        except SetupError as error:
+            print(f"check.py: {error}", file=sys.stderr)
+            return 2
+        return run_checks(found, environment, fast=options.fast, for_pytest=for_pytest)
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description="Run every check of the project. What follows -- goes to pytest.")
+    made = argparse.ArgumentParser(
+        description="Run every check of the project. What follows -- goes to pytest.")
     made.add_argument("--fast", action="store_true", help="skip the tests marked slow")
-    made.add_argument("--python", metavar="PATH", default=sys.executable, help="interpreter to use (default: this one)")
+    made.add_argument("--python", metavar="PATH", action="append",
+                      help="interpreter to use (default: this one; with CI set, the oldest and the"
+                           " newest here); the last one given runs the slow tests, too")
     made.add_argument("--no-install", action="store_true",
                       help="use the interpreter as it is; it must have pytest, hypothesis and mypy")
     return made
 
 
-def partition(argv: list[str], separator: str) -> tuple[list[str], list[str], list[str]]:
+def split_at(argv: list[str], separator: str) -> tuple[list[str], list[str]]:
     if separator not in argv:
-        return argv, [], []
+        return argv, []
     at = argv.index(separator)
-    return argv[:at], [separator], argv[at + 1:]
+    return argv[:at], argv[at + 1:]
 
 
-# --- the environment ---------------------------------------------------------------------------------------------------
+# --- interpreters ----------------------------------------------------------------------------------
 
 
-def version_of(python: str, environment: dict[str, str]) -> str:
-    """Return the interpreter's version as "3.11.7"; raise SetupError when it does not run or is too old."""
-    asked = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
+def interpreters(named: list[str] | None, environment: dict[str, str]) -> list[Interpreter]:
+    """Return the interpreters to run the checks with: those named, else this one.
+
+    On CI those are the oldest and the newest of the machine.
+    """
+    if named or not on_ci(environment):
+        return [interpreter(command, environment) for command in named or [sys.executable]]
+    here = [interpreter(sys.executable, environment)]
+    for command in candidates(environment):
+        try:
+            python = interpreter(command, environment)
+        except SetupError:
+            continue  # a stub of pyenv for a version that is not switched on, or one too old
+        if can_make_venvs(python, environment):
+            here.append(python)
+    oldest = min(here, key=lambda python: python.minor)
+    newest = max(here, key=lambda python: python.minor)
+    return [oldest, newest] if oldest.minor != newest.minor else [oldest]
+
+
+def candidates(environment: dict[str, str]) -> list[str]:
+    """Return the commands that may be interpreters: those on PATH, and pyenv's."""
+    names = ["python{}.{}".format(OLDEST[0], minor) for minor in range(OLDEST[1], NEWEST[1] + 1)]
+    found = [shutil.which(name, path=environment.get("PATH")) for name in names]
+    pyenv = environment.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
+    return [path for path in found if path] + sorted(glob.glob(f"{pyenv}/versions/*/bin/python"))
+
+
+def interpreter(command: str, environment: dict[str, str]) -> Interpreter:
+    """Ask an interpreter for its version; raise SetupError when it does not run or is too old."""
     try:
-        version = subprocess.run([python, "-I", "-c", asked], env=environment, check=True, stdout=subprocess.PIPE,
+        version = subprocess.run([command, "-I", "-c", ASK_VERSION], env=environment, check=True,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                  universal_newlines=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
-        raise SetupError(f"expected --python to name a Python interpreter, got {python!r}: {error}") from error
-    if minor(version) < OLDEST:
-        raise SetupError("expected Python {}.{} or newer, got {} ({}); name another one with --python PATH"
-                         .format(*OLDEST, version, python))
-    return version
+        raise SetupError("expected --python to name a Python interpreter,"
+                         f" got {command!r}: {error}") from error
+    python = Interpreter(command, version)
+    if python.minor < OLDEST:
+        raise SetupError("expected Python {}.{} or newer, got {} ({});"
+                         " name another one with --python PATH"
+                         .format(*OLDEST, version, command))
+    return python
 
 
-def minor(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])
+def can_make_venvs(python: Interpreter, environment: dict[str, str]) -> bool:
+    return subprocess.run([python.command, "-I", "-c", "import ensurepip, venv"], env=environment,
+                          stderr=subprocess.DEVNULL).returncode == 0
 
 
-def prepared_venv(python: str, version: str, environment: dict[str, str]) -> str:
-    """Return the interpreter of a `.venv` that has the project and its tools; make or renew it when it must be."""
-    inside = str(VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+def on_ci(environment: dict[str, str]) -> bool:
+    return environment.get("CI", "").lower() not in ("", "0", "false")
+
+
+# --- the environment -------------------------------------------------------------------------------
+
+
+def prepared_venv(python: Interpreter, scratch: Path, environment: dict[str, str]) -> Interpreter:
+    """Return the interpreter of a virtual environment that has the project and its tools.
+
+    Makes or renews the environment when it must be.
+    """
+    venv = venv_for(python, scratch)
+    stamp = venv / "made-by-tools-check"
+    inside = Interpreter(str(venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")),
+                         python.version)
     project = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    extras = extras_for(environment)
-    # an editable install knows the root's path
-    wanted = f"python {version}\nroot {ROOT}\npyproject {project}\nextras {extras}\n"
-    found = STAMP.read_text(encoding="utf-8") if STAMP.exists() else None
-    if found == wanted and os.path.exists(inside):
+    extras = "dev,integration" if on_ci(environment) else "dev"
+    # an environment knows the root's path
+    wanted = f"python {python.version}\nroot {ROOT}\npyproject {project}\nextras {extras}\n"
+    found = stamp.read_text(encoding="utf-8") if stamp.exists() else None
+    if found == wanted and os.path.exists(inside.command):
         return inside
-    if VENV.exists() and found is None:
-        raise SetupError(f"{VENV} exists and was not made by this tool: move it away, or run its own interpreter on this "
-                         "tool with --no-install")
+    if venv.exists() and found is None:
+        raise SetupError(f"{venv} exists and was not made by this tool: move it away, or run its"
+                         " own interpreter on this tool with --no-install")
 
     begun = time.monotonic()
-    create_venv(python, environment)
-    STAMP.write_text("unfinished\n", encoding="utf-8")
+    create_venv(python, venv, stamp, environment)
+    stamp.write_text("unfinished\n", encoding="utf-8")
     install(inside, extras, environment)
-    STAMP.write_text(wanted, encoding="utf-8")
-    report("ok", "install", begun)
+    stamp.write_text(wanted, encoding="utf-8")
+    report("ok", "install", python, begun)
     return inside
 
 
-def extras_for(environment: dict[str, str]) -> str:
-    return "dev,integration" if environment.get("CI", "").lower() not in ("", "0", "false") else "dev"
+def venv_for(python: Interpreter, scratch: Path) -> Path:
+    """Return where the environment of this interpreter is: each version has its own."""
+    own = "{}.{}.{}".format(*sys.version_info[:3])
+    name = ".venv" if python.version == own else ".venv-{}.{}".format(*python.minor)
+    if python.version.endswith("t"):
+        name += "t"
+    return (ROOT if os.access(str(ROOT), os.W_OK) else scratch) / name
 
 
-def create_venv(python: str, environment: dict[str, str]) -> None:
-    made = subprocess.run([python, "-I", "-m", "venv", "--clear", str(VENV)], env=environment, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, universal_newlines=True)
+def create_venv(python: Interpreter, venv: Path, stamp: Path, environment: dict[str, str]) -> None:
+    if not can_make_venvs(python, environment):
+        raise SetupError("{} has no ensurepip, so it cannot make a virtual environment: install it"
+                         " (Debian and Ubuntu: apt install python{}.{}-venv), name another"
+                         " interpreter with --python PATH, or one that has pytest, hypothesis and"
+                         " mypy with --no-install".format(python.command, *python.minor))
+    made = subprocess.run([python.command, "-I", "-m", "venv", "--clear", str(venv)],
+                          env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if made.returncode:
-        if VENV.exists():
-            STAMP.write_text("unfinished\n", encoding="utf-8")  # half a venv is this tool's to clear next time
-        raise SetupError(f"{made.stdout}\n{python} could not create {VENV}: install Python's venv module "
-                         "(Debian and Ubuntu: apt install python3-venv), name another interpreter with --python PATH, "
-                         "or use one that has pytest, hypothesis and mypy with --no-install")
+        if venv.exists():
+            # half a venv is this tool's to clear next time
+            stamp.write_text("unfinished\n", encoding="utf-8")
+        said = made.stdout.decode("utf-8", "replace").strip()
+        raise SetupError(f"{python.command} could not create {venv}: {said}")
 
 
-def install(inside: str, extras: str, environment: dict[str, str]) -> None:
-    done = subprocess.run([inside, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input",
-                           "--editable", f".[{extras}]"], cwd=str(ROOT), env=environment, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, universal_newlines=True)
-    if done.returncode:
-        raise SetupError(f"{done.stdout}\npip could not install the project with its extras {extras}: is there a "
-                         "network, or a mirror in pip's settings? Without one, use an interpreter that has pytest, "
-                         "hypothesis and mypy with --no-install")
+def install(inside: Interpreter, extras: str, environment: dict[str, str]) -> None:
+    """Install what the extras name, and nothing that would hide the sources in the repository.
+
+    The project itself is built and installed for that, and taken out again. (An editable install
+    writes the root's path into a file that Python before 3.13 reads in the locale's encoding.)
+    """
+    pip = [inside.command, "-I", "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    for arguments in (["install", "--no-input", f".[{extras}]"], ["uninstall", "--yes", "bgworker"]):
+        done = subprocess.run([*pip, *arguments], cwd=str(ROOT), env=environment,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode:
+            said = done.stdout.decode("utf-8", "replace")
+            raise SetupError(f"{said}\npip could not install the project with its extras {extras}:"
+                             " is there a network, or a mirror in pip's settings? Without one, use"
+                             " an interpreter that has pytest, hypothesis and mypy with"
+                             " --no-install")
 
 
-# --- the checks ---------------------------------------------------------------------------------------------------------
+# --- the checks ------------------------------------------------------------------------------------
 
 
-def run_checks(python: str, version: str, environment: dict[str, str], *, fast: bool, for_pytest: list[str]) -> int:
+def run_checks(pythons: list[Interpreter], environment: dict[str, str], *, fast: bool,
+               for_pytest: list[str]) -> int:
     """Run all checks, pytest last so that the output ends with its summary; return the exit code."""
-    mypy = [python, "-m", "mypy", "--strict"]
-    checks = [("mypy", [*mypy, "bgworker", "tests/typing"])]
-    if minor(version) != OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        checks.append((f"mypy for {oldest}", [*mypy, "--python-version", oldest, "bgworker"]))
-    checks.append(("syntax of tools", [python, "-I", "-W", "error", "-c", PARSE,
-                                       *sorted(map(str, (ROOT / "tools").glob("*.py")))]))
-    passed = [passes(name, command, environment) for name, command in checks]
-    with tempfile.TemporaryDirectory() as folder:
-        passed.append(passes("vendoring", [python, "tools/vendor.py", folder, "--name", "_bg"], environment))
+    *others, last = pythons
+    passed = []
+    for version in (OLDEST, NEWEST):
+        target = "{}.{}".format(*version)
+        mypy = ["-m", "mypy", "--strict", "--python-version", target, "bgworker", "tests/typing"]
+        passed.append(passes(f"mypy for {target}", last, mypy, environment))
+    tools = sorted(map(str, (ROOT / "tools").glob("*.py")))
+    for python in pythons:
+        parse = ["-I", "-W", "error", "-c", PARSE, *tools]
+        passed.append(passes("syntax of tools", python, parse, environment))
+        with tempfile.TemporaryDirectory() as folder:
+            copy = ["tools/vendor.py", folder, "--name", "_bg"]
+            passed.append(passes("vendoring", python, copy, environment))
 
-    command = [python, "-m", "pytest", "-W", "error", *(["-m", "not slow"] if fast else []), *for_pytest]
-    print("      pytest", flush=True)
-    tested = subprocess.run(command, cwd=str(ROOT), env=environment)
-    return 0 if all(passed) and tested.returncode == 0 else 1
+    for python in others:
+        begun = time.monotonic()
+        passed.append(tests_pass(python, environment, ["-m", "not slow", *for_pytest]))
+        report("ok" if passed[-1] else "FAIL", "pytest", python, begun)
+    passed.append(tests_pass(last, environment, [*(["-m", "not slow"] if fast else []), *for_pytest]))
+    return 0 if all(passed) else 1
 
 
-def passes(name: str, command: list[str], environment: dict[str, str]) -> bool:
+def tests_pass(python: Interpreter, environment: dict[str, str], arguments: list[str]) -> bool:
+    print(f"      pytest {' ' * 9} {python.version}", flush=True)
+    return subprocess.run([python.command, "-m", "pytest", "-W", "error", *arguments],
+                          cwd=str(ROOT), env=environment).returncode == 0
+
+
+def passes(name: str, python: Interpreter, arguments: list[str],
+           environment: dict[str, str]) -> bool:
     """Run one check and report it in a line; show what it said only if it failed."""
     begun = time.monotonic()
-    done = subprocess.run(command, cwd=str(ROOT), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    report("FAIL" if done.returncode else "ok", name, begun)
+    done = subprocess.run([python.command, *arguments], cwd=str(ROOT), env=environment,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    report("FAIL" if done.returncode else "ok", name, python, begun)
     if done.returncode:
-        sys.stdout.write(done.stdout.decode("utf-8", "replace"))
+        sys.stdout.buffer.write(done.stdout)
         sys.stdout.flush()
     return done.returncode == 0
 
 
-def report(outcome: str, name: str, begun: float) -> None:
-    print(f"{outcome:<5} {name:<16} {time.monotonic() - begun:5.1f} s", flush=True)
+def report(outcome: str, name: str, python: Interpreter, begun: float) -> None:
+    took = time.monotonic() - begun
+    print(f"{outcome:<5} {name:<16} {python.version:<8} {took:5.1f} s", flush=True)
 
 
 if __name__ == "__main__":
