@@ -129,7 +129,8 @@ class History:
         with self._asking() as connection:
             for task_id in task_ids:
                 for other in questions.neighbours(connection, task_id):
-                    needed = max(needed, 1 + len(os.path.commonprefix((task_id, other))))
+                    while needed < len(task_id) and other.startswith(task_id[:needed]):
+                        needed += 1
         return needed
 
     # -- streams --
