@@ -146,7 +146,8 @@ def test_a_reader_that_has_gone_ends_it_without_a_word(record: Recorder, tmp_pat
     with subprocess.Popen([sys.executable, "-m", "bgworker", *words, *more], cwd=tmp_path, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
         assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.read(1)
+        if words[0] != "stats":  # what it says is one line, which a pipe takes at once
+            assert process.stdout.read(1)
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(30) == 141

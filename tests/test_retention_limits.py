@@ -19,6 +19,7 @@ from bgworker.history.retention import Retention, prune
 
 WAIT = 60.0
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+FORKS_BESIDE_THREADS = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
 @pytest.fixture
@@ -75,6 +76,7 @@ def unended(record: Recorder) -> None:
 
 
 @POSIX
+@FORKS_BESIDE_THREADS
 def test_a_history_that_is_asked_keeps_no_fork_waiting_for_the_lock_file(path: str, unended: None,
                                                                          asking: threading.Event) -> None:
     with History(path) as history:
@@ -83,6 +85,7 @@ def test_a_history_that_is_asked_keeps_no_fork_waiting_for_the_lock_file(path: s
 
 
 @POSIX
+@FORKS_BESIDE_THREADS
 def test_a_look_at_what_is_to_be_pruned_keeps_no_fork_waiting_for_the_lock_file(path: str, unended: None,
                                                                                 asking: threading.Event) -> None:
     database = Database(path, lambda: schema.connect_to_read(path))
@@ -95,6 +98,7 @@ def test_a_look_at_what_is_to_be_pruned_keeps_no_fork_waiting_for_the_lock_file(
 
 
 @POSIX
+@FORKS_BESIDE_THREADS
 def test_the_harness_would_notice_who_asks_the_lock_file_with_the_connection_in_use(
         path: str, unended: None, asking: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "PATIENCE", 0.05)
