@@ -145,10 +145,10 @@ def test_oversize_text_is_cut_between_two_characters_and_marked(text: str, left:
     assert event.original_bytes == len(text.replace("\0", "�").encode())
 
 
-def test_oversize_json_is_cut_and_is_text_from_then_on() -> None:
+def test_oversize_json_gives_way_to_json_that_says_so_and_shows_its_beginning() -> None:
     event = the_one_said(["é" * 100], max_payload=64)
-    assert (event.format, event.truncated, event.original_bytes) == ("text", True, 604)
-    assert event.payload == '["' + "\\u00e9" * 10 + "\\u"
+    assert (event.format, event.truncated, event.original_bytes) == ("json", True, 604)
+    assert json.loads(event.payload) == {"truncated": 604, "head": '["' + "\\u00e9" * 4 + "\\u00e"} and len(event.payload) <= 64
 
 
 def test_oversize_events_can_be_refused_and_are_counted_as_dropped() -> None:

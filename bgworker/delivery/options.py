@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from ..model.checks import choice, number
+from ..model.checks import choice, members, number, settle
 from ..model.enums import EventType
 from ..model.errors import ConfigurationError
 from ..model.records import TYPES
+from ..model.text import show
 from .retry import RetryPolicy
 
 TYPE_CHECKING = False
@@ -41,31 +42,20 @@ class SinkOptions:
     """Most bytes of that file."""
 
     def __post_init__(self) -> None:
-        number("queue_size", self.queue_size, least=1, whole=True)
-        number("queue_bytes", self.queue_bytes, least=1, whole=True)
-        number("batch_size", self.batch_size, least=1, whole=True, optional=True)
-        number("linger", self.linger, least=0)
-        number("park_bytes", self.park_bytes, least=1, whole=True)
-        choice("overflow", self.overflow, ("drop_oldest", "drop_newest"))
-        if not isinstance(self.retry, RetryPolicy):
-            raise ConfigurationError(f"retry: expected a RetryPolicy, got {self.retry!r}")
-        if self.types is not None:
-            object.__setattr__(self, "types", event_types(self.types))
+        settle(self, queue_size=number("queue_size", self.queue_size, least=1, whole=True),
+               queue_bytes=number("queue_bytes", self.queue_bytes, least=1, whole=True),
+               batch_size=number("batch_size", self.batch_size, least=1, whole=True, optional=True),
+               linger=number("linger", self.linger, least=0),
+               park_bytes=number("park_bytes", self.park_bytes, least=1, whole=True),
+               overflow=choice("overflow", self.overflow, ("drop_oldest", "drop_newest")),
+               types=None if self.types is None else members("types", EventType, self.types))
+        if not issubclass(type(self.retry), RetryPolicy):
+            raise ConfigurationError(f"retry: expected a RetryPolicy, got {show(self.retry)}")
 
 
 def kinds_of(types: Collection[EventType | str]) -> frozenset[int]:
     """Return the kinds of records that become events of these types."""
     return frozenset(kind for kind, type_ in enumerate(TYPES) if type_ in types)
-
-
-def event_types(types: Collection[EventType | str]) -> frozenset[EventType]:
-    """Return event types given by themselves or by their wire names; `ConfigurationError` for anything else."""
-    if isinstance(types, str):
-        raise ConfigurationError(f"types: expected a collection of event types, got the string {types!r}")
-    try:
-        return frozenset(EventType(each) for each in types)
-    except ValueError as error:
-        raise ConfigurationError(f"types: {error}; expected some of {', '.join(EventType)}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

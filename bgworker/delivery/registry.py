@@ -7,10 +7,13 @@ import threading
 from itertools import count
 from time import monotonic
 
+from ..model.checks import key, members, named
+from ..model.enums import EventType
 from ..model.errors import ConfigurationError, ShutdownError, SinkError
+from ..model.text import sanitise, show
 from ..sinks.base import open_sink, sinks_from_environ
 from .courier import Courier, Mark, close_all
-from .options import FlushReport, SinkHealth, SinkOptions, event_types, kinds_of
+from .options import FlushReport, SinkHealth, SinkOptions, kinds_of
 from .subscription import Subscription
 
 TYPE_CHECKING = False
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from typing import Any
 
-    from ..model.events import Event, EventType
+    from ..model.events import Event
     from ..model.records import TaskState
     from ..sinks.base import Sink
     from .dispatcher import Dispatcher, Outlet
@@ -51,9 +54,11 @@ class Registry:
             SinkError: the specification is wrong, or the sink refuses to open.
             ConfigurationError: the name is taken, or an option is none.
         """
+        if name is not None:
+            name = named("name", name)
         sink, kind = _open_spec(sink, config)
-        if options is not None and not isinstance(options, SinkOptions):
-            raise ConfigurationError(f"options: expected a SinkOptions or None, got {options!r}")
+        if options is not None and not issubclass(type(options), SinkOptions):
+            raise ConfigurationError(f"options: expected a SinkOptions or None, got {show(options)}")
         self._dispatcher.start()
         with self._lock:
             if name is None:
@@ -90,7 +95,7 @@ class Registry:
         Raises:
             KeyError: no sink has that name.
         """
-        deadline = monotonic() + timeout
+        name, deadline = key(name), monotonic() + timeout
         with self._lock:
             courier = self._sinks[name]
         self._dispatcher.call(lambda: self._detach(courier))
@@ -103,7 +108,7 @@ class Registry:
     def subscribe(self, callback: Callable[[Event], object] | None, state: TaskState | None,
                   types: Collection[EventType | str] | None, maxsize: int, back_pressure: bool) -> Subscription:
         """Return a subscription to what is emitted from now on; one to a task begins with what is in memory of it."""
-        kinds = None if types is None else kinds_of(event_types(types))
+        kinds = None if types is None else kinds_of(members("types", EventType, types))
         subscription = Subscription(f"{self._name}-subscription-{self._subscribed()}", state, kinds, maxsize,
                                     back_pressure, lambda self_: self._dispatcher.call(lambda: self._detach(self_)))
 
@@ -183,12 +188,13 @@ class Registry:
 
 def _open_spec(sink: Sink | str, config: dict[str, Any]) -> tuple[Sink, str]:
     """Return the sink that ``sink`` is or specifies, and what to call it."""
-    if isinstance(sink, str):
-        return open_sink(sink, **config), sink.partition(":")[0]
+    if issubclass(type(sink), str):
+        spec = str.__str__(sink)
+        return open_sink(spec, **config), spec.partition(":")[0]
     if config:
         raise ConfigurationError(f"{', '.join(config)}: settings go with a specification such as 'jsonl:PATH'; "
                                  f"give them to the constructor of {type(sink).__name__} instead")
     if not callable(getattr(sink, "write", None)) or not callable(getattr(sink, "close", None)) or isinstance(sink, type):
         raise ConfigurationError(f"sink: expected an object with write(events) and close(), or a specification such as "
-                                 f"'jsonl:PATH', got {sink!r}")
-    return sink, type(sink).__name__.lower().removesuffix("sink") or "sink"
+                                 f"'jsonl:PATH', got {show(sink)}")
+    return sink, sanitise(type(sink).__name__).lower().removesuffix("sink") or "sink"  # type: ignore[return-value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from ..model.checks import choice, number
+from ..model.checks import choice, number, settle
 from ..model.errors import PermanentSinkError, TemporarySinkError
 
 TYPE_CHECKING = False
@@ -32,10 +32,9 @@ class RetryPolicy:
     """"none" waits the upper end; for tests, and for a sender that is alone."""
 
     def __post_init__(self) -> None:
-        number("attempts", self.attempts, least=1, whole=True)
-        number("base", self.base, above=0)
-        number("cap", self.cap, above=0)
-        choice("jitter", self.jitter, ("full", "none"))
+        settle(self, attempts=number("attempts", self.attempts, least=1, whole=True),
+               base=number("base", self.base, above=0), cap=number("cap", self.cap, above=0),
+               jitter=choice("jitter", self.jitter, ("full", "none")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,11 @@
-"""Untrusted values made fit for every sink: clean text, bounded text, and JSON text of whatever there is.
+"""The one guarded door: what a user hands over becomes clean text, JSON text or a number here, and nothing else goes on.
 
-All of it runs on the task's thread or the dispatcher's, before any sink sees an event; `wire` hands the names on.
-Pure functions; nothing here raises an `Exception`, whatever the value's own code does.
+All of it runs on the user's own thread (or the dispatcher's, which only cleans text), before any sink sees an event.
+
+Guarantees. Nothing here raises, whatever the value's own code does: what that raises, `SystemExit`, `TaskCancelled` and
+`KeyboardInterrupt` included, is the value's affair and ends nothing. The one exception is a `KeyboardInterrupt` in the
+main thread: there it is somebody's Ctrl-C. A value's type is what ``type()`` says, never what it claims by ``__class__``;
+text that comes out is an exact `str` that every encoder takes, a number is an exact `float`.
 """
 
 from __future__ import annotations
@@ -9,19 +13,57 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii as _quote
+from threading import get_ident, main_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 _SURROGATES = "[\ud800-\udfff]"
 _ESCAPES = r"\\(?:u(?:d[89ab]..\\ud[c-f]..|(d[89a-f]..|0000)|....)|.)"  # group 1: NUL, half a pair
 _NUMBERLIKE_KEY = r'[{,]"(?:-?[0-9][^"]*|true|false|null)":'
+_ALL_BUT_BRACKETS = r'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+'
+_MAX_DEPTH = 100
+"""Most containers inside one another: well inside every interpreter's recursion limit, for readers too."""
+
+_CONTAINERS = (Mapping, list, tuple, set, frozenset)
+
+SHOWN = 200
+"""Characters of a value that a message shows at most."""
+
 MOST_DESCRIBED = 1000
 """Most characters that an exception is described in, wherever it is shown."""
-_MAX_DEPTH = 100  # of a value that needed cleaning: well inside every interpreter's recursion limit, for readers too
+
+
+def ask(function: Callable[..., T], *args: Any) -> T | None:
+    """Call what may be, or run, somebody else's code; None if that raises anything."""
+    try:
+        return function(*args)
+    except BaseException as error:
+        if issubclass(type(error), KeyboardInterrupt) and get_ident() == main_thread().ident:
+            raise
+        return None
+
+
+# ---------------------------------------------------------------- text
+
+def text_of(value: object) -> str:
+    """Return ``str(value)`` as an exact `str`, bytes read as UTF-8, or a stand-in where there is none."""
+    kind = type(value)
+    if kind is str:
+        return value  # type: ignore[return-value]
+    text = ask(_decoded if issubclass(kind, (bytes, bytearray)) else str, value)
+    return _unprintable(value) if text is None else str.__str__(text)
+
+
+def _decoded(value: Any) -> str:
+    return (bytes if issubclass(type(value), bytes) else bytearray).decode(value, errors="replace")
 
 
 def sanitise(text: str) -> str:
@@ -29,6 +71,8 @@ def sanitise(text: str) -> str:
 
     SQLite tools cut text at a NUL, and no surrogate can be written as UTF-8.
     """
+    if type(text) is not str:  # a subclass may lie about all that is asked below
+        text = str.__str__(text)
     if "\0" in text:
         text = text.replace("\0", "\ufffd")
     if text.isascii():
@@ -46,19 +90,80 @@ def fit(text: str, max_bytes: int) -> tuple[str, int]:
     Returns:
         The text and 0 if it fits; else what is left and the bytes of the whole sanitised text.
     """
-    text, max_bytes = sanitise(text), max(max_bytes, 0)
-    if len(text) * 4 <= max_bytes:  # no character takes more than 4 bytes
-        return text, 0
-    if text.isascii():
-        return (text, 0) if len(text) <= max_bytes else (text[:max_bytes], len(text))
-    encoded = text.encode()
-    if len(encoded) <= max_bytes:
-        return text, 0
-    return encoded[:max_bytes].decode(errors="ignore"), len(encoded)
+    if type(text) is not str:
+        text = str.__str__(text)
+    max_bytes = max(max_bytes, 0)
+    head = sanitise(text[:max_bytes])  # a character takes at least a byte: no more is looked at, nor copied
+    if len(text) * 4 <= max_bytes:  # and at most 4
+        return head, 0
+    if head.isascii():
+        return (head, 0) if len(text) <= max_bytes else (head, _size(text))
+    encoded = head.encode()
+    if len(encoded) <= max_bytes and len(text) <= max_bytes:
+        return head, 0
+    return encoded[:max_bytes].decode(errors="ignore"), _size(text)
 
+
+def clean(value: object, max_bytes: int) -> str:
+    """Return any value's text, sanitised and cut to at most ``max_bytes``."""
+    return fit(text_of(value), max_bytes)[0]
+
+
+def _size(text: str) -> int:
+    """Return the bytes of the sanitised text, without a second copy of a long one."""
+    if text.isascii():
+        size = len(text)
+    else:  # what stands in for a surrogate takes as much as the surrogate
+        size = sum(len(text[start:start + 65536].encode(errors="surrogatepass"))
+                   for start in range(0, len(text), 65536))
+    return size + 2 * text.count("\0") if "\0" in text else size
+
+
+def show(value: object) -> str:
+    """Return a value as an error message shows it: its repr, never long."""
+    shown = ask(_SHOWN.repr, value[:100] if type(value) in (bytes, bytearray) else value)  # type: ignore[index]
+    if shown is None:  # for one, an integer longer than sys.get_int_max_str_digits()
+        return _unprintable(value)
+    shown = sanitise(shown)
+    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 80
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's type and text on one line of clean text, at most `MOST_DESCRIBED` characters.
+
+    The exception's own code may take its time, or call back: never call this under a lock of ours, nor while anybody but
+    the caller waits.
+    """
+    text = ask(str, error)
+    text = "(its text cannot be had)" if text is None else str.__str__(text)
+    text = " ".join(text[:4 * MOST_DESCRIBED].split())
+    name: str = type.__dict__["__name__"].__get__(type(error))  # not what a metaclass says it is
+    text = sanitise(f"{name}: {text}" if text else name)
+    return text if len(text) <= MOST_DESCRIBED else text[:MOST_DESCRIBED - 1] + "\u2026"
+
+
+def _unprintable(value: object) -> str:
+    name = ask(lambda: type(value).__name__)
+    return sanitise(f"<unprintable {name} object>") if type(name) is str else "<unprintable object>"
+
+
+# ---------------------------------------------------------------- numbers
+
+def number_of(value: object) -> float | None:
+    """Return a number of any type (numpy's, `Decimal`, `Fraction`, ...) as an exact `float`; None for all else."""
+    if type(value) is float:
+        return value
+    return None if issubclass(type(value), (str, bytes, bytearray)) else ask(float, value)  # float() would read text
+
+
+# ---------------------------------------------------------------- JSON
 
 def json_text(value: object) -> str:
-    """Return any value as compact JSON text, ASCII, on one line. Never raises an `Exception`.
+    """Return any value as compact JSON text, ASCII, on one line.
 
     As ``json.dumps``, and: NaN and infinities are null; strings are sanitised; mappings are objects, sets are arrays,
     bytes are read as UTF-8, other objects are their ``str()``; integers too long to be read back are hexadecimal
@@ -66,41 +171,69 @@ def json_text(value: object) -> str:
     ``__str__``, what is nested too deep) becomes a string that says so. Reading the text and calling this again gives
     the same text.
     """
-    try:
-        text = ENCODE(value)
-        # Left to look for: NUL, half a surrogate pair (a whole one is a character), and keys such as 1 beside "1".
+    text = ask(ENCODE, value)
+    if text is not None:
+        # Left to look for: NUL, half a surrogate pair (a whole one is a character), keys such as 1 beside "1", depth.
         has_bad_text = ("\\ud" in text or "\\u0000" in text) and any(bad[1] for bad in re.finditer(_ESCAPES, text))
-        if not has_bad_text and not re.search(_NUMBERLIKE_KEY, text):
+        if not has_bad_text and not re.search(_NUMBERLIKE_KEY, text) and not _is_deep(text):
             return text
-    except Exception:  # the value's own code may have run, and raised whatever it likes
-        pass  # the careful way finds out what is wrong, and where
-    try:
-        return ENCODE(_cleaned(value, ()))
-    except Exception:  # a RecursionError, if the caller has left no room
-        return _quote(_unprintable(value))
+    text = ask(lambda: ENCODE(_cleaned(value, ())))
+    return _quote(_unprintable(value)) if text is None else text  # a RecursionError, if the caller has left no room
+
+
+def fit_json(text: str, max_bytes: int) -> tuple[str, int]:
+    """Return JSON text of `json_text`, or the object that stands for it where it is too large: never half of it.
+
+    Returns:
+        The text and 0 if it fits; else ``{"truncated": <bytes of the whole>, "head": "<its beginning>"}``, of at most
+        ``max_bytes`` (of which there are at least 64), and the bytes of the whole.
+    """
+    if len(text) <= max_bytes:
+        return text, 0
+    start = f'{{"truncated":{len(text)},"head":"'
+    head = _quote(text[:max_bytes])[1:max(1, max_bytes - len(start) - 1)]
+    if (len(head) - len(head.rstrip("\\"))) % 2:  # half an escape
+        head = head[:-1]
+    return f'{start}{head}"}}', len(text)
+
+
+def _is_deep(text: str) -> bool:
+    """Tell whether more than `_MAX_DEPTH` containers of JSON text stand inside one another."""
+    if text.count("[") + text.count("{") <= _MAX_DEPTH:
+        return False
+    shape = re.sub(_ALL_BUT_BRACKETS, "", text)
+    for _ in range(_MAX_DEPTH):
+        if not shape:
+            return False
+        shape = re.sub(r"\[\]|\{\}", "", shape)
+    return bool(shape)
 
 
 def _cleaned(value: Any, parents: tuple[int, ...]) -> Any:
     """A value that JSON can hold, copied from one that it may not. ``parents``: ids of the containers around it."""
-    try:
-        if value is None or isinstance(value, bool):
-            return value
-        if isinstance(value, str):
-            return sanitise(value)
-        if isinstance(value, int):
-            return _cleaned_int(value)
-        if isinstance(value, float):
-            return value if math.isfinite(value) else None
-        if not isinstance(value, (Mapping, list, tuple, set, frozenset)):
-            return sanitise(text_of(value))
-        if id(value) in parents or len(parents) == _MAX_DEPTH:
-            return _unprintable(value)
-        parents = (*parents, id(value))
-        if isinstance(value, Mapping):
-            return {_cleaned_key(key): _cleaned(item, parents) for key, item in value.items()}
-        return [_cleaned(item, parents) for item in value]
-    except Exception:  # again the value's own code
+    kind = type(value)
+    if value is None or kind is bool:
+        return value
+    if issubclass(kind, str):
+        return sanitise(value)
+    if issubclass(kind, int):
+        return _cleaned_int(int.__int__(value))
+    if issubclass(kind, float):
+        value = float.__float__(value)
+        return value if math.isfinite(value) else None
+    if not issubclass(kind, _CONTAINERS):
+        is_honest = ask(isinstance, value, (str, int, float, *_CONTAINERS)) is False  # by its ``__class__``
+        return sanitise(text_of(value)) if is_honest else _unprintable(value)
+    if id(value) in parents or len(parents) == _MAX_DEPTH:
         return _unprintable(value)
+    copy = ask(_cleaned_items, value, (*parents, id(value)))
+    return _unprintable(value) if copy is None else copy
+
+
+def _cleaned_items(value: Any, parents: tuple[int, ...]) -> Any:
+    if issubclass(type(value), Mapping):
+        return {_cleaned_key(key): _cleaned(item, parents) for key, item in value.items()}
+    return [_cleaned(item, parents) for item in value]
 
 
 def _cleaned_int(value: int) -> int | str:
@@ -112,49 +245,19 @@ def _cleaned_int(value: int) -> int | str:
 
 
 def _cleaned_key(key: object) -> str:
-    if key is None or isinstance(key, (int, float)):  # as json.dumps spells them
+    if key is None or issubclass(type(key), (int, float)):  # as json.dumps spells them
         cleaned = _cleaned(key, ())
-        return cleaned if isinstance(cleaned, str) else ENCODE(cleaned)
-    return sanitise(key if isinstance(key, str) else text_of(key))
-
-
-def text_of(value: object) -> str:
-    """Return ``str(value)`` as an exact `str`, bytes read as UTF-8, or a stand-in where there is none."""
-    try:
-        return str.__str__(value.decode(errors="replace") if isinstance(value, (bytes, bytearray)) else str(value))
-    except Exception:
-        return _unprintable(value)
-
-
-def _unprintable(value: object) -> str:
-    try:
-        return sanitise(f"<unprintable {type(value).__name__} object>")
-    except Exception:  # a metaclass can make even the name explode
-        return "<unprintable object>"
+        return cleaned if type(cleaned) is str else ENCODE(cleaned)
+    return sanitise(key if issubclass(type(key), str) else text_of(key))  # type: ignore[arg-type]
 
 
 def _default(value: object) -> object:
     """What the encoder asks for when it meets something that is not JSON."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, (set, frozenset)) else text_of(value)
+    kind = type(value)
+    if issubclass(kind, Mapping):
+        return dict(value)  # type: ignore[call-overload]
+    return list(value) if issubclass(kind, (set, frozenset)) else text_of(value)  # type: ignore[call-overload]
 
 
 # The checks for cycles stay on: without them a cycle is found by running out of stack.
 ENCODE = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_default).encode
-
-
-def describe(error: BaseException) -> str:
-    """Return an exception's type and text on one line of clean text, at most `MOST_DESCRIBED` characters.
-
-    This runs the exception's own code. What that raises is caught, ``SystemExit`` too; but it may take its time, or call
-    back, so never call this under a lock of ours, nor while anybody but the caller waits.
-    """
-    try:
-        text = str.__str__(str(error))  # exactly a `str`: a subclass could answer in `split`
-    except BaseException:  # the exception's own code
-        text = "(its text cannot be had)"
-    text = " ".join(text[:4 * MOST_DESCRIBED].split())
-    name: str = type.__dict__["__name__"].__get__(type(error))  # not what a metaclass says it is
-    text = sanitise(f"{name}: {text}" if text else name)
-    return text if len(text) <= MOST_DESCRIBED else text[:MOST_DESCRIBED - 1] + "\u2026"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from json.encoder import encode_basestring_ascii as _quote
@@ -21,7 +20,7 @@ from json.encoder import encode_basestring_ascii as _quote
 from .errors import WireError
 from .events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
 from .records import CREATED, LOST, PROGRESS, SCHEDULED, STARTED, STATUSES, STREAMS, TYPES, Batch, Source, TaskState, utc
-from .text import ENCODE as _ENCODE, fit, json_text, sanitise
+from .text import ENCODE as _ENCODE, fit, json_text, sanitise, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,20 +67,20 @@ def encode(event: Event) -> str:
     """
     if isinstance(event, StreamEvent):
         if event.type not in _STREAM_OF or event.stream_type != _STREAM_OF[event.type]:
-            raise WireError(f"stream {_show(event.stream_type)} does not fit an event of type {_show(event.type)}")
+            raise WireError(f"stream {show(event.stream_type)} does not fit an event of type {show(event.type)}")
         if event.format == "json":
             _parse(event.payload, "a payload of format 'json'")
         elif event.format != "text":
-            raise WireError(f"format must be 'text' or 'json', got {_show(event.format)}")
+            raise WireError(f"format must be 'text' or 'json', got {show(event.format)}")
         return (f'{_HEADS[event.type]}{_quote(event.task_id)},"seq":{event.seq},"time":"{_time_text(event.created_utc)}'
                 + _stream_text(event.type, event.payload, event.format, event.truncated, event.original_bytes,
                                event.percent, event.message))
     if isinstance(event, LossEvent):
         if event.type != EventType.EVENTS_LOST:
-            raise WireError(f"a LossEvent has type 'EventsLost', got {_show(event.type)}")
+            raise WireError(f"a LossEvent has type 'EventsLost', got {show(event.type)}")
         return _loss_text(_time_text(event.created_utc), event.sink, event.reason, event.count, event.by_type)
     if event.type not in _HEADS or event.type in _STREAM_OF or event.type == EventType.EVENTS_LOST:
-        raise WireError(f"a LifecycleEvent cannot have type {_show(event.type)}")
+        raise WireError(f"a LifecycleEvent cannot have type {show(event.type)}")
     return (f'{_HEADS[event.type]}{_quote(event.task_id)},"seq":{event.seq},"time":"{_time_text(event.created_utc)}",'
             f'"task":{_task_text(event.task, event.task_id)}}}')
 
@@ -298,7 +297,7 @@ def _object_text(value: Mapping[str, Any]) -> str:
     except (ValueError, TypeError, RecursionError):  # NaN, odd keys, too deep: no JSON value, but never a lost event
         text = json_text(value)
     if not text.startswith("{"):
-        raise WireError(f"expected a mapping, got {_show(value)}")
+        raise WireError(f"expected a mapping, got {show(value)}")
     return text
 
 
@@ -321,11 +320,11 @@ def decode(line: str | bytes | bytearray) -> Event:
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
-            raise WireError(f"not UTF-8 ({error.reason} at byte {error.start}): {_show(bytes(line))}") from error
+            raise WireError(f"not UTF-8 ({error.reason} at byte {error.start}): {show(bytes(line))}") from error
     elif isinstance(line, str):
         text = line
     else:
-        raise WireError(f"expected a line as str or bytes, got {_show(line)}")
+        raise WireError(f"expected a line as str or bytes, got {show(line)}")
     value = _parse(text, "a line")
     is_json = isinstance(value, dict) and value.get("format") == "json" and "payload" in value
     return _event(value, _raw_payload(text) if is_json else None)
@@ -346,9 +345,9 @@ def _parse(text: str, what: str) -> Any:
     try:
         return _DECODER.decode(text)
     except RecursionError as error:
-        raise WireError(f"{what} is nested too deep: {_show(text)}") from error
+        raise WireError(f"{what} is nested too deep: {show(text)}") from error
     except ValueError as error:  # also for integers longer than sys.get_int_max_str_digits()
-        raise WireError(f"{what} is not JSON ({error}): {_show(text)}") from error
+        raise WireError(f"{what} is not JSON ({error}): {show(text)}") from error
 
 
 def _refuse_constant(name: str) -> None:
@@ -379,13 +378,13 @@ def _space_end(text: str, start: int) -> int:
 
 def _event(obj: Any, raw_payload: str | None) -> Event:
     if not isinstance(obj, dict):
-        raise WireError(f"a wire object is a JSON object, got {_show(obj)}")
+        raise WireError(f"a wire object is a JSON object, got {show(obj)}")
     version = _take(obj, "v", int)
     if version > VERSION:
-        raise WireError(f"wire format version {_show(version)} is newer than version {VERSION}, the newest that this "
+        raise WireError(f"wire format version {show(version)} is newer than version {VERSION}, the newest that this "
                         "bgworker reads; upgrade bgworker")
     if version < 1:
-        raise WireError(f"there is no wire format version {_show(version)}")
+        raise WireError(f"there is no wire format version {show(version)}")
     type_ = _take(obj, "type", EventType)
     time = _take(obj, "time", datetime)
     if type_ is EventType.EVENTS_LOST:
@@ -399,10 +398,10 @@ def _event(obj: Any, raw_payload: str | None) -> Event:
         return LifecycleEvent(type_, task_id, seq, time, _snapshot(_take(obj, "task", dict), task_id))
     stream = _take(obj, "stream", StreamType)
     if stream is not _STREAM_OF[type_]:
-        raise WireError(f"stream {_show(stream.value)} does not fit an event of type {_show(type_.value)}")
+        raise WireError(f"stream {show(stream.value)} does not fit an event of type {show(type_.value)}")
     format_ = _take(obj, "format", str, "text")
     if format_ not in ("text", "json"):
-        raise WireError(f"'format' must be 'text' or 'json', got {_show(format_)}")
+        raise WireError(f"'format' must be 'text' or 'json', got {show(format_)}")
     if raw_payload is not None:
         payload = raw_payload
     elif format_ == "json":
@@ -424,7 +423,7 @@ def _take(obj: dict[str, Any], key: str, kind: Any, default: Any = _REQUIRED) ->
     """The value of a field as its kind wants it; null is as good as absent where the field may be absent."""
     value = obj.get(key, _REQUIRED)
     if value is _REQUIRED and default is _REQUIRED:
-        raise WireError(f"no field {_show(key)} in {_show(obj)}")
+        raise WireError(f"no field {show(key)} in {show(obj)}")
     if value is _REQUIRED or (value is None and default is not _REQUIRED):
         return default
     json_type, convert, expected = _KINDS[kind]
@@ -433,7 +432,7 @@ def _take(obj: dict[str, Any], key: str, kind: Any, default: Any = _REQUIRED) ->
             return convert(value) if convert else value
         except (ValueError, OverflowError, KeyError):
             pass  # the right type, but no such time, number or name: said below in the same words
-    raise WireError(f"{_show(key)} must be {expected}, got {_show(value)}")
+    raise WireError(f"{show(key)} must be {expected}, got {show(value)}")
 
 
 def _read_time(text: str) -> datetime:
@@ -450,18 +449,6 @@ def _read_number(value: float) -> float:
         raise ValueError(value)
     return value
 
-
-def _show(value: object) -> str:
-    """A value for an error message: its repr, never long, never a failure."""
-    try:
-        shown = _SHOWN.repr(value[:100] if isinstance(value, (bytes, bytearray)) else value)
-    except ValueError:  # an integer longer than sys.get_int_max_str_digits()
-        shown = f"<{type(value).__name__}>"
-    return shown if len(shown) <= 200 else shown[:200] + "..."
-
-
-_SHOWN = reprlib.Repr()
-_SHOWN.maxstring = _SHOWN.maxother = 80
 
 # How a field reads: its JSON type, what makes the value of it or refuses, what to tell of a wrong one.
 _KINDS: dict[Any, tuple[Any, Any, str]] = {

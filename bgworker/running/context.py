@@ -16,7 +16,7 @@ from types import CoroutineType, MappingProxyType
 from ..delivery.intake import Intake
 from ..model.errors import TaskCancelled
 from ..model.records import ERROR, OUTPUT, PROGRESS, VERBOSE, WARNING, TaskState
-from ..model.text import fit, json_text, text_of
+from ..model.text import clean, fit, fit_json, json_text, number_of, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,20 +126,18 @@ class TaskContext:
         format_: Literal["text", "json"] = "text"
         if type(value) is str:
             text: str = value
-        elif isinstance(value, _JSON_TYPES):
+        elif issubclass(type(value), _JSON_TYPES):
             text, format_ = json_text(value), "json"
         else:
             text = text_of(value)
         if len(text) <= self._short:
             self._intake.emit(self._state, kind, text if format_ == "text" else (text, format_, False, 0))
             return
-        fitted, original_bytes = fit(text, self._limits.max_payload)
-        if not original_bytes:
-            self._intake.emit(self._state, kind, (fitted, format_, False, 0))
-        elif self._limits.oversize == "reject":
+        fitted, original_bytes = (fit if format_ == "text" else fit_json)(text, self._limits.max_payload)
+        if original_bytes and self._limits.oversize == "reject":
             self._intake.refuse(kind, "oversize")
-        else:  # what was JSON is none any more
-            self._intake.emit(self._state, kind, (fitted, "text", True, original_bytes))
+        else:
+            self._intake.emit(self._state, kind, (fitted, format_, original_bytes > 0, original_bytes))
         self._intake.hurry()  # the intake is bounded by count: large payloads must not gather there
 
     def progress(self, completed: float, total: float | None = 100, message: str = "") -> None:
@@ -154,8 +152,7 @@ class TaskContext:
         first always does, and the latest does before the task ends.
         """
         percent = _percent(completed, total)
-        fitted = message if type(message) is str and not message else \
-            fit(text_of(message), self._limits.max_payload)[0]
+        fitted = message if type(message) is str and not message else clean(message, self._limits.max_payload)
         now = time.monotonic()
         if self._shown_at is None or now - self._shown_at >= self._limits.progress_interval or _moved(
                 self._shown_percent, percent, self._limits.progress_step):
@@ -347,11 +344,13 @@ def checkpoint() -> None:
 
 def _percent(completed: float, total: float | None) -> float | None:
     """Return completed/total in 0..100, None where that is unknown."""
+    if total is None:
+        return None
+    done: Any = completed if type(completed) is int else number_of(completed)
+    whole: Any = total if type(total) is int else number_of(total)
     try:
-        if total is None:
-            return None
-        percent = float(100.0 * completed / total)  # exactly: a subclass may print as anything
-    except (ZeroDivisionError, OverflowError, TypeError, ValueError):  # telemetry fails no task
+        percent: float = 100.0 * done / whole
+    except (ZeroDivisionError, OverflowError, TypeError):  # telemetry fails no task
         return None
     return min(100.0, max(0.0, percent)) if percent == percent else None
 

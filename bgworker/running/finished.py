@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from time import monotonic
 
+from ..model.checks import key
 from ..model.records import TaskState
 
 
@@ -55,4 +56,4 @@ class Memory:
 
     def state(self, task_id: str) -> TaskState:
         """Return one task; KeyError when it is not known."""
-        return self._states[task_id]
+        return self._states[key(task_id)]

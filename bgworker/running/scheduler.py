@@ -19,12 +19,12 @@ from time import monotonic, time_ns
 from types import MappingProxyType
 
 from ..delivery.dispatcher import Dispatcher
-from ..model.checks import choice, number
+from ..model.checks import choice, flag, named, number
 from ..model.enums import TaskStatus
 from ..model.errors import ConfigurationError, ShutdownError
 from ..model.ids import new_id, new_run_id
 from ..model.records import TaskState
-from ..model.text import fit, json_text
+from ..model.text import fit_json, json_text, show
 from .context import Limits
 from .finished import Memory
 from .pool import Pool
@@ -58,26 +58,24 @@ class TaskOptions:
     def __init__(self, scheduler: Scheduler | None, name: str | None, timeout: float | None,
                  metadata: Mapping[str, Any] | None, capture_output: bool, record_source: bool,
                  record_arguments: bool) -> None:
-        if name is not None and not isinstance(name, str):
-            raise ConfigurationError(f"name: expected a str or None, got {name!r}")
         self._scheduler = scheduler
-        self._name = None if name is None else fit(name, 1024)[0]
+        self._name = None if name is None else named("name", name)
         self._timeout = number("timeout", timeout, above=0, optional=True)
         self._metadata, self._metadata_json = _frozen(metadata)
-        self._capture_output = capture_output
-        self._record_source = record_source
-        self._record_arguments = record_arguments
-        self._is_special = bool(self._timeout or self._metadata_json or record_source or record_arguments)
+        self._capture_output = flag("capture_output", capture_output)
+        self._record_source = flag("record_source", record_source)
+        self._record_arguments = flag("record_arguments", record_arguments)
+        self._is_special = bool(self._timeout or self._metadata_json or self._record_source or self._record_arguments)
 
     def apply(self, state: TaskState, args: tuple[Any, ...], kwargs: dict[str, Any], max_bytes: int) -> None:
         """Write what is set here into the state of a new task."""
         state.timeout = self._timeout
         if self._metadata_json:
-            state.metadata_json = self._metadata_json
+            state.metadata_json = fit_json(self._metadata_json, max_bytes)[0]
         if self._record_source:
             state.record_source = True
         if self._record_arguments:
-            state.arguments = fit(json_text({"args": args, "kwargs": kwargs}), max_bytes)[0]
+            state.arguments = fit_json(json_text({"args": args, "kwargs": kwargs}), max_bytes)[0]
 
     @overload
     def submit(self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
@@ -140,16 +138,17 @@ class Scheduler(Executor):
         if max_workers is None:
             max_workers = min(32, (os.cpu_count() or 1) + 4)
         if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be a callable, got {initializer!r}")
-        if isinstance(sinks, str):
-            raise ConfigurationError(f"sinks: expected a list of sinks or specifications, got the string {sinks!r}; "
-                                     f"write [{sinks!r}]")
+            raise TypeError(f"initializer must be a callable, got {show(initializer)}")
+        if issubclass(type(sinks), str):
+            raise ConfigurationError(f"sinks: expected a list of sinks or specifications, got the string {show(sinks)}; "
+                                     f"write [{show(sinks)}]")
         if _is_exiting:
             raise ShutdownError("cannot make a Scheduler: the interpreter is shutting down")
-        number("max_workers", max_workers, least=1, whole=True)
-        number("max_pending", max_pending, least=1, whole=True, optional=True)
-        number("max_stuck", max_stuck, least=0, whole=True, optional=True)
-        number("close_timeout", close_timeout, least=0)
+        max_workers = number("max_workers", max_workers, least=1, whole=True)
+        max_pending = number("max_pending", max_pending, least=1, whole=True, optional=True)
+        max_stuck = number("max_stuck", max_stuck, least=0, whole=True, optional=True)
+        close_timeout = number("close_timeout", close_timeout, least=0)
+        name = named("name", name)
         self._limits = Limits(number("max_payload", max_payload, least=64, whole=True),
                               choice("oversize", oversize, ("truncate", "reject")),
                               number("progress_interval", progress_interval, least=0),
@@ -260,7 +259,8 @@ class Scheduler(Executor):
         Args:
             status: only those with this status.
         """
-        wanted = None if status is None else TaskStatus(choice("status", status, tuple(each.value for each in TaskStatus)))
+        wanted = None if status is None else TaskStatus(
+            choice("status", status, tuple(each.value for each in TaskStatus)))
         self._dispatcher.call(lambda: self._memory.retire([]))  # the oldest may have become too old meanwhile
         snapshots = (state.snapshot_now() for state in self._memory.states())
         return [each for each in snapshots if wanted is None or each.status is wanted]
@@ -300,13 +300,16 @@ class Scheduler(Executor):
         Raises:
             KeyError: no task has this id, or it has finished and is kept no longer.
         """
-        number("maxsize", maxsize, least=1, whole=True)
+        maxsize = number("maxsize", maxsize, least=1, whole=True)
         if callback is not None and not callable(callback):
-            raise ConfigurationError(f"callback: expected a callable or None, got {callback!r}")
-        state = self._memory.state(task) if isinstance(task, str) else task.state if task is not None else None
+            raise ConfigurationError(f"callback: expected a callable or None, got {show(callback)}")
+        if task is None:
+            state = None
+        else:
+            state = task.state if issubclass(type(task), Task) else self._memory.state(task)  # type: ignore[union-attr, arg-type]
         if state is not None and state.run_id != self._run_id:
             raise KeyError(state.id)  # another Scheduler's
-        return self._dispatcher.registry.subscribe(callback, state, types, maxsize, back_pressure)
+        return self._dispatcher.registry.subscribe(callback, state, types, maxsize, flag("back_pressure", back_pressure))
 
     def register_sink(self, sink: Sink | str, *, name: str | None = None, options: SinkOptions | None = None,
                       **config: Any) -> str:
@@ -360,7 +363,7 @@ class Scheduler(Executor):
                 that still run then are asked to stop, and left to themselves if they don't. None waits for ever for the
                 tasks; the sinks never get more than ``close_timeout``.
         """
-        number("timeout", timeout, least=0, optional=True)
+        timeout = number("timeout", timeout, least=0, optional=True)
         until = None if timeout is None else monotonic() + timeout
         self._pool.close()
         if cancel_futures:
@@ -382,9 +385,9 @@ def _frozen(metadata: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], str]
     """Return a read-only copy of the metadata, with JSON values only, and its JSON text."""
     if metadata is None:
         return MappingProxyType({}), ""
-    if not isinstance(metadata, Mapping):
-        raise ConfigurationError(f"metadata: expected a mapping of JSON values, got {metadata!r}")
-    text = json_text(dict(metadata))
+    text = json_text(metadata) if issubclass(type(metadata), Mapping) else ""
+    if not text.startswith("{"):  # no mapping, or one that will not tell what is in it
+        raise ConfigurationError(f"metadata: expected a mapping of JSON values, got {show(metadata)}")
     return MappingProxyType(json.loads(text)), text
 
 

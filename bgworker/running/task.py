@@ -11,10 +11,11 @@ import threading
 import time
 from concurrent.futures import CancelledError, TimeoutError
 
+from ..model.failure import describe_failure, reason_of, without_frames
 from ..model.enums import StreamType, TaskStatus
 from ..model.errors import PoolDeadlock, TaskCancelled, TaskTimedOut
 from ..model.records import CANCELLED, COMPLETED, CREATED, FAILED, STARTED, STREAMS, TIMED_OUT, TaskState, event, keep_attributes_in_place
-from ..model.text import fit, text_of
+from ..model.text import clean
 from .context import Limits, TaskContext, checkpoint, current_task, finished, run_as
 from .future import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING, LightFuture
 from .waits import current_worker
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from concurrent.futures import Future
     from contextvars import Context
-    from types import TracebackType
     from typing import Any, Protocol, Tuple, TypeVar
 
     from ..delivery.dispatcher import Dispatcher
@@ -155,6 +155,7 @@ class Task(LightFuture["T"]):
         """
         if self.done():
             return self.cancelled()
+        reason = clean(reason, self._limits.max_payload)
         self._ask_to_stop(reason)
         if self._runner.calls.pop(self, None) is not None:
             self._end(CANCELLED, cancel_reason=reason)
@@ -208,13 +209,13 @@ class Task(LightFuture["T"]):
             result = variables.run(run_as, context, function, args, kwargs)
         except BaseException as raised:  # the thread's boundary: it all goes to who waits for the result
             # our own frames would hold this task in a cycle, and tell nobody anything
-            kind, error = FAILED, raised.with_traceback(_beyond_ours(raised.__traceback__))
+            kind, error = FAILED, without_frames(raised, _OURS)
             del raised
         duration = (time.monotonic_ns() - started) / 1e9  # in whole nanoseconds: a float with few digits is text in half the time
         del call, function, args, kwargs, variables
         if deadlines is None or deadlines.forget(self):
-            if error is not None and isinstance(error, TaskCancelled):
-                self._end(CANCELLED, duration, cancel_reason=error.reason or "task")
+            if error is not None and issubclass(type(error), TaskCancelled):
+                self._end(CANCELLED, duration, cancel_reason=reason_of(error, self._limits.max_payload))
             else:
                 self._end(kind, duration, result, error)
         self._context = None
@@ -260,9 +261,10 @@ class Task(LightFuture["T"]):
         if context is not None and context.holds_back:
             context.say_last()
         if error is not None:
-            _describe_failure(state, error, self._limits.max_payload)
+            state.failure_type, state.failure_message, state.invocation_info = describe_failure(
+                error, self._limits.max_payload)
         elif cancel_reason is not None:
-            state.failure_message = fit(text_of(cancel_reason), self._limits.max_payload)[0]
+            state.failure_message = cancel_reason
         state.duration = duration
         state.completed_ns = now = time.time_ns()
         state.status = _STATUS[kind]
@@ -321,25 +323,3 @@ keep_attributes_in_place(Task.__new__(Task))
 
 
 _OURS = Task.run.__code__, run_as.__code__, finished.__code__
-
-
-def _beyond_ours(traceback: TracebackType | None) -> TracebackType | None:
-    while traceback is not None and traceback.tb_frame.f_code in _OURS:
-        traceback = traceback.tb_next
-    return traceback
-
-
-def _describe_failure(state: TaskState, error: BaseException, max_bytes: int) -> None:
-    import traceback
-
-    kind = type(error)
-    module = "" if kind.__module__ in ("builtins", __name__, TaskTimedOut.__module__) else f"{kind.__module__}."
-    state.failure_type = module + kind.__qualname__
-    try:
-        message = text_of(error)
-        info = "".join(traceback.format_exception(kind, error, error.__traceback__))
-    except BaseException as odd:  # a third party's exception that cannot be shown, or exits when it is
-        message = f"<unprintable {kind.__qualname__} object>"
-        info = f"{kind.__qualname__}: its traceback cannot be formatted ({type(odd).__name__})"
-    state.failure_message = fit(message, max_bytes)[0]
-    state.invocation_info = fit(info, max_bytes)[0]
