@@ -16,9 +16,12 @@ from typing import Any
 
 import pytest
 
-from bgworker import shell
+from bgworker import Scheduler, StreamEvent, shell
 from bgworker.shell import child, command, pipes
 from bgworker.model.errors import TaskCancelled
+from bgworker.model.records import OUTPUT
+from bgworker.running.context import Limits
+from bgworker.testing import MemorySink
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the children are POSIX commands")
 
@@ -35,16 +38,14 @@ class FakeContext:
         self.outputs: list[str] = []
         self.errors: list[str] = []
         self.on_line: Callable[[str], object] = lambda line: None
+        self._limits = Limits(65536, "truncate", 0.1, 1.0)
         self._callback: Callable[[], object] | None = None
         self._lock = threading.Lock()
 
-    def output(self, line: str) -> None:
-        self.outputs.append(line)
-        self.on_line(line)
-
-    def error(self, line: str) -> None:
-        self.errors.append(line)
-        self.on_line(line)
+    def _emit_lines(self, kind: int, lines: list[str]) -> None:
+        for line in lines:
+            (self.outputs if kind == OUTPUT else self.errors).append(line)
+            self.on_line(line)
 
     def wait_for_room(self, size: int) -> int:
         return 1000
@@ -197,6 +198,17 @@ def test_a_huge_line_of_broken_bytes_comes_in_pieces_that_fit(context: FakeConte
     shell(python("import sys; sys.stdout.buffer.write(b'\\x80' * 200_000 + b'\\n')"))()
     assert "".join(context.outputs) == "\ufffd" * 200_000
     assert max(len(piece.encode()) for piece in context.outputs) <= 65536
+
+
+@pytest.mark.parametrize("max_payload", [100, 65536])
+def test_no_byte_of_a_line_is_lost_to_the_limit_of_payloads(max_payload: int) -> None:
+    sink = MemorySink()
+    with Scheduler(1, sinks=[sink], max_payload=max_payload) as pool:
+        pool.submit(shell("seq 20000 | tr '\\n' '\\0'; echo; seq 300 | tr '\\n' _")).result(WAIT)
+    said = [event for event in sink.events if isinstance(event, StreamEvent)]
+    assert not any(event.truncated for event in said)
+    assert "".join(event.payload for event in said) == "".join(
+        [*(f"{n}\ufffd" for n in range(1, 20001)), *(f"{n}_" for n in range(1, 301))])
 
 
 def test_a_hundred_thousand_lines_arrive_in_order(context: FakeContext, pump: str) -> None:

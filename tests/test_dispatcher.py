@@ -134,6 +134,24 @@ def test_what_comes_after_the_terminal_event_is_discarded_and_counted_as_late(
     assert dispatcher.intake.late.read() == 3
 
 
+def test_the_lines_of_a_block_are_numbered_kept_and_counted_like_single_ones(
+        still: tuple[Dispatcher, Gatherer]) -> None:
+    dispatcher, gatherer = still
+    one, two = (TaskState(f"{number:032}", "", "", 0) for number in (1, 2))
+    for state in (one, two):
+        dispatcher.intake.emit_lines(state, OUTPUT, ["a", "gr\xfc\xdfe"])
+        dispatcher.intake.emit(state, OUTPUT, "c")
+    dispatcher.intake.emit_lines(one, OUTPUT, ["d", "e"])
+    dispatcher.intake.emit_lifecycle(one, COMPLETED, 0)
+    dispatcher.intake.emit_lines(one, OUTPUT, ["late"] * 5)
+    dispatcher._drain()
+    said = [(record[0].id[-1], record[1], record[4]) for record in gatherer.records]
+    assert said == [("1", 1, "a"), ("1", 2, "gr\xfc\xdfe"), ("1", 3, "c"), ("2", 1, "a"), ("2", 2, "gr\xfc\xdfe"),
+                    ("2", 3, "c"), ("1", 4, "d"), ("1", 5, "e"), ("1", 6, None)]
+    assert [record[4] for record in one.tail or ()] == ["a", "gr\xfc\xdfe", "c", "d", "e"]
+    assert dispatcher.intake.late.read() == 5
+
+
 @pytest.mark.parametrize("text", ["", "plain", "\0", "a\0b" * 10, "gr\xfc\xdfe", "\ud800", "\U0001f642\0"])
 def test_every_payload_is_clean_and_counted_as_the_queue_counts_it(still: tuple[Dispatcher, Gatherer],
                                                                   text: str) -> None:

@@ -98,10 +98,34 @@ def test_the_intake_is_crowded_beyond_what_the_caller_calls_calm_and_when_a_sink
     assert intake.is_crowded(2)
 
 
+def test_each_line_of_a_block_counts_where_records_are_counted() -> None:
+    intake = Intake(limit=10)
+    intake.emit_lines(STATE, OUTPUT, ["a", "b", "c"])
+    assert intake.is_crowded(2)
+    intake.emit_lines(STATE, OUTPUT, [""] * 10)
+    intake.emit_lines(STATE, ERROR, ["refused"] * 4)
+    assert intake.take_refusals() == [(ERROR, "intake", 4)]
+    assert [record[3] for record in intake.take()] == [["a", "b", "c"], [""] * 10]
+    assert not intake.is_crowded(0)
+    intake.close()
+    intake.emit_lines(STATE, OUTPUT, ["late"] * 3)
+    assert intake.late.read() == 3 and intake.take() == []
+
+
+def test_take_returns_a_bounded_number_of_lines_and_at_least_one_block() -> None:
+    intake = Intake()
+    intake.emit_lines(STATE, OUTPUT, [""] * (MOST_TAKEN + 1))
+    for _ in range(4):
+        intake.emit(STATE, OUTPUT, "")
+        intake.emit_lines(STATE, OUTPUT, [""] * (MOST_TAKEN // 2))
+    assert [len(intake.take()) for _ in range(4)] == [1, 4, 4, 0]
+
+
 @pytest.mark.parametrize("ring", [
     lambda intake: intake.emit(STATE, OUTPUT, ""), lambda intake: intake.emit_lifecycle(STATE, COMPLETED, 0),
     lambda intake: intake.refuse(OUTPUT, "oversize"), lambda intake: intake.post(lambda: None),
-    lambda intake: intake.hurry()], ids=["emit", "emit_lifecycle", "refuse", "post", "hurry"])
+    lambda intake: intake.emit_lines(STATE, OUTPUT, [""]), lambda intake: intake.hurry()],
+    ids=["emit", "emit_lifecycle", "refuse", "post", "emit_lines", "hurry"])
 def test_whatever_comes_wakes_a_consumer_that_sleeps(ring: Callable[[Intake], Any]) -> None:
     intake = Intake()
     woke = threading.Event()

@@ -31,6 +31,19 @@ def test_however_the_bytes_are_cut_the_lines_are_the_same() -> None:
         assert seen == ["one", "", "d\xe9j\xe0 vu \U0001f600", "\ufffd", "\ufffd"], size
 
 
+@pytest.mark.parametrize("most", [1, 10, 1000, 65536])
+@pytest.mark.parametrize("data", [b"\0" * 70_000, b"\x80\0" * 40_000, b"ab\0\xc3\xa9" * 30_000 + b"\n" + b"\0" * 5])
+def test_pieces_are_measured_as_they_will_be_recorded(data: bytes, most: int) -> None:
+    """What is read grows: a NUL and a byte that is not UTF-8 become three bytes each."""
+    seen: list[str] = []
+    lines = Lines(seen.extend, most)
+    for start in range(0, len(data), 65536):
+        lines.feed(data[start:start + 65536])
+    lines.finish()
+    assert "".join(seen) == data.decode(errors="replace").replace("\0", "\ufffd").replace("\n", "")
+    assert max(len(piece.encode()) for piece in seen) <= max(4, most)
+
+
 @posix
 def test_a_late_ring_writes_to_no_descriptor() -> None:
     pump = PolledPump()
@@ -79,8 +92,8 @@ class Waiting:
 def test_the_gate_waits_before_each_few_lines() -> None:
     context = Waiting()
     gate = Gate(context)  # type: ignore[arg-type]
-    gate.emit(context.said.append, list("abcdefg"))
-    gate.emit(context.said.append, ["h"])
+    gate.emit(context.said.extend, list("abcdefg"))
+    gate.emit(context.said.extend, ["h"])
     assert "".join(context.said) == "waitabcwaitdefwaitgwaith"
 
 
@@ -88,7 +101,7 @@ def test_the_clock_of_the_gate_stops_while_it_waits() -> None:
     context = Waiting(seconds=0.1)
     gate = Gate(context)  # type: ignore[arg-type]
     begun, begun_there = time.monotonic(), gate.now()
-    gate.emit(context.said.append, list("abcdef"))
+    gate.emit(context.said.extend, list("abcdef"))
     waited = time.monotonic() - begun - (gate.now() - begun_there)
     assert 0.2 <= waited
 
@@ -97,5 +110,5 @@ def test_a_gate_that_discards_neither_waits_nor_emits() -> None:
     context = Waiting()
     gate = Gate(context)  # type: ignore[arg-type]
     gate.discards = True
-    gate.emit(context.said.append, list("abc"))
+    gate.emit(context.said.extend, list("abc"))
     assert context.said == []

@@ -12,6 +12,7 @@ import pytest
 from bgworker import ConfigurationError, Scheduler, current_task, shell
 from bgworker.delivery import patience
 from bgworker.model.events import StreamEvent
+from bgworker.model.records import Batch
 
 LONG = 60.0
 
@@ -68,6 +69,19 @@ def test_poll_never_waits_and_get_waits_no_longer_than_asked() -> None:
         pool.flush(LONG)
         assert types(subscription.poll(2)) == ["TaskCreated", "TaskScheduled"]
         assert len(subscription.poll()) == 5
+
+
+def test_a_batch_comes_whole_or_in_parts_and_builds_an_event_when_it_is_looked_at() -> None:
+    with Scheduler(1) as pool, pool.subscribe(types=["TaskOutput"]) as subscription:
+        assert not subscription.batch(timeout=0.01)
+        pool.submit(say, 5).result(30)
+        first, rest = subscription.batch(2, 30), subscription.batch(timeout=30)
+        while len(rest) < 3:
+            rest = Batch([*rest.records, *subscription.batch(timeout=30).records])
+    assert [len(first), len(rest), len(subscription.batch())] == [2, 3, 0]
+    assert [record[4] for record in first.records] == [getattr(each, "payload") for each in first]
+    health = subscription.health()
+    assert (health.emitted, health.delivered, health.pending) == (5, 5, 0)
 
 
 def test_a_reader_that_never_reads_loses_the_oldest_counted_and_keeps_nobody_waiting() -> None:

@@ -14,15 +14,17 @@ from collections import deque
 from datetime import datetime, timezone
 
 from ..model.events import LifecycleEvent, LossEvent, StreamType, TaskStatus
+from ..model.records import event
 from .screen import ERR, OUT, OWN, Screen, TaskTable, counted, cut, escaped, painted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     from ..delivery.subscription import Subscription
-    from ..model.events import Event, TaskSnapshot
+    from ..model.events import TaskSnapshot
+    from ..model.records import Record
     from .run import Run
     from .screen import Line
 
@@ -48,7 +50,7 @@ class Printer:
         self._thread: threading.Thread | None = None
 
     def follow(self, subscription: Subscription, pause: float) -> None:
-        """Start the thread. It gathers events for ``pause`` seconds before it shows them; it ends with the subscription."""
+        """Start the thread. It lets events gather for ``pause`` seconds after it showed some; it ends with the subscription."""
         self._thread = threading.Thread(target=self._follow, args=(subscription, pause), daemon=True,
                                         name="bgworker-printer")
         self._thread.start()
@@ -61,21 +63,22 @@ class Printer:
     def _follow(self, subscription: Subscription, pause: float) -> None:
         while True:
             is_last_look = subscription.is_closed  # asked first: nothing comes after it
-            event = subscription.get(TICK)
-            if event is not None:
-                time.sleep(pause)
-                self._show([event, *subscription.poll(AT_ONCE - 1)])
+            batch = subscription.batch(AT_ONCE, TICK)
+            if batch:
+                self._show(batch.records)
+                if len(batch) < AT_ONCE:
+                    time.sleep(pause)
             elif is_last_look:
                 break
             else:
                 self._tick()
         self._guarded(self._screen.close)
 
-    def _show(self, events: Sequence[Event]) -> None:
-        """Show the lines of these events, and redraw the table. Blocks as long as the reader of our output does."""
+    def _show(self, records: Sequence[Record]) -> None:
+        """Show what these tell, and redraw the table. Blocks as long as the reader of our output does."""
         if self._run.output_error is None:
             with self._screen.lock:
-                lines = [line for event in events for line in self._lines_of(event)]
+                lines = [line for group in _grouped(records) for line in self._lines_of(group)]
                 self._table.forget_ended(datetime.now(timezone.utc))
             self._guarded(lambda: self._screen.show([*lines, *self._notices()]))
 
@@ -112,17 +115,21 @@ class Printer:
     def _notices(self) -> list[Line]:
         return [(OWN, escaped(self.notices.popleft())) for _ in range(len(self.notices))]
 
-    def _lines_of(self, event: Event) -> Iterator[Line]:
-        if isinstance(event, LossEvent):
+    def _lines_of(self, group: list[Record]) -> Iterator[Line]:
+        """Yield the lines of records of one task and kind. Only one of them becomes an event: a chatty command says
+        a million lines a second."""
+        latest = event(next((record for record in reversed(group) if record[4]), group[-1]))
+        if isinstance(latest, LossEvent):
             return  # `finish` has the whole account
-        row = self._table.apply(event)
+        row = self._table.apply(latest)
         label = "" if self._is_single else f"[{row.number}] "
-        if isinstance(event, LifecycleEvent):
-            outcome = self._outcome(event.task, row.number)
+        if isinstance(latest, LifecycleEvent):
+            outcome = self._outcome(latest.task, row.number)
             if outcome:
                 yield OWN, ("bgworker run: " if self._is_single else label) + outcome
-        elif event.stream_type is not StreamType.PROGRESS:
-            yield OUT if event.stream_type is StreamType.OUTPUT else ERR, label + event.payload
+        elif latest.stream_type is not StreamType.PROGRESS:
+            kind = OUT if latest.stream_type is StreamType.OUTPUT else ERR
+            yield kind, label + f"\n{label}".join([record[4] for record in group])
 
     def _outcome(self, task: TaskSnapshot, number: int) -> str:
         """Return how the task ended, in words; nothing if that needs no line of its own."""
@@ -139,6 +146,20 @@ class Printer:
         else:
             word, line = status.value, f"{status.value} ({escaped(why(task))}){after}: {text}"
         return painted(line, status, word) if self._screen.colour else line
+
+
+def _grouped(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yield the records in their order, those together that are of one task and one kind."""
+    state, kind = None, -1
+    group: list[Record] = []
+    for record in records:
+        if record[0] is not state or record[2] != kind:
+            if group:
+                yield group
+            state, kind, group = record[0], record[2], []
+        group.append(record)
+    if group:
+        yield group
 
 
 def why(task: TaskSnapshot) -> str:

@@ -331,7 +331,7 @@ class Screen:
     def _grouped(self, lines: Sequence[Line]) -> Iterator[tuple[int, str]]:
         for kind, text in lines:
             if kind != OWN and self._channels[kind].is_terminal:
-                text = escaped(text)
+                text = "\n".join(map(escaped, text.split("\n")))
             yield kind, text + "\n"
 
     def _write(self, parts: Iterable[tuple[int, str]]) -> None:

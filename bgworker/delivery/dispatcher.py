@@ -255,15 +255,15 @@ class Dispatcher:
                 count -= 1
                 break
             if state.ended:
-                self.intake.late.add()
+                for _ in data if data.__class__ is list else (data,):
+                    self.intake.late.add()
                 continue
             seq = state.seq = state.seq + 1
             if kind >= PROGRESS:
                 if state is not last:
-                    last, fresh = state, kept.get(state)
-                    if fresh is None:
-                        fresh = kept[state] = [], []
-                    keep, weigh = fresh[0].append, fresh[1].append
+                    last = state
+                    fresh, lengths = kept.setdefault(state, ([], []))
+                    keep, weigh = fresh.append, lengths.append
                 if data.__class__ is str:
                     if data.isascii() and "\0" not in data:
                         weigh(len(data))
@@ -271,6 +271,13 @@ class Dispatcher:
                         data = sanitise(data)
                         weigh(4 * len(data))  # as in `cost`
                     record = (state, seq, kind, ns, data)
+                elif data.__class__ is list:  # a block of lines: see `Intake.emit_lines`
+                    lines = [(state, number, kind, ns, line) for number, line in enumerate(data, seq)]
+                    state.seq += len(lines) - 1
+                    records += lines
+                    fresh += lines
+                    lengths += [len(line) if line.isascii() else 4 * len(line) for line in data]
+                    continue
                 else:
                     record = (state, seq, kind, ns, data)
                     weigh(cost(record) - RECORD_COST)
@@ -291,10 +298,10 @@ class Dispatcher:
                 if is_heard:
                     append((state, seq, kind, ns, None))
         streams = size = 0
-        for state, (fresh_records, lengths) in kept.items():
+        for state, (fresh, lengths) in kept.items():
             streams += len(lengths)
             size += sum(lengths)
-            _keep(state, fresh_records, lengths)
+            _keep(state, fresh, lengths)
         return count + 1, Chunk(records, streams, progress, size + streams * RECORD_COST)
 
     def pass_refusals(self) -> None:

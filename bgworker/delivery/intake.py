@@ -73,7 +73,7 @@ class Intake:
     """
 
     __slots__ = ("_records", "_crowd", "_limit", "_bell", "_asleep", "_urgent", "_closed", "_refusals", "_has_refused",
-                 "late", "congested", "calm", "calm_bytes")
+                 "late", "congested", "calm", "calm_bytes", "_lines", "_lines_lock")
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._records: deque[Emitted] = deque()
@@ -95,6 +95,8 @@ class Intake:
         """Records that may wait here before who can wait should; the dispatcher fits it to the smallest queue."""
         self.calm_bytes = CALM_BYTES
         """Likewise the bytes that they may take."""
+        self._lines = 0  # in the blocks that wait here
+        self._lines_lock = allocate_lock()  # guards it; only readers of pipes and the dispatcher take it
 
     def emit(self, state: TaskState, kind: int, data: object) -> None:
         """Append one stream record, with the one clock reading that it gets. Any thread; see the module's guarantees."""
@@ -105,6 +107,25 @@ class Intake:
                 self._ring()
         else:
             self._emit_crowded(state, kind, data)
+
+    def emit_lines(self, state: TaskState, kind: int, lines: list[str]) -> None:
+        """Append lines of clean text that came at the same moment, as one block: for who has waited for room.
+
+        One record for a thousand lines makes a chatty command three times as fast. Takes a lock: not for signal handlers.
+        """
+        if self._closed:
+            for _ in lines:
+                self.late.add()
+            return
+        if len(self._records) + self._lines >= self._limit:
+            for _ in lines:
+                self.refuse(kind, "intake")
+            return
+        with self._lines_lock:
+            self._lines += len(lines)
+        self._records.append((state, kind, time_ns(), lines))
+        if self._asleep:
+            self._ring()
 
     def emit_lifecycle(self, state: TaskState, kind: int, ns: int) -> None:
         """Append a life-cycle record of the time ``ns``; refused only after `close`. As safe as `emit`."""
@@ -161,7 +182,7 @@ class Intake:
     def is_crowded(self, calm: int) -> bool:
         """True when who can wait (a pipe's reader) should: a healthy sink's queue is getting full, or more than ``calm``
         records wait here."""
-        return not self._closed and (self.congested or len(self._records) > calm)
+        return not self._closed and (self.congested or len(self._records) + self._lines > calm)
 
     def close(self) -> None:
         """Refuse what comes from now on, counting it as late."""
@@ -183,10 +204,25 @@ class Intake:
             self._bell.acquire(True, seconds)
 
     def take(self) -> list[Emitted]:
-        """Return and remove the oldest records, at most `MOST_TAKEN`."""
+        """Return and remove the oldest records, at most `MOST_TAKEN` with the lines of blocks; one block at least."""
         self._urgent = False
         popleft = self._records.popleft
-        return [popleft() for _ in range(min(len(self._records), MOST_TAKEN))]
+        count = len(self._records)  # first: the lines of a block are counted before it is appended
+        if self._lines:
+            return self._take_blocks(count)
+        return [popleft() for _ in range(min(count, MOST_TAKEN))]
+
+    def _take_blocks(self, count: int) -> list[Emitted]:
+        taken: list[Emitted] = []
+        lines = 0
+        while len(taken) < count and len(taken) + lines < MOST_TAKEN:
+            record = self._records.popleft()
+            taken.append(record)
+            if record[3].__class__ is list:
+                lines += len(record[3])
+        with self._lines_lock:
+            self._lines -= lines
+        return taken
 
     def take_refusals(self) -> list[tuple[int, str, int]]:
         """Return ``(kind, reason, total)`` of all refusals so far, or nothing when there is no news."""

@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from time import monotonic
 
-from ..model.records import STATUSES, Batch, TaskState, event
+from ..model.records import STATUSES, Batch, TaskState
 from ..model.threads import own_thread
 from .backlog import Backlog, Chunk
 from .courier import CROWDED
@@ -73,21 +73,29 @@ class Subscription:
         Args:
             most: most events to return; None is all.
         """
+        return list(self.batch(most, 0.0))
+
+    def batch(self, most: int | None = None, timeout: float | None = None) -> Batch:
+        """As `poll`, in the form that sinks get: an event is built when it is looked at. Waits for the first one.
+
+        Args:
+            timeout: seconds to wait; None waits until there is one, or there will be no more.
+        """
+        until = None if timeout is None else monotonic() + timeout
         with self._lock:
-            records = self._take(len(self._backlog) if most is None else most)
-        return list(Batch(records))  # without the lock: building them may read source files
+            while not len(self._backlog) and not self._is_closed:
+                left = None if until is None else until - monotonic()
+                if left is not None and left <= 0:
+                    break
+                self._news.wait(left)
+            records = self._backlog.take(len(self._backlog) if most is None else most)
+            self._delivered += len(records)
+        return Batch(records)
 
     def get(self, timeout: float | None = None) -> Event | None:
         """Wait for the next event; None when ``timeout`` seconds passed, or when there will be no more."""
-        until = None if timeout is None else monotonic() + timeout
-        with self._lock:
-            while not len(self._backlog):
-                left = None if until is None else until - monotonic()
-                if self._is_closed or (left is not None and left <= 0):
-                    return None
-                self._news.wait(left)
-            record = self._take(1)[0]
-        return event(record)
+        batch = self.batch(1, timeout)
+        return batch[0] if batch else None
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -122,11 +130,6 @@ class Subscription:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
-
-    def _take(self, most: int) -> list[Record]:
-        records = self._backlog.take(most)
-        self._delivered += len(records)
-        return records
 
     # -- the callback form --
 

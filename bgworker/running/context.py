@@ -121,6 +121,10 @@ class TaskContext:
         """Emit to the verbose stream; see `output`."""
         self._emit_value(VERBOSE, value)
 
+    def _emit_lines(self, kind: int, lines: list[str]) -> None:
+        """Emit lines of clean text of at most ``max_payload`` bytes each, at once; see `Intake.emit_lines`."""
+        self._intake.emit_lines(self._state, kind, lines)
+
     def _emit_value(self, kind: int, value: object) -> None:
         """Emit what is not plain short text. It is turned into text here and now: the value may change right after."""
         format_: Literal["text", "json"] = "text"

@@ -19,6 +19,7 @@ import sys
 from functools import partial
 from math import inf
 
+from ..model.records import ERROR, OUTPUT
 from .pipes import Gate, Lines, open_pump
 
 TYPE_CHECKING = False
@@ -54,8 +55,9 @@ class Child:
         self._argv, self._cwd, self._env = argv, cwd, env
         self._context = context
         self._gate = Gate(context)
-        self._out = Lines(partial(self._gate.emit, context.output))
-        self._err = Lines(partial(self._gate.emit, context.error))
+        most = context._limits.max_payload
+        self._out = Lines(partial(self._say, OUTPUT), most)
+        self._err = Lines(partial(self._say, ERROR), most)
         self._pump = open_pump()
         self._proc: Popen[bytes] | None = None
         self._exited = False
@@ -87,6 +89,9 @@ class Child:
         if self._proc.returncode != 0:
             raise subprocess.CalledProcessError(self._proc.returncode, self._argv)
         return 0
+
+    def _say(self, kind: int, lines: list[str]) -> None:
+        self._gate.emit(partial(self._context._emit_lines, kind), lines)
 
     def _start(self) -> Popen[bytes]:
         import subprocess
@@ -139,8 +144,7 @@ class Child:
             self._due = now + GIVE_UP_AFTER
         else:
             self._gave_up = True
-            self._gate.emit(self._context.error, [f"bgworker: process group {proc.pid} is still there after SIGKILL "
-                                                  "and is left behind"])
+            self._say(ERROR, [f"bgworker: process group {proc.pid} is still there after SIGKILL and is left behind"])
         self._signals += 1
         self._signal(proc, kill=self._signals > 1)
 

@@ -11,6 +11,8 @@ import os
 import threading
 import time
 
+from ..model.text import sanitise
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 _CHUNK = 65536
 """Most bytes of one read: what a pipe holds."""
 _PIECE = 65536
-"""Most UTF-8 bytes of one line; a longer one is emitted in pieces."""
+"""Most bytes of a line that has not ended yet; a longer one is emitted in pieces."""
 
 
 class Gate:
@@ -41,7 +43,7 @@ class Gate:
         self._context = context
         self._waited = 0.0
 
-    def emit(self, stream: Callable[[str], object], lines: list[str]) -> None:
+    def emit(self, send: Callable[[list[str]], object], lines: list[str]) -> None:
         """Emit lines, a few at a time; before each few wait for room."""
         size = sum(map(len, lines)) * (1 if all(map(str.isascii, lines)) else 4) // len(lines)
         start = 0
@@ -49,8 +51,7 @@ class Gate:
             arrived = time.monotonic()
             room = self._context.wait_for_room(size)
             self._waited += time.monotonic() - arrived
-            for line in lines[start:start + room]:
-                stream(line)
+            send(lines[start:start + room])
             start += room
 
     def now(self) -> float:
@@ -63,13 +64,15 @@ class Lines:
     """Cuts bytes into lines of text; holds less than one line, and never more than 64 KiB and a chunk.
 
     Args:
-        emit: gets the lines that a chunk has completed, at least one.
+        emit: gets the lines that a chunk has completed, at least one: clean text, no line of it over ``most`` bytes.
+        most: UTF-8 bytes of a line, as it will be recorded; a longer one is emitted in pieces.
     """
 
-    __slots__ = ("_emit", "_rest")
+    __slots__ = ("_emit", "_most", "_rest")
 
-    def __init__(self, emit: Callable[[list[str]], object]) -> None:
+    def __init__(self, emit: Callable[[list[str]], object], most: int = _PIECE) -> None:
         self._emit = emit
+        self._most = max(4, min(most, _PIECE))  # a character takes four bytes at most
         self._rest = b""
 
     def feed(self, chunk: bytes) -> None:
@@ -83,7 +86,7 @@ class Lines:
         if newline:
             self._cut(block)
         while len(self._rest) > _PIECE:
-            cut = _boundary(self._rest)
+            cut = _boundary(self._rest, _PIECE)
             piece, self._rest = self._rest[:cut], self._rest[cut:]
             self._cut(piece)
 
@@ -94,30 +97,31 @@ class Lines:
             self._cut(rest)
 
     def _cut(self, block: bytes) -> None:
-        text = block.decode("utf-8", "replace")
+        text = sanitise(block.decode("utf-8", "replace"))  # now: a NUL grows by that
         lines = text.split("\n")  # not splitlines(), which also cuts at form feeds and U+2028
         if "\r" in text:
             lines = [line.rstrip("\r").rpartition("\r")[2] for line in lines]
-        if max(map(len, lines)) > _PIECE // 4:  # a character takes four bytes at most
-            lines = [piece for line in lines for piece in _pieces(line)]
+        if max(map(len, lines)) > self._most // 4:
+            lines = [piece for line in lines for piece in _pieces(line, self._most)]
         self._emit(lines)
 
 
-def _pieces(line: str) -> Iterator[str]:
+def _pieces(line: str, most: int) -> Iterator[str]:
     data = line.encode()  # cannot fail: it was decoded from UTF-8
-    while len(data) > _PIECE:
-        cut = _boundary(data)
-        yield data[:cut].decode()
-        data = data[cut:]
-    yield data.decode()
+    start = 0
+    while len(data) - start > most:
+        cut = _boundary(data, start + most)
+        yield data[start:cut].decode()
+        start = cut
+    yield data[start:].decode()
 
 
-def _boundary(data: bytes) -> int:
-    """Return the last place up to `_PIECE` that is not inside a character."""
-    for cut in range(_PIECE, _PIECE - 4, -1):
+def _boundary(data: bytes, end: int) -> int:
+    """Return the last place up to ``end`` that is not inside a character."""
+    for cut in range(end, end - 4, -1):
         if data[cut] & 0xC0 != 0x80:
             return cut
-    return _PIECE  # not UTF-8
+    return end  # not UTF-8
 
 
 class PolledPump:
