@@ -1,0 +1,111 @@
+"""The command that sets up the checks: it finds interpreters, and says in one line what is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tools import check
+
+TOOL = Path(check.__file__)
+POSIX = pytest.mark.skipif(os.name == "nt", reason="interpreters and scripts as on POSIX")
+HERE = "{}.{}.{}".format(*sys.version_info[:3])
+
+
+def run(*arguments: object, tool: Path = TOOL, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(tool), *map(str, arguments)], capture_output=True,
+                          text=True, timeout=300, env={**os.environ, **environment})
+
+
+def without_ensurepip(folder: Path) -> Path:
+    """Lay out an interpreter as Debian does without python3-venv: all is there but ensurepip."""
+    standard = Path(sysconfig.get_path("stdlib"))
+    library = folder / "lib" / standard.name
+    library.mkdir(parents=True)
+    for each in standard.iterdir():
+        if each.name != "ensurepip":
+            (library / each.name).symlink_to(each)
+    python = folder / "bin" / "python3"
+    python.parent.mkdir()
+    shutil.copy(os.path.realpath(sys.executable), python)
+    return python
+
+
+@POSIX
+@pytest.mark.parametrize("environment", [{}, {"LANG": "C", "LC_ALL": "C"}])
+def test_a_python_that_makes_no_environments_is_told_in_one_line_what_to_install(
+        environment: dict[str, str], tmp_path: Path) -> None:
+    python = without_ensurepip(tmp_path / "Söme Python")
+    root = tmp_path / "repository"
+    (root / "tools").mkdir(parents=True)
+    shutil.copy(TOOL, root / "tools")
+    shutil.copy(TOOL.parent.parent / "pyproject.toml", root)
+    done = run("--python", python, tool=root / "tools" / "check.py", **environment)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "apt install python{}.{}-venv".format(*sys.version_info[:2]) in done.stderr
+    assert sorted(each.name for each in root.iterdir()) == ["pyproject.toml", "tools"]
+
+
+@pytest.mark.parametrize("python", ["no-such-python", __file__])
+def test_what_is_no_python_is_named(python: str) -> None:
+    done = run("--python", python)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert repr(python) in done.stderr
+
+
+@POSIX
+def test_on_ci_the_oldest_and_the_newest_that_run_here_are_taken(tmp_path: Path) -> None:
+    def stub(name: str, script: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+
+    def versions(named: list[str] | None = None, ci: str = "true") -> list[str]:
+        environment = {"CI": ci, "PATH": str(tmp_path), "PYENV_ROOT": str(tmp_path)}
+        return [python.version for python in check.interpreters(named, environment)]
+
+    assert versions() == [HERE]
+    stub("python3.10", "exit 127")  # as pyenv's, for a version that is not switched on
+    stub("python3.12", "echo 3.9.1")
+    assert versions() == [HERE]
+    stub("python3.11", "echo 3.10.1")
+    stub("python3.13", "echo 3.99.1")
+    stub("python3.14", f'exec "{sys.executable}" "$@"')
+    ends = ["3.10.1", "3.99.1"] if sys.version_info >= (3, 11) else [HERE, "3.99.1"]
+    assert versions() == ends
+    assert versions(ci="") == versions(ci="0") == [HERE]
+    assert versions([sys.executable]) == [HERE], "who names one gets that one"
+
+
+def test_each_interpreter_has_an_environment_of_its_own_in_a_place_that_can_be_written(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, scratch = tmp_path / "root", tmp_path / "scratch"
+    root.mkdir()
+    monkeypatch.setattr(check, "ROOT", root)
+    own, other, free = (check.Interpreter("python", version) for version in (HERE, "3.99.0", "3.99.0t"))
+    assert [check.venv_for(each, scratch) for each in (own, other, free)] == [
+        root / ".venv", root / ".venv-3.99", root / ".venv-3.99t"]
+    root.chmod(0o500)
+    try:
+        if os.access(root, os.W_OK):
+            pytest.skip("root may write everywhere")
+        assert check.venv_for(own, scratch) == scratch / ".venv"
+    finally:
+        root.chmod(0o700)
+
+
+def test_an_environment_that_somebody_else_made_is_left_alone(tmp_path: Path) -> None:
+    root = tmp_path / "repository"
+    (root / "tools").mkdir(parents=True)
+    shutil.copy(TOOL, root / "tools")
+    shutil.copy(TOOL.parent.parent / "pyproject.toml", root)
+    (root / ".venv").mkdir()
+    (root / ".venv" / "mine").write_text("precious", encoding="utf-8")
+    done = run(tool=root / "tools" / "check.py", CI="")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "was not made by this tool" in done.stderr
+    assert [each.name for each in (root / ".venv").iterdir()] == ["mine"]
