@@ -126,7 +126,8 @@ class LyingClass(type):
 
 @pytest.mark.parametrize(("text", "shown"), [
     ("a\n b\0", "Odd: a b\ufffd"), ("", "Odd"), ("\ud800", "Odd: \ufffd"), (LyingText("lies"), "Odd: lies"),
-    ("x" * 10**6, f"Odd: {'x' * 994}\u2026"), (" " * 10**6 + "x", "Odd")])
+    ("x" * 10**6, f"Odd: {'x' * 994}\u2026"), (" " * 10**6 + "x", "Odd")],
+    ids=["lines", "none", "surrogate", "lying", "long", "blank"])  # pytest would make some of the texts
 def test_an_exception_is_described_in_one_line_of_clean_bounded_text(text: str, shown: str) -> None:
     odd = LyingClass("Odd", (Exception,), {"__str__": lambda self: text})
     assert describe(odd()) == shown
