@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import sqlite3
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from histories import rows_of
 
+from bgworker import History
 from bgworker.history import schema
-from bgworker.model.errors import HistoryError
+from bgworker.history.sink import SqliteSink
+from bgworker.model.errors import HistoryError, PermanentSinkError
 
 ROOT = Path(schema.__file__).parents[2]
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX")
@@ -235,10 +243,185 @@ def test_there_is_nothing_to_read_where_no_history_has_been_made(path: str, spoi
 
 
 def test_a_path_that_cannot_be_opened_is_an_error_of_sqlite(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "missing" / "h.db"):
-        with pytest.raises(sqlite3.OperationalError, match="unable to open"):
-            schema.connect_to_write(str(path))
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        schema.connect_to_write(str(tmp_path / "missing" / "h.db"))
     assert os.listdir(tmp_path) == []
+
+
+def bind_socket(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path)
+
+
+@posix
+@pytest.mark.parametrize(("make_it", "kind"), [
+    (os.mkdir, "a directory"), (os.mkfifo, "a FIFO"), (bind_socket, "a socket"),
+    (lambda path: os.symlink("/dev/zero", path), "a device")])
+@pytest.mark.parametrize("beside", ["", "-wal", "-shm"])
+def test_what_is_no_regular_file_is_refused_without_being_opened(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_it: Callable[[str], None], kind: str,
+        beside: str) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket may not be long
+    if beside:
+        make("h.db")
+    make_it("h.db" + beside)
+    there = sorted(os.listdir())
+    said = f"h.db{beside}' is {kind}.*regular file; name another"
+    for use in (schema.connect_to_read, schema.connect_to_write, History,
+                lambda path: SqliteSink(path).open()):
+        with pytest.raises((HistoryError, PermanentSinkError), match=said):
+            use("h.db")
+    assert sorted(os.listdir()) == there
+
+
+# -- what could make SQLite run what somebody else wrote --
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT {} FROM n"
+LONG = "printf('%.*c', 90, 'x')"  # as well a gigabyte
+
+
+def view_instead(path: str, table: str) -> str:
+    fields = ", ".join(f"i AS {row[1]}" for row in rows_of(path, f"PRAGMA table_info({table})"))
+    return f"ALTER TABLE {table} RENAME TO old; CREATE VIEW {table} AS {ENDLESS.format(fields)}"
+
+
+def declared_anew(old: str, new: str) -> str:
+    new = new.replace("'", "''")
+    return f"UPDATE sqlite_master SET sql = replace(sql, '{old}', '{new}') WHERE name = 'tasks'"
+
+
+HARMFUL: dict[str, str] = {
+    "trigger on a table": "CREATE TRIGGER evil AFTER DELETE ON tasks BEGIN SELECT 1; END",
+    "trigger on a table spelt otherwise": "CREATE TRIGGER evil DELETE ON TASKS BEGIN SELECT 1; END",
+    "trigger on the view":
+        "CREATE TRIGGER evil INSTEAD OF INSERT ON task_streams BEGIN SELECT 1; END",
+    "trigger on a table of others":
+        "CREATE TABLE other (a); CREATE TRIGGER evil INSERT ON other BEGIN SELECT 1; END",
+    "another view of the streams":
+        f"DROP VIEW task_streams; CREATE VIEW task_streams AS {ENDLESS.format('i')}",
+    "index of an expression": f"CREATE INDEX evil ON tasks(length({LONG}))",
+    "partial index": f"CREATE INDEX evil ON tasks(name) WHERE length({LONG}) > length(name)",
+    "index that refuses": "CREATE UNIQUE INDEX evil ON tasks(name)",
+    "another collation": declared_anew("name TEXT", "name TEXT COLLATE strange"),
+    "a check": declared_anew("name TEXT", f"name TEXT CHECK (length({LONG}) > 1)"),
+    "a default": declared_anew("name TEXT", "name TEXT DEFAULT (abs(-9223372036854775808))"),
+    "a generated column": f"ALTER TABLE tasks ADD COLUMN evil AS ({LONG})",
+    "a virtual table":
+        "ALTER TABLE losses RENAME TO old; CREATE VIRTUAL TABLE losses USING fts5(sink, reason)",
+    **dict.fromkeys(("runs", "tasks", "stream_rows", "losses", "scripts"), "view"),
+}
+
+
+def spoil(path: str, sql: str) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(f"PRAGMA legacy_alter_table = ON; PRAGMA writable_schema = ON; {sql}; "
+                             "PRAGMA writable_schema = OFF")
+    connection.close()
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+@pytest.mark.parametrize("connect", [schema.connect_to_read, schema.connect_to_write])
+def test_a_history_whose_tables_are_not_ours_is_refused_before_anything_of_it_runs(
+        path: str, name: str, connect: Callable[[str], sqlite3.Connection]) -> None:
+    make(path)
+    spoil(path, HARMFUL[name] if HARMFUL[name] != "view" else view_instead(path, name))
+    before = fingerprint(path)
+    with pytest.raises(HistoryError, match="could do harm: its [a-z]+ .+;") as caught:
+        connect(path)
+    assert re.search("move it aside|remove it with DROP (TRIGGER|INDEX)$", str(caught.value))
+    assert fingerprint(path) == before
+
+
+def test_what_others_added_that_runs_nothing_is_left_alone(path: str) -> None:
+    make(path)
+    spoil(path, 'CREATE INDEX mine ON tasks(failure_type, "name"); CREATE TABLE notes (a); '
+          f"CREATE VIEW endless AS {ENDLESS.format('i')}; DROP INDEX tasks_name")
+    for connect in (schema.connect_to_read, schema.connect_to_write):
+        with closing(connect(path)) as connection:
+            assert connection.execute("SELECT name FROM tasks").fetchall() == [("load",)]
+
+
+def test_a_trigger_that_comes_later_does_not_run_where_python_can_keep_it(path: str) -> None:
+    make(path)
+    with closing(schema.connect_to_write(path)) as connection:
+        spoil(path, "CREATE TRIGGER evil AFTER UPDATE ON tasks BEGIN DELETE FROM stream_rows; END")
+        connection.execute("UPDATE tasks SET name = 'new'")
+        (rows,) = connection.execute("SELECT count(*) FROM stream_rows").fetchone()
+        assert rows == (3 if sys.version_info >= (3, 12) else 0)
+
+
+def test_a_history_that_was_restored_from_a_dump_is_told_how_to_become_one_again(path: str) -> None:
+    make(path)
+    spoil(path, "CREATE TABLE notes (a)")
+    with closing(sqlite3.connect(f"{path}.new")) as target:
+        target.executescript("\n".join(dump(path)))
+    said = "restored from a dump, mark it as one in the sqlite3 shell: "
+    with pytest.raises(HistoryError, match=said) as caught:
+        schema.connect_to_read(f"{path}.new")
+    spoil(f"{path}.new", str(caught.value).partition("shell: ")[2])
+    schema.connect_to_write(f"{path}.new").close()
+    with History(f"{path}.new") as history:
+        assert [task.name for task in history.tasks()] == ["load"]
+
+
+# -- what seems endless --
+
+def endless_history(path: str) -> None:
+    """Make a tree of eight levels of pages, each of which names the next one a hundred times."""
+    make(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("VACUUM")
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_master "
+                                     "WHERE name = 'runs'").fetchone()
+    with open(path, "r+b") as file:
+        data = bytearray(file.read())
+        leaf = data[(root - 1) * 4096:root * 4096]
+        first = len(data) // 4096 + 1
+        for page in [root, *range(first, first + 7)]:
+            child = first if page == root else page + 1
+            cells = b"".join(struct.pack(">IB", child, number + 1) for number in range(100))
+            head = struct.pack(">BHHHBI", 5, 0, 100, 4096 - len(cells), 0, child)
+            where = struct.pack(">100H", *range(4096 - len(cells), 4096, 5))
+            made = (head + where).ljust(4096 - len(cells), b"\0") + cells
+            data[(page - 1) * 4096:page * 4096] = made
+        data[(first + 7 - 1) * 4096:] = leaf
+        struct.pack_into(">I", data, 28, len(data) // 4096)
+        file.seek(0)
+        file.write(data)
+
+
+def test_a_question_that_would_never_end_is_ended_as_damage(path: str) -> None:
+    endless_history(path)
+    with pytest.raises(HistoryError, match="is damaged .a question takes longer than any can"):
+        History(path)
+
+
+@posix
+def test_ctrl_c_ends_a_question(path: str) -> None:
+    endless_history(path)
+    os.truncate(path, 2**40)  # a hole; a question about a file of this size may take hours
+    asked = threading.Event()
+
+    def interrupt() -> None:
+        assert asked.wait(60)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with closing(schema.connect_to_read(path)) as connection:
+        connection.set_trace_callback(lambda sql: asked.set() if "host" in sql else None)
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt), schema.bounded(connection, path):
+            connection.execute("SELECT host FROM runs WHERE host IS NOT NULL").fetchall()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_the_cache_is_as_large_as_we_say_whatever_the_file_asks_for(path: str) -> None:
+    make(path)
+    spoil(path, "PRAGMA default_cache_size = 1000000")
+    for connect in (schema.connect_to_read, schema.connect_to_write):
+        with closing(connect(path)) as connection:
+            assert connection.execute("PRAGMA cache_size").fetchone() == (-2000,)
 
 
 # -- from one version to the next --

@@ -24,7 +24,7 @@ from .answers import (SELECT_LOSSES, SELECT_RUNS, SELECT_STREAMS, SELECT_TASKS, 
                       snapshot_of, stream_event_of, time_text)
 from .connections import Database
 from .retention import is_alive
-from .schema import connect_to_read, lock_path, roll_back, this_host
+from .schema import bounded, connect_to_read, damaged, lock_path, roll_back, this_host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -270,7 +270,8 @@ class History:
             self._dead |= dead
             connection.execute("BEGIN")
             try:
-                yield connection
+                with bounded(connection, self.path):
+                    yield connection
             finally:
                 roll_back(connection)
 
@@ -300,15 +301,15 @@ class History:
         except (sqlite3.OperationalError, OSError) as error:
             raise HistoryError(f"the history {self.path!r} cannot be read: {error}; try again, and if that does not "
                                "help, see whether this user may read the file, and its disk is well") from error
-        except (sqlite3.DatabaseError, ValueError, LookupError, OverflowError) as error:
-            if isinstance(error, BgworkerError):
-                raise
-            raise HistoryError(f"the history {self.path!r} is damaged: {error}; move it aside, and recover what is in "
-                               "it with the .recover command of the sqlite3 shell") from error
+        except BgworkerError:
+            raise
+        except (sqlite3.DatabaseError, ValueError, LookupError, OverflowError,
+                MemoryError) as error:
+            raise damaged(self.path, error) from error
 
     def _newly_dead(self) -> set[str]:
         """Find out with the connection given back: who has the lock file may wait for a fork, and that for us."""
-        with self._connected() as connection:
+        with self._connected() as connection, bounded(connection, self.path):
             sql = "SELECT run_id FROM runs WHERE ended_utc IS NULL AND host = ?"
             runs = {run_id for run_id, in connection.execute(sql, (self._host,))} - self._dead
         return {run_id for run_id in runs if not is_alive(run_id, self._lock_file)}

@@ -5,7 +5,12 @@ that lock from before a transaction until after its commit or its checkpoint: SQ
 when one connection commits while another begins a checkpoint (https://sqlite.org/wal.html#walresetbug). Readers need
 no lock.
 
-No file that is not ours, or not as we know it, is changed. Functions here are for the thread that owns the connection.
+No file that is not ours, or not as we know it, is changed. A file that others can write is
+hostile: before the first question `check` sees to it that the tables are those that bgworker
+makes, so that nothing of the file's own runs (views, triggers, generated columns, expressions),
+and `bounded` ends what a damaged tree of pages would make endless.
+
+Functions here are for the thread that owns the connection.
 """
 
 from __future__ import annotations
@@ -13,14 +18,21 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from contextlib import contextmanager
+import stat
+import sys
+from contextlib import closing, contextmanager
+from functools import lru_cache
 
 from ..model.errors import HistoryError
 from ..model.events import StreamType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
+    from typing import Dict, Tuple
+
+    Steps = Tuple[Tuple[str, ...], ...]
+    Objects = Dict[str, Tuple[str, str]]
 
 APPLICATION_ID = 0x6267776B  # "bgwk"; SQLite keeps it in the file's header for programs to know their files by
 
@@ -33,7 +45,10 @@ STREAM_CODES: dict[StreamType, int] = {StreamType.OUTPUT: 0, StreamType.ERROR: 1
 
 _STREAM_NAMES = " ".join(f"WHEN {code} THEN '{stream.value}'" for stream, code in STREAM_CODES.items())
 
-STEPS: tuple[tuple[str, ...], ...] = ((
+MOST_TEXT = 8 * 2**20
+"""Bytes of the longest value that is read: decoded and encoded again it takes ten times as much."""
+
+STEPS: Steps = ((
     """CREATE TABLE runs (
   run_id TEXT PRIMARY KEY NOT NULL,
   host TEXT,         -- where it ran; NULL for a run that was copied here from elsewhere
@@ -109,7 +124,15 @@ FROM stream_rows JOIN tasks ON tasks.key = stream_rows.task""",
 VERSION = len(STEPS)
 """The version that is written, and the greatest one that is read; ``PRAGMA user_version`` of the file."""
 
-_TABLES = ("runs", "scripts", "tasks", "stream_rows", "task_streams", "losses")
+_OURS = ("runs", "scripts", "tasks", "stream_rows", "task_streams", "losses")
+
+_PLAIN_INDEX = re.compile(r'CREATE INDEX [\w\s".]+\([\w\s,"]+\)')
+"""An index of columns alone, which somebody may have added for questions of his own."""
+
+_VM_STEPS = 100_000
+"""Steps of SQLite's machine between two looks at whether a question goes on for too long."""
+_STEPS_AT_LEAST, _STEPS_A_BYTE = 50_000_000, 10
+"""Steps that a question may take: several times what the dearest needs for the smallest rows."""
 
 
 def lock_path(path: str) -> str:
@@ -141,6 +164,7 @@ def connect_to_read(path: str) -> sqlite3.Connection:
     """
     if not os.path.exists(path):
         raise HistoryError(f"there is no history at {path!r}; name the file of a SqliteSink")
+    check_kind(path)
     try:
         return _connect_to_read(path, "ro")
     except sqlite3.OperationalError as error:
@@ -165,7 +189,7 @@ def _connect_to_read(path: str, mode: str) -> sqlite3.Connection:
     return connection
 
 
-def connect_to_write(path: str, steps: Sequence[Sequence[str]] = STEPS) -> sqlite3.Connection:
+def connect_to_write(path: str, steps: Steps = STEPS) -> sqlite3.Connection:
     """Open a history, making it if need be, and bring it to the newest version. The caller holds its lock.
 
     Args:
@@ -176,10 +200,11 @@ def connect_to_write(path: str, steps: Sequence[Sequence[str]] = STEPS) -> sqlit
             cannot be kept in that place.
         sqlite3.OperationalError: the system does not let us write it now.
     """
-    _judge(path, len(steps))
+    check_kind(path)
+    _judge(path, steps)
     connection = _connect(path, "rwc")
     try:
-        version = check(connection, path, len(steps))
+        version = check(connection, path, steps)
         if not version:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first page is written
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -197,7 +222,7 @@ def connect_to_write(path: str, steps: Sequence[Sequence[str]] = STEPS) -> sqlit
     return connection
 
 
-def migrate(connection: sqlite3.Connection, version: int, steps: Sequence[Sequence[str]] = STEPS) -> None:
+def migrate(connection: sqlite3.Connection, version: int, steps: Steps = STEPS) -> None:
     """Lead a file of a version to the newest, each step as one transaction."""
     for number, statements in enumerate(steps[version:], version + 1):
         with transaction(connection):
@@ -228,67 +253,175 @@ def roll_back(connection: sqlite3.Connection) -> None:
         return
 
 
-def check(connection: sqlite3.Connection, path: str, latest: int = VERSION) -> int:
+# ---------------------------------------------------------------- the check
+
+def check_kind(path: str) -> None:
+    """See that a history, and what lies beside it, are regular files, or not there.
+
+    Opening a FIFO may block.
+
+    Raises:
+        HistoryError: they are not.
+    """
+    beside = os.path.realpath(path)
+    for name in (path, f"{beside}-wal", f"{beside}-shm", f"{beside}-journal"):
+        try:
+            mode = os.stat(name).st_mode
+        except OSError:
+            continue  # it is not there; or opening it says what is wrong
+        if not stat.S_ISREG(mode):
+            kind = next((word for is_kind, word in _KINDS if is_kind(mode)), "a device")
+            raise HistoryError(f"{name!r} is {kind}, where a history has a regular file; "
+                               "name another path")
+
+
+_KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
+
+
+def check(connection: sqlite3.Connection, path: str, steps: Steps = STEPS) -> int:
     """Return the version of the history in an open file; 0 when there is nothing in it yet.
 
     Raises:
-        HistoryError: it is not a database, damaged, of another program, or of a version greater than ``latest``.
+        HistoryError: it is not a database, damaged, of another program, of a version that
+            ``steps`` do not lead to, or not as they make it.
     """
     try:
         connection.execute("BEGIN")  # one view of it all, though another process may just be making the file
         try:
-            return _check(connection, path, latest)
+            with bounded(connection, path):
+                return _check(connection, path, steps)
         finally:
             roll_back(connection)
     except sqlite3.OperationalError:
         raise
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, ValueError, TypeError, MemoryError) as error:
+        if isinstance(error, HistoryError):
+            raise
         if "not a database" in str(error):
             raise _no_database(path) from error
-        raise HistoryError(f"the history {path!r} is damaged ({error}); move it aside, and recover what is in it with "
-                           "the .recover command of the sqlite3 shell") from error
+        raise damaged(path, error) from error
 
 
-def _check(connection: sqlite3.Connection, path: str, latest: int) -> int:
+def damaged(path: str, what: object) -> HistoryError:
+    """Return the error for a file with something in it that cannot be."""
+    return HistoryError(f"the history {path!r} is damaged ({what or 'a value is too large'}); move "
+                        "it aside, and recover what is in it with the .recover command of the "
+                        "sqlite3 shell")
+
+
+def _check(connection: sqlite3.Connection, path: str, steps: Steps) -> int:
     size = os.path.getsize(path)
+    connection.execute("PRAGMA cache_size = -2000")  # KiB, as by default; the file may ask for more
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    names = {name for name, in connection.execute("SELECT name FROM sqlite_master")}
-    if not (application_id or version or names):
+    found = _objects(connection)
+    is_empty = connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+    if is_empty and not (application_id or version):
         if size and connection.execute("PRAGMA page_count").fetchone() == (0,):
             raise _no_database(path)  # SQLite takes a file of a few bytes for an empty one, and writes over it
         return 0
     if application_id != APPLICATION_ID:
+        remedy = "name another path"
+        if any(found == _made_by(steps[:number]) for number in range(1, len(steps) + 1)):
+            remedy = ("if it is a history that was restored from a dump, mark it as one in the "
+                      f"sqlite3 shell: PRAGMA application_id = {APPLICATION_ID}; "
+                      f"PRAGMA user_version = {len(steps)};")
         raise HistoryError(f"{path!r} belongs to another program: its application_id is {application_id}, that of a "
-                           f"history {APPLICATION_ID}; name another path")
-    if version > latest:
+                           f"history {APPLICATION_ID}; {remedy}")
+    if version > len(steps):
         raise HistoryError(f"the history {path!r} has version {version}, and this bgworker knows versions up to "
-                           f"{latest}; upgrade bgworker, or name another path")
-    missing = [name for name in _TABLES if name not in names]
+                           f"{len(steps)}; upgrade bgworker, or name another path")
+    missing = [name for name in _OURS if name not in found]
     if missing or version < 1:
         raise HistoryError(f"the history {path!r} is damaged: it lacks {', '.join(missing) or 'its version'}; move it "
                            "aside")
-    for name in _TABLES:
+    expected = _made_by(steps[:version])
+    for name, (kind, sql) in found.items():
+        if (kind, sql) != expected.get(name):
+            _refuse_stranger(path, name, kind, sql, expected)
+    for name in _OURS:
         connection.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone()
     return int(version)
+
+
+def _objects(connection: sqlite3.Connection) -> Objects:
+    """Return type and text, by name, of what is ours or may act on it."""
+    ours = ", ".join(f"'{name}'" for name in _OURS)
+    return {name: (kind, sql) for name, kind, sql in connection.execute(
+        "SELECT name, type, sql FROM sqlite_master WHERE sql IS NOT NULL "
+        f"AND (type = 'trigger' OR tbl_name COLLATE NOCASE IN ({ours}))")}
+
+
+def _refuse_stranger(path: str, name: str, kind: str, sql: str, expected: Objects) -> None:
+    """Refuse what could make SQLite run what somebody else wrote; an index of columns does not."""
+    if name in expected:
+        raise HistoryError(f"the history {path!r} could do harm: its {kind} {name!r} is not the "
+                           f"{expected[name][0]} that bgworker makes; move it aside")
+    if kind != "index" or not _PLAIN_INDEX.fullmatch(sql):
+        raise HistoryError(f"the history {path!r} could do harm: its {kind} {name[:80]!r} is not "
+                           "bgworker's; look at it in the sqlite3 shell, and remove it with "
+                           f"DROP {kind.upper()}")
+
+
+@lru_cache
+def _made_by(steps: Steps) -> Objects:
+    """Return the objects of a file that these steps have made."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for statement in [statement for step in steps for statement in step]:
+            connection.execute(statement)
+        return _objects(connection)
 
 
 def _no_database(path: str) -> HistoryError:
     return HistoryError(f"{path!r} is not a history: it is no SQLite file, or an encrypted one; name another path")
 
 
-def _judge(path: str, latest: int) -> None:
+def _judge(path: str, steps: Steps) -> None:
     """Look at a file through a connection that cannot change it: closing one that could might run a checkpoint."""
     if not os.path.exists(path):
         return
     try:
-        connection = _connect(path, "ro")
-        try:
-            check(connection, path, latest)
-        finally:
-            connection.close()
+        with closing(_connect(path, "ro")) as connection:
+            check(connection, path, steps)
     except sqlite3.OperationalError:
         return  # a killed process has left work that only a writer can finish; or whoever writes finds out why
+
+
+# ---------------------------------------------------------------- connections
+
+@contextmanager
+def bounded(connection: sqlite3.Connection, path: str) -> Iterator[None]:
+    """Bound what the questions inside cost by the size of the file, and let Ctrl-C end them.
+
+    In a damaged tree each page may lead to the next many times, and what it holds seems endless.
+
+    Raises:
+        HistoryError: they took more steps than they can need for all rows of such a file.
+    """
+    left = (_STEPS_AT_LEAST + _STEPS_A_BYTE * _size(path)) // _VM_STEPS
+
+    def goes_on_for_too_long() -> bool:
+        nonlocal left
+        left -= 1
+        return left < 0
+
+    connection.set_progress_handler(goes_on_for_too_long, _VM_STEPS)
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if str(error) != "interrupted":
+            raise
+        if left >= 0:
+            raise KeyboardInterrupt from None  # it was raised in the handler, and lost there
+        raise damaged(path, "a question takes longer than any can in such a file") from error
+    finally:
+        connection.set_progress_handler(None, 0)
+
+
+def _size(path: str) -> int:
+    """Return the bytes of the file and its log."""
+    names = path, os.path.realpath(path) + "-wal"
+    return sum(os.path.getsize(name) for name in names if os.path.exists(name))
 
 
 def _connect(path: str, mode: str) -> sqlite3.Connection:
@@ -296,5 +429,17 @@ def _connect(path: str, mode: str) -> sqlite3.Connection:
 
     absolute = os.path.abspath(path).replace(os.sep, "/")
     uri = "file://" + ("" if absolute.startswith("/") else "/") + quote(os.fsencode(absolute))
-    return sqlite3.connect(f"{uri}?mode={mode}", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False,
-                           uri=True)
+    connection = sqlite3.connect(f"{uri}?mode={mode}", timeout=BUSY_SECONDS, isolation_level=None,
+                                 check_same_thread=False, uri=True)
+    connection.text_factory = _text
+    connection.execute("PRAGMA trusted_schema = OFF")
+    if sys.version_info >= (3, 12):  # after the check, too, somebody may add a trigger
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE)
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_ENABLE_TRIGGER, False)
+    if sys.version_info >= (3, 11) and mode.startswith("ro"):
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_TEXT)
+    return connection
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")  # SQLite takes any bytes for text

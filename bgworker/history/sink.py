@@ -189,8 +189,7 @@ class SqliteSink:
 
     def _locked(self) -> LockFile:
         if self._lock is None:
-            if os.path.isdir(self.path):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            schema.check_kind(self.path)
             self._lock = LockFile.share(schema.lock_path(self.path))
         return self._lock
 
