@@ -21,6 +21,7 @@ from .delivery.loop import SinkLoop
 from .model import records
 from .model.errors import PermanentSinkError, TemporarySinkError
 from .model.events import Event, LossEvent, StreamEvent, TaskStatus
+from .model.threads import own_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -329,7 +330,7 @@ def check_sink(factory: Callable[[], Sink], *, read_back: Callable[[Sink], Itera
         AssertionError: a promise is broken; the message lists all that were found.
     """
     check = _Check(factory, read_back, is_idempotent)
-    thread = threading.Thread(target=check.run, name="bgworker-check-sink", daemon=True)
+    thread = own_thread("bgworker-check-sink", check.run)
     thread.start()
     thread.join(timeout)
     broken = list(check.broken)

@@ -508,15 +508,15 @@ def test_a_sink_that_is_gone_when_it_is_told_of_a_loss_ends_too() -> None:
 def test_a_sink_that_hangs_in_the_close_that_ends_it_is_left_to_itself_at_the_deadline() -> None:
     hang = Hang()
     sink = FlakySink(fail(1, GONE), on_close=[hang])
-    try:
-        with line(sink) as it:
+    with line(sink) as it:
+        try:
             it.say("a")
             assert hang.entered.wait(SOON)
             it.say("b")
             health = it.close(0.05)
             assert (health.state, health.pending, health.dropped_by_reason) == ("closed", 0, {"closed": 2})
-    finally:
-        hang.release()
+        finally:
+            hang.release()
 
 
 def test_an_announcement_that_failed_comes_again_as_it_was_unless_there_is_more_to_tell() -> None:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
 from collections import deque
 from datetime import datetime, timezone
 
 from ..model.events import LifecycleEvent, LossEvent, StreamType, TaskStatus
 from ..model.records import event
+from ..model.threads import own_thread
 from .screen import ERR, OUT, OWN, Screen, TaskTable, counted, cut, escaped, painted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from threading import Thread
     from typing import Any
 
     from ..delivery.subscription import Subscription
@@ -47,12 +48,11 @@ class Printer:
         self._table = table
         self._quiet = quiet
         self._is_single = len(run.commands) == 1
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
 
     def follow(self, subscription: Subscription, pause: float) -> None:
         """Start the thread. It lets events gather for ``pause`` seconds after it showed some; it ends with the subscription."""
-        self._thread = threading.Thread(target=self._follow, args=(subscription, pause), daemon=True,
-                                        name="bgworker-printer")
+        self._thread = own_thread("bgworker-printer", self._follow, subscription, pause)
         self._thread.start()
 
     def join(self, timeout: float) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 
 from ..model.text import sanitise
+from ..model.threads import own_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ class ThreadedPump:
     def attach(self, proc: Popen[bytes], out: Lines, err: Lines) -> None:
         for pipe, lines in ((proc.stdout, out), (proc.stderr, err)):
             name = f"bgworker-pipe-{proc.pid}"
-            reader = threading.Thread(target=self._read, args=(pipe, lines), name=name, daemon=True)
+            reader = own_thread(name, self._read, pipe, lines)
             reader.start()
             self._readers.append(reader)
             self.open += 1
