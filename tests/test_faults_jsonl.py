@@ -29,7 +29,7 @@ from hypothesis import given, strategies as st
 from bgworker.model import wire
 from bgworker.model.errors import TemporarySinkError, WireError
 from bgworker.model.events import Event, EventType, StreamEvent, StreamType
-from bgworker.sinks import lockfile as files, linefile
+from bgworker.sinks import linefile, lockfile, opening
 
 from bgworker.sinks.lockfile import LockFile
 from bgworker.sinks.jsonl import JsonlSink
@@ -366,7 +366,7 @@ def test_a_failed_compression_is_raised_once_and_made_up_for_later(path: str, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync", refuse)
+        patch.setattr(opening, "sync", refuse)
         with pytest.raises(TemporarySinkError, match="No space left"):
             sink.write(events(102))
         sink.write(events(102))
@@ -524,44 +524,55 @@ def test_the_lock_is_freed_by_kill_though_a_forked_child_lives_on(
     assert try_lock(path, kind) is freed
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="needs to see who waits for a lock")
-def test_two_processes_that_share_two_files_are_not_taken_for_a_deadlock(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@posix
+def test_two_processes_that_share_two_files_in_either_order_are_not_taken_for_a_deadlock(tmp_path: Path) -> None:
     one, two = LockFile.share(str(tmp_path / "one")), LockFile.share(str(tmp_path / "two"))
-    told, tell = os.pipe()
+    gate, opener = os.pipe()
 
     def hold_two_while_a_thread_waits_for_one() -> None:
         def wait_for_one() -> None:
+            waits.set()
             with one:
                 return
 
+        waits, thread = threading.Event(), threading.Thread(target=wait_for_one)
         with two:
-            thread = threading.Thread(target=wait_for_one)
             thread.start()
-            select.select([told], [], [], 10)
-        thread.join(10)
+            assert waits.wait(10)
+            os.write(opener, b"!")
+            time.sleep(0.1)  # the kernel, which takes the threads of a process for one, would see a circle now
+        thread.join(30)
         assert not thread.is_alive()
-
-    refusals: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        refusals.append(seconds)
-        os.write(tell, b"!")  # only now does the other let go
 
     with one:
         pid = forked(hold_two_while_a_thread_waits_for_one)
-        while not re.search(rf"-> POSIX .* {pid} ", Path("/proc/locks").read_text()):
-            time.sleep(0.001)
-        with monkeypatch.context() as patch:
-            patch.setattr(time, "sleep", sleep)
-            with two:
-                pass
+        os.read(gate, 1)
+        with two:
+            pass
     assert exit_status(pid) == 0
-    assert refusals, "the twin: the kernel did take it for a deadlock"
-    one.leave()
-    two.leave()
-    os.close(told)
-    os.close(tell)
+    for lock in (one, two):
+        lock.leave()
+    for fd in (gate, opener):
+        os.close(fd)
+
+
+@posix
+def test_a_lock_that_somebody_never_gives_back_is_an_error_that_names_it_and_not_a_hang(
+        path: str, spawn: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(f"{path}.lock").touch()
+    holder = spawn("import fcntl, sys; file = open(sys.argv[1], 'rb'); fcntl.lockf(file, fcntl.LOCK_SH)\n"
+                   "print('held', flush=True); sys.stdin.readline()", f"{path}.lock")  # to read it is enough
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    monkeypatch.setattr(lockfile, "PATIENCE", 0.2)
+    sink = JsonlSink(path)
+    for attempt in (sink.open, lambda: sink.write(events(1))):
+        with pytest.raises(TemporarySinkError, match=r"kept it locked for 0.2 s \('.*f.jsonl.lock'\); find the process"):
+            attempt()
+    holder.kill()
+    holder.wait(60)
+    sink.write(events(1))
+    sink.close()
+    assert numbers_in(path) == [1]
 
 
 @posix

@@ -207,7 +207,7 @@ def test_the_harness_would_notice_a_byte_that_is_held_in_name_only(
         lock: LockFile, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with lock:
         pass
-    monkeypatch.setattr(files, "_lock", lambda fd, offset=0: None)
+    monkeypatch.setattr(files, "_try_lock", lambda fd, offset=0: True)
     lock.hold(7)
     assert ask(other, "is_held 7") == "False"
 

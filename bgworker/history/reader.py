@@ -18,7 +18,8 @@ from time import sleep
 from ..model import checks
 from ..model.errors import BgworkerError, HistoryError
 from ..model.events import EventType, LifecycleEvent, TaskStatus
-from ..sinks.lockfile import LockFile, absolute
+from ..sinks.lockfile import LockFile
+from ..sinks.opening import absolute
 from . import questions
 from .answers import (SELECT_LOSSES, SELECT_RUNS, SELECT_STREAMS, SELECT_TASKS, Run, Stats, loss_of, run_of,
                       snapshot_of, stream_event_of, time_text)

@@ -19,7 +19,8 @@ from ..model import checks
 from ..model.errors import HistoryError, PermanentSinkError, TemporarySinkError
 from ..model.ids import is_own_run
 from ..model.wire import ns_text
-from ..sinks.lockfile import CURABLE, HOPELESS, LockFile, absolute
+from ..sinks.lockfile import LockFile
+from ..sinks.opening import CURABLE, HOPELESS, absolute, trouble
 from . import schema
 from .connections import Database
 from .retention import Retention
@@ -116,8 +117,8 @@ class SqliteSink:
                 return
         except OSError as error:
             if error.errno in HOPELESS:
-                raise PermanentSinkError(self._trouble("open", error, HOPELESS)) from error
-            raise TemporarySinkError(self._trouble("open", error, CURABLE)) from error
+                raise PermanentSinkError(trouble("open", self.path, error, HOPELESS)) from error
+            raise TemporarySinkError(trouble("open", self.path, error, CURABLE)) from error
         except HistoryError as error:
             raise PermanentSinkError(str(error)) from error
         except sqlite3.Error as error:
@@ -138,7 +139,7 @@ class SqliteSink:
             with self._locked(), self._database.use() as connection:
                 rows.store(connection, self._most_values)
         except OSError as error:
-            raise TemporarySinkError(self._trouble("write to", error, CURABLE)) from error
+            raise TemporarySinkError(trouble("write to", self.path, error, CURABLE)) from error
         except HistoryError as error:
             raise PermanentSinkError(str(error)) from error
         except _REFUSALS as error:
@@ -234,11 +235,6 @@ class SqliteSink:
             logger.warning("the history %r could not be pruned, which is tried again in a minute: %s", self.path, error)
 
     # -- what went wrong --
-
-    def _trouble(self, what: str, error: OSError, remedies: dict[int, str]) -> str:
-        other = f" ({os.fsdecode(error.filename)})" if error.filename not in (None, self.path) else ""
-        remedy = remedies.get(error.errno or 0)
-        return f"cannot {what} {self.path!r}: {error.strerror or error}{other}" + (f"; {remedy}" if remedy else "")
 
     def _sql_trouble(self, what: str, error: sqlite3.Error) -> str:
         remedy = next((remedy for part, remedy in _REMEDIES.items() if part in str(error)), None)

@@ -11,7 +11,7 @@ from ..model import checks
 from ..model.errors import ConfigurationError, PermanentSinkError, TemporarySinkError, WireError
 from ..model.wire import encode_lines
 from .linefile import LineFile
-from .lockfile import CURABLE, HOPELESS
+from .opening import CURABLE, HOPELESS, checked_mode, shown, trouble
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class JsonlSink:
         compress: gzip the rotated files, to ``PATH.1.gz`` and so on. Others that write to the path wait meanwhile.
         durability: "process": what was written survives the death of the process. "power": it survives a power failure
             too, at the price of an fsync per batch.
+        mode: permissions of a file that is created, such as ``0o600`` for what others may not read; None leaves them to
+            the umask. Rotated and further files have the mode of the file, and as far as possible its owner.
 
     Raises:
         ConfigurationError: an argument cannot be used.
@@ -48,14 +50,15 @@ class JsonlSink:
     preferred_batch = 5000
 
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int | None = None, backups: int = 5,
-                 compress: bool = False, durability: Literal["process", "power"] = "process") -> None:
+                 compress: bool = False, durability: Literal["process", "power"] = "process",
+                 mode: int | None = None) -> None:
         checks.number("max_bytes", max_bytes, least=1, whole=True, optional=True)
         checks.number("backups", backups, least=0, whole=True)
         checks.choice("durability", durability, ("process", "power"))
         if not isinstance(compress, bool):
             raise ConfigurationError(f"compress: expected True or False, got {compress!r}")
         self._file = LineFile(path, max_bytes=max_bytes, backups=backups, compress=compress,
-                              is_power_safe=durability == "power")
+                              is_power_safe=durability == "power", mode=checked_mode(mode))
         self.path = self._file.path
 
     def __repr__(self) -> str:
@@ -73,8 +76,8 @@ class JsonlSink:
             self._file.open()
         except OSError as error:
             if error.errno in HOPELESS:
-                raise PermanentSinkError(self._trouble("open", error, HOPELESS)) from error
-            raise TemporarySinkError(self._trouble("open", error, CURABLE)) from error
+                raise PermanentSinkError(trouble("open", self.path, error, HOPELESS)) from error
+            raise TemporarySinkError(trouble("open", self.path, error, CURABLE)) from error
 
     def write(self, events: Sequence[Event]) -> None:
         """Append the events, as one write; open the file first if need be.
@@ -86,13 +89,13 @@ class JsonlSink:
         try:
             data = encode_lines(events)
         except WireError as error:
-            raise PermanentSinkError(f"cannot encode an event for {self.path!r}: {error}") from error
+            raise PermanentSinkError(f"cannot encode an event for {shown(self.path)}: {error}") from error
         if not self._file.is_open:
             self.open()
         try:
             self._file.append(data)
         except OSError as error:
-            raise TemporarySinkError(self._trouble("append to", error, CURABLE)) from error
+            raise TemporarySinkError(trouble("append to", self.path, error, CURABLE)) from error
 
     def flush(self) -> None:
         """Do nothing: after ``write`` the lines are with the kernel, or on the disk, as ``durability`` says."""
@@ -100,8 +103,3 @@ class JsonlSink:
     def close(self) -> None:
         """Close the file; harmless if it is closed, and in a forked child. A later ``write`` opens it again."""
         self._file.close()
-
-    def _trouble(self, what: str, error: OSError, remedies: dict[int, str]) -> str:
-        other = f" ({os.fsdecode(error.filename)})" if error.filename not in (None, self.path) else ""
-        remedy = remedies.get(error.errno or 0)
-        return f"cannot {what} {self.path!r}: {error.strerror or error}{other}" + (f"; {remedy}" if remedy else "")

@@ -13,18 +13,23 @@ to append. The lock costs two system calls per append, and the kernel admits one
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import sys
 from contextlib import contextmanager
 
-from .lockfile import BINARY, LockFile, absolute, rotate, settle, sync, sync_directory
+from .lockfile import LockFile, rotate, settle
+from .opening import BINARY, absolute, followed, is_ours, open_file, sync, sync_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BLOCK = 1 << 16
+_JUDGED = 1 << 20  # bytes of the beginning, and of a last line, that are looked at
+_OURS = b'{"v":'  # begins each line of ours
+_MOST_TORN = 1 << 26  # bytes of a line that a writer of ours could have left half-written
 _BLANK = b"\xef\xbb\xbf\0 \t\r\n"  # what may come before the first object: a byte order mark, blank lines, and the
 # zeros that a power failure leaves where data had not reached the disk
 
@@ -47,13 +52,15 @@ class LineFile:
         backups: how many rotated files are kept; with 0 the full file is removed.
         compress: gzip the rotated files.
         is_power_safe: what was appended survives a power failure, at the price of an fsync per append.
+        mode: of files that are created; None leaves it to the umask. What is created beside a file that is there, or in its
+            place, has the mode and as far as possible the owner of that one.
 
     Raises:
         ConfigurationError: the path is none.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int | None = None, backups: int = 5,
-                 compress: bool = False, is_power_safe: bool = False) -> None:
+                 compress: bool = False, is_power_safe: bool = False, mode: int | None = None) -> None:
         self.path = absolute(path)
         self._max_bytes = max_bytes
         self._backups = backups
@@ -63,7 +70,8 @@ class LineFile:
         self._lock: LockFile | None = None  # None while closed, and for what is no regular file
         self._fd = -1
         self._identity = (-1, -1)  # device and inode behind _fd
-        self._mode = 0o666  # of the file; new ones beside it or in its place are no more open than it is
+        self._mode = mode
+        self._like: os.stat_result | None = None  # the file as it was last opened
         self._end = -1  # size at which we know the file to end at a line end
 
     def open(self) -> None:
@@ -116,15 +124,18 @@ class LineFile:
             mode = os.stat(self.path).st_mode
         except FileNotFoundError:
             mode = stat.S_IFREG
-        if not stat.S_ISREG(mode) or self.path.startswith(_OWN_DESCRIPTORS):
+        is_own = self.path.startswith(_OWN_DESCRIPTORS)
+        target = self.path if is_own else followed(self.path)
+        if is_own or not stat.S_ISREG(mode):
             self._open_stream(mode)
             return
-        self._target = os.path.realpath(self.path)
+        self._target = target
         try:
             self._open_file(os.O_RDWR)  # fails, if it must, before there is a lock file
         except FileNotFoundError:
             self._end = -1  # made below, under the lock
-        lock = LockFile.share(self._target + ".lock")
+        lock_mode = self._mode if self._like is None else self._like.st_mode & 0o666
+        lock = LockFile.share(self._target + ".lock", lock_mode)
         self._lock = lock
         with self._locked(lock):
             settle(self._target, self._backups)
@@ -148,17 +159,15 @@ class LineFile:
 
     def _open_file(self, flags: int) -> os.stat_result:
         self._close_file()
-        self._fd = os.open(self._target, flags | os.O_APPEND | BINARY, self._mode)
+        self._fd = open_file(self._target, flags | os.O_APPEND, self._mode, like=self._like)
         self._end = -1
         status = os.fstat(self._fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "no longer a regular file")
-        if status.st_size and _is_foreign(self._fd):
+        if status.st_size and _is_foreign(self._fd, status.st_size):
             self._close_file()  # else the next append would take it for looked at
             raise OSError(errno.EEXIST, "it holds something else than lines of JSON objects, and was left as it is; "
                           "name another file, or move this one away", self.path)
         self._identity = (status.st_dev, status.st_ino)
-        self._mode = status.st_mode & 0o666
+        self._like = status
         return status
 
     def _close_file(self) -> None:
@@ -194,7 +203,12 @@ class LineFile:
         size = self._ready()
         if self._max_bytes is not None and 0 < size and size + len(data) > self._max_bytes:
             self._close_file()
-            rotate(self._target, self._backups, compress=self._compress)
+            try:
+                rotate(self._target, self._backups, compress=self._compress)
+            except PermissionError:
+                if os.name != "nt":
+                    raise
+                # Somebody reads the file, and Windows renames nothing that is open: it grows until that has ended.
             size = self._ready()
         written = 0
         try:
@@ -217,22 +231,36 @@ class LineFile:
             return  # the error that led here tells more
 
     def _mend(self, size: int) -> int:
-        """Move a torn last line to ``PATH.torn``; return the size that is left."""
+        """Move a torn last line to ``PATH.torn``, or end one that lacks nothing but its end; return the size that is left."""
         end = _line_end(self._fd, size)
+        if end < 0:
+            raise OSError(errno.EEXIST, f"its last line has more than {_MOST_TORN} bytes, which no sink writes; name another "
+                          "file, or move this one away", self.path)
         if end < size:
-            torn = os.open(self._target + ".torn", os.O_WRONLY | os.O_APPEND | os.O_CREAT | BINARY, self._mode)
-            try:
-                for start in range(end, size, _BLOCK):
-                    _write_all(torn, _read(self._fd, start, min(_BLOCK, size - start)))
-                _write_all(torn, b"\n")
-                if self._is_power_safe:
-                    sync(torn)
-                    sync_directory(self._target)
-            finally:
-                os.close(torn)
-            os.ftruncate(self._fd, end)
+            if _is_whole(_read(self._fd, end, min(_JUDGED, size - end))):
+                _write_all(self._fd, b"\n")
+                end = size + 1
+            else:
+                self._set_aside(end, size)
+                os.ftruncate(self._fd, end)
         self._end = end
         return end
+
+    def _set_aside(self, start: int, end: int) -> None:
+        path = self._target + ".torn"
+        torn = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, like=self._like)
+        try:
+            if not is_ours(os.fstat(torn), os.fstat(self._fd).st_uid):
+                raise OSError(errno.EEXIST, "it belongs to another user, or has another name too (a hard link); move it away",
+                              path)
+            for block in range(start, end, _BLOCK):
+                _write_all(torn, _read(self._fd, block, min(_BLOCK, end - block)))
+            _write_all(torn, b"\n")
+            if self._is_power_safe:
+                sync(torn)
+                sync_directory(path)
+        finally:
+            os.close(torn)
 
     # -- no regular file --
 
@@ -255,18 +283,41 @@ def _read(fd: int, start: int, length: int) -> bytes:
     return os.read(fd, length)
 
 
-def _is_foreign(fd: int) -> bool:
-    """True when something else comes first than an object, whole or torn."""
-    return _read(fd, 0, 1) != b"{" and _read(fd, 0, _BLOCK).lstrip(_BLANK)[:1] not in (b"", b"{")
+def _is_foreign(fd: int, size: int) -> bool:
+    """True unless the file begins with a line of ours, or with several lines of other objects, or is one torn line.
+
+    One object alone is more likely somebody's settings, and lines behind it would spoil them.
+    """
+    if _read(fd, 0, len(_OURS)) == _OURS:
+        return False
+    head = _read(fd, 0, _JUDGED).lstrip(_BLANK)
+    if head.startswith(_OURS):
+        return False
+    if b"\n" not in head:
+        return size > _JUDGED or head[:1] not in (b"", b"{") or _is_object(head)
+    lines = [line for line in head.split(b"\n")[:-1] if line.strip()]
+    return len(lines) < 2 or not all(map(_is_object, lines[:2]))
+
+
+def _is_whole(line: bytes) -> bool:
+    """True for a last line of others that lacks nothing but its end. One of ours is torn: its batch comes again."""
+    return not line.startswith(_OURS) and _is_object(line)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _line_end(fd: int, size: int) -> int:
-    """Return the offset behind the last newline."""
+    """Return the offset behind the last newline; -1 if that is too far off."""
     end, length = size, 1  # nearly always the last byte is one
-    while end:
+    while end and size - end <= _MOST_TORN:
         start = max(0, end - length)
         newline = _read(fd, start, end - start).rfind(b"\n")
         if newline >= 0:
             return start + newline + 1
         end, length = start, _BLOCK
-    return 0
+    return -1 if end else 0

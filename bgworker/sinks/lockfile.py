@@ -1,4 +1,4 @@
-"""Files that several threads and processes append to: the lock around them, and their rotation.
+"""A lock between processes and threads, and the rotation of files under it.
 
 Rotation guarantees that no line is lost or doubled, wherever the process dies: each step is one atomic rename or
 removal, and leaves files that `rotate` and `settle` understand. All of it happens under the `LockFile`.
@@ -10,81 +10,60 @@ import errno
 import os
 import sys
 import threading
-import time
+from time import monotonic, sleep
 
-from ..model.errors import ConfigurationError
+from .opening import open_file, replacing, unlink_if_there
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
-BINARY = getattr(os, "O_BINARY", 0)  # Windows alone has text mode, and makes it the default
+PATIENCE = 30.0
+"""Seconds that a lock is waited for. Who may read a file can lock it, and never let go."""
+
+_PAUSES = 0.0005, 0.02  # seconds between two attempts: first, and at most
 _BLOCK = 1 << 20
-
-_NO_LOCKS = "its file system has no locks; name a path on another"
-
-HOPELESS = {
-    errno.ENOENT: "create its directory first",
-    errno.ENOTDIR: "one of its directories is a file; name another path",
-    errno.EISDIR: "it is a directory; name a file",
-    errno.EACCES: "name a file, in a directory, that this process may write to",
-    errno.EPERM: "name a file, in a directory, that this process may write to",
-    errno.EROFS: "name a path on a file system that can be written to",
-    errno.ENAMETOOLONG: "name a shorter path",
-    errno.ELOOP: "its symbolic links lead in a circle; name another path",
-    errno.ENOLCK: _NO_LOCKS,
-    errno.ENOSYS: _NO_LOCKS,
-    errno.ENOTSUP: _NO_LOCKS,
-    errno.EINVAL: "name a file",
-    errno.EEXIST: "",  # the error names the remedy
-}
-"""Errors of opening a file that no retry mends -> what does."""
-
-CURABLE = {
-    errno.ENOSPC: "make room on its file system",
-    errno.EDQUOT: "make room in the quota",
-    errno.EFBIG: "raise the limit for file sizes, or set max_bytes below it",
-    errno.ENOENT: "create its directory again",
-    errno.EMFILE: "raise the limit for open files",
-    errno.ENXIO: "nothing reads from it; start the reader",
-    errno.EPIPE: "its reader is gone; start another",
-}
-"""Errors of using a file that a retry may find mended -> what mends them."""
+_NOTE_BYTES = 1 << 16  # of a lock file; one of this size is written anew
+_NOTE_SIGNS = b"\n0123456789abcdef"
+_NOTE_DIGITS = 11  # of the longest
 
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock(fd: int, offset: int = 0) -> None:
+    def _try_lock(fd: int, offset: int = 0) -> bool:
         os.lseek(fd, offset, os.SEEK_SET)
-        msvcrt.locking(fd, msvcrt.LK_LOCK, 1)  # gives up after 10 s with EDEADLK, which stands for "ask again" below
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # LK_LOCK would wait in whole seconds
+        except PermissionError:
+            return False
+        return True
 
     def _unlock(fd: int, offset: int = 0) -> None:
         os.lseek(fd, offset, os.SEEK_SET)
         msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
 
     def _is_locked(fd: int, offset: int) -> bool:
-        os.lseek(fd, offset, os.SEEK_SET)
-        try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except PermissionError:
+        if not _try_lock(fd, offset):
             return True
         _unlock(fd, offset)
         return False
 else:
     import fcntl
 
-    def _lock(fd: int, offset: int = 0) -> None:
-        fcntl.lockf(fd, fcntl.LOCK_EX, 1, offset)
+    def _try_lock(fd: int, offset: int = 0, kind: int = fcntl.LOCK_EX) -> bool:
+        try:
+            fcntl.lockf(fd, kind | fcntl.LOCK_NB, 1, offset)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # POSIX allows either
+                raise
+            return False
+        return True
 
     def _unlock(fd: int, offset: int = 0) -> None:
         fcntl.lockf(fd, fcntl.LOCK_UN, 1, offset)
 
     def _is_locked(fd: int, offset: int) -> bool:
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, offset)  # shared: needs no right to write
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):  # POSIX allows either
-                raise
+        if not _try_lock(fd, offset, fcntl.LOCK_SH):  # shared: needs no right to write
             return True
         _unlock(fd, offset)
         return False
@@ -98,15 +77,19 @@ class LockFile:
     Hence a file of its own, one `LockFile` per path and process (`share`), one descriptor, and a mutex.
 
     The lock is on byte 0. A process may `hold` further bytes for as long as it likes, each of which tells the others, by
-    `is_held`, that something of it is alive; the kernel frees them when it dies. The file notes which bytes were ever
-    held on it, so that `is_abandoned` never takes who holds a byte of a deleted file for dead.
+    `is_held`, that something of it is alive; the kernel frees them when it dies. The file notes which bytes are held on
+    it until they are released, so that `is_abandoned` never takes a process that holds a byte of a deleted file for dead.
+    A file that holds anything but such notes is locked, but not written to.
 
-    The file stays behind when the last user has left. Deleting it while it is in use harms no lock, for who waits goes
-    over to the new file; bytes that were held count again from the next use of the lock by who holds them.
+    The file stays behind when the last user has left. Deleting it while it is in use harms no lock: those that wait go
+    over to the new file, and bytes that were held count again from the next use of the lock by their holder.
+
+    Whoever may read the file can keep the lock, so nothing waits for it longer than `PATIENCE`: `TimeoutError`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, mode: int | None = None) -> None:
         self.path = path
+        self._mode = mode
         self._users = 0  # guarded by _registry_guard
         self._mutex = threading.Lock()  # held as long as the lock is; guards all below
         self._fd = -1
@@ -114,10 +97,14 @@ class LockFile:
         self._held: dict[int, int] = {}  # offset -> how often
 
     @classmethod
-    def share(cls, path: str) -> LockFile:
-        """Return this process's one lock for a path; `leave` gives it back. Opens nothing yet."""
+    def share(cls, path: str, mode: int | None = None) -> LockFile:
+        """Return this process's one lock for a path; `leave` gives it back. Opens nothing yet.
+
+        Args:
+            mode: of the lock file, if it has to be created; None leaves it to the umask.
+        """
         with _registry_guard:
-            lock = _registry.setdefault(path, cls(path))
+            lock = _registry.setdefault(path, cls(path, mode))
             lock._users += 1
             return lock
 
@@ -131,7 +118,8 @@ class LockFile:
                 self._close()
 
     def __enter__(self) -> None:
-        self._mutex.acquire()
+        if not self._mutex.acquire(timeout=PATIENCE):
+            raise self._held_too_long()
         try:
             self._acquire()
         except BaseException:
@@ -154,11 +142,16 @@ class LockFile:
 
     def release(self, offset: int) -> None:
         """Give up a byte that was held; harmless if it was not."""
-        with self._mutex:
+        if offset not in self._held:
+            return
+        with self:
             users = self._held.pop(offset, 0)
             if users > 1:
                 self._held[offset] = users - 1
-            elif users and self._fd >= 0:
+            elif users:
+                notes = self._notes()
+                if notes is not None and offset in notes:
+                    self._rewrite(notes - {offset})
                 _unlock(self._fd, offset)
 
     def is_held(self, offset: int) -> bool:
@@ -180,9 +173,9 @@ class LockFile:
         """
         with self._mutex:
             while offset not in self._held and self._is_open_to_ask():
-                # Noted first, asked second: who holds it has locked it before he noted it.
-                is_abandoned = self._is_noted(offset) and not _is_locked(self._fd, offset)
-                if not self._drop_if_deleted():  # else he may just have gone over to a new file
+                # Its holder locks it before noting it, and unlocks it after removing the note: so the note comes first here.
+                is_abandoned = offset in (self._notes() or ()) and not _is_locked(self._fd, offset)
+                if not self._drop_if_deleted():  # else its holder may just have gone over to a new file
                     return is_abandoned
             return False
 
@@ -195,16 +188,28 @@ class LockFile:
             return False
 
     def _lock_and_note(self, offset: int) -> None:
-        _lock_patiently(self._fd, offset)
-        if not self._is_noted(offset):
+        self._wait_for(offset)
+        notes = self._notes()
+        if notes is None or offset in notes:
+            return
+        if os.fstat(self._fd).st_size < _NOTE_BYTES:
             os.write(self._fd, b"\n%x\n" % offset)
+        else:  # most are of processes that were killed: those are forgotten, and count as alive
+            self._rewrite({each for each in notes if each in self._held or _is_locked(self._fd, each)} | {offset})
 
-    def _is_noted(self, offset: int) -> bool:
+    def _notes(self) -> set[int] | None:
+        """Return the bytes that were held and not released; None if the file may be another's, and is not to be written to."""
+        if os.fstat(self._fd).st_nlink > 1:
+            return None
         os.lseek(self._fd, 1, os.SEEK_SET)  # Windows lets nobody read byte 0 while another has it locked
-        found = b"\n"
-        while block := os.read(self._fd, _BLOCK):
-            found += block
-        return b"\n%x\n" % offset in found
+        found = os.read(self._fd, 2 * _NOTE_BYTES)
+        if found.translate(None, _NOTE_SIGNS):
+            return None
+        return {int(note, 16) for note in found.split() if len(note) <= _NOTE_DIGITS}
+
+    def _rewrite(self, notes: set[int]) -> None:
+        os.ftruncate(self._fd, 0)  # killed here, we leave a file that knows of nobody: then nobody is taken for dead
+        os.write(self._fd, b"".join(b"\n%x\n" % each for each in notes))
 
     def _acquire(self) -> None:
         while True:
@@ -212,19 +217,30 @@ class LockFile:
                 self._close()  # opened by `is_held`; no byte is held yet
             if self._fd < 0:
                 self._open(os.O_CREAT)
-            _lock_patiently(self._fd)
+            self._wait_for(0)
             if not self._drop_if_deleted():
                 return
+
+    def _wait_for(self, offset: int) -> None:
+        deadline, pause = monotonic() + PATIENCE, _PAUSES[0]
+        while not _try_lock(self._fd, offset):
+            if monotonic() >= deadline:
+                raise self._held_too_long()
+            sleep(pause)
+            pause = min(2 * pause, _PAUSES[1])
+
+    def _held_too_long(self) -> OSError:
+        return OSError(errno.ETIMEDOUT, f"others have kept it locked for {PATIENCE:g} s", self.path)
 
     def _open(self, flags: int) -> None:
         """Open the file as it is now, and hold on it what we hold."""
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | flags | BINARY, 0o666)
+            self._fd = open_file(self.path, os.O_RDWR | os.O_APPEND | flags, self._mode)
             self._is_writable = True
         except OSError as error:
             if flags or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            self._fd = os.open(self.path, os.O_RDONLY | BINARY)
+            self._fd = open_file(self.path, os.O_RDONLY)
             self._is_writable = False
         for offset in self._held:
             self._lock_and_note(offset)
@@ -248,19 +264,6 @@ class LockFile:
         self._close()
 
 
-def _lock_patiently(fd: int, offset: int = 0) -> None:
-    while True:
-        try:
-            return _lock(fd, offset)
-        except OSError as error:
-            if error.errno != errno.EDEADLK:
-                raise
-            # The kernel takes all threads of a process for one owner. Two processes that use the same two files look
-            # to it like a deadlock when a thread of each waits for a lock that another thread of the other holds. None
-            # of ours waits for a second lock while it holds one: the other will be done soon.
-            time.sleep(0.001)
-
-
 _registry: dict[str, LockFile] = {}
 _registry_guard = threading.Lock()  # guards _registry and every LockFile._users
 
@@ -274,47 +277,6 @@ def _start_afresh_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_afresh_in_child)
-
-
-def absolute(path: str | os.PathLike[str]) -> str:
-    """Return the path as it is now from the root: the program may change its directory before it opens the file.
-
-    Raises:
-        ConfigurationError: it is no path.
-    """
-    try:
-        text = os.fsdecode(path)
-    except TypeError:
-        text = ""
-    if not text or "\0" in text:
-        raise ConfigurationError(f"path: expected the path of a file, got {path!r}")
-    return os.path.abspath(text)
-
-
-def sync(fd: int) -> None:
-    """Have a file's content survive a power failure."""
-    if sys.platform == "darwin":
-        try:
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync alone leaves it in the drive's cache there
-            return
-        except OSError:  # a file system that does not know it
-            os.fsync(fd)
-    else:
-        os.fsync(fd)
-
-
-def sync_directory(path: str) -> None:
-    """Have the creation, renaming or removal of a file at ``path`` survive a power failure."""
-    if os.name == "nt":
-        return  # no way to ask for it
-    fd = os.open(os.path.dirname(path), os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that cannot sync directories
-            raise
-    finally:
-        os.close(fd)
 
 
 def rotate(path: str, backups: int, *, compress: bool) -> None:
@@ -333,16 +295,16 @@ def rotate(path: str, backups: int, *, compress: bool) -> None:
             os.rename(name, f"{path}.{number}" + (".gz" if number > 1 and name.endswith(".gz") else ""))
     if compress:
         for number in range(1, backups + 1):
-            if os.path.lexists(f"{path}.{number}"):
+            if _is_regular(f"{path}.{number}"):
                 _compress(path, f"{path}.{number}")
 
 
 def settle(path: str, backups: int) -> None:
     """Tidy up after a process that died in `rotate`; nothing to do if none did."""
-    _unlink_if_there(_half_compressed(path))
+    unlink_if_there(_half_compressed(path))
     for number in range(1, backups + 1):
-        if os.path.lexists(f"{path}.{number}.gz"):
-            _unlink_if_there(f"{path}.{number}")  # it is complete inside the other: see _compress
+        if _is_compressed(f"{path}.{number}"):
+            os.unlink(f"{path}.{number}")
 
 
 def _free_number(path: str, backups: int) -> int:
@@ -370,27 +332,21 @@ def _compress(path: str, name: str) -> None:
     """Replace a file by its ``.gz``. Both exist for a moment, and then the ``.gz`` is complete, also on the disk."""
     import gzip
     from shutil import copyfileobj
-    temporary = _half_compressed(path)
-    with open(name, "rb") as plain:
+    with open(open_file(name, os.O_RDONLY), "rb") as plain:
         status = os.fstat(plain.fileno())
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, status.st_mode & 0o666)
-        try:
-            with open(fd, "wb") as target:
-                with gzip.GzipFile(os.path.basename(name), "wb", 6, target, status.st_mtime) as squeezed:
-                    copyfileobj(plain, squeezed, _BLOCK)
-                target.flush()
-                sync(target.fileno())
-            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
-            os.replace(temporary, f"{name}.gz")
-        except BaseException:
-            _unlink_if_there(temporary)
-            raise
-    sync_directory(name)
+        with replacing(f"{name}.gz", _half_compressed(path), like=status) as target:
+            with gzip.GzipFile(os.path.basename(name), "wb", 6, target, status.st_mtime) as squeezed:
+                copyfileobj(plain, squeezed, _BLOCK)
+            target.flush()
+            os.utime(_half_compressed(path), ns=(status.st_atime_ns, status.st_mtime_ns))
     os.unlink(name)
 
 
-def _unlink_if_there(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
+def _is_compressed(name: str) -> bool:
+    """True when a process died in `_compress` before it removed the file: its ``.gz``, of the same owner, is complete."""
+    squeezed = f"{name}.gz"
+    return (_is_regular(name) and _is_regular(squeezed) and os.lstat(name).st_uid == os.lstat(squeezed).st_uid)
+
+
+def _is_regular(name: str) -> bool:
+    return os.path.isfile(name) and not os.path.islink(name)

@@ -161,12 +161,15 @@ def _convert(spec: str, key: str, text: str, annotation: str) -> Any:
         text = unquote(text, errors="strict")
         if "bool" in kinds:
             return _BOOLEANS[text.lower()]
+        if key == "mode":
+            return int(text, 8)
         if "int" in kinds:
             return _whole_number(text, with_unit=key.endswith("bytes"))
         return float(text) if "float" in kinds else text
     except (KeyError, ValueError) as error:
         expected = ("true or false" if "bool" in kinds else
                     "a whole number, with K, M or G behind it for KiB, MiB or GiB" if key.endswith("bytes") else
+                    "permissions as octal digits, such as 640" if key == "mode" else
                     "a whole number" if "int" in kinds else "a number" if "float" in kinds else "percent-encoded UTF-8")
         raise _error(spec, f"option {key!r} has the value {text!r}; expected {expected}") from error
 

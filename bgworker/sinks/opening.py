@@ -1,0 +1,276 @@
+"""One way to open, create and replace each kind of file, in folders that others can write to as well.
+
+The file that a user names is followed where its links lead: people link logs elsewhere on purpose. The names beside it,
+such as ``PATH.lock`` and ``PATH.torn``, can be guessed by anybody who may write to its folder. There no link is followed,
+nothing but a regular file is opened, what others have put there is refused, and no open waits. A file that takes the
+place of another is created under a name of its own and keeps the mode and the owner.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from contextlib import contextmanager, suppress
+
+from ..model.errors import ConfigurationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+BINARY = getattr(os, "O_BINARY", 0)  # Windows alone has text mode, and makes it the default
+_CAREFUL = BINARY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+_ATTEMPTS = 10  # to open what others create and remove meanwhile
+_MOST_LINKS = 40
+_NO_FILES = {"-": "name /dev/stdout for the standard output", ":memory:": "a record that is kept in memory is of no use later"}
+
+_NO_LOCKS = "its file system has no locks; name a path on another"
+
+HOPELESS = {
+    errno.ENOENT: "create its directory first",
+    errno.ENOTDIR: "one of its directories is a file; name another path",
+    errno.EISDIR: "it is a directory; name a file",
+    errno.EACCES: "name a file, in a directory, that this process may write to",
+    errno.EPERM: "name a file, in a directory, that this process may write to",
+    errno.EROFS: "name a path on a file system that can be written to",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ELOOP: "its symbolic links lead in a circle; name another path",
+    errno.ENOLCK: _NO_LOCKS,
+    errno.ENOSYS: _NO_LOCKS,
+    errno.ENOTSUP: _NO_LOCKS,
+    errno.EINVAL: "name a file",
+    errno.EEXIST: "",  # the error names the remedy
+}
+"""Errors of opening a file that no retry mends -> what does."""
+
+CURABLE = {
+    errno.ENOSPC: "make room on its file system",
+    errno.EDQUOT: "make room in the quota",
+    errno.EFBIG: "raise the limit for file sizes, or set max_bytes below it",
+    errno.ENOENT: "create its directory again",
+    errno.EMFILE: "raise the limit for open files",
+    errno.ENXIO: "nothing reads from it; start the reader",
+    errno.EPIPE: "its reader is gone; start another",
+    errno.ETIMEDOUT: "find the process that holds its lock, and end it if it hangs",
+}
+"""Errors of using a file that a retry may find mended -> what mends them."""
+
+
+def shown(path: str | bytes | os.PathLike[str]) -> str:
+    """Return a path as a message shows it: on one line, in quotes, its backslashes single."""
+    return repr(os.fsdecode(path)).replace("\\\\", "\\")
+
+
+def trouble(what: str, path: str, error: OSError, remedies: dict[int, str]) -> str:
+    """Return the message for an error of the file at ``path``, or of one beside it, with what mends it."""
+    other = f" ({shown(error.filename)})" if error.filename not in (None, path) else ""
+    remedy = remedies.get(error.errno or 0)
+    return f"cannot {what} {shown(path)}: {error.strerror or error}{other}" + (f"; {remedy}" if remedy else "")
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return the path as it is now from the root: the program may change its directory before it opens the file.
+
+    Raises:
+        ConfigurationError: it is no path, or the current directory, which it starts from, is gone.
+    """
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        text = ""
+    if not text or "\0" in text:
+        raise ConfigurationError(f"path: expected the path of a file, got {path!r}")
+    if text in _NO_FILES:
+        raise ConfigurationError(f"path: {text!r} names no file here; {_NO_FILES[text]}, or write ./{text} for a file of "
+                                 "that name")
+    try:
+        return os.path.abspath(text)
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"path: {shown(text)} starts from the current directory, which is gone; change to "
+                                 "another, or give a path from the root") from error
+
+
+def checked_mode(mode: int | None) -> int | None:
+    """Return the permissions that files are to be created with, if they can be, else raise a `ConfigurationError`."""
+    if mode is None or type(mode) is int and mode & ~0o177 == 0o600:
+        return mode
+    got = oct(mode) if type(mode) is int and 0 <= mode <= 0o7777 else repr(mode)
+    raise ConfigurationError(f"mode: expected None, or permissions from 0o600 to 0o777 such as 0o640, got {got}")
+
+
+def followed(path: str) -> str:
+    """Return where the links at a path lead, whether there is a file or not.
+
+    Raises:
+        FileExistsError: another user has put a link there, which may lead anywhere.
+    """
+    for _ in range(_MOST_LINKS):
+        try:
+            status = os.lstat(path)
+        except OSError:
+            break  # nothing there, or out of reach: opening it tells
+        if not stat.S_ISLNK(status.st_mode):
+            break
+        _check_owner(path, status)
+        path = os.path.join(os.path.dirname(path), os.readlink(path))
+    return os.path.realpath(path)
+
+
+def open_file(path: str, flags: int, mode: int | None = None, *, like: os.stat_result | None = None) -> int:
+    """Open a regular file without following a link; return its descriptor.
+
+    Args:
+        flags: as of `os.open`. With O_CREAT a file that is not there is created, never over something else.
+        mode: of a file that is created, whatever the umask; None leaves it to the umask.
+        like: a file that is created gets the mode and the owner of this one.
+
+    Raises:
+        FileExistsError: something else than a regular file is there, or what another user has put there.
+        OSError: it cannot be opened.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            status = os.lstat(path)
+            check(path, status)
+            fd = os.open(path, flags & ~os.O_CREAT | _CAREFUL)
+        except FileNotFoundError:
+            if not flags & os.O_CREAT:
+                raise
+            with suppress(FileExistsError):
+                return create(path, flags, mode, like=like)
+            continue
+        if os.path.samestat(os.fstat(fd), status):
+            return fd
+        os.close(fd)
+    raise OSError(errno.EAGAIN, "others replace it all the time", path)
+
+
+def create(path: str, flags: int, mode: int | None = None, *, like: os.stat_result | None = None) -> int:
+    """Create a file that is not there; the rest is as with `open_file`. Raises `FileExistsError` if anything is."""
+    fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | _CAREFUL, 0o666 if mode is None and like is None else 0o600)
+    try:
+        if like is not None:
+            _make_alike(fd, like)
+        elif mode is not None and hasattr(os, "fchmod"):
+            os.fchmod(fd, mode)
+    except BaseException:
+        os.close(fd)
+        os.unlink(path)
+        raise
+    return fd
+
+
+@contextmanager
+def replacing(path: str, temporary: str, *, like: os.stat_result | None = None) -> Iterator[BinaryIO]:
+    """Write a file that takes the place of the one at ``path`` when the block ends well, on the disk by then.
+
+    Args:
+        temporary: where it is written; what a killed process has left there is removed.
+        like: whose mode and owner it gets; None leaves them to the umask and this process.
+    """
+    unlink_if_there(temporary)
+    fd = create(temporary, os.O_WRONLY, like=like)
+    try:
+        with open(fd, "wb") as file:
+            yield file
+            file.flush()
+            sync(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        unlink_if_there(temporary)
+        raise
+    sync_directory(path)
+
+
+def check(path: str, status: os.stat_result) -> None:
+    """Refuse to use a file, as `os.lstat` shows it, that is not a regular one, or that another user has put there.
+
+    Raises:
+        FileExistsError: it is; its text tells what to do.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO",
+                 stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+        raise OSError(errno.EEXIST, f"there is {kind} where a file is expected; remove it", path)
+    _check_owner(path, status)
+
+
+def is_ours(status: os.stat_result, *others: int) -> bool:
+    """True when a file has one name and belongs to this user, to root or to one of ``others``: it may be written to."""
+    return status.st_nlink == 1 and (os.name == "nt" or status.st_uid in (0, os.geteuid(), *others))
+
+
+def _check_owner(path: str, status: os.stat_result) -> None:
+    if os.name == "nt":
+        return
+    folder, user, is_link = os.stat(os.path.dirname(path)), os.geteuid(), stat.S_ISLNK(status.st_mode)
+    is_open_to_all = folder.st_mode & stat.S_IWOTH
+    trusted = {0, user}
+    if user != 0 or not is_link:  # root has no reason to go where a user's link leads
+        trusted.add(folder.st_uid)
+    if status.st_uid not in trusted and (is_link or is_open_to_all):
+        what = "a symbolic link" if is_link else "a file"
+        raise OSError(errno.EEXIST, f"there is {what} of another user (uid {status.st_uid}); remove it, or name a path in a "
+                      "directory that only you can write to", path)
+    if is_open_to_all and not is_link and status.st_nlink > 1:
+        raise OSError(errno.EEXIST, "there is a hard link to a file, in a directory that everybody can write to; remove it, "
+                      "or name a path in a directory that only you can write to", path)
+
+
+def check_replaceable(path: str, status: os.stat_result) -> None:
+    """Refuse to replace a file whose owner could not be kept. Raises `PermissionError`."""
+    if os.name != "nt" and os.geteuid() not in (0, status.st_uid):
+        raise OSError(errno.EPERM, f"it belongs to another user (uid {status.st_uid}), and only that user and root can "
+                      "replace it", path)
+
+
+def _make_alike(fd: int, like: os.stat_result) -> None:
+    if not hasattr(os, "fchown"):
+        return
+    mine, mode = os.fstat(fd), like.st_mode & 0o777
+    if mine.st_uid != like.st_uid:
+        with suppress(PermissionError):  # root alone can do that; for all others the group has to do
+            os.fchown(fd, like.st_uid, -1)
+    if mine.st_gid != like.st_gid:
+        try:
+            os.fchown(fd, -1, like.st_gid)
+        except PermissionError:  # a group that we are not in: better nobody of a group than those of another
+            mode &= ~0o070
+    os.fchmod(fd, mode)
+
+
+def sync(fd: int) -> None:
+    """Have a file's content survive a power failure."""
+    if sys.platform == "darwin":
+        import fcntl
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync alone leaves it in the drive's cache there
+            return
+        except OSError:  # a file system that does not know it
+            os.fsync(fd)
+    else:
+        os.fsync(fd)
+
+
+def sync_directory(path: str) -> None:
+    """Have the creation, renaming or removal of a file at ``path`` survive a power failure."""
+    if os.name == "nt":
+        return  # no way to ask for it
+    fd = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot sync directories
+            raise
+    finally:
+        os.close(fd)
+
+
+def unlink_if_there(path: str) -> None:
+    """Remove a file, or a link to one, if there is one."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
