@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bgworker import PermanentSinkError, RetryPolicy, Scheduler, SinkError, SinkOptions, TemporarySinkError, current_task
-from bgworker.park.replay import replay
+from bgworker.park.replay import MOST_BYTES, replay
 from bgworker.model.events import Event, StreamEvent
 from bgworker.model.wire import decode
 
@@ -103,7 +103,7 @@ def test_a_sink_that_fails_half_way_leaves_the_rest_in_the_file_for_the_next_rep
     store = Store(fails_after=2)
     with pytest.raises(SinkError, match="away"):
         replay(parked, store, batch_size=5)
-    assert len(store.rows) == 10 and len(lines(parked)) == 24, "nothing is removed before all is done"
+    assert len(store.rows) == 10 and [line["event"]["seq"] for line in lines(parked)] == list(range(11, 25))
     rest = Store()
     assert replay(parked, rest, batch_size=5).delivered == 14, "what was delivered is not delivered again"
     assert not parked.exists()
@@ -177,9 +177,104 @@ def test_what_is_parked_during_a_replay_stays_for_the_next(parked: Path) -> None
     assert parked.read_bytes() == line
 
 
-def test_a_note_of_another_file_is_not_believed(parked: Path) -> None:
-    Path(f"{parked}.replay").write_text('{"identity":[1,2],"done":1000,"kept":[]}')
+def test_no_note_beside_the_file_is_believed(parked: Path) -> None:
+    status = parked.stat()
+    Path(f"{parked}.replay").write_text(json.dumps({"identity": [status.st_dev, status.st_ino], "done": status.st_size, "kept": []}))
     assert replay(parked, Store()).delivered == 24
+
+
+def test_a_sink_that_cannot_be_closed_has_nothing_removed(parked: Path) -> None:
+    class Unclosable(Store):
+        def close(self) -> None:
+            raise SinkError("what it had in hand is gone")
+
+    with pytest.raises(SinkError, match="in hand"):
+        replay(parked, Unclosable())
+    assert len(lines(parked)) == 24
+
+
+@pytest.mark.parametrize("content", [b"a settings file\nof two lines\n", b'{"settings": true}\n{"more": 1}\n', b"\x7fELF\0\n\xff\n",
+                                     b'{"event": "login", "user": "me"}\n{"event": {"name": "x"}}\n', b"\n\n", b"[1]\n"],
+                         ids=repr)
+def test_a_file_that_is_no_park_file_is_not_touched(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    before = path.stat()
+    report = replay(path, Store())
+    assert (report.delivered, report.skipped) == (0, len(content.splitlines()))
+    assert path.read_bytes() == content and os.listdir(tmp_path) == ["file"]
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_of_a_mixed_file_only_what_a_park_wrote_is_removed(parked: Path, tmp_path: Path) -> None:
+    (wire,) = [json.dumps(line["event"]) + "\n" for line in lines(parked) if line["event"]["seq"] == 3]
+    first, *others = parked.read_text().splitlines(keepends=True)
+    parked.write_text("".join(["rubbish\n", first, wire, *others, "{}\n"]))
+    assert replay(parked, Store(), batch_size=4).delivered == 25
+    assert parked.read_text() == f"rubbish\n{wire}{{}}\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps neither")
+def test_what_is_left_keeps_the_mode_and_the_owner_of_the_file(parked: Path) -> None:
+    with parked.open("ab") as file:
+        file.write(b"rubbish\n")
+    parked.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(parked, 65534, 65534)
+    before = parked.stat()
+    replay(parked, Store())
+    after = parked.stat()
+    assert parked.read_bytes() == b"rubbish\n"
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_a_line_that_is_too_long_is_skipped_kept_and_never_in_memory(parked: Path) -> None:
+    import tracemalloc
+
+    with parked.open("ab") as file:
+        for _ in range(20):
+            file.write(b"x" * MOST_BYTES)
+        file.write(b"\n{}\n")
+    size = parked.stat().st_size
+    tracemalloc.start()
+    try:
+        report = replay(parked, Store())
+        assert tracemalloc.get_traced_memory()[1] < 5 * MOST_BYTES
+    finally:
+        tracemalloc.stop()
+    assert (report.delivered, report.skipped) == (24, 2) and f"has more than {MOST_BYTES} bytes" in report.problems[0]
+    assert 20 * MOST_BYTES < parked.stat().st_size < size
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="needs the kernel's account of writes")
+def test_lines_that_cannot_be_read_are_written_once_not_once_a_batch(parked: Path) -> None:
+    def written() -> int:
+        return int(Path("/proc/self/io").read_text().split("wchar: ")[1].split()[0])
+
+    with parked.open("ab") as file:
+        file.write(b"bad\n[]\n" * 25_000)
+    before = written()
+    assert replay(parked, Store()).skipped == 50_000
+    assert written() - before < 2 * parked.stat().st_size
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a FIFO")
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path):
+        with pytest.raises(FileExistsError, match="where a file is expected"):
+            replay(path, Store())
+
+
+def test_a_file_that_was_replaced_meanwhile_is_left_alone(parked: Path) -> None:
+    class Replaces(Store):
+        def close(self) -> None:
+            os.replace(other, parked)
+
+    other = parked.with_name("other")
+    other.write_bytes(parked.read_bytes()[:500])
+    assert replay(parked, Replaces()).delivered == 24
+    assert parked.stat().st_size == 500
 
 
 def test_a_file_of_plain_wire_lines_is_read_and_left_as_it_is(tmp_path: Path) -> None:
@@ -196,7 +291,7 @@ def test_a_file_of_plain_wire_lines_is_read_and_left_as_it_is(tmp_path: Path) ->
 def test_a_killed_replay_loses_nothing(parked: Path, tmp_path: Path) -> None:
     script = textwrap.dedent("""
         import os, signal, sys
-        from bgworker.park.replay import replay
+        from bgworker.park.replay import MOST_BYTES, replay
         class Store:
             def write(self, events):
                 with open(sys.argv[2], "a") as file:
@@ -218,4 +313,4 @@ def test_a_killed_replay_loses_nothing(parked: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and not parked.exists()
     seqs = [int(line) for line in got.read_text().split()]
     assert sorted(set(seqs)) == list(range(1, 25))
-    assert len(seqs) == 24 + 3 * 3, "each kill came after a write and before its note: that batch came twice"
+    assert len(seqs) == 24 + (1 + 2 + 3) * 3, "what a killed replay had delivered was delivered again"

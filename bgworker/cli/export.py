@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
-import tempfile
 
 from ..model.wire import encode
+from ..sinks.opening import absolute, check_replaceable, followed, replacing, shown, trouble
 from .reading import Output, a_path, add_db, exit_codes, harmless_json, opened, quietly
 from .screen import escaped
 
@@ -15,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterator
-    from typing import Any, TextIO
+    from typing import Any, BinaryIO
 
     from ..history.reader import History
 
@@ -60,50 +59,37 @@ def act(options: Namespace) -> int:
 
 
 def _to_file(history: History, options: Namespace) -> int:
-    path = os.path.realpath(options.jsonl)  # a symbolic link stays; what it leads to is replaced
     try:
+        path = followed(absolute(options.jsonl))  # a symbolic link stays; what it leads to is replaced
         if os.path.exists(path) and os.path.samefile(path, history.path):
-            options.parser.error(f"argument --jsonl: {options.jsonl!r} is the history itself; name another file")
+            options.parser.error(f"argument --jsonl: {shown(options.jsonl)} is the history itself; name another file")
         if os.path.exists(path) and not os.path.isfile(path):
-            with open(path, "w", encoding="utf-8", newline="\n") as file:  # a device or FIFO cannot be replaced
+            with open(path, "wb") as file:  # a device or FIFO cannot be replaced
                 count = _write(history, file)
         else:
             count = _replace(history, path)
     except OSError as error:
-        options.parser.error(f"argument --jsonl: cannot write {options.jsonl!r}: {error.strerror or error}; "
-                             "name another file")
+        options.parser.error(f"argument --jsonl: {trouble('write', options.jsonl, error, {})}; name another file")
     print(f"{count} events written to {escaped(options.jsonl)}", file=sys.stderr)
     return 0
 
 
 def _replace(history: History, path: str) -> int:
-    """Write to a file beside the path, which takes its place and permissions when it is complete."""
+    """Write to a file beside the path, which takes its place, owner and permissions when it is complete."""
+    like = None
+    if os.path.exists(path):
+        like = os.stat(path)
+        check_replaceable(path, like)
     folder, name = os.path.split(path)
-    fd, temporary = tempfile.mkstemp(prefix=name[:50] + ".", suffix=".tmp", dir=folder)
-    try:
-        with open(fd, "w", encoding="utf-8", newline="\n") as file:
-            count = _write(history, file)
-        os.chmod(temporary, _mode_for(path))
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return count
+    temporary = os.path.join(folder, f"{name[:50]}.{os.urandom(6).hex()}.tmp")
+    with replacing(path, temporary, like=like) as file:
+        return _write(history, file)
 
 
-def _mode_for(path: str) -> int:
-    try:
-        return stat.S_IMODE(os.stat(path).st_mode)
-    except FileNotFoundError:
-        mask = os.umask(0o077)
-        os.umask(mask)
-        return 0o666 & ~mask
-
-
-def _write(history: History, file: TextIO) -> int:
+def _write(history: History, file: BinaryIO) -> int:
     count = 0
     for lines in _in_groups(history):
-        file.writelines(f"{line}\n" for line in lines)
+        file.writelines(f"{line}\n".encode() for line in lines)
         count += len(lines)
     return count
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from ..model.errors import BgworkerError
+from ..model.errors import BgworkerError, ConfigurationError
 from ..park.replay import replay
 from ..sinks import open_sink
+from ..sinks.opening import trouble
 from .screen import escaped
 
 TYPE_CHECKING = False
@@ -19,8 +20,8 @@ Deliver the events of a park file to a sink, and then remove them from the
 file. A file of plain wire lines (jsonl, such as bgworker export writes) can be
 replayed too, and stays as it is.
 
-Nothing is removed before it is delivered. A replay that was stopped goes on
-where it was; what the sink refuses, and lines that cannot be read, stay.
+Nothing is removed before it is delivered. What the sink refuses, and lines
+that cannot be read or are not of a park file, stay.
 """
 
 EPILOG = """\
@@ -46,13 +47,17 @@ def add_parser(verbs: Any) -> None:
 def act(options: Namespace) -> int:
     """Replay, and tell how many events were delivered, refused and skipped."""
     try:
-        report = replay(options.file, open_sink(options.to))
-    except OSError as error:
-        options.parser.error(f"cannot read {options.file!r}: {error.strerror or error}; expected a park file")
+        sink = open_sink(options.to)
     except BgworkerError as error:
-        if isinstance(error, ValueError):  # the specification
-            options.parser.error(f"argument --to: {error}")
-        print(f"bgworker replay: error: {escaped(str(error))}; what was not delivered is still in {options.file}",
+        options.parser.error(f"argument --to: {error}")
+    try:
+        report = replay(options.file, sink)
+    except OSError as error:
+        options.parser.error(f"{trouble('read', options.file, error, {})}; expected a park file")
+    except ConfigurationError as error:
+        options.parser.error(str(error))
+    except BgworkerError as error:
+        print(f"bgworker replay: error: {escaped(str(error))}; what was not delivered is still in {escaped(options.file)}",
               file=sys.stderr)
         return 1
     for problem in report.problems:

@@ -1,20 +1,25 @@
 """Replay: the events of a park file are delivered after all, and only then removed from it.
 
-At least once. Where a replay is stopped, the next goes on behind the last batch that the sink took: that place is noted in
-``PATH.replay``. Stores that know events by ``(task_id, seq)`` have each of them once, so a second replay changes nothing.
-A file of plain wire lines can be replayed too; it is only read, not changed.
+At least once. A replay that fails has removed what the sink took until then; one that is killed has removed nothing, and
+the next delivers it again. Stores that know events by ``(task_id, seq)`` have each of them once.
+
+Only lines that a park wrote, and whose event the sink took, are ever removed. A file without such lines, as one of plain
+wire lines or somebody's text, is read and not changed. What is left keeps the mode and the owner of the file.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from array import array
 from dataclasses import dataclass
+from shutil import copyfileobj
 
 from ..delivery.loop import SinkLoop
-from ..model.errors import PermanentSinkError, SinkError, WireError
+from ..model.errors import PermanentSinkError, SinkError
 from ..model.wire import decode, decode_object
-from ..sinks.lockfile import BINARY, LockFile, sync, sync_directory
+from ..sinks.lockfile import LockFile
+from ..sinks.opening import absolute, check_replaceable, followed, open_file, replacing, sync_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +29,12 @@ if TYPE_CHECKING:
     from ..model.events import Event
     from ..sinks.base import Sink
 
-    Line = Tuple[int, int, Event | None]  # from, to (bytes), and the event, or None for a line that holds none
+    Line = Tuple[int, int, Event | None, bool]  # from, to (bytes), the event or None, and whether a park wrote the line
+
+MOST_BYTES = 1 << 23
+"""Of a line that is decoded. A longer one counts as one that cannot be read."""
+
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -42,114 +52,121 @@ class ReplayReport:
 
 
 def replay(path: str | os.PathLike[str], sink: Sink, *, batch_size: int = 500) -> ReplayReport:
-    """Deliver the events of the file at ``path`` to ``sink``, then remove them from it if it is a park file.
+    """Deliver the events of the file at ``path`` to ``sink``, then remove from it the lines of a park that hold them.
 
     Runs on the caller's thread, which opens, flushes and closes the sink. What is parked meanwhile stays for the next
-    replay. One replay at a time: a second one of the same file waits for the first.
+    replay. Of two replays of a file at once both deliver, and the first to end removes.
 
     Raises:
         SinkError: the sink failed, on events that it might take later or that another may take. All that it has not
             taken is still in the file.
         OSError: the file cannot be read, or not be rewritten.
     """
-    path = os.path.realpath(os.fspath(path))
-    os.stat(path)  # no lock file for what is not there
-    lock = LockFile.share(path + ".replay.lock")
-    try:
-        with lock:
-            return _Replay(path, sink, batch_size).run()
-    finally:
-        lock.leave()
+    found = followed(absolute(path))
+    with open(open_file(found, os.O_RDONLY), "rb") as file:
+        return _Replay(found, file, sink, batch_size).run()
 
 
 class _Replay:
-    def __init__(self, path: str, sink: Sink, batch_size: int) -> None:
+    def __init__(self, path: str, file: BinaryIO, sink: Sink, batch_size: int) -> None:
         self._path = path
-        self._note_path = path + ".replay"
+        self._file = file
+        self._status = os.fstat(file.fileno())
         self._sink = sink
         self._batch_size = batch_size
         self._loop = SinkLoop()
-        self._identity = (0, 0)
         self._done = 0  # bytes from the start that need no second look
-        self._kept: list[tuple[int, int]] = []  # of those, the lines that stay
-        self._is_park = False
+        self._kept = array("Q")  # of those, the lines that stay: from, to, from, to ...
+        self._removable = 0
         self._delivered = self._refused = self._skipped = 0
         self._problems: list[str] = []
 
     def run(self) -> ReplayReport:
-        with open(self._path, "rb") as file:
-            status = os.fstat(file.fileno())
-            self._identity = (status.st_dev, status.st_ino)
-            self._is_park = _is_park(file)
-            self._resume()
+        is_closed = False
+        try:
             self._call("open")
             try:
-                self._deliver(file, status.st_size)
+                self._deliver()
             finally:
                 self._call("close")
-                self._loop.close()
-        if self._is_park:
-            self._remove_done()
+                is_closed = True
+        finally:
+            self._loop.close()
+            if is_closed and self._removable:  # a sink that cannot be closed may have lost what it had in hand
+                self._remove_delivered()
         return ReplayReport(self._delivered, self._refused, self._skipped, tuple(self._problems))
 
-    def _deliver(self, file: BinaryIO, size: int) -> None:
+    def _deliver(self) -> None:
         batch: list[Line] = []
-        for line in self._lines(file, size):
+        for line in self._lines():
             batch.append(line)
-            if len(batch) == self._batch_size:
+            if len(batch) == self._batch_size or line[1] - batch[0][0] >= MOST_BYTES:
                 self._take(batch)
                 batch = []
         self._take(batch)
 
-    def _lines(self, file: BinaryIO, size: int) -> Iterator[Line]:
-        file.seek(self._done)
-        start = self._done
-        while start < size:
-            text = file.readline()
-            if not text.endswith(b"\n"):
-                return  # torn: its writer died, or is about to finish it
+    def _lines(self) -> Iterator[Line]:
+        start = 0
+        while start < self._status.st_size:
+            text = self._file.readline(MOST_BYTES)
             end = start + len(text)
-            yield start, end, self._event(text, start)
+            is_whole = text.endswith(b"\n")
+            while text and not text.endswith(b"\n"):
+                text = self._file.readline(MOST_BYTES)
+                end += len(text)
+            if not text:
+                return  # torn: its writer died, or is about to finish it
+            yield self._line(text, start, end) if is_whole else self._skipped_line(
+                start, end, f"it has more than {MOST_BYTES} bytes")
             start = end
 
-    def _event(self, text: bytes, start: int) -> Event | None:
+    def _line(self, text: bytes, start: int, end: int) -> Line:
         try:
-            if not self._is_park:
-                return decode(text)
-            parked = json.loads(text)
-            if not isinstance(parked, dict) or "event" not in parked:
-                raise WireError('expected a park line, an object with "event"')
-            return decode_object(parked["event"])
+            if b'"event"' in text:
+                found = json.loads(text)
+                if isinstance(found, dict) and "event" in found and "type" not in found:
+                    return start, end, decode_object(found["event"]), True
+            return start, end, decode(text), False
         except (ValueError, RecursionError) as error:
-            self._skipped += 1
-            self._note_problem(f"line at byte {start}: {error}")
-            return None
+            return self._skipped_line(start, end, str(error))
+
+    def _skipped_line(self, start: int, end: int, why: str) -> Line:
+        self._skipped += 1
+        self._note_problem(f"line at byte {start}: {why}")
+        return start, end, None, False
 
     def _take(self, batch: list[Line]) -> None:
-        """Deliver a batch and note that it is."""
-        self._kept += [(start, end) for start, end, event in batch if event is None]
-        self._write([line for line in batch if line[2] is not None])
-        if batch and self._is_park:
+        """Deliver a batch, and note which of its lines stay."""
+        refused: set[int] = set()
+        self._write([line for line in batch if line[2] is not None], refused)
+        stays = [not is_parked or start in refused for start, _, _, is_parked in batch]
+        if not all(stays):
             self._call("flush")
-            self._done = batch[-1][1]
-            self._note_done()
+        for (start, end, _, _), does_stay in zip(batch, stays):
+            self._done = end
+            if not does_stay:
+                self._removable += 1
+            elif self._kept and self._kept[-1] == start:
+                self._kept[-1] = end
+            else:
+                self._kept.extend((start, end))
 
-    def _write(self, lines: list[Line]) -> None:
+    def _write(self, lines: list[Line], refused: set[int]) -> None:
         """Have the sink write events, halving what it refuses for good until the offending ones stand alone."""
         if not lines:
             return
         try:
-            self._call("write", [event for _, _, event in lines])
+            self._call("write", [line[2] for line in lines])
         except PermanentSinkError as error:
             if error.concerns != "event":
                 raise  # all of them, whatever is in them: as long as that is so, they are best kept where they are
             if len(lines) > 1:
                 middle = len(lines) // 2
-                self._write(lines[:middle])
-                self._write(lines[middle:])
+                self._write(lines[:middle], refused)
+                self._write(lines[middle:], refused)
                 return
             self._refused += 1
-            self._kept.append(lines[0][:2])
+            refused.add(lines[0][0])
             self._note_problem(f"refused: {error}")
         except SinkError:
             raise
@@ -168,57 +185,40 @@ class _Replay:
         if len(self._problems) < 5:
             self._problems.append(" ".join(text.split())[:300])
 
-    # -- where we are --
+    # -- the file --
 
-    def _resume(self) -> None:
-        """Go on where an earlier replay of this very file was stopped."""
+    def _remove_delivered(self) -> None:
+        """Leave in the file what stays and what was appended since we looked; a file without either goes."""
+        lock = LockFile.share(self._path + ".lock", self._status.st_mode & 0o666)
         try:
-            with open(self._note_path, encoding="utf-8") as file:
-                note = json.load(file)
-            if note["identity"] == list(self._identity):
-                self._done = note["done"]
-                self._kept = [(start, end) for start, end in note["kept"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            return  # none, or one of another file: start at the beginning
-
-    def _note_done(self) -> None:
-        _replace(self._note_path, [json.dumps({"identity": self._identity, "done": self._done,
-                                               "kept": sorted(self._kept)}).encode()])
-
-    def _remove_done(self) -> None:
-        """Rewrite the file with what stays: lines that were kept, and what was appended since we looked."""
-        lock = LockFile.share(self._path + ".lock")
-        try:
-            with lock, open(self._path, "rb") as file:
-                left = [file.read(end - start) for start, end in sorted(self._kept) if file.seek(start) >= 0]
-                file.seek(self._done)
-                left.append(file.read())
-                if any(left):
-                    _replace(self._path, left)
-                else:
+            with lock:
+                if not self._is_still_there():
+                    return  # another replay was faster, or somebody has put another file in its place
+                if not self._kept and os.fstat(self._file.fileno()).st_size == self._done:
+                    self._file.close()  # Windows removes and replaces nothing that is open
                     os.unlink(self._path)
-                if os.path.lexists(self._note_path):
-                    os.unlink(self._note_path)
+                    sync_directory(self._path)
+                    return
+                check_replaceable(self._path, self._status)
+                with replacing(self._path, self._path + ".replay.tmp", like=self._status) as rest:
+                    for start, end in zip(self._kept[::2], self._kept[1::2]):
+                        self._copy(start, end - start, rest)
+                    self._file.seek(self._done)
+                    copyfileobj(self._file, rest, _BLOCK)
+                    self._file.close()
         finally:
             lock.leave()
 
+    def _is_still_there(self) -> bool:
+        try:
+            status = os.lstat(self._path)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(status, self._status) and status.st_size >= self._done
 
-def _is_park(file: BinaryIO) -> bool:
-    """Tell a park file from one of plain wire lines, by its first line."""
-    try:
-        first = json.loads(file.readline())
-    except (ValueError, RecursionError):
-        return True
-    return not isinstance(first, dict) or "event" in first or "type" not in first
-
-
-def _replace(path: str, parts: list[bytes]) -> None:
-    """Give the file at ``path`` a new content, or leave the old one, whenever the process dies."""
-    temporary = path + ".tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
-    with open(fd, "wb") as file:
-        file.writelines(parts)
-        file.flush()
-        sync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path)
+    def _copy(self, start: int, length: int, target: BinaryIO) -> None:
+        self._file.seek(start)
+        while length:
+            block = self._file.read(min(_BLOCK, length))
+            target.write(block)
+            length -= len(block)
