@@ -18,6 +18,7 @@ import pytest
 
 import bgworker.running.pool
 from bgworker import PoolStuck, Scheduler, ShutdownError, Task, TaskStatus, TaskTimedOut, current_task
+from bgworker.model.reports import wait_for_reports
 from bgworker.testing import MemorySink
 
 LONG = 30.0
@@ -231,7 +232,7 @@ def test_a_hundred_tasks_that_never_look_cost_a_hundred_quick_ones_nothing() -> 
 
 
 def test_without_replacing_the_stuck_the_quick_ones_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bgworker.running.pool.Pool, "_expire", lambda pool, task, thread: (task.time_out(), task.publish()))
+    monkeypatch.setattr(bgworker.running.pool.Pool, "_expire", lambda pool, task, thread: task.time_out())
     with stuck(Scheduler(4)) as sleepers:
         slow = sleepers.submit(4)
         quick = sleepers.pool.submit(len, "abc")
@@ -258,6 +259,7 @@ def test_beyond_the_bound_the_workers_that_are_left_go_on(caplog: pytest.LogCapt
         assert [sleepers.pool.submit(len, "abc").result(LONG) for _ in range(10)] == [3] * 10
         health = sleepers.pool.health()
         assert (health.workers, health.replaced, len(health.stuck)) == (1, 0, 1)
+    wait_for_reports(time.monotonic() + LONG)
     assert f"task {slow.id} past its deadline cannot be replaced" in caplog.text and "max_stuck=0" in caplog.text
 
 

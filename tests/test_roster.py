@@ -67,13 +67,13 @@ def test_a_thread_is_in_one_group_at_a_time() -> None:
     made, one = roster(0, 0), worker()
     made.workers.add(one)
     made.leave(one)
-    assert made.active() == (one,) and not made.workers and made.is_mine(one.thread)
+    assert made.active() == (one,) and not made.workers and made.knows(one)
     made.retire(one)
-    assert made.active() == () and made.retired == {one} and made.is_mine(one.thread)
+    assert made.active() == () and made.retired == {one} and made.knows(one)
     made.reinstate(one)
     assert made.active() == (one,) and made.workers == {one} and not made.retired
     made.forget(one)
-    assert made.active() == () and not made.is_mine(one.thread)
+    assert made.active() == () and not made.knows(one)
 
 
 def test_a_stuck_thread_that_has_just_come_back_is_not_told_of() -> None:

@@ -94,10 +94,15 @@ class Dispatcher:
             if self._thread is None and not self.closed.is_set():
                 if self._registry is not None:
                     self.set_outlets(self._registry.start_inherited())
-                thread = own_thread(f"{self._name}-dispatcher", self._run)
-                thread.start()
-                self._thread = thread
-                self.has_started = True
+                thread = own_thread(f"{self._name}-dispatcher", self._begin)
+                try:
+                    self._thread = thread
+                    thread.start()
+                    self.has_started = True
+                except BaseException:  # an interrupt, too: should it start after all, it finds that it is not wanted
+                    self._thread = None
+                    self.has_started = False
+                    raise
 
     def start_afresh(self) -> None:
         """In a forked child, which has no thread but its own: empty queues, sinks that open on first use.
@@ -186,6 +191,12 @@ class Dispatcher:
     def _close_intake(self) -> None:
         self._is_finishing = True
         self.intake.close()
+
+    def _begin(self) -> None:
+        with self._lock:  # not before `start` has made up its mind: of two threads each would number
+            is_wanted = self._thread is threading.current_thread()
+        if is_wanted:
+            self._run()
 
     def _run(self) -> None:
         intake = self.intake
@@ -293,8 +304,10 @@ class Dispatcher:
                     state.seq = seq = 2
                     kind = SCHEDULED
                 elif kind >= COMPLETED:
-                    state.ended = True
+                    state.ended = kind
                     ended.append(state)
+                    if seq == 1:  # a submit was interrupted before it said that there is a task: nobody has it
+                        continue
                 if is_heard:
                     append((state, seq, kind, ns, None))
         streams = size = 0

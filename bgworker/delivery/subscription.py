@@ -13,7 +13,9 @@ import threading
 from collections import Counter
 from time import monotonic
 
-from ..model.records import STATUSES, Batch, TaskState
+from ..model.records import Batch, TaskState
+from ..model.reports import report
+from ..model.text import describe
 from ..model.threads import own_thread
 from .backlog import Backlog, Chunk
 from .courier import CROWDED
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 
     from ..model.events import Event
     from ..model.records import Record
-
-logger = logging.getLogger(__name__.partition(".")[0])
 
 MAX_BYTES = 64 * 1024 * 1024
 """Most memory that waiting stream events take, as estimated: text plus 256 bytes an event."""
@@ -143,8 +143,8 @@ class Subscription:
         for each in self:
             try:
                 callback(each)
-            except Exception:  # a third party's code on our thread
-                logger.exception("the callback of %s failed on %s", self.name, each.type)
+            except BaseException as error:  # a third party's code on our thread; asyncio's CancelledError is no Exception
+                report(logging.ERROR, "the callback of %s failed on %s: %s", self.name, each.type, describe(error))
 
     def join(self, deadline: float) -> bool:
         """Wait until ``deadline`` (monotonic) for the callback to have had all; False if it has not."""
@@ -163,8 +163,7 @@ class Subscription:
             return
         records = list(state.tail or ())
         if state.ended:
-            kind = STATUSES.index(state.status)
-            records.append((state, state.seq, kind, state.completed_ns, None))
+            records.append((state, state.seq, state.ended, state.completed_ns, None))
         self.put(Chunk.of(records))
 
     def put(self, chunk: Chunk) -> None:

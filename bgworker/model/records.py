@@ -118,7 +118,7 @@ class TaskState:
     """What `wire` has encoded of the fields that do not change any more. Written by any sink's thread, each time as a whole:
     the worst is that two threads make the same."""
     seq = 0
-    ended = False
+    ended = 0  # the kind of its terminal event, once that has been numbered
     recorded_percent: float | None = None
     recorded_message: str | None = None
     tail: deque[Record] | None = None

@@ -11,7 +11,8 @@ import os
 import threading
 import time
 from contextvars import ContextVar
-from types import CoroutineType, MappingProxyType
+from functools import partial
+from types import MappingProxyType
 
 from ..delivery.intake import Intake
 from ..model.errors import TaskCancelled
@@ -235,22 +236,30 @@ class TaskContext:
                 return
         callback()
 
-    def request_stop(self, reason: str) -> None:
-        """Ask the task to stop; the first reason stays. Any thread."""
+    def request_stop(self, reason: str) -> Callable[[], object] | None:
+        """Ask the task to stop; the first reason stays. Any thread.
+
+        Returns: what remains to be called if there is an `on_cancel`. That is the user's, and may block.
+        """
         with _stop_lock:
             if self._stop_reason is not None:
-                return
+                return None
             self._stop_reason = reason
-            callbacks = self._on_cancel, self._interrupt  # they stay, see `reacts_to_cancel`
+            callback, interrupt = self._on_cancel, self._interrupt  # they stay, see `reacts_to_cancel`
             stop_event = self._stop_event
         if stop_event is not None:
             stop_event.set()
-        for callback in callbacks:
-            try:
-                if callback is not None:
-                    callback()
-            except (Exception, TaskCancelled, SystemExit):  # the task's code on a stranger's thread, with a task to end
-                logger.exception("the cancel callback of task %s failed", self._state.id)
+        if interrupt is not None:
+            interrupt()
+        return None if callback is None else partial(self._call_back, callback)
+
+    def _call_back(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except KeyboardInterrupt:
+            raise  # it is meant for whoever this thread belongs to
+        except BaseException:
+            logger.exception("the cancel callback of task %s failed", self._state.id)
 
     def wait_for_room(self, size: int) -> int:
         """Wait until the healthy sinks keep up, or the task is asked to stop. For code that reads from a pipe.
@@ -306,44 +315,18 @@ class _Bare(TaskContext):
         """Turn nothing into text for nobody."""
 
 
-_current: ContextVar[TaskContext] = ContextVar("bgworker_task", default=_Bare())
-
-
-def run_as(context: TaskContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call ``function`` as the task of ``context``. To be run inside the context variables captured at submit."""
-    _current.set(context)
-    if not context.captures_output:
-        result = function(*args, **kwargs)
-        # what was returned tells, whatever was called: a partial, a method, an object, a function that wraps another
-        return result if type(result) is not CoroutineType else finished(result, context)
-    from .capture import Capture
-
-    with Capture(context):
-        result = function(*args, **kwargs)
-        return result if type(result) is not CoroutineType else finished(result, context)
-
-
-def finished(coroutine: CoroutineType[Any, Any, Any], context: TaskContext) -> Any:
-    """Run a coroutine, which the function of a task has returned, to its end."""
-    from .coroutines import run_coroutine  # it loads asyncio
-
-    result, error = run_coroutine(coroutine, context)
-    if error is None:
-        return result
-    try:
-        raise error
-    finally:
-        del error  # the traceback holds this frame, which would hold the exception
+CURRENT: ContextVar[TaskContext] = ContextVar("bgworker_task", default=_Bare())
+"""What `current_task` returns; set by who runs a task, in that task's own context variables."""
 
 
 def current_task() -> TaskContext:
     """Return the running task's context; outside a task a do-nothing twin, so that a function also runs bare."""
-    return _current.get()
+    return CURRENT.get()
 
 
 def checkpoint() -> None:
     """Raise `TaskCancelled` when the running task was asked to stop. Outside a task, do nothing."""
-    _current.get().checkpoint()
+    CURRENT.get().checkpoint()
 
 
 def _percent(completed: float, total: float | None) -> float | None:

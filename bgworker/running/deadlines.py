@@ -13,23 +13,29 @@ from _thread import allocate_lock, get_ident
 from math import inf
 from time import monotonic
 
+from ..model.reports import report
+from ..model.text import describe
+from ..model.threads import own_thread
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-logger = logging.getLogger(__name__.partition(".")[0])
+BACKSTOP = 1.0
+"""Seconds after which the thread looks again unasked. No ring is lost by design; this is for the unforeseen."""
 
 
 class Deadlines:
     """Watches deadlines, mostly of tasks, and calls ``expire(task, thread)`` on its own thread for each that passes, with the
     identifier of the thread that had it watched: others may have the task in hand, too, who will find that it was begun.
 
-    Any thread may call `watch` and `forget`; they take no lock: adding to and removing from a dict are one atomic step
-    each. So it is settled, too, who ends a task with a deadline: who takes it out of the dict.
+    Any thread may call `watch` and `forget`. Adding to and removing from a dict are one atomic step each, so it is settled,
+    too, who ends a task with a deadline: who takes it out of the dict.
 
-    The doorbell follows `delivery.intake`: the thread announces until when it sleeps and looks again, whoever adds a
-    deadline looks at the announcement afterwards.
+    The doorbell: the thread announces until when it sleeps, and then looks at the dict; whoever adds a deadline looks at
+    the announcement afterwards. Each takes the lock between its two steps, so that one of them sees the other's first also
+    where a processor lets a load overtake a store.
     """
 
     def __init__(self, expire: Callable[[Any, int], object], name: str) -> None:
@@ -40,15 +46,24 @@ class Deadlines:
         self._bell = allocate_lock()
         self._bell.acquire()
         self._is_stopped = False
-        self._lock = threading.Lock()  # guards the start of the thread
+        self._lock = threading.Lock()  # guards the start of the thread and orders what the doorbell needs
         self._thread: threading.Thread | None = None
-        self.has_started = False
+
+    @property
+    def has_started(self) -> bool:
         """True once there is a thread that watches."""
+        return self._thread is not None
+
+    def is_mine(self, thread: threading.Thread) -> bool:
+        """Tell whether it is the thread that watches."""
+        return self._thread is thread
 
     def watch(self, task: object, deadline: float) -> None:
         """Expire ``task`` at ``deadline`` (monotonic) unless `forget` comes first."""
         self._watched[task] = deadline, get_ident()
-        if deadline < self._sleeps_until:
+        with self._lock:
+            sleeps_until = self._sleeps_until
+        if deadline < sleeps_until:
             self._ring()
 
     def forget(self, task: object) -> bool:
@@ -69,10 +84,13 @@ class Deadlines:
         an interpreter that exits starts no thread."""
         with self._lock:
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                thread.start()
-                self._thread = thread
-                self.has_started = True
+                thread = own_thread(self._name, self._run)
+                try:
+                    self._thread = thread
+                    thread.start()
+                except BaseException:  # an interrupt, too: should it start after all, it finds that it is not wanted
+                    self._thread = None
+                    raise
 
     def stop(self) -> None:
         """End the thread as soon as it watches nothing: tasks that were given up may still pass their deadlines."""
@@ -80,10 +98,18 @@ class Deadlines:
         self._ring()
 
     def _run(self) -> None:
+        with self._lock:  # not before `start` has made up its mind
+            if self._thread is not threading.current_thread():
+                return
         while self._watched or not self._is_stopped:
-            self._sleeps_until = inf  # from here on every new deadline rings
-            self._sleeps_until = earliest = self._expire_due()
-            self._bell.acquire(True, -1 if earliest == inf else max(0.0, min(earliest - monotonic(), 3600.0)))
+            self._announce(inf)  # from here on every new deadline rings
+            earliest = self._expire_due()
+            self._announce(earliest)
+            self._bell.acquire(True, max(0.0, min(earliest - monotonic(), BACKSTOP)))
+
+    def _announce(self, sleeps_until: float) -> None:
+        with self._lock:
+            self._sleeps_until = sleeps_until
 
     def _expire_due(self) -> float:
         """Expire what is due and return the next deadline."""
@@ -99,5 +125,5 @@ class Deadlines:
     def _expire_safely(self, task: object, thread: int) -> None:
         try:
             self._expire(task, thread)
-        except BaseException:  # the thread's boundary, whatever a cancel callback raises: the other deadlines still count
-            logger.exception("%r could not be ended at its deadline", task)
+        except BaseException as error:  # the thread's boundary: the other deadlines still count
+            report(logging.ERROR, "%s could not be ended at its deadline: %s", repr(task), describe(error))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 from _thread import RLock, allocate_lock
 from concurrent.futures import Future
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class LightFuture(Future["T"]):
         """Called when somebody is about to wait for this future and others at once."""
 
     def _resolve(self, final_state: str) -> None:
-        """Write the final state, wake everyone who waits for it, and run the callbacks."""
+        """Write the final state and wake everyone who waits for it. `tell` remains to be called."""
         condition = self._condition
         condition.acquire()  # `with` takes twice as long
         try:
@@ -105,8 +105,17 @@ class LightFuture(Future["T"]):
                     waiter.add_result(self)
         finally:
             condition.release()
-        if self._done_callbacks:
-            self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    def tell(self) -> None:
+        """Call the callbacks of a future that was resolved, once; whatever one raises, the next is called."""
+        callbacks, self._done_callbacks = self._done_callbacks, ()
+        for callback in callbacks:
+            try:
+                callback(self)
+            except Exception:
+                LOGGER.exception("exception calling callback for %r", self)
+            except BaseException:  # it costs no worker, and no other task
+                LOGGER.critical("exception in worker, calling a callback of %r", self, exc_info=True)
 
     def _sleep(self, timeout: float | None) -> bool:
         """Wait until the future has ended; False when ``timeout`` seconds passed first."""

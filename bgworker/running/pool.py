@@ -7,6 +7,11 @@ must not keep the interpreter alive.
 A thread whose task is past its deadline is retired (see `roster`). Where another may not take its place, the pool goes on
 with fewer workers; when the last one is stuck, what waits fails with `PoolStuck`. A retired thread that comes back after
 all goes on if its place is vacant.
+
+The pool ends when it is closed, no thread of it runs a task that has not ended, and nobody is about to end one: whoever
+may have been the last calls `look`. An interrupt (Ctrl-C in `put`, no memory in a thread) may strike between any two
+steps. What it can leave is a count of idle workers that is too low, which costs a thread; a task in ``calls`` that is not in the
+queue, which the last worker finds; and a worker without a thread, which `look` and `join` find.
 """
 
 from __future__ import annotations
@@ -19,7 +24,9 @@ from time import monotonic
 from weakref import ref
 
 from ..model.errors import PendingFull, PoolStuck, ShutdownError
-from ..model.text import text_of
+from ..model.reports import report
+from ..model.text import describe, text_of
+from ..model.threads import own_thread
 from .deadlines import Deadlines
 from .roster import Roster
 from .waits import Waits, Worker
@@ -43,6 +50,9 @@ JOIN_SLICE = 0.1
 STANDSTILL = 5.0
 """Seconds after which what waits fails if every thread is stuck; a command that is being killed takes as long."""
 
+
+MOST_STILLBORN = 3
+"""Threads in a row that may die before their first task until what waits fails."""
 
 MOST_STALE = 64
 """Tasks in the queue that were begun by others than a worker, beyond which they are taken out."""
@@ -84,14 +94,17 @@ class Pool:
         self._queue: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
         self.deadlines = Deadlines(self._expire, f"{self._name}-deadlines")
         self.calls: dict[Task[Any], Call] = {}  # of the tasks that wait: who begins one takes it out
-        self.waits = Waits(self._lend)
+        self.ends: list[Task[Any]] = []
+        self.awaits_ends = False
+        self.waits = Waits(self._lend, self._run_inside)
         if isinstance(self._refusal, PoolStuck):
             self._refusal = None
-        self._lock = threading.Lock()  # guards all below, and the flags above
+        self._lock = threading.RLock()  # guards all below, and the flags above; a signal handler may shut down meanwhile
         self._roster = Roster(self._max_workers, self._max_stuck)
         self._workers = self._roster.workers
         self._idle = 0  # workers that wait for a task and have not been promised one
         self._started = 0
+        self._stillborn = 0  # threads in a row that died before their first task
         self._signs = 0  # None in the queue: signs to stop, which are no tasks
 
     @property
@@ -120,9 +133,13 @@ class Pool:
                 self._idle -= 1
             elif len(self._workers) < self._max_workers:
                 self._start_worker()
-            self.calls[task] = call
-            task.announce()
-            self._queue.put(task)
+            try:
+                self.calls[task] = call
+                task.announce()
+                self._queue.put(task)
+            except BaseException:  # an interrupt: who is not given the task cannot want it to run
+                task.cancel("interrupted")
+                raise
             if self._queue.qsize() > MOST_STALE + 2 * len(self.calls):
                 self._drop_stale()
 
@@ -140,41 +157,41 @@ class Pool:
         with self._lock:
             self._is_closed = True
             self._put_sign()
-            ended = self._look_whether_ended()
-        if ended:
-            self._end()
+        self.look()
 
     def cancel_pending(self, reason: str) -> None:
         """Cancel every task that waits."""
-        for task in self._take_all():
-            task.cancel(reason)
+        tasks = [task for task in list(self.calls) if task.cancel_quietly(reason)]
+        with self._lock:
+            self._drop_stale()
+        for task in tasks:
+            task.tell()
 
     def stop_running(self, reason: str) -> None:
-        """Ask every running task to stop."""
+        """Ask every running task to stop. What they want called for that is called on threads of their own: it may block."""
         with self._lock:
-            tasks = [task for worker in self._roster.active() for task in worker.running]
-        for task in tasks:
-            task.cancel(reason)
+            tasks = [task for each in self._roster.everybody() for task in each.running.copy() if not task.done()]
+        for callback in [task.ask_to_stop(reason) for task in tasks]:
+            if callback is not None:
+                self._do_apart(callback)
 
     def give_up(self) -> None:
         """Leave the tasks that still run to themselves: `join` waits for them no more unless they react, as for those past
         their deadline."""
         with self._lock:
+            self._roster.has_given_up = True
             for worker in self._roster.active():
                 self._roster.retire(worker)
-            ended = self._look_whether_ended()
-        if ended:
-            self._end()
+        self.look()
 
-    def is_mine(self, thread: threading.Thread) -> bool:
-        """Tell whether a thread is one of the pool's workers."""
-        with self._lock:
-            return self._roster.is_mine(thread)
+    def is_inside(self) -> bool:
+        """Tell whether the caller is on a thread of the pool, which cannot wait for the pool's end."""
+        return self.waits.worker is not None or self.deadlines.is_mine(threading.current_thread())
 
     def join(self, timeout: float | None) -> list[str]:
-        """Wait up to ``timeout`` seconds for the workers to end; return the names of those that did not.
+        """Wait up to ``timeout`` seconds for the tasks and the workers to end; return the names of the threads that did not.
 
-        A worker whose task is past its deadline is waited for only if the task reacts to its cancellation.
+        A thread that runs nothing but what is past its deadline is waited for only if that reacts to its cancellation.
         """
         until = None if timeout is None else monotonic() + timeout
         ours = {threading.current_thread()}  # and those that wait for us
@@ -183,8 +200,9 @@ class Pool:
             ours.add(worker.thread)
             worker = worker.helps
         while True:
+            self.look()
             with self._lock:
-                awaited = [*self._roster.active(), *filter(_reacts, self._roster.retired)]
+                awaited = {*self._roster.busy(), *[each for each in self._roster.retired if each.reacts()]}
             left = [each.thread for each in awaited if each.thread not in ours]
             if not left:
                 return []
@@ -192,6 +210,28 @@ class Pool:
             left[0].join(JOIN_SLICE if until is None else max(0.0, min(JOIN_SLICE, until - monotonic())))
             if until is not None and monotonic() >= until:
                 return [thread.name for thread in left if thread.is_alive()]
+
+    def look(self) -> None:
+        """End the pool if it is closed and nothing of it is left. Any thread, without the lock, as often as you like."""
+        while True:
+            with self._lock:
+                died = self._roster.forget_the_dead()
+                error = self._fill_the_gap(died) if died else None
+                if error is None and (not self._is_closed or self._roster.busy()):
+                    return
+                if error is None and not self.calls:
+                    self.awaits_ends = True  # before the look: who ends one looks at this afterwards
+                    if any([not task.done() for task in self.ends.copy()]):
+                        return
+                    self._has_ended = True
+                    break
+            if error is None:  # something waits even so if the threads to run it are stuck and cannot be replaced
+                self.cancel_pending("shutdown")
+            else:
+                self._fail_pending(error)
+        self.deadlines.forget(self)
+        self.deadlines.stop()
+        self._on_ended()  # maybe again: an interrupt can come between the decision and this
 
     def health(self, late_events: int) -> SchedulerHealth:
         """Return the figures of this moment; ``late_events`` is what somebody else has counted."""
@@ -213,59 +253,116 @@ class Pool:
         """Start a thread, under the lock. `ShutdownError` if there can be none."""
         if self._roster.is_full if group is self._workers else not self._roster.may_have_helpers:
             raise ShutdownError(self._roster.standstill())
-        worker.thread = threading.Thread(target=self._work, args=(worker,), daemon=True,
-                                         name=f"{self._name}_{self._started}")
-        group.add(worker)
+        worker.thread = own_thread(f"{self._name}_{self._started}", self._work, worker)
         try:
+            group.add(worker)
             worker.thread.start()
-        except RuntimeError as error:  # the interpreter is exiting, or the system has no more threads
+        except BaseException as error:  # an interrupt, too: should it start after all, it finds that nobody knows it
             group.discard(worker)
-            raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
+            if isinstance(error, (RuntimeError, MemoryError)):  # the interpreter is exiting, or the system has no more
+                raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
+            raise
         self._started += 1
 
     def _work(self, worker: Worker) -> None:
-        self.waits.enter(worker)
+        with self._lock:  # not before who starts it has made up its mind
+            if not self._roster.knows(worker):
+                return
+        died = True
         try:
-            if worker.first is not None:
-                _publish(worker.first)
-                worker.first = None
+            self.waits.enter(worker)
+            first, worker.first = worker.first, None
+            if first is not None:
+                first()
+            del first
             if self._initialize():
                 self._run_tasks(worker)
             if worker.loop is not None:
                 worker.loop.close()
+            died = False
+        except BaseException:
+            logger.critical("a thread of the pool has died", exc_info=True)
         finally:
-            self.waits.leave(worker)
-            with self._lock:
-                self._roster.forget(worker)
-                self._fill_the_gap()
-                ended = self._look_whether_ended()
-            if ended:
-                self._end()
+            self._leave(worker, died)
 
-    def _fill_the_gap(self) -> None:
-        """Start a worker where there may be one again, now that a thread has ended, and something waits; under the lock."""
+    def _leave(self, worker: Worker, died: bool) -> None:
+        self.waits.leave(worker)
+        with self._lock:
+            self._roster.forget(worker)
+            if died:
+                self._idle = 0  # it may have been one of them; too few are counted rather than too many
+            error = self._fill_the_gap(died and not worker.has_served)
+            waiting = len(self.calls)
+        if error is not None and died:
+            self._fail_pending(error)
+        elif error is not None:
+            report(logging.ERROR, "%d tasks wait, and no thread runs them: %s", waiting, str(error))
+        self.look()
+
+    def _fill_the_gap(self, stillborn: int) -> ShutdownError | None:
+        """Start a worker if there is none and something waits; under the lock. Return why that cannot be.
+
+        Args:
+            stillborn: how many threads have just died before their first task.
+        """
         if isinstance(self._refusal, PoolStuck):
             self._refusal = None
-        if self.calls and not self._workers and not self._has_ended and self._refusal is None:
-            try:
-                self._start(Worker(None), self._workers)
-            except ShutdownError as error:
-                logger.error("%d tasks wait, and no thread runs them: %s", len(self.calls), error)
+        if self._workers or not self.calls or self._has_ended or self._refusal is not None:
+            return None
+        if self._queue.qsize() <= self._signs:  # one that died had taken it out, or an interrupt kept it from being put
+            for task in list(self.calls):
+                self._queue.put(task)
+        self._stillborn = self._stillborn + stillborn if stillborn else 0
+        if self._stillborn >= MOST_STILLBORN:
+            self._stillborn = 0
+            return ShutdownError(f"{MOST_STILLBORN} threads in a row have died before their first task; see the log")
+        try:
+            self._start(Worker(None), self._workers)
+        except ShutdownError as error:
+            if self.deadlines.has_started:
+                self.deadlines.watch(self, monotonic() + STANDSTILL)
+            return error
+        return None
 
     def _run_tasks(self, worker: Worker) -> None:
         running = worker.running
         following = self._next if worker.helps is None else self._next_lent
         while (task := following(worker)) is not None:
+            worker.has_served = True
             running.append(task)
             try:
                 task.run()
-            except BaseException:  # a done callback raised what `Future` does not catch: that costs no worker
-                logger.critical("exception in worker", exc_info=True)
-            running.pop()
+                running.pop()
+            except BaseException as error:  # not the task's own: an interrupt between two steps of its run
+                running.pop()
+                self.settle(task, error)
             del task  # hold nothing while waiting for the next
             if worker.helper is not None:
                 with self._lock:
                     worker.dismiss_helper()
+
+    def _run_inside(self, worker: Worker, task: Task[Any]) -> None:
+        """Run a task inside the one that runs on this thread, which waits for it."""
+        worker.running.append(task)
+        try:
+            task.run()
+            worker.running.pop()
+        except BaseException as error:  # as above
+            worker.running.pop()
+            self.settle(task, error)
+        del task  # as in Task.run: a traceback that leads back here must not hold it
+        if self._is_closed:
+            self.look()  # the others on this thread may be past their deadlines, and nobody else may be left
+
+    def settle(self, task: Task[Any], error: BaseException) -> None:
+        """Have a task end whose runner was struck by an interrupt, unless somebody else has it in hand."""
+        report(logging.CRITICAL, "task %s was interrupted between two steps of its run: %s", task.id, describe(error))
+        if task.fail(error) or task.done():
+            return
+        with self._lock:
+            has_runner = any([task in each.running.copy() for each in self._roster.everybody()])
+        if not has_runner:
+            task.end_interrupted(error)
 
     def _initialize(self) -> bool:
         if self._initializer is None:
@@ -284,8 +381,18 @@ class Pool:
 
     def _fail_pending(self, error: ShutdownError | PoolStuck) -> None:
         """Fail what waits: there is no worker for it."""
-        for task in self._take_all():
+        for task in list(self.calls):
             task.fail(_again(error))
+        with self._lock:
+            self._drop_stale()
+
+    def _do_apart(self, action: Callable[[], object]) -> None:
+        """Have a new thread do something that may block; do it here if there can be none."""
+        try:
+            with self._lock:
+                self._start(Worker(action), self._workers)
+        except ShutdownError:
+            action()
 
     def _drop_stale(self) -> None:
         """Take out what was run by who waited for it, or cancelled: the queue must not hold its results. Under the lock."""
@@ -299,23 +406,6 @@ class Pool:
                 kept.append(task)
         for task in kept:
             self._queue.put(task)
-
-    def _take_all(self) -> list[Task[Any]]:
-        """Take out every task that waits."""
-        tasks = []
-        with self._lock:
-            while True:
-                try:
-                    task = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if task is None:
-                    self._signs -= 1
-                else:
-                    tasks.append(task)
-            if self._is_closed:
-                self._put_sign()
-        return tasks
 
     def _next(self, worker: Worker) -> Task[Any] | None:
         """Return the next task to run, or None when this worker is to end."""
@@ -366,20 +456,6 @@ class Pool:
         except RuntimeError as error:  # as in _start_worker
             raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
 
-    def _look_whether_ended(self) -> bool:
-        """Tell, once, that the pool is closed and has nobody left to run anything; under the lock."""
-        if self._is_closed and not self._has_ended and not self._roster.active():
-            self._has_ended = True
-            self.deadlines.forget(self)
-            self.deadlines.stop()
-            return True
-        return False
-
-    def _end(self) -> None:
-        """Announce the end. Something waits even so if the threads to run it are stuck and cannot be replaced."""
-        self.cancel_pending("shutdown")
-        self._on_ended()
-
     # -- helpers --
 
     def _lend(self, worker: Worker, task: Task[Any]) -> None:
@@ -423,50 +499,46 @@ class Pool:
         if due is self:
             self._look_whether_stuck()
             return
-        try:
-            due.time_out()
-        except BaseException:  # its cancel callback's; its end is recorded, and remains to be told
-            logger.exception("the cancel callback of task %s failed", due.id)
+        left = due.time_out()
         orphans: list[Task[Any]] = []
+        problem: ShutdownError | None = None
         with self._lock:
             stuck = self._roster.runner_of(due, thread)
             try:
-                self._replace(stuck, due.publish)
-                return
-            except ShutdownError as error:
                 if stuck is not None:
-                    logger.error("the thread that runs task %s past its deadline cannot be replaced: %s", due.id, error)
-                if stuck is not None and stuck.inbox is not None:
-                    orphans = _drain(stuck.inbox)
-            if not self._workers and not self._is_closed:
+                    self._replace(stuck, left)
+                    left = None
+            except ShutdownError as error:
+                problem = error
+                orphans = _drain(stuck.inbox) if stuck is not None and stuck.inbox is not None else []
+            if not self._workers:
                 self.deadlines.watch(self, monotonic() + STANDSTILL)
-            ended = self._look_whether_ended()
-        due.publish()
+        if problem is not None:
+            report(logging.ERROR, "the thread that runs task %s past its deadline cannot be replaced: %s", due.id,
+                   str(problem))
+        if left is not None:
+            self._do_apart(left)
         for task in orphans:
             task.fail(PoolStuck(self._roster.standstill()))
-        if ended:
-            self._end()
+        self.look()
 
-    def _replace(self, stuck: Worker | None, publish: Callable[[], object]) -> None:
-        """Retire a thread and start another in its place, which publishes first: the callbacks of the task that is past
-        its deadline may take long. Under the lock.
+    def _replace(self, stuck: Worker, first: Callable[[], object] | None) -> None:
+        """Retire a thread and start another in its place, which does ``first`` first. Under the lock.
 
         Raises:
             ShutdownError: there can be no more threads.
         """
-        helped = None
-        if stuck is not None:
-            self._roster.retire(stuck)
-            helped = stuck.helps if stuck.helps is not None and stuck.helps.helper is stuck else None
-        if helped is None or stuck is None or stuck.inbox is None:
-            self._start(Worker(publish), self._workers)
+        self._roster.retire(stuck)
+        helped = stuck.helps if stuck.helps is not None and stuck.helps.helper is stuck else None
+        if helped is None or stuck.inbox is None:
+            self._start(Worker(first), self._workers)
         else:
             try:
-                self._start_helper(helped, publish, stuck.inbox)
+                self._start_helper(helped, first, stuck.inbox)
             except ShutdownError:
                 helped.helper = None  # not before: its thread looks at it without the lock when its task has ended
                 raise
-        self._roster.replaced += stuck is not None
+        self._roster.replaced += 1
 
     def _takes_its_place(self, worker: Worker) -> bool:
         """Let a retired thread that has come back go on if its place is vacant and somebody waits for it."""
@@ -482,7 +554,7 @@ class Pool:
     def _look_whether_stuck(self) -> None:
         """Fail what waits if there is still no worker. The deadlines' thread, a while after the last one was retired."""
         with self._lock:
-            if self._workers or self._is_closed:
+            if self._workers or self._has_ended:
                 return
             try:
                 self._start(Worker(None), self._workers)
@@ -504,17 +576,3 @@ def _drain(inbox: Inbox) -> list[Task[Any]]:
         if task is not None:
             tasks.append(task)
     return tasks
-
-
-def _reacts(worker: Worker) -> bool:
-    running = worker.running
-    return bool(running) and running[0].reacts_to_cancel
-
-
-def _publish(function: Callable[[], object]) -> None:
-    try:
-        function()
-    except BaseException:  # as in Pool._work
-        logger.critical("exception in worker", exc_info=True)
-    finally:
-        del function  # as in Task.run: a traceback that leads back here must not hold the task

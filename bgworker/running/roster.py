@@ -1,7 +1,8 @@
 """Who is in a pool: the threads that run tasks, those that help them, those that leave, and those that are stuck.
 
-No thread and no lock: the pool that owns the roster guards it. A thread whose task is past its deadline is *retired*: it
-is left to itself, and another takes its place. There are never more than ``max_stuck`` threads beyond the workers,
+No thread and no lock: the pool that owns the roster guards it. A thread whose task is past its deadline is *retired*:
+another takes its place. That says nothing about other tasks on the same thread, around the late one or inside it: as
+long as one of them runs, the pool waits for it. There are never more than ``max_stuck`` threads beyond the workers,
 helpers apart.
 """
 
@@ -36,7 +37,9 @@ class Roster:
         """Each runs what the tasks of one other thread wait for."""
         self._leaving: set[Worker] = set()  # they run no task any more, and close their event loop
         self.retired: set[Worker] = set()
-        """They were past their task's deadline, or given up at shutdown, and have not come back."""
+        """They were past a task's deadline, or given up at shutdown, and have not come back."""
+        self.has_given_up = False
+        """True when tasks that still run are left to themselves."""
         self.replaced = 0
         """How many retired threads another took the place of."""
 
@@ -44,9 +47,20 @@ class Roster:
         """Return the threads that are neither retired nor at their end."""
         return (*self.workers, *self.helpers, *self._leaving)
 
-    def is_mine(self, thread: Thread) -> bool:
-        """Tell whether a thread belongs to the pool."""
-        return any(each.thread is thread for each in (*self.active(), *self.retired))
+    def everybody(self) -> tuple[Worker, ...]:
+        """Return all threads."""
+        return (*self.active(), *self.retired)
+
+    def busy(self) -> tuple[Worker, ...]:
+        """Return the threads without which the pool cannot end: all but the retired ones that run no task which is to end
+        by itself."""
+        if self.has_given_up:
+            return self.active()
+        return (*self.active(), *[each for each in self.retired if each.runs_something()])
+
+    def knows(self, worker: Worker) -> bool:
+        """Tell whether a thread is one of them."""
+        return worker in self.everybody()
 
     def runner_of(self, task: Task[Any], thread: int) -> Worker | None:
         """Return whose thread, given by its identifier, runs a task; None if it has just ended that, or is retired."""
@@ -70,12 +84,19 @@ class Roster:
         """Make a retired thread that has come back a worker again."""
         self.retired.discard(worker)
         self.workers.add(worker)
-        worker.helps = None
+        worker.helps = worker.inbox = None  # who helps in its place has the inbox now
 
     def forget(self, worker: Worker) -> None:
         """Know a thread no more."""
         for group in (self.workers, self.helpers, self._leaving, self.retired):
             group.discard(worker)
+
+    def forget_the_dead(self) -> int:
+        """Know those no more that have died without a word, or were never started; return how many there were."""
+        dead = [each for each in self.everybody() if not each.thread.is_alive()]
+        for each in dead:
+            self.forget(each)
+        return len(dead)
 
     # -- the bound --
 
@@ -103,7 +124,7 @@ class Roster:
         from ..model.health import SchedulerHealth, StuckThread
         from ..model.records import utc
 
-        running = {task for each in (*self.active(), *self.retired) for task in each.running.copy() if task.running()}
+        running = {task for each in self.everybody() for task in each.running.copy() if task.running()}
         stuck = [(each, stack[-1]) for each in self.retired if (stack := each.running.copy())]
         return SchedulerHealth(
             max_workers=self.max_workers, workers=len(self.workers),

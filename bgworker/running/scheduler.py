@@ -376,7 +376,7 @@ class Scheduler(Executor):
             self._pool.stop_running("shutdown")
             self._pool.join(kept / 4)  # those that look stop now, and their end is recorded
             self._pool.give_up()
-        elif self._pool.is_mine(threading.current_thread()):
+        elif self._pool.is_inside():
             return
         self._dispatcher.closed.wait(None if until is None else max(0.0, until - monotonic()))
 

@@ -3,20 +3,25 @@
 `Task` is a `concurrent.futures.Future`; whatever waits on futures waits on tasks. Who resolves a task is settled by two
 claims, each won by exactly one thread: who *starts* it (a worker, or ``cancel``) takes its call out of a dict, and who
 *ends* it (the worker that ran it, or the deadline) takes it out of the deadlines.
+
+To end is three steps: the terminal event is recorded, then the future is resolved, then its callbacks are called. No code
+of the user's runs before the third: what describes a failure runs before the end, in the task's own time. A thread that
+has begun a task leaves it only after the second step, and the pool ends only when all have.
 """
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Coroutine
 from concurrent.futures import CancelledError, TimeoutError
+from types import CoroutineType
 
 from ..model.failure import describe_failure, reason_of, without_frames
 from ..model.enums import StreamType, TaskStatus
 from ..model.errors import PoolDeadlock, TaskCancelled, TaskTimedOut
 from ..model.records import CANCELLED, COMPLETED, CREATED, FAILED, STARTED, STREAMS, TIMED_OUT, TaskState, event, keep_attributes_in_place
 from ..model.text import clean
-from .context import Limits, TaskContext, checkpoint, current_task, finished, run_as
+from .context import CURRENT, Limits, TaskContext, checkpoint, current_task
 from .future import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING, LightFuture
 from .waits import current_worker
 
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
     from .waits import Waits
 
     T = TypeVar("T")
+    Failure = Tuple["str | None", "str | None", "str | None"]
+    """What a task's state holds of it: type, message, and more about it."""
     Call = Tuple[Callable[..., Any], Tuple[Any, ...], dict[str, Any], Context]
 
     class Runner(Protocol):
@@ -40,11 +47,21 @@ if TYPE_CHECKING:
 
         calls: dict[Task[Any], Call]
         """Of the tasks that nobody has begun."""
+        ends: list[Task[Any]]
+        """Those that are being ended before anybody has begun them, by whatever thread. A task may be here twice."""
+        awaits_ends: bool
+        """True when the pool would have ended but for these: who has ended one has the pool `look`."""
+
         deadlines: Deadlines
         """Of the tasks that run and have a timeout."""
 
         @property
         def waits(self) -> Waits: ...
+        def look(self) -> None: ...
+        def settle(self, task: Task[Any], error: BaseException) -> None: ...
+
+PATIENCE = 1.0
+"""Seconds for which the end of a task that is past its deadline waits for its cancel callback."""
 
 __all__ = ["Task", "TaskContext", "checkpoint", "current_task"]
 
@@ -155,19 +172,14 @@ class Task(LightFuture["T"]):
         """
         if self.done():
             return self.cancelled()
-        reason = clean(reason, self._limits.max_payload)
-        self._ask_to_stop(reason)
-        if self._runner.calls.pop(self, None) is not None:
-            self._end(CANCELLED, cancel_reason=reason)
+        reason = "user" if reason is None else clean(reason, self._limits.max_payload)
+        callback = self.ask_to_stop(reason)
+        if callback is not None:
+            callback()
+        if self.cancel_quietly(reason):
+            self.tell()
             return True
         return self.cancelled()
-
-    def _ask_to_stop(self, reason: str) -> None:
-        """The first reason stays. Written before the look at the context; `run` makes that before it looks for a reason."""
-        if self._stop_reason is None:
-            self._stop_reason = reason
-        if (context := self._context) is not None:
-            context.request_stop(self._stop_reason)
 
     # -- the runner's side --
 
@@ -203,36 +215,43 @@ class Task(LightFuture["T"]):
             context.deadline = started / 1e9 + state.timeout
             deadlines = self._runner.deadlines  # these also at the end: a child that the task forks gets new ones
             deadlines.watch(self, context.deadline)
-        kind, result, error = COMPLETED, None, None
+        kind, result, error, failure = COMPLETED, None, None, None
         function, args, kwargs, variables = call
         try:
             result = variables.run(run_as, context, function, args, kwargs)
         except BaseException as raised:  # the thread's boundary: it all goes to who waits for the result
-            # our own frames would hold this task in a cycle, and tell nobody anything
-            kind, error = FAILED, without_frames(raised, _OURS)
+            error = raised
             del raised
         duration = (time.monotonic_ns() - started) / 1e9  # in whole nanoseconds: a float with few digits is text in half the time
         del call, function, args, kwargs, variables
+        if error is not None:  # looks at the user's exception, in the task's own time
+            kind, failure = _verdict(error, self._limits.max_payload)
         if deadlines is None or deadlines.forget(self):
-            if error is not None and issubclass(type(error), TaskCancelled):
-                self._end(CANCELLED, duration, cancel_reason=reason_of(error, self._limits.max_payload))
-            else:
-                self._end(kind, duration, result, error)
+            self._end(kind, duration, result, None if kind == CANCELLED else error, failure)
+            self.tell()
+        else:  # its time is over: who took it out is about to end it, and nobody leaves it before
+            self._sleep(None)
         self._context = None
         del self, result, error  # the traceback's frames lead back to this one, which would hold the exception
         return True
 
-    def time_out(self) -> None:
-        """End a running task because its time is over. The supervisor's thread, which took it out of the deadlines."""
-        timeout = self._task_state.timeout
-        try:
-            self._ask_to_stop("timeout")
-        finally:  # whatever a cancel callback raises
-            self._record_end(TIMED_OUT, timeout, error=TaskTimedOut(f"ran longer than its timeout of {timeout:g} s"))
+    def time_out(self) -> Callable[[], object] | None:
+        """End a running task because its time is over. The supervisor's thread, which took it out of the deadlines.
 
-    def publish(self) -> None:
-        """Resolve the future after `time_out`. Apart, because callbacks may take long and the supervisor may not."""
-        self._resolve(FINISHED)
+        Returns: what is left to do, which is the user's code and may take long. None if nothing is.
+        """
+        timeout = self._task_state.timeout
+        callback = None
+        try:
+            callback = self.ask_to_stop("timeout")
+            error = TaskTimedOut(f"ran longer than its timeout of {timeout:g} s")
+            self._record_end(TIMED_OUT, timeout, None, error, describe_failure(error, self._limits.max_payload))
+        finally:  # the task's own thread waits for this
+            if callback is None:
+                self._resolve(FINISHED)
+        if callback is not None:
+            return Telling(self, callback)
+        return self.tell if self._done_callbacks else None
 
     @property
     def has_begun(self) -> bool:
@@ -242,34 +261,75 @@ class Task(LightFuture["T"]):
     @property
     def reacts_to_cancel(self) -> bool:
         """True while the running code has asked to be called when it is to stop."""
-        return self._context is not None and self._context.reacts_to_cancel
+        context = self._context  # once: the task's own thread sets it to None
+        return context is not None and context.reacts_to_cancel
 
-    def fail(self, error: BaseException) -> None:
-        """End a task that has not started because it never can."""
-        if self._runner.calls.pop(self, None) is not None:
-            self._end(FAILED, error=error)
+    def ask_to_stop(self, reason: str) -> Callable[[], object] | None:
+        """Ask the running code to stop; return what it wants called for that, which remains to be done.
 
-    def _end(self, kind: int, duration: float | None = None, result: Any = None, error: BaseException | None = None,
-             cancel_reason: str | None = None) -> None:
+        The first reason stays. Written before the look at the context; `run` makes that before it looks for a reason.
+        """
+        if self._stop_reason is None:
+            self._stop_reason = reason
+        context = self._context
+        return None if context is None else context.request_stop(self._stop_reason)
+
+    def cancel_quietly(self, reason: str) -> bool:
+        """Cancel the task if nobody has begun it, and call no callback yet."""
+        return self._end_before_begun(CANCELLED, None, (None, reason, None), reason)
+
+    def fail(self, error: BaseException) -> bool:
+        """End a task that has not started because it never can; False if somebody has started or cancelled it."""
+        if self._end_before_begun(FAILED, error, describe_failure(error, self._limits.max_payload)):
+            self.tell()
+            return True
+        return False
+
+    def _end_before_begun(self, kind: int, error: BaseException | None, failure: Failure,
+                          reason: str | None = None) -> bool:
+        runner = self._runner
+        runner.ends.append(self)  # before the claim: the pool does not end while a task is in nobody's hands
+        try:
+            if runner.calls.pop(self, None) is None:
+                return False
+            if self._stop_reason is None:
+                self._stop_reason = reason
+            self._end(kind, None, None, error, failure)
+        except BaseException as interrupt:
+            runner.settle(self, interrupt)
+            raise
+        finally:
+            runner.ends.remove(self)
+            if runner.awaits_ends:
+                self._dispatcher.intake.post(runner.look)
+        return True
+
+    def end_interrupted(self, error: BaseException) -> None:
+        """End a task whose runner was interrupted between two of its steps. For who knows that nobody else has it in hand."""
+        self._runner.deadlines.forget(self)
+        if not self.done():
+            name = type(error).__name__
+            self._end(FAILED, None, None, error, (name, f"interrupted by {name} between two steps of its run", None))
+        self.tell()
+
+    def _end(self, kind: int, duration: float | None, result: Any, error: BaseException | None,
+             failure: Failure | None) -> None:
         """Record the end, then resolve the future: who sees the result can count on the event being on its way."""
-        self._record_end(kind, duration, result, error, cancel_reason)
+        self._record_end(kind, duration, result, error, failure)
         self._resolve(CANCELLED_AND_NOTIFIED if kind == CANCELLED else FINISHED)
 
-    def _record_end(self, kind: int, duration: float | None, result: Any = None, error: BaseException | None = None,
-                    cancel_reason: str | None = None) -> None:
+    def _record_end(self, kind: int, duration: float | None, result: Any, error: BaseException | None,
+                    failure: Failure | None) -> None:
         state, context = self._task_state, self._context
         if context is not None and context.holds_back:
             context.say_last()
-        if error is not None:
-            state.failure_type, state.failure_message, state.invocation_info = describe_failure(
-                error, self._limits.max_payload)
-        elif cancel_reason is not None:
-            state.failure_message = cancel_reason
+        if failure is not None:
+            state.failure_type, state.failure_message, state.invocation_info = failure
         state.duration = duration
         state.completed_ns = now = time.time_ns()
-        state.status = _STATUS[kind]
         intake = self._dispatcher.intake if context is None else context.intake
         intake.emit_lifecycle(state, kind, now)
+        state.status = _STATUS[kind]  # not before: who sees the end can count on its event
         self._result = result
         self._exception = error
 
@@ -322,4 +382,102 @@ class Task(LightFuture["T"]):
 keep_attributes_in_place(Task.__new__(Task))
 
 
+class Telling:
+    """The cancel callback of a task that is past its deadline, on a thread of its own: it is the user's, and may block.
+
+    The task is resolved after the callback, or when that has taken `PATIENCE` seconds. Stands among what a worker runs,
+    and has a deadline, as a task: a thread that is stuck in the callback is replaced as one that is stuck in a task.
+    """
+
+    reacts_to_cancel = False
+
+    def __init__(self, task: Task[Any], callback: Callable[[], object]) -> None:
+        self._task = task
+        self._callback = callback
+        self.id = task.id
+        self.name = task.name
+
+    def done(self) -> bool:
+        """True: the task has ended, nobody waits for this."""
+        return True
+
+    def running(self) -> bool:
+        """False: this is no task."""
+        return False
+
+    def __call__(self) -> None:
+        """Call the callback, then resolve the task and call its callbacks."""
+        task = self._task
+        deadlines = task._runner.deadlines
+        worker = task._runner.waits.worker
+        if worker is None:  # no thread was to be had: at least the task does not wait
+            self.time_out()
+        else:
+            worker.running.append(self)  # type: ignore[arg-type]
+            deadlines.watch(self, time.monotonic() + PATIENCE)
+        self._callback()
+        if worker is not None:
+            worker.running.pop()
+            if not deadlines.forget(self):
+                return
+            task._resolve(FINISHED)
+        task.tell()
+
+    def time_out(self) -> Callable[[], object]:
+        """Resolve the task though its callback has not returned."""
+        self._task._resolve(FINISHED)
+        return self._task.tell
+
+
+def run_as(context: TaskContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call ``function`` as the task of ``context``. To be run inside the context variables captured at submit."""
+    CURRENT.set(context)
+    if not context.captures_output:
+        result = function(*args, **kwargs)
+        # what was returned tells, whatever was called: a partial, a method, an object, a function that wraps another
+        return result if result is None or not _is_coroutine(result) else finished(result, context)
+    from .capture import Capture
+
+    with Capture(context):
+        result = function(*args, **kwargs)
+        return finished(result, context) if _is_coroutine(result) else result
+
+
+def _is_coroutine(result: object) -> bool:
+    """Tell whether it is one of Python's own coroutines, or of a compiler's (Cython, mypyc)."""
+    kind = type(result)
+    if kind is CoroutineType:
+        return True
+    if kind in _PLAIN:
+        return False
+    try:
+        return issubclass(kind, Coroutine)
+    except Exception:  # a metaclass of the user's
+        return False
+
+
+_PLAIN = frozenset((bool, int, float, str, bytes, list, tuple, dict, set))
+
+
+def finished(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> Any:
+    """Run a coroutine, which the function of a task has returned, to its end."""
+    from .coroutines import run_coroutine  # it loads asyncio
+
+    result, error = run_coroutine(coroutine, context)
+    if error is None:
+        return result
+    try:
+        raise error
+    finally:
+        del error  # the traceback holds this frame, which would hold the exception
+
+
 _OURS = Task.run.__code__, run_as.__code__, finished.__code__
+
+
+def _verdict(error: BaseException, max_bytes: int) -> tuple[int, Failure]:
+    """Return how a task ends whose code has raised, and what is recorded of that."""
+    without_frames(error, _OURS)  # they would hold the task in a cycle, and tell nobody anything
+    if issubclass(type(error), TaskCancelled):
+        return CANCELLED, (None, reason_of(error, max_bytes), None)
+    return FAILED, describe_failure(error, max_bytes)

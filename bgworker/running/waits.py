@@ -45,13 +45,15 @@ _here = _Here()  # in the threads of all pools: whose thread it is
 class Worker:
     """One thread of a pool: what it runs, the outermost task first, and what these tasks wait for."""
 
-    __slots__ = ("thread", "first", "running", "waits_for", "waits", "helps", "helper", "inbox", "loop", "stuck_since")
+    __slots__ = ("thread", "first", "running", "waits_for", "waits", "helps", "helper", "inbox", "loop", "stuck_since",
+                 "has_served")
 
     def __init__(self, first: Callable[[], object] | None, helps: Worker | None = None) -> None:
         self.thread: threading.Thread
         self.first = first
         """To be called before anything else. Not an argument of the thread, which would keep it until the end."""
         self.running: list[Task[Any]] = []
+        """A task is here before anybody else can know that it has begun, and until it has ended."""
         self.waits_for: dict[Task[Any], tuple[Task[Any], ...]] = {}
         """Of the tasks that run here: for which others they wait. Guarded by the lock of `waits`."""
         self.waits: Waits
@@ -65,11 +67,22 @@ class Worker:
         """Of the coroutines that run here; made for the first of them."""
         self.stuck_since = 0
         """Nanoseconds since the epoch: when its task passed its deadline; 0 unless it did."""
+        self.has_served = False
+        """True once it has got as far as a task."""
 
     @property
     def depth(self) -> int:
         """How many tasks wait inside one another, on this thread and those that it helps."""
-        return len(self.running) + (0 if self.helps is None else self.helps.depth)
+        helped = self.helps  # once: that worker's own thread may set it to None
+        return len(self.running) + (0 if helped is None else helped.depth)
+
+    def runs_something(self) -> bool:
+        """Tell whether a task runs here that has not ended; any thread."""
+        return any([not task.done() for task in self.running.copy()])
+
+    def reacts(self) -> bool:
+        """Tell whether code that runs here has asked to be called when it is to stop, and can be expected to end."""
+        return any([task.reacts_to_cancel for task in self.running.copy()])
 
     def dismiss_helper(self) -> None:
         """Let the helper end: the task that needed it has ended, or is given up. Under the pool's lock."""
@@ -89,10 +102,12 @@ class Waits:
     Args:
         lend: called with a worker and a queued task that its task is about to wait for, to have a helper run it.
             Raises `ShutdownError` if no thread can be had.
+        run: called with a worker and a task, on the worker's thread, to run it there and then.
     """
 
-    def __init__(self, lend: Callable[[Worker, Task[Any]], object]) -> None:
+    def __init__(self, lend: Callable[[Worker, Task[Any]], object], run: Callable[[Worker, Task[Any]], object]) -> None:
         self._lend = lend
+        self._run = run
         self._lock = threading.RLock()  # guards _workers and their waits_for; a signal handler may cancel meanwhile
         self._workers: list[Worker] = []
 
@@ -131,7 +146,8 @@ class Waits:
         if not task.has_begun:
             _refuse_depth(worker, task)
             if _running_loop() is None:
-                self._run_here(worker, task)
+                _look_for_room()
+                self._run(worker, task)
             else:  # it may want to run a loop of its own, and loops do not nest
                 self._have_run(worker, task)
             if task.done():
@@ -144,14 +160,6 @@ class Waits:
         worker = self.worker
         if worker is not None:
             self._forget(worker, task)
-
-    def _run_here(self, worker: Worker, task: Task[Any]) -> None:
-        worker.running.append(task)
-        try:
-            task.run()
-        finally:
-            worker.running.pop()
-            del task  # as in Task.run: a traceback that leads back here must not hold it
 
     # -- waits for several at once, and those of event loops --
 
@@ -202,7 +210,7 @@ class Waits:
             return
         except ShutdownError:
             pass  # there are no more threads
-        self._run_here(worker, task)  # the loop stands still meanwhile, which is better than for ever
+        self._run(worker, task)  # the loop stands still meanwhile, which is better than for ever
 
     # -- who waits for whom --
 
@@ -254,6 +262,12 @@ def _refuse_depth(worker: Worker, task: Task[Any]) -> None:
     if worker.depth >= MOST_NESTED:
         raise PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, {MOST_NESTED} waits deep; "
                            "collect the results outside of the tasks, or wait with a timeout")
+
+
+def _look_for_room(frames: int = 50) -> None:
+    """Raise `RecursionError` now if a task that ran here could not even begin and end: nobody could end it then."""
+    if frames:
+        _look_for_room(frames - 1)
 
 
 def _circle(worker: Worker, task: Task[Any]) -> PoolDeadlock:
