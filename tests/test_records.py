@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from bgworker.model import wire
 from bgworker.model.events import EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskStatus
 from bgworker.model.records import (COMPLETED, CREATED, ERROR, FAILED, LOST, OUTPUT, PROGRESS, SCHEDULED, STARTED, STREAMS, TYPES,
                               Batch, TaskState, event, utc)
@@ -92,3 +93,14 @@ def test_a_batch_is_a_sequence_that_builds_its_events_once(state: TaskState) -> 
     assert isinstance(batch[1:3], Batch) and list(batch[1:3]) == [batch[1], batch[2]]
     with pytest.raises(IndexError):
         batch[6]
+
+
+@pytest.mark.parametrize("ns", [-1, 0, -10**18])
+def test_no_moment_is_taken_for_none(ns: int) -> None:
+    state = TaskState("0" * 32, "job", "1" * 32, ns)
+    state.started_ns = state.completed_ns = ns
+    batch = Batch([(state, seq, kind, ns, data) for seq, (kind, data) in enumerate(
+        [(CREATED, None), (SCHEDULED, None), (STARTED, None), (OUTPUT, "hello"), (COMPLETED, None)], 1)])
+    assert wire.encode_lines(batch) == b"".join(f"{wire.encode(event)}\n".encode() for event in batch)
+    last = list(batch)[-1].task  # type: ignore[union-attr]
+    assert last.started_utc == last.completed_utc == last.created_utc == utc(ns)

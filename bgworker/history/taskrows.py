@@ -89,8 +89,9 @@ class TaskRows:
             self.runs.add(run_id)
         named = state.id, run_id, state.name, created, self._source[1], self._source[2]
         scheduled = created if kind >= SCHEDULED else None
-        started = ns_text(state.started_ns) if kind >= STARTED and state.started_ns else None
-        completed = duration = None
+        started = completed = duration = None
+        if kind >= STARTED and state.started_ns is not None:
+            started = ns_text(state.started_ns)
         if kind >= COMPLETED:
             completed = started if state.completed_ns == state.started_ns else ns_text(state.completed_ns)
             duration = state.duration

@@ -104,7 +104,7 @@ class TaskState:
     # Most tasks leave most of these as they are. Defaults in the class make a state in a quarter of the time that
     # setting each of them takes.
     status = TaskStatus.SCHEDULED
-    started_ns = 0
+    started_ns: int | None = None
     completed_ns = 0
     duration: float | None = None
     timeout: float | None = None
@@ -150,8 +150,8 @@ class TaskState:
         return TaskSnapshot(
             task_id=self.id, name=self.name, status=status, run_id=self.run_id, created_utc=utc(self.created_ns),
             scheduled_utc=utc(self.created_ns) if scheduled else None,
-            started_utc=utc(self.started_ns) if started and self.started_ns else None,
-            completed_utc=utc(self.completed_ns) if ended and self.completed_ns else None,
+            started_utc=None if self.started_ns is None or not started else utc(self.started_ns),
+            completed_utc=utc(self.completed_ns) if ended else None,
             duration=self.duration if ended else None, timeout=self.timeout,
             last_progress_percent=self.recorded_percent if progressed else None,
             last_progress_message=self.recorded_message if progressed else None,

@@ -105,7 +105,8 @@ def encode_each(events: Sequence[Event]) -> list[str]:
     lines: list[str] = []
     append = lines.append
     speaker, stream, head, text_head = None, -1, "", ""
-    last_ns, time = -1, ""  # a task is created and queued in the same moment
+    last_ns: int | None = None  # a task is created and queued in the same moment
+    time = ""
     millisecond, until_then = -10**18, ""  # the current one, in microseconds and as text: formatting it costs 0.5 us
     records: Sequence[Any] = events.records  # Any, because only a loss has no state
     for state, seq, kind, ns, data in records:
@@ -208,7 +209,7 @@ whole, so no thread sees half of it."""
 def _note_start(state: TaskState, ns: int, time: str) -> str:
     """The times of a task from its start on. A task that never started has no such time."""
     heads, whose, created, scheduled, _, rest = state.wire_parts or _shared_parts(state, ns, time)
-    if not state.started_ns:
+    if state.started_ns is None:
         return scheduled
     started = f'{scheduled},"started_utc":"{time if ns == state.started_ns else ns_text(state.started_ns)}"'
     state.wire_parts = heads, whose, created, scheduled, started, rest
@@ -221,7 +222,7 @@ def _end_text(state: TaskState, ns: int, time: str, rest: str) -> str:
     if ns == state.completed_ns and duration is not None:
         text = f',"completed_utc":"{time}","duration":{_number_text(duration)}'
     else:
-        text = f',"completed_utc":"{ns_text(state.completed_ns)}"' if state.completed_ns else ""
+        text = f',"completed_utc":"{ns_text(state.completed_ns)}"'
         if duration is not None:
             text += f',"duration":{_number_text(duration)}'
     if not (state.recorded_message is None and state.recorded_percent is None and state.failure_type is None
