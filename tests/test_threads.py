@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import contextvars
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
+import bgworker
 from bgworker.model.threads import own_thread
 
 SOON = 30.0
+PACKAGE = Path(bgworker.__file__).parent
 
 
 def test_a_thread_of_ours_sees_no_context_variable_of_who_starts_it() -> None:
@@ -30,3 +36,61 @@ def test_threads_of_ours_run_at_the_same_time() -> None:
         thread.join(SOON)
         assert not thread.is_alive()
     assert not both.broken
+
+
+def test_every_thread_of_ours_is_made_in_one_place() -> None:
+    makers = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            called = node.func if isinstance(node, ast.Call) else None
+            name = getattr(called, "attr", getattr(called, "id", None))
+            if name in ("Thread", "Timer", "start_new_thread", "start_joinable_thread"):
+                makers.add(path.relative_to(PACKAGE).as_posix())
+    assert makers == {"model/threads.py"}
+
+
+INHERITED = """
+import contextvars, faulthandler, sys, threading, time
+from bgworker import Scheduler, StreamEvent, current_task
+
+faulthandler.dump_traceback_later(50, exit=True)
+variable = contextvars.ContextVar("variable", default="empty")
+seen = {}
+
+def look(where):
+    seen.setdefault(where, set()).add((variable.get(), bool(current_task().id)))
+    print("from", where)
+
+class Talking:
+    def __init__(self, where):
+        self.where = where
+    def write(self, events):
+        look(self.where)
+    def close(self):
+        pass
+
+def outer():
+    variable.set("the task's")
+    with Scheduler(2, sinks=[Talking("sink")], initializer=look, initargs=["initializer"]) as inner:
+        inner.register_sink(Talking("later sink"))
+        subscription = inner.subscribe(lambda event: look("subscription"))
+        inner.options(timeout=0.01).submit(current_task().sleep, 60).wait()
+        inner.submit(int).result()
+        inner.flush()
+        while len(seen) < 4:
+            time.sleep(0.001)
+
+with Scheduler(1, capture_output=True) as pool:
+    task = pool.submit(outer)
+    task.result()
+print(sorted(seen.items()), [event.payload for event in task.streams() if isinstance(event, StreamEvent)])
+"""
+
+
+def test_no_thread_that_a_task_starts_takes_the_tasks_context_for_its_own() -> None:
+    done = subprocess.run([sys.executable, "-X", "thread_inherit_context=1", "-W", "error", "-c", INHERITED],
+                          cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    bare = {("empty", False)}
+    wheres = ["initializer", "later sink", "sink", "subscription"]
+    assert done.stdout.splitlines()[-1] == f"{[(each, bare) for each in wheres]} []"
