@@ -135,7 +135,7 @@ def killed_afterwards(pids: list[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for pid in pids:
+        for pid in filter(str.isdecimal, pids):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
 
@@ -339,6 +339,50 @@ def test_a_cancel_ends_the_whole_group(context: FakeContext, pump: str) -> None:
     assert not any(is_alive(pid) for pid in context.outputs if pid != "ready")
 
 
+OWN_GROUPS = [  # with the job that tells its number and then does nothing for long in $JOB
+    'timeout 1000 sh -c "$JOB"; echo', 'set -m 2>/dev/null; sh -c "$JOB" & wait', 'setsid sh -c "$JOB"; echo',
+    """setsid sh -c 'sh -c "$JOB" & wait'; echo""", 'sh -c "$JOB" & setsid setsid -w sh -c "$JOB"; echo',
+    """python3 -c 'import os; os.setpgid(0, 0); os.execlp("sh", "sh", "-c", os.environ["JOB"])'; echo""",
+    """sh -c 'set -m; timeout 1000 sh -c "$JOB" & wait' 2>/dev/null; echo""",
+]
+
+
+@pytest.mark.parametrize("command", OWN_GROUPS)
+def test_a_cancel_ends_also_what_made_a_group_or_a_session_of_its_own(
+        context: FakeContext, pump: str, command: str) -> None:
+    jobs = 2 if command.startswith("sh -c \"$JOB") else 1
+
+    def look(line: str) -> None:
+        if len(context.outputs) == jobs:
+            threading.Thread(target=context.cancel).start()
+    context.on_line = look
+    with killed_afterwards(context.outputs):
+        with pytest.raises(TaskCancelled):
+            shell(command, env={**os.environ, "JOB": f"echo $$; exec sleep {FOREVER}"})()
+        assert len(context.outputs) == jobs
+        assert not any(map(is_alive, context.outputs))
+
+
+def test_what_made_a_session_of_its_own_and_ignores_sigterm_is_killed(
+        context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "KILL_AFTER", 0.3)
+    stubborn = "trap \"\" TERM; echo $$; while :; do sleep 0.02; done"
+    context.cancel_on("ready")
+    with killed_afterwards(context.outputs):
+        with pytest.raises(TaskCancelled):
+            shell(f"setsid sh -c '{stubborn}' & sleep 0.2; echo ready; wait")()
+        assert not is_alive(context.outputs[0])
+
+
+def test_a_stray_may_be_ended_by_the_command_that_made_it(context: FakeContext, pump: str) -> None:
+    """Its own session gets no signal before the command, which knows better how to end it, is gone."""
+    context.cancel_on("ready")
+    with pytest.raises(TaskCancelled):
+        shell("""setsid sh -c 'trap "echo saved; exit" USR1; trap "echo shot; exit" TERM; echo ready
+              while :; do sleep 0.02; done' & trap "kill -USR1 $!; wait $!; exit" TERM; wait""")()
+    assert context.outputs == ["ready", "saved"]
+
+
 def test_a_cancel_wakes_the_wait_for_a_child_that_closed_its_streams(context: FakeContext, pump: str) -> None:
     threading.Timer(0.1, context.cancel).start()
     with pytest.raises(TaskCancelled):
@@ -390,14 +434,14 @@ def test_what_survives_sigkill_is_reported_and_left(context: FakeContext, monkey
     monkeypatch.setattr(child, "KILL_AFTER", 0.05)
     monkeypatch.setattr(child, "GIVE_UP_AFTER", 0.05)
     children: list[subprocess.Popen[bytes]] = []
-    monkeypatch.setattr(child.Child, "_signal", lambda self, proc, kill: children.append(proc))
+    monkeypatch.setattr(child.Child, "_signal", lambda self, kill: children.append(self._proc))
     context.cancel_on("ready")
     try:
         with pytest.raises(TaskCancelled):
             shell(f"echo ready; exec sleep {FOREVER}")()
         assert is_alive(children[0].pid)
-        assert context.errors == [f"bgworker: process group {children[0].pid} is still there after SIGKILL "
-                                  "and is left behind"]
+        assert context.errors == [f"bgworker: processes of session {children[0].pid} are still there after SIGKILL "
+                                  "and are left behind"]
     finally:
         os.killpg(children[0].pid, signal.SIGKILL)
         children[0].wait()
@@ -407,10 +451,11 @@ def test_what_survives_sigkill_is_reported_and_left(context: FakeContext, monkey
 
 
 @pytest.mark.parametrize("streams", ["", ">/dev/null 2>&1"])
+@pytest.mark.parametrize("command", [f"sleep {FOREVER}", f"timeout {FOREVER} sleep {FOREVER}"])
 def test_what_an_exited_shell_left_in_the_background_is_ended(
-        context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch, streams: str) -> None:
+        context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch, command: str, streams: str) -> None:
     monkeypatch.setattr(child, "LINGER", 0.05)
-    assert shell(f"sleep {FOREVER} {streams} & echo $!")() == 0
+    assert shell(f"{command} {streams} & echo $!; sleep 0.05")() == 0
     assert not is_alive(context.outputs[0])
 
 
@@ -530,13 +575,35 @@ def test_the_group_is_never_signalled_once_its_leader_is_reaped(
     assert signalled and set(signalled) == {"Z"}  # still there, as a zombie
 
 
-def test_a_process_that_ignores_sigchld_can_run_commands(context: FakeContext, pump: str) -> None:
+@pytest.mark.parametrize("code", [0, 3])
+def test_where_sigchld_is_ignored_no_command_passes_for_a_success(context: FakeContext, pump: str, code: int) -> None:
     previous = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
-        assert shell("echo fine")() == 0
+        with pytest.raises(ChildProcessError, match="how the command ended is not known.*SIGCHLD to SIG_DFL"):
+            shell(f"echo fine; exit {code}")()
     finally:
         signal.signal(signal.SIGCHLD, previous)
     assert context.outputs == ["fine"]
+
+
+def test_where_another_thread_reaps_any_child_no_failed_command_passes_for_a_success(
+        context: FakeContext, pump: str) -> None:
+    has_ended = threading.Event()
+
+    def reap() -> None:
+        while not has_ended.is_set():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+    reaper = threading.Thread(target=reap)
+    reaper.start()
+    try:
+        for _ in range(20):
+            with pytest.raises((ChildProcessError, subprocess.CalledProcessError), match="not known|exit status 3"):
+                shell("exit 3")()
+    finally:
+        has_ended.set()
+        reaper.join(WAIT)
+    assert not reaper.is_alive()
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux 5.3")

@@ -1,38 +1,44 @@
 """One run of a command: its process is started, followed, ended and reaped on the task's thread.
 
 However a run ends (exit, failure, cancel, timeout, an exception in this thread), when `Child.run` returns the child is
-reaped, its process group is gone and every pipe is closed. A process that left the group (`setsid`) lives on, but
-does not keep the task waiting (on Windows, if it inherited the pipes, it keeps the threads that read them).
+reaped, the processes that `processes` counts to it are gone, and every pipe is closed. A daemon, which left them, lives
+on, but does not keep the task waiting (on Windows, if it inherited the pipes, it keeps the threads that read them).
 
 The thread sleeps in one place, the pump's `wait`, and wakes there for output, for the child's exit, for a cancel and
-for the next deadline; and it waits at the `Gate` for sinks that are behind. A cancel ends either wait.
+for the next deadline. It waits in two more: at the `Gate` for sinks that are behind, and for `room` to start in.
 
-The group is signalled only while its leader has not been reaped: as long as the leader is a zombie the kernel gives
-its id to no other process or group, so a signal cannot reach strangers. Hence nothing here calls `Popen.poll`
-or `Popen.wait` on POSIX before the last signal is sent.
+Nothing is signalled by the leader's number once the leader has been reaped: as long as it is a zombie the kernel gives
+its number to no other process, group or session, so a signal cannot reach strangers. Hence nothing here calls
+`Popen.poll` or `Popen.wait` on POSIX before the last signal is sent. What somebody else reaps is `_lost`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
+import subprocess
 import sys
 from functools import partial
 from math import inf
+from time import monotonic
 
 from ..model.records import ERROR, OUTPUT
 from .pipes import Gate, Lines, open_pump
+from .processes import Family
+from .room import SHORTAGES, room
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from subprocess import Popen
 
     from ..running.context import TaskContext
+    from .pipes import PolledPump, ThreadedPump
 
 KILL_AFTER = 5.0
 """Seconds from SIGTERM to SIGKILL, for a command that was asked to stop."""
 LINGER = 0.25
-"""Seconds that the rest of a group may go on writing when its leader has exited: `cmd > >(tee log)` loses nothing."""
+"""Seconds that the rest of a session may go on writing when its leader has exited: `cmd > >(tee log)` loses nothing."""
 STRAGGLERS_AFTER = 1.0
 """Seconds from SIGTERM to SIGKILL for what the leader left behind."""
 GIVE_UP_AFTER = 5.0
@@ -51,83 +57,113 @@ class Child:
         context: of the task, which gets the lines and may be asked to stop.
     """
 
-    def __init__(self, argv: str | list[str], cwd: str | None, env: dict[str, str] | None, context: TaskContext) -> None:
+    def __init__(self, argv: str | list[str], cwd: str | None, env: dict[str, str] | None,
+                 context: TaskContext) -> None:
         self._argv, self._cwd, self._env = argv, cwd, env
         self._context = context
         self._gate = Gate(context)
         most = context._limits.max_payload
         self._out = Lines(partial(self._say, OUTPUT), most)
         self._err = Lines(partial(self._say, ERROR), most)
-        self._pump = open_pump()
-        self._proc: Popen[bytes] | None = None
         self._exited = False
-        self._lost = False     # somebody else reaped the leader: its id may be a stranger's
+        self._is_alone = False  # the leader has exited, and no other process of the command is left
+        self._lost = False     # somebody else reaped the leader: its number may be a stranger's
         self._cancelled = False
         self._gave_up = False
         self._signals = 0      # how many were sent: none, SIGTERM, SIGKILL
+        self._told_strays = False
         self._due = inf        # when the next one is to be sent, by the gate's clock
 
     def run(self) -> int:
         """Run the command to its end; see `ShellCommand.__call__`. Once."""
-        import subprocess
+        self._context.on_cancel(lambda: None)  # a cancel ends the task soon: `_start` looks for it
         try:
-            self._context.on_cancel(self._pump.ring)
-            self._context.checkpoint()  # asked to stop already: no child
+            self._start()
+        except BaseException:
+            self._context.on_cancel(None)
+            raise
+        try:
             try:
-                self._proc = self._start()
+                self._context.on_cancel(self._pump.ring)
                 self._pump.attach(self._proc, self._out, self._err)
-                self._follow(self._proc)
+                self._follow()
             except BaseException:
-                if self._proc is not None:
-                    self._abandon(self._proc)
+                self._abandon()
                 raise
         finally:
-            self._close()
+            code = self._close()
             self._context.on_cancel(None)
         if self._cancelled:
             self._context.checkpoint()
-        if self._proc.returncode != 0:
-            raise subprocess.CalledProcessError(self._proc.returncode, self._argv)
+        if code is None:
+            raise ChildProcessError(
+                errno.ECHILD, "how the command ended is not known: this process ignores SIGCHLD, or something in it "
+                "waits for any child; set SIGCHLD to SIG_DFL, and wait for children by their numbers")
+        if code != 0:
+            raise subprocess.CalledProcessError(code, self._argv)
         return 0
 
     def _say(self, kind: int, lines: list[str]) -> None:
         self._gate.emit(partial(self._context._emit_lines, kind), lines)
 
-    def _start(self) -> Popen[bytes]:
-        import subprocess
-        try:
-            return subprocess.Popen(
-                self._argv, shell=isinstance(self._argv, str), cwd=self._cwd, env=self._env, bufsize=0,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                start_new_session=os.name != "nt", creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))
-        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-            raise _explained(error, self._argv, self._cwd) from error
+    def _start(self) -> None:
+        """Start the process, as soon as the system has room for it."""
+        missed_at = inf
+        while True:
+            self._context.checkpoint()  # asked to stop already: no child
+            try:
+                self._pump = open_pump()
+                try:
+                    self._proc = self._popen()
+                except BaseException:
+                    self._pump.close()
+                    raise
+                break
+            except OSError as error:
+                if error.errno not in SHORTAGES:
+                    raise _explained(error, self._argv, self._cwd) from error
+                missed_at = min(missed_at, monotonic())
+                if not room.wait(missed_at):
+                    raise _no_room(error) from error
+        self._family = Family(self._proc.pid)
+        room.enter()
 
-    def _follow(self, proc: Popen[bytes]) -> None:
-        """Read until the leader has exited and its group is gone; see to it when that is due."""
+    def _popen(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._argv, shell=isinstance(self._argv, str), cwd=self._cwd, env=self._env, bufsize=0,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=os.name != "nt", creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))
+
+    def _follow(self) -> None:
+        """Read until the leader has exited and its session is gone; see to it when that is due."""
         pause = SHORTEST_PAUSE
-        has_exited = _exit_probe(proc)
-        while not self._is_over(proc, has_exited):
+        has_exited = _exit_probe(self._proc)
+        while not self._is_over(has_exited):
             now = self._gate.now()
-            self._escalate(proc, now)
+            self._escalate(now)
             timeout = max(self._due - now, 0.0)
             if not self._pump.sees_exit:
                 timeout = min(timeout, pause)
             happened = self._pump.wait(None if timeout == inf else timeout)
             pause = SHORTEST_PAUSE if happened else min(2 * pause, LONGEST_PAUSE)
-        self._pump.drain()  # all that the group wrote is in the pipes by now; only who left it can still hold them open
+        self._pump.drain()  # all that the session wrote is in the pipes by now; only who left can still hold them open
         self._out.finish()
         self._err.finish()
 
-    def _is_over(self, proc: Popen[bytes], has_exited: Callable[[], bool]) -> bool:
+    def _is_over(self, has_exited: Callable[[], bool]) -> bool:
         if not self._exited:
             try:
                 self._exited = has_exited()
             except ChildProcessError:  # SIGCHLD is ignored in this process, or somebody waits for any child
                 self._exited = self._lost = True
-        return self._gave_up or self._exited and (self._lost or not _group_is_alive(proc.pid))
+        if self._exited and not self._lost:
+            try:
+                self._is_alone = not self._family.is_alive()
+            except OSError:  # no descriptor is left to look with
+                self._is_alone = False
+        return self._gave_up or self._lost or self._is_alone
 
-    def _escalate(self, proc: Popen[bytes], now: float) -> None:
+    def _escalate(self, now: float) -> None:
         """Send what is due: SIGTERM on a cancel or to what the leader left behind, SIGKILL when that was no use."""
         if self._due == inf:
             if self._exited:
@@ -136,6 +172,8 @@ class Child:
                 self._cancelled, self._due = True, now
         if self._exited and self._signals == 0 and not self._pump.open:
             self._due = now  # whoever is left does not write for the task
+        if self._exited and self._signals:
+            self._pursue()
         if now < self._due:
             return
         if self._signals == 0:
@@ -144,46 +182,68 @@ class Child:
             self._due = now + GIVE_UP_AFTER
         else:
             self._gave_up = True
-            self._say(ERROR, [f"bgworker: process group {proc.pid} is still there after SIGKILL and is left behind"])
+            self._say(ERROR, [f"bgworker: processes of session {self._proc.pid} are still there after SIGKILL and are "
+                              "left behind"])
         self._signals += 1
-        self._signal(proc, kill=self._signals > 1)
+        self._signal(kill=self._signals > 1)
 
-    def _signal(self, proc: Popen[bytes], *, kill: bool) -> None:
-        """Signal the group. Its leader is not reaped yet: only `_close` reaps, after the last signal."""
-        import signal
-        if self._lost or proc.returncode is not None:
+    def _pursue(self) -> None:
+        """Signal again who was not reached: those whose parents were to end them, and what was forked meanwhile."""
+        if self._signals > 1:
+            self._signal(kill=True)
+        elif not self._told_strays and not self._family.is_session_alive():
+            self._told_strays = True
+            self._family.signal(signal.SIGTERM, strays=True)
+
+    def _signal(self, *, kill: bool) -> None:
+        """Signal what belongs to the command. Its leader is not reaped yet: only `_close` reaps, after the last one."""
+        if self._lost:
             return
-        try:
-            if sys.platform != "win32":
-                os.killpg(proc.pid, signal.SIGKILL if kill else signal.SIGTERM)
-            elif kill:
-                proc.kill()
-            else:
-                proc.send_signal(signal.CTRL_BREAK_EVENT)
-        except OSError:
-            return  # nobody is left (EPERM on macOS), another user's process, or no console to send Ctrl-Break through
+        if sys.platform != "win32":
+            self._family.signal(signal.SIGKILL if kill else signal.SIGTERM, strays=kill)
+        elif self._proc.poll() is None:
+            try:
+                self._proc.kill() if kill else self._proc.send_signal(signal.CTRL_BREAK_EVENT)
+            except OSError:
+                return  # it has ended meanwhile, or there is no console to send Ctrl-Break through
 
-    def _abandon(self, proc: Popen[bytes]) -> None:
+    def _abandon(self) -> None:
         """End the child after an exception in this thread: as on a cancel, in less time, and nobody listens."""
         self._gate.discards = True
         if self._signals == 0:
             self._due = self._gate.now()
-        self._follow(proc)
+        self._follow()
 
-    def _close(self) -> None:
-        """Leave nothing behind, also when `_follow` was interrupted twice."""
-        import subprocess
+    def _close(self) -> int | None:
+        """Leave nothing behind, also when `_follow` was interrupted twice. Return the exit code, None if none is known."""
         try:
-            if self._proc is not None:
-                self._signal(self._proc, kill=True)  # also for what was forked while `_group_is_alive` looked
-                self._proc.wait(0 if self._gave_up else GIVE_UP_AFTER)
+            if not self._is_alone:
+                self._signal(kill=True)
+            if self._exited and sys.platform != "win32":
+                return self._reap()
+            return self._proc.wait(0 if self._gave_up else GIVE_UP_AFTER)
         except subprocess.TimeoutExpired:
-            self._gave_up = True  # `Popen` reaps it later
+            return None  # `Popen` reaps it later
         finally:
             self._pump.close()
+            room.leave()
+
+    def _reap(self) -> int | None:
+        """Reap the leader. `Popen.wait` would take it for a success if somebody else had."""
+        if not self._lost:
+            self._family.kill_group()  # also for what was forked while `is_alive` looked
+        if self._proc.returncode is not None:
+            return self._proc.returncode
+        try:
+            _, status = os.waitpid(self._proc.pid, 0)
+        except ChildProcessError:
+            self._proc.returncode = 0  # so that `Popen` does not look for it
+            return None
+        self._proc.returncode = os.waitstatus_to_exitcode(status)
+        return self._proc.returncode
 
 
-def _exit_probe(proc: Popen[bytes]) -> Callable[[], bool]:
+def _exit_probe(proc: subprocess.Popen[bytes]) -> Callable[[], bool]:
     """Return a function that tells whether the child has exited, and does not reap it."""
     pid = proc.pid
     if hasattr(os, "waitid"):
@@ -200,28 +260,6 @@ def _exit_probe(proc: Popen[bytes]) -> Callable[[], bool]:
     return lambda: proc.poll() is not None  # Windows: the open handle keeps the id; else `signal` sees `returncode`
 
 
-def _group_is_alive(leader: int) -> bool:
-    """Tell whether anyone but the exited, not yet reaped leader is in its group; False where that cannot be known."""
-    if sys.platform == "darwin":
-        try:
-            os.killpg(leader, 0)  # does not count zombies there
-        except OSError:
-            return False
-        return True
-    if sys.platform != "linux":
-        return False
-    # killpg(leader, 0) counts zombies here: the leader, and orphans in a container whose first process reaps nobody.
-    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
-        try:
-            if name.isdecimal() and int(name) != leader and os.getpgid(int(name)) == leader:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    if file.read().rpartition(b") ")[2][:1] not in b"ZX":  # zombie, dead
-                        return True
-        except (ProcessLookupError, FileNotFoundError):
-            continue  # it ended meanwhile
-    return False
-
-
 def _explained(error: OSError, argv: str | list[str], cwd: str | None) -> OSError:
     """Return the same kind of error with a message that tells the program from the directory, and what to do."""
     program = "/bin/sh" if isinstance(argv, str) else argv[0]
@@ -232,3 +270,8 @@ def _explained(error: OSError, argv: str | list[str], cwd: str | None) -> OSErro
     if os.path.isfile(os.path.join(cwd or "", program)):
         return OSError(error.errno, "the interpreter in the program's first line does not exist", program)
     return OSError(error.errno, "there is no such program; check the name, or give its full path", program)
+
+
+def _no_room(error: OSError) -> OSError:
+    return OSError(error.errno, f"there is no room for a process ({error.strerror}), and no command runs that could "
+                                "end; raise the limit (ulimit -n, ulimit -u, or that of the container)")

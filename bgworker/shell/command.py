@@ -47,15 +47,20 @@ class ShellCommand:
     def __call__(self) -> int:
         """Run the command to its end; each line of it goes to the current task's output or error stream at once.
 
-        Lines end at a newline; of a line that was overwritten by carriage returns the last state counts, bytes that
-        are not UTF-8 become U+FFFD, and lines over 64 KiB come in pieces. The command is read no faster than the
-        healthy sinks keep up: it waits in its writes, and none of its lines is lost.
+        Lines end at a newline, and of a line that was overwritten by carriage returns the last state counts. A record
+        holds text, so binary output is not kept byte for byte: NULs and bytes that are not UTF-8 become U+FFFD. Lines
+        over 64 KiB (or ``max_payload``) come in pieces. The command is read no faster than the healthy sinks keep up:
+        it waits in its writes, and none of its lines is lost. Where the system has no room for one more process, it
+        waits until another command ends.
 
         Returns: 0.
         Raises:
             subprocess.CalledProcessError: it exited with another code, or by a signal (a negative code).
+            ChildProcessError: how it ended is not known, because something else in this process took its exit status.
             FileNotFoundError, PermissionError: the program or the directory is missing, or may not be used.
-            TaskCancelled: the task was asked to stop; the group got SIGTERM, after `child.KILL_AFTER` seconds SIGKILL.
+            OSError: it cannot be started for another reason.
+            TaskCancelled: the task was asked to stop. Its session, and what it started in others, got SIGTERM, and
+                after `child.KILL_AFTER` seconds SIGKILL; a daemon, which has left both, lives on.
         """
         return Child(self.argv, self.cwd, _inherited() if self.env is None else self.env, current_task()).run()
 

@@ -1,0 +1,65 @@
+"""Room for one more process: where the system has none left, a command waits until another one ends.
+
+Descriptors, processes and memory run out (EMFILE, ENFILE, EAGAIN, ENOMEM); what holds them here are commands of this
+process, and each that ends gives some back. When none of ours runs, others may still end; `PATIENCE` later the
+shortage is taken to be for good.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from time import monotonic
+
+SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM))
+
+PATIENCE = 2.0
+"""Seconds that a command waits for room when no other one of ours runs."""
+
+LOOK = 0.25
+"""Seconds between two tries, if no command ends meanwhile: what is not ours may end, and the task may be cancelled."""
+
+
+class _Room:
+    def __init__(self) -> None:
+        self._news = threading.Condition()  # guards all below
+        self._running = 0
+        self._idle_since = monotonic()
+
+    def enter(self) -> None:
+        """A command has started: there may be room for one more."""
+        with self._news:
+            self._running += 1
+            self._news.notify()
+
+    def leave(self) -> None:
+        """A command has ended."""
+        with self._news:
+            self._running -= 1
+            self._idle_since = monotonic()
+            self._news.notify()
+
+    def wait(self, since: float) -> bool:
+        """Wait for a moment in which there may be room; False when that has become hopeless.
+
+        Args:
+            since: when there was none first, on the monotonic clock.
+        """
+        with self._news:
+            if not self._running and monotonic() - max(since, self._idle_since) >= PATIENCE:
+                return False
+            self._news.wait(LOOK)
+            return True
+
+
+room = _Room()
+
+
+def _renew() -> None:
+    """In a forked child: the commands are the parent's, and the lock may be held by a thread that is not here."""
+    room.__init__()  # type: ignore[misc]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
