@@ -9,16 +9,24 @@ whatever led to it, no more is made of it than fits.
 from __future__ import annotations
 
 import builtins
+from contextvars import copy_context
+from importlib.machinery import SourceFileLoader, SourcelessFileLoader
+from zipimport import zipimporter
 
-from .errors import TaskTimedOut
+from .errors import TaskCancelled, TaskTimedOut
 from .text import ask, clean, fit, sanitise
+from .threads import own_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
     from types import CodeType, TracebackType
-    from typing import Any
+    from typing import Any, Tuple
 
+    Texts = Tuple["str | None", "str | None", "str | None"]
+
+PATIENCE = 3.0
+"""Seconds for the code of an exception's author."""
 MOST_SHOWN = 50
 """Exceptions in one traceback: the latest of a chain, the first of a group."""
 MOST_FRAMES = 200
@@ -31,8 +39,11 @@ _DURING = "\nDuring handling of the above exception, another exception occurred:
 
 # As Python keeps them: no subclass and no metaclass stands before these.
 _QUALNAME, _MODULE = [type.__dict__[name].__get__ for name in ("__qualname__", "__module__")]
-_TRACEBACK, _CAUSE, _CONTEXT, _IS_ALONE = [BaseException.__dict__[name].__get__ for name in (
-    "__traceback__", "__cause__", "__context__", "__suppress_context__")]
+_MRO, _NAMES = [type.__dict__[name].__get__ for name in ("__mro__", "__dict__")]
+_TRACEBACK, _CAUSE, _CONTEXT, _IS_ALONE, _ARGS, _DICT = [BaseException.__dict__[name].__get__ for name in (
+    "__traceback__", "__cause__", "__context__", "__suppress_context__", "args", "__dict__")]
+_PLAIN = (str, int, float, bool, type(None))
+_LOADERS = (SourceFileLoader, SourcelessFileLoader, zipimporter, type)  # a type: the loaders of built-in and frozen modules
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", None)  # from 3.11 on
 
 
@@ -44,21 +55,62 @@ def without_frames(error: BaseException, codes: Collection[CodeType]) -> BaseExc
     return BaseException.with_traceback(error, trace)
 
 
-def describe_failure(error: BaseException, max_bytes: int) -> tuple[str, str, str]:
-    """Return type, message and traceback of an exception, each clean text of at most ``max_bytes``."""
-    message = clean(error, max_bytes)
-    return fit(_type_text(error), max_bytes)[0], message, _chain_text(error, message, set(), max_bytes)
+def describe_failure(error: BaseException, max_bytes: int) -> Texts:
+    """Return type, message and traceback of an exception, each clean text of at most ``max_bytes``; of a `TaskCancelled`
+    only its reason, as the message.
+
+    Where that runs code of the exception's author, it runs on a thread of its own, and is waited for `PATIENCE` seconds.
+    """
+    found: list[str] = []
+    if _is_plain(error):
+        _describe(error, max_bytes, found)
+    else:
+        describing = own_thread("bgworker-failure", copy_context().run, _describe, error, max_bytes, found)
+        try:
+            describing.start()
+            describing.join(PATIENCE)
+        except (RuntimeError, MemoryError):  # there is no thread to be had: 3.12 gives none at its exit
+            _describe(error, max_bytes, found)
+    message = found[0] if found else "(its text takes too long)"
+    if issubclass(type(error), TaskCancelled):
+        return None, message, None
+    trace = found[1] if len(found) == 2 else "".join([*_bare_frames(_TRACEBACK(error)), message])
+    return fit(_type_text(type(error)), max_bytes)[0], message, fit(trace, max_bytes)[0]
 
 
-def reason_of(error: BaseException, max_bytes: int) -> str:
-    """Return why a `TaskCancelled` says that the task ends, as clean text of at most ``max_bytes``."""
-    reason = ask(getattr, error, "reason")
-    return (clean(reason, max_bytes) if reason is not None else "") or "task"
+def _describe(error: BaseException, max_bytes: int, found: list[str]) -> None:
+    """Add the message to ``found``, then the traceback."""
+    if issubclass(type(error), TaskCancelled):
+        reason = ask(getattr, error, "reason")
+        found.append((clean(reason, max_bytes) if reason is not None else "") or "task")
+    else:
+        found.append(clean(error, max_bytes))
+        found.append(_chain_text(error, found[0], set(), max_bytes))
 
 
-def _type_text(error: BaseException) -> str:
+def _is_plain(error: BaseException) -> bool:
+    """Tell whether no code but Python's own runs when an exception is shown. Most are like that."""
+    own = _DICT(error)
+    if type(error) is TaskCancelled:  # only its reason is shown
+        return _is_one_of(type(own.get("reason")), _PLAIN)
+    shows_it = next(kind for kind in _MRO(type(error)) if "__str__" in _NAMES(kind))
+    if not _is_one_of(shows_it, (BaseException, KeyError)) or "__notes__" in own or (
+            _CAUSE(error) is not None or _CONTEXT(error) is not None):
+        return False
+    trace = _TRACEBACK(error)
+    while trace is not None:
+        if not _is_one_of(type(dict.get(trace.tb_frame.f_globals, "__loader__")), _LOADERS):
+            return False
+        trace = trace.tb_next
+    return all([_is_one_of(type(each), _PLAIN) for each in _ARGS(error)])
+
+
+def _is_one_of(kind: type, kinds: tuple[type, ...]) -> bool:
+    return any([kind is each for each in kinds])  # ``in`` would ask a metaclass
+
+
+def _type_text(kind: type) -> str:
     """Return the name of a class, with its module unless that is ``builtins`` or that of bgworker's exceptions."""
-    kind = type(error)
     module, name = _MODULE(kind), sanitise(_QUALNAME(kind))
     module = sanitise(module) if issubclass(type(module), str) else "?"
     return name if module in ("builtins", TaskTimedOut.__module__) else f"{module}.{name}"
@@ -92,9 +144,9 @@ def _text_of_one(error: BaseException, message: str, shown: set[int], most: int)
     if trace is not None:
         frames = ask(traceback.format_tb, trace, -MOST_FRAMES) or _bare_frames(trace)
         text = f"Traceback (most recent call last):\n{fit(''.join(frames), most // 2)[0].rstrip()}\n"
-    name = _type_text(error)
+    name = _type_text(type(error))
     text += f"{name}: {message}\n" if message else f"{name}\n"
-    notes: Any = ask(getattr, error, "__notes__", None)
+    notes: Any = ask(_DICT(error).get, "__notes__")
     if type(notes) in (list, tuple):
         text += "".join([f"{clean(note, most // 8)}\n" for note in notes[:MOST_NOTES]])
     for number, each in enumerate(_members_of(error), 1):

@@ -1,16 +1,19 @@
 """Where a task's code comes from: names at submit, the source text when somebody first asks for it.
 
-A source is shared by all tasks of one function. Reading it is file access and may run a module loader's code, so it
-happens on the thread that builds the first snapshot, not on the task's; whatever it raises means "no source".
+A source is shared by all tasks of one function. Its text is read where a record is first encoded, on a sink's thread: from
+the file, from what `linecache` holds (a notebook's cells, say) or from a zip archive. No other loader and no module is
+asked, since those are somebody's code; whatever goes wrong means "no source".
 """
 
 from __future__ import annotations
 
 import functools
-from types import CodeType, FunctionType
+import sys
+from types import CodeType, FunctionType, ModuleType
+from zipimport import zipimporter
 
 from ..model.records import Source
-from ..model.text import sanitise
+from ..model.text import ask, sanitise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,15 +26,16 @@ _MOST_CACHED = 1024
 
 
 class FunctionSource(Source):
-    """The source of a Python function, or just the name of another callable."""
+    """The source of a Python function, or just the name of another callable. All that it tells is clean text."""
 
-    __slots__ = ("module", "qualname", "_name", "_code", "_text", "_hash")
+    __slots__ = ("module", "qualname", "_name", "_script_id", "_code", "_text", "_hash")
 
     def __init__(self, module: str | None, qualname: str, code: CodeType | None) -> None:
         super().__init__()
         self.module = module
         self.qualname = qualname
         self._name = sanitise(qualname)
+        self._script_id = f"{sanitise(module or '?')}:{self._name}"
         self._code = code
         self._text: str | None = None
         self._hash: str | None = None
@@ -43,7 +47,7 @@ class FunctionSource(Source):
 
     @property
     def script_id(self) -> str:
-        return f"{sanitise(self.module or '?')}:{self._name}"
+        return self._script_id
 
     @property
     def script_text(self) -> str | None:
@@ -58,15 +62,27 @@ class FunctionSource(Source):
         """Read the source once. Two threads may both do so; they find the same."""
         if self._hash is None:
             import hashlib
-            import inspect
 
-            try:
-                self._text = sanitise(inspect.getsource(self._code)) if self._code else None
-            except Exception:  # no file, no loader, a loader that fails: all mean that there is no source to record
-                self._text = None
-            named = self._text if self._text is not None else self.script_id
-            self._hash = hashlib.sha256(named.encode("utf-8", "surrogatepass")).hexdigest()
+            text = None if self._code is None else ask(_block_of, self._code, self.module)
+            self._text = sanitise(text) if text else None
+            self._hash = hashlib.sha256((self._text or self.script_id).encode()).hexdigest()
         return self._hash
+
+
+def _block_of(code: CodeType, module_name: str | None) -> str:
+    """Return the lines of a function."""
+    import inspect
+    import linecache
+
+    linecache.checkcache(code.co_filename)
+    held = linecache.cache.get(code.co_filename, ())
+    if len(held) == 1:  # not lines, but a loader that is to be asked for them
+        del linecache.cache[code.co_filename]
+    lines = linecache.getlines(code.co_filename)
+    module = sys.modules.get(module_name or "")
+    if not lines and type(module) is ModuleType and type(loader := vars(module).get("__loader__")) is zipimporter:
+        lines = (loader.get_source(module.__name__) or "").splitlines(keepends=True)
+    return "".join(inspect.getblock(lines[code.co_firstlineno - 1:]))
 
 
 # id(code) -> its source; the entry holds the code object, so the id is not reused. Keyed by id because hashing a code
@@ -79,16 +95,19 @@ def source_of(function: Callable[..., Any]) -> Source:
     """Return where ``function`` comes from, looking through ``functools.partial``, wrappers and bound methods."""
     code: CodeType | None
     module: str | None
+    qualname: str | None
     if type(function) is FunctionType and not function.__dict__:
         code, module, qualname = function.__code__, function.__module__, function.__qualname__
+        if type(module) is not str or type(qualname) is not str:  # one may set them to anything
+            module, qualname = _attribute(function, "__module__", str), _attribute(function, "__qualname__", str)
     else:
         own = _attribute(function, "source", Source)
         if own is not None:
             return own
         function = _innermost(function)
         code = _attribute(function, "__code__", CodeType)
-        module = _attribute(function, "__module__", str)
-        qualname = _attribute(function, "__qualname__", str) or type(function).__qualname__
+        module, qualname = _attribute(function, "__module__", str), _attribute(function, "__qualname__", str)
+    qualname = qualname or _QUALNAME(type(function))
     found = _cache.get(id(code))
     if found is None or found.qualname != qualname or found.module != module:  # one code object may serve several names
         found = FunctionSource(module, qualname, code)
@@ -99,11 +118,14 @@ def source_of(function: Callable[..., Any]) -> Source:
     return found
 
 
+_QUALNAME: Callable[[type], str] = type.__dict__["__qualname__"].__get__
+
+
 def _innermost(function: Any) -> Any:
     innermost = function
     for _ in range(100):  # a bound, because a wrapper may wrap itself
-        if isinstance(innermost, functools.partial):
-            innermost = innermost.func
+        if issubclass(type(innermost), functools.partial):
+            innermost = functools.partial.func.__get__(innermost)
         elif (wrapped := _attribute(innermost, "__wrapped__", object)) is not None:
             innermost = wrapped
         elif (method := _attribute(innermost, "__func__", object)) is not None:
@@ -112,13 +134,12 @@ def _innermost(function: Any) -> Any:
             break
     if _attribute(innermost, "__qualname__", str) or not callable(innermost):
         return innermost
-    return type(innermost).__call__
+    return ask(getattr, type(innermost), "__call__")
 
 
 def _attribute(owner: Any, name: str, kind: type[T]) -> T | None:
     """Return an attribute of that type; None where there is none, or where asking for it raises, as some proxies do."""
-    try:
-        value = getattr(owner, name, None)
-    except Exception:
+    value = ask(getattr, owner, name, None)
+    if not issubclass(type(value), kind):
         return None
-    return value if isinstance(value, kind) else None
+    return str.__str__(value) if kind is str else value  # type: ignore[return-value]

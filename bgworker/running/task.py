@@ -16,7 +16,8 @@ from collections.abc import Coroutine
 from concurrent.futures import CancelledError, TimeoutError
 from types import CoroutineType
 
-from ..model.failure import describe_failure, reason_of, without_frames
+from ..model.failure import describe_failure, without_frames
+from ..model.checks import members, number
 from ..model.enums import StreamType, TaskStatus
 from ..model.errors import PoolDeadlock, TaskCancelled, TaskTimedOut
 from ..model.records import CANCELLED, COMPLETED, CREATED, FAILED, STARTED, STREAMS, TIMED_OUT, TaskState, event, keep_attributes_in_place
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from .waits import Waits
 
     T = TypeVar("T")
-    Failure = Tuple["str | None", "str | None", "str | None"]
+    Failure = Tuple["str | None", "str | None", "str | None"]  # type, message, traceback
     """What a task's state holds of it: type, message, and more about it."""
     Call = Tuple[Callable[..., Any], Tuple[Any, ...], dict[str, Any], Context]
 
@@ -135,7 +136,8 @@ class Task(LightFuture["T"]):
             since: only events with a greater ``seq``.
             types: only these streams.
         """
-        wanted = None if types is None else {StreamType(each) for each in types}
+        wanted = None if types is None else members("types", StreamType, types)
+        since = number("since", since, whole=True)
         tail = self._dispatcher.call(lambda: list(self._task_state.tail or ()))
         return [event(record) for record in tail  # type: ignore[misc]
                 if record[1] > since and (wanted is None or STREAMS[record[2]] in wanted)]
@@ -478,6 +480,4 @@ _OURS = Task.run.__code__, run_as.__code__, finished.__code__
 def _verdict(error: BaseException, max_bytes: int) -> tuple[int, Failure]:
     """Return how a task ends whose code has raised, and what is recorded of that."""
     without_frames(error, _OURS)  # they would hold the task in a cycle, and tell nobody anything
-    if issubclass(type(error), TaskCancelled):
-        return CANCELLED, (None, reason_of(error, max_bytes), None)
-    return FAILED, describe_failure(error, max_bytes)
+    return CANCELLED if issubclass(type(error), TaskCancelled) else FAILED, describe_failure(error, max_bytes)
