@@ -63,31 +63,6 @@ pytestmark = pytest.mark.filterwarnings(  # test_hang_global_shutdown_lock forks
 _numbers = itertools.count()
 
 
-class ThreadPoolExecutor(Scheduler):
-    """`Scheduler` with the constructor of ``ThreadPoolExecutor``, and with what the tests look at inside of one."""
-
-    def __init__(self, max_workers: int | None = None, thread_name_prefix: str = "", initializer: Any = None,
-                 initargs: tuple[Any, ...] = ()) -> None:
-        self._prefix = thread_name_prefix or f"conformance-{next(_numbers)}"
-        self._max_workers = max_workers  # as given: what None comes to is seen in the number of threads alone
-        super().__init__(max_workers, name=self._prefix, initializer=initializer, initargs=initargs)
-
-    @property
-    def _threads(self) -> set[threading.Thread]:
-        """The workers that live, by their documented names."""
-        name = re.compile(re.escape(self._prefix) + r"_\d+")
-        return {thread for thread in threading.enumerate() if name.fullmatch(thread.name)}
-
-    @property
-    def _broken(self) -> bool:
-        """Whether the pool refuses work because its initializer failed."""
-        try:
-            self.submit(int)
-        except futures.BrokenExecutor:
-            return True
-        return False
-
-
 def assert_python_ok(*args: str, **env_vars: str) -> tuple[int, bytes, bytes]:
     """Run a script of CPython's tests, in which `Scheduler` goes by the name of the executor that it imports."""
     *options, script = args
@@ -104,11 +79,11 @@ class Adapted:
 
     module: types.ModuleType
     """Where CPython defines the class: its tests find ``futures`` and ``assert_python_ok`` there."""
-    executor_type = ThreadPoolExecutor
+    executor_type = Scheduler
 
     def setUp(self) -> None:
         _wait_for_dying_threads()
-        self._put_in_place(futures, "ThreadPoolExecutor", ThreadPoolExecutor)  # several tests name it themselves
+        self._put_in_place(futures, "ThreadPoolExecutor", Scheduler)  # several tests name it themselves
         if hasattr(self.module, "assert_python_ok"):
             self._put_in_place(self.module, "assert_python_ok", assert_python_ok)
         super().setUp()  # type: ignore[misc]
@@ -116,10 +91,6 @@ class Adapted:
     def _put_in_place(self, owner: types.ModuleType, name: str, value: object) -> None:
         self.addCleanup(setattr, owner, name, getattr(owner, name))  # type: ignore[attr-defined]
         setattr(owner, name, value)
-
-    def _assert_logged(self: Any, message: str) -> Any:
-        """A failing initializer is logged on our logger, not on ``concurrent.futures``."""
-        return _Logged(self, message)
 
 
 def _wait_for_dying_threads() -> None:
@@ -131,42 +102,6 @@ def _wait_for_dying_threads() -> None:
     deadline = time.monotonic() + support.SHORT_TIMEOUT
     while _thread._count() >= threading.active_count() and time.monotonic() < deadline:  # the main thread is not in it
         time.sleep(0.001)
-
-
-class _Logged:
-    """Checks that a critical record of logger ``bgworker`` has a text in its message or its traceback."""
-
-    def __init__(self, case: unittest.TestCase, message: str) -> None:
-        self._message = message
-        self._logs = case.assertLogs("bgworker", "CRITICAL")
-
-    def __enter__(self) -> None:
-        self._logs.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._logs.__exit__(*error)
-        assert any(self._message in line for line in self._logs.watcher.output), self._logs.watcher.output
-
-
-def test_max_workers_negative(self: Any) -> None:
-    """The same refusal, in our words: a ValueError that names the argument, the bound and the value."""
-    for number in (0, -1):
-        with self.assertRaisesRegex(ValueError, f"max_workers: expected a whole number >= 1, got {number}"):
-            self.executor_type(max_workers=number)
-
-
-def test_default_workers(self: Any) -> None:
-    """The same default, seen in the number of threads that more than enough blocked tasks start."""
-    cpu_count = getattr(os, "process_cpu_count", os.cpu_count)
-    expected = min(32, (cpu_count() or 1) + 4)
-    executor = self.executor_type()
-    gate = threading.Event()
-    for _ in range(2 * expected):
-        executor.submit(gate.wait, support.SHORT_TIMEOUT)
-    count = len(executor._threads)
-    gate.set()
-    executor.shutdown()
-    self.assertEqual(count, expected)
 
 
 def test_cancel_futures_wait_false(self: Any) -> None:
@@ -183,9 +118,8 @@ def test_cancel_futures_wait_false(self: Any) -> None:
     self.assertIn(out.strip(), [b"apple", b""])
 
 
-REWORDED = {function.__name__: function for function in (test_max_workers_negative, test_default_workers,
-                                                         test_cancel_futures_wait_false)}
-del test_max_workers_negative, test_default_workers, test_cancel_futures_wait_false  # no tests by themselves
+REWORDED = {"test_cancel_futures_wait_false": test_cancel_futures_wait_false}
+del test_cancel_futures_wait_false  # no test by itself
 
 
 def thread_pool_cases() -> Iterator[tuple[types.ModuleType, type[unittest.TestCase]]]:

@@ -46,7 +46,7 @@ def test_an_idle_worker_is_used_again_before_another_is_started() -> None:
     with Scheduler(8) as pool:
         for _ in range(20):
             pool.submit(len, "").result(LONG)
-            until(lambda: pool._pool._idle == workers_of(pool))
+            until(lambda: pool._pool.idle == workers_of(pool))
         assert workers_of(pool) == 1
 
 
@@ -175,7 +175,7 @@ def test_a_pool_whose_initializer_fails_fails_all_that_waits_and_takes_no_more(c
 
     with Scheduler(2, initializer=initializer) as pool:
         tasks: list[Any] = []
-        with pytest.raises(ShutdownError, match=r"initializer failed \(Odd: no database\)"):
+        with pytest.raises(ShutdownError, match=r"initializer failed.*\(Odd: no database\)"):
             for _ in range(1_000_000):
                 tasks.append(pool.submit(len, ""))
         assert tasks and all("Odd: no database" in str(each.exception(LONG)) for each in tasks)

@@ -150,8 +150,8 @@ def test_wrong_options_are_refused_with_their_value_and_what_was_expected(pool: 
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"max_workers": 0}, "max_workers: expected a whole number >= 1, got 0"),
-    ({"max_workers": 1.5}, "max_workers: expected a whole number >= 1, got 1.5"),
+    ({"max_workers": 0}, "max_workers must be greater than 0, got 0"),
+    ({"max_workers": 1.5}, "max_workers: expected a whole number, got 1.5"),
     ({"max_pending": 0}, "max_pending: expected a whole number >= 1 or None, got 0"),
     ({"keep_finished": -1}, "keep_finished: expected a whole number >= 0 or None, got -1"),
     ({"keep_seconds": -1.0}, "keep_seconds: expected a number >= 0 or None, got -1.0"),
@@ -572,7 +572,7 @@ def test_resize_down_and_up_while_idle_keeps_the_bound() -> None:
         for size in (1, 3, 2, 1, 4):
             pool.resize(size)
             assert most_at_once(pool, 12) == size
-    with pytest.raises(ConfigurationError, match="max_workers: expected a whole number >= 1, got 0"):
+    with pytest.raises(ConfigurationError, match="max_workers must be greater than 0, got 0"):
         pool.resize(0)
 
 

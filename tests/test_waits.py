@@ -262,7 +262,7 @@ def test_while_a_worker_is_idle_no_helper_is_started() -> None:
             task.result(LONG)
 
         async def outer() -> str:
-            while pool._pool._idle < 2:
+            while pool._pool.idle < 2:
                 await asyncio.sleep(0.001)
             return await asyncio.get_running_loop().run_in_executor(pool, lambda: threading.current_thread().name)
 

@@ -11,9 +11,10 @@ import logging
 import os
 import threading
 from collections import Counter
-from time import monotonic, time_ns
+from time import time_ns
 
 from ..model.checks import number
+from ..model.clock import monotonic
 from ..model.errors import MissingPart, PermanentSinkError, SinkError, TemporarySinkError
 from ..model.records import LOST, TYPES, Batch
 from ..model.text import describe

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from time import monotonic
 
+from ..model.clock import monotonic
 from ..model.records import COMPLETED, CREATED, PROGRESS, SCHEDULED
 from ..model.text import sanitise
 from ..model.threads import own_thread

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from itertools import count
-from time import monotonic
 
 from ..model.checks import key, members, named
+from ..model.clock import monotonic
 from ..model.enums import EventType
 from ..model.errors import ConfigurationError, ShutdownError, SinkError
 from ..model.text import sanitise, show

@@ -11,8 +11,8 @@ import logging
 import sys
 import threading
 from collections import Counter
-from time import monotonic
 
+from ..model.clock import monotonic
 from ..model.records import Batch, TaskState
 from ..model.reports import report
 from ..model.text import describe

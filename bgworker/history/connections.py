@@ -21,8 +21,8 @@ import os
 import threading
 import weakref
 from contextlib import contextmanager
-from time import monotonic
 
+from ..model.clock import monotonic
 from ..model.errors import HistoryError
 
 TYPE_CHECKING = False

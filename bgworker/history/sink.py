@@ -13,9 +13,10 @@ import logging
 import os
 import sqlite3
 import sys
-from time import monotonic, time_ns
+from time import time_ns
 
 from ..model import checks
+from ..model.clock import monotonic
 from ..model.errors import HistoryError, PermanentSinkError, TemporarySinkError
 from ..model.ids import is_own_run
 from ..model.wire import ns_text

@@ -11,8 +11,8 @@ import logging
 import os
 from _thread import allocate_lock
 from collections import deque
-from time import monotonic
 
+from .clock import monotonic
 from .threads import own_thread
 
 TYPE_CHECKING = False

@@ -11,10 +11,11 @@ import json
 import os
 import threading
 from collections import deque
-from time import monotonic, time_ns
+from time import time_ns
 
 from ..delivery.backlog import cost
 from ..delivery.intake import RECORD_COST
+from ..model.clock import monotonic
 from ..model.errors import BgworkerError
 from ..model.records import PROGRESS, Batch, utc
 from ..model.threads import own_thread

@@ -15,6 +15,7 @@ from functools import partial
 from types import MappingProxyType
 
 from ..delivery.intake import Intake
+from ..model.clock import monotonic
 from ..model.errors import TaskCancelled
 from ..model.records import ERROR, OUTPUT, PROGRESS, VERBOSE, WARNING, TaskState
 from ..model.text import clean, fit, fit_json, json_text, number_of, text_of
@@ -101,7 +102,7 @@ class TaskContext:
     @property
     def time_remaining(self) -> float | None:
         """Seconds until the task's timeout, at least 0; None without one."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        return None if self.deadline is None else max(0.0, self.deadline - monotonic())
 
     def output(self, value: object) -> None:
         """Emit to the output stream: a `str` as text, any JSON value as JSON, anything else as its ``str()``."""
@@ -158,7 +159,7 @@ class TaskContext:
         """
         percent = _percent(completed, total)
         fitted = message if type(message) is str and not message else clean(message, self._limits.max_payload)
-        now = time.monotonic()
+        now = monotonic()
         if self._shown_at is None or now - self._shown_at >= self._limits.progress_interval or _moved(
                 self._shown_percent, percent, self._limits.progress_step):
             self._shown_at = now
@@ -283,7 +284,7 @@ class TaskContext:
     def reacts_to_cancel(self) -> bool:
         """True while a callback of `on_cancel` or `interrupt_by` is in place: the task will end soon after a cancel, and
         shutdown waits for that."""
-        return self._on_cancel is not None or self._interrupt is not None and time.monotonic() < self.reacts_until
+        return self._on_cancel is not None or self._interrupt is not None and monotonic() < self.reacts_until
 
     def __repr__(self) -> str:
         return f"<TaskContext {self._state.name or 'outside a task'}>"

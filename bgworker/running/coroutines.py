@@ -14,8 +14,8 @@ import asyncio
 import logging
 import os
 import threading
-from time import monotonic
 
+from ..model.clock import monotonic
 from ..model.errors import PoolDeadlock, TaskCancelled
 from .waits import current_worker
 

@@ -11,7 +11,8 @@ import logging
 import threading
 from _thread import allocate_lock, get_ident
 from math import inf
-from time import monotonic
+
+from ..model.clock import monotonic
 
 from ..model.reports import report
 from ..model.text import describe

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from time import monotonic
 
 from ..model.checks import key
+from ..model.clock import monotonic
 from ..model.records import TaskState
 
 

@@ -19,10 +19,11 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from concurrent.futures import BrokenExecutor
-from time import monotonic
+from concurrent.futures.thread import BrokenThreadPool
+from contextvars import copy_context
 from weakref import ref
 
+from ..model.clock import monotonic
 from ..model.errors import PendingFull, PoolStuck, ShutdownError
 from ..model.reports import report
 from ..model.text import describe, text_of
@@ -58,7 +59,7 @@ MOST_STALE = 64
 """Tasks in the queue that were begun by others than a worker, beyond which they are taken out."""
 
 
-class BrokenPool(ShutdownError, BrokenExecutor):
+class BrokenPool(ShutdownError, BrokenThreadPool):
     """The pool's initializer failed: the scheduler runs nothing any more."""
 
 
@@ -78,15 +79,15 @@ class Pool:
                  initargs: tuple[Any, ...], max_pending: int | None, max_stuck: int | None,
                  on_ended: Callable[[], object]) -> None:
         self._name = name
-        self._initializer = initializer
-        self._initargs = initargs
+        self.initializer = initializer
+        self.initargs = initargs
         self._max_pending = max_pending
         self._max_stuck = max_stuck
         self._on_ended = on_ended
-        self._max_workers = max_workers
-        self._is_closed = False
+        self.max_workers = max_workers
+        self.is_closed = False
         self._has_ended = False
-        self._refusal: ShutdownError | PoolStuck | None = None  # why nothing can run
+        self.refusal: ShutdownError | PoolStuck | None = None  # why nothing can run
         self.start_afresh()
 
     def start_afresh(self) -> None:
@@ -97,15 +98,26 @@ class Pool:
         self.ends: list[Task[Any]] = []
         self.awaits_ends = False
         self.waits = Waits(self._lend, self._run_inside)
-        if isinstance(self._refusal, PoolStuck):
-            self._refusal = None
+        if isinstance(self.refusal, PoolStuck):
+            self.refusal = None
         self._lock = threading.RLock()  # guards all below, and the flags above; a signal handler may shut down meanwhile
-        self._roster = Roster(self._max_workers, self._max_stuck)
+        self._roster = Roster(self.max_workers, self._max_stuck)
         self._workers = self._roster.workers
-        self._idle = 0  # workers that wait for a task and have not been promised one
+        self.idle = 0  # workers that wait for a task and have not been promised one
         self._started = 0
         self._stillborn = 0  # threads in a row that died before their first task
         self._signs = 0  # None in the queue: signs to stop, which are no tasks
+
+    @property
+    def pending(self) -> int:
+        """How many tasks wait."""
+        return len(self.calls)
+
+    @property
+    def threads(self) -> set[threading.Thread]:
+        """Those that take tasks now."""
+        with self._lock:
+            return {worker.thread for worker in self._workers}
 
     @property
     def has_ended(self) -> bool:
@@ -121,17 +133,17 @@ class Pool:
             PendingFull: ``max_pending`` tasks wait already.
         """
         with self._lock:
-            if self._refusal is not None:
-                raise _again(self._refusal)
-            if self._is_closed:
-                raise ShutdownError("cannot schedule new futures after shutdown")
+            if self.refusal is not None:
+                raise _again(self.refusal)
+            if self.is_closed:
+                raise ShutdownError(f"cannot schedule new futures after {self._closed_by}")
             if self._max_pending is not None and len(self.calls) >= self._max_pending:
                 raise PendingFull(f"max_pending: {self._max_pending} tasks are waiting already; wait for some of them")
             if task.has_timeout and not self.deadlines.has_started:
                 self._start_deadlines()
-            if self._idle:
-                self._idle -= 1
-            elif len(self._workers) < self._max_workers:
+            if self.idle:
+                self.idle -= 1
+            elif len(self._workers) < self.max_workers:
                 self._start_worker()
             try:
                 self.calls[task] = call
@@ -146,16 +158,17 @@ class Pool:
     def resize(self, max_workers: int) -> None:
         """Change the number of workers. New ones start as they are needed, surplus ones end after their task."""
         with self._lock:
-            self._max_workers = self._roster.max_workers = max_workers
+            self.max_workers = self._roster.max_workers = max_workers
             for _ in range(len(self._workers) - max_workers):
                 self._put_sign()  # wakes those that are idle
             for _ in range(min(max_workers - len(self._workers), self._queue.qsize())):
                 self._start_worker()
 
-    def close(self) -> None:
+    def close(self, closed_by: str = "shutdown") -> None:
         """Take no more tasks; what is queued still runs. Returns at once."""
         with self._lock:
-            self._is_closed = True
+            if not self.is_closed:
+                self.is_closed, self._closed_by = True, closed_by
             self._put_sign()
         self.look()
 
@@ -217,7 +230,7 @@ class Pool:
             with self._lock:
                 died = self._roster.forget_the_dead()
                 error = self._fill_the_gap(died) if died else None
-                if error is None and (not self._is_closed or self._roster.busy()):
+                if error is None and (not self.is_closed or self._roster.busy()):
                     return
                 if error is None and not self.calls:
                     self.awaits_ends = True  # before the look: who ends one looks at this afterwards
@@ -275,7 +288,7 @@ class Pool:
             if first is not None:
                 first()
             del first
-            if self._initialize():
+            if self._initialize(worker):
                 self._run_tasks(worker)
             if worker.loop is not None:
                 worker.loop.close()
@@ -290,7 +303,7 @@ class Pool:
         with self._lock:
             self._roster.forget(worker)
             if died:
-                self._idle = 0  # it may have been one of them; too few are counted rather than too many
+                self.idle = 0  # it may have been one of them; too few are counted rather than too many
             error = self._fill_the_gap(died and not worker.has_served)
             waiting = len(self.calls)
         if error is not None and died:
@@ -305,9 +318,9 @@ class Pool:
         Args:
             stillborn: how many threads have just died before their first task.
         """
-        if isinstance(self._refusal, PoolStuck):
-            self._refusal = None
-        if self._workers or not self.calls or self._has_ended or self._refusal is not None:
+        if isinstance(self.refusal, PoolStuck):
+            self.refusal = None
+        if self._workers or not self.calls or self._has_ended or self.refusal is not None:
             return None
         if self._queue.qsize() <= self._signs:  # one that died had taken it out, or an interrupt kept it from being put
             for task in list(self.calls):
@@ -351,7 +364,7 @@ class Pool:
             worker.running.pop()
             self.settle(task, error)
         del task  # as in Task.run: a traceback that leads back here must not hold it
-        if self._is_closed:
+        if self.is_closed:
             self.look()  # the others on this thread may be past their deadlines, and nobody else may be left
 
     def settle(self, task: Task[Any], error: BaseException) -> None:
@@ -364,17 +377,18 @@ class Pool:
         if not has_runner:
             task.end_interrupted(error)
 
-    def _initialize(self) -> bool:
-        if self._initializer is None:
+    def _initialize(self, worker: Worker) -> bool:
+        if self.initializer is None:
             return True
         try:
-            self._initializer(*self._initargs)
+            self.initializer(*self.initargs)
+            worker.variables = tuple(copy_context().items())
         except BaseException as error:
-            logger.critical("exception in the pool's initializer", exc_info=True)
-            broken = BrokenPool(f"the pool's initializer failed ({type(error).__name__}: {text_of(error)}); "
-                                "it can run nothing any more")
+            logging.getLogger("concurrent.futures").critical("exception in the pool's initializer", exc_info=True)
+            broken = BrokenPool("A thread initializer failed, the thread pool is not usable anymore "
+                                f"({type(error).__name__}: {text_of(error)})")
             with self._lock:
-                self._refusal = broken
+                self.refusal = broken
             self._fail_pending(broken)
             return False
         return True
@@ -412,7 +426,7 @@ class Pool:
         while True:
             if worker not in self._workers and not self._takes_its_place(worker):  # retired while it ran its task
                 return None
-            if len(self._workers) > self._max_workers and self._leave_surplus(worker):
+            if len(self._workers) > self.max_workers and self._leave_surplus(worker):
                 return None
             try:
                 task = self._queue.get_nowait()
@@ -421,16 +435,16 @@ class Pool:
                 with self._lock:
                     if not self._queue.empty():  # put between our look and the lock: it counted on no idle worker
                         continue
-                    self._idle += 1
+                    self.idle += 1
                 task = self._queue.get()
                 waited = True
             if task is None:
                 with self._lock:
                     self._signs -= 1
                     if waited:
-                        self._idle = max(0, self._idle - 1)  # unlike a task, a sign to stop is promised to nobody
+                        self.idle = max(0, self.idle - 1)  # unlike a task, a sign to stop is promised to nobody
                     # `resize` leaves signs too, which tasks may stand behind; behind that of `close` there is none
-                    if self._is_closed and self._queue.qsize() <= self._signs:
+                    if self.is_closed and self._queue.qsize() <= self._signs:
                         self._put_sign()  # for the next worker
                         self._roster.leave(worker)
                         return None
@@ -440,7 +454,7 @@ class Pool:
     def _leave_surplus(self, worker: Worker) -> bool:
         """Take a worker out if there are too many after a `resize`; False when another has gone already."""
         with self._lock:
-            is_surplus = len(self._workers) > self._max_workers
+            is_surplus = len(self._workers) > self.max_workers
             if is_surplus:
                 self._roster.leave(worker)
             return is_surplus
@@ -467,7 +481,7 @@ class Pool:
         with self._lock:
             # one that is idle and not promised, nor about to leave after a `resize`: so every task in the queue is, to a
             # worker that is about to take it
-            if self._idle and len(self._workers) <= self._max_workers:
+            if self.idle and len(self._workers) <= self.max_workers:
                 return
             if worker.helper is None:
                 self._start_helper(worker, None, queue.SimpleQueue())
@@ -543,10 +557,10 @@ class Pool:
     def _takes_its_place(self, worker: Worker) -> bool:
         """Let a retired thread that has come back go on if its place is vacant and somebody waits for it."""
         with self._lock:
-            if isinstance(self._refusal, PoolStuck):
-                self._refusal = None
+            if isinstance(self.refusal, PoolStuck):
+                self.refusal = None
             is_wanted = (worker in self._roster.retired and bool(self.calls) and not self._has_ended
-                         and len(self._workers) < self._max_workers)
+                         and len(self._workers) < self.max_workers)
             if is_wanted:
                 self._roster.reinstate(worker)
             return is_wanted
@@ -560,8 +574,8 @@ class Pool:
                 self._start(Worker(None), self._workers)
                 return
             except ShutdownError:
-                self._refusal = PoolStuck(self._roster.standstill())
-        self._fail_pending(self._refusal)
+                self.refusal = PoolStuck(self._roster.standstill())
+        self._fail_pending(self.refusal)
 
 
 def _again(error: ShutdownError | PoolStuck) -> ShutdownError | PoolStuck:

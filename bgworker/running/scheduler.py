@@ -13,23 +13,24 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
-from concurrent.futures import Executor
-from contextvars import copy_context
-from time import monotonic, time_ns
+from time import time_ns
 from types import MappingProxyType
 
 from ..delivery.dispatcher import Dispatcher
 from ..model.checks import choice, flag, named, number
+from ..model.clock import monotonic
 from ..model.enums import TaskStatus
 from ..model.errors import ConfigurationError, ShutdownError
 from ..model.ids import new_id, new_run_id
 from ..model.records import TaskState
 from ..model.text import fit_json, json_text, show
 from .context import Limits
+from .dropin import DropIn, default_workers, map_calls, number_of_workers
 from .finished import Memory
 from .pool import Pool
 from .source import source_of
 from .task import Task
+from .variables import captured
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,30 +88,32 @@ class TaskOptions:
         return self._scheduler._submit(self, fn, args, kwargs)
 
     @overload
-    def map(self, fn: Callable[..., Coroutine[Any, Any, T]], *iterables: Iterable[Any], timeout: float | None = None,
-            chunksize: int = 1) -> Iterator[T]: ...
+    def map(self, fn: Callable[..., Coroutine[Any, Any, T]], *iterables: Iterable[Any],
+            timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None) -> Iterator[T]: ...
     @overload
-    def map(self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None,
-            chunksize: int = 1) -> Iterator[T]: ...
-    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None,
-            chunksize: int = 1) -> Iterator[Any]:
+    def map(self, fn: Callable[..., T], *iterables: Iterable[Any],
+            timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None) -> Iterator[T]: ...
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any],
+            timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None) -> Iterator[Any]:
         """Like `concurrent.futures.Executor.map`, each call a task with these settings.
 
         Args:
             timeout: seconds from this call for all of the results; the tasks' own timeout is a setting of the options.
         """
-        return Executor.map(self, fn, *iterables, timeout=timeout, chunksize=chunksize)  # type: ignore[arg-type]
+        return map_calls(lambda: self, fn, iterables, timeout, buffersize)
 
 
-class Scheduler(Executor):
+class Scheduler(DropIn):
     """Runs callables on background threads and records what they did. A drop-in for ``ThreadPoolExecutor``.
 
     Args:
         max_workers: threads that run tasks; None is min(32, CPUs + 4), as in ``ThreadPoolExecutor``.
+        thread_name_prefix: another word for ``name``, in the place where ``ThreadPoolExecutor`` has it.
+        initializer: called with ``initargs`` in each worker thread before its first task. The context variables that it
+            sets are set in every task.
         name: prefix of the names of all threads.
         sinks: where the record goes: sinks, or specifications such as ``"jsonl:debug.jsonl"``. Those of the environment
             variable ``BGWORKER_SINKS`` are added.
-        initializer: called with ``initargs`` in each worker thread before its first task.
         max_pending: most tasks that wait; ``submit`` raises `PendingFull` beyond it. None is no bound.
         keep_finished: newest finished tasks that `tasks` and `get` still know; None keeps all, 0 none.
         keep_seconds: for how long they do; None is for ever.
@@ -128,15 +131,15 @@ class Scheduler(Executor):
         SinkError: a sink cannot be opened.
     """
 
-    def __init__(self, max_workers: int | None = None, *, name: str = "bgworker", sinks: Iterable[Sink | str] = (),
-                 initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = (),
-                 max_pending: int | None = None, keep_finished: int | None = 1000, keep_seconds: float | None = 1800.0,
+    def __init__(self, max_workers: int | None = None, thread_name_prefix: str | None = None,
+                 initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = (), *,
+                 name: str = "bgworker", sinks: Iterable[Sink | str] = (), max_pending: int | None = None, keep_finished: int | None = 1000, keep_seconds: float | None = 1800.0,
                  max_stuck: int | None = 256, close_timeout: float = 5.0, capture_output: bool = False,
                  record_source: bool = False, record_arguments: bool = False, max_payload: int = 65536,
                  oversize: Literal["truncate", "reject"] = "truncate", progress_interval: float = 0.1,
                  progress_step: float = 1.0) -> None:
         if max_workers is None:
-            max_workers = min(32, (os.cpu_count() or 1) + 4)
+            max_workers = default_workers()
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {show(initializer)}")
         if issubclass(type(sinks), str):
@@ -144,11 +147,11 @@ class Scheduler(Executor):
                                      f"write [{show(sinks)}]")
         if _is_exiting:
             raise ShutdownError("cannot make a Scheduler: the interpreter is shutting down")
-        max_workers = number("max_workers", max_workers, least=1, whole=True)
+        max_workers = number_of_workers(max_workers)
         max_pending = number("max_pending", max_pending, least=1, whole=True, optional=True)
         max_stuck = number("max_stuck", max_stuck, least=0, whole=True, optional=True)
         close_timeout = number("close_timeout", close_timeout, least=0)
-        name = named("name", name)
+        self._name = name = named("name", thread_name_prefix or name)
         self._limits = Limits(number("max_payload", max_payload, least=64, whole=True),
                               choice("oversize", oversize, ("truncate", "reject")),
                               number("progress_interval", progress_interval, least=0),
@@ -202,15 +205,22 @@ class Scheduler(Executor):
         """
         return self._submit(self._defaults, fn, args, kwargs)
 
-    if TYPE_CHECKING:  # inherited, but for the results of coroutine functions
-        @overload
-        def map(self, fn: Callable[..., Coroutine[Any, Any, T]], *iterables: Iterable[Any], timeout: float | None = None,
-                chunksize: int = 1) -> Iterator[T]: ...
-        @overload
-        def map(self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None,
-                chunksize: int = 1) -> Iterator[T]: ...
-        def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None,
-                chunksize: int = 1) -> Iterator[Any]: ...
+    @overload
+    def map(self, fn: Callable[..., Coroutine[Any, Any, T]], *iterables: Iterable[Any],
+            timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None) -> Iterator[T]: ...
+    @overload
+    def map(self, fn: Callable[..., T], *iterables: Iterable[Any],
+            timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None) -> Iterator[T]: ...
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any],
+            timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None) -> Iterator[Any]:
+        """Submit a call for each item; return an iterator over the results, in order, as ``Executor.map``.
+
+        Args:
+            timeout: seconds from this call for all of the results.
+            chunksize: means nothing here, as in ``ThreadPoolExecutor``.
+            buffersize: most calls whose results have not been taken; None submits all at once. On every Python.
+        """
+        return map_calls(weakref.ref(self), fn, iterables, timeout, buffersize)
 
     def options(self, *, name: str | None = None, timeout: float | None = None,
                 metadata: Mapping[str, Any] | None = None, capture_output: bool | None = None,
@@ -247,7 +257,7 @@ class Scheduler(Executor):
             dispatcher.start()
         self._memory.add(state)
         try:
-            self._pool.put(task, (fn, args, kwargs, copy_context()))
+            self._pool.put(task, (fn, args, kwargs, captured()))
         except BaseException:
             self._memory.forget(state)
             raise
@@ -276,7 +286,7 @@ class Scheduler(Executor):
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers, up or down, while tasks run. A worker too many ends after its task."""
-        self._pool.resize(number("max_workers", max_workers, least=1, whole=True))
+        self._pool.resize(number_of_workers(max_workers))
 
     def health(self) -> SchedulerHealth:
         """Return how the workers fare: how many there are, what waits, which threads are stuck on what. Any thread."""
@@ -413,7 +423,7 @@ def _finish_all() -> None:
     _is_exiting = True
     live = list(_live.items())
     for pool, _ in live:
-        pool.close()
+        pool.close("interpreter shutdown")
     for pool, dispatcher in live:
         pool.join(None)
         dispatcher.closed.wait()

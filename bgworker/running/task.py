@@ -16,10 +16,11 @@ from collections.abc import Coroutine
 from concurrent.futures import CancelledError, TimeoutError
 from types import CoroutineType
 
-from ..model.failure import describe_failure, without_frames
 from ..model.checks import members, number
+from ..model.clock import monotonic_ns
 from ..model.enums import StreamType, TaskStatus
 from ..model.errors import PoolDeadlock, TaskCancelled, TaskTimedOut
+from ..model.failure import describe_failure, without_frames
 from ..model.records import CANCELLED, COMPLETED, CREATED, FAILED, STARTED, STREAMS, TIMED_OUT, TaskState, event, keep_attributes_in_place
 from ..model.text import clean
 from .context import CURRENT, Limits, TaskContext, checkpoint, current_task
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
 
         deadlines: Deadlines
         """Of the tasks that run and have a timeout."""
+
+        initializer: Callable[..., object] | None
+        """What the threads that run tasks have called first."""
 
         @property
         def waits(self) -> Waits: ...
@@ -210,7 +214,7 @@ class Task(LightFuture["T"]):
             context.captures_output = True
         state.started_ns = now = time.time_ns()
         state.status = TaskStatus.RUNNING
-        started = time.monotonic_ns()
+        started = monotonic_ns()
         intake.emit_lifecycle(state, STARTED, now)
         deadlines = None
         if state.timeout is not None:
@@ -220,11 +224,14 @@ class Task(LightFuture["T"]):
         kind, result, error, failure = COMPLETED, None, None, None
         function, args, kwargs, variables = call
         try:
+            if self._runner.initializer is not None and (worker := current_worker()) is not None:
+                for variable, value in worker.variables:
+                    variables.run(variable.set, value)
             result = variables.run(run_as, context, function, args, kwargs)
         except BaseException as raised:  # the thread's boundary: it all goes to who waits for the result
             error = raised
             del raised
-        duration = (time.monotonic_ns() - started) / 1e9  # in whole nanoseconds: a float with few digits is text in half the time
+        duration = (monotonic_ns() - started) / 1e9  # in whole nanoseconds: a float with few digits is text in half the time
         del call, function, args, kwargs, variables
         if error is not None:  # looks at the user's exception, in the task's own time
             kind, failure = _verdict(error, self._limits.max_payload)

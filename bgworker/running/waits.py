@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+    from contextvars import ContextVar
     from queue import SimpleQueue
     from typing import Any
     from weakref import ReferenceType
@@ -46,7 +47,7 @@ class Worker:
     """One thread of a pool: what it runs, the outermost task first, and what these tasks wait for."""
 
     __slots__ = ("thread", "first", "running", "waits_for", "waits", "helps", "helper", "inbox", "loop", "stuck_since",
-                 "has_served")
+                 "has_served", "variables")
 
     def __init__(self, first: Callable[[], object] | None, helps: Worker | None = None) -> None:
         self.thread: threading.Thread
@@ -65,6 +66,8 @@ class Worker:
         """Of a helper: what it is to run; None is the sign to end."""
         self.loop: WorkerLoop | None = None
         """Of the coroutines that run here; made for the first of them."""
+        self.variables: tuple[tuple[ContextVar[Any], Any], ...] = ()
+        """The context variables that the initializer has set, with their values."""
         self.stuck_since = 0
         """Nanoseconds since the epoch: when its task passed its deadline; 0 unless it did."""
         self.has_served = False

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
+from ..model.clock import monotonic
 from ..model.text import sanitise
 from ..model.threads import own_thread
 
@@ -49,16 +49,16 @@ class Gate:
         size = sum(map(len, lines)) * (1 if all(map(str.isascii, lines)) else 4) // len(lines)
         start = 0
         while start < len(lines) and not self.discards:
-            arrived = time.monotonic()
+            arrived = monotonic()
             room = self._context.wait_for_room(size)
-            self._waited += time.monotonic() - arrived
+            self._waited += monotonic() - arrived
             send(lines[start:start + room])
             start += room
 
     def now(self) -> float:
         """Return the time on the monotonic clock less the time that was spent waiting: what a child is given to do
         something in must not run out while it cannot write."""
-        return time.monotonic() - self._waited
+        return monotonic() - self._waited
 
 
 class Lines:

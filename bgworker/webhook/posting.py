@@ -17,8 +17,8 @@ import io
 import ssl
 import urllib.error
 import urllib.request
-from time import monotonic
 
+from ..model.clock import monotonic
 from ..model.errors import TemporarySinkError
 
 TYPE_CHECKING = False
