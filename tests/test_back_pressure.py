@@ -235,6 +235,7 @@ def test_a_command_ends_beside_a_sink_that_hangs_and_one_that_crawls(impatient: 
     assert list(written(path)) == numbers(COUNT)
 
 
+@pytest.mark.slow
 def test_a_sink_that_hung_for_a_while_is_waited_for_again(impatient: None) -> None:
     store = Hanging()
     with Scheduler(1) as pool:

@@ -372,6 +372,7 @@ def test_a_second_signal_ends_a_run_whose_output_nobody_reads(tmp_path: Path) ->
 
 
 @POSIX
+@pytest.mark.slow
 def test_a_command_that_ignores_its_end_is_killed_after_its_timeout(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     code = writes_pid(pid, "signal.signal(signal.SIGTERM, signal.SIG_IGN)")

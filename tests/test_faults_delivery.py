@@ -208,6 +208,7 @@ def locking_storm() -> None:
 
 
 @posix
+@pytest.mark.slow
 def test_the_same_storm_catches_an_intake_with_a_lock() -> None:
     with pytest.raises(AssertionError, match="Timeout"):
         in_child("locking_storm", seconds=5)

@@ -56,13 +56,19 @@ def test_the_sample_compiles_and_is_about_thirty_lines_long() -> None:
     assert "poll" in code.co_names and len([line for line in sample().splitlines() if line.strip()]) <= 35
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mypy")
+
+
 @pytest.mark.parametrize("mistake, is_found", [(None, False), ("event.task.status", True), ("subscription.poll", True)])
-def test_the_sample_uses_what_is_there(tmp_path: Path, mistake: str | None, is_found: bool) -> None:
+def test_the_sample_uses_what_is_there(tmp_path: Path, mistake: str | None, is_found: bool, cache: Path) -> None:
     pytest.importorskip("mypy", reason="needs mypy")
     text = sample() if mistake is None else sample().replace(mistake, mistake + "_")
     assert (text != sample()) is is_found
     (tmp_path / "sample.py").write_text(text, encoding="utf-8")
     done = subprocess.run([sys.executable, "-m", "mypy", "--check-untyped-defs", "--config-file", os.devnull, "sample.py",
+                           "--cache-dir", str(cache),
                            "--disable-error-code", "var-annotated", "--disable-error-code", "has-type"], cwd=tmp_path,
                           timeout=300, capture_output=True, text=True, env={**os.environ, "MYPYPATH": str(ROOT)})
     assert done.returncode == is_found, done.stdout + done.stderr
