@@ -231,3 +231,76 @@ def test_threads_that_hold_lock_and_ask_at_once_do_not_disturb_each_other(lock: 
         thread.join(60)
         assert not thread.is_alive()
     assert not broken
+
+
+# -- the file itself --
+
+
+@posix
+def test_the_file_notes_who_died_and_who_has_not_recorded_its_end_and_does_not_grow_with_the_others(
+        lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
+    for number in range(1, 300):
+        lock.hold(number)
+        lock.release(number, forget=True)
+    ask(other, "hold 7")
+    lock.hold(8)
+    lock.release(8)
+    assert os.path.getsize(path) < 20
+    other.kill()
+    other.wait(60)
+    assert [lock.is_abandoned(number) for number in (6, 7, 8)] == [False, True, True]
+
+
+def test_a_file_full_of_notes_forgets_the_dead_and_keeps_the_living(
+        lock: LockFile, path: str, monkeypatch: pytest.MonkeyPatch, other: subprocess.Popen[str]) -> None:
+    monkeypatch.setattr(files, "_NOTE_BYTES", 200)
+    lock.hold(9999)
+    ask(other, "hold 8888")
+    for number in range(1, 300):
+        lock.hold(number)
+        lock.release(number)
+    assert os.path.getsize(path) < 220
+    assert lock.is_abandoned(299) and not lock.is_abandoned(1)
+    other.kill()
+    other.wait(60)
+    assert lock.is_abandoned(8888) and not lock.is_abandoned(9999)
+
+
+@pytest.mark.parametrize("content", [b"somebody's text", b"\0" * 9, b"\n7\n{}"], ids=repr)
+def test_a_file_that_holds_something_else_is_locked_and_not_written_to(
+        lock: LockFile, path: str, other: subprocess.Popen[str], content: bytes) -> None:
+    Path(path).write_bytes(content)
+    ask(other, "hold 7")
+    assert lock.is_held(7) and not lock.is_abandoned(7)
+    with lock:
+        assert Path(path).read_bytes() == content or os.name == "nt"
+    other.kill()
+    other.wait(60)
+    assert not lock.is_abandoned(7), "nothing can be told of it"
+    assert Path(path).read_bytes() == content
+
+
+@posix
+def test_a_huge_file_is_not_read(lock: LockFile, path: str) -> None:
+    import tracemalloc
+
+    with open(path, "wb") as file:
+        file.truncate(20 << 30)
+    tracemalloc.start()
+    try:
+        lock.hold(7)
+        assert not lock.is_abandoned(8)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@posix
+def test_a_hard_link_to_another_file_is_not_written_to(lock: LockFile, path: str, tmp_path: Path) -> None:
+    (tmp_path / "victim").touch()
+    os.link(tmp_path / "victim", path)
+    lock.hold(7)
+    lock.release(7)
+    with lock:
+        pass
+    assert (tmp_path / "victim").read_bytes() == b""

@@ -171,7 +171,7 @@ def _refuse_shared(given: list[tuple[str, Sink]]) -> None:
         if path := _path_of(sink):
             try:
                 status = os.stat(path)
-            except FileNotFoundError:
+            except OSError:  # nothing is there, or a circle of links, of which its sink tells
                 key: str | tuple[int, int] = os.path.realpath(path)
             else:
                 if not stat.S_ISREG(status.st_mode):

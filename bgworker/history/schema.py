@@ -25,6 +25,7 @@ from functools import lru_cache
 
 from ..model.errors import HistoryError
 from ..model.events import StreamType
+from ..sinks.opening import check_file, followed, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -142,7 +143,9 @@ def lock_path(path: str) -> str:
 
 def presence(run_id: str) -> int | None:
     """Return the byte of the lock file that a process holds as long as it records a run; None for what is no run id."""
-    return 1 + int(run_id[-15:], 16) if re.fullmatch("[0-9a-f]{32}", run_id) else None
+    if not re.fullmatch("[0-9a-f]{32}", run_id):
+        return None
+    return 1 + int(run_id[-15:], 16) % 2**42  # ext4 seeks no further than 2**44, others less
 
 
 def this_host() -> str:
@@ -200,7 +203,7 @@ def connect_to_write(path: str, steps: Steps = STEPS) -> sqlite3.Connection:
             cannot be kept in that place.
         sqlite3.OperationalError: the system does not let us write it now.
     """
-    check_kind(path)
+    check_kind(path, is_written=True)
     _judge(path, steps)
     connection = _connect(path, "rwc")
     try:
@@ -255,27 +258,30 @@ def roll_back(connection: sqlite3.Connection) -> None:
 
 # ---------------------------------------------------------------- the check
 
-def check_kind(path: str) -> None:
+def check_kind(path: str, *, is_written: bool = False) -> None:
     """See that a history, and what lies beside it, are regular files, or not there.
 
-    Opening a FIFO may block.
+    Opening a FIFO may block, and a link or a second name may lead to a file of somebody else's. A file
+    that is only read may belong to anybody.
 
     Raises:
         HistoryError: they are not.
     """
-    beside = os.path.realpath(path)
-    for name in (path, f"{beside}-wal", f"{beside}-shm", f"{beside}-journal"):
-        try:
-            mode = os.stat(name).st_mode
-        except OSError:
-            continue  # it is not there; or opening it says what is wrong
-        if not stat.S_ISREG(mode):
-            kind = next((word for is_kind, word in _KINDS if is_kind(mode)), "a device")
-            raise HistoryError(f"{name!r} is {kind}, where a history has a regular file; "
-                               "name another path")
-
-
-_KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
+    ending = ""
+    owners: tuple[int, ...] = ()
+    try:
+        target = followed(path)
+        for ending in ("", "-wal", "-shm", "-journal"):
+            try:
+                status = os.lstat(target + ending)
+            except OSError:
+                continue  # it is not there; or opening it says what is wrong
+            if not ending and not is_written and stat.S_ISREG(status.st_mode):
+                owners = (status.st_uid,)
+            else:
+                check_file(target + ending, status, *owners)
+    except FileExistsError as error:
+        raise HistoryError(f"cannot use {shown(path + ending)}: {error.strerror}") from error
 
 
 def check(connection: sqlite3.Connection, path: str, steps: Steps = STEPS) -> int:

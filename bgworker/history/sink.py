@@ -21,7 +21,7 @@ from ..model.errors import HistoryError, PermanentSinkError, TemporarySinkError
 from ..model.ids import is_own_run
 from ..model.wire import ns_text
 from ..sinks.lockfile import LockFile
-from ..sinks.opening import CURABLE, HOPELESS, absolute, trouble
+from ..sinks.opening import CURABLE, HOPELESS, absolute, checked_mode, create, trouble
 from . import schema
 from .connections import Database
 from .retention import Retention
@@ -80,6 +80,8 @@ class SqliteSink:
             written to and when it is closed, some milliseconds at a time, so that for a while there may be more.
         durability: "process": what was written survives the death of the process. "power": it survives a power failure
             too, at the price of an fsync per batch.
+        mode: permissions of a file that is created, and of those beside it, such as ``0o600`` for what others may not
+            read; None leaves them to the umask.
 
     Raises:
         ConfigurationError: an argument cannot be used.
@@ -90,10 +92,12 @@ class SqliteSink:
     for the GIL."""
 
     def __init__(self, path: str | os.PathLike[str], *, max_age: float | None = None, max_tasks: int | None = None,
-                 max_bytes: int | None = None, durability: Literal["process", "power"] = "process") -> None:
+                 max_bytes: int | None = None, durability: Literal["process", "power"] = "process",
+                 mode: int | None = None) -> None:
         checks.choice("durability", durability, ("process", "power"))
         self._retention = Retention(max_age, max_tasks, max_bytes)
         self._is_power_safe = durability == "power"
+        self._mode = checked_mode(mode)
         self.path = absolute(path)
         self._database = Database(self.path, self._connect)
         self._lock: LockFile | None = None
@@ -158,19 +162,21 @@ class SqliteSink:
 
         A later ``write`` opens it again.
         """
+        is_noted = False
         try:
             runs = [run_id for run_id in self._runs if is_own_run(run_id)]
             if runs:
                 with self._locked(), self._database.use() as connection, schema.transaction(connection):
                     connection.execute("UPDATE runs SET ended_utc = ? WHERE run_id IN (SELECT value FROM json_each(?))",
                                        (ns_text(time_ns()), json.dumps(runs)))
+                is_noted = True
             if self._retention.is_bounded and self._database.is_open:
                 self._next_look = 0.0
                 self._prune(CLOSE_PRUNE_SECONDS)
         finally:
-            self._let_go()
+            self._let_go(is_noted)
 
-    def _let_go(self) -> None:
+    def _let_go(self, is_noted: bool) -> None:
         lock, self._lock = self._lock, None
         if lock is None:
             return
@@ -180,22 +186,27 @@ class SqliteSink:
                     self._database.close()
         finally:
             self._database.close()
-            for run_id in self._runs:
-                offset = schema.presence(run_id)
-                if offset is not None:
-                    lock.release(offset)
-            self._runs.clear()
-            lock.leave()
+            runs, self._runs = self._runs, set()
+            try:
+                for run_id in runs:
+                    offset = schema.presence(run_id)
+                    if offset is not None:
+                        lock.release(offset, forget=is_noted)
+            finally:
+                lock.leave()
 
     # -- the file --
 
     def _locked(self) -> LockFile:
         if self._lock is None:
-            schema.check_kind(self.path)
-            self._lock = LockFile.share(schema.lock_path(self.path))
+            schema.check_kind(self.path, is_written=True)
+            self._lock = LockFile.share(schema.lock_path(self.path), self._mode)
         return self._lock
 
     def _connect(self) -> sqlite3.Connection:
+        target = os.path.realpath(self.path)
+        if self._mode is not None and not os.path.exists(target):
+            os.close(create(target, os.O_RDWR, self._mode))  # SQLite gives what it creates beside it the same
         connection = schema.connect_to_write(self.path)
         connection.execute(f"PRAGMA synchronous = {'FULL' if self._is_power_safe else 'NORMAL'}")
         # fsync alone leaves it in the drive's cache on macOS

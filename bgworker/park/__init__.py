@@ -2,16 +2,6 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .replay import replay
+from .replay import replay  # at once: a module that is loaded later would take the place of its function here
 
 __all__ = ["replay"]
-
-
-def __getattr__(name: str) -> object:
-    if name != "replay":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .replay import replay  # most who park never replay
-
-    return replay

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from array import array
 from dataclasses import dataclass
-from shutil import copyfileobj
 
 from ..delivery.loop import SinkLoop
 from ..model.errors import PermanentSinkError, SinkError
@@ -203,8 +203,7 @@ class _Replay:
                 with replacing(self._path, self._path + ".replay.tmp", like=self._status) as rest:
                     for start, end in zip(self._kept[::2], self._kept[1::2]):
                         self._copy(start, end - start, rest)
-                    self._file.seek(self._done)
-                    copyfileobj(self._file, rest, _BLOCK)
+                    self._copy(self._done, sys.maxsize, rest)
                     self._file.close()
         finally:
             lock.leave()
@@ -218,7 +217,6 @@ class _Replay:
 
     def _copy(self, start: int, length: int, target: BinaryIO) -> None:
         self._file.seek(start)
-        while length:
-            block = self._file.read(min(_BLOCK, length))
+        while block := self._file.read(min(_BLOCK, length)):
             target.write(block)
             length -= len(block)

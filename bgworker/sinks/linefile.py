@@ -20,7 +20,7 @@ import sys
 from contextlib import contextmanager
 
 from .lockfile import LockFile, rotate, settle
-from .opening import BINARY, absolute, followed, is_ours, open_file, sync, sync_directory
+from .opening import BINARY, absolute, check_owner, followed, is_ours, open_file, sync, sync_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,6 +127,8 @@ class LineFile:
         is_own = self.path.startswith(_OWN_DESCRIPTORS)
         target = self.path if is_own else followed(self.path)
         if is_own or not stat.S_ISREG(mode):
+            if not is_own:
+                check_owner(target, os.lstat(target))
             self._open_stream(mode)
             return
         self._target = target

@@ -77,8 +77,8 @@ class LockFile:
     Hence a file of its own, one `LockFile` per path and process (`share`), one descriptor, and a mutex.
 
     The lock is on byte 0. A process may `hold` further bytes for as long as it likes, each of which tells the others, by
-    `is_held`, that something of it is alive; the kernel frees them when it dies. The file notes which bytes are held on
-    it until they are released, so that `is_abandoned` never takes a process that holds a byte of a deleted file for dead.
+    `is_held`, that something of it is alive; the kernel frees them when it dies. The file notes which bytes were held on
+    it and are not forgotten, so that `is_abandoned` never takes a process that holds a byte of a deleted file for dead.
     A file that holds anything but such notes is locked, but not written to.
 
     The file stays behind when the last user has left. Deleting it while it is in use harms no lock: those that wait go
@@ -140,8 +140,12 @@ class LockFile:
                 self._lock_and_note(offset)
             self._held[offset] = self._held.get(offset, 0) + 1
 
-    def release(self, offset: int) -> None:
-        """Give up a byte that was held; harmless if it was not."""
+    def release(self, offset: int, *, forget: bool = False) -> None:
+        """Give up a byte that was held; harmless if it was not.
+
+        Args:
+            forget: nobody will ask any more whether it is abandoned, so that its note can go.
+        """
         if offset not in self._held:
             return
         with self:
@@ -149,8 +153,8 @@ class LockFile:
             if users > 1:
                 self._held[offset] = users - 1
             elif users:
-                notes = self._notes()
-                if notes is not None and offset in notes:
+                notes = self._notes() if forget else None
+                if notes and offset in notes:
                     self._rewrite(notes - {offset})
                 _unlock(self._fd, offset)
 
@@ -173,7 +177,7 @@ class LockFile:
         """
         with self._mutex:
             while offset not in self._held and self._is_open_to_ask():
-                # Its holder locks it before noting it, and unlocks it after removing the note: so the note comes first here.
+                # Noted first, asked second: its holder has locked it before noting it.
                 is_abandoned = offset in (self._notes() or ()) and not _is_locked(self._fd, offset)
                 if not self._drop_if_deleted():  # else its holder may just have gone over to a new file
                     return is_abandoned

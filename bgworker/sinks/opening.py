@@ -114,7 +114,7 @@ def followed(path: str) -> str:
             break  # nothing there, or out of reach: opening it tells
         if not stat.S_ISLNK(status.st_mode):
             break
-        _check_owner(path, status)
+        check_owner(path, status)
         path = os.path.join(os.path.dirname(path), os.readlink(path))
     return os.path.realpath(path)
 
@@ -134,7 +134,7 @@ def open_file(path: str, flags: int, mode: int | None = None, *, like: os.stat_r
     for _ in range(_ATTEMPTS):
         try:
             status = os.lstat(path)
-            check(path, status)
+            check_file(path, status)
             fd = os.open(path, flags & ~os.O_CREAT | _CAREFUL)
         except FileNotFoundError:
             if not flags & os.O_CREAT:
@@ -185,8 +185,11 @@ def replacing(path: str, temporary: str, *, like: os.stat_result | None = None) 
     sync_directory(path)
 
 
-def check(path: str, status: os.stat_result) -> None:
+def check_file(path: str, status: os.stat_result, *owners: int) -> None:
     """Refuse to use a file, as `os.lstat` shows it, that is not a regular one, or that another user has put there.
+
+    Args:
+        owners: further users whose files are as good as ours.
 
     Raises:
         FileExistsError: it is; its text tells what to do.
@@ -195,8 +198,8 @@ def check(path: str, status: os.stat_result) -> None:
         kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO",
                  stat.S_IFSOCK: "a socket"}
         kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
-        raise OSError(errno.EEXIST, f"there is {kind} where a file is expected; remove it", path)
-    _check_owner(path, status)
+        raise OSError(errno.EEXIST, f"it is {kind}, where there should be a regular file; name another path, or remove it", path)
+    check_owner(path, status, *owners)
 
 
 def is_ours(status: os.stat_result, *others: int) -> bool:
@@ -204,21 +207,22 @@ def is_ours(status: os.stat_result, *others: int) -> bool:
     return status.st_nlink == 1 and (os.name == "nt" or status.st_uid in (0, os.geteuid(), *others))
 
 
-def _check_owner(path: str, status: os.stat_result) -> None:
+def check_owner(path: str, status: os.stat_result, *owners: int) -> None:
+    """Refuse what another user has put where anybody could. The rest is as with `check_file`, whatever kind it is."""
     if os.name == "nt":
         return
-    folder, user, is_link = os.stat(os.path.dirname(path)), os.geteuid(), stat.S_ISLNK(status.st_mode)
+    folder, user, is_link = os.stat(os.path.dirname(path) or "."), os.geteuid(), stat.S_ISLNK(status.st_mode)
     is_open_to_all = folder.st_mode & stat.S_IWOTH
-    trusted = {0, user}
+    trusted = {0, user, *owners}
     if user != 0 or not is_link:  # root has no reason to go where a user's link leads
         trusted.add(folder.st_uid)
     if status.st_uid not in trusted and (is_link or is_open_to_all):
         what = "a symbolic link" if is_link else "a file"
-        raise OSError(errno.EEXIST, f"there is {what} of another user (uid {status.st_uid}); remove it, or name a path in a "
-                      "directory that only you can write to", path)
+        raise OSError(errno.EEXIST, f"it is {what} of another user (uid {status.st_uid}); name a path in a directory that only "
+                      "you can write to, or remove it", path)
     if is_open_to_all and not is_link and status.st_nlink > 1:
-        raise OSError(errno.EEXIST, "there is a hard link to a file, in a directory that everybody can write to; remove it, "
-                      "or name a path in a directory that only you can write to", path)
+        raise OSError(errno.EEXIST, "it has another name too (a hard link), and everybody can write to its directory; name a "
+                      "path in a directory that only you can write to, or remove it", path)
 
 
 def check_replaceable(path: str, status: os.stat_result) -> None:
@@ -260,7 +264,7 @@ def sync_directory(path: str) -> None:
     """Have the creation, renaming or removal of a file at ``path`` survive a power failure."""
     if os.name == "nt":
         return  # no way to ask for it
-    fd = os.open(os.path.dirname(path), os.O_RDONLY)
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
     try:
         os.fsync(fd)
     except OSError as error:
