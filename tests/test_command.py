@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bgworker import shell
+from bgworker import Scheduler, shell
 from bgworker.model.errors import ConfigurationError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the commands are POSIX commands")
@@ -61,3 +61,11 @@ def test_the_source_of_a_command_is_its_text() -> None:
 def test_repr_shows_the_command_but_not_the_environment() -> None:
     assert repr(shell("make test", env={"TOKEN": "secret"})) == "shell('make test')"
     assert repr(shell(["make", Path("x")], cwd="/")) == "shell(['make', 'x'], cwd='/')"
+
+
+def test_odd_bytes_in_a_command_reach_the_record_as_clean_text(tmp_path: Path) -> None:
+    with Scheduler(1, record_source=True, sinks=[f"jsonl:{tmp_path}/events.jsonl", f"sqlite:{tmp_path}/history.db"]) as pool:
+        task = pool.submit(shell(["true", "\udc80"]))
+        task.result(30)
+    assert task.snapshot().script_text == "true '\ufffd'"
+    assert [pool.sinks[name].dropped for name in ("jsonl", "sqlite")] == [0, 0]

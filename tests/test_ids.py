@@ -72,3 +72,9 @@ def test_the_runs_of_its_parent_are_not_a_forked_childs_own_but_those_that_its_s
                "assert os.wait()[1] == 0 and is_own_run(before)\npool.shutdown()")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("ns", [-1, -1_000_001, -10 ** 18, 0])
+def test_a_clock_before_1970_makes_whole_ids(ns: int) -> None:
+    for _ in range(2):
+        assert len(new_id(ns)) == 32 and int(new_id(ns)[:12], 16) == 0

@@ -87,8 +87,16 @@ def processes(examples: int, seed: int) -> None:
         print("     ", faults.run_crowd(f"{folder}/history.db", SqliteSink, 30.0), "rows")
 
 
+def hostile(examples: int, seed: int) -> None:
+    """Five minutes of hostile objects in every place where a user can put one."""
+    import test_faults_values as faults
+
+    with tempfile.TemporaryDirectory() as folder:
+        print("     ", faults.run_hostile(seed, folder, seconds=300.0))
+
+
 CHECKS: dict[str, Callable[[int, int], None]] = {
-    check.__name__: check for check in (machine, signals, finalisers, forks, stalled, kills, processes)}
+    check.__name__: check for check in (machine, signals, finalisers, forks, stalled, kills, processes, hostile)}
 
 
 def main(argv: list[str]) -> int:

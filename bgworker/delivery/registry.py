@@ -10,7 +10,7 @@ from ..model.checks import key, members, named
 from ..model.clock import monotonic
 from ..model.enums import EventType
 from ..model.errors import ConfigurationError, ShutdownError, SinkError
-from ..model.text import sanitise, show
+from ..model.text import ask, name_of, show
 from ..sinks.base import open_sink, sinks_from_environ
 from .courier import Courier, Mark, close_all
 from .options import FlushReport, SinkHealth, SinkOptions, kinds_of
@@ -193,8 +193,8 @@ def _open_spec(sink: Sink | str, config: dict[str, Any]) -> tuple[Sink, str]:
         return open_sink(spec, **config), spec.partition(":")[0]
     if config:
         raise ConfigurationError(f"{', '.join(config)}: settings go with a specification such as 'jsonl:PATH'; "
-                                 f"give them to the constructor of {type(sink).__name__} instead")
-    if not callable(getattr(sink, "write", None)) or not callable(getattr(sink, "close", None)) or isinstance(sink, type):
+                                 f"give them to the constructor of {name_of(type(sink))} instead")
+    if issubclass(type(sink), type) or not all([callable(ask(getattr, sink, name)) for name in ("write", "close")]):
         raise ConfigurationError(f"sink: expected an object with write(events) and close(), or a specification such as "
                                  f"'jsonl:PATH', got {show(sink)}")
-    return sink, sanitise(type(sink).__name__).lower().removesuffix("sink") or "sink"  # type: ignore[return-value]
+    return sink, name_of(type(sink)).lower().removesuffix("sink") or "sink"  # type: ignore[return-value]

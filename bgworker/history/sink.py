@@ -19,6 +19,7 @@ from ..model import checks
 from ..model.clock import monotonic
 from ..model.errors import HistoryError, PermanentSinkError, TemporarySinkError
 from ..model.ids import is_own_run
+from ..model.text import describe
 from ..model.wire import ns_text
 from ..sinks.lockfile import LockFile
 from ..sinks.opening import CURABLE, HOPELESS, absolute, checked_mode, create, trouble
@@ -140,6 +141,9 @@ class SqliteSink:
         """
         try:
             rows = Rows(events)
+        except Exception as error:  # who delivers halves the batch then, until the event that is no row stands alone
+            raise PermanentSinkError(f"cannot store an event in {self.path!r}: {describe(error)}") from error
+        try:
             self._show_presence(rows.runs)
             with self._locked(), self._database.use() as connection:
                 rows.store(connection, self._most_values)

@@ -120,7 +120,7 @@ class TaskRows:
             self._source = None, None, None
             return
         self._source = source, source.script_id, source.script_hash
-        self._add_script(source.script_hash, source.script_id, source.script_text if state.record_source else None)
+        self._add_script(source.script_hash, source.script_id, state.script_text)
 
     def _add_script(self, hash_: str, script_id: str | None, text: str | None) -> None:
         if text is not None or hash_ not in self._scripts:

@@ -30,8 +30,8 @@ if hasattr(os, "register_at_fork"):
 
 # Most ids of a burst share the millisecond, and 4,096 in a row the head of the counter: both are kept as text, what is left
 # is looked up, and an id costs half of what formatting it does. Each pair is replaced as a whole: no thread sees half.
-_millisecond = (-1, "")
-_head = (-1, "")
+_millisecond: tuple[int | None, str] = (None, "")
+_head: tuple[int | None, str] = (None, "")
 _HEX = tuple(["%03x" % number for number in range(4096)])
 
 
@@ -41,7 +41,7 @@ def new_id(ns: int) -> str:
     ms, rest = divmod(ns, 1_000_000)
     moment = _millisecond
     if moment[0] != ms:
-        moment = _millisecond = ms, "%012x7" % ms
+        moment = _millisecond = ms, "%012x7" % max(ms, 0)  # a clock before 1970 is wrong, and an id has no sign
     number = _next()
     head = _head
     if head[0] != number >> 12:

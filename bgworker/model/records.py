@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from .enums import EventType, StreamType, TaskStatus
+from .text import sanitise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,6 +132,12 @@ class TaskState:
         self.created_ns = created_ns
         self.source = source
 
+    @property
+    def script_text(self) -> str | None:
+        """The source as clean text, if it is to be recorded."""
+        text = self.source.script_text if self.source is not None and self.record_source else None
+        return None if text is None else sanitise(text)
+
     def snapshot_at(self, kind: int, seq: int) -> TaskSnapshot:
         """Return the task as of its life-cycle event ``kind``: nothing that only later events tell."""
         ended = kind >= COMPLETED
@@ -156,7 +163,7 @@ class TaskState:
             last_progress_percent=self.recorded_percent if progressed else None,
             last_progress_message=self.recorded_message if progressed else None,
             script_id=source.script_id if source else None, script_hash=source.script_hash if source else None,
-            script_text=source.script_text if source and self.record_source else None, arguments=self.arguments,
+            script_text=self.script_text, arguments=self.arguments,
             failure_type=self.failure_type if ended else None,
             failure_message=self.failure_message if ended else None,
             invocation_info=self.invocation_info if ended else None,

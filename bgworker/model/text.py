@@ -141,9 +141,14 @@ def describe(error: BaseException) -> str:
     text = ask(str, error)
     text = "(its text cannot be had)" if text is None else str.__str__(text)
     text = " ".join(text[:4 * MOST_DESCRIBED].split())
-    name: str = type.__dict__["__name__"].__get__(type(error))  # not what a metaclass says it is
-    text = sanitise(f"{name}: {text}" if text else name)
+    name = name_of(type(error))
+    text = f"{name}: {sanitise(text)}" if text else name
     return text if len(text) <= MOST_DESCRIBED else text[:MOST_DESCRIBED - 1] + "\u2026"
+
+
+def name_of(kind: type) -> str:
+    """Return the name of a class; not what its metaclass says it is."""
+    return sanitise(type.__dict__["__name__"].__get__(kind))
 
 
 def _unprintable(value: object) -> str:

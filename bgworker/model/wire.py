@@ -20,7 +20,7 @@ from json.encoder import encode_basestring_ascii as _quote
 from .errors import WireError
 from .events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
 from .records import CREATED, LOST, PROGRESS, SCHEDULED, STARTED, STATUSES, STREAMS, TYPES, Batch, Source, TaskState, utc
-from .text import ENCODE as _ENCODE, fit, json_text, sanitise, show
+from .text import ENCODE as _ENCODE, describe, fit, json_text, sanitise, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,15 +100,21 @@ def encode_each(events: Sequence[Event]) -> list[str]:
 
     A `Batch` is encoded from its records, and no DTO is built for what tasks say.
     """
-    if not isinstance(events, Batch):
-        return [encode(event) for event in events]
+    try:
+        return _record_lines(events.records) if isinstance(events, Batch) else [encode(event) for event in events]
+    except WireError:
+        raise
+    except Exception as error:  # who delivers halves the batch then, until what cannot be encoded stands alone
+        raise WireError(f"an event cannot be encoded ({describe(error)})") from error
+
+
+def _record_lines(records: Sequence[Any]) -> list[str]:  # Any, because only a loss has no state
     lines: list[str] = []
     append = lines.append
     speaker, stream, head, text_head = None, -1, "", ""
     last_ns: int | None = None  # a task is created and queued in the same moment
     time = ""
     millisecond, until_then = -10**18, ""  # the current one, in microseconds and as text: formatting it costs 0.5 us
-    records: Sequence[Any] = events.records  # Any, because only a loss has no state
     for state, seq, kind, ns, data in records:
         if ns != last_ns:
             last_ns = ns
@@ -243,8 +249,8 @@ def _rest(state: TaskState, *, ended: bool = False) -> str:
     source = state.source
     if source is not None:
         script = source.wire_text or _script_text(source)
-        if state.record_source and source.script_text is not None:
-            script += f',"script_text":{_quote(source.script_text)}'
+        if (text := state.script_text) is not None:
+            script += f',"script_text":{_quote(text)}'
     if state.arguments is not None:
         script += f',"arguments":{_quote(state.arguments)}'
     metadata = f',"metadata":{state.metadata_json}' if len(state.metadata_json) > 2 else ""

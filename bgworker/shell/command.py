@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from ..model.errors import ConfigurationError
 from ..model.records import Source
+from ..model.text import sanitise
 from ..running.task import current_task
 from ..sinks.specs import SECRET_VARIABLE
 from .child import Child
@@ -80,7 +81,7 @@ class _CommandSource(Source):
 
     def __init__(self, name: str, argv: str | list[str]) -> None:
         super().__init__()
-        self._name = name
+        self._name = sanitise(name)
         self._argv = argv
 
     @property
