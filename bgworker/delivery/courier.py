@@ -602,4 +602,4 @@ def _new_park(options: SinkOptions, name: str, done: Callable[..., None]) -> Par
         raise SinkError(f"SinkOptions(park={os.fspath(options.park)!r}): {MissingPart('park')}") from error
     # an overflow sheds up to MOST_TAKEN records at once, however small the queue is
     most_waiting = max(options.queue_size, MOST_TAKEN)
-    return Park(options.park, options.park_bytes, most_waiting, options.queue_bytes, name, done)
+    return Park(options.park, options.park_bytes, most_waiting, options.queue_bytes, name, done, options.park_mode)

@@ -10,6 +10,7 @@ from ..model.enums import EventType
 from ..model.errors import ConfigurationError
 from ..model.records import TYPES
 from ..model.text import show
+from ..sinks.opening import checked_mode
 from .retry import RetryPolicy
 
 TYPE_CHECKING = False
@@ -40,6 +41,8 @@ class SinkOptions:
     """Path of a JSONL file for events that could not be delivered or did not fit; None drops and counts them."""
     park_bytes: int = 64 * 1024 * 1024
     """Most bytes of that file."""
+    park_mode: int | None = None
+    """Permissions of that file if it is created, such as ``0o600``; None leaves them to the umask."""
 
     def __post_init__(self) -> None:
         settle(self, queue_size=number("queue_size", self.queue_size, least=1, whole=True),
@@ -47,6 +50,7 @@ class SinkOptions:
                batch_size=number("batch_size", self.batch_size, least=1, whole=True, optional=True),
                linger=number("linger", self.linger, least=0),
                park_bytes=number("park_bytes", self.park_bytes, least=1, whole=True),
+               park_mode=checked_mode(self.park_mode, "park_mode"),
                overflow=choice("overflow", self.overflow, ("drop_oldest", "drop_newest")),
                types=None if self.types is None else members("types", EventType, self.types))
         if not issubclass(type(self.retry), RetryPolicy):

@@ -46,12 +46,13 @@ class Park:
         most_waiting_bytes: ... and most bytes of memory that they take, as estimated.
         sink: name of the sink, for the record.
         done: called on the park's thread with the records and None, or with the error that kept them out.
+        mode: of the file, if it is created; None leaves it to the umask.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_bytes: int, most_waiting: int,
                  most_waiting_bytes: int, sink: str,
-                 done: Callable[[Sequence[Record], BaseException | None], object]) -> None:
-        self._file = LineFile(path, is_power_safe=True)
+                 done: Callable[[Sequence[Record], BaseException | None], object], mode: int | None = None) -> None:
+        self._file = LineFile(path, is_power_safe=True, mode=mode)
         self._max_bytes = max_bytes
         self._most_waiting = most_waiting
         self._most_waiting_bytes = most_waiting_bytes

@@ -15,6 +15,7 @@ import sys
 from contextlib import contextmanager, suppress
 
 from ..model.errors import ConfigurationError
+from ..model.text import show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,12 +94,12 @@ def absolute(path: str | os.PathLike[str]) -> str:
                                  "another, or give a path from the root") from error
 
 
-def checked_mode(mode: int | None) -> int | None:
+def checked_mode(mode: int | None, name: str = "mode") -> int | None:
     """Return the permissions that files are to be created with, if they can be, else raise a `ConfigurationError`."""
     if mode is None or type(mode) is int and mode & ~0o177 == 0o600:
         return mode
-    got = oct(mode) if type(mode) is int and 0 <= mode <= 0o7777 else repr(mode)
-    raise ConfigurationError(f"mode: expected None, or permissions from 0o600 to 0o777 such as 0o640, got {got}")
+    got = oct(mode) if type(mode) is int and 0 <= mode <= 0o7777 else show(mode)
+    raise ConfigurationError(f"{name}: expected None, or permissions from 0o600 to 0o777 such as 0o640, got {got}")
 
 
 def followed(path: str) -> str:
