@@ -95,8 +95,18 @@ def hostile(examples: int, seed: int) -> None:
         print("     ", faults.run_hostile(seed, folder, seconds=300.0))
 
 
+def links(examples: int, seed: int) -> None:
+    """A hundred folders in which another user has set links, FIFOs and devices; then one that changes all the time."""
+    import test_faults_files as faults
+
+    for number in range(100):
+        faults.run_links(seed + number)
+    faults.run_links(seed, moving=True)
+    print("     ", "as two users" if faults.IS_ROOT else "as one user: only root can play two")
+
+
 CHECKS: dict[str, Callable[[int, int], None]] = {
-    check.__name__: check for check in (machine, signals, finalisers, forks, stalled, kills, processes, hostile)}
+    check.__name__: check for check in (machine, signals, finalisers, forks, stalled, kills, processes, hostile, links)}
 
 
 def main(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ import os
 import sys
 
 from ..model.wire import encode
-from ..sinks.opening import absolute, check_replaceable, followed, replacing, shown, trouble
+from ..sinks.opening import CURABLE, absolute, check_replaceable, followed, is_stream, open_stream, replacing, shown, trouble
 from .reading import Output, a_path, add_db, exit_codes, harmless_json, opened, quietly
 from .screen import escaped
 
@@ -63,13 +63,13 @@ def _to_file(history: History, options: Namespace) -> int:
         path = followed(absolute(options.jsonl))  # a symbolic link stays; what it leads to is replaced
         if os.path.exists(path) and os.path.samefile(path, history.path):
             options.parser.error(f"argument --jsonl: {shown(options.jsonl)} is the history itself; name another file")
-        if os.path.exists(path) and not os.path.isfile(path):
-            with open(path, "wb") as file:  # a device or FIFO cannot be replaced
+        if is_stream(path):
+            with open(open_stream(path), "wb") as file:  # a device or FIFO cannot be replaced
                 count = _write(history, file)
         else:
             count = _replace(history, path)
     except OSError as error:
-        options.parser.error(f"argument --jsonl: {trouble('write', options.jsonl, error, {})}; name another file")
+        options.parser.error(f"argument --jsonl: {trouble('write', options.jsonl, error, CURABLE)}; name another file")
     print(f"{count} events written to {escaped(options.jsonl)}", file=sys.stderr)
     return 0
 

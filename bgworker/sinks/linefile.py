@@ -15,12 +15,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import stat
-import sys
 from contextlib import contextmanager
 
 from .lockfile import LockFile, rotate, settle
-from .opening import BINARY, absolute, check_owner, followed, is_ours, open_file, sync, sync_directory
+from .opening import absolute, followed, is_ours, is_stream, open_file, open_stream, sync, sync_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,11 +30,6 @@ _OURS = b'{"v":'  # begins each line of ours
 _MOST_TORN = 1 << 26  # bytes of a line that a writer of ours could have left half-written
 _BLANK = b"\xef\xbb\xbf\0 \t\r\n"  # what may come before the first object: a byte order mark, blank lines, and the
 # zeros that a power failure leaves where data had not reached the disk
-
-
-_OWN_DESCRIPTORS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
-"""Paths that mean what this process has open already. Where such a stream was redirected to a file, our lines stand in it among
-others' text: there is nothing to repair."""
 
 
 class LineFile:
@@ -120,16 +113,11 @@ class LineFile:
     # -- opening --
 
     def _open(self) -> None:
-        try:
-            mode = os.stat(self.path).st_mode
-        except FileNotFoundError:
-            mode = stat.S_IFREG
-        is_own = self.path.startswith(_OWN_DESCRIPTORS)
-        target = self.path if is_own else followed(self.path)
-        if is_own or not stat.S_ISREG(mode):
-            if not is_own:
-                check_owner(target, os.lstat(target))
-            self._open_stream(mode)
+        target = followed(self.path)
+        if is_stream(target):
+            if self._max_bytes is not None and not os.path.isdir(target):
+                raise OSError(errno.EINVAL, "it is not a regular file, and max_bytes needs one")
+            self._fd = open_stream(target)
             return
         self._target = target
         try:
@@ -142,22 +130,6 @@ class LineFile:
         with self._locked(lock):
             settle(self._target, self._backups)
             self._ready()
-
-    def _open_stream(self, mode: int) -> None:
-        """Open a device, a FIFO or a descriptor of ours: no line end can be looked for, nothing taken back, no other writer
-        kept out."""
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
-            raise OSError(errno.EINVAL, "it is a socket or a block device")
-        if self._max_bytes is not None:
-            raise OSError(errno.EINVAL, "it is not a regular file, and max_bytes needs one")
-        flags = os.O_WRONLY | os.O_APPEND | BINARY
-        if sys.platform == "win32":
-            self._fd = os.open(self.path, flags)
-        else:
-            self._fd = os.open(self.path, flags | os.O_NOCTTY | os.O_NONBLOCK)  # else it waits for a FIFO's reader
-            os.set_blocking(self._fd, True)
 
     def _open_file(self, flags: int) -> os.stat_result:
         self._close_file()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BINARY = getattr(os, "O_BINARY", 0)  # Windows alone has text mode, and makes it the default
 _CAREFUL = BINARY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+_OWN_DESCRIPTORS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
 _ATTEMPTS = 10  # to open what others create and remove meanwhile
 _MOST_LINKS = 40
 _NO_FILES = {"-": "name /dev/stdout for the standard output", ":memory:": "a record that is kept in memory is of no use later"}
@@ -103,12 +104,15 @@ def checked_mode(mode: int | None, name: str = "mode") -> int | None:
 
 
 def followed(path: str) -> str:
-    """Return where the links at a path lead, whether there is a file or not.
+    """Return where the links at a path lead, whether there is a file or not. A descriptor of ours (``/dev/stdout``) stays one.
 
     Raises:
         FileExistsError: another user has put a link there, which may lead anywhere.
+        OSError: the links lead in a circle.
     """
     for _ in range(_MOST_LINKS):
+        if path.startswith(_OWN_DESCRIPTORS):
+            return path
         try:
             status = os.lstat(path)
         except OSError:
@@ -117,7 +121,40 @@ def followed(path: str) -> str:
             break
         check_owner(path, status)
         path = os.path.join(os.path.dirname(path), os.readlink(path))
+    else:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     return os.path.realpath(path)
+
+
+def is_stream(path: str) -> bool:
+    """True for a device, a FIFO or the like, and for what this process has open already.
+
+    Where such a descriptor was redirected to a file, our lines stand in it among others' text: nothing is repaired there.
+    """
+    return path.startswith(_OWN_DESCRIPTORS) or os.path.exists(path) and not os.path.isfile(path)
+
+
+def open_stream(path: str) -> int:
+    """Open a device, a FIFO or a descriptor of ours to append to it.
+
+    Raises:
+        FileExistsError: another user has put it there.
+        OSError: it cannot be opened; ENXIO: nobody reads from the FIFO.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | BINARY
+    if path.startswith(_OWN_DESCRIPTORS):
+        return os.open(path, flags)
+    status = os.lstat(path)
+    check_owner(path, status)
+    if stat.S_ISSOCK(status.st_mode) or stat.S_ISBLK(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a socket or a block device", path)
+    fd = os.open(path, flags | _CAREFUL)  # does not wait for a FIFO's reader
+    if not os.path.samestat(os.fstat(fd), status):
+        os.close(fd)
+        raise OSError(errno.EAGAIN, "others replace it all the time", path)
+    if os.name != "nt":
+        os.set_blocking(fd, True)
+    return fd
 
 
 def open_file(path: str, flags: int, mode: int | None = None, *, like: os.stat_result | None = None) -> int:
