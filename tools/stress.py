@@ -88,11 +88,11 @@ def processes(examples: int, seed: int) -> None:
 
 
 def hostile(examples: int, seed: int) -> None:
-    """Five minutes of hostile objects in every place where a user can put one."""
+    """SECONDS of hostile objects in every place where a user can put one."""
     import test_faults_values as faults
 
     with tempfile.TemporaryDirectory() as folder:
-        print("     ", faults.run_hostile(seed, folder, seconds=300.0))
+        print("     ", faults.run_hostile(seed, folder, seconds=duration))
 
 
 def links(examples: int, seed: int) -> None:
@@ -105,22 +105,42 @@ def links(examples: int, seed: int) -> None:
     print("     ", "as two users" if faults.IS_ROOT else "as one user: only root can play two")
 
 
+def control(examples: int, seed: int) -> None:
+    """Random control of pools for SECONDS, a third of the time with SIGINT in a child process."""
+    import test_properties_control as properties
+
+    rounds, ends = properties.run_for(duration * 2 / 3, seed)
+    print(f"      {rounds} pools:", ", ".join(f"{count} {status}" for status, count in sorted(ends.items())), flush=True)
+    until, children, tasks = time.monotonic() + duration / 3, 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        while time.monotonic() < until:
+            tasks += properties.interrupt_one(seed + children, Path(folder))
+            children += 1
+    print(f"      {children} children interrupted, {tasks} tasks recorded")
+
+
 CHECKS: dict[str, Callable[[int, int], None]] = {
-    check.__name__: check for check in (machine, signals, finalisers, forks, stalled, kills, processes, hostile, links)}
+    check.__name__: check for check in (machine, signals, finalisers, forks, stalled, kills, processes, hostile, links,
+                                    control)}
+
+duration = 300.0  # seconds; set by --seconds
 
 
 def main(argv: list[str]) -> int:
+    global duration
     parser = argparse.ArgumentParser(description="Run the checks of delivery and of the history for longer than the tests do.",
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      epilog="\n".join(f"{name:<12}{check.__doc__}" for name, check in CHECKS.items()))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CHECKS)}; all without any")
     parser.add_argument("--seed", type=int, help="of the random histories (default: a new one)")
     parser.add_argument("--examples", type=int, default=2_000, help="histories of the state machine (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=duration, help="of the checks that go on for a time (default: %(default)s)")
     options = parser.parse_args(argv)
     unknown = [name for name in options.names if name not in CHECKS]
     if unknown or options.examples < 1:
         parser.error(f"expected some of {', '.join(CHECKS)}, got {unknown[0]!r}" if unknown
                      else f"--examples: expected at least 1, got {options.examples}")
+    duration = options.seconds
     seed = random.SystemRandom().randrange(2 ** 32) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     return 0 if all([passes(name, options.examples, seed) for name in options.names or CHECKS]) else 1

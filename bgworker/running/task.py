@@ -65,6 +65,8 @@ if TYPE_CHECKING:
         def look(self) -> None: ...
         def settle(self, task: Task[Any], error: BaseException) -> None: ...
 
+LOOK_AGAIN = 2.0
+"""Seconds after which who waits for a task looks whether there still is a thread for it."""
 PATIENCE = 1.0
 """Seconds for which the end of a task that is past its deadline waits for its cancel callback."""
 
@@ -165,7 +167,8 @@ class Task(LightFuture["T"]):
             return
         is_inside = current_worker() is not None and self._runner.waits.begin(self)
         try:
-            self._sleep(None)
+            while not self._sleep(LOOK_AGAIN):
+                self._runner.look()  # the thread that was to run it may have died without a word
         finally:
             if is_inside:
                 self._runner.waits.end(self)
@@ -237,7 +240,8 @@ class Task(LightFuture["T"]):
             kind, failure = _verdict(error, self._limits.max_payload)
         if deadlines is None or deadlines.forget(self):
             self._end(kind, duration, result, None if kind == CANCELLED else error, failure)
-            self.tell()
+            if self._done_callbacks:
+                self.tell()
         else:  # its time is over: who took it out is about to end it, and nobody leaves it before
             self._sleep(None)
         self._context = None
