@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, strategies as st
 
-from bgworker.delivery.backlog import MARK, RECORD_COST, Backlog, Chunk, cost
+from bgworker.delivery.backlog import BATCH_TEXT, MARK, RECORD_COST, STATE_COST, Backlog, Chunk, weight
+from bgworker.delivery.intake import TUPLE_COST
 from bgworker.delivery.options import SinkOptions
 from bgworker.model.errors import ConfigurationError
 from bgworker.model.records import COMPLETED, CREATED, OUTPUT, PROGRESS, STARTED, TaskState
@@ -83,10 +84,10 @@ def test_newer_progress_takes_the_place_of_older_progress_of_the_same_task_only_
 
 
 def test_the_bound_by_bytes_counts_payloads_with_four_bytes_for_a_character_beyond_ascii() -> None:
-    assert cost(out("abc")) == RECORD_COST + 3
-    assert cost(out("ab\xe9")) == RECORD_COST + 12
-    assert cost((TASKS[0], 1, OUTPUT, 0, ("[1]", "json", False, 0))) == RECORD_COST + 3
-    assert cost(progress("abcd")) == RECORD_COST + 4
+    assert weight(out("abc")) == RECORD_COST + 3
+    assert weight(out("ab\xe9")) == RECORD_COST + 12
+    assert weight((TASKS[0], 1, OUTPUT, 0, ("[1]", "json", False, 0))) == RECORD_COST + TUPLE_COST + 3
+    assert weight(progress("abcd")) == RECORD_COST + TUPLE_COST + 4
     backlog = Backlog(1000, 3 * (RECORD_COST + 100))
     assert extended(backlog, *(out(f"{number}" * 100) for number in range(4))) == ([], ["0" * 100])
     assert extended(backlog, out("z" * (RECORD_COST + 200)))[1] == ["1" * 100, "2" * 100]
@@ -105,6 +106,56 @@ def test_of_more_life_cycle_events_than_the_size_the_oldest_go_and_no_stream_eve
     gone = extended(backlog, life(CREATED), out("a"), life(STARTED), life(COMPLETED), life(CREATED, 1))
     assert gone == ([], [CREATED, STARTED])
     assert shown(backlog.clear()) == ["a", COMPLETED, CREATED]
+
+
+def test_life_cycle_events_count_with_the_texts_of_their_task_and_go_when_they_alone_take_too_much() -> None:
+    ended = TaskState("9" * 32, "", "", 0)
+    ended.arguments, ended.failure_message, ended.metadata_json, ended.invocation_info = "a" * 100, "b" * 50, "\xe9" * 5, "d"
+    end = ended, 4, COMPLETED, 0, None
+    assert weight(end) == RECORD_COST + STATE_COST + 100 + 50 + 20 + 1
+    assert weight(life(CREATED)) == RECORD_COST
+    backlog = Backlog(100, 4 * RECORD_COST + STATE_COST)
+    assert extended(backlog, life(CREATED), out("a"), life(STARTED), end) == ([], ["a"])
+    assert extended(backlog, life(STARTED, 1), life(STARTED, 2)) == ([], [CREATED, STARTED])
+    assert shown(backlog.clear()) == [COMPLETED, STARTED, STARTED]
+
+
+def test_what_was_taken_counts_until_more_is_taken_or_it_is_done_with() -> None:
+    backlog = Backlog(100, 16 * RECORD_COST)
+    assert extended(backlog, *[out("")] * 16) == ([], [])
+    assert len(backlog.take(2)) == 2 and backlog.room == 0
+    assert extended(backlog, out("")) == ([], [""])
+    assert len(backlog.take(1)) == 1 and backlog.room == 2 * RECORD_COST
+    backlog.forget_taken()
+    assert backlog.room == 3 * RECORD_COST
+
+
+@pytest.mark.parametrize(("text", "most"), [("x" * 60, 1000), ("x" * 4096, 256), ("x" * 60_000, 17), ("\U0001f642" * 4096, 64)],
+                         ids=["60", "4k", "60k", "emoji"])
+def test_no_more_text_is_taken_at_once_than_a_sink_writes_without_much_memory(text: str, most: int) -> None:
+    backlog = Backlog(10_000, 1 << 30)
+    numbered = [(TASKS[0], number, OUTPUT, 0, text) for number in range(1, 1001)]
+    backlog.extend(Chunk.of(numbered))
+    assert len(text) * (4 - 3 * text.isascii()) * (most - 1) <= BATCH_TEXT
+    batches = []
+    while len(backlog):
+        batches.append(backlog.take(1000))
+    assert max(map(len, batches)) == most
+    assert [record for batch in batches for record in batch] == numbered, "in order, each once"
+
+
+def test_no_more_is_taken_at_once_than_an_eighth_of_the_queue_but_one_event_always() -> None:
+    backlog = Backlog(100, 16 * RECORD_COST)
+    extended(backlog, *[out("")] * 4, out("x" * 8 * RECORD_COST))
+    assert [len(backlog.take(100)) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_life_cycle_events_that_were_passed_by_keep_their_order_when_too_much_of_them_was_taken() -> None:
+    backlog = Backlog(4, 8 * 2 * RECORD_COST)
+    lives = [(TASKS[0], number, STARTED, 0, None) for number in range(4)]
+    extended(backlog, *lives, *[out("")] * 4, out("x"), out("y"))
+    seen = [record[1] for _ in range(2) for record in backlog.take(3)]
+    assert seen == [0, 1, 2, 3]
 
 
 def test_a_mark_keeps_its_place_is_never_dropped_and_counts_as_no_event() -> None:
@@ -147,7 +198,9 @@ def test_each_record_comes_out_once_and_the_bounds_hold_whatever_happens(
             backlog.mark(mark())
             marks += 1
         elif isinstance(step, int):
-            went += backlog.take(step)
+            took = backlog.take(step)
+            assert backlog._taken == sum([weight(record) for record in took if record[2] != MARK])
+            went += took
         else:
             numbered = [(*record[:3], len(came) + count, record[4]) for count, record in enumerate(step)]
             came += numbered
@@ -156,9 +209,10 @@ def test_each_record_comes_out_once_and_the_bounds_hold_whatever_happens(
         inside = len(came) + marks - len(went)
         assert len(backlog) == inside - sum(record[2] == MARK for record in _inside(backlog))
         streams = [record for record in _inside(backlog) if record[2] >= PROGRESS]
-        assert len(streams) <= size and sum(map(cost, streams)) <= max_bytes
-        assert len(backlog) - len(streams) <= size
-        assert (backlog._streams, backlog._bytes) == (len(streams), sum(map(cost, streams)))
+        assert len(streams) <= size and len(backlog) - len(streams) <= size
+        bytes = sum([weight(record) for record in _inside(backlog) if record[2] != MARK])
+        assert (backlog._streams, backlog._bytes) == (len(streams), bytes)
+        assert bytes == 0 or bytes + backlog._taken <= max_bytes
     left = backlog.clear()
     assert [record[3] for record in left if record[2] != MARK] == sorted(
         record[3] for record in left if record[2] != MARK), "out of order"

@@ -16,11 +16,13 @@ import pytest
 from bgworker import (ConfigurationError, EventType, LossEvent, PermanentSinkError, Scheduler, ShutdownError, SinkError,
                       SinkOptions, current_task)
 from bgworker.delivery.backlog import Backlog
-from bgworker.delivery.dispatcher import TAIL_BYTES, Dispatcher
+from bgworker.delivery.dispatcher import Dispatcher
 from bgworker.delivery.intake import Intake
 from bgworker.delivery.options import SinkHealth
 from bgworker.delivery.retry import RetryPolicy
+from bgworker.delivery.tails import ALL_BYTES, TAIL_BYTES, TAIL_COST
 from bgworker.model.records import COMPLETED, CREATED, OUTPUT, PROGRESS, STARTED, TaskState
+from bgworker.model.reports import wait_for_reports
 from bgworker.testing import FlakySink, Hang, MemorySink, fail
 
 T = TypeVar("T")
@@ -76,6 +78,7 @@ class Gatherer:
 
     queue_size = 100
     queue_bytes = 1 << 26
+    room = 1 << 26
     is_crowded = False
     has_ended = False
 
@@ -174,7 +177,47 @@ def test_the_tail_of_a_task_is_bounded_and_holds_the_newest(still: tuple[Dispatc
     tail = list(state.tail or ())
     assert 0 <= state.tail_bytes <= TAIL_BYTES
     assert [record[1] for record in tail] == list(range(3_001 - len(tail), 3_001))
-    assert 100 < len(tail) < 1_100
+    assert 60 < len(tail) <= 256
+
+
+def test_the_tail_of_a_task_takes_no_more_memory_than_said(still: tuple[Dispatcher, Gatherer]) -> None:
+    dispatcher, gatherer = still
+    for size in (0, 10, 60, 4_000, 60_000):
+        state = TaskState("1" * 32, "", "", 0)
+        for number in range(3_000):
+            dispatcher.intake.emit_weighed(state, OUTPUT, f"{number:0{size}}")
+            if number % 50 == 0:
+                dispatcher._drain()
+        dispatcher._drain()
+        gatherer.records.clear()
+        tail = list(state.tail or ())
+        taken = sum(sys.getsizeof(part) for record in tail for part in (record, *record[1:]))
+        assert taken + 16 * len(tail) <= TAIL_BYTES, "with what the collector puts before each tuple"
+        assert taken >= TAIL_BYTES // 3 or size == 60_000
+
+
+def test_the_newest_event_stays_in_the_tail_however_large(still: tuple[Dispatcher, Gatherer]) -> None:
+    dispatcher, _ = still
+    state = TaskState("1" * 32, "", "", 0)
+    for text in ("small", "x" * (2 * TAIL_BYTES), "y" * (3 * TAIL_BYTES)):
+        dispatcher.intake.emit_weighed(state, OUTPUT, text)
+        dispatcher._drain()
+        assert [record[4] for record in state.tail or ()] == [text]
+
+
+def test_the_tails_of_all_tasks_together_are_bounded_and_those_go_first_that_spoke_longest_ago(
+        still: tuple[Dispatcher, Gatherer]) -> None:
+    dispatcher, gatherer = still
+    states = [TaskState(f"{number:032}", "", "", 0) for number in range(2_000)]
+    for state in (*states, *states[:3]):
+        for _ in range(5):
+            dispatcher.intake.emit_weighed(state, OUTPUT, "x" * 4_000)
+        dispatcher._drain()
+        gatherer.records.clear()
+    kept = [state for state in states if state.tail is not None]
+    assert sum(state.tail_bytes + TAIL_COST for state in kept) <= ALL_BYTES
+    assert kept == [*states[:3], *states[-len(kept) + 3:]] and len(kept) > 300
+    assert all(state.tail_bytes == 0 for state in states if state.tail is None)
 
 
 def test_refusals_go_to_every_sink_registered_at_the_time_once(still: tuple[Dispatcher, Gatherer]) -> None:
@@ -526,7 +569,9 @@ def test_a_defect_in_the_dispatcher_is_reported_and_the_next_events_are_delivere
     pool.register_sink(sink)
     pool._dispatcher.intake.post(lambda: 1 / 0)
     pool.flush(SOON)
+    wait_for_reports(time.monotonic() + SOON)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "ZeroDivisionError" in caplog.text
     say(pool, "a")
     assert pool.flush(SOON) and len(sink.events) == 5
 

@@ -27,7 +27,7 @@ import pytest
 from bgworker import (Event, PermanentSinkError, RetryPolicy, Scheduler, SinkError, SinkHealth, SinkOptions,
                       TemporarySinkError, WebhookSink, current_task)
 from bgworker.park.replay import replay
-from bgworker.delivery.retry import Breaker
+from bgworker.delivery.retry import Breaker, Trouble
 from bgworker.model.records import OUTPUT, Batch, TaskState
 from bgworker.webhook import posting
 from bgworker.webhook.sink import verify
@@ -183,7 +183,7 @@ def test_a_retry_after_is_obeyed_within_the_cap_if_it_can_be_waited_for(
         sink._now = lambda: NOW  # type: ignore[method-assign]
         with pytest.raises(TemporarySinkError) as caught:
             sink.write(batch("a"))
-    assert Breaker(RetryPolicy(jitter="none")).failed(caught.value, 1).wait == waited
+    assert Breaker(RetryPolicy(jitter="none")).failed(Trouble.of(caught.value), 1).wait == waited
     assert asked is None or caught.value.retry_after == asked
     assert waited != BACKOFF or caught.value.retry_after is None
 
@@ -459,14 +459,14 @@ def test_a_413_that_comes_before_the_body_was_read_is_heard(tmp_path: Path) -> N
     """The receiver answers by the headers and closes; the sender is still sending, and gets a reset besides."""
     def by_length(connection: Connection) -> None:
         _, headers, _ = connection.read_head()
-        if int(headers["content-length"]) > 30_000_000:
+        if int(headers["content-length"]) > 4_000_000:
             connection.answer(413)
             return
         connection.sock.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
         connection.wait_for_close()
 
     with Receiver(always=by_length) as receiver, delivery(receiver, tmp_path) as (sink, it):
-        it.say("x" * 20_000_000, "y" * 20_000_000)
+        it.say("\1" * 500_000, "\2" * 500_000)  # each takes six bytes in JSON
         assert it.flush()
         health = it.health()
     assert account(health) == {"emitted": 2, "delivered": 2} and receiver.connections == 3

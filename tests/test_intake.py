@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bgworker.delivery.intake import MOST_TAKEN, Intake, Tally
+from bgworker.delivery.intake import LIMIT, MOST_TAKEN, RESERVED, SLOT, Intake, Tally
 from bgworker.model.records import COMPLETED, ERROR, OUTPUT, PROGRESS, TaskState
 
 STATE = TaskState("1" * 32, "task", "r" * 32, 0)
@@ -73,7 +73,7 @@ def test_after_close_everything_counts_as_late_and_nothing_is_posted() -> None:
     assert intake.late.read() == 2
     assert [record[3] for record in intake.take()] == ["before"]
     intake.congested = True
-    assert not intake.is_crowded(0), "nobody waits for what is closed"
+    assert not intake.is_crowded, "nobody waits for what is closed"
 
 
 def test_a_posted_action_keeps_its_place_between_the_events() -> None:
@@ -85,40 +85,85 @@ def test_a_posted_action_keeps_its_place_between_the_events() -> None:
     assert [record[3] for record in intake.take()] == ["1", action, "2"]
 
 
-def test_the_intake_is_crowded_beyond_what_the_caller_calls_calm_and_when_a_sink_is() -> None:
+def test_the_intake_is_crowded_beyond_what_the_dispatcher_calls_calm_and_when_a_sink_is() -> None:
     intake = Intake()
+    intake.calm = 2
     intake.emit(STATE, OUTPUT, "")
     intake.emit(STATE, OUTPUT, "")
-    assert not intake.is_crowded(2)
+    assert not intake.is_crowded
     intake.emit(STATE, OUTPUT, "")
-    assert intake.is_crowded(2)
+    assert intake.is_crowded
     intake.take()
-    assert not intake.is_crowded(2)
+    assert not intake.is_crowded
     intake.congested = True
-    assert intake.is_crowded(2)
+    assert intake.is_crowded
 
 
 def test_each_line_of_a_block_counts_where_records_are_counted() -> None:
-    intake = Intake(limit=10)
+    intake = Intake(limit=13)
+    intake.calm = 2
     intake.emit_lines(STATE, OUTPUT, ["a", "b", "c"])
-    assert intake.is_crowded(2)
+    assert intake.is_crowded
     intake.emit_lines(STATE, OUTPUT, [""] * 10)
     intake.emit_lines(STATE, ERROR, ["refused"] * 4)
     assert intake.take_refusals() == [(ERROR, "intake", 4)]
     assert [record[3] for record in intake.take()] == [["a", "b", "c"], [""] * 10]
-    assert not intake.is_crowded(0)
+    assert not intake.is_crowded
     intake.close()
     intake.emit_lines(STATE, OUTPUT, ["late"] * 3)
     assert intake.late.read() == 3 and intake.take() == []
 
 
-def test_take_returns_a_bounded_number_of_lines_and_at_least_one_block() -> None:
+def slots(intake: Intake) -> int:
+    return len(intake._records)
+
+
+@pytest.mark.parametrize(("text", "bytes"), [("x" * 60, 60), ("x" * 1000, 1000), ("x" * 60_000, 60_000), ("\xfc" * 200, 800),
+                                             ("\U0001f642" * 4090, 16_360)], ids=lambda value: str(value)[:3])
+@pytest.mark.parametrize("kind", [OUTPUT, PROGRESS])
+def test_a_record_takes_as_many_slots_as_its_text_takes_memory(text: str, bytes: int, kind: int) -> None:
     intake = Intake()
-    intake.emit_lines(STATE, OUTPUT, [""] * (MOST_TAKEN + 1))
+    data = text if kind == OUTPUT else (None, text)
+    intake.emit_weighed(STATE, kind, data)
+    assert bytes // SLOT <= slots(intake) <= bytes // SLOT + 2
+    intake.emit(STATE, OUTPUT, "short")
+    assert [record[3] for record in intake.take()] == [data, "short"]
+    assert slots(intake) == 0
+
+
+def test_a_full_intake_refuses_by_bytes_and_has_room_again_when_it_was_emptied() -> None:
+    intake = Intake(limit=100)
+    text = "x" * (SLOT * 9)
+    for _ in range(2):
+        for _ in range(20):
+            intake.emit_weighed(STATE, OUTPUT, text)
+        assert len(intake.take()) == 10
+    assert intake.take_refusals() == [(OUTPUT, "intake", 20)]
+
+
+def test_a_record_larger_than_the_bound_comes_through_when_nothing_else_waits() -> None:
+    intake = Intake()
+    intake.allow(0)
+    text = "x" * (64 * 2**20)
+    intake.emit_weighed(STATE, OUTPUT, text)
+    assert sum([len(intake.take()) for _ in range(intake.turns)]) == 1
+
+
+def test_full_queues_leave_the_intake_what_is_reserved_and_empty_ones_share_their_room() -> None:
+    intake = Intake()
+    for room, most in [(0, RESERVED), (SLOT * 1000, RESERVED + 1000), (1 << 30, LIMIT)]:
+        intake.allow(room)
+        for _ in range(LIMIT + 10):
+            intake.emit(STATE, OUTPUT, "")
+        assert sum([len(intake.take()) for _ in range(intake.turns)]) == most
+
+
+def test_take_empties_a_bounded_number_of_slots_and_a_block_is_one_record_of_many() -> None:
+    intake = Intake()
     for _ in range(4):
-        intake.emit(STATE, OUTPUT, "")
         intake.emit_lines(STATE, OUTPUT, [""] * (MOST_TAKEN // 2))
-    assert [len(intake.take()) for _ in range(4)] == [1, 4, 4, 0]
+    assert (slots(intake), intake.turns) == (2 * MOST_TAKEN, 3)
+    assert [len(intake.take()) for _ in range(3)] == [2, 2, 0]
 
 
 @pytest.mark.parametrize("ring", [

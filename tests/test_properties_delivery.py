@@ -21,7 +21,7 @@ from bgworker.running.context import TaskContext
 from bgworker.delivery import dispatcher, registry
 from bgworker.delivery.courier import Courier
 from bgworker.delivery.intake import Intake
-from bgworker.delivery.retry import RetryPolicy
+from bgworker.delivery.retry import RetryPolicy, Trouble
 from bgworker.running.task import current_task
 from bgworker.testing import FlakySink, Hang, Step, crawl, fail, work
 
@@ -329,7 +329,7 @@ class Forgetful(Courier):
 class Stuttering(Courier):
     """Writes a batch again though the sink has taken it, once there was a retry."""
 
-    def _write(self, records: Sequence[Any]) -> BaseException | None:
+    def _write(self, records: Sequence[Any]) -> Trouble | None:
         retries = self._retries
         error = super()._write(records)
         return super()._write(records) if error is None and retries else error
@@ -338,15 +338,15 @@ class Stuttering(Courier):
 class Silent(Courier):
     """Counts its losses and tells the sink nothing."""
 
-    def _announce(self) -> BaseException | None:
+    def _announce(self) -> list[Any]:
         self._losses.clear()
-        return None
+        return []
 
 
 class Reordering(Courier):
     """Hands over a batch the wrong way round."""
 
-    def _write(self, records: Sequence[Any]) -> BaseException | None:
+    def _write(self, records: Sequence[Any]) -> Trouble | None:
         return super()._write(list(reversed(records)))
 
 
@@ -374,7 +374,9 @@ def history() -> list[str]:
         pool.submit(current_task).result(SOON)
         pool.flush(0)
         assert hang.entered.wait(SOON)
-        pool._dispatcher.intake._limit, pool._dispatcher.intake._crowd = 400, 200
+        intake = pool._dispatcher.intake
+        intake._most = intake._limit = 400
+        intake._unweighed = 200
         pool._dispatcher.call(lambda: pool.submit(chat).wait(SOON))  # nobody drains the intake meanwhile
         pool.flush(0)
         hang.release()

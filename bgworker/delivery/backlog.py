@@ -8,26 +8,44 @@ No thread and no lock: the courier that owns it guards it.
 from __future__ import annotations
 
 from collections import deque
+from itertools import accumulate
 
-from ..model.records import PROGRESS
-from .intake import RECORD_COST
+from ..model.records import COMPLETED, PROGRESS
+from .intake import RECORD_COST, cost
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ..model.records import Record
+    from ..model.records import Record, TaskState
 
 
 MARK = -1
 """Kind of a record that only marks a place in the queue; its data is whoever waits for that place."""
 
+STATE_COST = 640
+"""Bytes that a task which has ended is taken to hold beside its texts, while events of it wait."""
 
-def cost(record: Record) -> int:
-    """Return the bytes of memory that a waiting stream record is estimated at; the dispatcher counts alike."""
-    data = record[4]
-    text = data if data.__class__ is str else data[1] if record[2] == PROGRESS else data[0]
-    return RECORD_COST + (len(text) if text.isascii() else 4 * len(text))
+BATCH_TEXT = 2 ** 20
+"""Most bytes of text that are taken at once: a sink makes as much again of them, and more, to write them."""
+
+
+def weight(record: Record) -> int:
+    """Return the bytes of memory that a waiting record is estimated at; the dispatcher counts alike."""
+    state, _, kind, _, data = record
+    if kind >= PROGRESS:
+        return cost(kind, data)
+    return RECORD_COST if kind < COMPLETED or state is None else RECORD_COST + weight_of_task(state)
+
+
+def weight_of_task(state: TaskState) -> int:
+    """Return the bytes that a task which has ended holds in memory, the texts of its end, its arguments and its metadata
+    included: its terminal event stands for them."""
+    size = STATE_COST
+    for text in (state.metadata_json, state.arguments, state.failure_message, state.invocation_info):
+        if text:
+            size += len(text) if text.isascii() else 4 * len(text)
+    return size
 
 
 class Chunk:
@@ -45,8 +63,8 @@ class Chunk:
     def of(cls, records: Iterable[Record]) -> Chunk:
         """Count them the slow way."""
         kept = list(records)
-        streams = [record for record in kept if record[2] >= PROGRESS]
-        return cls(kept, len(streams), sum(record[2] == PROGRESS for record in streams), sum(map(cost, streams)))
+        return cls(kept, sum(record[2] >= PROGRESS for record in kept), sum(record[2] == PROGRESS for record in kept),
+                   sum(map(weight, kept)))
 
 
 class Backlog:
@@ -54,7 +72,7 @@ class Backlog:
 
     Args:
         size: most stream records, and most life-cycle records.
-        max_bytes: most bytes of stream records together, by `cost`.
+        max_bytes: most bytes of all records together, those that were taken last included.
         keep_newest: what overflow drops is the oldest (True) or the newest (False).
     """
 
@@ -66,6 +84,7 @@ class Backlog:
         self._queue: deque[Record] = deque()
         self._streams = 0
         self._bytes = 0
+        self._taken = 0  # bytes of what `take` has returned last
         self._progress = 0  # at least the number of progress records in _queue
         self._marks = 0
 
@@ -80,7 +99,12 @@ class Backlog:
     @property
     def fill(self) -> float:
         """How full it is, by the bound that is nearest: 0 empty, 1 full."""
-        return max(self._streams / self._size, self._bytes / self._max_bytes)
+        return max(self._streams / self._size, (self._bytes + self._taken) / self._max_bytes)
+
+    @property
+    def room(self) -> int:
+        """Bytes that fit in."""
+        return max(0, self._max_bytes - self._bytes - self._taken)
 
     @property
     def oldest_ns(self) -> int | None:
@@ -103,7 +127,7 @@ class Backlog:
             coalesced = self._coalesce()
         if self._is_over():
             dropped = self._drop_oldest() if self._keep_newest else self._drop_newest()
-        if len(self) - self._streams > self._size:
+        if len(self) - self._streams > self._size or self._is_over():
             dropped += self._drop_lifecycle()
         return coalesced, dropped
 
@@ -113,34 +137,61 @@ class Backlog:
         self._marks += 1
 
     def take(self, most: int) -> list[Record]:
-        """Remove and return the oldest records."""
-        if len(self._spared) + len(self._queue) <= most:
-            taken = [*self._spared, *self._queue]
-            self._spared.clear()
-            self._queue.clear()
-            self._streams = self._bytes = self._progress = self._marks = 0
+        """Remove and return the oldest records, no more than a sink can write at once without much memory. What was
+        taken before is done with."""
+        self._taken = 0
+        waiting, most_bytes = len(self._spared) + len(self._queue), self._max_bytes // 8
+        if waiting <= most and self._bytes <= most_bytes and self._bytes - len(self) * RECORD_COST <= BATCH_TEXT:
+            size = self._bytes
+            taken = self.clear()
+            self._taken = size
             return taken
         taken = []
         for source in (self._spared, self._queue):
             popleft = source.popleft
             taken += [popleft() for _ in range(min(most - len(taken), len(source)))]
-        self._forget(taken)
+        weights = self._forget(taken)
+        size = sum(weights)
+        if size > most_bytes or size - len(taken) * RECORD_COST > BATCH_TEXT:
+            fitting = max(1, sum([size <= most_bytes and size - count * RECORD_COST <= BATCH_TEXT
+                                  for count, size in enumerate(accumulate(weights), 1)]))
+            self._give_back(taken[fitting:], weights[fitting:])
+            del taken[fitting:]
+            size = sum(weights[:fitting])
+        self._taken = size
         return taken
 
     def clear(self) -> list[Record]:
         """Remove and return everything."""
-        return self.take(len(self) + self._marks)
+        everything = [*self._spared, *self._queue]
+        self._spared.clear()
+        self._queue.clear()
+        self._streams = self._bytes = self._taken = self._progress = self._marks = 0
+        return everything
+
+    def forget_taken(self) -> None:
+        """Have done with what was taken last: its bytes count no more."""
+        self._taken = 0
+
+    def _give_back(self, records: Sequence[Record], weights: Sequence[int]) -> None:
+        (self._spared or self._queue).extendleft(reversed(records))  # if any is still spared, all that was taken were
+        self._bytes += sum(weights)
+        self._streams += sum(record[2] >= PROGRESS for record in records)
+        self._marks += sum(record[2] == MARK for record in records)
 
     def _is_over(self) -> bool:
-        return self._streams > self._size or self._bytes > self._max_bytes
+        return self._streams > self._size or self._bytes + self._taken > self._max_bytes
 
-    def _forget(self, records: Sequence[Record]) -> None:
-        costs = [RECORD_COST + len(data) if (data := record[4]).__class__ is str and data.isascii() else cost(record)
-                 for record in records if record[2] >= PROGRESS]  # a call for the odd ones only: half the time
-        self._streams -= len(costs)
-        self._bytes -= sum(costs)
+    def _forget(self, records: Sequence[Record]) -> list[int]:
+        """Take records out of the account; return their weights."""
+        weights = [RECORD_COST + len(data) if (data := record[4]).__class__ is str and data.isascii() and record[2] != MARK else
+                   0 if record[2] == MARK else weight(record)
+                   for record in records]  # a call for the odd ones only: half the time
+        self._bytes -= sum(weights)
+        self._streams -= sum([record[2] >= PROGRESS for record in records])
         if self._marks:
             self._marks -= sum(record[2] == MARK for record in records)
+        return weights
 
     def _coalesce(self) -> list[Record]:
         """Remove the progress records that are not their task's newest in the queue."""
@@ -162,7 +213,7 @@ class Backlog:
 
     def _drop_oldest(self) -> list[Record]:
         gone: list[Record] = []
-        while self._is_over():
+        while self._streams and self._is_over():
             record = self._queue.popleft()
             if record[2] < PROGRESS:
                 self._spared.append(record)
@@ -178,7 +229,7 @@ class Backlog:
     def _pop_newest(self, may_go: Callable[[int], bool]) -> list[Record]:
         gone: list[Record] = []
         spared: list[Record] = []
-        while self._is_over() and self._queue:
+        while self._streams and self._is_over() and self._queue:
             record = self._queue.pop()
             if may_go(record[2]):
                 gone.append(record)
@@ -189,15 +240,18 @@ class Backlog:
         return gone
 
     def _drop_lifecycle(self) -> list[Record]:
-        """Drop the oldest life-cycle records beyond ``size``: a queue with more tasks in it than events allowed."""
+        """Drop the oldest life-cycle records: there are more than ``size``, or they alone take more than the bytes."""
         excess = len(self) - self._streams - self._size
+        too_much = self._bytes + self._taken - self._max_bytes
         gone: list[Record] = []
         kept: list[Record] = []
         for record in (*self._spared, *self._queue):
-            if len(gone) < excess and MARK < record[2] < PROGRESS:
+            if MARK < record[2] < PROGRESS and (len(gone) < excess or too_much > 0):
                 gone.append(record)
+                too_much -= weight(record)
             else:
                 kept.append(record)
+        self._forget(gone)
         self._spared.clear()
         self._queue = deque(kept)
         return gone

@@ -1,8 +1,9 @@
 """One sink's queue, thread and account.
 
-Guarantees. Every call into the sink comes from this courier's one thread. Whatever the sink does, `put` returns at once,
-`close` by its deadline, and at every quiet moment ``emitted == delivered + coalesced + dropped + parked + pending``:
-each step of an event from one of these to another happens under the courier's lock, which is never held while the sink runs.
+Guarantees. Every call into the sink comes from this courier's one thread, through `Courier._call`, and what it raises comes
+back as a `Trouble`: plain values. Whatever the sink does, `put` returns at once, `close_all` by its deadline, and at every
+quiet moment ``emitted == delivered + coalesced + dropped + parked + pending``: each step of an event from one of these to
+another happens under the courier's lock, which is never held while code runs that is not ours.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import logging
 import os
 import threading
 from collections import Counter
+from dataclasses import replace
 from time import time_ns
 
 from ..model.checks import number
 from ..model.clock import monotonic
-from ..model.errors import MissingPart, PermanentSinkError, SinkError, TemporarySinkError
+from ..model.errors import ConfigurationError, MissingPart, SinkError, TemporarySinkError
 from ..model.records import LOST, TYPES, Batch
+from ..model.reports import report, wait_for_reports
 from ..model.text import describe
 from ..model.threads import own_thread
 from .backlog import MARK, Backlog, Chunk
@@ -24,11 +27,11 @@ from .intake import MOST_TAKEN
 from .loop import SinkLoop
 from .options import SinkHealth, kinds_of
 from .patience import Patience
-from .retry import Breaker
+from .retry import Breaker, Trouble
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from ..model.records import Record
     from ..park.park import Park
@@ -40,10 +43,14 @@ CROWDED = 0.25
 """A queue fuller than this asks those who can wait to wait. The rest is for what is under way: an eighth of a queue in
 the intake, another in the dispatcher's hands, and what each reader emits before it looks again."""
 
+LOG_GRACE = 0.5
+"""Seconds that the log gets at most for the lines about a sink's end: its handlers may block for ever."""
+
 REPORT_INTERVAL = 60.0
 """Seconds between two log lines about events of one sink that did not fit; the first and the last come at once."""
 
-logger = logging.getLogger(__name__.partition(".")[0])
+_carried: dict[int, Courier] = {}
+"""Who calls which sink, by the sink's id: never more than one courier. Each step on it is atomic."""
 
 
 class Mark:
@@ -74,11 +81,12 @@ class Courier:
         name: of the sink, as registered.
         sink: opened, written to and closed on the courier's thread.
         options: bounds and policies.
-        thread_name: of the thread.
+        scheduler: its name, which the thread is named after.
     """
 
-    def __init__(self, name: str, sink: Sink, options: SinkOptions, thread_name: str) -> None:
+    def __init__(self, name: str, sink: Sink, options: SinkOptions, scheduler: str) -> None:
         self.name = name
+        self._scheduler = scheduler
         self._sink = sink
         self._options = options
         self._batch_size = options.batch_size or number(
@@ -88,63 +96,82 @@ class Courier:
         self._breaker = Breaker(options.retry)  # the courier's thread alone decides
         self._patience = Patience()  # the dispatcher's thread alone asks
         self._park = None if options.park is None else _new_park(options, name, self._count_parked)
-        self._lock = threading.Lock()  # guards all below
+        # Guards all below. Re-entrant: the garbage collector may run a finaliser right here, which looks at our health.
+        self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)  # the thread waits on it: records, a mark, the close
         self._backlog = Backlog(options.queue_size, options.queue_bytes, options.overflow == "drop_oldest")
-        self._in_flight: Sequence[Record] = ()
+        self._in_flight: Sequence[Record] = ()  # events in the sink's hands: no marks, no losses
         self._marks_in_flight: Sequence[Record] = ()
         self._emitted = self._delivered = self._coalesced = self._parked = self._retries = 0
         self._parking = 0  # given to the park, which has not answered yet
         self._dropped: Counter[str] = Counter()
         self._losses: dict[str, Counter[str]] = {}  # reason -> type -> count, not yet announced to the sink
-        self._announcing: tuple[dict[str, Counter[str]], list[Record]] = {}, []  # losses that it was not told, and how
-        self._announces_alone = True  # False: losses wait until events are tried, and are tried with them
+        self._announces_alone = True  # False: losses wait for the next events, since they alone were given up
         self._unreported: Counter[str] = Counter()  # reason -> count of what was lost unsaid, not yet in the log
         self._next_report = 0.0
+        self._is_said_to_fail = False  # in the log
         self._state = "ok"
         self._last_error: str | None = None
         self._is_idle = False
         self._closing = False
-        self._last_call = False  # closing, and the attempt that a failing sink still gets was announced
-        self._end: PermanentSinkError | None = None  # why the sink takes nothing any more
+        self._closes_itself = False  # the sink asked for it: nobody else closes the park file
+        self._retries_until = 0.0  # monotonic; while closing
+        self._last_call = False  # closing, and there is no time left for another wait
+        self._end: Trouble | None = None  # why the sink takes nothing any more
         self._abandoned = False
         self._is_awaited = False  # somebody waits in `start` and is told of an open that fails
         self._opened = Mark()
-        self._open_error: BaseException | None = None
+        self._refusal: BaseException | None = None
         self._loop = SinkLoop()
-        self._thread = own_thread(thread_name, self._run)
+        self.thread = own_thread(f"{scheduler}-sink-{name}", self._run)
 
     # -- any thread --
+
+    def rename(self, name: str) -> None:
+        """Give it another name, before it starts."""
+        self.name, self.thread.name = name, f"{self._scheduler}-sink-{name}"
 
     def start(self, timeout: float) -> None:
         """Start the thread and wait up to ``timeout`` seconds for the sink to open.
 
         Raises:
-            SinkError: the sink refused to open for good; it is of no use.
+            ConfigurationError: the sink is another courier's already.
+            SinkError: the sink refused to open for good, it is of no use; or no thread can be started.
         """
-        if self._park is not None:
-            try:
+        other = _carried.setdefault(id(self._sink), self)
+        if other is not self:
+            raise ConfigurationError(f"sink: this {type(self._sink).__name__} is registered already, as {other.name!r}; two "
+                                     "threads would call it at once. Make another one, or unregister it first")
+        try:
+            if self._park is not None:
                 self._park.open()
-            except OSError as error:
+            self._is_awaited = True
+            self.thread.start()
+        except BaseException as error:
+            del _carried[id(self._sink)]
+            if issubclass(type(error), OSError):
                 raise SinkError(f"the park file of sink {self.name!r} cannot be used: {describe(error)}") from error
-        self._is_awaited = True
-        self._thread.start()
+            if issubclass(type(error), RuntimeError):
+                raise SinkError(f"sink {self.name!r} cannot be opened: no thread can be started ({error})") from error
+            raise
         self._opened.wait(timeout)
         with self._lock:
-            refusal = self._open_error
+            refusal, self._refusal = self._refusal, None
             self._is_awaited = False
         if refusal is not None:
-            if isinstance(refusal, SinkError):
+            if issubclass(type(refusal), SinkError):
                 raise refusal
-            raise SinkError(f"sink {self.name!r} does not open: {describe(refusal)}") from refusal
+            raise SinkError(f"sink {self.name!r} does not open: {self._last_error}") from refusal
 
     def twin(self) -> Courier:
         """Return a courier to the same sink with an empty queue and account: a forked child's own."""
-        return Courier(self.name, self._sink, self._options, self._thread.name)
+        twin = Courier(self.name, self._sink, replace(self._options, batch_size=self._batch_size), self._scheduler)
+        _carried[id(self._sink)] = twin
+        return twin
 
     def start_inherited(self) -> None:
         """Start in a forked child, which nobody asked: an error of ``open`` is for the log."""
-        self._thread.start()
+        self.thread.start()
 
     def health(self) -> SinkHealth:
         """Return the account and the condition of the sink at this moment."""
@@ -170,7 +197,7 @@ class Courier:
     @property
     def is_this_thread(self) -> bool:
         """True when the caller is the sink itself."""
-        return self._thread is threading.current_thread()
+        return self.thread is threading.current_thread()
 
     @property
     def queue_size(self) -> int:
@@ -181,6 +208,11 @@ class Courier:
     def queue_bytes(self) -> int:
         """The bound of the queue, by memory."""
         return self._options.queue_bytes
+
+    @property
+    def room(self) -> int:
+        """Bytes that the queue has room for."""
+        return self._backlog.room
 
     @property
     def has_ended(self) -> bool:
@@ -198,10 +230,17 @@ class Courier:
         lasts = self._patience.lasts(is_full, self._delivered, monotonic())
         return is_full and lasts and self._state == "ok"
 
-    def close(self) -> None:
-        """Let the thread deliver what waits, close the sink and end. Returns at once."""
+    def close(self, retries_until: float) -> None:
+        """Let the thread deliver what waits, close the sink and end. Returns at once.
+
+        Args:
+            retries_until: when the last retry may begin (monotonic). What fails then gets one more attempt, and so does
+                each batch behind it.
+        """
         with self._lock:
             self._closing = True
+            self._closes_itself = self.is_this_thread
+            self._retries_until = retries_until
             self._news.notify()
 
     @property
@@ -212,8 +251,9 @@ class Courier:
     def join(self, deadline: float) -> None:
         """Wait for the thread's end until ``deadline`` (monotonic). If it does not come, the sink is left to itself, and
         what still waits is parked or dropped and counted."""
-        self._thread.join(max(0.0, deadline - monotonic()))
-        if self._thread.is_alive():
+        if self.thread.ident is not None:  # else it never began
+            self.thread.join(max(0.0, deadline - monotonic()))
+        if self.thread.is_alive():
             self._abandon()
 
     def close_park(self, deadline: float) -> None:
@@ -222,7 +262,7 @@ class Courier:
             with self._lock:
                 self._dropped["park"] += self._parking
                 self._parking = 0
-            logger.error("sink %r: the park file is too slow; its thread is left behind", self.name)
+            report(logging.ERROR, "sink %r: the park file is too slow; its thread is left behind", self.name)
 
     def _abandon(self) -> None:
         with self._lock:
@@ -234,9 +274,9 @@ class Courier:
             self._give_up(left, "closed")
             self._state = "closed"
             self._news.notify()
-        logger.error("sink %r did not finish in time and is left to itself, in thread %s; %d events %s", self.name,
-                     self._thread.name, sum(record[2] != MARK for record in left),
-                     "are lost" if self._park is None else "go to the park file")
+        report(logging.ERROR, "sink %r did not finish in time and is left to itself, in thread %s; %d events %s", self.name,
+               self.thread.name, sum(record[2] != MARK for record in left),
+               "are lost" if self._park is None else "go to the park file")
 
     # -- the dispatcher's thread --
 
@@ -290,9 +330,9 @@ class Courier:
                         if isinstance(part, Mark):
                             self._flush(part)
                         else:
-                            self._settle(part)
+                            self._settle(tuple(part))
                 if self._end is None:
-                    self._call_sink("close", self._sink.close)
+                    self._say_if_failed("close", self._call("close"))
         finally:
             with self._lock:
                 self._give_up([*self._in_flight, *self._backlog.clear()], "failed")
@@ -300,52 +340,75 @@ class Courier:
                 self._state = "closed"
             self._opened.settle(False)
             self._report_losses(is_last=True)
+            self._say_if_failed("end its event loop", self._loop_closed())
+            if self._closes_itself:
+                self.close_park(self._retries_until)
+            _carried.pop(id(self._sink), None)
+
+    def _call(self, method: str, *arguments: object) -> Trouble | None:
+        """Call a method of the sink, if it has that one. The only door to the sink's code."""
+        try:
+            function = getattr(self._sink, method, None)
+            if function is not None:
+                self._loop.finish(function(*arguments))
+        except BaseException as error:  # a third party's code on our thread: delivery decides
+            return Trouble.of(error)
+        return None
+
+    def _loop_closed(self) -> Trouble | None:
+        try:
             self._loop.close()
+        except BaseException as error:  # the sink's own generators, which end with their loop
+            return Trouble.of(error)
+        return None
 
     def _open(self) -> bool:
-        opener = getattr(self._sink, "open", None)
-        while opener is not None:
+        while True:
             try:
-                self._loop.finish(opener())
+                opener = getattr(self._sink, "open", None)
+                if opener is not None:
+                    self._loop.finish(opener())
                 self._breaker.succeeded()
-                self._note_recovery()
+                self._note_success()
                 break
-            except TemporarySinkError as error:  # it may come to work: the registration stands, and we keep trying
-                self._opened.settle(True)
-                self._note_trouble(error)
-                decision = self._breaker.failed(error, 0)
-                if not self._pause(decision.wait):
-                    break  # closing: `write` is the last attempt
-            except BaseException as error:  # a third party's code on our thread: reported to who registered it
-                with self._lock:
-                    self._open_error = error
-                    self._last_error = describe(error)
-                    is_awaited = self._is_awaited
-                logger.log(logging.DEBUG if is_awaited else logging.ERROR, "sink %r does not open: %s", self.name,
-                           self._last_error)
-                return False
+            except BaseException as error:  # as in `_call`, but whoever registers the sink gets the error itself
+                trouble = Trouble.of(error)
+                if not issubclass(type(error), TemporarySinkError):
+                    with self._lock:
+                        self._last_error = trouble.text
+                        is_awaited = self._is_awaited
+                        self._refusal = error if is_awaited else None
+                    if not is_awaited:
+                        report(logging.ERROR, "sink %r does not open: %s", self.name, trouble.text)
+                    return False
+            self._opened.settle(True)  # it may come to work: the registration stands, and we keep trying
+            self._note_trouble(trouble)
+            if not self._pause(self._breaker.failed(trouble, 0).wait):
+                break  # closing: `write` is the last attempt
         self._opened.settle(True)
         return True
 
     def _next_batch(self) -> list[Record] | None:
-        """Wait for records and take a batch; an empty one is a loss to announce, None the end."""
+        """Wait for records and take a batch, which begins with the losses that the sink was not told of; None is the end."""
         with self._lock:
             self._in_flight = self._marks_in_flight = ()
+            self._backlog.forget_taken()
             while not self._abandoned and not len(self._backlog) and not self._backlog.has_marks:
-                if (self._losses and self._announces and self._announces_alone
-                        and (self._state == "ok" or not self._closing)):
-                    return []  # also the probe of a sink that failed, when nothing else waits to be tried
+                if self._losses and self._announces and self._announces_alone and (self._state == "ok" or not self._closing):
+                    break  # also the probe of a sink that failed, when nothing else waits to be tried
                 if self._closing:
                     return None
                 self._wait(None)
-            self._linger()
+            if len(self._backlog):
+                self._linger()
             if self._abandoned:
                 return None
+            losses = self._announce()
             has_marks = self._backlog.has_marks
-            batch = self._backlog.take(self._batch_size)
+            batch = self._backlog.take(max(0, self._batch_size - len(losses)))
             self._in_flight = [record for record in batch if record[2] != MARK] if has_marks else batch
             self._marks_in_flight = [record for record in batch if record[2] == MARK] if has_marks else ()
-            return batch
+            return losses + batch
 
     def _linger(self) -> None:
         """Wait for a full batch as long as the options say, unless somebody waits for us."""
@@ -367,138 +430,135 @@ class Courier:
         attempts = 0
         while pieces and not self._abandoned:
             piece = pieces.pop()
-            error: BaseException | None = self._end
-            if error is None:
-                error = self._attempt(piece)
+            trouble = self._end
+            if trouble is None:
+                trouble = self._attempt(piece)
                 attempts += 1
-            if error is None:
+            if trouble is None:
                 self._settled(piece)
                 attempts = 0
                 continue
-            decision = self._breaker.failed(error, len(piece))
+            decision = self._breaker.failed(trouble, len(piece))
             if decision.action == "split":
                 middle = len(piece) // 2
                 pieces += [piece[middle:], piece[:middle]]
+                if not trouble.is_permanent:
+                    with self._lock:
+                        self._retries += 1
             elif decision.action == "retry" and self._pause(decision.wait):
                 pieces.append(piece)
             else:  # given up; or the sink is being closed, and had its last attempt
-                if decision.action == "end" and isinstance(error, PermanentSinkError):
-                    self._end_with(error)
-                self._settled(piece, error, attempts)
+                if decision.action == "end":
+                    self._end_with(trouble)
+                self._settled(piece, trouble, attempts)
                 attempts = 0
 
-    def _attempt(self, piece: Sequence[Record]) -> BaseException | None:
-        """Write what the sink is to know first, then the records; return the error if it did not take them."""
-        error = self._announce() or (self._write(piece) if piece else None)
-        if error is None:
+    def _attempt(self, piece: Sequence[Record]) -> Trouble | None:
+        """Write records; return what kept the sink from taking them."""
+        trouble = self._write(piece)
+        if trouble is None:
             self._breaker.succeeded()
-            self._note_recovery()
+            self._note_success(piece)
         else:
-            self._note_trouble(error)
+            self._note_trouble(trouble)
         self._report_losses()
-        return error
+        return trouble
 
-    def _settled(self, piece: Sequence[Record], error: BaseException | None = None, attempts: int = 1) -> None:
+    def _write(self, records: Sequence[Record]) -> Trouble | None:
+        return self._call("write", Batch(tuple(records)))  # a tuple: nothing that the sink could change is ours
+
+    def _settled(self, piece: Sequence[Record], trouble: Trouble | None = None, attempts: int = 1) -> None:
         """Move records in flight to where they ended up."""
+        losses = [record for record in piece if record[2] == LOST]
+        events = piece[len(losses):]
         with self._lock:
             if self._abandoned:
                 return  # who abandoned us has settled the account
-            self._in_flight = self._in_flight[len(piece):]
-            if error is None:
-                self._delivered += len(piece)
-            else:
-                if self._end is None and self._breaker.is_open:
-                    self._state = "open"
-                reason = ("failed" if not isinstance(error, PermanentSinkError) else
-                          "refused" if self._end is None else "closed")
-                self._give_up(piece, reason, error, attempts)
-                if self._end is not None:
-                    self._unreported[reason] += len(piece)
+            self._in_flight = self._in_flight[len(events):]
+            if trouble is None:
+                self._delivered += len(events)
+                self._announces_alone = True
+                return
+            if self._end is None and self._breaker.is_open:
+                self._state = "open"
+            reason = "failed" if not trouble.is_permanent else "refused" if self._end is None else "closed"
+            self._give_up(events, reason, trouble.text, attempts)
+            if self._end is not None:
+                self._unreported[reason] += len(events)
+            elif losses:
+                self._take_back(losses, trouble)
         if self._end is not None:
             self._report_losses()
-        elif error is not None and piece:
-            logger.error("sink %r: %d events %s: %s", self.name, len(piece),
-                         "dropped" if self._park is None else "go to the park file", describe(error))
+        elif events:
+            report(logging.ERROR, "sink %r: %d events %s: %s", self.name, len(events),
+                   "dropped" if self._park is None else "go to the park file", trouble.text)
+        elif not self._announces:
+            report(logging.WARNING, "sink %r refuses EventsLost events and gets none any more: %s", self.name, trouble.text)
 
-    def _end_with(self, error: PermanentSinkError) -> None:
+    def _end_with(self, trouble: Trouble) -> None:
         """Close the sink, which takes nothing any more; what it still has and gets is given up."""
-        if self._end is not None:
-            return
         with self._lock:
-            self._end = error
+            if self._end is not None:
+                return
+            self._end = trouble
             self._announces = False
             if not self._abandoned:
                 self._state = "failed"
-        logger.error("sink %r takes nothing any more, and is closed: %s; what waits and comes %s", self.name,
-                     describe(error), "is lost" if self._park is None else "goes to the park file")
-        self._call_sink("close", self._sink.close)
+        report(logging.ERROR, "sink %r takes nothing any more, and is closed: %s; what waits and comes %s", self.name,
+               trouble.text, "is lost" if self._park is None else "goes to the park file")
+        self._say_if_failed("close", self._call("close"))
 
     def _pause(self, seconds: float) -> bool:
         """Wait before a retry; False when the sink is being closed, and the attempt just made was the last."""
         until = monotonic() + seconds
         with self._lock:
-            if self._abandoned:
-                return False
-            self._state = "open" if self._breaker.is_open else "retrying"
-            if self._closing and self._last_call:
-                return False
-            while not self._closing and not self._abandoned and (left := until - monotonic()) > 0:
+            if not self._abandoned:
+                self._state = "open" if self._breaker.is_open else "retrying"
+            while not self._abandoned:
+                if self._closing and until > self._retries_until:
+                    if self._last_call:
+                        return False
+                    self._last_call = True  # one more attempt for what is in our hands, then one for each that waits
+                    break
+                if (left := until - monotonic()) <= 0:
+                    break
                 self._news.wait(left)
-            if self._closing:
-                self._last_call = True  # one more attempt for what is in our hands, then one for each that waits
             self._retries += 1
-            return True
+            return not self._abandoned
 
-    def _announce(self) -> BaseException | None:
-        """Tell the sink what it did not get; return the error if it does not take it."""
-        with self._lock:
-            if not self._losses or not self._announces:
-                return None
-            losses, self._losses = self._losses, {}
-        if losses != self._announcing[0]:  # else it is tried again as it was: who did take it knows it again
-            now = time_ns()
-            self._announcing = losses, [(None, 0, LOST, now, (self.name, reason, sum(by_type.values()), dict(by_type)))
-                                       for reason, by_type in losses.items()]
-        error = self._write(self._announcing[1])
-        if error is None:
-            self._announcing = {}, []
-            self._announces_alone = True
-        elif not isinstance(error, PermanentSinkError) or error.concerns != "event":
-            self._announces_alone = not isinstance(error, PermanentSinkError)  # else it were asked again at once
-            with self._lock:
-                for reason, by_type in losses.items():
-                    self._losses.setdefault(reason, Counter()).update(by_type)
-            return error
-        else:  # it takes no such events; its own are not to suffer for it
-            self._announces = False
-            logger.warning("sink %r refuses EventsLost events and gets none any more: %s", self.name, describe(error))
-        return None
+    def _announce(self) -> list[Record]:
+        """Return what the sink is to be told before the next events: the losses so far; under the lock."""
+        if not self._losses or not self._announces:
+            return []
+        losses, self._losses = self._losses, {}
+        now = time_ns()
+        return [(None, 0, LOST, now, (self.name, reason, sum(by_type.values()), dict(by_type)))
+                for reason, by_type in losses.items()]
 
-    def _write(self, records: Sequence[Record]) -> BaseException | None:
-        try:
-            self._loop.finish(self._sink.write(Batch(records)))
-        except BaseException as error:  # a third party's code on our thread: delivery decides
-            return error
-        return None
+    def _take_back(self, losses: Sequence[Record], trouble: Trouble) -> None:
+        """Keep announcements that were given up for the next events; under the lock."""
+        if len(losses) == 1 and trouble.concerns == "event":
+            self._announces = False  # it takes no such events, and its own must not suffer for it
+            return
+        self._announces_alone = False  # else they would be tried again at once
+        for record in losses:
+            _, reason, _, by_type = record[4]
+            self._losses.setdefault(reason, Counter()).update(by_type)
 
     def _flush(self, mark: Mark) -> None:
-        flush = getattr(self._sink, "flush", None)
-        reached = self._end is None and (flush is None or self._call_sink("flush", flush))
+        reached = self._end is None and self._say_if_failed("flush", self._call("flush"))
         with self._lock:
             mark.left = self._parking
         mark.settle(reached)
 
-    def _call_sink(self, what: str, function: Callable[[], Awaitable[None] | None]) -> bool:
-        try:
-            self._loop.finish(function())
-        except BaseException as error:  # as in _write
-            self._last_error = describe(error)
-            logger.error("sink %r failed to %s: %s", self.name, what, self._last_error)
-            return False
-        return True
+    def _say_if_failed(self, what: str, trouble: Trouble | None) -> bool:
+        """Report what kept the sink from something that is not tried again; True when nothing did."""
+        if trouble is not None:
+            self._last_error = trouble.text
+            report(logging.ERROR, "sink %r failed to %s: %s", self.name, what, trouble.text)
+        return trouble is None
 
-    def _give_up(self, records: Iterable[Record], reason: str, error: BaseException | None = None,
-                 attempts: int = 0) -> None:
+    def _give_up(self, records: Iterable[Record], reason: str, error: str = "", attempts: int = 0) -> None:
         """Park records, or count them as dropped; under the lock."""
         left: list[Record] = []
         for record in records:
@@ -509,7 +569,7 @@ class Courier:
         if self._park is None or not left:
             self._drop(left, reason)
             return
-        parking = self._park.put(left, describe(error) if error else reason, attempts)
+        parking = self._park.put(left, error or reason, attempts)
         self._parking += parking
         self._drop(left[parking:], "park")
 
@@ -531,8 +591,8 @@ class Courier:
                 self._drop(records, "park")
             self._news.notify()
         if error is not None:
-            logger.error("sink %r: %d events lost, the park file does not take them: %s", self.name, len(records),
-                         describe(error))
+            report(logging.ERROR, "sink %r: %d events lost, the park file does not take them: %s", self.name, len(records),
+                   describe(error))
 
     def _report_losses(self, *, is_last: bool = False) -> None:
         """Tell the log what was lost unsaid. On the courier's thread: a slow handler must not hold up the dispatcher."""
@@ -542,41 +602,46 @@ class Courier:
                 return
             lost, self._unreported = self._unreported, Counter()
             self._next_report = now + REPORT_INTERVAL
-        logger.warning("sink %r: %d events %s and %s (%s)", self.name, sum(lost.values()),
-                       "did not fit" if self._end is None else "were not taken",
-                       "are lost" if self._park is None else "go to the park file, or are lost",
-                       ", ".join(f"{reason}: {count}" for reason, count in lost.items()))
+        report(logging.WARNING, "sink %r: %d events %s and %s (%s)", self.name, sum(lost.values()),
+               "did not fit" if self._end is None else "were not taken",
+               "are lost" if self._park is None else "go to the park file, or are lost",
+               ", ".join(f"{reason}: {count}" for reason, count in lost.items()))
 
-    def _note_trouble(self, error: BaseException) -> None:
-        is_first = self._state == "ok"
+    def _note_trouble(self, trouble: Trouble) -> None:
         with self._lock:
-            self._last_error = describe(error)
-            if not isinstance(error, PermanentSinkError) and not self._abandoned:
-                self._state = "open" if self._breaker.is_open else "retrying"
-        if is_first and not isinstance(error, PermanentSinkError):
-            logger.warning("sink %r failed, and is tried again: %s", self.name, self._last_error)
-
-    def _note_recovery(self) -> None:
-        with self._lock:
-            if self._state == "ok" or self._abandoned:
+            self._last_error = trouble.text
+            if trouble.is_permanent or self._abandoned:
                 return
-            self._state = "ok"
-        logger.warning("sink %r works again", self.name)
+            self._state = "open" if self._breaker.is_open else "retrying"
+        if not self._is_said_to_fail:
+            self._is_said_to_fail = True
+            report(logging.WARNING, "sink %r failed, and is tried again: %s", self.name, trouble.text)
+
+    def _note_success(self, piece: Sequence[Record] = ()) -> None:
+        with self._lock:
+            if not self._abandoned:
+                self._state = "ok"
+        if self._is_said_to_fail and piece and piece[-1][2] != LOST:  # a loss is small: it may fit where no event does
+            self._is_said_to_fail = False
+            report(logging.WARNING, "sink %r works again", self.name)
 
 
 def close_all(couriers: Collection[Courier], deadline: float) -> None:
-    """Close couriers side by side; all are done with by ``deadline`` (monotonic)."""
-    for courier in couriers:
-        courier.close()
+    """Close couriers side by side; all are done with by ``deadline`` (monotonic). Their retries get the time until then, less
+    what it takes to give up the rest; of one that is called by its own sink nobody waits for the end."""
     now = monotonic()
     for courier in couriers:
+        courier.close(now + (deadline - now) * 0.8)
+    others = [courier for courier in couriers if not courier.is_this_thread]
+    for courier in others:
         if courier.has_park:
             courier.join(now + (deadline - now) * 0.9)  # a tenth of the time is the disk's
-    for courier in couriers:
+    for courier in others:
         if not courier.has_park:
             courier.join(deadline)
-    for courier in couriers:
+    for courier in others:
         courier.close_park(deadline)
+    wait_for_reports(monotonic() + LOG_GRACE)
 
 
 def _parts(batch: Sequence[Record]) -> Iterator[list[Record] | Mark]:

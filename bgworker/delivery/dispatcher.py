@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 
 from ..model.clock import monotonic
+from ..model.failure import describe_failure
 from ..model.records import COMPLETED, CREATED, PROGRESS, SCHEDULED
+from ..model.reports import report
 from ..model.text import sanitise
 from ..model.threads import own_thread
-from .backlog import Chunk, cost
-from .intake import CALM_BYTES, LIMIT, MOST_TAKEN, RECORD_COST, Intake
+from .backlog import Chunk, weight_of_task
+from .intake import BACKSTOP, LIMIT, RECORD_COST, SLOT, Intake, cost
+from .tails import Tails
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,21 +47,13 @@ if TYPE_CHECKING:
         def queue_size(self) -> int: ...
         @property
         def queue_bytes(self) -> int: ...
+        @property
+        def room(self) -> int: ...
 
 GATHER = 0.05
 """Seconds that the dispatcher lets events come in before it works: one wake-up for many events keeps the GIL with the
 tasks (measured: p99.9 of an emit at 20 us pace is 1.6 us so, 14 us at 2 ms)."""
 
-BACKSTOP = 60.0
-"""Seconds after which the dispatcher looks around unasked; the doorbell loses no wake-up, so this is for the unforeseen."""
-
-TAIL_BYTES = 65_536
-"""Most bytes of stream events that stay in memory per task, an event counting `TAIL_RECORD_COST` beside its text."""
-TAIL_RECORD_COST = 64
-MOST_KEPT = TAIL_BYTES // TAIL_RECORD_COST
-"""Most records that fit into a tail, whatever they are."""
-
-logger = logging.getLogger(__name__.partition(".")[0])
 
 
 class Dispatcher:
@@ -78,11 +72,14 @@ class Dispatcher:
         self._name = name
         self._on_ended = on_ended
         self.close_timeout = close_timeout
+        self._tails = Tails()  # the dispatcher's thread alone uses it
         self._outlets: tuple[Outlet, ...] = ()  # those that get events; the dispatcher's thread alone sets it
         self._refused_before: dict[tuple[int, str], int] = {}
         self._is_finishing = False
         self._has_drained = False  # what is in the intake now, stays there
-        self._lock = threading.Lock()  # guards the start of the thread, the making of the registry, and the reading of a tally
+        # Guards the start of the thread, the making of the registry, and the reading of a tally. Re-entrant: the garbage
+        # collector may run a finaliser in here that comes back.
+        self._lock = threading.RLock()
         self._registry: Registry | None = None
         self._thread: threading.Thread | None = None
         self.has_started = False
@@ -114,8 +111,9 @@ class Dispatcher:
             return
         self.closed = threading.Event()
         self.intake = Intake()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._thread = None
+        self._tails = Tails()
         self.has_started = False
         self._refused_before = {}
         outlets, self._outlets = self._outlets, ()
@@ -143,9 +141,15 @@ class Dispatcher:
         if self._is_finishing or self.closed.is_set():
             return False
         self._outlets = outlets
-        self.intake.calm = min([LIMIT, *(outlet.queue_size for outlet in outlets)]) // 8
-        self.intake.calm_bytes = min([CALM_BYTES, *(outlet.queue_bytes // 8 for outlet in outlets)])
+        self.intake.calm = min([LIMIT, *(min(outlet.queue_size, outlet.queue_bytes // SLOT) for outlet in outlets)]) // 8
         return True
+
+    @property
+    def is_this_thread(self) -> bool:
+        """True when the caller is the dispatcher, or one of its sinks: who waits there for delivery waits for himself."""
+        if self._thread is threading.current_thread():
+            return True
+        return self._registry is not None and self._registry.is_sink(threading.current_thread())
 
     def call(self, function: Callable[[], T]) -> T:
         """Run ``function`` between two events on the dispatcher's thread, after all that was emitted before the call.
@@ -211,6 +215,8 @@ class Dispatcher:
         try:
             if self._registry is not None:
                 self._registry.close_all(monotonic() + self.close_timeout)
+        except Exception as error:  # the thread's boundary
+            _report_defect("at its end", error)
         finally:  # whatever happens, nobody waits for us for ever
             self.closed.set()
 
@@ -218,17 +224,17 @@ class Dispatcher:
         """Dispatch what is there; True if there was something."""
         was_something = False
         try:
-            while emitted := self.intake.take():
-                was_something = True
-                self._dispatch(emitted)
-                if len(emitted) < MOST_TAKEN:
-                    break
+            for _ in range(self.intake.turns):
+                if emitted := self.intake.take():
+                    was_something = True
+                    self._dispatch(emitted)
+                self.intake.allow(sum([outlet.room for outlet in self._outlets]))
             self.pass_refusals()
             if any([outlet.has_ended for outlet in self._outlets]):
                 self.set_outlets(tuple(outlet for outlet in self._outlets if not outlet.has_ended))
             self.intake.congested = any([outlet.is_crowded for outlet in self._outlets])
-        except Exception:  # the thread's boundary: a defect in here must not silence every task after it
-            logger.exception("bgworker's dispatcher failed on a batch of events; please report this")
+        except Exception as error:  # the thread's boundary: a defect in here must not silence every task after it
+            _report_defect("on a batch of events", error)
         return was_something
 
     def _dispatch(self, emitted: Sequence[Emitted]) -> None:
@@ -246,20 +252,21 @@ class Dispatcher:
                 return
             try:
                 emitted[done][3]()
-            except Exception:  # a defect in one action must not swallow what stands behind it
-                logger.exception("an action of bgworker's dispatcher failed; please report this")
+            except Exception as error:  # a defect in one action must not swallow what stands behind it
+                _report_defect("in an action", error)
             emitted = emitted[done + 1:]
 
     def _number(self, emitted: Sequence[Emitted], records: list[Record], ended: list[TaskState]) -> tuple[int, Chunk]:
         """Number records up to the first posted action; return how many and the chunk for the couriers."""
         append = records.append
         progress = 0
-        kept: dict[TaskState, tuple[list[Record], list[int]]] = {}  # stream records and their bytes by task: a tail is
+        kept: dict[TaskState, tuple[list[Record], list[int]]] = {}  # stream records and their weights by task: a tail is
         # extended once a batch, and no text is measured twice
         last = None
         keep: Callable[[Record], object]
         weigh: Callable[[int], object]
         is_heard = bool(self._outlets)  # else life-cycle records are only numbered: nobody gets them, no tail keeps them
+        streams = size = 0
         count = -1
         for count, (state, kind, ns, data) in enumerate(emitted):
             if state is None:
@@ -273,25 +280,25 @@ class Dispatcher:
             if kind >= PROGRESS:
                 if state is not last:
                     last = state
-                    fresh, lengths = kept.setdefault(state, ([], []))
-                    keep, weigh = fresh.append, lengths.append
+                    fresh, weights = kept.setdefault(state, ([], []))
+                    keep, weigh = fresh.append, weights.append
                 if data.__class__ is str:
                     if data.isascii() and "\0" not in data:
-                        weigh(len(data))
+                        weigh(RECORD_COST + len(data))
                     else:
                         data = sanitise(data)
-                        weigh(4 * len(data))  # as in `cost`
+                        weigh(RECORD_COST + 4 * len(data))  # as in `cost`
                     record = (state, seq, kind, ns, data)
                 elif data.__class__ is list:  # a block of lines: see `Intake.emit_lines`
                     lines = [(state, number, kind, ns, line) for number, line in enumerate(data, seq)]
                     state.seq += len(lines) - 1
                     records += lines
                     fresh += lines
-                    lengths += [len(line) if line.isascii() else 4 * len(line) for line in data]
+                    weights += [cost(kind, line) for line in data]
                     continue
                 else:
                     record = (state, seq, kind, ns, data)
-                    weigh(cost(record) - RECORD_COST)
+                    weigh(cost(kind, data))
                     if kind == PROGRESS:
                         state.recorded_percent, state.recorded_message = data
                         progress += 1
@@ -308,14 +315,16 @@ class Dispatcher:
                     ended.append(state)
                     if seq == 1:  # a submit was interrupted before it said that there is a task: nobody has it
                         continue
+                    size += weight_of_task(state)
                 if is_heard:
                     append((state, seq, kind, ns, None))
-        streams = size = 0
-        for state, (fresh, lengths) in kept.items():
-            streams += len(lengths)
-            size += sum(lengths)
-            _keep(state, fresh, lengths)
-        return count + 1, Chunk(records, streams, progress, size + streams * RECORD_COST)
+        for state, (fresh, weights) in kept.items():
+            streams += len(weights)
+            size += sum(weights)
+            self._tails.extend(state, fresh, weights)
+        self._tails.trim()
+        size += (len(records) - streams) * RECORD_COST
+        return count + 1, Chunk(records, streams, progress, size)
 
     def pass_refusals(self) -> None:
         """Tell every courier what the intake refused since the last time."""
@@ -327,21 +336,6 @@ class Dispatcher:
                     outlet.refuse(kind, reason, news)
 
 
-def _keep(state: TaskState, fresh: list[Record], lengths: list[int]) -> None:
-    """Extend a task's bounded tail; a quarter of a full one goes at once, so that few calls trim.
-
-    Args:
-        lengths: the bytes of each record's text.
-    """
-    del fresh[:-MOST_KEPT], lengths[:-MOST_KEPT]
-    tail = state.tail
-    if tail is None:
-        tail = state.tail = deque()
-    tail.extend(fresh)
-    size = state.tail_bytes + sum(lengths) + len(lengths) * TAIL_RECORD_COST
-    if size > TAIL_BYTES:
-        while len(tail) > 1 and size > TAIL_BYTES * 3 // 4:
-            record = tail.popleft()
-            data = record[4]  # measured again as it goes: to keep the lengths too would take half as much memory once more
-            size -= TAIL_RECORD_COST + (len(data) if data.__class__ is str and data.isascii() else cost(record) - RECORD_COST)
-    state.tail_bytes = size
+def _report_defect(where: str, error: Exception) -> None:
+    report(logging.ERROR, "bgworker's dispatcher failed %s; please report this\n%s", where,
+           describe_failure(error, 8192)[2] or "")

@@ -4,23 +4,29 @@ Guarantees. `Intake.emit` appends one tuple and returns. It takes no lock, does 
 and never raises, whatever the sinks do, and may be called from any thread, from a signal handler, from ``__del__`` during
 garbage collection, and from inside a sink. What it refuses is counted, exactly.
 
-This rests on three properties of CPython: ``deque.append``, ``deque.popleft`` and ``next(itertools.count())`` are each one
-atomic step; reads and writes of attributes by several threads are seen in program order; and releasing a raw lock takes no
-other lock (``queue.Queue``, ``Event`` and ``Condition`` do, and deadlock when a signal handler or a finaliser
-interrupts their owner).
+The length of the deque is the account of memory: a slot stands for `SLOT` bytes. A record with more text than goes into
+one slot is followed by as many empty slots (None) as its text takes, in one atomic ``extend``; `take` leaves them out.
+So one comparison bounds the intake by bytes, without a counter that two threads could both change.
+
+This rests on three properties of CPython: ``deque.append``, ``deque.extend`` of a tuple, ``deque.popleft`` and
+``next(itertools.count())`` are each one atomic step; reads and writes of attributes by several threads are seen in
+program order; and releasing a raw lock takes no other lock (``queue.Queue``, ``Event`` and ``Condition`` do, and deadlock
+when a signal handler or a finaliser interrupts their owner).
 
 The doorbell is rung only when the consumer has declared itself asleep. No wake-up is lost: the consumer sets ``_asleep`` and
-*then* looks at the deque; an emitter appends and *then* looks at ``_asleep``. Whichever comes second sees the other.
+*then* looks at the deque; an emitter appends and *then* looks at ``_asleep``. Whichever comes second sees the other. Without
+the GIL only a full fence would keep that order, and an emit has none: there the consumer looks around unasked, see `BACKSTOP`.
 """
 
 from __future__ import annotations
 
+import sys
 from _thread import allocate_lock
 from collections import deque
-from itertools import count
+from itertools import count, repeat
 from time import time_ns
 
-from ..model.records import LOST
+from ..model.records import LOST, PROGRESS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,18 +37,34 @@ if TYPE_CHECKING:
 
     Emitted = Tuple[TaskState | None, int, int, Any]
 
-LIMIT = 100_000
-"""Most records that wait for the dispatcher; then stream records are refused and counted."""
-
-MOST_TAKEN = 16_384
-"""Most records that `Intake.take` returns: bounds the memory between the intake and the sinks' queues."""
-
-
 RECORD_COST = 256
-"""Bytes that a waiting event is taken to cost beside its text."""
+"""Bytes of memory that a waiting event is taken to cost beside its text; measured are 232."""
 
-CALM_BYTES = 8 * 1024 * 1024
-"""Bytes of records that wait here, beyond which who can wait does, though no sink has so small a queue."""
+TUPLE_COST = 112
+"""Bytes that an event costs besides when its data is not just a text."""
+
+SLOT = RECORD_COST
+"""Bytes that a slot of the intake stands for: an event with a short text, or so much more of a text."""
+
+LIMIT = 100_000
+"""Most slots that wait for the dispatcher; then stream records are refused and counted."""
+
+RESERVED = 32_768
+"""Slots that may wait (8 MiB) though all queues are full; the others share the queues' bytes."""
+
+UNWEIGHED = 25_000
+"""Records that may wait before `Intake.emit` weighs those that follow; it takes short ones only. From here on emits ask
+the dispatcher to hurry: a burst gathers no more memory than need be."""
+
+SHORT = 100
+"""Most characters of a text that is short."""
+
+MOST_TAKEN = 8_192
+"""Most slots that `Intake.take` empties: bounds the memory between the intake and the sinks' queues."""
+
+BACKSTOP = 60.0 if getattr(sys, "_is_gil_enabled", lambda: True)() else 0.75
+"""Seconds after which the dispatcher looks around unasked: with the GIL for the unforeseen, without it for a ring that was
+lost because two processors saw a store and a load in different orders."""
 
 
 class Tally:
@@ -65,20 +87,20 @@ class Tally:
 
 
 class Intake:
-    """The one way in. Emitters call `emit`; the dispatcher's thread alone calls `wait`, `gather` and `take`.
+    """The one way in. Emitters call `emit`; the dispatcher's thread alone calls `wait`, `gather`, `take` and `allow`.
 
     Args:
-        limit: records that may wait, life-cycle records apart: those are never refused, their number is bounded by the
+        limit: slots that may wait, life-cycle records apart: those are never refused, their number is bounded by the
             tasks'.
     """
 
-    __slots__ = ("_records", "_crowd", "_limit", "_bell", "_asleep", "_urgent", "_closed", "_refusals", "_has_refused",
-                 "late", "congested", "calm", "calm_bytes", "_lines", "_lines_lock")
+    __slots__ = ("_records", "_unweighed", "_most", "_limit", "_bell", "_asleep", "_urgent", "_closed", "_refusals", "_has_refused",
+                 "late", "congested", "calm")
 
     def __init__(self, limit: int = LIMIT) -> None:
-        self._records: deque[Emitted] = deque()
-        self._limit = limit
-        self._crowd = limit // 4  # from here on emits ask the dispatcher to hurry: a burst gathers no more memory than need be
+        self._records: deque[Emitted | None] = deque()
+        self._most = self._limit = limit
+        self._unweighed = min(UNWEIGHED, limit // 4)
         self._bell = allocate_lock()
         self._bell.acquire()
         self._asleep = False
@@ -92,40 +114,54 @@ class Intake:
         self.congested = False
         """Written by the dispatcher: a healthy sink's queue is getting full."""
         self.calm = limit // 8
-        """Records that may wait here before who can wait should; the dispatcher fits it to the smallest queue."""
-        self.calm_bytes = CALM_BYTES
-        """Likewise the bytes that they may take."""
-        self._lines = 0  # in the blocks that wait here
-        self._lines_lock = allocate_lock()  # guards it; only readers of pipes and the dispatcher take it
+        """Slots that may wait here before who can wait should; the dispatcher fits it to the smallest queue."""
 
     def emit(self, state: TaskState, kind: int, data: object) -> None:
-        """Append one stream record, with the one clock reading that it gets. Any thread; see the module's guarantees."""
+        """Append one stream record of at most `SHORT` characters, with the one clock reading that it gets. Any thread; see
+        the module's guarantees."""
         records = self._records
-        if len(records) < self._crowd:
+        if len(records) < self._unweighed:
             records.append((state, kind, time_ns(), data))
             if self._asleep:
                 self._ring()
         else:
-            self._emit_crowded(state, kind, data)
+            self.emit_weighed(state, kind, data)
+
+    def emit_weighed(self, state: TaskState, kind: int, data: Any) -> None:
+        """Append one stream record with as many slots as its text takes, or refuse it. As safe as `emit`."""
+        if self._closed:
+            self.late.add()
+            return
+        slots = min(cost(kind, data) // SLOT, RESERVED // 2)  # else what is larger than the bound would never come through
+        records = self._records
+        waiting = len(records)
+        if waiting + slots > self._limit:
+            self.refuse(kind, "intake")
+        elif slots == 1:
+            records.append((state, kind, time_ns(), data))
+        else:
+            records.extend(((state, kind, time_ns(), data), *repeat(None, slots - 1)))
+        if waiting >= self._unweighed and not self._urgent:
+            self.hurry()
+        elif self._asleep:
+            self._ring()
 
     def emit_lines(self, state: TaskState, kind: int, lines: list[str]) -> None:
         """Append lines of clean text that came at the same moment, as one block: for who has waited for room.
 
-        One record for a thousand lines makes a chatty command three times as fast. Takes a lock: not for signal handlers.
+        One record for a thousand lines makes a chatty command three times as fast.
         """
+        slots = sum([cost(kind, line) for line in lines]) // SLOT
         if self._closed:
             for _ in lines:
                 self.late.add()
-            return
-        if len(self._records) + self._lines >= self._limit:
+        elif len(self._records) + slots > self._limit:
             for _ in lines:
                 self.refuse(kind, "intake")
-            return
-        with self._lines_lock:
-            self._lines += len(lines)
-        self._records.append((state, kind, time_ns(), lines))
-        if self._asleep:
-            self._ring()
+        else:
+            self._records.extend(((state, kind, time_ns(), lines), *repeat(None, slots - 1)))
+            if self._asleep:
+                self._ring()
 
     def emit_lifecycle(self, state: TaskState, kind: int, ns: int) -> None:
         """Append a life-cycle record of the time ``ns``; refused only after `close`. As safe as `emit`."""
@@ -135,18 +171,6 @@ class Intake:
         self._records.append((state, kind, ns, None))
         if self._asleep:
             self._ring()
-
-    def _emit_crowded(self, state: TaskState, kind: int, data: object) -> None:
-        if self._closed:
-            self.late.add()
-        elif len(self._records) < self._limit:
-            self._records.append((state, kind, time_ns(), data))
-            if not self._urgent:
-                self.hurry()
-        else:
-            self.refuse(kind, "intake")
-            if not self._urgent:
-                self.hurry()
 
     def refuse(self, kind: int, reason: str) -> None:
         """Count an event that is not taken; ``reason`` is "intake" or "oversize". As safe as `emit`."""
@@ -175,21 +199,26 @@ class Intake:
         except RuntimeError:
             pass  # another emitter rang between our look and our release: one ring wakes for both
 
-    def calm_for(self, size: int) -> int:
-        """Return how many records with ``size`` bytes of text may wait here before who can wait should."""
-        return max(1, min(self.calm, self.calm_bytes // (size + RECORD_COST)))
+    def room_for(self, size: int) -> int:
+        """Return how many records with ``size`` bytes of text may be emitted before the next look at `is_crowded`."""
+        return max(1, self.calm // (8 * ((RECORD_COST + size) // SLOT)))
 
-    def is_crowded(self, calm: int) -> bool:
-        """True when who can wait (a pipe's reader) should: a healthy sink's queue is getting full, or more than ``calm``
-        records wait here."""
-        return not self._closed and (self.congested or len(self._records) + self._lines > calm)
+    @property
+    def is_crowded(self) -> bool:
+        """True when who can wait (a pipe's reader) should: a healthy sink's queue is getting full, or much waits here."""
+        return not self._closed and (self.congested or len(self._records) > self.calm)
 
     def close(self) -> None:
         """Refuse what comes from now on, counting it as late."""
         self._closed = True
-        self._crowd = -1
+        self._unweighed = -1
 
     # -- the dispatcher's side --
+
+    def allow(self, bytes: int) -> None:
+        """Bound what waits here: the queues of all sinks have room for so many ``bytes``."""
+        if not self._closed:
+            self._limit = min(self._most, RESERVED + bytes // SLOT)
 
     def wait(self, backstop: float) -> None:
         """Sleep until something is there, or ``backstop`` seconds have passed."""
@@ -204,25 +233,15 @@ class Intake:
             self._bell.acquire(True, seconds)
 
     def take(self) -> list[Emitted]:
-        """Return and remove the oldest records, at most `MOST_TAKEN` with the lines of blocks; one block at least."""
+        """Return and remove the oldest records; empties at most `MOST_TAKEN` slots."""
         self._urgent = False
         popleft = self._records.popleft
-        count = len(self._records)  # first: the lines of a block are counted before it is appended
-        if self._lines:
-            return self._take_blocks(count)
-        return [popleft() for _ in range(min(count, MOST_TAKEN))]
+        return list(filter(None, [popleft() for _ in range(min(len(self._records), MOST_TAKEN))]))
 
-    def _take_blocks(self, count: int) -> list[Emitted]:
-        taken: list[Emitted] = []
-        lines = 0
-        while len(taken) < count and len(taken) + lines < MOST_TAKEN:
-            record = self._records.popleft()
-            taken.append(record)
-            if record[3].__class__ is list:
-                lines += len(record[3])
-        with self._lines_lock:
-            self._lines -= lines
-        return taken
+    @property
+    def turns(self) -> int:
+        """How often `take` has to be called for all that waits now."""
+        return len(self._records) // MOST_TAKEN + 1
 
     def take_refusals(self) -> list[tuple[int, str, int]]:
         """Return ``(kind, reason, total)`` of all refusals so far, or nothing when there is no news."""
@@ -231,3 +250,11 @@ class Intake:
         self._has_refused = False  # before reading: what comes during the reading raises it again
         return [(kind, reason, total) for reason, tallies in self._refusals.items()
                 for kind, tally in enumerate(tallies) if (total := tally.read())]
+
+
+def cost(kind: int, data: Any) -> int:
+    """Return the bytes of memory that a waiting stream record is estimated at."""
+    if data.__class__ is str:
+        return RECORD_COST + (len(data) if data.isascii() else 4 * len(data))
+    text = data[1] if kind == PROGRESS else data[0]
+    return RECORD_COST + TUPLE_COST + (len(text) if text.isascii() else 4 * len(text))

@@ -10,6 +10,7 @@ from ..model.checks import key, members, named
 from ..model.clock import monotonic
 from ..model.enums import EventType
 from ..model.errors import ConfigurationError, ShutdownError, SinkError
+from ..model.reports import report
 from ..model.text import ask, name_of, show
 from ..sinks.base import open_sink, sinks_from_environ
 from .courier import Courier, Mark, close_all
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from ..sinks.base import Sink
     from .dispatcher import Dispatcher, Outlet
 
-logger = logging.getLogger(__name__.partition(".")[0])
-
 
 class Registry:
     """What a dispatcher hands events to.
@@ -42,7 +41,7 @@ class Registry:
         self._dispatcher = dispatcher
         self._name = name
         self._close_timeout = close_timeout
-        self._lock = threading.Lock()  # guards _sinks
+        self._lock = threading.RLock()  # guards _sinks; re-entrant as a courier's
         self._sinks: dict[str, Courier] = {}
         self._inherited: tuple[Courier, ...] = ()  # in a forked child: those that wait for its first task
         self._subscribed = count(1).__next__
@@ -60,13 +59,14 @@ class Registry:
         if options is not None and not issubclass(type(options), SinkOptions):
             raise ConfigurationError(f"options: expected a SinkOptions or None, got {show(options)}")
         self._dispatcher.start()
+        courier = Courier(name or kind, sink, options or SinkOptions(), self._name)  # asks the sink: without the lock
         with self._lock:
             if name is None:
                 name = next(each for n in count(1) if (each := kind if n == 1 else f"{kind}-{n}") not in self._sinks)
+                courier.rename(name)
             elif name in self._sinks and self._sinks[name].is_open:
                 raise ConfigurationError(f"name: a sink called {name!r} is registered already; choose another name, "
                                          "or unregister it first")
-            courier = Courier(name, sink, options or SinkOptions(), f"{self._name}-sink-{name}")
             self._sinks[name] = courier
         try:
             courier.start(self._close_timeout)
@@ -74,7 +74,7 @@ class Registry:
             if not self._dispatcher.call(lambda: self._attach(courier)):
                 raise ShutdownError(f"cannot register sink {name!r} after shutdown")
         except BaseException:
-            courier.close()
+            courier.close(monotonic())
             with self._lock:
                 if self._sinks.get(name) is courier:
                     del self._sinks[name]
@@ -91,6 +91,8 @@ class Registry:
 
     def unregister(self, name: str, timeout: float) -> SinkHealth:
         """Let a sink finish what it has been given, close it and return its final account, by ``timeout`` at the latest.
+
+        From inside that sink it returns at once, with the account so far: the sink is closed after the call that it is in.
 
         Raises:
             KeyError: no sink has that name.
@@ -117,10 +119,14 @@ class Registry:
             if not subscription.is_closed and not self._attach(subscription):
                 subscription.end()
 
-        self._dispatcher.start()
-        self._dispatcher.call(attach)
-        if callback is not None:
-            subscription.call(callback)
+        try:
+            self._dispatcher.start()
+            if callback is not None:
+                subscription.call(callback)  # first: there may be no thread for it
+            self._dispatcher.call(attach)
+        except BaseException:
+            subscription.end()
+            raise
         return subscription
 
     def health(self) -> dict[str, SinkHealth]:
@@ -131,18 +137,23 @@ class Registry:
 
     def flush(self, timeout: float | None) -> FlushReport:
         """Have all that was emitted before the call delivered, and the sinks flushed."""
+        if self._dispatcher.is_this_thread:  # a sink that flushes the scheduler, or a finaliser: it would wait for itself,
+            timeout = 0.0  # or for a sink that waits for it
         deadline = None if timeout is None else monotonic() + timeout
         marks = self._dispatcher.call(self._mark)
         done = True
         for courier, mark in marks:
-            if courier.is_this_thread:  # a sink that flushes the scheduler: it would wait for itself
-                done = False
-            else:
-                done &= mark.wait(None if deadline is None else max(0.0, deadline - monotonic()))
+            done &= mark.wait(None if deadline is None else max(0.0, deadline - monotonic()))
         left = {courier.name: mark.left for courier, mark in marks}  # what comes during the flush does not count
         health = self.health()
         return FlushReport(pending={name: min(each.pending, left.get(name, 0)) for name, each in health.items()},
                            lost={name: each.dropped + each.parked for name, each in health.items()}, done=done)
+
+    def is_sink(self, thread: threading.Thread) -> bool:
+        """True for the thread of one of the sinks."""
+        with self._lock:
+            couriers = list(self._sinks.values())
+        return any([courier.thread is thread for courier in couriers])
 
     # -- the dispatcher's thread --
 
@@ -165,7 +176,7 @@ class Registry:
         close_all([each for each in outlets if isinstance(each, Courier)], deadline)
         for subscription in subscriptions:
             if not subscription.join(deadline):
-                logger.error("the callback of %s did not finish in time and is left to itself", subscription.name)
+                report(logging.ERROR, "the callback of %s did not finish in time and is left to itself", subscription.name)
 
     # -- a forked child --
 
@@ -174,7 +185,7 @@ class Registry:
         for outlet in outlets:
             if isinstance(outlet, Subscription):
                 outlet.end_in_child()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._sinks = {name: courier.twin() for name, courier in self._sinks.items() if courier.is_open}
         self._inherited = tuple(self._sinks.values())
 

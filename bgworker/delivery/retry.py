@@ -1,4 +1,4 @@
-"""When to try again, and when to stop: pure decisions. No clock, no thread, no sleep; randomness is injected."""
+"""What a sink's exception means, when to try again, and when to stop: pure decisions. No clock, no thread, no sleep."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..model.checks import choice, number, settle
 from ..model.errors import PermanentSinkError, TemporarySinkError
+from ..model.text import ask, describe, number_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,43 @@ class RetryPolicy:
         settle(self, attempts=number("attempts", self.attempts, least=1, whole=True),
                base=number("base", self.base, above=0), cap=number("cap", self.cap, above=0),
                jitter=choice("jitter", self.jitter, ("full", "none")))
+
+
+_DATA_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What code raises that does not know what to do with a value: one event may be to blame for all of a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What a sink raised, as plain values: from here on nothing runs the exception's own code."""
+
+    text: str
+    """Its type and text, see `describe`."""
+    concerns: Literal["attempt", "value", "event", "batch", "sink"] = "attempt"
+    """What would fail again: nothing that is known, maybe one of the values, or as in `PermanentSinkError`."""
+    retry_after: float | None = None
+    """Seconds, if it is for the other side to say."""
+    hold: bool = False
+
+    @property
+    def is_permanent(self) -> bool:
+        """True when trying the same again is of no use."""
+        return self.concerns in ("event", "batch", "sink")
+
+    @classmethod
+    def of(cls, error: BaseException) -> Trouble:
+        """Look at an exception. This may run code of its class: never under a lock of ours."""
+        text = describe(error)
+        kind = type(error)  # not `isinstance`, which asks the exception what it is
+        if issubclass(kind, PermanentSinkError):
+            concerns = ask(getattr, error, "concerns")
+            return cls(text, "sink" if type(concerns) is str and concerns == "sink" else
+                       "batch" if type(concerns) is str and concerns == "batch" else "event")
+        if issubclass(kind, TemporarySinkError):
+            seconds = number_of(ask(getattr, error, "retry_after"))
+            return cls(text, "attempt", seconds if seconds == seconds else None,
+                       ask(bool, ask(getattr, error, "hold")) is True)
+        return cls(text, "value" if issubclass(kind, _DATA_ERRORS) else "attempt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,28 +108,30 @@ class Breaker:
         self.is_open = False
         self.failures = 0
 
-    def failed(self, error: BaseException, size: int) -> Decision:
-        """Decide about a batch of ``size`` records whose attempt raised ``error``."""
-        if isinstance(error, PermanentSinkError):  # the sink works, it refuses these: time would change nothing
-            if error.concerns == "sink":
-                return Decision("end")
-            return Decision("split") if size > 1 and error.concerns != "batch" else Decision("give_up")
+    def failed(self, trouble: Trouble, size: int) -> Decision:
+        """Decide about a batch of ``size`` records whose attempt ended in ``trouble``."""
+        if trouble.concerns == "sink":
+            return Decision("end")
+        if size > 1 and trouble.concerns in ("event", "value"):
+            return Decision("split")  # an event that cannot be written costs nobody else
+        if trouble.is_permanent:  # the sink works, it refuses these: time would change nothing
+            return Decision("give_up")
         if self.is_open:
             return Decision("retry", self._policy.cap)
-        if isinstance(error, TemporarySinkError) and error.hold:
+        if trouble.hold:
             self.is_open = True
             self.failures = 0
-            return Decision("retry", self._policy.cap if error.retry_after is None else self._wait(error))
+            return Decision("retry", self._policy.cap if trouble.retry_after is None else self._wait(trouble))
         self.failures += 1
         if self.failures >= self._policy.attempts:
             self.is_open = True
             self.failures = 0
             return Decision("give_up")
-        return Decision("retry", self._wait(error))
+        return Decision("retry", self._wait(trouble))
 
-    def _wait(self, error: BaseException) -> float:
+    def _wait(self, trouble: Trouble) -> float:
         policy = self._policy
-        if isinstance(error, TemporarySinkError) and error.retry_after is not None:
-            return min(policy.cap, max(0.0, error.retry_after))  # the other side knows best, within reason
+        if trouble.retry_after is not None:
+            return min(policy.cap, max(0.0, trouble.retry_after))  # the other side knows best, within reason
         ceiling = min(policy.cap, policy.base * 2.0 ** min(self.failures - 1, 64))
         return ceiling if policy.jitter == "none" else ceiling * self._draw()

@@ -13,9 +13,10 @@ import threading
 from collections import Counter
 
 from ..model.clock import monotonic
+from ..model.errors import ShutdownError
+from ..model.failure import describe_failure
 from ..model.records import Batch, TaskState
 from ..model.reports import report
-from ..model.text import describe
 from ..model.threads import own_thread
 from .backlog import Backlog, Chunk
 from .courier import CROWDED
@@ -57,7 +58,7 @@ class Subscription:
         self._maxsize = maxsize
         self._patience = Patience() if back_pressure else None  # the dispatcher's thread alone asks
         self._detach = detach
-        self._lock = threading.Lock()  # guards all below
+        self._lock = threading.RLock()  # guards all below; re-entrant as a courier's
         self._news = threading.Condition(self._lock)
         self._backlog = Backlog(maxsize, MAX_BYTES)
         self._emitted = self._delivered = self._coalesced = 0
@@ -135,16 +136,25 @@ class Subscription:
 
     def call(self, callback: Callable[[Event], object]) -> None:
         """Start a thread that calls ``callback`` with each event until there are no more. An exception is logged, and the next
-        event follows."""
-        self._thread = own_thread(self.name, self._run, callback)
-        self._thread.start()
+        event follows.
+
+        Raises:
+            ShutdownError: no thread can be started.
+        """
+        thread = own_thread(self.name, self._run, callback)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise ShutdownError(f"no thread can be started for the callback ({error}); read the subscription instead") from error
+        self._thread = thread
 
     def _run(self, callback: Callable[[Event], object]) -> None:
         for each in self:
             try:
                 callback(each)
             except BaseException as error:  # a third party's code on our thread; asyncio's CancelledError is no Exception
-                report(logging.ERROR, "the callback of %s failed on %s: %s", self.name, each.type, describe(error))
+                report(logging.ERROR, "the callback of %s failed on %s\n%s", self.name, each.type.value,
+                       describe_failure(error, 8192)[2] or "")
 
     def join(self, deadline: float) -> bool:
         """Wait until ``deadline`` (monotonic) for the callback to have had all; False if it has not."""
@@ -210,6 +220,11 @@ class Subscription:
         """As `queue_size`, by memory."""
         return sys.maxsize if self._patience is None else MAX_BYTES
 
+    @property
+    def room(self) -> int:
+        """Bytes that the queue has room for."""
+        return self._backlog.room
+
     def refuse(self, kind: int, reason: str, count: int) -> None:
         """Count events that never got a number. Whose they were is not known: one task's subscription cannot count them."""
         if self._state is None and (self._kinds is None or kind in self._kinds):
@@ -219,7 +234,7 @@ class Subscription:
 
     def end_in_child(self) -> None:
         """In a forked child: be closed. The lock may be held by a thread that is not here."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
         self._is_closed = True
 

@@ -13,11 +13,10 @@ import threading
 from collections import deque
 from time import time_ns
 
-from ..delivery.backlog import cost
-from ..delivery.intake import RECORD_COST
+from ..delivery.backlog import weight
 from ..model.clock import monotonic
 from ..model.errors import BgworkerError
-from ..model.records import PROGRESS, Batch, utc
+from ..model.records import Batch, utc
 from ..model.threads import own_thread
 from ..model.wire import VERSION, encode_lines
 from ..sinks.linefile import LineFile
@@ -75,7 +74,7 @@ class Park:
         with self._lock:
             fitting = bytes_ = 0
             for record in records[:max(0, self._most_waiting - self._count)]:
-                bytes_ += (size := cost(record) if record[2] >= PROGRESS else RECORD_COST)
+                bytes_ += (size := weight(record))
                 if self._bytes + bytes_ > self._most_waiting_bytes and (self._count or fitting):
                     bytes_ -= size
                     break
@@ -137,7 +136,16 @@ class Park:
         head = json.dumps({"v": VERSION, "sink": self._sink, "error": error, "attempts": attempts,
                            "parked_at": utc(time_ns()).isoformat(timespec="microseconds").replace("+00:00", "Z")},
                           separators=(",", ":"))[:-1].encode() + b',"event":'
-        lines = [head + line + b"}\n" for line in encode_lines(Batch(records)).splitlines()]
+        try:
+            lines = [head + line + b"}\n" for line in encode_lines(Batch(tuple(records))).splitlines()]
+        except Exception as failure:  # one of them has no wire form: that costs no other its place
+            middle = len(records) // 2
+            if not middle:
+                self._done(records, failure)
+                return
+            self._write(records[:middle], error, attempts)
+            self._write(records[middle:], error, attempts)
+            return
         room = self._max_bytes - self._file.size()
         fitting = 0
         for line in lines:

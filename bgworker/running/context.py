@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from functools import partial
 from types import MappingProxyType
 
-from ..delivery.intake import Intake
+from ..delivery.intake import SHORT, Intake
 from ..model.clock import monotonic
 from ..model.errors import TaskCancelled
 from ..model.records import ERROR, OUTPUT, PROGRESS, VERBOSE, WARNING, TaskState
@@ -36,7 +36,7 @@ _JSON_TYPES = (dict, list, tuple, int, float, type(None))
 class Limits:
     """What a scheduler allows its tasks to say; shared by all of them."""
 
-    __slots__ = ("max_payload", "oversize", "progress_interval", "progress_step", "short")
+    __slots__ = ("max_payload", "oversize", "progress_interval", "progress_step", "fits", "short")
 
     def __init__(self, max_payload: int, oversize: Literal["truncate", "reject"], progress_interval: float,
                  progress_step: float) -> None:
@@ -44,7 +44,8 @@ class Limits:
         self.oversize = oversize
         self.progress_interval = progress_interval
         self.progress_step = progress_step
-        self.short = min(LONG, max_payload // 4)  # characters that fit whatever they are: UTF-8 takes at most 4 bytes
+        self.fits = min(LONG, max_payload // 4)  # characters that fit whatever they are: UTF-8 takes at most 4 bytes
+        self.short = min(SHORT, self.fits)
 
 
 class TaskContext:
@@ -136,15 +137,15 @@ class TaskContext:
             text, format_ = json_text(value), "json"
         else:
             text = text_of(value)
-        if len(text) <= self._short:
-            self._intake.emit(self._state, kind, text if format_ == "text" else (text, format_, False, 0))
+        if len(text) <= self._limits.fits:
+            emit = self._intake.emit if len(text) <= SHORT else self._intake.emit_weighed
+            emit(self._state, kind, text if format_ == "text" else (text, format_, False, 0))
             return
         fitted, original_bytes = (fit if format_ == "text" else fit_json)(text, self._limits.max_payload)
         if original_bytes and self._limits.oversize == "reject":
             self._intake.refuse(kind, "oversize")
         else:
-            self._intake.emit(self._state, kind, (fitted, format_, original_bytes > 0, original_bytes))
-        self._intake.hurry()  # the intake is bounded by count: large payloads must not gather there
+            self._intake.emit_weighed(self._state, kind, (fitted, format_, original_bytes > 0, original_bytes))
 
     def progress(self, completed: float, total: float | None = 100, message: str = "") -> None:
         """Tell how far the task is.
@@ -165,9 +166,13 @@ class TaskContext:
             self._shown_at = now
             self._shown_percent = percent
             self._unshown = None
-            self._intake.emit(self._state, PROGRESS, (percent, fitted))
+            self._emit_progress((percent, fitted))
         else:
             self._unshown = (percent, fitted)
+
+    def _emit_progress(self, progress: tuple[float | None, str]) -> None:
+        emit = self._intake.emit if len(progress[1]) <= SHORT else self._intake.emit_weighed
+        emit(self._state, PROGRESS, progress)
 
     # -- the task's side --
 
@@ -193,7 +198,7 @@ class TaskContext:
             before_end()
         unshown, self._unshown = self._unshown, None
         if unshown is not None:
-            self._intake.emit(self._state, PROGRESS, unshown)
+            self._emit_progress(unshown)
 
     def checkpoint(self) -> None:
         """Return if the task may go on.
@@ -274,11 +279,10 @@ class TaskContext:
         Returns: how many of them may be emitted before the next call without a healthy sink's losing any.
         """
         intake = self._intake
-        calm = intake.calm_for(size)
-        while intake.is_crowded(calm) and self._stop_reason is None:
+        while intake.is_crowded and self._stop_reason is None:
             intake.hurry()
             time.sleep(0.005)
-        return max(1, calm // 8)
+        return intake.room_for(size)
 
     @property
     def reacts_to_cancel(self) -> bool:
