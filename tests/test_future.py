@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import subprocess
 import sys
 import threading
@@ -189,3 +190,14 @@ def test_no_waiter_and_no_callback_is_lost_however_they_race_with_the_end(pool: 
         joined(*threads)
         until(lambda: len(called) == 5)
     assert not problems
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before 3.11 every instance has a dict")
+def test_a_task_of_a_burst_keeps_its_attributes_in_place() -> None:
+    with Scheduler(1) as pool:
+        blocker, gate = running(pool)
+        tasks = [pool.submit(int) for _ in range(100)]
+        gate.set()
+        assert tasks[-1].result(LONG) == 0 and blocker.done()
+        for owner in (tasks[50], tasks[50].state):
+            assert not any(type(held) is dict for held in gc.get_referents(owner)), "it has a dict of its own"

@@ -177,7 +177,8 @@ def keep_attributes_in_place(instance: object) -> None:
     names from its first few instances only. A burst of tasks is submitted before the first one runs: without this, what
     is set later would cost each of them a dict (of a task to a JSONL file that was a sixth, most of it garbage collection).
     """
-    for name, value in list(vars(type(instance)).items()):
+    defaults = {name: value for kind in reversed(type(instance).__mro__) for name, value in vars(kind).items()}
+    for name, value in defaults.items():
         if not name.startswith("__") and not callable(value) and not isinstance(value, property):
             setattr(instance, name, value)
 

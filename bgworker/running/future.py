@@ -92,19 +92,17 @@ class LightFuture(Future["T"]):
 
     def _resolve(self, final_state: str) -> None:
         """Write the final state and wake everyone who waits for it. `tell` remains to be called."""
-        condition = self._condition
-        condition.acquire()  # `with` takes twice as long
-        try:
+        with self._condition:  # not `acquire` and `try`: an interrupt may strike between the two
             self._state = final_state
-            for waiter in self._told or ():
+            if self._told is None:
+                return
+            for waiter in self._told:
                 if final_state == CANCELLED_AND_NOTIFIED:
                     waiter.add_cancelled(self)
                 elif self._exception is not None:
                     waiter.add_exception(self)
                 else:
                     waiter.add_result(self)
-        finally:
-            condition.release()
 
     def tell(self) -> None:
         """Call the callbacks of a future that was resolved, once; whatever one raises, the next is called."""
@@ -124,8 +122,9 @@ class LightFuture(Future["T"]):
             if self.done():
                 return True
             if self._told is None:
-                self._told = []
-            self._told.append(waiter)
+                self._told = [waiter]
+            else:
+                self._told.append(waiter)
         if timeout is None:
             return waiter.sleep()
         if waiter.sleep(True, min(max(timeout, 0.0), threading.TIMEOUT_MAX)):
@@ -137,16 +136,12 @@ class LightFuture(Future["T"]):
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Have ``fn`` called with the future when it has ended, as in `Future`."""
-        condition = self._condition
-        condition.acquire()
-        try:
+        with self._condition:
             if not self.done():
                 if not self._done_callbacks:
                     self._done_callbacks = []
                 self._done_callbacks.append(fn)
                 return
-        finally:
-            condition.release()
         super().add_done_callback(fn)
 
     def done(self) -> bool:

@@ -423,21 +423,24 @@ class Pool:
 
     def _next(self, worker: Worker) -> Task[Any] | None:
         """Return the next task to run, or None when this worker is to end."""
+        waiting = self._queue
         while True:
             if worker not in self._workers and not self._takes_its_place(worker):  # retired while it ran its task
                 return None
             if len(self._workers) > self.max_workers and self._leave_surplus(worker):
                 return None
-            try:
-                task = self._queue.get_nowait()
-                waited = False
-            except queue.Empty:
+            waited = waiting.empty()  # asked first: an exception takes longer than the rest
+            if waited:
                 with self._lock:
-                    if not self._queue.empty():  # put between our look and the lock: it counted on no idle worker
+                    if not waiting.empty():  # put between our look and the lock: it counted on no idle worker
                         continue
                     self.idle += 1
-                task = self._queue.get()
-                waited = True
+                task = waiting.get()
+            else:
+                try:
+                    task = waiting.get_nowait()
+                except queue.Empty:
+                    continue
             if task is None:
                 with self._lock:
                     self._signs -= 1

@@ -17,7 +17,7 @@ from concurrent.futures import CancelledError, TimeoutError
 from types import CoroutineType
 
 from ..model.checks import members, number
-from ..model.clock import monotonic_ns
+from ..model.clock import monotonic
 from ..model.enums import StreamType, TaskStatus
 from ..model.errors import PoolDeadlock, TaskCancelled, TaskTimedOut
 from ..model.failure import describe_failure, without_frames
@@ -72,6 +72,7 @@ PATIENCE = 1.0
 
 __all__ = ["Task", "TaskContext", "checkpoint", "current_task"]
 
+_RUNNING = TaskStatus.RUNNING  # up to 3.11 a member of an enum is slow to find
 _STATUS = {COMPLETED: TaskStatus.COMPLETED, FAILED: TaskStatus.FAILED, CANCELLED: TaskStatus.CANCELLED,
            TIMED_OUT: TaskStatus.TIMED_OUT}
 
@@ -216,12 +217,12 @@ class Task(LightFuture["T"]):
         if self.captures_output:
             context.captures_output = True
         state.started_ns = now = time.time_ns()
-        state.status = TaskStatus.RUNNING
-        started = monotonic_ns()
+        state.status = _RUNNING
+        started = time.monotonic_ns()
         intake.emit_lifecycle(state, STARTED, now)
         deadlines = None
         if state.timeout is not None:
-            context.deadline = started / 1e9 + state.timeout
+            context.deadline = monotonic() + state.timeout
             deadlines = self._runner.deadlines  # these also at the end: a child that the task forks gets new ones
             deadlines.watch(self, context.deadline)
         kind, result, error, failure = COMPLETED, None, None, None
@@ -234,12 +235,13 @@ class Task(LightFuture["T"]):
         except BaseException as raised:  # the thread's boundary: it all goes to who waits for the result
             error = raised
             del raised
-        duration = (monotonic_ns() - started) / 1e9  # in whole nanoseconds: a float with few digits is text in half the time
+        duration = (time.monotonic_ns() - started) / 1e9  # in whole nanoseconds: a float with few digits is text in half the time
         del call, function, args, kwargs, variables
         if error is not None:  # looks at the user's exception, in the task's own time
             kind, failure = _verdict(error, self._limits.max_payload)
         if deadlines is None or deadlines.forget(self):
-            self._end(kind, duration, result, None if kind == CANCELLED else error, failure)
+            self._record_end(kind, duration, result, None if kind == CANCELLED else error, failure)
+            self._resolve(CANCELLED_AND_NOTIFIED if kind == CANCELLED else FINISHED)
             if self._done_callbacks:
                 self.tell()
         else:  # its time is over: who took it out is about to end it, and nobody leaves it before
@@ -369,24 +371,27 @@ class Task(LightFuture["T"]):
         From inside a task of the same scheduler, without a timeout, a task that is still queued runs here and now.
         """
         try:
-            error = self.exception(timeout)
-            if error is not None:
-                raise error
-            return self._result  # type: ignore[no-any-return]
+            if self._state != FINISHED:
+                self._await_result(timeout)
+            if self._exception is None:
+                return self._result  # type: ignore[no-any-return]
+            raise self._exception
         finally:
-            error = None
             del self  # the traceback holds this frame, which would hold the exception
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the callable raised, or None; waits and raises as `result` does."""
         if self._state != FINISHED:
-            if timeout is None:
-                self._wait_for_ever()
-            elif not self.done() and not self._sleep(timeout):
-                raise TimeoutError()
-            if self._state != FINISHED:
-                raise CancelledError()
+            self._await_result(timeout)
         return self._exception
+
+    def _await_result(self, timeout: float | None) -> None:
+        if timeout is None:
+            self._wait_for_ever()
+        elif not self.done() and not self._sleep(timeout):
+            raise TimeoutError()
+        if self._state != FINISHED:
+            raise CancelledError()
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r} {self.id} {self.status}>"
@@ -427,7 +432,7 @@ class Telling:
             self.time_out()
         else:
             worker.running.append(self)  # type: ignore[arg-type]
-            deadlines.watch(self, time.monotonic() + PATIENCE)
+            deadlines.watch(self, monotonic() + PATIENCE)
         self._callback()
         if worker is not None:
             worker.running.pop()
