@@ -255,7 +255,7 @@ def bind_socket(path: str) -> None:
 
 @posix
 @pytest.mark.parametrize(("make_it", "kind"), [
-    (os.mkdir, "a directory"), (os.mkfifo, "a FIFO"), (bind_socket, "a socket"),
+    (os.mkdir, "a directory"), (lambda path: os.mkfifo(path), "a FIFO"), (bind_socket, "a socket"),
     (lambda path: os.symlink("/dev/zero", path), "a device")])
 @pytest.mark.parametrize("beside", ["", "-wal", "-shm"])
 def test_what_is_no_regular_file_is_refused_without_being_opened(
