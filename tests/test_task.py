@@ -178,6 +178,20 @@ def test_cancelling_a_running_task_asks_it_and_returns_false(pool: Scheduler) ->
     assert task.cancelled() and task.cancel_reason == "enough" and task.cancel() is True
 
 
+def test_cancelling_returns_false_though_the_running_task_ends_before_it_returns(pool: Scheduler) -> None:
+    begun = threading.Event()
+
+    def work() -> None:
+        current_task().on_cancel(lambda: task.wait(LONG))  # on the thread that cancels
+        begun.set()
+        current_task().sleep(LONG)
+
+    task = pool.submit(work)
+    assert begun.wait(LONG)
+    assert task.cancel() is False
+    assert task.status is TaskStatus.CANCELLED
+
+
 def test_a_task_that_ignores_its_cancellation_completes_and_only_the_first_reason_counts(pool: Scheduler) -> None:
     gate = Gate(5)
     task = entered(pool.submit(gate), gate)

@@ -189,7 +189,8 @@ class Task(LightFuture["T"]):
         if self.cancel_quietly(reason):
             self.tell()
             return True
-        return self.cancelled()
+        # somebody else may have been first, or it ran, and has just ended because it was asked to
+        return self.cancelled() and self._task_state.started_ns is None
 
     # -- the runner's side --
 
