@@ -27,18 +27,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bgworker import (BgworkerError, Event, EventType, JsonlSink, PermanentSinkError, RetryPolicy, Scheduler, SinkOptions,
-                      SqliteSink, StreamEvent, StreamType, TemporarySinkError, current_task)
+from bgworker import (BgworkerError, Event, EventType, JsonlSink, LossEvent, PermanentSinkError, RetryPolicy, Scheduler, SinkError,
+                      SinkOptions, SqliteSink, StreamEvent, StreamType, TemporarySinkError, current_task)
 from bgworker.cli import main
 from bgworker.model import wire
 from bgworker.park import replay
+from bgworker.testing import MemorySink
 
 ROOT = Path(__file__).resolve().parents[1]
 NOW = datetime(2026, 11, 23, 14, 46, tzinfo=timezone.utc)
@@ -346,3 +348,168 @@ def test_the_harness_notices_who_follows_a_link(tmp_path: Path) -> None:
     with open(tmp_path / "f.torn", "ab") as file:
         file.write(b"torn")
     assert pictures(tmp_path / "outside") != before
+
+
+# -- files that were changed --
+
+HUGE = [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 10_000, b"9e999", b"-0", b"1e-400", b"NaN", b"null", b"true", b"{}", b"[]", b'""', b"\0",
+        b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\r\n", b"\n\n", b'"\\ud800"', b"\\u0000", b"x" * 3_000_000, b"[]," * 1_000_000,
+        b'"0001-01-01T00:00:00Z"', b'"9999-12-31T23:59:60Z"', b'"event":', b'"type":', b'"v":2,', b"\xe2\x80\xae"]
+
+
+def specimens() -> list[bytes]:
+    """Return what our own files look like: a park file and one of wire lines, with every type of event."""
+    sink = MemorySink()
+
+    def talk() -> None:
+        task = current_task()
+        task.output("text")
+        task.output({"json": [1, None, "x"]})
+        task.error("é\n")
+        task.progress(1, 3, "one")
+
+    with Scheduler(1, sinks=[sink], record_source=True) as pool:
+        pool.options(name="talk", metadata={"a": 1}).submit(talk).result(60)
+        wait([pool.submit(int, "x"), pool.options(timeout=0.01).submit(lambda: current_task().sleep(60))], 60)
+    loss = LossEvent(EventType.EVENTS_LOST, NOW, "hook", 120, "overflow", {"TaskOutput": 120})
+    events = [*sink.events, loss]
+    return [b"".join(map(wrapped, events)), wire.encode_lines(events), b"".join(map(wrapped, events[:3])) + wire.encode_lines(events)]
+
+
+def changed(data: bytes, chance: random.Random) -> bytes:
+    """Return a file with a few changes: bits, bytes, pieces, lines, and values of its JSON."""
+    for _ in range(chance.choice([1, 1, 2, 5, 20])):
+        at, end = sorted(chance.choices(range(len(data) + 1), k=2))
+        lines = data.splitlines(keepends=True) or [b""]
+        number = chance.randrange(len(lines))
+        kind = chance.randrange(8)
+        if kind == 0 and data:
+            at = min(at, len(data) - 1)
+            data = data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1:]
+        elif kind == 1:
+            data = data[:at] + chance.choice(HUGE) + data[at:]
+        elif kind == 2:
+            data = data[:at] + data[min(end, at + chance.choice([1, 10, 1000])):]
+        elif kind == 3:
+            data = data[:at] + data[at:end] * 2 + data[end:]
+        elif kind == 4:
+            data = b"".join(lines[:number] + lines[number + 1:])
+        elif kind == 5:
+            data = b"".join(lines[:number] + [lines[number][:chance.randrange(len(lines[number]) + 1)]] + lines[number + 1:])
+        else:
+            with contextlib.suppress(ValueError, RecursionError):
+                lines[number] = json.dumps(other_value(json.loads(lines[number]), chance)).encode() + b"\n"
+                data = b"".join(lines)
+    return data
+
+
+def other_value(value: Any, chance: random.Random) -> Any:
+    """Return a JSON value with another one somewhere in it."""
+    if chance.random() < 0.7 and isinstance(value, dict) and value:
+        key = chance.choice(list(value))
+        return {**value, key: other_value(value[key], chance)} if chance.random() < 0.9 else {
+            each: value[each] for each in value if each != key}
+    return chance.choice([None, True, -1, 0, 1.5, 2**63, 10**400, "", "x", "\0", "\ud800", [], {}, [[]], {"": {}}, "0" * 32, "z" * 32,
+                          "1" * 70_000, "0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "2026-13-01", [value, value]])
+
+
+class Picky:
+    """A sink that takes most of what it gets, and remembers that."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self.taken = 0
+
+    def write(self, events: Sequence[Event]) -> None:
+        draw = self._chance.random()
+        if draw < 0.05:
+            raise PermanentSinkError("not these")
+        if draw < 0.06:
+            raise TemporarySinkError("not now")
+        self.taken += len(events)
+
+    def close(self) -> None:
+        pass
+
+
+def mutate(folder: str, seconds: float, seed: int) -> None:
+    """Change files and use them, for so many seconds; print how often."""
+    os.chdir(folder)
+    logging.getLogger("bgworker").disabled = True
+    originals = specimens()
+    rounds = 0
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        chance = random.Random(seed + rounds)
+        data = changed(chance.choice(originals), chance)
+        rounds += 1
+        faulthandler.dump_traceback_later(60, exit=True)
+        try:
+            check_replay(data, chance)
+            check_reopened(data)
+            check_copied(data)
+            check_memory()
+        except BaseException:
+            Path("failing").write_bytes(data)
+            print(f"seed {seed + rounds - 1}")
+            raise
+        for name in os.listdir():
+            os.unlink(name)
+    faulthandler.cancel_dump_traceback_later()
+    print(rounds, "files")
+
+
+def check_replay(data: bytes, chance: random.Random) -> None:
+    """What a replay leaves is what was there but for whole lines, as many as the sink took."""
+    path, sink = Path("park"), Picky(chance)
+    path.write_bytes(data)
+    inode = path.stat().st_ino
+    with contextlib.suppress(SinkError):
+        replay(path, sink, batch_size=chance.choice([1, 3, 500]))
+    left, before = path.read_bytes().split(b"\n") if path.exists() else [b""], data.split(b"\n")
+    remaining = iter(before)
+    assert all(line in remaining for line in left), "a line that stayed is another, or in another place"
+    assert len(before) - len(left) <= sink.taken
+    assert left != before or path.stat().st_ino == inode, "nothing was removed, and yet the file was written anew"
+
+
+def check_reopened(data: bytes) -> None:
+    """A file is refused as it is, or keeps all its lines; a torn one is beside it."""
+    path = Path("lines.jsonl")
+    path.write_bytes(data)
+    sink = JsonlSink(path)
+    try:
+        sink.write(said(1))
+    except PermanentSinkError:
+        assert path.read_bytes() == data and not Path("lines.jsonl.torn").exists()
+        return
+    finally:
+        sink.close()
+    after, whole = path.read_bytes(), data[:data.rfind(b"\n") + 1]
+    torn = Path("lines.jsonl.torn").read_bytes() if Path("lines.jsonl.torn").exists() else b""
+    new = wire.encode_lines(said(1))
+    assert after == whole + new and torn in (b"", data[len(whole):] + b"\n") or after == data + b"\n" + new
+
+
+def check_copied(data: bytes) -> None:
+    """What a history has taken comes back from its export."""
+    Path("copied").write_bytes(data)
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        codes = [main(["replay", "copied", "--to", "sqlite:copy.db"]), main(["export", "--db", "copy.db", "--jsonl", "again.jsonl"])]
+    assert codes[0] in (0, 1) and codes[1] == 0 and "Traceback" not in errors.getvalue(), (codes, errors.getvalue())
+    with open("again.jsonl", encoding="utf-8") as lines:
+        for line in lines:
+            wire.decode(line)
+
+
+def run_mutations(seconds: float, seed: int) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        done = in_child("mutate", folder, seconds, seed, seconds=seconds + 300)
+        assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return done.stdout.strip()
+
+
+@posix
+def test_changed_files_are_replayed_reopened_and_copied_without_harm() -> None:
+    assert int(run_mutations(3.0, 17).split()[0]) > 0

@@ -23,6 +23,7 @@ from bgworker.model import wire
 from bgworker.model.errors import ConfigurationError, PermanentSinkError, TemporarySinkError
 from bgworker.model.events import Event, EventType, StreamEvent, StreamType
 from bgworker.model.records import OUTPUT, Batch, TaskState
+from bgworker.sinks import linefile
 from bgworker.sinks.lockfile import rotate
 from bgworker.sinks.jsonl import JsonlSink
 
@@ -159,6 +160,12 @@ def test_an_event_without_wire_form_is_refused_for_good(make: Any) -> None:
     ({"path": 3}, "path: expected the path of a file, got 3"),
     ({"path": None}, "path: expected the path of a file, got None"),
     ({"path": "a\0b"}, "path: expected the path of a file, got 'a.x00b'"),
+    ({"path": "-"}, "path: '-' names no file here; name /dev/stdout for the standard output, or write ./- for a file of that"),
+    ({"path": ":memory:"}, "path: ':memory:' names no file here"),
+    ({"mode": 600}, "mode: expected None, or permissions from 0o600 to 0o777 such as 0o640, got 0o1130"),
+    ({"mode": 0o44}, "mode: expected None, .*got 0o44"),
+    ({"mode": "600"}, "mode: expected None, .*got '600'"),
+    ({"mode": True}, "mode: expected None, .*got True"),
     ({"max_bytes": 0}, "max_bytes: expected a whole number >= 1 or None, got 0"),
     ({"max_bytes": True}, "max_bytes: .*got True"),
     ({"max_bytes": "10M"}, "max_bytes: .*got '10M'"),
@@ -216,7 +223,9 @@ def test_without_permission_it_is_refused_for_good_and_leaves_no_trace(what: str
 
 
 FOREIGN = [b"SQLite format 3\0" + b"\0" * 5000, b"hello", b"hello\n{}\n", b"\n\n# a comment\n{}\n", b"[1]\n", b"\xff",
-           b"\x1f\x8b\x08", b"\0" * 32768 + b"\1CD001" + b"\0" * 9]
+           b"\x1f\x8b\x08", b"\0" * 32768 + b"\1CD001" + b"\0" * 9,
+           b'{"a":1}', b'{"a":1}\n', b' \n{"a":1}\r\n', b'{\n  "a": 1\n}', b'{\n  "a": 1\n}\n', b'{"a":1}{"b":2}', b'{"a":1}\nhello\n', b"{}",
+           b'{"v": 1}', b'{"a":1}\n{"b":', b"{'a': 1}\n{'b': 2}\n", b'{"a":' + b'"x"' * 400_000 + b"}", b"\0" * 2_000_000]
 
 
 @pytest.mark.parametrize("content", FOREIGN, ids=[repr(content[-16:]) for content in FOREIGN])
@@ -255,6 +264,23 @@ def test_a_file_that_begins_blank_or_with_objects_of_others_is_appended_to(make:
     Path(path).write_bytes(whole)
     make().write(events(2))
     assert Path(path).read_bytes() == whole + wire.encode_lines(events(2))
+
+
+@posix
+def test_lines_of_others_without_a_last_line_end_stay_whole(make: Any, path: str) -> None:
+    Path(path).write_bytes(b'{"a":1}\n{"b":2}\n{"c":3}')
+    make().write(events(1))
+    assert Path(path).read_bytes() == b'{"a":1}\n{"b":2}\n{"c":3}\n' + wire.encode_lines(events(1))
+    assert not os.path.exists(f"{path}.torn")
+
+
+@posix
+def test_a_last_line_that_no_sink_writes_is_refused_and_not_copied(make: Any, path: str, tmp_path: Path) -> None:
+    Path(path).write_bytes(wire.encode_lines(events(1)))
+    os.truncate(path, 20 << 30)
+    with pytest.raises(PermanentSinkError, match="its last line has more than 67108864 bytes, which no sink writes; name another"):
+        make().open()
+    assert os.path.getsize(path) == 20 << 30 and not os.path.exists(f"{path}.torn")
 
 
 @posix
@@ -403,6 +429,22 @@ def test_behind_a_symbolic_link_all_happens_where_it_leads(make: Any, tmp_path: 
     assert sorted(os.listdir(tmp_path)) == ["link.jsonl", "there"]
     assert sorted(os.listdir(tmp_path / "there")) == ["real.jsonl", "real.jsonl.1", "real.jsonl.2", "real.jsonl.lock"]
     assert numbers_in(link) == [3]
+
+
+def test_where_a_file_that_is_read_cannot_be_renamed_it_grows_until_it_can(
+        make: Any, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "The process cannot access the file because it is being used by another process", path)
+
+    monkeypatch.setattr(linefile, "_IS_WINDOWS", True)
+    sink = make(max_bytes=SIZE)
+    sink.write(events(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(linefile, "rotate", refuse)
+        sink.write(events(2))
+    assert numbers_in(path) == [1, 2]
+    sink.write(events(3))
+    assert (numbers_in(f"{path}.1"), numbers_in(path)) == ([1, 2], [3])
 
 
 # -- others who use the path --

@@ -24,9 +24,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_IS_WINDOWS = os.name == "nt"
 _BLOCK = 1 << 16
 _JUDGED = 1 << 20  # bytes of the beginning, and of a last line, that are looked at
-_OURS = b'{"v":'  # begins each line of ours
+_OURS = (b'{"v":1,"type":', b'{"v":1,"sink":')  # begin the lines of a sink, and of a park
 _MOST_TORN = 1 << 26  # bytes of a line that a writer of ours could have left half-written
 _BLANK = b"\xef\xbb\xbf\0 \t\r\n"  # what may come before the first object: a byte order mark, blank lines, and the
 # zeros that a power failure leaves where data had not reached the disk
@@ -155,7 +156,7 @@ class LineFile:
             try:
                 yield
             finally:
-                if os.name == "nt":  # cannot rename what anybody has open, and so could never rotate
+                if _IS_WINDOWS:  # cannot rename what anybody has open, and so could never rotate
                     self._close_file()
 
     # -- under the lock --
@@ -180,7 +181,7 @@ class LineFile:
             try:
                 rotate(self._target, self._backups, compress=self._compress)
             except PermissionError:
-                if os.name != "nt":
+                if not _IS_WINDOWS:
                     raise
                 # Somebody reads the file, and Windows renames nothing that is open: it grows until that has ended.
             size = self._ready()
@@ -258,31 +259,45 @@ def _read(fd: int, start: int, length: int) -> bytes:
 
 
 def _is_foreign(fd: int, size: int) -> bool:
-    """True unless the file begins with a line of ours, or with several lines of other objects, or is one torn line.
+    """True unless the file begins with a line of ours, or with two lines of other objects, or is one torn line.
 
     One object alone is more likely somebody's settings, and lines behind it would spoil them.
     """
-    if _read(fd, 0, len(_OURS)) == _OURS:
-        return False
     head = _read(fd, 0, _JUDGED).lstrip(_BLANK)
     if head.startswith(_OURS):
         return False
     if b"\n" not in head:
-        return size > _JUDGED or head[:1] not in (b"", b"{") or _is_object(head)
+        first = _object_at_start(head)
+        return size > _JUDGED or head[:1] not in (b"", b"{") or first is not None and not _is_event(first)
     lines = [line for line in head.split(b"\n")[:-1] if line.strip()]
-    return len(lines) < 2 or not all(map(_is_object, lines[:2]))
+    first = _object(lines[0]) if lines else None
+    return first is None or not _is_event(first) and (len(lines) < 2 or _object(lines[1]) is None)
+
+
+def _is_event(found: dict[str, object]) -> bool:
+    return "v" in found and ("type" in found or "event" in found)
 
 
 def _is_whole(line: bytes) -> bool:
     """True for a last line of others that lacks nothing but its end. One of ours is torn: its batch comes again."""
-    return not line.startswith(_OURS) and _is_object(line)
+    return not line.startswith(_OURS) and _object(line) is not None
 
 
-def _is_object(line: bytes) -> bool:
+def _object(line: bytes) -> dict[str, object] | None:
     try:
-        return isinstance(json.loads(line), dict)
+        found = json.loads(line)
     except (ValueError, RecursionError):
-        return False
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _object_at_start(text: bytes) -> dict[str, object] | None:
+    """Return the object that a text begins with, whatever follows it; None where it is torn."""
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _line_end(fd: int, size: int) -> int:
