@@ -32,7 +32,7 @@ from contextvars import ContextVar
 from threading import RLock, get_ident
 from types import MethodType
 
-from ..model.text import text_of
+from ..model.text import ask, text_of
 from .context import current_task
 
 TYPE_CHECKING = False
@@ -161,13 +161,14 @@ class Router(StandIn):
     def write(self, text: str, /) -> Any:
         """Write to the old stream and return what that returns."""
         capture = _capturing.get()
-        if capture is None or not capture.is_active or not isinstance(text, str):
+        if capture is None or not capture.is_active or not issubclass(type(text), str):
             return self.bgworker_below.write(text)
-        capture.write(self.bgworker_told, str.__str__(text))
+        exact = str.__str__(text)
+        capture.write(self.bgworker_told, exact)
         try:
             return _hand_down(self.bgworker_below.write, text)
         except BaseException:
-            if not text.endswith("\n"):
+            if not exact.endswith("\n"):
                 capture.write(self.bgworker_told, "\n")  # `print` gives up now, and will not write it
             raise
 
@@ -219,7 +220,9 @@ class Tap(StandIn):
         capture = _capturing.get()
         if capture is None or not capture.is_active:
             return self.bgworker_below(*args)
-        capture.say(*self.bgworker_told(*args))
+        said = ask(self.bgworker_told, *args)
+        if said is not None:
+            capture.say(*said)
         return _hand_down(self.bgworker_below, *args)
 
 
@@ -227,13 +230,15 @@ def _of_record(logger: logging.Logger, record: logging.LogRecord) -> tuple[Strea
     level = record.levelno
     stream: Stream = ("error" if level >= logging.ERROR else "warning" if level >= logging.WARNING else
                       "output" if level >= logging.INFO else "verbose")
-    try:
-        parts = [record.getMessage()]
-        if record.exc_info or record.exc_text:
-            parts.append(record.exc_text or logging.Formatter().formatException(record.exc_info or (None,) * 3))
-        return stream, "\n".join([*parts, record.stack_info] if record.stack_info else parts)
-    except Exception:  # its arguments do not fit its text; the handlers report that, as ever
-        return stream, text_of(record.msg)
+    text = ask(_text_of_record, record)  # None where its arguments do not fit; the handlers report that, as ever
+    return stream, text_of(record.msg) if text is None else text
+
+
+def _text_of_record(record: logging.LogRecord) -> str:
+    parts = [record.getMessage()]
+    if record.exc_info or record.exc_text:
+        parts.append(record.exc_text or logging.Formatter().formatException(record.exc_info or (None,) * 3))
+    return "\n".join([*parts, record.stack_info] if record.stack_info else parts)
 
 
 def _of_warning(shown: Any) -> tuple[Stream, str]:

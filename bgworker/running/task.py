@@ -22,7 +22,7 @@ from ..model.enums import StreamType, TaskStatus
 from ..model.errors import PoolDeadlock, TaskCancelled, TaskTimedOut
 from ..model.failure import describe_failure, without_frames
 from ..model.records import CANCELLED, COMPLETED, CREATED, FAILED, STARTED, STREAMS, TIMED_OUT, TaskState, event, keep_attributes_in_place
-from ..model.text import clean
+from ..model.text import clean, name_of
 from .context import CURRENT, Limits, TaskContext, checkpoint, current_task
 from .future import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING, LightFuture
 from .waits import current_worker
@@ -324,7 +324,7 @@ class Task(LightFuture["T"]):
         """End a task whose runner was interrupted between two of its steps. For who knows that nobody else has it in hand."""
         self._runner.deadlines.forget(self)
         if not self.done():
-            name = type(error).__name__
+            name = name_of(type(error))
             self._end(FAILED, None, None, error, (name, f"interrupted by {name} between two steps of its run", None))
         self.tell()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from ..model.errors import BgworkerError, ConfigurationError, MissingPart, SinkError
+from ..model.text import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _from_factory(spec: str, module_name: str, factory_name: str, config: dict[s
     try:
         factory: Any = import_module(module_name)
     except Exception as error:  # whatever a stranger's module raises while it is imported
-        raise _error(spec, f"module {module_name!r} cannot be imported ({_describe(error)}); {_EXPECTED}, "
+        raise _error(spec, f"module {module_name!r} cannot be imported ({describe(error)}); {_EXPECTED}, "
                            "with the module on sys.path") from error
     for part in factory_name.split("."):
         if not hasattr(factory, part):
@@ -125,7 +126,7 @@ def _build(spec: str, factory: Callable[..., Any], arguments: tuple[str, ...], c
     except BgworkerError as error:
         raise _error(spec, str(error)) from error
     except Exception as error:  # whatever a stranger's factory raises
-        raise _error(spec, f"it cannot be built ({_describe(error)}); "
+        raise _error(spec, f"it cannot be built ({describe(error)}); "
                            "correct its options, or the factory") from error
     if not (callable(getattr(sink, "write", None)) and callable(getattr(sink, "close", None))):
         raise _error(spec, f"its factory returned {type(sink).__name__}; expected a sink, with methods write and close")
@@ -203,7 +204,3 @@ def _shown(spec: str) -> str:
     is_host = re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?", host) is not None
     # An @ further on may mean that all before it, "host" included, is a user name and a password with a slash in it.
     return f"{scheme}//{host if is_host and ('@' in authority or '@' not in rest) else '...'}"
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
