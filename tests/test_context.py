@@ -9,7 +9,9 @@ import math
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from typing import Any
@@ -129,6 +131,38 @@ def test_a_stand_in_that_passes_for_a_string_is_said_as_text_and_not_itself() ->
     assert type(event.payload) is str and "MagicMock" in event.payload
 
 
+def raising(error: BaseException) -> Callable[..., Any]:
+    def method(*_: object) -> Any:
+        raise error
+
+    return method
+
+
+SPOKEN = ("__str__", "__repr__", "__float__", "__index__", "__len__", "__iter__", "__eq__", "__mul__", "__rmul__", "__truediv__",
+          "__rtruediv__", "__getattribute__", "__bool__", "__hash__", "__format__")
+
+
+@pytest.mark.parametrize("error", [ValueError(), SystemExit(), KeyboardInterrupt(), GeneratorExit(), TaskCancelled(),
+                                   RecursionError(), Warning()], ids=repr)
+@pytest.mark.parametrize("base", [object, str, int, float, dict, list, tuple, bytes, Exception])
+def test_what_a_task_says_raises_nothing_whatever_the_value_does(error: BaseException, base: type) -> None:
+    kind = type("Odd", (base,), {**dict.fromkeys(SPOKEN, raising(error)), "__class__": property(raising(error))})
+
+    def talk(context: TaskContext) -> None:
+        odd = kind()
+        for say in (context.output, context.error, context.warning, context.verbose):
+            say(odd)
+            say([odd])
+            say({"k": (odd,)})
+        context.progress(odd)
+        context.progress(1, odd, odd)
+
+    events = said(talk, progress_interval=0)
+    assert len(events) == 14
+    assert all(type(each.payload) is type(each.message) is str for each in events)
+    assert {type(each.percent) for each in events[-2:]} <= {float, type(None)}
+
+
 @pytest.mark.parametrize(("text", "left"), [
     ("a" * 64, "a" * 64), ("é" * 32, "é" * 32), ("€" * 21 + "a", "€" * 21 + "a"), ("😀" * 16, "😀" * 16)])
 def test_text_of_exactly_max_payload_bytes_is_left_alone(text: str, left: str) -> None:
@@ -168,6 +202,25 @@ def test_oversize_events_can_be_refused_and_are_counted_as_dropped() -> None:
 
 
 # -- progress --
+
+
+class Scalar:
+    """A number as an array library has it: its arithmetic warns where Python's raises."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __rmul__(self, factor: float) -> Scalar:
+        return Scalar(self.value * factor)
+
+    def __truediv__(self, other: Any) -> float:
+        if not float(other):
+            warnings.warn("divide by zero", RuntimeWarning)
+            return math.inf
+        return self.value / float(other)
 
 
 def report(context: TaskContext, *percents: float | None, total: float | None = 100) -> None:
@@ -211,7 +264,10 @@ def test_progress_that_was_held_back_is_not_sent_again_once_newer_was_sent() -> 
 @pytest.mark.parametrize(("completed", "total", "percent"), [
     (1, 4, 25.0), (-5, 100, 0.0), (500, 100, 100.0), (5, None, None), (5, 0, None), (math.nan, 100, None),
     (1, math.nan, None), (math.inf, 100, 100.0), (1, math.inf, 0.0), (math.inf, math.inf, None), (True, 2, 50.0),
-    (Fraction(1, 8), 1, 12.5), pytest.param(10 ** 400, 10 ** 401, None, id="huge")])
+    (Fraction(1, 8), 1, 12.5), pytest.param(10 ** 400, 10 ** 401, None, id="huge"), (Decimal(1), Decimal(8), 12.5),
+    (Fraction(1, 8), Decimal(1), 12.5), (Scalar(3), Scalar(0), None), (Scalar(3), Scalar(4), 75.0), (3, Scalar(4), 75.0),
+    (Decimal("sNaN"), 1, None), ("1", 2, None), (1, "2", None), (None, 2, None), (1j, 2, None), ([1], 2, None),
+    (Scalar("x"), 2, None), (2, Scalar(None), None)])
 def test_percent_is_clamped_and_none_when_unknown(completed: float, total: float | None, percent: float | None) -> None:
     event, = said(lambda context: context.progress(completed, total))
     assert event.percent == percent and type(event.percent) in (float, type(None))

@@ -24,10 +24,14 @@ from typing import Any
 
 import pytest
 
-from bgworker import RetryPolicy, Scheduler, SinkOptions, StreamEvent, Task, TaskCancelled, current_task
+from bgworker import (JsonlSink, PermanentSinkError, RetryPolicy, Scheduler, SinkOptions, SqliteSink, StreamEvent, Task,
+                      TaskCancelled, WebhookSink, current_task)
 from bgworker.model import wire
 from bgworker.model.errors import BgworkerError
+from bgworker.model.ids import new_id
+from bgworker.model.records import OUTPUT, Batch, TaskState
 from bgworker.testing import MemorySink
+from bgworker.webhook import new_secret
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = 30.0
@@ -437,3 +441,20 @@ def _play(seed: int, folder: Path, rounds: int | None, until: float, outcome: li
 @pytest.mark.parametrize("seed", [1000, 2000])
 def test_hostile_objects_everywhere_end_no_worker_and_cost_nobody_an_event(seed: int, tmp_path: Path) -> None:
     assert run_hostile(seed, str(tmp_path), rounds=4) == "ok: 4 rounds"
+
+
+@pytest.mark.parametrize("make", [
+    lambda folder: JsonlSink(folder / "events.jsonl"), lambda folder: SqliteSink(folder / "history.db"),
+    lambda folder: WebhookSink("http://127.0.0.1:9/", secret=new_secret())], ids=["jsonl", "sqlite", "webhook"])
+@pytest.mark.parametrize("data", [object(), (object(), "text", False, 0), 7, ("x",)], ids=range(4))
+def test_what_cannot_be_encoded_is_refused_for_itself_whatever_the_encoder_raises(
+        make: Callable[[Path], Any], data: Any, tmp_path: Path) -> None:
+    sink = make(tmp_path)
+    state = TaskState(new_id(1), "odd", new_id(0), 1)
+    odd: Any = (state, 1, OUTPUT, 1, data)
+    try:
+        with pytest.raises(PermanentSinkError) as refusal:
+            sink.write(Batch([odd]))
+        assert refusal.value.concerns == "event", "delivery halves the batch, and its neighbours go on"
+    finally:
+        sink.close()

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
+import tempfile
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
-from bgworker.model import records, wire
+from bgworker import SqliteSink
+from bgworker.model import records, text as door, wire
 from bgworker.model.errors import WireError
 from bgworker.model.events import (EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus)
+from bgworker.model.failure import describe_failure
+from bgworker.model.ids import new_id
+from bgworker.running.context import _percent
+from bgworker.running.source import source_of
+from bgworker.webhook.cloudevents import encode_batch
 
 PAIRS = re.compile("[\ud800-\udbff]+(?=[\udc00-\udfff])")
 
@@ -250,3 +259,61 @@ def test_a_json_payload_of_bgworkers_own_is_exact(value):
                         wire.json_text(value), "json")
     line = wire.encode(event)
     assert line.isascii() and wire.decode(line) == event
+
+
+# ------------------------------------------------------------ from the door to the file
+
+@st.composite
+def door_records(draw):
+    """Records as the emit methods and the end of a task make them, of anything."""
+    source = draw(st.sampled_from([None, source_of(layouts), source_of(len)]))
+    state = records.TaskState(new_id(draw(st.integers(0, 2**61))), door.clean(draw(anything), 1024), new_id(0),
+                              draw(st.integers(0, 2**61)), source)
+    state.arguments = draw(st.none() | anything.map(lambda value: cut_json([value])[0]))
+    state.metadata_json = draw(st.just("") | st.dictionaries(texts, anything).map(lambda value: cut_json(value)[0]))
+    state.timeout = draw(st.none() | st.floats(0.001, 9e9) | st.integers(1, 9 * 10**9))
+    state.record_source = draw(st.booleans())
+    state.started_ns, state.completed_ns, state.duration = 0, 2**61, draw(st.floats(0, 9e9))
+    state.failure_type, state.failure_message, state.invocation_info = draw(
+        st.just((None, None, None)) | anything.map(lambda value: describe_failure(ValueError(value), 1000)))
+    made = []
+    for seq in range(1, draw(st.integers(2, 8))):
+        kind = draw(st.integers(records.CREATED, records.LOST))
+        value, data, ns = draw(anything), None, draw(st.integers(-10**15, 2**61))
+        if kind == records.LOST:
+            made.append((None, 0, kind, ns, (door.clean(value, 64), "overflow", seq, {"TaskOutput": seq})))
+            continue
+        if kind == records.PROGRESS:
+            data = _percent(value, draw(anything)), door.clean(value, 64)
+        elif kind > records.PROGRESS:
+            fitted, original = cut_json(value)
+            data = draw(st.sampled_from([door.clean(value, 64), (fitted, "json", original > 0, original),
+                                         cut_text(value)]))
+        made.append((state, seq, kind, ns, data))
+    return made
+
+
+def cut_json(value):
+    return door.fit_json(door.json_text(value), 64)
+
+
+def cut_text(value):
+    fitted, original = door.fit(door.text_of(value), 64)
+    return fitted, "text", original > 0, original
+
+
+@settings(max_examples=60)
+@given(door_records())
+def test_whatever_came_through_the_door_is_encoded_decoded_and_stored(made):
+    batch = records.Batch(made)
+    lines = wire.encode_lines(batch).split(b"\n")[:-1]
+    assert [wire.decode(line) for line in lines] == list(batch)
+    assert [json.loads(line) for line in lines] == [each["data"] for each in json.loads(encode_batch(batch, {})[0])]
+    with tempfile.TemporaryDirectory() as folder:
+        sink = SqliteSink(f"{folder}/history.db")
+        sink.write(batch)
+        sink.close()
+        with closing(sqlite3.connect(f"{folder}/history.db")) as connection:
+            spoken = connection.execute("SELECT payload FROM task_streams ORDER BY seq").fetchall()
+    told = [event for event in batch if isinstance(event, StreamEvent)]
+    assert [payload for payload, in spoken] == [event.payload or event.message for event in told]

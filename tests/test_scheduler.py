@@ -5,9 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import gc
+import inspect
 import json
+import math
 import queue
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,6 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ import pytest
 from bgworker import (BgworkerError, ConfigurationError, Event, LifecycleEvent, PendingFull, Scheduler, ShutdownError,
                       SinkError, Task, TaskCancelled, TaskSnapshot, TaskStatus, TaskTimedOut, checkpoint, current_task)
 from bgworker.model.records import TaskState
+from bgworker.testing import MemorySink
 
 LONG = 30.0
 
@@ -340,7 +345,86 @@ def test_arguments_are_recorded_as_they_were_at_submit_and_bounded() -> None:
         gate.open()
         task.result(LONG)
         assert task.snapshot().arguments == '{"args":[2],"kwargs":{}}'
-        assert len(long.snapshot().arguments or "") == 64
+        assert len(long.snapshot().arguments or "") <= 64
+        assert json.loads(long.snapshot().arguments or "") == {"truncated": 1025, "head": '{"args":["' + "x" * 23}
+
+
+def test_what_is_recorded_of_a_task_is_json_however_large_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    large = {"text": "x" * 100, "quotes": '"' * 100, "snow": "\u2603" * 100}
+    with Scheduler(1, sinks=[f"sqlite:{path}"], record_arguments=True, max_payload=100) as pool:
+        options = pool.options(metadata=large)
+        told = options.submit(lambda given: dict(current_task().metadata), large).result(LONG)
+    assert told == large, "the task itself has all of its metadata"
+    with closing(sqlite3.connect(path)) as connection:
+        row = connection.execute("SELECT arg_json, metadata_json FROM tasks").fetchone()
+    for text in row:
+        assert len(text) <= 100 and set(json.loads(text)) == {"truncated", "head"}
+
+
+class OddMapping(dict):  # type: ignore[type-arg]
+    def items(self) -> Any:
+        raise RuntimeError("no")
+
+    __iter__ = keys = items
+
+
+class Odd:
+    def __repr__(self) -> str:
+        raise SystemExit
+
+    __str__ = __hash__ = __eq__ = __bool__ = __float__ = __index__ = __len__ = __iter__ = __repr__  # type: ignore[assignment]
+    __class__ = property(__repr__)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("settings", [
+    {"name": Odd}, {"name": lambda: b"x"}, {"timeout": Odd}, {"timeout": lambda: 1e300}, {"timeout": lambda: 10 ** 400},
+    {"timeout": lambda: math.nan}, {"metadata": Odd}, {"metadata": lambda: OddMapping(a=1)}, {"metadata": lambda: [1]}, {"capture_output": Odd},
+    {"record_source": Odd}, {"record_arguments": Odd}], ids=lambda settings: next(iter(settings)))
+def test_an_option_that_cannot_be_used_is_refused_by_name_whatever_it_is(settings: dict[str, Any], pool: Scheduler) -> None:
+    (name, make), = settings.items()
+    with pytest.raises(ConfigurationError, match=f"^{name}: expected .*, got .+"):
+        pool.options(**{name: make()})
+
+
+def test_names_and_numbers_of_odd_types_are_taken_as_what_they_hold(pool: Scheduler) -> None:
+    class Name(str):
+        def __str__(self) -> str:
+            raise SystemExit
+
+        __len__ = encode = isascii = replace = __contains__ = __format__ = __eq__ = __str__  # type: ignore[assignment]
+
+    class Seconds(float):
+        def __eq__(self, other: object) -> bool:
+            raise SystemExit
+
+        __gt__ = __le__ = __sub__ = __repr__ = __bool__ = __eq__  # type: ignore[assignment]
+
+    task = pool.options(name=Name("a\0b\ud800"), timeout=Seconds(20)).submit(int)
+    assert task.result(LONG) == 0 and task.name == "a\ufffdb\ufffd" and type(task.name) is str
+    assert (task.snapshot().timeout, type(task.snapshot().timeout)) == (20.0, float)
+
+
+@pytest.mark.parametrize("ask", [
+    lambda pool, odd: pool.get(odd), lambda pool, odd: pool.subscribe(task=odd), lambda pool, odd: pool.unregister_sink(odd)])
+def test_no_object_but_a_known_text_is_a_key(ask: Any, pool: Scheduler) -> None:
+    for odd in (Odd(), [], None, "unknown"):
+        if odd is None and "task=" in inspect.getsource(ask):
+            continue
+        with pytest.raises(KeyError):
+            ask(pool, odd)
+
+
+@pytest.mark.parametrize("ask", [
+    lambda pool, odd: pool.tasks(status=odd), lambda pool, odd: pool.subscribe(types=odd),
+    lambda pool, odd: pool.subscribe(types=[odd]), lambda pool, odd: pool.register_sink(odd),
+    lambda pool, odd: pool.register_sink(MemorySink(), name=odd), lambda pool, odd: pool.register_sink(MemorySink(), options=odd),
+    lambda pool, odd: pool.resize(odd), lambda pool, odd: pool.flush(odd), lambda pool, odd: pool.submit(int).streams(types=[odd]),
+    lambda pool, odd: pool.shutdown(timeout=odd), lambda pool, odd: Scheduler(name=odd),
+    lambda pool, odd: Scheduler(oversize=odd), lambda pool, odd: Scheduler(keep_seconds=odd)])
+def test_an_argument_that_cannot_be_used_is_refused_whatever_it_is(ask: Any, pool: Scheduler) -> None:
+    with pytest.raises(ConfigurationError, match=": expected "):
+        ask(pool, Odd())
 
 
 def test_every_sink_sees_the_same_events_in_the_same_order() -> None:

@@ -10,7 +10,9 @@ import importlib.util
 import inspect
 import sys
 import weakref
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 from bgworker import Scheduler
 from bgworker.model.records import Source
 from bgworker.running.source import _MOST_CACHED, _cache, source_of
+from bgworker.testing import MemorySink
 
 LONG = 30.0
 
@@ -172,6 +175,77 @@ def test_odd_characters_in_a_name_are_cleaned() -> None:
     odd.__qualname__ = odd.__module__ = "a\0b\ud800"
     source = source_of(odd)
     assert (source.name, source.script_id) == ("a�b�", "a�b�:a�b�") and source_of(odd) is source
+
+
+class Text(str):
+    """Lies about itself, as far as it can."""
+
+    def __eq__(self, other: object) -> bool:
+        raise SystemExit
+
+    __hash__ = __len__ = __str__ = __contains__ = encode = isascii = replace = __ne__ = __eq__  # type: ignore[assignment]
+
+
+class NoAttribute:
+    __class__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+
+    def __getattribute__(self, name: str) -> Any:
+        raise GeneratorExit
+
+    def __call__(self) -> int:
+        return 3
+
+
+def named(module: Any, qualname: str = "run", **attributes: Any) -> Any:
+    def run() -> int:
+        return 3
+
+    run.__module__, run.__qualname__ = module, qualname
+    run.__dict__.update(attributes)
+    return run
+
+
+@pytest.mark.parametrize(("make", "script_id"), [
+    (lambda: named(sys), "?:run"), (lambda: named(None), "?:run"), (lambda: named(7), "?:run"), (lambda: named(["m"]), "?:run"),
+    (lambda: named(Text("m\0"), Text("r\ud800")), "m\ufffd:r\ufffd"), (lambda: named("m", source=sys), "m:run"),
+    (lambda: named("m", __wrapped__=NoAttribute()), f"{__name__}:NoAttribute.__call__"),
+    (lambda: named("m", __wrapped__=named(sys, Text("inner"))), "?:inner"),
+    (NoAttribute, f"{__name__}:NoAttribute.__call__"), (lambda: functools.partial(NoAttribute()), f"{__name__}:NoAttribute.__call__"),
+    (lambda: named("m", source=type("Lie", (), {"__class__": Source})()), "m:run")], ids=range(11))
+def test_whatever_a_callable_is_called_it_runs_and_costs_its_neighbours_no_event(
+        make: Callable[[], Any], script_id: str, tmp_path: Path) -> None:
+    memory = MemorySink()
+    with Scheduler(1, sinks=[f"jsonl:{tmp_path}/events.jsonl", f"sqlite:{tmp_path}/history.db", memory],
+                   record_source=True) as pool:
+        for _ in range(3):
+            pool.submit(len, "")
+        task = pool.submit(make())
+        assert task.result(LONG) == 3
+    assert task.snapshot().script_id == script_id and type(task.name) is str
+    for name in ("jsonl", "sqlite", "memory"):
+        assert (pool.sinks[name].delivered, pool.sinks[name].dropped) == (16, 0)
+
+
+def test_the_source_of_a_function_in_a_zip_archive_is_read_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "code.zip", "w") as archive:
+        archive.writestr("zipped_module.py", "X = 1\n\ndef run():\n    return X\n\nY = 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "code.zip"))
+    module = importlib.import_module("zipped_module")
+    assert source_of(module.run).script_text == "def run():\n    return X\n"
+
+
+def test_no_module_is_asked_for_anything_when_a_source_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lazy(ModuleType):
+        def __getattribute__(self, name: str) -> Any:
+            asked.append(name)
+            raise SystemExit
+
+    asked: list[str] = []
+    monkeypatch.setitem(sys.modules, "lazy_module", Lazy("lazy_module"))
+    namespace: dict[str, Any] = {"__name__": "lazy_module"}
+    exec(compile("def run():\n    return 8", "<nowhere at all>", "exec"), namespace)
+    source = source_of(namespace["run"])
+    assert (source.script_text, source.script_hash) == (None, sha("lazy_module:run")) and not asked
 
 
 def test_a_callable_may_bring_its_own_source() -> None:
