@@ -311,6 +311,19 @@ class Round:
                                    "capture_output"))
         Scheduler(**{name: self.hostility.thing()}).shutdown(wait=False)
 
+    def attack_sink(self) -> None:
+        """A sink that raises hostile exceptions, and is hostile itself."""
+        error = self.hostility.error()
+        writes = self.hostility.behaviour()
+
+        def write(sink: Any, events: Any) -> Any:
+            writes()
+            raise error
+
+        sink = type("OddSink", (), {"write": write, "close": lambda sink: None})()
+        options = SinkOptions(retry=RetryPolicy(attempts=1, base=0.001, cap=0.001), queue_size=10)
+        self.pool.register_sink(sink, name=f"odd-{len(self.pool.sinks)}", options=options)
+
     def attack_callbacks(self) -> None:
         callback = self.hostility.of(object, (), always=("__call__",))
         gate = threading.Event()
