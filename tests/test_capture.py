@@ -8,6 +8,7 @@ import functools
 import gc
 import io
 import json
+import weakref
 import logging
 import os
 import subprocess
@@ -1122,6 +1123,41 @@ def test_a_forked_child_captures_nothing_of_its_parents_tasks_and_all_of_its_own
     assert of_task == [True, True, own] and of_main == [True, True, own]
     assert forking == [["output", "before"], ["output", "after True"]] and busy == [["output", "busy"], ["output", "done"]]
     assert seen.out.count("child text\n") == seen.out.count("task in child\n") == 2
+
+
+# -- what stands in for a stream --
+
+
+class Lines(io.StringIO):
+    """A stream with all that Python asks of a type: equality, truth, iteration, a text of its own."""
+
+    def __repr__(self) -> str:
+        return "<Lines>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Lines) and other.getvalue() == self.getvalue()
+
+    def __hash__(self) -> int:
+        return 7
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def test_what_stands_in_for_a_stream_allows_all_that_the_stream_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Lines("one\ntwo\n")
+    monkeypatch.setattr(sys, "stdout", stream)
+
+    def look() -> list[object]:
+        found = sys.stdout
+        assert type(found) is not Lines, "nothing stands in for it"
+        locks = weakref.WeakKeyDictionary({found: "lock"})  # as structlog has it
+        assert weakref.ref(found)() is found and locks[found] == "lock"
+        assert found == stream and stream == found and found == found
+        return [repr(found), hash(found), bool(found), sorted(dir(found)) == sorted(dir(stream)), next(found), list(found)]
+
+    with Scheduler(1, capture_output=True) as pool:
+        assert pool.submit(look).result(LONG) == ["<Lines>", 7, False, True, "one\n", ["two\n"]]
 
 
 # -- the tests' own tools --

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
@@ -315,3 +316,54 @@ gate.set()
 """
     root = os.path.dirname(os.path.dirname(bgworker.__file__))
     subprocess.run([sys.executable, "-c", script], cwd=root, check=True, timeout=2 * LONG)
+
+
+# -- what an executor leaves behind --
+
+
+def test_a_scheduler_that_was_shut_down_leaves_no_cycle_of_references() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        scheduler = Scheduler(2)
+        assert scheduler.options(timeout=LONG).submit(lambda: scheduler.submit(int).result()).result(LONG) == 0
+        scheduler.shutdown()
+        gone = [weakref.ref(scheduler), weakref.ref(scheduler._pool), weakref.ref(scheduler._dispatcher)]
+        del scheduler
+        deadline = time.monotonic() + LONG
+        while any(each() is not None for each in gone):
+            assert time.monotonic() < deadline, "something waits for the garbage collector"
+            time.sleep(0.001)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="isolated subinterpreters came with 3.12")
+def test_it_runs_in_an_isolated_subinterpreter_which_has_no_daemon_threads() -> None:
+    script = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(os.path.dirname(bgworker.__file__))!r})
+from bgworker import Scheduler
+pool = Scheduler(2)
+assert pool.options(timeout=20).submit(int, "7").result(20) == 7
+never_shut_down = Scheduler(1).submit(int)
+pool.shutdown()
+print("ran", flush=True)
+"""
+    runner = """
+try:
+    import _interpreters
+    name = _interpreters.create("isolated")
+    run = _interpreters.exec
+except ImportError:
+    import _xxsubinterpreters as _interpreters
+    name = _interpreters.create(isolated=True)
+    run = _interpreters.run_string
+failure = run(name, %r)
+assert failure is None, failure
+_interpreters.destroy(name)
+print("destroyed")
+"""
+    done = subprocess.run([sys.executable, "-c", runner % script], check=True, timeout=2 * LONG,
+                          stdout=subprocess.PIPE, text=True)
+    assert done.stdout.split() == ["ran", "destroyed"]

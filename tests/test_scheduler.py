@@ -937,3 +937,32 @@ def test_flush_delivers_all_that_was_said_before(recorder: Recorder) -> None:
 def test_checkpoint_outside_costs_nothing_inside_stops(pool: Scheduler) -> None:
     checkpoint()
     assert pool.submit(checkpoint).result(LONG) is None
+
+
+# -- tasks by id --
+
+
+def test_a_task_is_found_by_its_id_while_it_waits_runs_or_is_held(pool: Scheduler) -> None:
+    gate, entered = threading.Event(), threading.Event()
+    with Scheduler(1) as narrow:
+        running = narrow.submit(lambda: (entered.set(), gate.wait(LONG)))
+        waiting = narrow.submit(lambda: "result").id  # nobody else holds it
+        assert entered.wait(LONG)
+        assert narrow.task(running.id) is running
+        found = narrow.task(waiting)
+        gate.set()
+        assert found.result(LONG) == "result"
+        assert narrow.task(waiting) is found
+        with pytest.raises(KeyError):
+            pool.task(waiting)  # another scheduler's
+
+
+def test_a_task_that_has_ended_and_that_nobody_holds_is_found_by_get_alone() -> None:
+    with Scheduler(1) as narrow:
+        ended = narrow.submit(int).id
+        narrow.submit(int).result(LONG)  # until then its worker may hold the first
+        with pytest.raises(KeyError, match="has ended, and nobody holds it"):
+            narrow.task(ended)
+        assert narrow.get(ended).status is TaskStatus.COMPLETED
+        with pytest.raises(KeyError):
+            narrow.task("0" * 32)

@@ -29,6 +29,7 @@ from .text import sanitise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
     from typing import Any, Tuple, overload
 
@@ -115,6 +116,8 @@ class TaskState:
     failure_type: str | None = None
     failure_message: str | None = None
     invocation_info: str | None = None
+    handle: Callable[[], Any] | None = None
+    """A weak reference to the future: nobody keeps a result because the record is kept."""
     wire_parts: tuple[tuple[str, ...], str, str, str, str, str] | None = None
     """What `wire` has encoded of the fields that do not change any more. Written by any sink's thread, each time as a whole:
     the worst is that two threads make the same."""

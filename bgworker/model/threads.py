@@ -17,4 +17,8 @@ if TYPE_CHECKING:
 
 def own_thread(name: str, target: Callable[..., object], *args: object) -> threading.Thread:
     """Return a daemon thread, not started, that calls ``target(*args)`` with no context variable set."""
-    return threading.Thread(target=Context().run, args=(target, *args), name=name, daemon=True)
+    run = Context().run
+    try:
+        return threading.Thread(target=run, args=(target, *args), name=name, daemon=True)
+    except RuntimeError:  # an isolated subinterpreter (3.12) has no daemons; it waits for its threads at its end
+        return threading.Thread(target=run, args=(target, *args), name=name, daemon=False)

@@ -144,7 +144,7 @@ def _shown(line: str) -> str:
 class StandIn:
     """Something of ours in the place of what it hands down to. Its odd slots tell other copies of this package so."""
 
-    __slots__ = ("bgworker_below", "bgworker_told")
+    __slots__ = ("bgworker_below", "bgworker_told", "__weakref__")
     bgworker_below: Any
     bgworker_told: Any  # Router: the stream. Tap: what makes stream and text of the arguments
 
@@ -187,6 +187,29 @@ class Router(StandIn):
 
     def __delattr__(self, name: str) -> None:
         delattr(self.bgworker_below, name)
+
+    # what Python asks of the type, not of the object; `structlog`, for one, keeps its locks by weak references to streams
+
+    def __repr__(self) -> str:
+        return repr(self.bgworker_below)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or bool(self.bgworker_below == getattr(other, "bgworker_below", other))
+
+    def __hash__(self) -> int:
+        return hash(self.bgworker_below)
+
+    def __bool__(self) -> bool:
+        return bool(self.bgworker_below)
+
+    def __dir__(self) -> list[str]:
+        return dir(self.bgworker_below)
+
+    def __iter__(self) -> Any:
+        return iter(self.bgworker_below)
+
+    def __next__(self) -> Any:
+        return next(self.bgworker_below)
 
     def __enter__(self) -> Router:
         self.bgworker_below.__enter__()

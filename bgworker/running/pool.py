@@ -21,7 +21,7 @@ import queue
 import threading
 from concurrent.futures.thread import BrokenThreadPool
 from contextvars import copy_context
-from weakref import ref
+from weakref import WeakMethod, ref
 
 from ..model.clock import monotonic
 from ..model.errors import PendingFull, PoolStuck, ShutdownError
@@ -93,11 +93,11 @@ class Pool:
     def start_afresh(self) -> None:
         """Begin with no thread and an empty queue; also in a forked child, where the parent's threads are not."""
         self._queue: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
-        self.deadlines = Deadlines(self._expire, f"{self._name}-deadlines")
+        self.deadlines = Deadlines(_weakly(self._expire), f"{self._name}-deadlines")
         self.calls: dict[Task[Any], Call] = {}  # of the tasks that wait: who begins one takes it out
         self.ends: list[Task[Any]] = []
         self.awaits_ends = False
-        self.waits = Waits(self._lend, self._run_inside)
+        self.waits = Waits(_weakly(self._lend), _weakly(self._run_inside))
         if isinstance(self.refusal, PoolStuck):
             self.refusal = None
         self._lock = threading.RLock()  # guards all below, and the flags above; a signal handler may shut down meanwhile
@@ -579,6 +579,18 @@ class Pool:
             except ShutdownError:
                 self.refusal = PoolStuck(self._roster.standstill())
         self._fail_pending(self.refusal)
+
+
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls a method of an object that somebody else keeps: a pool that has ended leaves
+    no cycle for the garbage collector."""
+    reference = WeakMethod(method)
+
+    def call(*args: Any) -> Any:
+        found = reference()
+        return None if found is None else found(*args)
+
+    return call
 
 
 def _again(error: ShutdownError | PoolStuck) -> ShutdownError | PoolStuck:

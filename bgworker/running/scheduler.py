@@ -251,6 +251,7 @@ class Scheduler(DropIn):
             options.apply(state, args, kwargs, self._limits.max_payload)
         dispatcher = self._dispatcher
         task: Task[T] = Task(state, self._pool, dispatcher, self._limits, options._metadata)
+        state.handle = weakref.ref(task)
         if options._capture_output:
             task.captures_output = True
         if not dispatcher.has_started:
@@ -283,6 +284,19 @@ class Scheduler(DropIn):
         """
         self._dispatcher.call(lambda: self._memory.retire([]))  # it may have become too old meanwhile
         return self._memory.state(task_id).snapshot_now()
+
+    def task(self, task_id: str) -> Task[Any]:
+        """Return the task with that id. Its submitter need not keep it while it waits or runs.
+
+        Raises:
+            KeyError: as `get`; also when the task has ended and nobody holds it, since then its result is gone.
+        """
+        self._dispatcher.call(lambda: self._memory.retire([]))
+        state = self._memory.state(task_id)
+        found: Task[Any] | None = None if state.handle is None else state.handle()
+        if found is None:
+            raise KeyError(f"{state.id}: the task has ended, and nobody holds it; get() has its record")
+        return found
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers, up or down, while tasks run. A worker too many ends after its task."""
