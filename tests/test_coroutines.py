@@ -23,6 +23,7 @@ import pytest
 
 import bgworker.running.coroutines
 from bgworker import Event, Scheduler, Task, TaskCancelled, TaskStatus, TaskTimedOut, checkpoint, current_task
+from free_threading import runs_on
 
 LONG = 30.0
 ROOT = Path(__file__).resolve().parent.parent
@@ -598,7 +599,7 @@ def test_the_loop_keeps_nothing_of_a_coroutine_that_has_ended() -> None:
             error = weakref.ref(failed.exception(LONG))  # type: ignore[arg-type]
             pool.submit(add, 1, 2).result(LONG)
             del thing, task, failed
-            until(lambda: result() is None and error() is None and given() is None)
+            until(lambda: runs_on(pool) and result() is None and error() is None and given() is None)
         finally:
             gc.enable()
 

@@ -20,6 +20,7 @@ import pytest
 
 import bgworker
 from bgworker import Scheduler, StreamType, Task, TaskCancelled, TaskStatus, TaskTimedOut, checkpoint, current_task
+from free_threading import runs_on
 
 LONG = 30.0
 """Seconds after which a wait that ought to succeed has failed."""
@@ -447,13 +448,6 @@ def no_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
-
-
-def runs_on(pool: Scheduler) -> bool:
-    """Have the idle worker run: without the GIL a thread counts only then what others released of its objects."""
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        assert pool.submit(int).wait(LONG)
-    return True
 
 
 def test_a_task_lets_go_of_its_function_and_arguments_when_it_ends_and_dies_with_its_last_reference(
