@@ -37,7 +37,10 @@ def test_a_plain_run_is_recorded_in_bgworker_db(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
     with History(tmp_path / "bgworker.db") as history:
         [task] = history.tasks()
-        assert (task.status, task.metadata) == ("completed", {"cwd": os.path.realpath(tmp_path)})
+        words = [sys.executable, "-c", "print('hello')"]
+        assert (task.status, task.name) == ("completed", shlex.join(words))
+        assert task.metadata == {"cwd": os.path.realpath(tmp_path), "number": 1, "command": shlex.join(words),
+                                 "argv": words}
         assert [event.payload for event in history.streams("last")] == ["hello"]
         assert [(run.is_alive, run.ended_utc is None) for run in history.runs()] == [(False, False)]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bgworker.cli import screen as module
-from bgworker.cli.screen import ERR, OUT, OWN, Channel, Screen, TaskTable, cut, draw, escaped, painted, width_of
+from bgworker.cli.screen import ERR, OUT, OWN, Channel, Screen, TaskTable, cut, draw, escaped, painted, said, width_of
 from bgworker.model.events import Event, EventType, LifecycleEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -44,7 +44,7 @@ def ended(task: int, status: TaskStatus, when: float, started: float | None = 0.
                      duration=None if started is None else when - started)
 
 
-def said(task: int, text: str) -> Event:
+def says(task: int, text: str) -> Event:
     return StreamEvent(EventType.TASK_OUTPUT, f"{task:032x}", 4, START, StreamType.OUTPUT, payload=text)
 
 
@@ -66,6 +66,14 @@ def lines_of(table: TaskTable, columns: int = 80, height: int = 24, seconds: flo
 
 
 # ---------------------------------------------------------------- text
+
+@pytest.mark.parametrize("text, shown", [
+    ("\x1b[31mred\x1b[0m", "red"), ("\x1b[01;31m\x1b[Kgrep\x1b[m\x1b[K", "grep"), ("\x1b[38:2::1:2:3mx", "x"),
+    ("\x1b(B\x1b[mx", "x"), ("\x1b[2J\x1b[1;1H\x1b[6n", r"\x1b[2J\x1b[1;1H\x1b[6n"), ("\x1b[31", r"\x1b[31"),
+    ("\x1b\x1b[0m[2J", r"\x1b[2J"), ("\x9b31mx", r"\x9b31mx")])
+def test_what_only_colours_a_text_is_left_out_where_it_is_shown_and_nothing_else(text: str, shown: str) -> None:
+    assert said(text) == shown
+
 
 @pytest.mark.parametrize("text, shown", [
     ("plain", "plain"), ("\x1b]0;evil\x07", r"\x1b]0;evil\x07"), ("a\x00b\x7f\x9b31m", r"a\x00b\x7f\x9b31m"),
@@ -102,7 +110,7 @@ def test_a_cut_text_never_exceeds_its_columns() -> None:
 # ---------------------------------------------------------------- events -> rows -> lines
 
 def test_the_table_has_a_row_for_each_running_task_and_a_summary() -> None:
-    table = table_of(running(1, 0, name="gzip -t a"), said(1, "halfway"), running(2, 5, name="make"),
+    table = table_of(running(1, 0, name="gzip -t a"), says(1, "halfway"), running(2, 5, name="make"),
                      progress(2, 40.0, "compiling"), waiting(3))
     first, second, summary = lines_of(table, seconds=65)
     assert re.fullmatch(r"\[1\] running +1:05 +gzip -t a  halfway", first)
@@ -131,7 +139,7 @@ def test_a_task_keeps_its_number_when_others_are_forgotten() -> None:
 
 
 def test_an_empty_line_does_not_hide_the_last_message() -> None:
-    assert lines_of(table_of(running(1), said(1, "busy"), said(1, "")))[0].endswith("  busy")
+    assert lines_of(table_of(running(1), says(1, "busy"), says(1, "")))[0].endswith("  busy")
 
 
 @pytest.mark.parametrize("height", [1, 2, 3, 5, 10, 24, 200])
@@ -146,7 +154,7 @@ def test_the_table_never_is_higher_than_the_terminal_and_counts_what_it_leaves_o
 
 @pytest.mark.parametrize("columns", [1, 5, 12, 20, 40, 79, 300])
 def test_no_line_ever_reaches_the_last_column(columns: int) -> None:
-    table = table_of(running(1, name="日本語の名前" * 20), said(1, "e\u0301日" * 200), running(2), progress(2, 5.0, "x" * 500))
+    table = table_of(running(1, name="日本語の名前" * 20), says(1, "e\u0301日" * 200), running(2), progress(2, 5.0, "x" * 500))
     for line in lines_of(table, columns=columns):
         assert width_of(line) < max(columns, 2)
     for line in lines_of(table, columns=columns, colour=True):
@@ -154,20 +162,20 @@ def test_no_line_ever_reaches_the_last_column(columns: int) -> None:
 
 
 def test_names_and_messages_cannot_steer_the_terminal_from_within_the_table() -> None:
-    table = table_of(running(1, name="a\x1b[2Jb"), said(1, "\x1b]0;evil\x07\u202e"))
+    table = table_of(running(1, name="a\x1b[2Jb"), says(1, "\x1b]0;evil\x07\u202e"))
     assert r"a\x1b[2Jb" in lines_of(table)[0]
     assert all(line.isprintable() for line in lines_of(table))
 
 
 def test_what_the_terminal_cannot_encode_is_escaped_before_it_is_measured() -> None:
-    table = table_of(running(1, name="日本"), said(1, "é" * 100))
+    table = table_of(running(1, name="日本"), says(1, "é" * 100))
     lines = lines_of(table, columns=60, encoding="ascii")
     assert all(line.isascii() and len(line) < 60 for line in lines)
     assert r"\u65e5\u672c" in lines[0] and lines[0].endswith("...")
 
 
 def test_colour_is_only_added_around_the_status() -> None:
-    table = table_of(running(1), said(1, "running"))
+    table = table_of(running(1), says(1, "running"))
     [coloured, _], [plain, _] = lines_of(table, colour=True), lines_of(table)
     assert coloured == plain.replace("running", "\x1b[36mrunning\x1b[0m", 1)
     assert painted("failed x", TaskStatus.FAILED, "failed") == "\x1b[31mfailed\x1b[0m x"
@@ -218,7 +226,7 @@ def test_what_is_no_terminal_gets_every_byte_as_it_is() -> None:
 def test_a_terminal_gets_the_lines_of_tasks_escaped_and_our_own_as_they_are() -> None:
     out, err = Terminal("ascii"), Terminal()
     screen_on(out, err, None, Clock()).show([(OUT, "\x1b[31mé"), (ERR, "bad\x07"), (OWN, "\x1b[31mfailed\x1b[0m")])
-    assert out.bytes.getvalue() == b"\\x1b[31m\\xe9\n"
+    assert out.bytes.getvalue() == b"\\xe9\n"
     assert err.bytes.getvalue() == b"bad\\x07\n\x1b[31mfailed\x1b[0m\n"
 
 
@@ -251,7 +259,7 @@ def test_without_news_the_table_is_drawn_once_a_second() -> None:
 
 def test_a_terminal_that_has_become_narrower_is_cleared_of_the_wrapped_lines() -> None:
     err, clock, size = Terminal(), Clock(), [80, 24]
-    table = table_of(running(1), said(1, "x" * 200))
+    table = table_of(running(1), says(1, "x" * 200))
     screen = Screen(Channel(File()), Channel(err), table, size=lambda: (size[0], size[1]), now=clock.now, clock=clock)
     screen.show([])
     size[0] = 40

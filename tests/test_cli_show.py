@@ -48,6 +48,26 @@ def test_a_failed_task_shows_why_and_its_last_lines(nightly: Nightly, capfd: pyt
                          "\nerror:\n  one row was odd\n\nwarning:\n  {\"odd\":[3,null]}\n")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the commands are POSIX commands")
+@pytest.mark.parametrize("words, failure, end", [
+    (["sh", "-c", "echo out; printf '\\033[31mbad\\033[0m\\n' >&2; exit 3"], "exit code 3",
+     "\nerror:\n  bad\n\noutput:\n  out\n"),
+    (["sh", "-c", "kill -9 $$"], "SIGKILL", "\nfailure:\n  SIGKILL\n"),
+    (["./nosuch"], "there is no such program", ": './nosuch'\n"),
+    (["--timeout", "0.2", "--", "sleep", "1000"], "TaskTimedOut: ran longer than its timeout of 0.2 s",
+     "\nfailure:\n  TaskTimedOut: ran longer than its timeout of 0.2 s\n")])
+def test_a_failed_command_shows_how_it_ended_and_what_it_said_but_no_code_of_ours(
+        tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], failure: str, end: str) -> None:
+    db = str(tmp_path / "h.db")
+    assert main(["run", "--db", db, *words]) > 0
+    capfd.readouterr()
+    text = shown(capfd, "--db", db, "last")
+    assert f"\nfailure:\n  {failure}" in text and text.endswith(end)
+    assert "Traceback" not in text and ".py" not in text
+    if words[0] == "sh":
+        assert json.dumps(words) in text, "it says what ran"
+
+
 def test_as_many_lines_are_shown_of_each_stream_as_were_asked_for(nightly: Nightly,
                                                                   capfd: pytest.CaptureFixture[str]) -> None:
     def lines(*words: object) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="the commands are POSIX 
                                      "a\0b", ["a", "b\0"], (word for word in ["echo"])])
 def test_what_is_no_command_is_refused(command: Any) -> None:
     with pytest.raises(ConfigurationError, match="expected .*; "):
+        shell(command)
+
+
+@pytest.mark.parametrize("command", ["echo \ud800", ["echo", "\udbff"]])
+def test_what_no_encoding_has_is_refused(command: Any) -> None:
+    with pytest.raises(ConfigurationError, match="expected characters that the system's encoding.* has, got .*PYTHONUTF8"):
         shell(command)
 
 
@@ -51,11 +58,12 @@ def test_a_command_is_called_by_its_program(command: str | list[str], name: str)
 
 
 def test_the_source_of_a_command_is_its_text() -> None:
-    texts = (("echo 'a b' | wc", "echo 'a b' | wc"), (["echo", "a b"], "echo 'a b'"), (["x\udc80"], "'x\udc80'"))
+    texts = (("echo 'a b' | wc", "echo 'a b' | wc"), (["echo", "a b"], "echo 'a b'"), (["x\udc80"], "'x\ufffd'"), (["\xe9"], "'\xe9'"))
     for command, text in texts:
         source = shell(command).source
         assert source.script_text == text
-        assert source.script_hash == hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        bytes_ = (command if isinstance(command, str) else shlex.join(command)).encode(errors="surrogateescape")
+        assert source.script_hash == hashlib.sha256(bytes_).hexdigest()
 
 
 def test_repr_shows_the_command_but_not_the_environment() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from .. import __version__
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words behind the program's name; None takes those of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _occupy_standard_streams()
     try:
         parser = make_parser()
         if not words:
@@ -62,9 +64,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = options.act(options)
         return code
     except SystemExit as stop:  # argparse ends --help, --version and errors so
-        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        return code if _flushed() else 141
+    except ModuleNotFoundError as error:
+        if error.name not in ("sqlite3", "_sqlite3"):
+            raise
+        print(f"bgworker: error: this Python has no {error.name} module, which a history needs; install it, or use "
+              "another Python (run works without a history: --no-db)", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # before the verb has handlers of its own
         return 130
+
+
+def _occupy_standard_streams() -> None:
+    """Open the null device where we were started without stdin, stdout or stderr: else the next file that is opened, a
+    history perhaps, would get that number, and what is printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8", closefd=False))
+
+
+def _flushed() -> bool:
+    """Write what argparse has printed; False when nobody reads it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter would try again, and complain
+        return False
+    return True
 
 
 def make_parser() -> Parser:

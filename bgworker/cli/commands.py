@@ -9,7 +9,6 @@ import sys
 from dataclasses import dataclass
 
 from ..model.errors import BgworkerError, ConfigurationError
-from ..model.text import sanitise
 from ..shell.command import ShellCommand, shell
 from ..sinks import open_sink, sinks_from_environ
 from .screen import cut, escaped
@@ -17,6 +16,7 @@ from .screen import cut, escaped
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from typing import Any
 
     from ..sinks.base import Sink
 
@@ -32,6 +32,8 @@ class Command:
     """Of the task."""
     text: str
     """What to call it in a line of our own: harmless, and not long."""
+    metadata: dict[str, Any]
+    """What is recorded with it: where it runs, its number, and exactly what it is."""
     call: ShellCommand
 
 
@@ -48,18 +50,39 @@ def commands_of(options: Namespace) -> list[Command]:
         raise ConfigurationError(f"expected either a command or -f FILE, got both -f {options.file} and "
                                  f"{shlex.join(words)}; leave one out")
     if options.file is not None:
-        found = [(line, line[:NAME_LENGTH], where) for line, where in _lines(options.file)]
-        given: list[tuple[ShellCommand, str, str]] = [(_checked(line, where), name, line) for line, name, where in found]
+        calls = [_checked(line, where) for line, where in _lines(options.file)]
     elif words:
-        call = _checked(words, "COMMAND")
-        given = [(call, call.__name__, shlex.join(words))]
+        calls = [_checked(words, "COMMAND")]
     else:
         raise ConfigurationError("expected a command behind --, or -f FILE; see bgworker run --help")
-    names = [name for _, name, _ in given]
-    if options.name is not None:
-        names = [f"{options.name}-{number}" for number in range(1, len(given) + 1)] if given[1:] else [options.name]
-    return [Command(name, cut(escaped(text[:2 * NAME_LENGTH]), NAME_LENGTH, "..."), call)
-            for name, (call, _, text) in zip(names, given)]
+    here = place()
+    commands = []
+    for number, call in enumerate(calls, 1):
+        text = call.source.script_text
+        name = text[:NAME_LENGTH]
+        if options.name is not None:
+            name = f"{options.name}-{number}" if calls[1:] else options.name
+        shown = cut(escaped(text[:2 * NAME_LENGTH]), NAME_LENGTH, "...")
+        commands.append(Command(name, shown, {**here, "number": number, **_recorded(call)}, call))
+    return commands
+
+
+def _recorded(call: ShellCommand) -> dict[str, Any]:
+    if isinstance(call.argv, str):
+        return {"command": exactly(call.argv)}
+    return {"command": exactly(shlex.join(call.argv)), "argv": [exactly(word) for word in call.argv]}
+
+
+def exactly(text: str) -> str | dict[str, str]:
+    """Return what can be recorded of a text that the system knows as bytes, such that the bytes can be had back.
+
+    That is the text whose UTF-8 they are; where they are none, an object with their Latin-1 text.
+    """
+    data = os.fsencode(text)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return {"latin-1": data.decode("latin-1")}
 
 
 def _lines(file: str) -> list[tuple[str, str]]:
@@ -70,14 +93,13 @@ def _lines(file: str) -> list[tuple[str, str]]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ConfigurationError(f"argument -f: cannot read {name!r}: {getattr(error, 'strerror', None) or error}; "
                                  "expected a file with one command a line") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigurationError(f"argument -f: line {line} of {name!r} is not UTF-8 ({error.reason}: "
-                                 f"0x{data[error.start]:02x}); convert the file") from error
-    lines = [(line.strip(" \t\r"), f"line {number} of {name!r}") for number, line in enumerate(text.split("\n"), 1)]
-    lines = [(line, where) for line, where in lines if line and not line.startswith("#")]
+    if data.startswith(b"\xef\xbb\xbf"):  # a mark of UTF-8, which editors on Windows write
+        data = data[3:]
+    lines = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        line = line.strip(b" \t\r")
+        if line and not line.startswith(b"#"):
+            lines.append((os.fsdecode(line), f"line {number} of {name!r}"))  # whose bytes come out as they went in
     if not lines:
         raise ConfigurationError(f"argument -f: there is no command in {name!r}; expected one a line")
     return lines
@@ -99,10 +121,10 @@ def _checked(command: str | list[str], where: str) -> ShellCommand:
         raise ConfigurationError(f"{where}: {error}") from error
 
 
-def metadata() -> dict[str, str]:
+def place() -> dict[str, Any]:
     """Return what is recorded with every command: where it runs."""
     try:
-        return {"cwd": sanitise(os.getcwd())}
+        return {"cwd": exactly(os.getcwd())}
     except OSError:  # it was removed
         return {}
 
@@ -123,7 +145,7 @@ def left_of(commands: list[Command], options: Namespace) -> list[Command]:
     from ..history.reader import History
     hashes = [command.call.source.script_hash for command in commands]
     with History(options.db) as history:
-        completed = history.completed(set(hashes), metadata())
+        completed = history.completed(set(hashes), place())
     left = []
     for command, script_hash in zip(commands, hashes):
         completed[script_hash] -= 1

@@ -20,7 +20,7 @@ from ..model.errors import BgworkerError, TaskTimedOut
 from ..model.events import TaskStatus
 from ..running.scheduler import Scheduler
 from . import reading
-from .commands import Command, commands_of, left_of, metadata, sinks_of
+from .commands import Command, commands_of, left_of, sinks_of
 from .printer import Notices, Printer
 from .screen import Channel, Screen, TaskTable, can_redraw
 from .signals import Killed, Signals, kill_children, leave_at_once
@@ -77,19 +77,25 @@ exit codes:
   many          0 all completed; 1 some failed; 124 none failed, but some ran
                 longer than --timeout
   either        2 the command line, the file of commands or a sink cannot be
-                used, and nothing was started; 130 interrupted (Ctrl-C); 143
-                terminated (SIGTERM); 129 the terminal is gone (SIGHUP); 141
-                nobody reads our output any more (as in ... | head -1); 1 our
-                output cannot be written, for another reason
+                used, and nothing was started; 128+N signal N ended it, such
+                as 130 for Ctrl-C, 143 for SIGTERM, 129 for a terminal that is
+                gone (SIGHUP); 141 nobody reads our output any more (as in
+                ... | head -1); 1 our output cannot be written, for another
+                reason, or the system has no thread for us
 
-  The first Ctrl-C asks the commands to stop (SIGTERM, and SIGKILL 5 seconds
-  later) and records how they end; a second one kills them at once.
+  The first Ctrl-C, or any other signal, asks the commands to stop (SIGTERM,
+  and SIGKILL 5 seconds later) and records how they end; a second one, or
+  Ctrl-\\, kills them at once. Ctrl-Z stops them until we go on, though not the
+  clock of --timeout.
 
 examples:
   bgworker run --timeout 60 -- gzip -t backup.gz
   bgworker run -j 4 --db nightly.db --resume -f commands.txt
   bgworker run -j 4 --no-db --jsonl events.jsonl -f commands.txt
-  ls *.gz | sed 's/^/gzip -t /' | bgworker run --fail-fast -f -
+  seq 20 | sed 's/.*/.\\/simulate --seed &/' | bgworker run --fail-fast -f -
+
+  Lines are shell commands: make none from names that you have not chosen. A
+  name with a blank is two words, and one such as a;b runs b.
 """
 
 
@@ -109,7 +115,7 @@ def add_parser(verbs: Any) -> None:
                         help="how many commands run at a time (default: the number of CPUs, here %(default)s)")
     parser.add_argument("--timeout", metavar="S", type=_seconds, help="seconds that each command may run")
     parser.add_argument("--name", metavar="N", type=_name,
-                        help="name of the task; of many, N-1, N-2 and so on (default: the program, or the line)")
+                        help="name of the task; of many, N-1, N-2 and so on (default: the command)")
     reading.add_db(parser, "record what happens in this history")
     parser.add_argument("--no-db", dest="db", action="store_const", const=None, help="record no history")
     parser.add_argument("--resume", action="store_true",
@@ -184,7 +190,7 @@ def act(options: Namespace) -> int:
                     colour=can_redraw(err) and not os.environ.get("NO_COLOR"))
     run = Run(commands, screen, fail_fast=options.fail_fast)
     printer = Printer(run, screen, table, quiet=options.quiet)
-    with Notices(printer.notices), Signals(run):
+    with Notices(printer.notices), Signals(run, screen):
         try:
             scheduler = _scheduler(options.jobs, sinks)
         except BgworkerError as error:
@@ -230,7 +236,6 @@ class Run:
         self.output_error: OSError | None = None
         """Why nothing can be shown any more."""
         self._fail_fast = fail_fast
-        self._metadata = metadata()
         self._tasks: list[Task[int]] = []
         self._stop_reason: str | None = None
         self._is_over = False
@@ -243,7 +248,8 @@ class Run:
     def submit(self, scheduler: Scheduler, timeout: float | None) -> None:
         """Queue all commands."""
         for command in self.commands:
-            task = scheduler.options(name=command.name, timeout=timeout, metadata=self._metadata).submit(command.call)
+            options = scheduler.options(name=command.name, timeout=timeout, metadata=command.metadata)
+            task = options.submit(command.call)
             self._tasks.append(task)
             task.add_done_callback(self._ended)
             self._look_for_signal()
@@ -258,7 +264,8 @@ class Run:
 
     def _look_for_signal(self) -> None:
         if self.signal and self._stop_reason is None:
-            self.stop("interrupted" if self.signal == signal.SIGINT else "terminated")
+            words = {int(signal.SIGINT): "interrupted", int(signal.SIGTERM): "terminated"}
+            self.stop(words.get(self.signal, f"signal {self.signal}"))
 
     def exit_code(self) -> int:
         """Return what the epilog of ``run --help`` promises."""

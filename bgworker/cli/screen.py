@@ -16,6 +16,7 @@ import sys
 import threading
 import unicodedata
 from collections import Counter, deque
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 
 from ..model.events import LifecycleEvent, StreamEvent, StreamType, TaskStatus
@@ -51,6 +52,14 @@ _UNSHOWABLE = re.compile("[\0-\x08\n-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 def escaped(text: str) -> str:
     """Return the text with everything that could steer a terminal, or reorder a line, shown as an escape."""
     return _UNSHOWABLE.sub(lambda found: ascii(found[0])[1:-1], text.expandtabs(8))
+
+
+_COLOURING = re.compile("\x1b(?:\\[[0-9;:]*[mK]|\\(B)")  # Source: ECMA-48, SGR and EL; \x1b(B is part of `tput sgr0`
+
+
+def said(text: str) -> str:
+    """Return what a task said as `escaped`, without the sequences that only colour it."""
+    return escaped(_COLOURING.sub("", text) if "\x1b" in text else text)
 
 
 def width_of(text: str) -> int:
@@ -216,7 +225,7 @@ def _row_lines(rows: Sequence[Row], columns: int, now: datetime, colour: bool, e
         rest = f"{word:<9} {_clock(seconds):>7} {percent} {_padded(name, name_columns)}"
         line = cut(label + rest, columns, ellipsis)
         if row.message and (room := columns - width_of(line) - 2) > 0:
-            line += "  " + cell(row.message, room)
+            line += "  " + cell(_COLOURING.sub("", row.message[:8 * columns]), room)
         yield painted(line.rstrip(), row.status, label + word) if colour else line.rstrip()
 
 
@@ -328,10 +337,23 @@ class Screen:
             self._table = None
             self._write([(ERR, self._erasure())])
 
+    @contextmanager
+    def taken_off(self) -> Iterator[None]:
+        """Have the table off the terminal, if that can be done at once, and nothing drawn meanwhile."""
+        is_ours = self.lock.acquire(timeout=0.1)
+        try:
+            if is_ours:
+                with suppress(OSError):  # nobody looks
+                    self._write([(ERR, self._erasure())])
+            yield
+        finally:
+            if is_ours:
+                self.lock.release()
+
     def _grouped(self, lines: Sequence[Line]) -> Iterator[tuple[int, str]]:
         for kind, text in lines:
             if kind != OWN and self._channels[kind].is_terminal:
-                text = "\n".join(map(escaped, text.split("\n")))
+                text = "\n".join(map(said, text.split("\n")))
             yield kind, text + "\n"
 
     def _write(self, parts: Iterable[tuple[int, str]]) -> None:

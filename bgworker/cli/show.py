@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 from ..model.events import StreamType, TaskStatus
 from ..model.wire import encode
+from .printer import why
 from .reading import NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes, now, opened, quietly
 from .screen import escaped, painted, word_for
 from .tables import MOST_OF_A_NAME, ago, cell, duration_of, fields, stamp, took
@@ -31,6 +33,10 @@ examples:
   bgworker show last
   bgworker show 01a2b3c4 -n 20
 """
+
+_COMMAND_FAILED = re.compile(r"""Traceback[^\n]*\n  File "[^"\n]*[/\\](?:child|command)\.py", line \d+, in """
+                             r"(?:__call__|_start)\n")
+"""The beginning of the traceback of a command that failed, or could not be started."""
 
 STREAMS = (StreamType.OUTPUT, StreamType.ERROR, StreamType.WARNING, StreamType.VERBOSE)
 
@@ -68,15 +74,19 @@ def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, list[S
     title = f"{cell(task.name, MOST_OF_A_NAME)}: {word_for(task.status)}"
     yield painted(title, task.status, title) if output.colour else title
     yield from (f"  {line}" for line in fields(_facts(task, run), columns - 2))
+    info = task.invocation_info or ""
+    is_command = _COMMAND_FAILED.match(info) is not None
     if task.failure_type or task.failure_message:
         yield ""
         yield "why it was cancelled:" if task.status is TaskStatus.CANCELLED else "failure:"
         what = ": ".join(filter(None, (task.failure_type, task.failure_message)))
-        yield from (f"  {escaped(line)}" for line in what.split("\n"))
-    if task.invocation_info:
+        if info.strip() == what:
+            info = ""
+        yield from (f"  {escaped(line)}" for line in (why(task) if is_command else what).split("\n"))
+    if info and not is_command:  # where in bgworker a command was run tells nobody anything
         yield ""
-        yield from (f"  {escaped(line)}" for line in task.invocation_info.rstrip("\n").split("\n"))
-    for stream in STREAMS:
+        yield from (f"  {escaped(line)}" for line in info.rstrip("\n").split("\n"))
+    for stream in sorted(STREAMS, key=lambda stream: is_command and stream is not StreamType.ERROR):
         if streams[stream]:
             yield ""
             yield f"{stream}, the last {len(streams[stream])}:" if len(streams[stream]) > 1 else f"{stream}:"

@@ -8,7 +8,7 @@ from ..model.events import StreamType
 from ..model.wire import encode
 from .reading import (NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes, harmless_json, opened,
                       quietly)
-from .screen import escaped, word_for
+from .screen import escaped, said, word_for
 from .tables import message_of, took
 
 TYPE_CHECKING = False
@@ -103,6 +103,6 @@ def payload_lines(event: StreamEvent) -> Iterator[str]:
         percent = "" if event.percent is None else f"{event.percent:.0f}%"
         yield escaped(f"{percent} {event.message}".strip())
         return
-    yield from map(escaped, event.payload.split("\n"))
+    yield from map(said, event.payload.split("\n"))
     if event.truncated:
         yield f"[cut: {event.original_bytes:,} bytes]"

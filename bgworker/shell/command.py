@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 
 from ..model.errors import ConfigurationError
@@ -43,7 +44,7 @@ class ShellCommand:
         """A string for the shell, or the program and its arguments."""
         self.cwd = cwd
         self.env = env
-        self.__name__ = self.__qualname__ = _program_name(argv)
+        self.__name__ = self.__qualname__ = _readable(_program_name(argv))
 
     def __call__(self) -> int:
         """Run the command to its end; each line of it goes to the current task's output or error stream at once.
@@ -66,7 +67,7 @@ class ShellCommand:
         return Child(self.argv, self.cwd, _inherited() if self.env is None else self.env, current_task()).run()
 
     @property
-    def source(self) -> Source:
+    def source(self) -> _CommandSource:
         """The command's text, as the task's source."""
         return _CommandSource(self.__name__, self.argv)
 
@@ -91,10 +92,14 @@ class _CommandSource(Source):
     @property
     def script_hash(self) -> str:
         import hashlib
-        return hashlib.sha256(self.script_text.encode("utf-8", "surrogatepass")).hexdigest()
+        return hashlib.sha256(os.fsencode(self._line)).hexdigest()
 
     @property
     def script_text(self) -> str:
+        return _readable(self._line)
+
+    @property
+    def _line(self) -> str:
         import shlex
         return self._argv if isinstance(self._argv, str) else shlex.join(self._argv)
 
@@ -123,9 +128,25 @@ def _checked_argv(given: object) -> str | list[str]:
             raise ConfigurationError(f"expected arguments of type str or os.PathLike, got {word!r}; use str() on it")
         if "\0" in word:
             raise ConfigurationError(f"expected no NUL character in a command, got {word!r}; write such data to a file")
+        if not _is_encodable(word):
+            raise ConfigurationError(f"expected characters that the system's encoding, {sys.getfilesystemencoding()}, "
+                                     f"has, got {word!r}; run Python in its UTF-8 mode (PYTHONUTF8=1)")
     if not words or not words[0].strip():
         raise ConfigurationError(f"expected a command, got {given!r}; name the program to run first")
     return words[0] if isinstance(given, str) else words
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _readable(text: str) -> str:
+    """Return text that the system knows as bytes for people, who write UTF-8 whatever the locale."""
+    return os.fsencode(text).decode("utf-8", "replace")
 
 
 def _checked_cwd(cwd: object) -> str | None:
@@ -150,6 +171,7 @@ def _checked_env(env: object) -> dict[str, str] | None:
         raise ConfigurationError(f"expected env to map str to str, got a {type(env).__name__}; "  # values may be secret
                                  "pass a dict such as {**os.environ, 'LANG': 'C'}")
     for name in env:
-        if not name or "=" in name or "\0" in name + env[name]:
-            raise ConfigurationError(f"expected env[{name!r}] to have a name without '=', and no NUL; correct it")
+        if not name or "=" in name or "\0" in name + env[name] or not _is_encodable(name + env[name]):
+            raise ConfigurationError(f"expected env[{name!r}] to have a name without '=', no NUL, and only characters of "
+                                     f"the system's encoding, {sys.getfilesystemencoding()}; correct it")
     return dict(env)

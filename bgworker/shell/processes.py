@@ -103,12 +103,12 @@ class Family:
         return [each for each in processes.values() if each.pid in pids and each.runs]
 
 
-def kill_all() -> None:
-    """Kill the processes of all commands of this process, without asking."""
+def signal_all(number: int) -> None:
+    """Send a signal to the processes of all commands of this process, strays too."""
     me = os.getpid()
     for each in list(_all_processes().values()):
         if each.parent == me and each.pid == each.session:
-            Family(each.pid).signal(signal.SIGKILL, strays=True)
+            Family(each.pid).signal(number, strays=True)
 
 
 def _send(how: Callable[[int, int], None], to: int, number: int) -> None:
@@ -139,7 +139,7 @@ def _session_runs(leader: int) -> bool:
 
 # ---------------------------------------------------------------- all processes
 
-_lock = threading.Lock()  # guards the two below
+_lock = threading.RLock()  # guards the two below; re-entrant because a signal handler may look, too
 _seen: dict[int, Process] = {}
 _seen_from = -inf
 
@@ -194,7 +194,7 @@ def _listed_by_ps() -> Iterator[Process]:
 def _renew_lock() -> None:
     """In a forked child: the lock may be held by a thread that is not here."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
