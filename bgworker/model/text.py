@@ -46,9 +46,13 @@ def ask(function: Callable[..., T], *args: Any) -> T | None:
     try:
         return function(*args)
     except BaseException as error:
-        if issubclass(type(error), KeyboardInterrupt) and get_ident() == main_thread().ident:
-            raise
+        _raise_ctrl_c(error)
         return None
+
+
+def _raise_ctrl_c(error: BaseException) -> None:
+    if issubclass(type(error), KeyboardInterrupt) and get_ident() == main_thread().ident:
+        raise error
 
 
 # ---------------------------------------------------------------- text
@@ -176,14 +180,17 @@ def json_text(value: object) -> str:
     ``__str__``, what is nested too deep) becomes a string that says so. Reading the text and calling this again gives
     the same text.
     """
-    text = ask(ENCODE, value)
-    if text is not None:
+    try:  # as `ask` does, which is worth a tenth of the time here
+        text = ENCODE(value)
+    except BaseException as error:
+        _raise_ctrl_c(error)
+    else:
         # Left to look for: NUL, half a surrogate pair (a whole one is a character), keys such as 1 beside "1", depth.
         has_bad_text = ("\\ud" in text or "\\u0000" in text) and any(bad[1] for bad in re.finditer(_ESCAPES, text))
         if not has_bad_text and not re.search(_NUMBERLIKE_KEY, text) and not _is_deep(text):
             return text
-    text = ask(lambda: ENCODE(_cleaned(value, ())))
-    return _quote(_unprintable(value)) if text is None else text  # a RecursionError, if the caller has left no room
+    cleaned = ask(lambda: ENCODE(_cleaned(value, ())))
+    return _quote(_unprintable(value)) if cleaned is None else cleaned  # a RecursionError, if the caller has left no room
 
 
 def fit_json(text: str, max_bytes: int) -> tuple[str, int]:
@@ -204,7 +211,7 @@ def fit_json(text: str, max_bytes: int) -> tuple[str, int]:
 
 def _is_deep(text: str) -> bool:
     """Tell whether more than `_MAX_DEPTH` containers of JSON text stand inside one another."""
-    if text.count("[") + text.count("{") <= _MAX_DEPTH:
+    if len(text) <= 2 * _MAX_DEPTH or text.count("[") + text.count("{") <= _MAX_DEPTH:
         return False
     shape = re.sub(_ALL_BUT_BRACKETS, "", text)
     for _ in range(_MAX_DEPTH):

@@ -98,6 +98,9 @@ def source_of(function: Callable[..., Any]) -> Source:
     qualname: str | None
     if type(function) is FunctionType and not function.__dict__:
         code, module, qualname = function.__code__, function.__module__, function.__qualname__
+        found = _cache.get(id(code))
+        if found is not None and found.module is module and found.qualname is qualname:
+            return found
         if type(module) is not str or type(qualname) is not str:  # one may set them to anything
             module, qualname = _attribute(function, "__module__", str), _attribute(function, "__qualname__", str)
     else:
