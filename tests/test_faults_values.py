@@ -358,6 +358,8 @@ class Round:
             self.innocent()
         for task in (*self.tasks, *self.innocents):
             assert task.wait(LONG), f"a task does not end: {task.name!r}"
+        for name in [name for name in self.pool.sinks if name.startswith("odd")]:
+            self.pool.unregister_sink(name, timeout=0.1)  # else they are tried for all of the close timeout
         self.is_over = True
         self.pool.shutdown(timeout=LONG)
         self.check()
