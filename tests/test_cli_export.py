@@ -174,7 +174,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(record: Recorder, tmp_path: Path
     assert capfd.readouterr() == ("", "1 events written to out.jsonl\n")
     before = (tmp_path / "out.jsonl").read_text()
     assert decode(before).type == "TaskCompleted"  # type: ignore[union-attr]
-    record.connection.execute("UPDATE tasks SET metadata_json = '{'")
+    record.many_said(record.task("chatty"), 20_000)
+    record.close()
+    with open("bgworker.db", "r+b") as file:
+        file.seek(os.path.getsize("bgworker.db") // 2)
+        file.write(b"\xa5" * 40_000)
     assert main(["export", "--jsonl", "out.jsonl"]) == 2
     assert "is damaged" in capfd.readouterr().err
     assert (tmp_path / "out.jsonl").read_text() == before and not list(tmp_path.glob("*.tmp"))

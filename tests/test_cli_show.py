@@ -44,7 +44,7 @@ def test_a_failed_task_shows_why_and_its_last_lines(nightly: Nightly, capfd: pyt
                      text)
     assert "\nfailure:\n  ValueError: row 2 is bad\n  and so is the next\n" in text
     assert "\n  Traceback (most recent call last):\n" in text
-    assert text.endswith("\noutput, the last 2:\n  loaded row 1\n  loaded row 2\n"
+    assert text.endswith("\noutput:\n  loaded row 1\n  loaded row 2\n"
                          "\nerror:\n  one row was odd\n\nwarning:\n  {\"odd\":[3,null]}\n")
 
 

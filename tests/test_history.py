@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sqlite3
@@ -13,16 +14,19 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import mutations
 import pytest
 from histories import RUN, Recorder, files_beside, text_of
 
 from bgworker.history import schema
-from bgworker.history.answers import Durations, Failures, Losses
+from bgworker.cli.reading import json_line
+from bgworker.history.answers import TOO_LONG, Durations, Failures, Losses
 from bgworker.model.errors import AmbiguousTask, ConfigurationError, HistoryError, UnknownTask
 from bgworker.model.events import EventType, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
 from bgworker.sinks.lockfile import LockFile
 from bgworker.history.reader import History
 from bgworker.model.ids import new_id
+from bgworker.model.wire import encode
 
 ROOT = Path(__file__).resolve().parent.parent
 WAIT = 30.0
@@ -731,15 +735,94 @@ def test_a_damaged_file_is_told_of_whenever_it_is_noticed(record: Recorder, path
     Recorder(path + ".new").close()
 
 
-def test_values_that_cannot_be_read_are_told_of_as_damage(record: Recorder, history: History) -> None:
-    task_id = record.task("job")
+def ask_everything(history: History) -> dict[str, Any]:
+    """Ask what there is to be asked, and encode all of it as the command line does."""
+    found: dict[str, Any] = {"tasks": history.tasks(limit=None), "runs": history.runs(),
+                             "losses": history.losses(), "stats": history.stats(),
+                             "recent": history.stats(since=timedelta(days=365)),
+                             "counts": history.counts(), "events": list(history.events())}
+    for task in found["tasks"]:
+        if {"\ufffd", "\0"} & {*task.task_id}:
+            continue  # it was no text; nobody can spell it
+        found["streams"] = history.streams(task.task_id)
+        assert history.streams(task.task_id, newest=True) == found["streams"]
+        assert [event for page in history.pages(task.task_id) for event in page] == found["streams"]
+        history.id_length([task.task_id])
+    for status in TaskStatus:
+        history.tasks(status=status, since=timedelta(days=365))
+    history.completed(["a"], {"n": 1})
+    for event in found["events"]:
+        encode(event)
+    json_line(found)
+    return found
+
+
+@pytest.mark.parametrize("value", [value for value in mutations.VALUES if "000000" not in value])
+@pytest.mark.parametrize("table", mutations.COLUMNS)
+def test_a_value_of_any_type_in_any_column_is_read_as_what_belongs_there(
+        record: Recorder, history: History, table: str, value: str) -> None:
+    for column in mutations.COLUMNS[table]:
+        for each in mutations.COLUMNS:
+            record.connection.execute(f"DELETE FROM {each}")
+        run_id = record.run(new_id(1), host=schema.this_host())
+        record.insert("scripts", hash="a", script_id="m:f", text="x")
+        record.said(record.task("job", "failed", run_id=run_id, script_hash="a", failure_type="E"), "said")
+        record.lost(1)
+        with contextlib.suppress(sqlite3.IntegrityError):
+            record.connection.execute(f"UPDATE OR IGNORE {table} SET {column} = {value}")
+        found = ask_everything(history)
+        assert len(found["tasks"]) == 1 or column in ("id", "status"), column
+
+
+@pytest.mark.parametrize(("sql", "read"), [
+    ("UPDATE tasks SET started_utc = '2026-01-01T00:00:00'", "2026-01-01 00:00:00+00:00"),
+    ("UPDATE tasks SET started_utc = '0001-01-01T00:00:00+01:00'", "None"),
+    ("UPDATE tasks SET started_utc = x'41'", "None")])
+def test_a_time_is_one_in_utc_or_none(record: Recorder, history: History, sql: str, read: str) -> None:
+    record.task("job")
+    record.connection.execute(sql)
+    assert str(history.task("job").started_utc) == read
+
+
+def test_what_stands_for_values_that_are_none_says_so(record: Recorder, history: History) -> None:
+    task_id = record.task("job", metadata={"n": 1})
     record.said(task_id, "x")
-    for sql, ask in (("UPDATE tasks SET metadata_json = '{'", history.tasks),
-                     ("UPDATE tasks SET status = 'odd', metadata_json = NULL", history.tasks),
-                     ("UPDATE stream_rows SET stream = 99", lambda: history.streams("job"))):
-        record.connection.execute(sql)
-        with pytest.raises(HistoryError, match="is damaged"):
-            ask()
+    record.said(task_id, "[1", is_json=True)
+    record.connection.execute("UPDATE tasks SET name = x'00ff', metadata_json = '[1]', duration_sec = 9e999")
+    record.connection.execute("UPDATE stream_rows SET payload = cast(x'61c3' AS TEXT) WHERE payload = 'x'")
+    task, (first, second) = history.task(task_id), history.streams(task_id)
+    assert (task.name, task.metadata, task.duration) == ("<2 bytes>", {"damaged": "[1]"}, None)
+    assert (first.payload, second.payload, second.format) == ("a\ufffd", "[1", "text")
+
+
+def test_rows_of_which_nothing_can_be_made_are_left_out_and_counted(record: Recorder, history: History) -> None:
+    kept = record.task("kept")
+    record.task("odd", "completed")
+    record.said(kept, "kept")
+    record.said(kept, "odd")
+    record.said(kept, "odd", seq=9)
+    assert history.left_out == 0
+    record.connection.execute("UPDATE tasks SET status = 'odd' WHERE name = 'odd'")
+    record.connection.execute("UPDATE stream_rows SET stream = 99 WHERE seq = 5")
+    record.connection.execute("UPDATE stream_rows SET seq = 9.5 WHERE seq = 9")
+    assert names(history.tasks()) == ["kept"] and history.left_out == 1
+    assert [event.payload for event in history.streams(kept)] == ["kept"] and history.left_out == 3
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="no limit for texts can be set there")
+def test_a_text_that_is_too_long_is_told_of_and_not_read(record: Recorder, history: History) -> None:
+    long = schema.MOST_TEXT + 1
+    task_id = record.task("job", failure_message="m" * long, arg_json="a" * (long // 2))
+    for payload in ("first", "x" * long, "y" * (long - 2), "last"):
+        record.said(task_id, payload)
+    said = ["first", TOO_LONG, "y" * (long - 2), "last"]
+    assert [event.payload for event in history.streams(task_id)] == said
+    assert [event.payload for event in history.streams(task_id, newest=True, limit=3)] == said[1:]
+    assert [event.payload for event in history.follow(task_id)] == said
+    task = history.task("job")
+    assert (task.failure_message, task.arguments, task.name) == (TOO_LONG, "a" * (long // 2), "job")
+    (brief,) = history.tasks_of(history.task_keys(), is_brief=True)
+    assert (brief.failure_message, brief.arguments, brief.status) == (TOO_LONG, None, "completed")
 
 
 def test_a_closed_history_says_so_and_may_be_closed_again(record: Recorder, path: str) -> None:

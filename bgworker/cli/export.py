@@ -13,8 +13,7 @@ from .screen import escaped
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterator
-    from typing import Any, BinaryIO
+    from typing import Any, TextIO
 
     from ..history.reader import History
 
@@ -34,9 +33,6 @@ examples:
   bgworker export --jsonl | gzip > history.jsonl.gz
 """
 
-_LINES = 1000
-
-
 def add_parser(verbs: Any) -> None:
     """Describe the verb to the parser of the whole command line."""
     parser = verbs.add_parser("export", help="write a history as lines of JSON", description=DESCRIPTION, epilog=EPILOG)
@@ -53,8 +49,8 @@ def act(options: Namespace) -> int:
         if options.jsonl != "-":
             return _to_file(history, options)
         output = Output()
-        for lines in _in_groups(history):
-            output.lines(map(harmless_json, lines) if output.is_terminal else lines)
+        lines = map(encode, history.events())
+        output.lines(map(harmless_json, lines) if output.is_terminal else lines)
     return 0
 
 
@@ -88,17 +84,6 @@ def _replace(history: History, path: str) -> int:
 
 def _write(history: History, file: BinaryIO) -> int:
     count = 0
-    for lines in _in_groups(history):
-        file.writelines(f"{line}\n".encode() for line in lines)
-        count += len(lines)
+    for count, event in enumerate(history.events(), 1):
+        file.write(f"{encode(event)}\n".encode())
     return count
-
-
-def _in_groups(history: History) -> Iterator[list[str]]:
-    lines: list[str] = []
-    for event in history.events():
-        lines.append(encode(event))
-        if len(lines) == _LINES:
-            yield lines
-            lines = []
-    yield lines

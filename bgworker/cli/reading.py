@@ -10,7 +10,8 @@ import json
 import os
 import re
 import sys
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from textwrap import fill
 
@@ -21,7 +22,7 @@ from .tables import ANY_WIDTH, duration
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from typing import Any
 
     from ..history.reader import History
@@ -32,6 +33,9 @@ JSON_VERSION = 1
 DEFAULT_DB = "bgworker.db"
 
 NO_SUCH_TASK = "there is no such task, or several may be meant"
+
+_BLOCK = 2**18
+"""Characters that are written at once, unless one piece has more."""
 
 _BEYOND_ASCII = re.compile("[\x7f-\U0010ffff]")
 
@@ -101,14 +105,29 @@ def opened(options: Namespace) -> Iterator[History]:
         history = History(options.db)
     except BgworkerError as error:
         options.parser.error(f"argument --db: {error}")
+    _bound_memory()
     with history:
         try:
             yield history
+            if history.left_out:
+                print(f"{options.parser.prog}: rows that are damaged were left out: "
+                      f"{history.left_out:,}", file=sys.stderr)
         except UnknownTask as error:
             lines = [str(error), *error.candidates]
             options.parser.exit(1, "\n".join(f"{options.parser.prog}: {escaped(line)}" for line in lines) + "\n")
         except (HistoryError, WireError) as error:  # the file went away, or is damaged
             options.parser.error(f"argument --db: {error}")
+
+
+MOST_MEMORY = 100 * 2**20
+"""Bytes that SQLite may take: one value of a file may want to have gigabytes."""
+
+
+def _bound_memory() -> None:
+    """Have SQLite refuse what takes more; nobody else uses it in this process."""
+    import sqlite3
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute(f"PRAGMA hard_heap_limit = {MOST_MEMORY}")
 
 
 def now() -> datetime:
@@ -136,14 +155,45 @@ class Output:
         return max(20, int(given)) if given.isdecimal() and len(given) < 7 else ANY_WIDTH
 
     def lines(self, lines: Iterable[str]) -> None:
-        """Write lines that are harmless already. Raises OSError."""
-        text = "".join(f"{line}\n" for line in lines)
-        if text:
-            self.channel.write(text)
+        """Write lines that are harmless already, as they come. Raises OSError."""
+        self.pieces(f"{line}\n" for line in lines)
+
+    def pieces(self, pieces: Iterable[str]) -> None:
+        """Write pieces of text that are harmless already, some at a time. Raises OSError."""
+        waiting: list[str] = []
+        size = 0
+        for piece in pieces:
+            waiting.append(piece)
+            size += len(piece)
+            if size >= _BLOCK:
+                self.channel.write("".join(waiting))
+                waiting, size = [], 0
+        if waiting:
+            self.channel.write("".join(waiting))
 
     def json(self, **fields: Any) -> None:
-        """Write one JSON object, with its version in front. Raises OSError."""
-        self.lines([json_line({"v": JSON_VERSION, **fields})])
+        """Write one JSON object, with its version in front. Raises OSError.
+
+        Args:
+            fields: values; of an iterator each item is encoded when it comes, and its text may be
+                ready (`harmless_json`).
+        """
+        self.pieces(_json_pieces({"v": JSON_VERSION, **fields}))
+
+
+def _json_pieces(fields: dict[str, Any]) -> Iterator[str]:
+    before = "{"
+    for name, value in fields.items():
+        yield f'{before}"{name}":'
+        before = ","
+        if not isinstance(value, Iterator):
+            yield json_line(value)
+            continue
+        yield "["
+        for number, item in enumerate(value):
+            yield ("," if number else "") + (item if isinstance(item, str) else json_line(item))
+        yield "]"
+    yield "}\n"
 
 
 def json_line(value: Any) -> str:

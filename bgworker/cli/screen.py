@@ -62,6 +62,23 @@ def said(text: str) -> str:
     return escaped(_COLOURING.sub("", text) if "\x1b" in text else text)
 
 
+MOST_OF_A_LINE = 2**19
+"""Characters of a line that are shown as one: tabs and escapes may make eight of each."""
+
+
+def escaped_lines(text: str, shown: Callable[[str], str] = escaped) -> Iterator[str]:
+    """Yield the lines of a text, `escaped` or `said`; a very long one comes as several."""
+    start = 0
+    while start >= 0:
+        end = text.find("\n", start)
+        stop = len(text) if end < 0 else end
+        while stop - start > MOST_OF_A_LINE:
+            yield shown(text[start:start + MOST_OF_A_LINE])
+            start += MOST_OF_A_LINE
+        yield shown(text[start:stop])
+        start = end + 1 if end >= 0 else -1
+
+
 def width_of(text: str) -> int:
     """Return how many columns a terminal needs for text without control characters."""
     return len(text) if text.isascii() else sum(map(_columns, text))

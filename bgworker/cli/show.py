@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from heapq import merge
 
 from ..model.events import StreamType, TaskStatus
 from ..model.wire import encode
 from .printer import why
-from .reading import NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes, now, opened, quietly
-from .screen import escaped, painted, word_for
+from .reading import (NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes,
+                      harmless_json, now, opened, quietly)
+from .screen import escaped, escaped_lines, painted, word_for
 from .tables import MOST_OF_A_NAME, ago, cell, duration_of, fields, stamp, took
 from .tail import payload_lines
 
@@ -57,18 +59,26 @@ def act(options: Namespace) -> int:
     output = Output()
     with opened(options) as history:
         task = history.task(options.task)
-        run = next((run for run in history.runs() if run.run_id == task.run_id), None)
-        streams = {stream: history.streams(task.task_id, types=[stream], limit=options.lines, newest=True)
+        run = history.run(task.run_id)
+        streams = {stream: _events(history, task, stream, options.lines)
                    for stream in (*STREAMS, StreamType.PROGRESS)}
-    if options.json:
-        events = sorted((event for events in streams.values() for event in events), key=lambda event: event.seq)
-        output.json(task=task, run=run, streams=[json.loads(encode(event)) for event in events])
-    else:
-        output.lines(_lines(task, run, streams, output))
+        if options.json:
+            events = merge(*streams.values(), key=lambda event: event.seq)
+            output.json(task=task, run=run,
+                        streams=(harmless_json(encode(event)) for event in events))
+        else:
+            output.lines(_lines(task, run, streams, output))
     return 0
 
 
-def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, list[StreamEvent]],
+def _events(history: History, task: TaskSnapshot, stream: StreamType,
+            count: int) -> Iterator[StreamEvent]:
+    """Yield the last events of a stream, of which no more than a page is held."""
+    for page in history.pages(task.task_id, types=[stream], newest=count):
+        yield from page
+
+
+def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, Iterator[StreamEvent]],
            output: Output) -> Iterator[str]:
     columns = output.columns
     title = f"{cell(task.name, MOST_OF_A_NAME)}: {word_for(task.status)}"
@@ -82,15 +92,16 @@ def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, list[S
         what = ": ".join(filter(None, (task.failure_type, task.failure_message)))
         if info.strip() == what:
             info = ""
-        yield from (f"  {escaped(line)}" for line in (why(task) if is_command else what).split("\n"))
+        yield from (f"  {line}" for line in escaped_lines(why(task) if is_command else what))
     if info and not is_command:  # where in bgworker a command was run tells nobody anything
         yield ""
-        yield from (f"  {escaped(line)}" for line in info.rstrip("\n").split("\n"))
+        yield from (f"  {line}" for line in escaped_lines(info.rstrip("\n")))
     for stream in sorted(STREAMS, key=lambda stream: is_command and stream is not StreamType.ERROR):
-        if streams[stream]:
-            yield ""
-            yield f"{stream}, the last {len(streams[stream])}:" if len(streams[stream]) > 1 else f"{stream}:"
-            yield from (f"  {line}" for event in streams[stream] for line in payload_lines(event))
+        for number, event in enumerate(streams[stream]):
+            if not number:
+                yield ""
+                yield f"{stream}:"
+            yield from (f"  {line}" for line in payload_lines(event))
 
 
 def _facts(task: TaskSnapshot, run: Run | None) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from ..model.events import StreamType
 from ..model.wire import encode
 from .reading import (NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes, harmless_json, opened,
                       quietly)
-from .screen import escaped, said, word_for
+from .screen import escaped, escaped_lines, said, word_for
 from .tables import message_of, took
 
 TYPE_CHECKING = False
@@ -32,7 +32,6 @@ examples:
   bgworker tail -n 100 --stream error nightly
 """
 
-_PAGE = 1000
 _COLOURS = {StreamType.ERROR: "31", StreamType.WARNING: "33", StreamType.VERBOSE: "2", StreamType.PROGRESS: "36"}
 
 
@@ -57,9 +56,9 @@ def act(options: Namespace) -> int:
         seq = 0
         if options.lines is not None:  # following goes on from here, also when none of these is to be printed
             seq = max((event.seq for event in history.streams(task_id, limit=1, newest=True)), default=0)
-        for events in _pages(history, task_id, options):
+        for events in history.pages(task_id, newest=options.lines, types=options.stream):
             output.lines(_lines(events, options, output))
-            seq = events[-1].seq
+            seq = events[-1].seq if events else seq
         if options.follow:
             for event in history.follow(task_id, since=seq, types=options.stream):
                 output.lines(_lines([event], options, output))
@@ -69,19 +68,6 @@ def act(options: Namespace) -> int:
                 print(f"bgworker tail: {word_for(task.status)} after {took(task.duration)}{': ' if why else ''}"
                       f"{escaped(why[:500])}", file=sys.stderr)
     return 0
-
-
-def _pages(history: History, task_id: str, options: Namespace) -> Iterator[list[StreamEvent]]:
-    """Yield what is recorded by now."""
-    if options.lines is not None:
-        newest = history.streams(task_id, types=options.stream, limit=options.lines, newest=True)
-        if newest:
-            yield newest
-        return
-    events = history.streams(task_id, types=options.stream, limit=_PAGE)
-    while events:
-        yield events
-        events = history.streams(task_id, since=events[-1].seq, types=options.stream, limit=_PAGE)
 
 
 def _lines(events: list[StreamEvent], options: Namespace, output: Output) -> Iterator[str]:
@@ -103,6 +89,6 @@ def payload_lines(event: StreamEvent) -> Iterator[str]:
         percent = "" if event.percent is None else f"{event.percent:.0f}%"
         yield escaped(f"{percent} {event.message}".strip())
         return
-    yield from map(said, event.payload.split("\n"))
+    yield from escaped_lines(event.payload, said)
     if event.truncated:
         yield f"[cut: {event.original_bytes:,} bytes]"

@@ -9,7 +9,10 @@ from .tables import task_lines
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Iterator, Sequence
     from typing import Any
+
+    from ..history import History
 
 DESCRIPTION = """\
 List the tasks of a history, the newest first: the latest created, or with
@@ -25,6 +28,10 @@ examples:
   bgworker tasks --status failed --since 1d
   bgworker tasks --name 'load*' --limit 0 --json
 """
+
+
+_TABLE = 1000
+"""Tasks whose lines are made together, and of which the shortest ids are found out."""
 
 
 def add_parser(verbs: Any) -> None:
@@ -46,13 +53,24 @@ def act(options: Namespace) -> int:
     """Print the tasks as a table, or as JSON."""
     output = Output()
     with opened(options) as history:
-        tasks = history.tasks(status=options.status, name=options.name, since=options.since,
-                              limit=options.limit or None)
-        id_length = 32 if options.json or len(tasks) > 1000 else history.id_length([task.task_id for task in tasks])
-    if options.json:
-        output.json(tasks=tasks)
-    elif tasks:
-        output.lines(task_lines(tasks, now(), output.columns, id_length=id_length, colour=output.colour))
-    else:
-        output.lines(["no such tasks" if options.status or options.name or options.since else "no tasks yet"])
+        keys = history.task_keys(status=options.status, name=options.name, since=options.since,
+                                 limit=options.limit or None)
+        if options.json:
+            output.json(tasks=history.tasks_of(keys))
+        elif keys:
+            output.lines(_lines(history, keys, output))
+        else:
+            is_any = options.status or options.name or options.since
+            output.lines(["no such tasks" if is_any else "no tasks yet"])
     return 0
+
+
+def _lines(history: History, keys: Sequence[int], output: Output) -> Iterator[str]:
+    """Yield the table, in which the columns of so many lines as a screen shows stand in line."""
+    for start in range(0, len(keys), _TABLE):
+        tasks = list(history.tasks_of(keys[start:start + _TABLE], is_brief=True))
+        id_length = 32
+        if len(keys) <= _TABLE:
+            id_length = history.id_length([task.task_id for task in tasks])
+        lines = task_lines(tasks, now(), output.columns, id_length=id_length, colour=output.colour)
+        yield from lines[bool(start):]

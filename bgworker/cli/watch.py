@@ -16,7 +16,7 @@ from .tables import task_lines
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from typing import Any
 
     from ..history.reader import History
@@ -103,7 +103,9 @@ def picture(history: History, size: Size, *, colour: bool = False) -> list[str]:
     """Return the lines of the table: what runs, what has just ended, and the counts, within the size of a terminal."""
     columns, rows = max(20, size[0] - 1), max(1, size[1] - 3)  # the last column would wrap
     counts = history.counts()
-    tasks = [*history.tasks(status=TaskStatus.RUNNING, limit=rows), *_ended(history, rows, counts)][:rows]
+    keys = history.task_keys(status=TaskStatus.RUNNING, limit=rows)
+    running = history.tasks_of(keys, is_brief=True)
+    tasks = [*running, *_ended(history, rows, counts)][:rows]
     id_length = history.id_length([task.task_id for task in tasks])
     lines = task_lines(tasks, now(), columns, id_length=id_length, colour=colour)
     return [*lines, cut(counted(Counter(counts), _ORDER) or "no tasks yet", columns)]
@@ -112,8 +114,8 @@ def picture(history: History, size: Size, *, colour: bool = False) -> list[str]:
 def _ended(history: History, limit: int, statuses: Collection[TaskStatus],
            since: timedelta | None = None) -> list[TaskSnapshot]:
     """Return tasks that have ended with one of the statuses, the latest first."""
-    tasks = [task for status in _FINAL if status in statuses
-             for task in history.tasks(status=status, since=since, limit=limit)]
+    tasks = [task for status in _FINAL if status in statuses for task in history.tasks_of(
+        history.task_keys(status=status, since=since, limit=limit), is_brief=True)]
     return sorted(tasks, key=lambda task: (task.completed_utc or task.created_utc, task.task_id), reverse=True)
 
 
@@ -126,27 +128,30 @@ def _print(history: History, output: Output, *, as_json: bool) -> None:
     while True:
         version = history.version()
         if version != seen or monotonic() - looked_at >= 1.0:
-            running, ended = history.tasks(status=TaskStatus.RUNNING, limit=MOST), _ended(history, MOST, _FINAL, WINDOW)
+            running = list(history.tasks_of(
+                history.task_keys(status=TaskStatus.RUNNING, limit=MOST), is_brief=True))
+            ended = _ended(history, MOST, _FINAL, WINDOW)
             if seen is None:
                 known = {task.task_id: task.status for task in ended}  # they are no news
             news = [task for task in reversed(ended + running) if known.get(task.task_id) is not task.status]
             ran = {task_id for task_id, status in known.items() if status is TaskStatus.RUNNING}
-            news += _interrupted(history, ran.difference(task.task_id for task in (*running, *ended)))
+            gone = ran.difference(task.task_id for task in (*running, *ended))
+            news += [task for task in _exact(history, gone)
+                     if task.status is TaskStatus.INTERRUPTED]
             known = {task.task_id: task.status for task in (*running, *ended, *news)}
             looked_at, seen = monotonic(), version
             if as_json:
-                output.lines(json_line({"v": JSON_VERSION, "task": task}) for task in news)
+                output.lines(json_line({"v": JSON_VERSION, "task": task})
+                             for task in _exact(history, [task.task_id for task in news]))
             elif news:
                 output.lines(task_lines(news, now(), output.columns)[1:])
         sleep(INTERVAL)
 
 
-def _interrupted(history: History, task_ids: Collection[str]) -> Iterator[TaskSnapshot]:
-    """Yield which of these tasks were interrupted, however long ago their last sign of life is."""
-    for task_id in sorted(task_ids):
+def _exact(history: History, task_ids: Iterable[str]) -> Iterator[TaskSnapshot]:
+    """Yield these tasks with all that is recorded of them, also those that ended long ago."""
+    for task_id in task_ids:
         try:
-            task = history.task(task_id)
+            yield history.task(task_id)
         except UnknownTask:
             continue  # it was pruned
-        if task.status is TaskStatus.INTERRUPTED:
-            yield task

@@ -1,11 +1,17 @@
 """What a history answers with: rows of its tables become the DTOs of `events`, or the small records below.
 
-Pure functions; where SQL stands here, it names the columns in the order in which the function beside it reads them.
+Whoever wrote the file may have put any value anywhere. Here alone values are read, each as the type
+that it must have: what is of another becomes text that says so, or nothing; or the row is left out,
+and counted.
+
+Where SQL stands here, it names the columns in the order in which the function beside it reads them.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -15,8 +21,10 @@ from .schema import STREAM_CODES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-    from typing import Any
+    from collections.abc import Collection, Mapping, Sequence
+    from typing import Any, Literal, Tuple
+
+    Row = Tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,10 @@ class Losses:
 
 @dataclass(frozen=True)
 class Stats:
-    """What `History.stats` returns; the sequences have the most frequent first."""
+    """What `History.stats` returns; the sequences have the most frequent first, at most 1,000.
+
+    Texts are cut to their first 1,000 characters.
+    """
 
     counts: Mapping[TaskStatus, int]
     """Tasks by status, without those of which there are none."""
@@ -88,13 +99,91 @@ def time_text(time: datetime) -> str:
     return time.astimezone(timezone.utc).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
-def time_of(text: str) -> datetime:
-    """Return the time that a table spells."""
-    return datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
+def time_of(value: object) -> datetime | None:
+    """Return the time that a table spells, in UTC; None for what spells none."""
+    text = value if isinstance(value, str) else ""
+    try:
+        time = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
+        if time.tzinfo is None:
+            time = time.replace(tzinfo=timezone.utc)
+        return time.astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        return None
 
 
-def _time(text: str | None) -> datetime | None:
-    return None if text is None else time_of(text)
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+"""Stands for a time that must be there, and is not."""
+
+
+def _time_of_ns(ns: int) -> datetime:
+    try:
+        return utc(ns)
+    except OverflowError:
+        return EPOCH
+
+
+# ---------------------------------------------------------------- values
+
+MOST_JSON = 2**20
+"""Characters of the longest JSON text that is parsed: its objects take twenty times as much."""
+
+_DEEPEST = 200  # what is deeper may be too deep for who encodes it
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', re.DOTALL)
+
+
+def text_of(value: object) -> str | None:
+    """Return a text, or what stands for a value that is none."""
+    if value is None or isinstance(value, str):
+        return value
+    return f"<{len(value)} bytes>" if isinstance(value, bytes) else f"<{value}>"
+
+
+def number_of(value: object) -> float | None:
+    """Return a finite number, None for anything else."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def whole_of(value: object) -> int:
+    """Return a whole number from 0 on, 0 for anything else."""
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def object_of(value: object) -> dict[str, Any]:
+    """Return the JSON object of a text, or one that says what stands there."""
+    if not value:
+        return {}
+    found = _json_of(value)
+    return found if isinstance(found, dict) else {"damaged": (text_of(value) or "")[:200]}
+
+
+def _json_of(value: object) -> Any:
+    """Return the JSON value of a text; `ValueError` where there is none, or too much of it."""
+    if not isinstance(value, str) or len(value) > MOST_JSON:
+        return ValueError
+    if value.count("[") + value.count("{") > _DEEPEST and _depth(value) > _DEEPEST:
+        return ValueError
+    try:
+        return _DECODER.decode(value)
+    except ValueError:
+        return ValueError
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for found in _BRACKETS.finditer(text):
+        depth += 1 if found[1] else -1 if found[2] else 0
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a JSON number")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
 
 
 # ---------------------------------------------------------------- tasks
@@ -102,33 +191,44 @@ def _time(text: str | None) -> datetime | None:
 OPEN = (TaskStatus.CREATED, TaskStatus.SCHEDULED, TaskStatus.RUNNING)
 """The statuses in the tables that may mean "interrupted"."""
 
-SELECT_TASKS = """\
-SELECT t.id, t.name, t.status, t.run_id, t.created_utc, t.scheduled_utc, t.started_utc, t.completed_utc,
-  t.duration_sec, t.timeout_sec, t.last_progress_pct, t.last_progress_msg, t.script_id, t.script_hash, s.text,
-  t.arg_json, t.failure_type, t.failure_message, t.invocation_info, t.metadata_json, t.last_seq, r.ended_utc
-FROM tasks t LEFT JOIN scripts s ON s.hash = t.script_hash LEFT JOIN runs r ON r.run_id = t.run_id
-"""
+STATUSES = {status.value: status for status in TaskStatus}
+
+_COLUMNS = (
+    "t.id", "t.status", "t.run_id", "r.ended_utc", "t.created_utc", "t.scheduled_utc",
+    "t.started_utc", "t.completed_utc", "t.duration_sec", "t.timeout_sec", "t.last_progress_pct",
+    "t.script_id", "t.script_hash", "t.last_seq", "t.name", "t.last_progress_msg",
+    "t.failure_type", "t.failure_message", "s.text", "t.arg_json", "t.metadata_json",
+    "t.invocation_info")
+_SHOWN = ("t.id", "t.run_id", "t.script_id", "t.script_hash", "t.name", "t.last_progress_msg",
+          "t.failure_type", "t.failure_message")
+_NOT_SHOWN = ("s.text", "t.arg_json", "t.metadata_json", "t.invocation_info")
+
+MOST_CHARACTERS = 1000
+"""Characters of a text in a table, which shows fewer."""
 
 
-def snapshot_of(row: tuple[Any, ...], dead: Collection[str]) -> TaskSnapshot:
-    """Return the task of a row of `SELECT_TASKS`.
-
-    Args:
-        dead: runs of which nothing more will come, though their record was not closed.
-    """
-    (task_id, name, status, run_id, created, scheduled, started, completed, duration, timeout, percent, message,
-     script_id, script_hash, script_text, arguments, failure_type, failure_message, invocation_info, metadata, last_seq,
-     run_ended) = row
-    return TaskSnapshot(
-        task_id, name, judged(TaskStatus(status), run_id, run_ended, dead), run_id or "", time_of(created),
-        _time(scheduled), _time(started), _time(completed), duration, timeout, percent, message, script_id, script_hash,
-        script_text, arguments, failure_type, failure_message, invocation_info,
-        json.loads(metadata) if metadata else {}, last_seq)
+def brief(column: str) -> str:
+    """Return the SQL of a text that is cut to what a table needs."""
+    return f"substr({column}, 1, {MOST_CHARACTERS})"
 
 
-def judged(status: TaskStatus, run_id: str | None, run_ended: str | None, dead: Collection[str]) -> TaskStatus:
+_FROM = ("\nFROM tasks t LEFT JOIN scripts s ON s.hash = t.script_hash "
+         "LEFT JOIN runs r ON r.run_id = t.run_id WHERE t.key = ?")
+SELECT_TASK = f"SELECT {', '.join(_COLUMNS)}{_FROM}"
+SELECT_BRIEF_TASK = "SELECT " + ", ".join(
+    brief(column) if column in _SHOWN else "NULL" if column in _NOT_SHOWN else column
+    for column in _COLUMNS) + _FROM
+SELECT_EACH_VALUE = tuple(f"SELECT {column}{_FROM}" for column in _COLUMNS)
+"""What `SELECT_TASK` reads, one by one: where some values are too long, the others can be had."""
+
+TOO_LONG = "<too long to be read>"
+
+
+def judged(status: TaskStatus, run_id: str | None, run_ended: str | None,
+           dead: Collection[str]) -> TaskStatus:
     """Return "interrupted" for a task that has not ended though its run has, else the status."""
-    return TaskStatus.INTERRUPTED if status in OPEN and (run_ended is not None or run_id in dead) else status
+    is_over = status in OPEN and (run_ended is not None or run_id in dead)
+    return TaskStatus.INTERRUPTED if is_over else status
 
 
 LAST_SIGN = """max(coalesce(r.ended_utc, t.started_utc, t.created_utc), coalesce((
@@ -139,7 +239,11 @@ LAST_SIGN = """max(coalesce(r.ended_utc, t.started_utc, t.created_utc), coalesce
 
 # ---------------------------------------------------------------- streams
 
-SELECT_STREAMS = "SELECT seq, stream, created_us, payload, percent, original_bytes, is_json FROM stream_rows "
+SELECT_STREAMS = ("SELECT seq, stream, created_us, payload, percent, original_bytes, is_json "
+                  "FROM stream_rows ")
+SELECT_BARE_STREAMS = (f"SELECT seq, stream, created_us, '{TOO_LONG}', NULL, NULL, NULL "
+                       "FROM stream_rows ")
+"""For a row whose text is too long."""
 
 _STREAMS = {code: stream for stream, code in STREAM_CODES.items()}
 _TYPES = {StreamType.OUTPUT: EventType.TASK_OUTPUT, StreamType.ERROR: EventType.TASK_ERROR,
@@ -147,31 +251,82 @@ _TYPES = {StreamType.OUTPUT: EventType.TASK_OUTPUT, StreamType.ERROR: EventType.
           StreamType.PROGRESS: EventType.TASK_PROGRESS}
 
 
-def stream_event_of(task_id: str, row: tuple[Any, ...]) -> StreamEvent:
-    """Return the event of a row of `SELECT_STREAMS`."""
+def _stream_event_of(task_id: str, row: Row) -> StreamEvent | None:
     seq, code, created_us, payload, percent, original_bytes, is_json = row
-    stream = _STREAMS[code]
+    stream = _STREAMS.get(code) if isinstance(code, int) else None
+    if stream is None or not isinstance(seq, int):
+        return None
+    created = _time_of_ns(created_us * 1000) if isinstance(created_us, int) else EPOCH
+    text = text_of(payload) or ""
     if stream is StreamType.PROGRESS:
-        return StreamEvent(_TYPES[stream], task_id, seq, utc(created_us * 1000), stream, percent=percent,
-                           message=payload)
-    return StreamEvent(_TYPES[stream], task_id, seq, utc(created_us * 1000), stream, payload,
-                       "json" if is_json else "text", original_bytes is not None, original_bytes or 0)
+        return StreamEvent(_TYPES[stream], task_id, seq, created, stream,
+                           percent=number_of(percent), message=text)
+    format_: Literal["text", "json"] = "text"
+    if is_json and _json_of(payload) is not ValueError:
+        format_ = "json"
+    return StreamEvent(_TYPES[stream], task_id, seq, created, stream, text, format_,
+                       original_bytes is not None, whole_of(original_bytes))
 
 
 # ---------------------------------------------------------------- losses and runs
 
-SELECT_LOSSES = "SELECT created_utc, sink, count, reason, by_type FROM losses "
+SELECT_LOSSES = "SELECT rowid, created_utc, sink, count, reason, by_type FROM losses "
 SELECT_RUNS = "SELECT run_id, host, pid, started_utc, ended_utc, python, version FROM runs "
 
 
-def loss_of(row: tuple[Any, ...]) -> LossEvent:
+def loss_of(row: Row) -> LossEvent:
     """Return the event of a row of `SELECT_LOSSES`."""
-    created, sink, count, reason, by_type = row
-    return LossEvent(EventType.EVENTS_LOST, time_of(created), sink, count, reason, json.loads(by_type))
+    _, created, sink, count, reason, by_type = row
+    counts = {name: each for name, each in object_of(by_type).items() if isinstance(each, int)}
+    return LossEvent(EventType.EVENTS_LOST, time_of(created) or EPOCH, text_of(sink) or "",
+                     whole_of(count), text_of(reason) or "", counts)
 
 
-def run_of(row: tuple[Any, ...], host: str, dead: Collection[str]) -> Run:
+def run_of(row: Row, host: str, dead: Collection[str]) -> Run:
     """Return the run of a row of `SELECT_RUNS`, judged on the machine ``host``."""
     run_id, where, pid, started, ended, python, version = row
     is_alive = False if ended is not None or run_id in dead else True if where == host else None
-    return Run(run_id, where, pid, _time(started), _time(ended), python, version, is_alive)
+    return Run(text_of(run_id) or "", text_of(where), None if pid is None else whole_of(pid),
+               time_of(started), time_of(ended), text_of(python), text_of(version), is_alive)
+
+
+# ---------------------------------------------------------------- rows that may be left out
+
+class Reading:
+    """Makes tasks and events of rows, and counts the rows of which none can be made."""
+
+    def __init__(self) -> None:
+        self.left_out = 0
+
+    def task(self, row: Row, dead: Collection[str]) -> TaskSnapshot | None:
+        """Return the task of a row of `SELECT_TASK`; None if it has no id or no status.
+
+        Args:
+            dead: runs of which nothing more will come, though their record was not closed.
+        """
+        (task_id, status, run_id, run_ended, created, scheduled, started, completed, duration,
+         timeout, percent, script_id, script_hash, last_seq, name, message, failure_type,
+         failure_message, script_text, arguments, metadata, invocation_info) = row
+        if not isinstance(task_id, str) or not isinstance(status, str) or status not in STATUSES:
+            self.left_out += 1
+            return None
+        return TaskSnapshot(
+            task_id, text_of(name) or "", judged(STATUSES[status], run_id, run_ended, dead),
+            text_of(run_id) or "", time_of(created) or _beginning_of(task_id), time_of(scheduled),
+            time_of(started), time_of(completed), number_of(duration), number_of(timeout),
+            number_of(percent), text_of(message), text_of(script_id), text_of(script_hash),
+            text_of(script_text), text_of(arguments), text_of(failure_type),
+            text_of(failure_message), text_of(invocation_info), object_of(metadata),
+            whole_of(last_seq))
+
+    def events(self, task_id: str, rows: Sequence[Row]) -> list[StreamEvent]:
+        """Return the events of rows of `SELECT_STREAMS` that have a number and a stream."""
+        found = [event for row in rows if (event := _stream_event_of(task_id, row)) is not None]
+        self.left_out += len(rows) - len(found)
+        return found
+
+
+def _beginning_of(task_id: str) -> datetime:
+    """Return the time with which an id begins, or the epoch."""
+    is_hex = re.fullmatch("[0-9a-f]{12}", task_id[:12])
+    return _time_of_ns(int(task_id[:12], 16) * 1_000_000) if is_hex else EPOCH

@@ -7,7 +7,8 @@ tasks(status, completed_utc), tasks(name, duration_sec), stream_rows(task, seq).
 
 from __future__ import annotations
 
-import json
+import sqlite3
+import sys
 from datetime import datetime, timedelta, timezone
 from itertools import chain, islice
 
@@ -15,23 +16,31 @@ from ..model import checks
 from ..model.errors import AmbiguousTask, ConfigurationError, UnknownTask
 from ..model.events import StreamType, TaskStatus
 from ..model.text import sanitise
-from .answers import (LAST_SIGN, OPEN, SELECT_TASKS, Durations, Failures, Losses, judged, snapshot_of, time_of,
-                      time_text)
-from .schema import STREAM_CODES
+from .answers import (EPOCH, LAST_SIGN, MOST_CHARACTERS, OPEN, SELECT_BARE_STREAMS,
+                      SELECT_BRIEF_TASK, SELECT_EACH_VALUE, SELECT_STREAMS, SELECT_TASK, STATUSES,
+                      TOO_LONG, Durations, Failures, Losses, brief, judged, number_of, object_of,
+                      text_of, time_of, time_text)
+from .schema import MOST_TEXT, STREAM_CODES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Collection, Iterator, Mapping
-    from typing import Any
+    from typing import Any, Tuple
 
-    from ..model.events import TaskSnapshot
+    Row = Tuple[Any, ...]
 
 ALL = -1
 """SQLite's word for no limit."""
 
 MOST_NAMES = 1000
-"""Names of which `durations` tells: the most frequent ones."""
+"""Names, types of failures, and losses that are told of: the most frequent ones."""
+
+MOST_OF_A_TASK = 2**19
+"""Bytes of the longest value of a task, unless together they have no more than `MOST_TEXT`."""
+
+_TEXT_ONLY = "id < x''"  # all text sorts before the first BLOB
+_TOO_LARGE = (sqlite3.DataError, MemoryError)
+"""What too long a value raises: Python before 3.11 cannot set the limit, and memory may end."""
 
 MOST_CANDIDATES = 10
 """Tasks that an `AmbiguousTask` names."""
@@ -68,26 +77,28 @@ def find(connection: sqlite3.Connection, task: str) -> tuple[int, str]:
         UnknownTask, AmbiguousTask: none is, or several may be.
     """
     def first(where: str, *values: str) -> tuple[int, str] | None:
-        found: tuple[int, str] | None = connection.execute(f"SELECT key, id FROM tasks {where}", values).fetchone()
+        found: tuple[int, str] | None = connection.execute(
+            f"SELECT key, id FROM tasks WHERE {_TEXT_ONLY} {where}", values).fetchone()
         return found
 
     if not isinstance(task, str):
         raise ConfigurationError(f"task: expected an id, a name, or 'last', got {task!r}")
     task = sanitise(task)  # as names are in the file; SQLite takes no surrogates
-    found = first("WHERE id = ?", task)
-    if found is None and first("WHERE name = ? LIMIT 1", task):
-        found = first("WHERE +name = ? ORDER BY id DESC LIMIT 1", task)
+    found = first("AND id = ?", task)
+    if found is None and first("AND name = ? LIMIT 1", task):
+        found = first("AND +name = ? ORDER BY id DESC LIMIT 1", task)
     if found is None and task == "last":
         found = first("ORDER BY id DESC LIMIT 1")
     if found is None and task:
         beginning = task.lower()
         rows = connection.execute(
-            "SELECT key, id, name, status FROM tasks WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT ?",
+            "SELECT key, id, substr(name, 1, 80), status FROM tasks WHERE id >= ? AND id < ? "
+            "ORDER BY id DESC LIMIT ?",
             (beginning, beginning + "\U0010ffff", MOST_CANDIDATES + 1)).fetchall()
         if len(rows) > 1:
             count = len(rows) if len(rows) <= MOST_CANDIDATES else f"more than {MOST_CANDIDATES}"
             raise AmbiguousTask(f"{count} tasks have ids that begin with {task[:80]!r}; give more digits",
-                                [f"{task_id} {name[:80]} ({status})"
+                                [f"{task_id[:80]} {text_of(name)} ({text_of(status)})"
                                  for _, task_id, name, status in rows[:MOST_CANDIDATES]])
         if rows:
             found = rows[0][:2]
@@ -101,15 +112,60 @@ def neighbours(connection: sqlite3.Connection, task_id: str) -> Iterator[str]:
     """Yield the ids before and after an id, as far as there are any."""
     for sql in ("SELECT max(id) FROM tasks WHERE id < ?", "SELECT min(id) FROM tasks WHERE id > ?"):
         (found,) = connection.execute(sql, (task_id,)).fetchone()
-        if found is not None:
+        if isinstance(found, str):
             yield found
+
+
+def task_row(connection: sqlite3.Connection, key: int, *, is_brief: bool = False) -> Row | None:
+    """Return what `Reading.task` makes a task of; None if it is no longer there.
+
+    Args:
+        is_brief: texts are cut to what a table shows, or left out.
+    """
+    _limit(connection, MOST_OF_A_TASK)
+    try:
+        select = SELECT_BRIEF_TASK if is_brief else SELECT_TASK
+        row: Row | None = connection.execute(select, (key,)).fetchone()
+        return row
+    except _TOO_LARGE:
+        row = tuple(_values(connection, key))
+    finally:
+        _limit(connection, MOST_TEXT)
+    if is_brief:
+        row = tuple(value[:MOST_CHARACTERS] if isinstance(value, (str, bytes)) else value
+                    for value in row)
+    return row
+
+
+def _values(connection: sqlite3.Connection, key: int) -> Iterator[object]:
+    """Yield the values of a task one by one, as far as they are not too long, also together."""
+    room = MOST_TEXT
+    for select in SELECT_EACH_VALUE:
+        _limit(connection, max(room, MOST_CHARACTERS))
+        try:
+            row = connection.execute(select, (key,)).fetchone()
+        except _TOO_LARGE:
+            yield TOO_LONG
+            continue
+        value = row[0] if row else None
+        room -= len(value) if isinstance(value, (str, bytes)) else 0
+        yield value
+
+
+def _limit(connection: sqlite3.Connection, most: int) -> None:
+    """Let SQLite refuse longer values, if Python can make it."""
+    if sys.version_info >= (3, 11):
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
 
 
 def end_of(connection: sqlite3.Connection, task_id: str, dead: Collection[str]) -> tuple[int | None, bool]:
     """Return the key of a task, None if it is no longer there, and whether nothing more will come of it."""
     row = connection.execute("SELECT t.key, t.status, t.run_id, r.ended_utc FROM tasks t "
                              "LEFT JOIN runs r ON r.run_id = t.run_id WHERE t.id = ?", (task_id,)).fetchone()
-    return (None, True) if row is None else (row[0], judged(TaskStatus(row[1]), row[2], row[3], dead).is_final)
+    if row is None:
+        return None, True
+    status = STATUSES.get(row[1])
+    return row[0], status is None or judged(status, row[2], row[3], dead).is_final
 
 
 def which_streams(types: Collection[StreamType | str] | None) -> str:
@@ -120,10 +176,53 @@ def which_streams(types: Collection[StreamType | str] | None) -> str:
     return f" AND stream IN ({', '.join(map(str, codes))})"
 
 
+def stream_rows(connection: sqlite3.Connection, key: int, since: int, which: str, limit: int = ALL,
+                *, is_newest_first: bool = False) -> Iterator[Row]:
+    """Yield rows of a task's streams in the order of their numbers; too long ones without text."""
+    last = 2**63 - 1
+    if since >= last:
+        return
+    first = max(since, 0) + 1
+    where = (f"WHERE task = ? AND seq >= ? AND seq <= ?{which} "
+             f"ORDER BY seq {'DESC' * is_newest_first} LIMIT ?")
+
+    def asked(select: str, most: int) -> sqlite3.Cursor:
+        return connection.execute(select + where, (key, first, last, most))
+
+    is_more = True
+    while is_more and limit:
+        rows, is_more = asked(SELECT_STREAMS, limit), False
+        while limit:
+            try:
+                row = next(rows, None)
+            except _TOO_LARGE:
+                row, is_more = asked(SELECT_BARE_STREAMS, 1).fetchone(), True
+            if row is None:
+                break
+            if not first <= row[0] <= last:
+                raise ValueError("rows of its streams are out of order")
+            if is_newest_first:
+                last = int(row[0]) - 1
+            else:
+                first = int(row[0]) + 1
+            limit -= 1
+            yield row
+            if is_more:
+                break
+
+
+def before_newest(connection: sqlite3.Connection, key: int, which: str, count: int) -> int:
+    """Return the number after which the newest rows of a task's streams come, so many."""
+    (seq,) = connection.execute(
+        "SELECT min(seq) FROM (SELECT seq FROM stream_rows WHERE task = ? AND seq >= 1 "
+        f"AND seq < ''{which} ORDER BY seq DESC LIMIT ?)", (key, count)).fetchone()
+    return 2**63 - 1 if seq is None else int(seq) - 1
+
+
 # ---------------------------------------------------------------- many tasks
 
 class Search:
-    """Finds the tasks that `History.tasks` is asked for.
+    """Finds the keys of the tasks that `History.tasks` is asked for.
 
     Args:
         dead: runs of which nothing more will come.
@@ -143,54 +242,51 @@ class Search:
         self._first_id = "" if since is None else f"{max(0, int(since.timestamp() * 1000)):012x}"
         self._limit = limit
 
-    def of_status(self, status: TaskStatus) -> list[TaskSnapshot]:
-        """Return those of one status: of a final one the latest ended first, else the latest created."""
-        if status is TaskStatus.INTERRUPTED:
-            found = self._interrupted()
-        elif status in _ENDED:
-            found = self._snapshots("t.status = ? AND t.completed_utc >= ?", (status.value, self._since),
-                                    "t.completed_utc DESC, t.key DESC")
+    def of_status(self, status: TaskStatus) -> Iterator[int]:
+        """Yield those of one status: the latest ended first, of no final one the latest created."""
+        if status in _ENDED:
+            found = self._judged("t.status = ? AND t.completed_utc >= ?",
+                                 (status.value, self._since), "t.completed_utc DESC, t.key DESC")
+        elif status is TaskStatus.INTERRUPTED:
+            found = self._judged(_in("t.status", _NOT_ENDED), (), "t.id DESC")
         else:
-            found = (task for task in self._snapshots("t.status = ?", (status.value,), "t.id DESC")
-                     if task.status is status)
-        return list(islice(found, self._limit))
+            found = self._judged("t.status = ?", (status.value,), "t.id DESC")
+        return islice((key for key, seen in found if seen is status), self._limit)
 
-    def of_any_status(self) -> list[TaskSnapshot]:
-        """Return those of all statuses, the latest created first.
+    def of_any_status(self) -> Iterator[int]:
+        """Yield those of all statuses, the latest created first.
 
         What was created after ``since`` is found by its id. The others that count are older, and either have not ended
         or ended after it: few, for those that ended after it and are not older were not enough to reach the limit.
         """
-        found = self._snapshots("t.id >= ? AND (t.completed_utc IS NULL OR t.completed_utc >= ?)",
-                                (self._first_id, self._since), "t.id DESC")
+        found = self._judged("t.id >= ? AND (t.completed_utc IS NULL OR t.completed_utc >= ?)",
+                             (self._first_id, self._since), "t.id DESC")
         if self._since:
             older = (f"t.key IN (SELECT key FROM tasks WHERE {_in('status', _NOT_ENDED)} UNION ALL "
                      f"SELECT key FROM tasks WHERE {_in('status', _ENDED)} AND completed_utc >= ?) AND +t.id < ?")
-            found = chain(found, self._snapshots(older, (self._since, self._first_id), "t.id DESC"))
-        return list(islice(found, self._limit))
+            found = chain(found, self._judged(older, (self._since, self._first_id), "t.id DESC"))
+        return islice((key for key, _ in found), self._limit)
 
-    def _interrupted(self) -> Iterator[TaskSnapshot]:
-        """Judge all that has not ended, which may be a long queue, before any of it is read in full."""
+    def _judged(self, where: str, values: tuple[str, ...],
+                order: str) -> Iterator[tuple[int, TaskStatus | None]]:
+        """Yield keys and statuses, but for what was interrupted before ``since``.
+
+        The query begins with the first, and reads no more of a task than it needs.
+        """
         rows = self._connection.execute(
-            f"SELECT t.key, t.status, t.run_id, r.ended_utc FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
-            f"WHERE {_in('t.status', _NOT_ENDED)}{self._named} ORDER BY t.id DESC", self._pattern)
+            "SELECT t.key, t.status, t.run_id, r.ended_utc "
+            "FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
+            f"WHERE {where}{self._named} ORDER BY {order}", (*values, *self._pattern))
         for key, status, run_id, ended in rows:
-            if judged(TaskStatus(status), run_id, ended, self._dead) is TaskStatus.INTERRUPTED:
-                yield from self._snapshots("t.key = ?", (key,), "t.key")
+            known = STATUSES.get(status)
+            seen = None if known is None else judged(known, run_id, ended, self._dead)
+            is_judged = self._since and seen is TaskStatus.INTERRUPTED
+            if not is_judged or self._last_sign(key) >= self._since:
+                yield key, seen
 
-    def _snapshots(self, where: str, values: tuple[str | int, ...], order: str) -> Iterator[TaskSnapshot]:
-        """Yield tasks, but for those that were interrupted before ``since``. The query begins with the first."""
-        rows = self._connection.execute(f"{SELECT_TASKS}WHERE {where}{self._named} ORDER BY {order}",
-                                        (*values, *self._pattern))
-        for row in rows:
-            task = snapshot_of(row, self._dead)
-            is_judged = self._since and task.status is TaskStatus.INTERRUPTED
-            if not is_judged or self._last_sign(task.task_id) >= self._since:
-                yield task
-
-    def _last_sign(self, task_id: str) -> str:
+    def _last_sign(self, key: int) -> str:
         (sign,) = self._connection.execute(f"SELECT {LAST_SIGN} FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
-                                           "WHERE t.id = ?", (task_id,)).fetchone()
+                                           "WHERE t.key = ?", (key,)).fetchone()
         return str(sign)
 
 
@@ -200,13 +296,13 @@ def counts(connection: sqlite3.Connection, dead: Collection[str], since: str) ->
     """Return how many tasks there are of each status."""
     rows = connection.execute(f"SELECT status, count(*) FROM tasks WHERE {_in('status', _ENDED)} "
                               "AND completed_utc >= ? GROUP BY status", (since,)).fetchall()
-    found = {TaskStatus(status): count for status, count in rows}
+    found = {STATUSES[status]: count for status, count in rows}
     recent = f"total({LAST_SIGN} >= ?)" if since else "count(?)"
     for status, run_id, ended, count, recent in connection.execute(
             f"SELECT t.status, t.run_id, r.ended_utc, count(*), {recent} FROM tasks t "
             f"LEFT JOIN runs r ON r.run_id = t.run_id WHERE {_in('t.status', _NOT_ENDED)} GROUP BY t.status, t.run_id",
             (since,)):
-        seen = judged(TaskStatus(status), run_id, ended, dead)
+        seen = judged(STATUSES[status], run_id, ended, dead)
         found[seen] = found.get(seen, 0) + int(recent if seen is TaskStatus.INTERRUPTED else count)
     return {status: found[status] for status in TaskStatus if found.get(status)}
 
@@ -215,49 +311,67 @@ def completed(connection: sqlite3.Connection, script_hash: str, metadata: Mappin
     """Return how many tasks of one source completed that had all of this metadata. Reads all tasks of the source."""
     rows = connection.execute("SELECT metadata_json FROM tasks WHERE script_hash = ? AND +status = 'completed'",
                               (script_hash,))
-    return sum(metadata.items() <= json.loads(text or "{}").items() for text, in rows)
+    return sum(metadata.items() <= object_of(text).items() for text, in rows)
 
 
 def failures(connection: sqlite3.Connection, since: str) -> tuple[Failures, ...]:
     """Return the failed tasks by the type of their exception. Reads all of them."""
     # SQLite takes the other columns from the row that has the max(): https://sqlite.org/lang_select.html#bareagg
     rows = connection.execute(
-        "SELECT failure_type, count(*), max(completed_utc), id, failure_message FROM tasks "
-        "WHERE status = 'failed' AND completed_utc >= ? GROUP BY failure_type ORDER BY 2 DESC, 1", (since,))
-    return tuple(Failures(kind, count, None if latest is None else time_of(latest), task_id, message)
+        f"SELECT {brief('failure_type')}, count(*), max(completed_utc), {brief('id')}, "
+        f"{brief('failure_message')} FROM tasks WHERE status = 'failed' AND completed_utc >= ? "
+        "GROUP BY failure_type ORDER BY 2 DESC, failure_type LIMIT ?", (since, MOST_NAMES))
+    return tuple(Failures(text_of(kind), count, time_of(latest), text_of(task_id) or "",
+                          text_of(message))
                  for kind, count, latest, task_id, message in rows)
+
+
+_TIMED = "duration_sec > -9e999 AND duration_sec < 9e999"  # neither infinite nor text
+_RECENT = f"""
+SELECT {brief("name")}, number, max(duration_sec) FILTER (WHERE place <= (number * 50 + 99) / 100),
+  max(duration_sec) FILTER (WHERE place <= (number * 95 + 99) / 100), max(duration_sec)
+FROM (SELECT name, duration_sec, count(*) OVER (PARTITION BY name) AS number,
+    row_number() OVER (PARTITION BY name ORDER BY duration_sec) AS place
+  FROM tasks WHERE {_in("status", _ENDED)} AND completed_utc >= ? AND {_TIMED})
+GROUP BY name ORDER BY number DESC, name LIMIT {MOST_NAMES}"""
+_NAMES = f"""
+SELECT {brief("name")}, count(*), key FROM tasks WHERE {_TIMED}
+GROUP BY name ORDER BY 2 DESC, name LIMIT {MOST_NAMES}"""
 
 
 def durations(connection: sqlite3.Connection, since: str) -> tuple[Durations, ...]:
     """Return how long the tasks of each name ran. Reads all tasks since a time; without one, an index."""
     if since:
-        by_name: dict[str, list[float]] = {}
-        for name, seconds in connection.execute(
-                f"SELECT name, duration_sec FROM tasks WHERE {_in('status', _ENDED)} AND completed_utc >= ? "
-                "AND duration_sec IS NOT NULL", (since,)):
-            by_name.setdefault(name, []).append(seconds)
-        ranked = sorted(by_name.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_NAMES]
-        return tuple(_durations_of(name, len(seconds), sorted(seconds).__getitem__) for name, seconds in ranked)
-    names = connection.execute("SELECT name, count(duration_sec) FROM tasks GROUP BY name HAVING count(duration_sec) "
-                               "ORDER BY 2 DESC, 1 LIMIT ?", (MOST_NAMES,)).fetchall()
-    return tuple(_durations_of(name, count, lambda rank: _ranked(connection, name, count, rank))
-                 for name, count in names)
+        rows = connection.execute(_RECENT, (since,))
+        return tuple(Durations(text_of(name) or "", *rest) for name, *rest in rows)
+    return tuple(Durations(text_of(name) or "", count,
+                           *(_ranked(connection, key, count, percent) for percent in (50, 95, 100)))
+                 for name, count, key in connection.execute(_NAMES).fetchall())
 
 
-def _durations_of(name: str, count: int, at: Any) -> Durations:
-    return Durations(name, count, *(at(-(-count * percent // 100) - 1) for percent in (50, 95, 100)))
+def _ranked(connection: sqlite3.Connection, key: int, count: int, percent: int) -> float:
+    """Return what so many percent took at most, by steps along the index from the nearer end.
 
-
-def _ranked(connection: sqlite3.Connection, name: str, count: int, rank: int) -> float:
-    """Return the duration with this many shorter ones, by steps along the index from the nearer end."""
+    Args:
+        key: of a task of the name.
+        count: how many have it.
+    """
+    rank = -(-count * percent // 100) - 1
     order, steps = ("ASC", rank) if rank < count // 2 else ("DESC", count - 1 - rank)
-    (seconds,) = connection.execute("SELECT duration_sec FROM tasks WHERE name = ? AND duration_sec IS NOT NULL "
-                                    f"ORDER BY duration_sec {order} LIMIT 1 OFFSET ?", (name, steps)).fetchone()
-    return float(seconds)
+    row = connection.execute("SELECT duration_sec FROM tasks "
+                             f"WHERE name = (SELECT name FROM tasks WHERE key = ?) AND {_TIMED} "
+                             f"ORDER BY duration_sec {order} LIMIT 1 OFFSET ?",
+                             (key, steps)).fetchone()
+    if row is None:
+        raise ValueError("an index lacks rows of tasks")
+    return float(row[0])
 
 
 def losses(connection: sqlite3.Connection, since: str) -> tuple[Losses, ...]:
     """Return what was lost, by sink and reason."""
-    rows = connection.execute("SELECT sink, reason, sum(count), max(created_utc) FROM losses WHERE created_utc >= ? "
-                              "GROUP BY sink, reason ORDER BY 3 DESC, 1, 2", (since,))
-    return tuple(Losses(sink, reason, count, time_of(latest)) for sink, reason, count, latest in rows)
+    rows = connection.execute(
+        f"SELECT {brief('sink')}, {brief('reason')}, total(count), max(created_utc) FROM losses "
+        "WHERE created_utc >= ? GROUP BY sink, reason ORDER BY 3 DESC, sink, reason LIMIT ?",
+        (since, MOST_NAMES))
+    return tuple(Losses(text_of(sink) or "", text_of(reason) or "", int(number_of(count) or 0),
+                        time_of(latest) or EPOCH) for sink, reason, count, latest in rows)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from array import array
 from contextlib import contextmanager
+from itertools import islice
 from time import sleep
 
 from ..model import checks
@@ -21,15 +23,14 @@ from ..model.events import EventType, LifecycleEvent, TaskStatus
 from ..sinks.lockfile import LockFile
 from ..sinks.opening import absolute
 from . import questions
-from .answers import (SELECT_LOSSES, SELECT_RUNS, SELECT_STREAMS, SELECT_TASKS, Run, Stats, loss_of, run_of,
-                      snapshot_of, stream_event_of, time_text)
+from .answers import SELECT_LOSSES, SELECT_RUNS, Reading, Run, Stats, loss_of, run_of, time_text
 from .connections import Database
 from .retention import is_alive
 from .schema import bounded, connect_to_read, damaged, lock_path, roll_back, this_host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime, timedelta
     from types import TracebackType
     from typing import Any, Tuple
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
 
     Version = Tuple[int, int]
 
-_CHUNK = 1000  # rows that one read transaction gives to an iterator
+_PAGE = 1000  # rows that one read transaction gives to an iterator, unless ...
+_PAGE_TEXT = 2**20  # ... they have as much text
+
+_LONGEST_ID = 64  # that is shown; ours have half of that
 
 _EVENT_TYPES = {TaskStatus.CREATED: EventType.TASK_CREATED, TaskStatus.SCHEDULED: EventType.TASK_SCHEDULED,
                 TaskStatus.RUNNING: EventType.TASK_STARTED, TaskStatus.INTERRUPTED: EventType.TASK_STARTED,
@@ -52,6 +56,10 @@ class History:
     It may be asked while others write the file, in a directory that cannot be written to, and long after its writer is
     gone. A file that is deleted and made anew is noticed. Every method may be called from any thread, raises
     `HistoryError` when the file cannot be read (any more), and blocks no longer than its own question takes.
+
+    Whoever can write the file can put anything into it. Values of a wrong type, and texts of more
+    than 4 MiB, come as a text that says so; rows of which no task or event can be made do not come,
+    and are counted in ``left_out``.
 
     Args:
         path: the file of a `SqliteSink`.
@@ -68,6 +76,7 @@ class History:
         self._opened = 0
         self._still: tuple[int, ...] | None = None  # what the file was, if it was taken for one that does not change
         self._is_closed = False
+        self._reading = Reading()
         self._host = this_host()
         try:
             with self._asking():
@@ -93,6 +102,11 @@ class History:
     def __repr__(self) -> str:
         return f"History({self.path!r})"
 
+    @property
+    def left_out(self) -> int:
+        """Rows that were met in all answers until now, and are too damaged to be part of one."""
+        return self._reading.left_out
+
     # -- tasks --
 
     def tasks(self, *, status: TaskStatus | str | None = None, name: str | None = None,
@@ -106,12 +120,48 @@ class History:
                 interrupted one the last sign of life counts.
             limit: most tasks that are returned; None is all.
         """
+        with self._searching(status, name, since, limit) as (connection, found):
+            rows = [questions.task_row(connection, key) for key in list(found)]
+            tasks = [self._reading.task(row, self._dead) for row in rows if row is not None]
+            return [task for task in tasks if task is not None]
+
+    def task_keys(self, *, status: TaskStatus | str | None = None, name: str | None = None,
+                  since: datetime | timedelta | None = None,
+                  limit: int | None = 50) -> Sequence[int]:
+        """Return what `tasks_of` takes for the tasks that `tasks` returns: 8 bytes for each."""
+        with self._searching(status, name, since, limit) as (_, found):
+            return array("q", found)
+
+    def tasks_of(self, keys: Sequence[int], *, is_brief: bool = False) -> Iterator[TaskSnapshot]:
+        """Yield the tasks of these keys that are still there, and hold only a few at a time.
+
+        Args:
+            is_brief: texts are cut to 1,000 characters, and what no table shows is left out.
+        """
+        at = 0
+        while at < len(keys):
+            tasks: list[TaskSnapshot] = []
+            room = _PAGE_TEXT
+            with self._asking() as connection:
+                while at < len(keys) and len(tasks) < _PAGE and room > 0:
+                    row = questions.task_row(connection, keys[at], is_brief=is_brief)
+                    at += 1
+                    if row is not None and (task := self._reading.task(row, self._dead)):
+                        tasks.append(task)
+                        room -= _text_in(row)
+            yield from tasks
+
+    @contextmanager
+    def _searching(self, status: TaskStatus | str | None, name: str | None,
+                   since: datetime | timedelta | None,
+                   limit: int | None) -> Iterator[tuple[sqlite3.Connection, Iterator[int]]]:
+        """Give the keys of the tasks that are asked for, inside one view of the file."""
         wanted = None if status is None else checks.member("status", TaskStatus, status)
         after = None if since is None else questions.moment(since)
         checks.number("limit", limit, least=0, whole=True, optional=True)
         with self._asking() as connection:
             search = questions.Search(connection, self._dead, name, after, limit)
-            return search.of_any_status() if wanted is None else search.of_status(wanted)
+            yield connection, search.of_any_status() if wanted is None else search.of_status(wanted)
 
     def task(self, task: str) -> TaskSnapshot:
         """Return the task that is meant by an id, a name (its newest task), ``last``, or the beginning of an id.
@@ -121,8 +171,12 @@ class History:
             AmbiguousTask: several ids begin so; the error names some of them.
         """
         with self._asking() as connection:
-            key, _ = questions.find(connection, task)
-            return snapshot_of(connection.execute(SELECT_TASKS + "WHERE t.key = ?", (key,)).fetchone(), self._dead)
+            key, task_id = questions.find(connection, task)
+            row = questions.task_row(connection, key)
+            found = None if row is None else self._reading.task(row, self._dead)
+        if found is None:
+            raise damaged(self.path, f"the task {task_id[:80]!r} has no status")
+        return found
 
     def id_length(self, task_ids: Collection[str], *, least: int = 8) -> int:
         """Return how many digits of these ids are needed to tell each of them from all others of the history."""
@@ -130,7 +184,8 @@ class History:
         with self._asking() as connection:
             for task_id in task_ids:
                 for other in questions.neighbours(connection, task_id):
-                    while needed < len(task_id) and other.startswith(task_id[:needed]):
+                    most = min(len(task_id), _LONGEST_ID)
+                    while needed < most and other.startswith(task_id[:needed]):
                         needed += 1
         return needed
 
@@ -152,10 +207,31 @@ class History:
         which = questions.which_streams(types)
         with self._asking() as connection:
             key, task_id = questions.find(connection, task)
-            rows = connection.execute(
-                f"{SELECT_STREAMS}WHERE task = ? AND seq > ?{which} ORDER BY seq {'DESC' * newest} LIMIT ?",
-                (key, since, questions.ALL if limit is None else limit)).fetchall()
-        return self._stream_events(task_id, rows[::-1] if newest else rows)
+            rows = list(questions.stream_rows(
+                connection, key, since, which, questions.ALL if limit is None else limit,
+                is_newest_first=newest))
+        return self._reading.events(task_id, rows[::-1] if newest else rows)
+
+    def pages(self, task: str, *, since: int = 0, newest: int | None = None,
+              types: Collection[StreamType | str] | None = None) -> Iterator[list[StreamEvent]]:
+        """Yield what a task has said, a page at a time, each of a bounded size.
+
+        Args:
+            task, since, types: as for `streams`.
+            newest: begin with the last so many; None is all.
+        """
+        which = questions.which_streams(types)
+        with self._asking() as connection:
+            key, task_id = questions.find(connection, task)
+            if newest is not None:
+                since = max(since, questions.before_newest(connection, key, which, newest))
+        while True:
+            with self._asking() as connection:
+                rows = _page(questions.stream_rows(connection, key, since, which))
+            if not rows:
+                return
+            yield self._reading.events(task_id, rows)
+            since = int(rows[-1][0])
 
     def follow(self, task: str, *, since: int = 0, types: Collection[StreamType | str] | None = None,
                interval: float = 0.1, wait: Callable[[float], object] = sleep) -> Iterator[StreamEvent]:
@@ -176,27 +252,22 @@ class History:
             version = self.version()  # before we look: what is written meanwhile changes it once more
             with self._asking() as connection:
                 key, is_over = questions.end_of(connection, task_id, self._dead)
-                rows = [] if key is None or version == seen and not is_over else connection.execute(
-                    f"{SELECT_STREAMS}WHERE task = ? AND seq > ?{which} ORDER BY seq LIMIT {_CHUNK}",
-                    (key, since)).fetchall()
-            yield from self._stream_events(task_id, rows)
-            since = rows[-1][0] if rows else since
-            if len(rows) == _CHUNK:
-                continue
-            if is_over:
+                rows = [] if key is None or version == seen and not is_over else _page(
+                    questions.stream_rows(connection, key, since, which))
+            yield from self._reading.events(task_id, rows)
+            if rows:
+                since = int(rows[-1][0])
+            elif is_over:
                 return
-            seen = version
-            wait(interval)
+            else:
+                seen = version
+                wait(interval)
 
     def version(self) -> Version:
         """Return what is different, once somebody has written to the file, from what was returned before."""
         with self._connected() as connection:
             (changes,) = connection.execute("PRAGMA data_version").fetchone()
             return self._opened, changes
-
-    def _stream_events(self, task_id: str, rows: list[Any]) -> list[StreamEvent]:
-        with self._errors():
-            return [stream_event_of(task_id, row) for row in rows]
 
     # -- all of it --
 
@@ -221,15 +292,28 @@ class History:
         with self._asking() as connection:
             return {each: questions.completed(connection, each, metadata) for each in script_hashes}
 
-    def losses(self) -> list[LossEvent]:
-        """Return what sinks of this file did not get, in the order of time."""
+    def losses(self, *, limit: int | None = 10_000) -> list[LossEvent]:
+        """Return what sinks did not get, in the order of time: the newest, up to a limit."""
+        checks.number("limit", limit, least=0, whole=True, optional=True)
         with self._asking() as connection:
-            return [loss_of(row) for row in connection.execute(SELECT_LOSSES + "ORDER BY created_utc, rowid")]
+            rows = connection.execute(
+                f"{SELECT_LOSSES}ORDER BY created_utc DESC, rowid DESC LIMIT ?",
+                (questions.ALL if limit is None else limit,))
+            return [loss_of(row) for row in rows][::-1]
 
-    def runs(self) -> list[Run]:
-        """Return the Schedulers that wrote to this file, the newest first."""
+    def runs(self, *, limit: int | None = 1000) -> list[Run]:
+        """Return the Schedulers that wrote to this file, the newest first, up to a limit."""
+        checks.number("limit", limit, least=0, whole=True, optional=True)
+        return self._runs("ORDER BY run_id DESC LIMIT ?", questions.ALL if limit is None else limit)
+
+    def run(self, run_id: str) -> Run | None:
+        """Return one of them; None if it is not known."""
+        found = self._runs("WHERE run_id = ?", run_id)
+        return found[0] if found else None
+
+    def _runs(self, which: str, value: int | str) -> list[Run]:
         with self._asking() as connection:
-            rows = connection.execute(SELECT_RUNS + "ORDER BY run_id DESC")
+            rows = connection.execute(SELECT_RUNS + which, (value,))
             return [run_of(row, self._host, self._dead) for row in rows]
 
     def events(self) -> Iterator[Event]:
@@ -239,25 +323,35 @@ class History:
         more is known than that one tells. An interrupted task comes as started, with the status "interrupted". Runs do
         not come: only their ids are part of an event. What is written meanwhile may be missing.
         """
-        key: int | None = 0
-        while key is not None:
-            with self._asking() as connection:
-                (key,) = connection.execute("SELECT min(key) FROM tasks WHERE key > ?", (key,)).fetchone()
-                rows = connection.execute(SELECT_TASKS + "WHERE t.key = ?", (key,)).fetchall()
-            with self._errors():
-                tasks = [snapshot_of(row, self._dead) for row in rows]
-            for task in tasks:
+        key: int | None = None
+        while (key := self._next_key(key)) is not None:
+            for task in self.tasks_of([key]):
                 yield from self._events_of(key, task)
-        yield from self.losses()
-
-    def _events_of(self, key: int | None, task: TaskSnapshot) -> Iterator[Event]:
-        seq, more = 0, True
-        while more:
+        rows: list[Any] = [(-2**63,)]
+        while rows:
             with self._asking() as connection:
-                rows = connection.execute(f"{SELECT_STREAMS}WHERE task = ? AND seq > ? ORDER BY seq LIMIT {_CHUNK}",
-                                          (key, seq)).fetchall()
-            yield from self._stream_events(task.task_id, rows)
-            seq, more = rows[-1][0] if rows else seq, len(rows) == _CHUNK
+                rows = _page(connection.execute(
+                    f"{SELECT_LOSSES}WHERE rowid > ? ORDER BY rowid", (before := rows[-1][0],)))
+                if rows and rows[0][0] <= before:
+                    raise ValueError("rows of losses are out of order")
+            yield from map(loss_of, rows)
+
+    def _next_key(self, key: int | None) -> int | None:
+        with self._asking() as connection:
+            row = connection.execute("SELECT key FROM tasks WHERE key > ? ORDER BY key LIMIT 1",
+                                     (-2**63 if key is None else key,)).fetchone()
+            if row is not None and key is not None and row[0] <= key:
+                raise ValueError("rows of tasks are out of order")
+            return None if row is None else row[0]
+
+    def _events_of(self, key: int, task: TaskSnapshot) -> Iterator[Event]:
+        seq = 0
+        rows: list[Any] = [None]
+        while rows:
+            with self._asking() as connection:
+                rows = _page(questions.stream_rows(connection, key, seq, ""))
+            yield from self._reading.events(task.task_id, rows)
+            seq = int(rows[-1][0]) if rows else seq
         yield LifecycleEvent(_EVENT_TYPES[task.status], task.task_id, task.last_seq,
                              task.completed_utc or task.started_utc or task.created_utc, task)
 
@@ -314,6 +408,21 @@ class History:
             sql = "SELECT run_id FROM runs WHERE ended_utc IS NULL AND host = ?"
             runs = {run_id for run_id, in connection.execute(sql, (self._host,))} - self._dead
         return {run_id for run_id in runs if not is_alive(run_id, self._lock_file)}
+
+
+def _page(rows: Iterable[Any]) -> list[Any]:
+    """Return the first of the rows, so many as one transaction gives."""
+    page, room = [], _PAGE_TEXT
+    for row in islice(rows, _PAGE):
+        page.append(row)
+        room -= _text_in(row)
+        if room <= 0:
+            break
+    return page
+
+
+def _text_in(row: tuple[Any, ...]) -> int:
+    return sum([len(value) for value in row if isinstance(value, (str, bytes))])
 
 
 def _state(path: str) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ STREAM_CODES: dict[StreamType, int] = {StreamType.OUTPUT: 0, StreamType.ERROR: 1
 
 _STREAM_NAMES = " ".join(f"WHEN {code} THEN '{stream.value}'" for stream, code in STREAM_CODES.items())
 
-MOST_TEXT = 8 * 2**20
+MOST_TEXT = 4 * 2**20
 """Bytes of the longest value that is read: decoded and encoded again it takes ten times as much."""
 
 STEPS: Steps = ((
