@@ -766,7 +766,7 @@ def test_a_value_of_any_type_in_any_column_is_read_as_what_belongs_there(
             record.connection.execute(f"DELETE FROM {each}")
         run_id = record.run(new_id(1), host=schema.this_host())
         record.insert("scripts", hash="a", script_id="m:f", text="x")
-        record.said(record.task("job", "failed", run_id=run_id, script_hash="a", failure_type="E"), "said")
+        record.said(record.task("job", "failed", run_id=run_id, script_hash="a"), "said")
         record.lost(1)
         with contextlib.suppress(sqlite3.IntegrityError):
             record.connection.execute(f"UPDATE OR IGNORE {table} SET {column} = {value}")
@@ -778,7 +778,8 @@ def test_a_value_of_any_type_in_any_column_is_read_as_what_belongs_there(
     ("UPDATE tasks SET started_utc = '2026-01-01T00:00:00'", "2026-01-01 00:00:00+00:00"),
     ("UPDATE tasks SET started_utc = '0001-01-01T00:00:00+01:00'", "None"),
     ("UPDATE tasks SET started_utc = x'41'", "None")])
-def test_a_time_is_one_in_utc_or_none(record: Recorder, history: History, sql: str, read: str) -> None:
+def test_a_time_is_one_in_utc_or_none(record: Recorder, history: History, sql: str,
+                                      read: str) -> None:
     record.task("job")
     record.connection.execute(sql)
     assert str(history.task("job").started_utc) == read
@@ -788,14 +789,17 @@ def test_what_stands_for_values_that_are_none_says_so(record: Recorder, history:
     task_id = record.task("job", metadata={"n": 1})
     record.said(task_id, "x")
     record.said(task_id, "[1", is_json=True)
-    record.connection.execute("UPDATE tasks SET name = x'00ff', metadata_json = '[1]', duration_sec = 9e999")
-    record.connection.execute("UPDATE stream_rows SET payload = cast(x'61c3' AS TEXT) WHERE payload = 'x'")
+    record.connection.execute("UPDATE tasks SET name = x'00ff', metadata_json = '[1]', "
+                              "duration_sec = 9e999")
+    record.connection.execute("UPDATE stream_rows SET payload = cast(x'61c3' AS TEXT) "
+                              "WHERE payload = 'x'")
     task, (first, second) = history.task(task_id), history.streams(task_id)
     assert (task.name, task.metadata, task.duration) == ("<2 bytes>", {"damaged": "[1]"}, None)
     assert (first.payload, second.payload, second.format) == ("a\ufffd", "[1", "text")
 
 
-def test_rows_of_which_nothing_can_be_made_are_left_out_and_counted(record: Recorder, history: History) -> None:
+def test_rows_of_which_nothing_can_be_made_are_left_out_and_counted(record: Recorder,
+                                                                    history: History) -> None:
     kept = record.task("kept")
     record.task("odd", "completed")
     record.said(kept, "kept")
@@ -810,7 +814,8 @@ def test_rows_of_which_nothing_can_be_made_are_left_out_and_counted(record: Reco
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="no limit for texts can be set there")
-def test_a_text_that_is_too_long_is_told_of_and_not_read(record: Recorder, history: History) -> None:
+def test_a_text_that_is_too_long_is_told_of_and_not_read(record: Recorder,
+                                                         history: History) -> None:
     long = schema.MOST_TEXT + 1
     task_id = record.task("job", failure_message="m" * long, arg_json="a" * (long // 2))
     for payload in ("first", "x" * long, "y" * (long - 2), "last"):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,8 @@ from bgworker.history import connections, retention, schema
 from bgworker.history.connections import Database
 from bgworker.sinks.lockfile import LockFile
 from bgworker.model.ids import new_id
-from bgworker.history.retention import Retention, prune
+from bgworker.history.retention import Pruned, Retention, prune
+from bgworker.model.errors import HistoryError
 
 WAIT = 60.0
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -213,3 +217,56 @@ def test_tasks_that_others_removed_since_the_look_keep_nobody_from_going_on(reco
         database.close()
         lock.leave()
     assert rows_of(path, "SELECT count(*) FROM tasks") == [(0,)]
+
+
+# ---------------------------------------------------------------- damage
+
+def pruned(path: str, **bounds: int) -> Pruned | str:
+    """Prune; return what was, or what was said of the damage."""
+    try:
+        return prune(path, **bounds)
+    except HistoryError as error:
+        return str(error)
+
+
+def test_rows_that_an_index_names_though_they_are_gone_end_a_prune(record: Recorder, path: str) -> None:
+    for number in range(600):
+        record.task(f"task {number}")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        index = connection.execute("SELECT * FROM sqlite_master WHERE name = 'tasks_status'").fetchone()
+        connection.execute("DELETE FROM sqlite_master WHERE name = 'tasks_status'")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM tasks WHERE key < 500")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", index)
+    record.close()
+    assert "is damaged (tasks such as that with key 1 cannot be removed); move it aside" in str(
+        pruned(path, max_tasks=0))
+
+
+def test_a_file_that_cannot_shrink_ends_a_prune(record: Recorder, path: str) -> None:
+    """A history that was restored from a dump has no map of its pages, and keeps those that are free."""
+    record.many_said(record.task("chatty"), 40_000)
+    record.connection.execute("PRAGMA journal_mode = DELETE")
+    record.connection.execute("PRAGMA auto_vacuum = NONE")
+    record.connection.execute("VACUUM")
+    record.close()
+    found = pruned(path, max_tasks=0)
+    assert isinstance(found, Pruned) and (found.tasks, found.stream_rows) == (1, 40_000)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_prune_of_a_file_with_flipped_bits_ends(record: Recorder, path: str, seed: int) -> None:
+    for number in range(100):
+        record.many_said(record.task(f"task {number}", created=record.ago(minutes=number)), 20)
+    record.close()
+    chance = random.Random(seed)
+    with open(path, "r+b") as file:
+        for _ in range(5):
+            file.seek(at := chance.randrange(100, os.path.getsize(path)))
+            (byte,) = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte ^ 1 << chance.randrange(8)]))
+    found = pruned(path, max_tasks=10)
+    assert isinstance(found, Pruned) or "could" in found or "damaged" in found

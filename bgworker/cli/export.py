@@ -13,7 +13,7 @@ from .screen import escaped
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from typing import Any, TextIO
+    from typing import Any, BinaryIO
 
     from ..history.reader import History
 

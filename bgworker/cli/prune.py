@@ -55,7 +55,9 @@ def act(options: Namespace) -> int:
     age = None if options.older_than is None else max(options.older_than.total_seconds(), 0.001)
     try:
         pruned = prune(options.db, max_age=age, max_tasks=options.keep, is_trial=options.dry_run)
-    except (HistoryError, ConfigurationError, sqlite3.Error, OSError) as error:
+    except HistoryError as error:
+        options.parser.error(f"argument --db: {error}")
+    except (ConfigurationError, sqlite3.Error, OSError, MemoryError) as error:
         print(f"bgworker prune: error: cannot prune {escaped(repr(options.db))}: {escaped(str(error))}; see whether "
               "this user may write to the file and its directory, and whether there is room on the disk",
               file=sys.stderr)

@@ -18,7 +18,7 @@ from itertools import islice
 from time import sleep
 
 from ..model import checks
-from ..model.errors import BgworkerError, HistoryError
+from ..model.errors import HistoryError
 from ..model.events import EventType, LifecycleEvent, TaskStatus
 from ..sinks.lockfile import LockFile
 from ..sinks.opening import absolute
@@ -26,7 +26,8 @@ from . import questions
 from .answers import SELECT_LOSSES, SELECT_RUNS, Reading, Run, Stats, loss_of, run_of, time_text
 from .connections import Database
 from .retention import is_alive
-from .schema import bounded, connect_to_read, damaged, lock_path, roll_back, this_host
+from .schema import (bounded, connect_to_read, damage_told, damaged, lock_path, roll_back,
+                     this_host)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -392,15 +393,11 @@ class History:
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
-            yield
+            with damage_told(self.path):
+                yield
         except (sqlite3.OperationalError, OSError) as error:
             raise HistoryError(f"the history {self.path!r} cannot be read: {error}; try again, and if that does not "
                                "help, see whether this user may read the file, and its disk is well") from error
-        except BgworkerError:
-            raise
-        except (sqlite3.DatabaseError, ValueError, LookupError, OverflowError,
-                MemoryError) as error:
-            raise damaged(self.path, error) from error
 
     def _newly_dead(self) -> set[str]:
         """Find out with the connection given back: who has the lock file may wait for a fork, and that for us."""

@@ -12,13 +12,16 @@ import os
 from bisect import bisect_left
 from contextlib import nullcontext
 from dataclasses import dataclass
+from heapq import merge
+from itertools import chain
 from time import sleep, time_ns
 
 from ..model.checks import number
 from ..model.wire import ns_text
 from ..sinks.lockfile import LockFile
 from .connections import Database
-from .schema import connect_to_read, connect_to_write, lock_path, presence, this_host, transaction
+from .schema import (bounded, connect_to_read, connect_to_write, damage_told, damaged,
+                     lock_path, presence, this_host, transaction)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +45,8 @@ _FINAL = ("completed", "failed", "cancelled", "timed_out")
 _UNENDED = ("created", "scheduled", "running", "interrupted")  # has no time of its end: goes by that of its creation
 MOST_LOOKED_AT = 1000
 """Tasks of each status without an end that one look of a sink takes in; the next look begins where it ended."""
+MOST_BY_HAND = 50_000
+"""Those that `prune` takes in at a time, and that a trial looks at."""
 
 _LOOK = [f"""SELECT * FROM (SELECT key, run_id, created_utc, status FROM tasks
 WHERE status = '{status}' AND completed_utc IS NULL AND key > :start ORDER BY key LIMIT :most)"""
@@ -97,14 +102,22 @@ class Retention:
             self._before = ns_text(time_ns() - int(self._max_age * 1e9))
         if self._max_tasks is not None:
             with database.use() as connection:
-                (count,) = connection.execute("SELECT count(*) FROM tasks").fetchone()
-            self._surplus = max(0, count - self._max_tasks)
+                # a count(*) would be one step for SQLite, which Ctrl-C does not end
+                (count,) = connection.execute("SELECT total(1) FROM tasks").fetchone()
+            self._surplus = max(0, int(count) - self._max_tasks)
+
+    @property
+    def has_seen_all(self) -> bool:
+        """False if the next look takes in further tasks without an end."""
+        return not self._look_from
 
     def _find_dead(self, database: Database, lock: LockFile, most: int) -> None:
         with database.use() as connection:
             looks = [connection.execute(look, {"start": self._look_from, "most": most}).fetchall() for look in _LOOK]
-        dead = dead_runs(database, lock, {run_id for look in looks for _, run_id, _, _ in look if run_id is not None})
-        self._dead = sorted((created, key) for look in looks for key, run_id, created, status in look
+        rows = list(chain.from_iterable(looks))
+        dead = dead_runs(database, lock, {row[1] for row in rows if isinstance(row[1], str)})
+        self._dead = sorted((created if isinstance(created, str) else "", key)
+                            for key, run_id, created, status in rows
                             if status == "interrupted" or run_id is None or run_id in dead)
         self._look_from = min((look[-1][0] for look in looks if len(look) == most), default=0)
 
@@ -112,6 +125,9 @@ class Retention:
         """Remove some of it, in one transaction; return how many tasks and rows went, 0 when there is no more to do.
 
         Takes 5 to 10 ms. The caller holds the lock.
+
+        Raises:
+            HistoryError: the file is damaged: what is found to be removed cannot be.
         """
         with transaction(connection):
             keys = self._candidates(connection)
@@ -132,15 +148,21 @@ class Retention:
             return self._oldest(connection, _FOREVER, most)
         return self._oldest(connection, self._before, MOST_TASKS) if self._max_age is not None else []
 
-    def all_candidates(self, connection: sqlite3.Connection) -> set[int]:
-        """Return the keys of all tasks that are too many or too old, as of the last `look`."""
-        found = set(self._oldest(connection, _FOREVER, self._surplus)) if self._surplus else set()
-        return found.union(self._oldest(connection, self._before, -1)) if self._max_age is not None else found
+    def totals(self, connection: sqlite3.Connection) -> tuple[int, int]:
+        """Return how many tasks are too many or too old, as of the last `look`, and how many rows they have."""
+        tasks = rows = 0
+        ended = connection.execute(_CANDIDATES, {"before": _FOREVER, "most": -1})
+        for end, key in merge(ended, self._dead):
+            if tasks >= self._surplus and end >= self._before:
+                break  # both are the first ones in this order
+            (count,) = connection.execute("SELECT total(1) FROM stream_rows WHERE task = ?", (key,)).fetchone()
+            tasks, rows = tasks + 1, rows + int(count)
+        return tasks, rows
 
     def _oldest(self, connection: sqlite3.Connection, before: str, most: int) -> list[int]:
         found = connection.execute(_CANDIDATES, {"before": before, "most": most}).fetchall()
         found += self._dead[:bisect_left(self._dead, (before, 0))]
-        return [key for _, key in sorted(found)[:None if most < 0 else most]]
+        return [key for _, key in sorted(found)[:most]]
 
     def _remove(self, connection: sqlite3.Connection, keys: list[int]) -> int:
         chosen = json.dumps(keys)
@@ -148,14 +170,16 @@ class Retention:
         references = connection.execute(_REFERENCES, (chosen,)).fetchall()
         tasks = connection.execute(_DELETE_TASKS, (chosen,)).rowcount
         left = {key for key, in connection.execute(f"SELECT key FROM tasks WHERE key {_IN_KEYS}", (chosen,))}
-        gone = set(keys) - left
+        gone, were_dead = set(keys) - left, len(self._dead)
         self._dead = [each for each in self._dead if each[1] not in gone]
+        if not rows and not tasks and were_dead == len(self._dead):
+            raise damaged(_path_of(connection), f"tasks such as that with key {keys[0]} cannot be removed")
         self._surplus = max(0, self._surplus - tasks)
         self.removed_tasks += tasks
         self.removed_rows += rows
         for statement, names in ((_DELETE_RUNS, {run for run, _ in references}),
                                  (_DELETE_SCRIPTS, {script for _, script in references})):
-            connection.execute(statement, (json.dumps([name for name in names if name is not None]),))
+            connection.execute(statement, (json.dumps([name for name in names if isinstance(name, str)]),))
         return rows + tasks or 1  # others may have removed what the last look found; there may be more
 
     def _shrink(self, connection: sqlite3.Connection) -> int:
@@ -165,15 +189,16 @@ class Retention:
         if self._max_bytes is not None:
             reserve = min(reserve, max(0, self._max_bytes // page_size - (pages - free)))
         surplus = min(free - reserve, MOST_PAGES)
-        if surplus <= 0:
-            return 0
-        connection.executescript(f"PRAGMA incremental_vacuum({surplus})")  # a step a page, the GIL not taken in between
-        return surplus
+        return _give_back(connection, surplus) if surplus > 0 else 0
+
+
+def _path_of(connection: sqlite3.Connection) -> str:
+    return str(connection.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0])
 
 
 def _delete_rows(connection: sqlite3.Connection, keys: list[int]) -> int:
     """Delete stream rows of these tasks, one task after the other, as many as fit into one transaction."""
-    rows = characters = 0
+    rows = characters = gone = 0
     for key in keys:
         last = None
         found = connection.execute("SELECT seq, length(payload) FROM stream_rows WHERE task = ? ORDER BY seq", (key,))
@@ -182,8 +207,8 @@ def _delete_rows(connection: sqlite3.Connection, keys: list[int]) -> int:
         found.close()  # nobody reads what is deleted
         if last is None:
             continue
-        connection.execute("DELETE FROM stream_rows WHERE task = ? AND seq <= ?", (key, last))
-    return rows
+        gone += connection.execute("DELETE FROM stream_rows WHERE task = ? AND seq <= ?", (key, last)).rowcount
+    return gone
 
 
 @dataclass(frozen=True)
@@ -210,23 +235,27 @@ def prune(path: str, *, max_age: float | None = None, max_tasks: int | None = No
         is_trial: change nothing, and tell what would go.
 
     Raises:
-        HistoryError: the file is not a history.
+        HistoryError: the file is not a history, or so damaged that tasks cannot be removed.
         sqlite3.Error, OSError: it cannot be written to; what went until then is gone.
     """
     retention, before = Retention(max_age, max_tasks), os.stat(path).st_size
     lock = LockFile.share(lock_path(path))
     database = Database(path, lambda: connect_to_read(path) if is_trial else connect_to_write(path))
     try:
-        if is_trial:
-            return _what_would_go(database, retention, lock, before)
-        with lock, database.use():
-            pass  # opens it, which may lead an old file to the newest version
-        retention.look(database, lock, -1)
-        is_more = True
-        while is_more:
-            with lock, database.use() as connection:
-                is_more = retention.step(connection) > 0 or _shrink_all(connection)
-            sleep(PAUSE)
+        with damage_told(path):
+            if is_trial:
+                return _what_would_go(path, database, retention, lock, before)
+            with lock, database.use():
+                pass  # opens it, which may lead an old file to the newest version
+            is_more = True
+            while is_more:
+                retention.look(database, lock, MOST_BY_HAND)
+                while is_more:
+                    with lock, database.use() as connection, bounded(connection, path):
+                        is_more = retention.step(connection) > 0 or (
+                            retention.has_seen_all and _shrink_all(connection))
+                    sleep(PAUSE)
+                is_more = not retention.has_seen_all
     finally:
         with lock if not is_trial else nullcontext():
             database.close()
@@ -234,21 +263,24 @@ def prune(path: str, *, max_age: float | None = None, max_tasks: int | None = No
     return Pruned(retention.removed_tasks, retention.removed_rows, before, os.stat(path).st_size)
 
 
-def _what_would_go(database: Database, retention: Retention, lock: LockFile, size: int) -> Pruned:
-    retention.look(database, lock, -1)
-    with database.use() as connection:
-        keys = retention.all_candidates(connection)
-        (rows,) = connection.execute(f"SELECT count(*) FROM stream_rows WHERE task {_IN_KEYS}",
-                                     (json.dumps(list(keys)),)).fetchone()
-    return Pruned(len(keys), rows, size, None)
+def _what_would_go(path: str, database: Database, retention: Retention, lock: LockFile, size: int) -> Pruned:
+    retention.look(database, lock, MOST_BY_HAND)
+    with database.use() as connection, bounded(connection, path):
+        tasks, rows = retention.totals(connection)
+    return Pruned(tasks, rows, size, None)
 
 
 def _shrink_all(connection: sqlite3.Connection) -> bool:
     """Give some free pages back, the reserve included: who prunes by hand wants the room."""
-    _, free, _ = _pages(connection)
-    if free:
-        connection.executescript(f"PRAGMA incremental_vacuum({MOST_PAGES})")
-    return free > MOST_PAGES
+    return _give_back(connection, MOST_PAGES) > 0
+
+
+def _give_back(connection: sqlite3.Connection, pages: int) -> int:
+    """Let the file shrink by some free pages; return by how many it did, 0 also where it cannot."""
+    before, *_ = _pages(connection)
+    connection.executescript(f"PRAGMA incremental_vacuum({pages})")  # a step a page, the GIL not taken in between
+    after, *_ = _pages(connection)
+    return before - after
 
 
 def dead_runs(database: Database, lock: LockFile, run_ids: Collection[str]) -> set[str]:

@@ -23,7 +23,7 @@ import sys
 from contextlib import closing, contextmanager
 from functools import lru_cache
 
-from ..model.errors import HistoryError
+from ..model.errors import BgworkerError, HistoryError
 from ..model.events import StreamType
 from ..sinks.opening import check_file, followed, shown
 
@@ -141,10 +141,10 @@ def lock_path(path: str) -> str:
     return os.path.realpath(path) + ".lock"
 
 
-def presence(run_id: str) -> int | None:
+def presence(run_id: object) -> int | None:
     """Return the byte of the lock file that a process holds as long as it records a run; None for what is no run id."""
-    if not re.fullmatch("[0-9a-f]{32}", run_id):
-        return None
+    if not isinstance(run_id, str) or not re.fullmatch("[0-9a-f]{32}", run_id):
+        return None  # a file may hold anything
     return 1 + int(run_id[-15:], 16) % 2**42  # ext4 seeks no further than 2**44, others less
 
 
@@ -291,18 +291,24 @@ def check(connection: sqlite3.Connection, path: str, steps: Steps = STEPS) -> in
         HistoryError: it is not a database, damaged, of another program, of a version that
             ``steps`` do not lead to, or not as they make it.
     """
-    try:
+    with damage_told(path):
         connection.execute("BEGIN")  # one view of it all, though another process may just be making the file
         try:
             with bounded(connection, path):
                 return _check(connection, path, steps)
         finally:
             roll_back(connection)
-    except sqlite3.OperationalError:
+
+
+@contextmanager
+def damage_told(path: str) -> Iterator[None]:
+    """Raise `HistoryError` for what a damaged file makes SQLite raise, or us; other trouble passes."""
+    try:
+        yield
+    except (BgworkerError, sqlite3.OperationalError):
         raise
-    except (sqlite3.DatabaseError, ValueError, TypeError, MemoryError) as error:
-        if isinstance(error, HistoryError):
-            raise
+    except (sqlite3.DatabaseError, ValueError, LookupError, TypeError, OverflowError,
+            MemoryError) as error:
         if "not a database" in str(error):
             raise _no_database(path) from error
         raise damaged(path, error) from error
