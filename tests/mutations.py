@@ -22,8 +22,9 @@ from pathlib import Path
 from histories import Recorder
 
 MOST_MEMORY = 200 * 2**20
-PATIENCE = 20.0
-"""Seconds that a verb may take over a small file before it counts as hanging."""
+PATIENCE = 15.0
+"""Seconds of the processor that a verb may take over a small file before it counts as hanging; of
+the clock eight times as many, for others may work here, too."""
 OBEDIENCE = 5.0
 """Seconds that a verb may take to end after Ctrl-C: one on an idle machine, more where others work too."""
 
@@ -310,13 +311,13 @@ def run(words: Sequence[str], folder: str) -> Outcome:
         _be(words, out, err)
     endless = words[0] == "watch" or "-f" in words
     interrupted = None
-    deadline = begun + (0.7 if endless else PATIENCE)
+    deadline = begun + (0.7 if endless else 8 * PATIENCE)
     while True:
         done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
             break
-        time.sleep(0.003)
-        if time.monotonic() > deadline:
+        time.sleep(0.01)
+        if time.monotonic() > deadline or interrupted is None and _processor_time(pid) > PATIENCE:
             if interrupted is not None:
                 os.kill(pid, signal.SIGKILL)
                 deadline += 3600
@@ -327,6 +328,15 @@ def run(words: Sequence[str], folder: str) -> Outcome:
     ended = time.monotonic()
     return Outcome(tuple(words), os.waitstatus_to_exitcode(status), ended - begun, usage.ru_maxrss * 1024,
                    Path(err).read_text(errors="replace"), None if interrupted is None else ended - interrupted)
+
+
+def _processor_time(pid: int) -> float:
+    """Return the seconds of the processor that a child has taken, 0 where that cannot be told."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _be(words: Sequence[str], out: str, err: str) -> None:

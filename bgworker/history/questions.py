@@ -17,9 +17,9 @@ from ..model.errors import AmbiguousTask, ConfigurationError, UnknownTask
 from ..model.events import StreamType, TaskStatus
 from ..model.text import sanitise
 from .answers import (EPOCH, LAST_SIGN, MOST_CHARACTERS, OPEN, SELECT_BARE_STREAMS,
-                      SELECT_BRIEF_TASK, SELECT_EACH_VALUE, SELECT_STREAMS, SELECT_TASK, STATUSES,
-                      TOO_LONG, Durations, Failures, Losses, brief, judged, number_of, object_of,
-                      text_of, time_of, time_text)
+                      SELECT_BRIEF_TASK, SELECT_EACH_VALUE, SELECT_LOSSES, SELECT_STREAMS,
+                      SELECT_TASK, STATUSES, TOO_LONG, Durations, Failures, Losses, brief, judged,
+                      number_of, object_of, text_of, time_of, time_text)
 from .schema import MOST_TEXT, STREAM_CODES
 
 TYPE_CHECKING = False
@@ -38,6 +38,7 @@ MOST_NAMES = 1000
 MOST_OF_A_TASK = 2**19
 """Bytes of the longest value of a task, unless together they have no more than `MOST_TEXT`."""
 
+_ABOVE_ALL = float(2**63)  # numbers of rows are below it, texts and BLOBs are above
 _TEXT_ONLY = "id < x''"  # all text sorts before the first BLOB
 _TOO_LARGE = (sqlite3.DataError, MemoryError)
 """What too long a value raises: Python before 3.11 cannot set the limit, and memory may end."""
@@ -176,39 +177,56 @@ def which_streams(types: Collection[StreamType | str] | None) -> str:
     return f" AND stream IN ({', '.join(map(str, codes))})"
 
 
-def stream_rows(connection: sqlite3.Connection, key: int, since: int, which: str, limit: int = ALL,
-                *, is_newest_first: bool = False) -> Iterator[Row]:
+def stream_rows(connection: sqlite3.Connection, key: int, since: float, which: str,
+                limit: int = ALL, *, is_newest_first: bool = False) -> Iterator[Row]:
     """Yield rows of a task's streams in the order of their numbers; too long ones without text."""
-    last = 2**63 - 1
-    if since >= last:
-        return
-    first = max(since, 0) + 1
-    where = (f"WHERE task = ? AND seq >= ? AND seq <= ?{which} "
+    after: float = max(since, 0)
+    before: float = _ABOVE_ALL
+    where = (f"WHERE task = ? AND seq > ? AND seq < ?{which} "
              f"ORDER BY seq {'DESC' * is_newest_first} LIMIT ?")
 
     def asked(select: str, most: int) -> sqlite3.Cursor:
-        return connection.execute(select + where, (key, first, last, most))
+        return connection.execute(select + where, (key, after, before, most))
 
-    is_more = True
-    while is_more and limit:
-        rows, is_more = asked(SELECT_STREAMS, limit), False
-        while limit:
-            try:
-                row = next(rows, None)
-            except _TOO_LARGE:
-                row, is_more = asked(SELECT_BARE_STREAMS, 1).fetchone(), True
-            if row is None:
-                break
-            if not first <= row[0] <= last:
-                raise ValueError("rows of its streams are out of order")
-            if is_newest_first:
-                last = int(row[0]) - 1
-            else:
-                first = int(row[0]) + 1
-            limit -= 1
-            yield row
-            if is_more:
-                break
+    def one() -> Row | None:
+        try:
+            row: Row | None = asked(SELECT_STREAMS, 1).fetchone()
+        except _TOO_LARGE:
+            row = asked(SELECT_BARE_STREAMS, 1).fetchone()
+        return row
+
+    rows = None
+    while limit and after < before:
+        try:
+            rows = rows or asked(SELECT_STREAMS, limit)
+            row = next(rows, None)
+        except _TOO_LARGE:  # of this row or the next one, for a cursor is a step ahead
+            rows, row = None, one()
+        if row is None:
+            return
+        if not after < row[0] < before:
+            raise ValueError("rows of its streams are out of order")
+        after, before = (after, row[0]) if is_newest_first else (row[0], before)
+        limit -= 1
+        yield row
+
+
+def key_after(connection: sqlite3.Connection, key: int | None) -> int | None:
+    """Return the key of the next task."""
+    row = connection.execute("SELECT key FROM tasks WHERE key > ? ORDER BY key LIMIT 1",
+                             (-2**63 if key is None else key,)).fetchone()
+    if row is not None and key is not None and row[0] <= key:
+        raise ValueError("rows of tasks are out of order")
+    return None if row is None else int(row[0])
+
+
+def loss_rows(connection: sqlite3.Connection, last: int) -> Iterator[Row]:
+    """Yield rows of losses in the order in which they were noted, from behind one of them."""
+    for row in connection.execute(f"{SELECT_LOSSES}WHERE rowid > ? ORDER BY rowid", (last,)):
+        if row[0] <= last:
+            raise ValueError("rows of losses are out of order")
+        last = row[0]
+        yield row
 
 
 def before_newest(connection: sqlite3.Connection, key: int, which: str, count: int) -> int:

@@ -14,7 +14,6 @@ import os
 import sqlite3
 from array import array
 from contextlib import contextmanager
-from itertools import islice
 from time import sleep
 
 from ..model import checks
@@ -226,13 +225,13 @@ class History:
             key, task_id = questions.find(connection, task)
             if newest is not None:
                 since = max(since, questions.before_newest(connection, key, which, newest))
-        while True:
+        is_more = True
+        while is_more:
             with self._asking() as connection:
-                rows = _page(questions.stream_rows(connection, key, since, which))
-            if not rows:
-                return
-            yield self._reading.events(task_id, rows)
-            since = int(rows[-1][0])
+                rows, is_more = _page(questions.stream_rows(connection, key, since, which))
+            if rows:
+                yield self._reading.events(task_id, rows)
+                since = rows[-1][0]
 
     def follow(self, task: str, *, since: int = 0, types: Collection[StreamType | str] | None = None,
                interval: float = 0.1, wait: Callable[[float], object] = sleep) -> Iterator[StreamEvent]:
@@ -253,16 +252,17 @@ class History:
             version = self.version()  # before we look: what is written meanwhile changes it once more
             with self._asking() as connection:
                 key, is_over = questions.end_of(connection, task_id, self._dead)
-                rows = [] if key is None or version == seen and not is_over else _page(
-                    questions.stream_rows(connection, key, since, which))
+                is_new = key is not None and (version != seen or is_over)
+                rows, is_more = _page(questions.stream_rows(connection, key or 0, since, which)
+                                      if is_new else ())
             yield from self._reading.events(task_id, rows)
-            if rows:
-                since = int(rows[-1][0])
-            elif is_over:
+            since = rows[-1][0] if rows else since
+            if is_more:
+                continue
+            if is_over:
                 return
-            else:
-                seen = version
-                wait(interval)
+            seen = version
+            wait(interval)
 
     def version(self) -> Version:
         """Return what is different, once somebody has written to the file, from what was returned before."""
@@ -325,36 +325,33 @@ class History:
         not come: only their ids are part of an event. What is written meanwhile may be missing.
         """
         key: int | None = None
-        while (key := self._next_key(key)) is not None:
-            for task in self.tasks_of([key]):
-                yield from self._events_of(key, task)
-        rows: list[Any] = [(-2**63,)]
-        while rows:
+        while True:
             with self._asking() as connection:
-                rows = _page(connection.execute(
-                    f"{SELECT_LOSSES}WHERE rowid > ? ORDER BY rowid", (before := rows[-1][0],)))
-                if rows and rows[0][0] <= before:
-                    raise ValueError("rows of losses are out of order")
+                key = questions.key_after(connection, key)
+                if key is None:
+                    break
+                row = questions.task_row(connection, key)
+                rows, is_more = _page(questions.stream_rows(connection, key, 0, ""))
+            task = None if row is None else self._reading.task(row, self._dead)
+            if task is not None:
+                yield from self._reading.events(task.task_id, rows)
+                while is_more:
+                    with self._asking() as connection:
+                        seq = rows[-1][0]
+                        rows, is_more = _page(questions.stream_rows(connection, key, seq, ""))
+                    yield from self._reading.events(task.task_id, rows)
+                time = task.completed_utc or task.started_utc or task.created_utc
+                yield LifecycleEvent(_EVENT_TYPES[task.status], task.task_id, task.last_seq, time,
+                                     task)
+        yield from self._all_losses()
+
+    def _all_losses(self) -> Iterator[LossEvent]:
+        last, is_more = -2**63, True
+        while is_more:
+            with self._asking() as connection:
+                rows, is_more = _page(questions.loss_rows(connection, last))
             yield from map(loss_of, rows)
-
-    def _next_key(self, key: int | None) -> int | None:
-        with self._asking() as connection:
-            row = connection.execute("SELECT key FROM tasks WHERE key > ? ORDER BY key LIMIT 1",
-                                     (-2**63 if key is None else key,)).fetchone()
-            if row is not None and key is not None and row[0] <= key:
-                raise ValueError("rows of tasks are out of order")
-            return None if row is None else row[0]
-
-    def _events_of(self, key: int, task: TaskSnapshot) -> Iterator[Event]:
-        seq = 0
-        rows: list[Any] = [None]
-        while rows:
-            with self._asking() as connection:
-                rows = _page(questions.stream_rows(connection, key, seq, ""))
-            yield from self._reading.events(task.task_id, rows)
-            seq = int(rows[-1][0]) if rows else seq
-        yield LifecycleEvent(_EVENT_TYPES[task.status], task.task_id, task.last_seq,
-                             task.completed_utc or task.started_utc or task.created_utc, task)
+            last = rows[-1][0] if rows else last
 
     # -- the file --
 
@@ -407,15 +404,15 @@ class History:
         return {run_id for run_id in runs if not is_alive(run_id, self._lock_file)}
 
 
-def _page(rows: Iterable[Any]) -> list[Any]:
-    """Return the first of the rows, so many as one transaction gives."""
+def _page(rows: Iterable[Any]) -> tuple[list[Any], bool]:
+    """Return the first rows, as many as one transaction gives, and whether there may be more."""
     page, room = [], _PAGE_TEXT
-    for row in islice(rows, _PAGE):
+    for row in rows:
         page.append(row)
         room -= _text_in(row)
-        if room <= 0:
-            break
-    return page
+        if room <= 0 or len(page) == _PAGE:
+            return page, True
+    return page, False
 
 
 def _text_in(row: tuple[Any, ...]) -> int:
