@@ -228,7 +228,7 @@ class Dispatcher:
                 if emitted := self.intake.take():
                     was_something = True
                     self._dispatch(emitted)
-                self.intake.allow(sum([outlet.room for outlet in self._outlets]))
+                self._allow()
             self.pass_refusals()
             if any([outlet.has_ended for outlet in self._outlets]):
                 self.set_outlets(tuple(outlet for outlet in self._outlets if not outlet.has_ended))
@@ -236,6 +236,11 @@ class Dispatcher:
         except Exception as error:  # the thread's boundary: a defect in here must not silence every task after it
             _report_defect("on a batch of events", error)
         return was_something
+
+    def _allow(self) -> None:
+        """Let the intake hold as much as the queues have room for; all that it can where there is no queue."""
+        outlets = self._outlets
+        self.intake.allow(sum([outlet.room for outlet in outlets]) if outlets else LIMIT * SLOT)
 
     def _dispatch(self, emitted: Sequence[Emitted]) -> None:
         """Number records and fan them out; where the intake holds a posted action, run it between its neighbours."""

@@ -49,8 +49,8 @@ SLOT = RECORD_COST
 LIMIT = 100_000
 """Most slots that wait for the dispatcher; then stream records are refused and counted."""
 
-RESERVED = 32_768
-"""Slots that may wait (8 MiB) though all queues are full; the others share the queues' bytes."""
+RESERVED = 8_192
+"""Slots that may wait (2 MiB) though all queues are full; the others share the queues' bytes."""
 
 UNWEIGHED = 25_000
 """Records that may wait before `Intake.emit` weighs those that follow; it takes short ones only. From here on emits ask
@@ -59,7 +59,7 @@ the dispatcher to hurry: a burst gathers no more memory than need be."""
 SHORT = 100
 """Most characters of a text that is short."""
 
-MOST_TAKEN = 8_192
+MOST_TAKEN = 4_096
 """Most slots that `Intake.take` empties: bounds the memory between the intake and the sinks' queues."""
 
 BACKSTOP = 60.0 if getattr(sys, "_is_gil_enabled", lambda: True)() else 0.75
@@ -132,7 +132,10 @@ class Intake:
         if self._closed:
             self.late.add()
             return
-        slots = min(cost(kind, data) // SLOT, RESERVED // 2)  # else what is larger than the bound would never come through
+        if data.__class__ is str and len(data) < SLOT // 4:
+            slots = 1
+        else:  # not more than half of the bound: else what is larger would never come through
+            slots = min(cost(kind, data) // SLOT, RESERVED // 2)
         records = self._records
         waiting = len(records)
         if waiting + slots > self._limit:
@@ -219,6 +222,7 @@ class Intake:
         """Bound what waits here: the queues of all sinks have room for so many ``bytes``."""
         if not self._closed:
             self._limit = min(self._most, RESERVED + bytes // SLOT)
+            self._unweighed = min(UNWEIGHED, self._limit // 4)
 
     def wait(self, backstop: float) -> None:
         """Sleep until something is there, or ``backstop`` seconds have passed."""
