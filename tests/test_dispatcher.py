@@ -79,6 +79,7 @@ class Gatherer:
     queue_size = 100
     queue_bytes = 1 << 26
     room = 1 << 26
+    is_this_thread = False
     is_crowded = False
     has_ended = False
 

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
         def queue_bytes(self) -> int: ...
         @property
         def room(self) -> int: ...
+        @property
+        def is_this_thread(self) -> bool: ...
 
 GATHER = 0.05
 """Seconds that the dispatcher lets events come in before it works: one wake-up for many events keeps the GIL with the
@@ -146,10 +148,13 @@ class Dispatcher:
 
     @property
     def is_this_thread(self) -> bool:
-        """True when the caller is the dispatcher, or one of its sinks: who waits there for delivery waits for himself."""
-        if self._thread is threading.current_thread():
-            return True
-        return self._registry is not None and self._registry.is_sink(threading.current_thread())
+        """True when the caller is the dispatcher."""
+        return self._thread is threading.current_thread()
+
+    def waits_for_caller(self) -> bool:
+        """True when the caller is one of those that delivery ends with: the dispatcher, a sink, or the callback of a
+        subscription. To wait there for the end is to wait for oneself."""
+        return self.is_this_thread or any([outlet.is_this_thread for outlet in self._outlets])
 
     def call(self, function: Callable[[], T]) -> T:
         """Run ``function`` between two events on the dispatcher's thread, after all that was emitted before the call.

@@ -137,10 +137,10 @@ class Registry:
 
     def flush(self, timeout: float | None) -> FlushReport:
         """Have all that was emitted before the call delivered, and the sinks flushed."""
-        if self._dispatcher.is_this_thread:  # a sink that flushes the scheduler, or a finaliser: it would wait for itself,
-            timeout = 0.0  # or for a sink that waits for it
-        deadline = None if timeout is None else monotonic() + timeout
         marks = self._dispatcher.call(self._mark)
+        if self._dispatcher.is_this_thread or any([courier.is_this_thread for courier, _ in marks]):
+            timeout = 0.0  # a sink that flushes, or a finaliser: it would wait for itself, or for one that waits for it
+        deadline = None if timeout is None else monotonic() + timeout
         done = True
         for courier, mark in marks:
             done &= mark.wait(None if deadline is None else max(0.0, deadline - monotonic()))
@@ -148,12 +148,6 @@ class Registry:
         health = self.health()
         return FlushReport(pending={name: min(each.pending, left.get(name, 0)) for name, each in health.items()},
                            lost={name: each.dropped + each.parked for name, each in health.items()}, done=done)
-
-    def is_sink(self, thread: threading.Thread) -> bool:
-        """True for the thread of one of the sinks."""
-        with self._lock:
-            couriers = list(self._sinks.values())
-        return any([courier.thread is thread for courier in couriers])
 
     # -- the dispatcher's thread --
 

@@ -221,6 +221,11 @@ class Subscription:
         return sys.maxsize if self._patience is None else MAX_BYTES
 
     @property
+    def is_this_thread(self) -> bool:
+        """True when the caller is the callback."""
+        return self._thread is threading.current_thread()
+
+    @property
     def room(self) -> int:
         """Bytes that the queue has room for."""
         return self._backlog.room

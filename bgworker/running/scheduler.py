@@ -378,7 +378,8 @@ class Scheduler(DropIn):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
         """Take no more tasks, let the queued ones run, then flush and close the sinks.
 
-        From inside one of its own tasks it waits for the others only; the sinks are closed once that task has ended.
+        From inside one of its own tasks it waits for the others only; the sinks are closed once that task has ended. From
+        inside a sink or a subscription's callback it waits for nothing.
 
         Args:
             wait: False returns at once; all of it still happens, in the background.
@@ -392,7 +393,7 @@ class Scheduler(DropIn):
         self._pool.close()
         if cancel_futures:
             self._pool.cancel_pending("shutdown")
-        if not wait:
+        if not wait or self._dispatcher.waits_for_caller():
             return
         kept = 0.0 if timeout is None else min(self._dispatcher.close_timeout, timeout / 4)
         if self._pool.join(None if timeout is None else timeout - kept):
