@@ -189,8 +189,8 @@ class Outcome:
         # -u: a buffered sys.stdout that several threads write to loses and garbles text before 3.12.4 (gh-119506)
         done = subprocess.run([sys.executable, "-u", "-c", PRELUDE + body + ending], capture_output=True, timeout=120,
                               env={**environment, "PYTHONIOENCODING": "utf-8"})
-        self.out = done.stdout.decode()
-        self.err = done.stderr.decode()
+        self.out = done.stdout.decode().replace(os.linesep, "\n")
+        self.err = done.stderr.decode().replace(os.linesep, "\n")
         assert done.returncode == 0, self.err
         self.result = json.loads(answer.read_text())
 
@@ -465,7 +465,7 @@ class Odd:
 
 def test_the_router_shows_the_old_streams_attributes_results_and_class(tmp_path: Path,
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    with io.TextIOWrapper(open(tmp_path / "out", "wb"), encoding="latin-1", write_through=True) as real:
+    with io.TextIOWrapper(open(tmp_path / "out", "wb"), encoding="latin-1", newline="", write_through=True) as real:
         monkeypatch.setattr(sys, "stdout", real)
 
         def look() -> None:
@@ -587,7 +587,7 @@ def test_a_tee_over_the_router_brings_no_line_twice(std: Std) -> None:
         print("four")
 
     recorder = Recorder()
-    with Scheduler(2, sinks=[recorder], capture_output=True) as pool, Scheduler(1, sinks=[recorder]) as second:
+    with Scheduler(2, sinks=[recorder], capture_output=True) as pool, Scheduler(1) as second:
         inner = second.options(capture_output=True)
         task = pool.submit(talk)
         task.result(LONG)
@@ -675,7 +675,7 @@ def test_capfd_sees_what_a_task_prints(capfd: pytest.CaptureFixture[str]) -> Non
 
 @terminal
 def test_a_stream_that_fails_fails_print_as_ever_and_the_line_is_in_the_streams(std: Std) -> None:
-    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii", newline="")
 
     def talk() -> None:
         std.out.close()

@@ -176,6 +176,7 @@ def newer(path: str) -> None:
     connection.close()
 
 
+ODD = "hx.db" if os.name == "nt" else "h\x1bx.db"
 UNUSABLE: dict[str, Any] = {
     "there is no history at": None, "is empty": lambda path: Path(path).touch(),
     "it is no SQLite file": lambda path: Path(path).write_bytes(b"x" * 5000), "belongs to another program": foreign,
@@ -189,13 +190,13 @@ def test_a_file_that_is_no_history_is_one_line_and_code_2(
         message: str) -> None:
     monkeypatch.chdir(tmp_path)
     if UNUSABLE[message] is not None:
-        UNUSABLE[message]("h\x1bx.db")
-    assert main([*READING.get(verb, [verb]), "--db", "h\x1bx.db"]) == 2
+        UNUSABLE[message](ODD)
+    assert main([*READING.get(verb, [verb]), "--db", ODD]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(f"bgworker {verb.split()[0]}: error: argument --db: ") and message in err
     assert err.count("\n") == 1 and "Traceback" not in err and "\x1b" not in err
-    assert not os.path.exists("h\x1bx.db.lock")
+    assert not os.path.exists(f"{ODD}.lock")
 
 
 def test_the_environment_names_the_history(record: Recorder, tmp_path: Path) -> None:
