@@ -262,7 +262,7 @@ def test_lines_that_cannot_be_read_are_written_once_not_once_a_batch(parked: Pat
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", tmp_path):
-        with pytest.raises(FileExistsError, match="where a file is expected"):
+        with pytest.raises(FileExistsError, match="where there should be a regular file"):
             replay(path, Store())
 
 

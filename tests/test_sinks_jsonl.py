@@ -160,7 +160,7 @@ def test_an_event_without_wire_form_is_refused_for_good(make: Any) -> None:
     ({"path": 3}, "path: expected the path of a file, got 3"),
     ({"path": None}, "path: expected the path of a file, got None"),
     ({"path": "a\0b"}, "path: expected the path of a file, got 'a.x00b'"),
-    ({"path": "-"}, "path: '-' names no file here; name /dev/stdout for the standard output, or write ./- for a file of that"),
+    ({"path": "-"}, "path: '-' names no file here; name one, or write ./- for a file of that name"),
     ({"path": ":memory:"}, "path: ':memory:' names no file here"),
     ({"mode": 600}, "mode: expected None, or permissions from 0o600 to 0o777 such as 0o640, got 0o1130"),
     ({"mode": 0o44}, "mode: expected None, .*got 0o44"),

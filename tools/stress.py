@@ -105,6 +105,13 @@ def links(examples: int, seed: int) -> None:
     print("     ", "as two users" if faults.IS_ROOT else "as one user: only root can play two")
 
 
+def mutated(examples: int, seed: int) -> None:
+    """Five minutes of park files and JSONL files that were changed, through replay, a sink, a history and its export."""
+    import test_faults_files as faults
+
+    print("     ", faults.run_mutations(300.0, seed))
+
+
 def control(examples: int, seed: int) -> None:
     """Random control of pools for SECONDS, a third of the time with SIGINT in a child process."""
     import test_properties_control as properties
@@ -121,7 +128,7 @@ def control(examples: int, seed: int) -> None:
 
 CHECKS: dict[str, Callable[[int, int], None]] = {
     check.__name__: check for check in (machine, signals, finalisers, forks, stalled, kills, processes, hostile, links,
-                                    control)}
+                                    control, mutated)}
 
 duration = 300.0  # seconds; set by --seconds
 

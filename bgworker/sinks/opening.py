@@ -27,7 +27,7 @@ _CAREFUL = BINARY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) 
 _OWN_DESCRIPTORS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
 _ATTEMPTS = 10  # to open what others create and remove meanwhile
 _MOST_LINKS = 40
-_NO_FILES = {"-": "name /dev/stdout for the standard output", ":memory:": "a record that is kept in memory is of no use later"}
+_NO_FILES = ("-", ":memory:")  # what others take for a stream, and for no file at all
 
 _NO_LOCKS = "its file system has no locks; name a path on another"
 
@@ -86,8 +86,8 @@ def absolute(path: str | os.PathLike[str]) -> str:
     if not text or "\0" in text:
         raise ConfigurationError(f"path: expected the path of a file, got {path!r}")
     if text in _NO_FILES:
-        raise ConfigurationError(f"path: {text!r} names no file here; {_NO_FILES[text]}, or write ./{text} for a file of "
-                                 "that name")
+        raise ConfigurationError(f"path: {text!r} names no file here; name one, or write ./{text} for a file of that name "
+                                 "(/dev/stdout is the standard output)")
     try:
         return os.path.abspath(text)
     except FileNotFoundError as error:
@@ -236,7 +236,8 @@ def check_file(path: str, status: os.stat_result, *owners: int) -> None:
         kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO",
                  stat.S_IFSOCK: "a socket"}
         kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
-        raise OSError(errno.EEXIST, f"it is {kind}, where there should be a regular file; name another path, or remove it", path)
+        or_what = "" if kind in ("a directory", "a device") else ", or remove it"
+        raise OSError(errno.EEXIST, f"it is {kind}, where there should be a regular file; name another path{or_what}", path)
     check_owner(path, status, *owners)
 
 
