@@ -315,22 +315,25 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def stalled(count: int, queue_bytes: int) -> None:
+def stalled(count: int, queue_bytes: int, text: str, repeat: int, says_progress: bool = False) -> None:
     """Emit into a sink that hangs; memory stays within the queue's bound, and nothing goes uncounted."""
     hang = Hang()
     sink = FlakySink(hang)
-    text = "x" * 100
+    text *= repeat
 
     def run(most: int) -> None:
         context = current_task()
         for number in range(most):
-            context.output(text + str(number))
+            if says_progress:
+                context.progress(number, None, text + str(number))
+            else:
+                context.output(text + str(number))
             if number % 1000 == 0:
                 time.sleep(0.001)
 
-    pool = Scheduler(4, close_timeout=5)
+    pool = Scheduler(4, close_timeout=5, progress_interval=0)
     pool.register_sink(sink, name="it", options=SinkOptions(queue_bytes=queue_bytes))
-    pool.submit(run, 5_000).result(SOON)
+    pool.submit(run, 100).result(SOON)
     pool.flush(0.1)
     assert hang.entered.wait(SOON)
     gc.collect()
@@ -351,16 +354,25 @@ def stalled(count: int, queue_bytes: int) -> None:
     pool.shutdown()
     health = pool.sinks["it"]
     check_account(health)
-    assert health.emitted == 5_000 + 4 * (count // 4) + 5 * 4 and health.pending == 0, health
+    assert health.emitted == 100 + 4 * (count // 4) + 5 * 4 and health.pending == 0, health
     lost = sum(event.count for event in sink.acknowledged if event.type == "EventsLost")  # type: ignore[union-attr]
-    assert lost == health.dropped > 0
+    assert lost == health.dropped and lost + health.coalesced > 0
     print(grown >> 20, "MiB")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
 def test_a_million_events_into_a_stalled_sink_stay_within_the_memory_bound_and_are_all_accounted_for() -> None:
-    in_child("stalled", 1_000_000, SinkOptions().queue_bytes, seconds=240)
+    in_child("stalled", 1_000_000, SinkOptions().queue_bytes, "x", 100, seconds=240)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+@pytest.mark.parametrize(("count", "text", "repeat", "says_progress"), [
+    (200_000, "x", 1000, False), (30_000, "\U0001f642", 4090, False), (8_000, "x", 60_000, False), (30_000, "x", 10_000, True)],
+    ids=["1 kB", "emoji", "60 kB", "progress"])
+def test_memory_stays_within_its_bound_whatever_the_size_of_the_payloads(count: int, text: str, repeat: int,
+                                                                         says_progress: bool) -> None:
+    in_child("stalled", count, 16 * 2**20, text, repeat, says_progress)
 
 
 # -- the ways in which a process ends --
