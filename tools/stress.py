@@ -66,7 +66,7 @@ def stalled(examples: int, seed: int) -> None:
     import test_faults_delivery as faults
     from bgworker import SinkOptions
 
-    print("      grew by", faults.in_child("stalled", 5_000_000, SinkOptions().queue_bytes, seconds=1200).strip())
+    print("      grew by", faults.in_child("stalled", 5_000_000, SinkOptions().queue_bytes, "x", 100, seconds=1200).strip())
 
 
 def kills(examples: int, seed: int) -> None:
