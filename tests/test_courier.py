@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bgworker.delivery.backlog import MARK, Chunk
-from bgworker.delivery.courier import Courier, Mark, close_all
+from bgworker.delivery.courier import Courier, Mark, close_all, options_for
 from bgworker.delivery.options import SinkHealth, SinkOptions
 from bgworker.delivery.retry import RetryPolicy
 from bgworker.model.errors import ConfigurationError, PermanentSinkError, SinkError, TemporarySinkError
 from bgworker.model.events import Event, EventType, LossEvent
 from bgworker.model.records import COMPLETED, CREATED, OUTPUT, PROGRESS, TaskState
+from bgworker.model.reports import wait_for_reports
 from bgworker.testing import FlakySink, Hang, MemorySink, crawl, fail, partial, work
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Line:
     """A courier and the records that go into it."""
 
     def __init__(self, sink: Any, **options: Any) -> None:
-        self.courier = Courier("it", sink, SinkOptions(**{"retry": FAST, **options}), "test")
+        self.courier = Courier("it", sink, options_for(sink, SinkOptions(**{"retry": FAST, **options})), "test")
         self._state = TaskState("1" * 32, "task", "r" * 32, 0)
         self._seq = 0
 
@@ -603,6 +604,7 @@ def test_a_sink_that_hangs_in_open_holds_up_its_registration_only_for_the_timeou
     hang.release()
     it.courier.thread.join(SOON)
     assert it.health().dropped_by_reason == {"failed": 1}
+    wait_for_reports(time.monotonic() + SOON)
     assert [record.levelno for record in caplog.records if "does not open" in record.message] == [logging.ERROR], \
         "nobody is left to be told but the log"
 

@@ -274,3 +274,12 @@ def test_a_life_cycle_event_is_parked_whole(tmp_path: Path) -> None:
     (line,) = lines_of(tmp_path / "park")
     event = wire.decode(json.dumps(line["event"]))
     assert event.task == state.snapshot_at(COMPLETED, 7)  # type: ignore[union-attr]
+
+
+def test_the_park_file_names_each_sink_as_it_is_registered(tmp_path: Path) -> None:
+    with Scheduler(1, close_timeout=1) as pool:
+        names = [pool.register_sink(FlakySink(fail(None)), options=SinkOptions(park=tmp_path / "park", retry=FAST))
+                 for _ in range(2)]
+        say(pool, "a")
+        pool.flush(SOON)
+    assert {line["sink"] for line in lines_of(tmp_path / "park")} == set(names)

@@ -80,7 +80,7 @@ class Courier:
     Args:
         name: of the sink, as registered.
         sink: opened, written to and closed on the courier's thread.
-        options: bounds and policies.
+        options: bounds and policies, as `options_for` returns them.
         scheduler: its name, which the thread is named after.
     """
 
@@ -89,8 +89,7 @@ class Courier:
         self._scheduler = scheduler
         self._sink = sink
         self._options = options
-        self._batch_size = options.batch_size or number(
-            "preferred_batch", getattr(sink, "preferred_batch", None), least=1, whole=True, optional=True) or DEFAULT_BATCH
+        self._batch_size = options.batch_size or DEFAULT_BATCH
         self._kinds = None if options.types is None else kinds_of(options.types)
         self._announces = self._kinds is None or LOST in self._kinds
         self._breaker = Breaker(options.retry)  # the courier's thread alone decides
@@ -127,10 +126,6 @@ class Courier:
 
     # -- any thread --
 
-    def rename(self, name: str) -> None:
-        """Give it another name, before it starts."""
-        self.name, self.thread.name = name, f"{self._scheduler}-sink-{name}"
-
     def start(self, timeout: float) -> None:
         """Start the thread and wait up to ``timeout`` seconds for the sink to open.
 
@@ -165,7 +160,7 @@ class Courier:
 
     def twin(self) -> Courier:
         """Return a courier to the same sink with an empty queue and account: a forked child's own."""
-        twin = Courier(self.name, self._sink, replace(self._options, batch_size=self._batch_size), self._scheduler)
+        twin = Courier(self.name, self._sink, self._options, self._scheduler)
         _carried[id(self._sink)] = twin
         return twin
 
@@ -624,6 +619,14 @@ class Courier:
         if self._is_said_to_fail and piece and piece[-1][2] != LOST:  # a loss is small: it may fit where no event does
             self._is_said_to_fail = False
             report(logging.WARNING, "sink %r works again", self.name)
+
+
+def options_for(sink: Sink, options: SinkOptions) -> SinkOptions:
+    """Return the options with the batches that the sink wishes, unless they name a size. Asks the sink: under no lock."""
+    if options.batch_size is None:
+        wish = getattr(sink, "preferred_batch", None)
+        return replace(options, batch_size=number("preferred_batch", wish, least=1, whole=True, optional=True))
+    return options
 
 
 def close_all(couriers: Collection[Courier], deadline: float) -> None:

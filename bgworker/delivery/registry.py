@@ -13,7 +13,7 @@ from ..model.errors import ConfigurationError, ShutdownError, SinkError
 from ..model.reports import report
 from ..model.text import ask, name_of, show
 from ..sinks.base import open_sink, sinks_from_environ
-from .courier import Courier, Mark, close_all
+from .courier import Courier, Mark, close_all, options_for
 from .options import FlushReport, SinkHealth, SinkOptions, kinds_of
 from .subscription import Subscription
 
@@ -59,15 +59,14 @@ class Registry:
         if options is not None and not issubclass(type(options), SinkOptions):
             raise ConfigurationError(f"options: expected a SinkOptions or None, got {show(options)}")
         self._dispatcher.start()
-        courier = Courier(name or kind, sink, options or SinkOptions(), self._name)  # asks the sink: without the lock
+        options = options_for(sink, options or SinkOptions())
         with self._lock:
             if name is None:
                 name = next(each for n in count(1) if (each := kind if n == 1 else f"{kind}-{n}") not in self._sinks)
-                courier.rename(name)
             elif name in self._sinks and self._sinks[name].is_open:
                 raise ConfigurationError(f"name: a sink called {name!r} is registered already; choose another name, "
                                          "or unregister it first")
-            self._sinks[name] = courier
+            courier = self._sinks[name] = Courier(name, sink, options, self._name)
         try:
             courier.start(self._close_timeout)
             # waited for: what the intake refuses from now on is this sink's too, and is passed to who is attached
