@@ -668,6 +668,6 @@ def _new_park(options: SinkOptions, name: str, done: Callable[..., None]) -> Par
         from ..park.park import Park
     except ModuleNotFoundError as error:
         raise SinkError(f"SinkOptions(park={os.fspath(options.park)!r}): {MissingPart('park')}") from error
-    # an overflow sheds up to MOST_TAKEN records at once, however small the queue is
-    most_waiting = max(options.queue_size, MOST_TAKEN)
+    # an overflow sheds up to MOST_TAKEN records at once, however small the queue is, and again before the disk is done
+    most_waiting = max(options.queue_size, 4 * MOST_TAKEN)
     return Park(options.park, options.park_bytes, most_waiting, options.queue_bytes, name, done, options.park_mode)
