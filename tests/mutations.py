@@ -352,6 +352,8 @@ def _be(words: Sequence[str], out: str, err: str) -> None:
         from bgworker.cli import main
         code = main(list(words))
         sys.stdout.flush()
+    except KeyboardInterrupt:  # it had ended when that came
+        code = 130
     except BaseException:
         import traceback
         traceback.print_exc()

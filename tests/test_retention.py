@@ -23,7 +23,8 @@ from bgworker.model.errors import ConfigurationError
 from bgworker.sinks.lockfile import LockFile
 from bgworker.model.ids import new_id, new_run_id
 from bgworker.model.records import COMPLETED, CREATED, OUTPUT, SCHEDULED, STARTED, Batch, TaskState
-from bgworker.history.retention import MOST_ROWS, MOST_TASKS, Retention, dead_runs, prune
+from bgworker.history.presence import dead_runs
+from bgworker.history.retention import MOST_ROWS, MOST_TASKS, Retention, prune
 from bgworker.history.sink import PRUNE_BATCH, PRUNE_SECONDS, SqliteSink
 
 SOON = 30.0

@@ -14,7 +14,7 @@ import pytest
 from histories import RUN, Recorder, rows_of
 
 from bgworker import History
-from bgworker.history import connections, retention, schema
+from bgworker.history import connections, presence, retention, schema
 from bgworker.history.connections import Database
 from bgworker.sinks.lockfile import LockFile
 from bgworker.model.ids import new_id
@@ -62,14 +62,14 @@ def fork_while_asked(path: str, ask: Callable[[], object], asking: threading.Eve
 @pytest.fixture
 def asking(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Set when a thread is about to ask the lock file whether a run is alive."""
-    asks, is_alive = threading.Event(), retention.is_alive
+    asks, is_alive = threading.Event(), presence.is_alive
 
     def tell(run_id: str, lock: LockFile) -> bool:
         asks.set()
         return is_alive(run_id, lock)
 
     monkeypatch.setattr("bgworker.history.reader.is_alive", tell)
-    monkeypatch.setattr("bgworker.history.retention.is_alive", tell)
+    monkeypatch.setattr("bgworker.history.presence.is_alive", tell)
     return asks
 
 
@@ -111,7 +111,7 @@ def test_the_harness_would_notice_who_asks_the_lock_file_with_the_connection_in_
 
     def ask() -> None:
         with database.use():
-            retention.is_alive(RUN, lock)
+            presence.is_alive(RUN, lock)
 
     try:
         assert not fork_while_asked(path, ask, asking)

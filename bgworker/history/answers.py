@@ -37,7 +37,8 @@ class Run:
     pid: int | None
     started_utc: datetime | None
     ended_utc: datetime | None
-    """When its record was closed; None while it lasts, and for ever if its process was killed."""
+    """When its record was closed; None while it lasts. If its process was killed, the last start or
+    end of a task of it, as soon as somebody writes to the file again."""
     python: str | None
     version: str | None
     """Of bgworker."""

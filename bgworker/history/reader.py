@@ -24,7 +24,7 @@ from ..sinks.opening import absolute
 from . import questions
 from .answers import SELECT_LOSSES, SELECT_RUNS, Reading, Run, Stats, loss_of, run_of, time_text
 from .connections import Database
-from .retention import is_alive
+from .presence import OPEN_RUNS, is_alive
 from .schema import (bounded, connect_to_read, damage_told, damaged, lock_path, roll_back,
                      this_host)
 
@@ -399,8 +399,7 @@ class History:
     def _newly_dead(self) -> set[str]:
         """Find out with the connection given back: who has the lock file may wait for a fork, and that for us."""
         with self._connected() as connection, bounded(connection, self.path):
-            sql = "SELECT run_id FROM runs WHERE ended_utc IS NULL AND host = ?"
-            runs = {run_id for run_id, in connection.execute(sql, (self._host,))} - self._dead
+            runs = {run_id for run_id, in connection.execute(OPEN_RUNS)} - self._dead
         return {run_id for run_id in runs if not is_alive(run_id, self._lock_file)}
 
 

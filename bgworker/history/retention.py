@@ -20,8 +20,9 @@ from ..model.checks import number
 from ..model.wire import ns_text
 from ..sinks.lockfile import LockFile
 from .connections import Database
+from .presence import dead_runs, settle
 from .schema import (bounded, connect_to_read, connect_to_write, damage_told, damaged,
-                     lock_path, presence, this_host, transaction)
+                     lock_path, transaction)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -247,6 +248,7 @@ def prune(path: str, *, max_age: float | None = None, max_tasks: int | None = No
                 return _what_would_go(path, database, retention, lock, before)
             with lock, database.use():
                 pass  # opens it, which may lead an old file to the newest version
+            settle(database, lock)
             is_more = True
             while is_more:
                 retention.look(database, lock, MOST_BY_HAND)
@@ -281,30 +283,6 @@ def _give_back(connection: sqlite3.Connection, pages: int) -> int:
     connection.executescript(f"PRAGMA incremental_vacuum({pages})")  # a step a page, the GIL not taken in between
     after, *_ = _pages(connection)
     return before - after
-
-
-def dead_runs(database: Database, lock: LockFile, run_ids: Collection[str]) -> set[str]:
-    """Return which of these runs are such that their tasks will never end.
-
-    Those whose record was closed or whose process has died, and those copied from elsewhere. Runs of another machine may be
-    alive. The caller does not hold the lock, which is asked whether the process of a run lives, while the connection is
-    given back: who has the lock may wait for a fork, and that for the connection.
-    """
-    with database.use() as connection:
-        found = connection.execute("SELECT run_id, host, ended_utc FROM runs "
-                                   f"WHERE run_id {_IN_KEYS}", (json.dumps(list(run_ids)),)).fetchall()
-    here = this_host()
-    return {run_id for run_id, host, ended in found
-            if ended is not None or host is None or host == here and not is_alive(run_id, lock)}
-
-
-def is_alive(run_id: str, lock: LockFile) -> bool:
-    """Tell whether the process that records a run on this machine lives; True when that cannot be found out."""
-    offset = presence(run_id)
-    try:
-        return offset is None or not lock.is_abandoned(offset)
-    except OSError:
-        return True
 
 
 def _pages(connection: sqlite3.Connection) -> tuple[int, int, int]:

@@ -25,6 +25,7 @@ from ..sinks.lockfile import LockFile
 from ..sinks.opening import CURABLE, HOPELESS, absolute, checked_mode, create, trouble
 from . import schema
 from .connections import Database
+from .presence import settle
 from .retention import Retention
 from .rows import Rows
 
@@ -113,6 +114,8 @@ class SqliteSink:
     def open(self) -> None:
         """Open or make the file; again after a fork.
 
+        Tasks that a process left behind which has died are recorded as interrupted.
+
         Raises:
             PermanentSinkError: the file is damaged or not a history that we know, and was left as it is; or the path
                 cannot be used.
@@ -120,7 +123,8 @@ class SqliteSink:
         """
         try:
             with self._locked(), self._database.use():
-                return
+                pass
+            settle(self._database, self._locked())
         except OSError as error:
             if error.errno in HOPELESS:
                 raise PermanentSinkError(trouble("open", self.path, error, HOPELESS)) from error

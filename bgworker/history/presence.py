@@ -1,0 +1,74 @@
+"""Which runs live: the processes that record them hold a byte each of the lock file, which the kernel frees when they die.
+
+A task that has not ended though its run is over was interrupted. Readers judge so whenever they are asked; the next
+writer records it (`settle`), so that SQL says the same.
+"""
+
+from __future__ import annotations
+
+import json
+
+from ..model.ids import is_own_run
+from .schema import presence, transaction
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from ..sinks.lockfile import LockFile
+    from .connections import Database
+
+MOST_RUNS = 10_000
+"""Runs that are judged: the newest of those whose end is not recorded."""
+
+OPEN_RUNS = f"""SELECT run_id FROM runs WHERE ended_utc IS NULL AND host IS NOT NULL AND run_id < x''
+ORDER BY run_id DESC LIMIT {MOST_RUNS}"""
+
+_OPEN_TASKS = "status IN ('created', 'scheduled', 'running')"
+_GIVEN = "IN (SELECT value FROM json_each(?))"
+_END_RUNS = f"""UPDATE runs SET ended_utc = coalesce(
+  (SELECT max(coalesce(completed_utc, started_utc, created_utc)) FROM tasks
+   WHERE tasks.run_id = runs.run_id), started_utc, '')
+WHERE ended_utc IS NULL AND run_id {_GIVEN}"""
+_ENDED_RUNS = f"""SELECT run_id FROM runs WHERE ended_utc IS NOT NULL AND run_id < x''
+AND run_id IN (SELECT run_id FROM tasks WHERE {_OPEN_TASKS}) LIMIT {MOST_RUNS}"""
+_INTERRUPT = f"""UPDATE tasks SET status = 'interrupted' WHERE {_OPEN_TASKS}
+AND run_id IN (SELECT run_id FROM runs WHERE ended_utc IS NOT NULL AND run_id {_GIVEN})"""
+
+
+def is_alive(run_id: str, lock: LockFile) -> bool:
+    """Tell whether the process that records a run lives; True when that cannot be found out, as on another machine."""
+    offset = presence(run_id)
+    try:
+        return offset is None or not lock.is_abandoned(offset)
+    except OSError:
+        return True
+
+
+def dead_runs(database: Database, lock: LockFile, run_ids: Collection[str]) -> set[str]:
+    """Return which of these runs are such that their tasks will never end.
+
+    Those whose record was closed or whose process has died, and those copied from elsewhere. Runs of
+    another machine may be alive. The caller does not hold the lock, which is asked while the
+    connection is given back: who has the lock may wait for a fork, and that for the connection.
+    """
+    with database.use() as connection:
+        found = connection.execute(f"SELECT run_id, host, ended_utc FROM runs WHERE run_id {_GIVEN}",
+                                   (json.dumps(list(run_ids)),)).fetchall()
+    return {run_id for run_id, host, ended in found
+            if ended is not None or host is None or not is_alive(run_id, lock)}
+
+
+def settle(database: Database, lock: LockFile) -> None:
+    """Record the end of runs whose process is dead, and what is left of ended ones as interrupted.
+
+    A dead run ended with the last start or end of a task of it. The caller does not hold the lock.
+    """
+    with database.use() as connection:
+        unended = [run_id for run_id, in connection.execute(OPEN_RUNS)]
+        ended = [run_id for run_id, in connection.execute(_ENDED_RUNS) if not is_own_run(run_id)]
+    dead = [run_id for run_id in unended if not is_alive(run_id, lock)]
+    if dead or ended:
+        with lock, database.use() as connection, transaction(connection):
+            connection.execute(_END_RUNS, (json.dumps(dead),))
+            connection.execute(_INTERRUPT, (json.dumps(dead + ended),))
