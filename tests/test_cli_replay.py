@@ -25,7 +25,7 @@ class Dead:
 @pytest.fixture
 def parked(tmp_path: Path) -> Path:
     path = tmp_path / "park.jsonl"
-    with Scheduler(1) as pool:
+    with Scheduler(1, close_timeout=0.3) as pool:
         pool.register_sink(Dead(), options=SinkOptions(park=path, retry=RetryPolicy(attempts=1, base=0.001, cap=0.001)))
         pool.submit(len, "x").result(10)
     return path

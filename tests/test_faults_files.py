@@ -215,7 +215,7 @@ def use_everything(folder: str, times: int = 1) -> None:
 
     def parking() -> None:
         retry = RetryPolicy(attempts=1, base=0.001, cap=0.001)
-        with Scheduler(1, close_timeout=2) as pool:
+        with Scheduler(1, close_timeout=0.3) as pool:
             pool.register_sink(Dead(), options=SinkOptions(park="park.jsonl", retry=retry))
             pool.submit(lambda: current_task().output(PARKED)).result(30)
 
