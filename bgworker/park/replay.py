@@ -1,10 +1,12 @@
 """Replay: the events of a park file are delivered after all, and only then removed from it.
 
-At least once. A replay that fails has removed what the sink took until then; one that is killed has removed nothing, and
-the next delivers it again. Stores that know events by ``(task_id, seq)`` have each of them once.
+At least once. A replay that fails has removed what the sink took until then; one that is killed
+has removed nothing, and the next delivers it again. Stores that know events by ``(task_id, seq)``
+have each of them once.
 
-Only lines that a park wrote, and whose event the sink took, are ever removed. A file without such lines, as one of plain
-wire lines or somebody's text, is read and not changed. What is left keeps the mode and the owner of the file.
+Only lines that a park wrote, and whose event the sink took, are ever removed. A file without such
+lines, as one of plain wire lines or somebody's text, is read and not changed. What is left keeps
+the mode and the owner of the file.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from ..delivery.loop import SinkLoop
 from ..model.errors import PermanentSinkError, SinkError
 from ..model.wire import decode, decode_object
 from ..sinks.lockfile import LockFile
-from ..sinks.opening import absolute, check_replaceable, followed, open_file, replacing, sync_directory
+from ..sinks.opening import (absolute, check_replaceable, followed, open_file, replacing,
+                             sync_directory)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
     from ..model.events import Event
     from ..sinks.base import Sink
 
-    Line = Tuple[int, int, Event | None, bool]  # from, to (bytes), the event or None, and whether a park wrote the line
+    # from, to (bytes), the event if it can be read, and whether a park wrote the line
+    Line = Tuple[int, int, Event | None, bool]
 
 MOST_BYTES = 1 << 23
 """Of a line that is decoded. A longer one counts as one that cannot be read."""
@@ -52,14 +56,15 @@ class ReplayReport:
 
 
 def replay(path: str | os.PathLike[str], sink: Sink, *, batch_size: int = 500) -> ReplayReport:
-    """Deliver the events of the file at ``path`` to ``sink``, then remove from it the lines of a park that hold them.
+    """Deliver the events of a file to a sink, then remove from it the lines of a park with them.
 
-    Runs on the caller's thread, which opens, flushes and closes the sink. What is parked meanwhile stays for the next
-    replay. Of two replays of a file at once both deliver, and the first to end removes.
+    Runs on the caller's thread, which opens, flushes and closes the sink. What is parked
+    meanwhile stays for the next replay. Of two replays of a file at once both deliver, and the
+    first to end removes.
 
     Raises:
-        SinkError: the sink failed, on events that it might take later or that another may take. All that it has not
-            taken is still in the file.
+        SinkError: the sink failed, on events that it might take later or that another may take.
+            All that it has not taken is still in the file.
         OSError: the file cannot be read, or not be rewritten.
     """
     found = followed(absolute(path))
@@ -92,7 +97,8 @@ class _Replay:
                 is_closed = True
         finally:
             self._loop.close()
-            if is_closed and self._removable:  # a sink that cannot be closed may have lost what it had in hand
+            # a sink that cannot be closed may have lost what it had in hand
+            if is_closed and self._removable:
                 self._remove_delivered()
         return ReplayReport(self._delivered, self._refused, self._skipped, tuple(self._problems))
 
@@ -152,14 +158,14 @@ class _Replay:
                 self._kept.extend((start, end))
 
     def _write(self, lines: list[Line], refused: set[int]) -> None:
-        """Have the sink write events, halving what it refuses for good until the offending ones stand alone."""
+        """Have the sink write events; halve what it refuses until the offenders stand alone."""
         if not lines:
             return
         try:
             self._call("write", [line[2] for line in lines])
         except PermanentSinkError as error:
             if error.concerns != "event":
-                raise  # all of them, whatever is in them: as long as that is so, they are best kept where they are
+                raise  # all of them, whatever is in them: they are best kept where they are
             if len(lines) > 1:
                 middle = len(lines) // 2
                 self._write(lines[:middle], refused)
@@ -188,12 +194,12 @@ class _Replay:
     # -- the file --
 
     def _remove_delivered(self) -> None:
-        """Leave in the file what stays and what was appended since we looked; a file without either goes."""
+        """Leave in the file what stays, and what came since we looked; without either it goes."""
         lock = LockFile.share(self._path + ".lock", self._status.st_mode & 0o666)
         try:
             with lock:
                 if not self._is_still_there():
-                    return  # another replay was faster, or somebody has put another file in its place
+                    return  # another replay was faster, or somebody has put another file there
                 if not self._kept and os.fstat(self._file.fileno()).st_size == self._done:
                     self._file.close()  # Windows removes and replaces nothing that is open
                     os.unlink(self._path)

@@ -46,8 +46,8 @@ class LineFile:
         backups: how many rotated files are kept; with 0 the full file is removed.
         compress: gzip the rotated files.
         is_power_safe: what was appended survives a power failure, at the price of an fsync per append.
-        mode: of files that are created; None leaves it to the umask. What is created beside a file that is there, or in its
-            place, has the mode and as far as possible the owner of that one.
+        mode: of files that are created; None leaves it to the umask. What is created beside a file
+            that is there, or in its place, has its mode, and as far as possible its owner.
 
     Raises:
         ConfigurationError: the path is none.
@@ -183,7 +183,7 @@ class LineFile:
             except PermissionError:
                 if not _IS_WINDOWS:
                     raise
-                # Somebody reads the file, and Windows renames nothing that is open: it grows until that has ended.
+                # Somebody reads the file, and Windows renames nothing that is open: it grows.
             size = self._ready()
         written = 0
         try:
@@ -206,11 +206,11 @@ class LineFile:
             return  # the error that led here tells more
 
     def _mend(self, size: int) -> int:
-        """Move a torn last line to ``PATH.torn``, or end one that lacks nothing but its end; return the size that is left."""
+        """Move a torn last line to ``PATH.torn``, or give a whole one its end; return the size."""
         end = _line_end(self._fd, size)
         if end < 0:
-            raise OSError(errno.EEXIST, f"its last line has more than {_MOST_TORN} bytes, which no sink writes; name another "
-                          "file, or move this one away", self.path)
+            raise OSError(errno.EEXIST, f"its last line has more than {_MOST_TORN} bytes, which no sink "
+                          "writes; name another file, or move this one away", self.path)
         if end < size:
             if _is_whole(_read(self._fd, end, min(_JUDGED, size - end))):
                 _write_all(self._fd, b"\n")
@@ -226,8 +226,8 @@ class LineFile:
         torn = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, like=self._like)
         try:
             if not is_ours(os.fstat(torn), os.fstat(self._fd).st_uid):
-                raise OSError(errno.EEXIST, "it belongs to another user, or has another name too (a hard link); move it away",
-                              path)
+                raise OSError(errno.EEXIST, "it belongs to another user, or has another name too (a "
+                              "hard link); move it away", path)
             for block in range(start, end, _BLOCK):
                 _write_all(torn, _read(self._fd, block, min(_BLOCK, end - block)))
             _write_all(torn, b"\n")
@@ -259,7 +259,7 @@ def _read(fd: int, start: int, length: int) -> bytes:
 
 
 def _is_foreign(fd: int, size: int) -> bool:
-    """True unless the file begins with a line of ours, or with two lines of other objects, or is one torn line.
+    """True unless a file begins with a line of ours or two of other objects, or is one torn line.
 
     One object alone is more likely somebody's settings, and lines behind it would spoil them.
     """
@@ -268,7 +268,8 @@ def _is_foreign(fd: int, size: int) -> bool:
         return False
     if b"\n" not in head:
         first = _object_at_start(head)
-        return size > _JUDGED or head[:1] not in (b"", b"{") or first is not None and not _is_event(first)
+        is_odd = head[:1] not in (b"", b"{") or first is not None and not _is_event(first)
+        return is_odd or size > _JUDGED
     lines = [line for line in head.split(b"\n")[:-1] if line.strip()]
     first = _object(lines[0]) if lines else None
     return first is None or not _is_event(first) and (len(lines) < 2 or _object(lines[1]) is None)
@@ -279,7 +280,7 @@ def _is_event(found: dict[str, object]) -> bool:
 
 
 def _is_whole(line: bytes) -> bool:
-    """True for a last line of others that lacks nothing but its end. One of ours is torn: its batch comes again."""
+    """True for a line of others that lacks its end alone. One of ours is torn: it comes again."""
     return not line.startswith(_OURS) and _object(line) is not None
 
 

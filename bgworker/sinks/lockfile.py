@@ -199,10 +199,11 @@ class LockFile:
         if os.fstat(self._fd).st_size < _NOTE_BYTES:
             os.write(self._fd, b"\n%x\n" % offset)
         else:  # most are of processes that were killed: those are forgotten, and count as alive
-            self._rewrite({each for each in notes if each in self._held or _is_locked(self._fd, each)} | {offset})
+            alive = {each for each in notes if each in self._held or _is_locked(self._fd, each)}
+            self._rewrite(alive | {offset})
 
     def _notes(self) -> set[int] | None:
-        """Return the bytes that were held and not released; None if the file may be another's, and is not to be written to."""
+        """Return the bytes that were held and not forgotten; None if the file is not ours to write."""
         if os.fstat(self._fd).st_nlink > 1:
             return None
         os.lseek(self._fd, 1, os.SEEK_SET)  # Windows lets nobody read byte 0 while another has it locked
@@ -212,7 +213,7 @@ class LockFile:
         return {int(note, 16) for note in found.split() if len(note) <= _NOTE_DIGITS}
 
     def _rewrite(self, notes: set[int]) -> None:
-        os.ftruncate(self._fd, 0)  # killed here, we leave a file that knows of nobody: then nobody is taken for dead
+        os.ftruncate(self._fd, 0)  # killed here, we leave a file by which nobody is taken for dead
         os.write(self._fd, b"".join(b"\n%x\n" % each for each in notes))
 
     def _acquire(self) -> None:
@@ -347,9 +348,13 @@ def _compress(path: str, name: str) -> None:
 
 
 def _is_compressed(name: str) -> bool:
-    """True when a process died in `_compress` before it removed the file: its ``.gz``, of the same owner, is complete."""
+    """True when a process died in `_compress` before it removed the file: the ``.gz`` is complete.
+
+    One of another owner is not ours.
+    """
     squeezed = f"{name}.gz"
-    return (_is_regular(name) and _is_regular(squeezed) and os.lstat(name).st_uid == os.lstat(squeezed).st_uid)
+    return (_is_regular(name) and _is_regular(squeezed)
+            and os.lstat(name).st_uid == os.lstat(squeezed).st_uid)
 
 
 def _is_regular(name: str) -> bool:
