@@ -31,6 +31,7 @@ from .room import SHORTAGES, room
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import IO
 
     from ..running.context import TaskContext
     from .pipes import PolledPump, ThreadedPump
@@ -129,10 +130,28 @@ class Child:
         room.enter()
 
     def _popen(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            self._argv, shell=isinstance(self._argv, str), cwd=self._cwd, env=self._env, bufsize=0,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=os.name != "nt", creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))
+        # pipes of ours: where descriptors run out, `Popen` of 3.10 leaves open those that it had made (gh-87474)
+        read_ends: list[IO[bytes]] = []
+        write_ends: list[int] = []
+        try:
+            for _ in range(2):
+                read_end, write_end = os.pipe()
+                write_ends.append(write_end)
+                read_ends.append(open(read_end, "rb", buffering=0))
+            proc = subprocess.Popen(
+                self._argv, shell=isinstance(self._argv, str), cwd=self._cwd, env=self._env,
+                stdin=subprocess.DEVNULL, stdout=write_ends[0], stderr=write_ends[1],
+                start_new_session=os.name != "nt",
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))
+        except BaseException:
+            for pipe in read_ends:
+                pipe.close()
+            raise
+        finally:
+            for write_end in write_ends:
+                os.close(write_end)
+        proc.stdout, proc.stderr = read_ends
+        return proc
 
     def _follow(self) -> None:
         """Read until the leader has exited and its session is gone; see to it when that is due."""
