@@ -457,8 +457,9 @@ def test_four_processes_write_one_history_while_a_reader_follows_and_nobody_is_l
 @posix
 def test_the_crowd_harness_notices_who_does_not_wait_for_the_others(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = files._lock_patiently
-    monkeypatch.setattr(files, "_lock_patiently", lambda fd, offset=0: lock(fd, offset) if offset else None)
+    wait = files.LockFile._wait_for
+    monkeypatch.setattr(files.LockFile, "_wait_for",
+                        lambda self, offset: wait(self, offset) if offset else None)
     with pytest.raises(AssertionError, match="database is locked"):
         for attempt in range(20):  # chance decides, though the first nearly always does
             run_crowd(str(tmp_path / f"{attempt}.db"), ImpatientSink, 1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import itertools
 import json
 import logging
@@ -249,11 +248,6 @@ def drip(data: bytes, seconds: float, size: int = 1000) -> Callable[[], Iterator
 
 SLOW = b"".join(b"X-%d: %b\r\n" % (number, b"x" * 50_000) for number in range(4)) + b"\r\n"
 
-INTERIM_WITHOUT_END = ("URL does not answer in HTTP (HTTPException)"
-                       if hasattr(http.client, "_MAXINTERIMRESPONSES")
-                       else "cannot reach URL: no answer within 15 s")
-"""Newer versions of http.client give up after a hundred interim answers, older ones read on."""
-
 TEMPORARY: dict[str, tuple[Behaviour, str]] = {
     "reset at once": (reset_at_once, "cannot reach URL: "),
     "reset before the body": (reset_before_the_body, "cannot reach URL: "),
@@ -275,7 +269,7 @@ TEMPORARY: dict[str, tuple[Behaviour, str]] = {
     "slow headers": (send_until_closed(b"HTTP/1.1 200 OK\r\n", drip(SLOW, 16)),
                      "cannot reach URL: no answer within 15 s"),
     "endless continuation": (send_until_closed(b"", drip(b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000, 16)),
-                             INTERIM_WITHOUT_END),
+                             "cannot reach URL: no answer within 15 s"),
     "408": (answer(408), "URL answered 408 Request Timeout"),
     "429": (answer(429), "URL answered 429 Too Many Requests"),
     "429 with Retry-After in seconds": (answer(429, {"Retry-After": "7"}), "URL answered 429 Too Many Requests"),
@@ -321,6 +315,14 @@ def account(health: SinkHealth) -> dict[str, int]:
     return {name: getattr(health, name) for name in names if getattr(health, name)}
 
 
+def told_of(error: str, receiver: Receiver, name: str) -> str:
+    """What was said of a fault, without the port, and as by any version of http.client."""
+    told = error.replace(receiver.url.removesuffix("/hook"), "URL")
+    if name == "endless continuation":  # newer ones give up after a hundred interim answers
+        return told.replace("URL does not answer in HTTP (HTTPException)", TEMPORARY[name][1])
+    return told
+
+
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("name", TEMPORARY)
 def test_a_fault_that_passes_delays_a_batch_and_changes_nothing(name: str, tmp_path: Path) -> None:
@@ -334,7 +336,8 @@ def test_a_fault_that_passes_delays_a_batch_and_changes_nothing(name: str, tmp_p
     assert receiver.connections == 4, "two faults and two batches"
     assert len({request.message_id for request in receiver.requests}) == 2, "each has kept its id"
     for error in sink.errors:
-        assert str(error).replace(receiver.url.removesuffix("/hook"), "URL").startswith(message)
+        told = told_of(str(error), receiver, name)
+        assert told.startswith(message)
 
 
 @pytest.mark.usefixtures("clock")
@@ -354,7 +357,7 @@ def test_a_fault_that_stays_has_a_batch_parked_and_the_next_held_until_it_is_men
     assert receiver.payloads == ["c", "d"] and parked_payloads(tmp_path / "park") == ["a", "b"]
     for each in parked(tmp_path / "park"):
         assert each["attempts"] == FAST.attempts
-        assert message in each["error"].replace(receiver.url.removesuffix("/hook"), "URL")
+        assert message in told_of(each["error"], receiver, name)
 
 
 @pytest.mark.usefixtures("clock")

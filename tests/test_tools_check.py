@@ -15,7 +15,7 @@ from tools import check
 
 TOOL = Path(check.__file__)
 POSIX = pytest.mark.skipif(os.name == "nt", reason="interpreters and scripts as on POSIX")
-HERE = "{}.{}.{}".format(*sys.version_info[:3])
+HERE = check.own_version()
 
 
 def run(*arguments: object, tool: Path = TOOL, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -87,9 +87,11 @@ def test_each_interpreter_has_an_environment_of_its_own_in_a_place_that_can_be_w
     root, scratch = tmp_path / "root", tmp_path / "scratch"
     root.mkdir()
     monkeypatch.setattr(check, "ROOT", root)
-    own, other, free = (check.Interpreter("python", version) for version in (HERE, "3.99.0", "3.99.0t"))
-    assert [check.venv_for(each, scratch) for each in (own, other, free)] == [
-        root / ".venv", root / ".venv-3.99", root / ".venv-3.99t"]
+    own, other, free = (check.Interpreter("python", version)
+                        for version in (HERE, "3.99.0", "3.99.0t"))
+    folders = [check.venv_for(each, scratch) for each in (other, free)]
+    assert folders == [root / ".venv-3.99", root / ".venv-3.99t"]
+    assert check.venv_for(own, scratch).parent == root
     root.chmod(0o500)
     try:
         if os.access(root, os.W_OK):

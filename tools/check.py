@@ -29,6 +29,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -154,6 +155,11 @@ def interpreter(command: str, environment: dict[str, str]) -> Interpreter:
     return python
 
 
+def own_version() -> str:
+    free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
+    return "{}.{}.{}".format(*sys.version_info[:3]) + ("t" if free_threaded else "")
+
+
 def can_make_venvs(python: Interpreter, environment: dict[str, str]) -> bool:
     return subprocess.run([python.command, "-I", "-c", "import ensurepip, venv"], env=environment,
                           stderr=subprocess.DEVNULL).returncode == 0
@@ -197,10 +203,9 @@ def prepared_venv(python: Interpreter, scratch: Path, environment: dict[str, str
 
 def venv_for(python: Interpreter, scratch: Path) -> Path:
     """Return where the environment of this interpreter is: each version has its own."""
-    own = "{}.{}.{}".format(*sys.version_info[:3])
-    name = ".venv" if python.version == own else ".venv-{}.{}".format(*python.minor)
+    name = ".venv" if python.version == own_version() else ".venv-{}.{}".format(*python.minor)
     if python.version.endswith("t"):
-        name += "t"
+        name += "t"  # without the GIL
     return (ROOT if os.access(str(ROOT), os.W_OK) else scratch) / name
 
 
