@@ -11,7 +11,7 @@ import pytest
 
 from bgworker import ConfigurationError, Scheduler, current_task, shell
 from bgworker.delivery import patience
-from bgworker.model.events import StreamEvent
+from bgworker.model.events import Event, StreamEvent
 from bgworker.model.records import Batch
 
 LONG = 60.0
@@ -223,3 +223,18 @@ def test_an_inherited_subscription_has_ended_in_a_forked_child() -> None:
         assert os.waitstatus_to_exitcode(ended[1]) == 0
         pool.flush()
         assert not subscription.is_closed and subscription.poll()
+
+
+def test_the_shutdown_waits_for_a_callback_that_is_told_of_a_task_that_had_ended() -> None:
+    seen: list[str] = []
+
+    def callback(event: Event) -> None:
+        time.sleep(0.02)
+        seen.append(event.type.value)
+
+    with Scheduler(1) as pool:
+        task = pool.submit(say, 5)
+        task.result(LONG)
+        pool.flush(LONG)
+        pool.subscribe(callback, task=task)
+    assert seen == ["TaskOutput"] * 5 + ["TaskCompleted"]

@@ -1,8 +1,9 @@
-"""What waits for one sink: a queue bounded by count and by bytes, and the order in which things go when it is full.
+"""What waits for one sink: a queue bounded by count and by bytes, and the order in which things go
+when it is full.
 
-A newer progress event replaces the older ones of its task; then stream events go, the oldest or the newest first;
-life-cycle events have room of their own, as many as ``size``, and only the oldest of those beyond it go.
-No thread and no lock: the courier that owns it guards it.
+A newer progress event replaces the older ones of its task; then stream events go, the oldest or the
+newest first; life-cycle events have room of their own, as many as ``size``, and only the oldest of
+those beyond it go. No thread and no lock: the courier that owns it guards it.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ if TYPE_CHECKING:
 
 
 MARK = -1
-"""Kind of a record that only marks a place in the queue; its data is whoever waits for that place."""
+"""Kind of a record that only marks a place in the queue; its data is whoever waits for that
+place."""
 
 STATE_COST = 640
 """Bytes that a task which has ended is taken to hold beside its texts, while events of it wait."""
 
 BATCH_TEXT = 2 ** 20
-"""Most bytes of text that are taken at once: a sink makes as much again of them, and more, to write them."""
+"""Most bytes of text that are taken at once: a sink makes as much again of them, and more, to write
+them."""
 
 
 def weight(record: Record) -> int:
-    """Return the bytes of memory that a waiting record is estimated at; the dispatcher counts alike."""
+    """Return the bytes of memory that a waiting record is estimated at; the dispatcher counts
+    alike."""
     state, _, kind, _, data = record
     if kind >= PROGRESS:
         return cost(kind, data)
@@ -39,17 +43,20 @@ def weight(record: Record) -> int:
 
 
 def weight_of_task(state: TaskState) -> int:
-    """Return the bytes that a task which has ended holds in memory, the texts of its end, its arguments and its metadata
+    """Return the bytes that a task which has ended holds in memory, the texts of its end, its
+    arguments and its metadata
     included: its terminal event stands for them."""
     size = STATE_COST
-    for text in (state.metadata_json, state.arguments, state.failure_message, state.invocation_info):
+    for text in (state.metadata_json, state.arguments, state.failure_message,
+                 state.invocation_info):
         if text:
             size += len(text) if text.isascii() else 4 * len(text)
     return size
 
 
 class Chunk:
-    """Numbered records on their way into every backlog, with what a backlog needs to know of them, counted once."""
+    """Numbered records on their way into every backlog, with what a backlog needs to know of them,
+    counted once."""
 
     __slots__ = ("records", "streams", "progress", "bytes")
 
@@ -63,8 +70,8 @@ class Chunk:
     def of(cls, records: Iterable[Record]) -> Chunk:
         """Count them the slow way."""
         kept = list(records)
-        return cls(kept, sum(record[2] >= PROGRESS for record in kept), sum(record[2] == PROGRESS for record in kept),
-                   sum(map(weight, kept)))
+        return cls(kept, sum([record[2] >= PROGRESS for record in kept]),
+                   sum([record[2] == PROGRESS for record in kept]), sum(map(weight, kept)))
 
 
 class Backlog:
@@ -80,7 +87,8 @@ class Backlog:
         self._size = size
         self._max_bytes = max_bytes
         self._keep_newest = keep_newest
-        self._spared: deque[Record] = deque()  # life-cycle records older than all in _queue: overflow passed them by
+        # life-cycle records older than all in _queue: overflow passed them by
+        self._spared: deque[Record] = deque()
         self._queue: deque[Record] = deque()
         self._streams = 0
         self._bytes = 0
@@ -113,7 +121,8 @@ class Backlog:
         return first[0][3] if first else None
 
     def extend(self, chunk: Chunk) -> tuple[list[Record], list[Record]]:
-        """Append; return what had to go instead: the progress records that newer ones replace, and the dropped ones.
+        """Append; return what had to go instead: the progress records that newer ones replace, and
+        the dropped ones.
 
         Shedding is amortised: its cost is that of the records shed, save where progress coalesces.
         """
@@ -132,17 +141,18 @@ class Backlog:
         return coalesced, dropped
 
     def mark(self, mark: Record) -> None:
-        """Append a record of kind `MARK`: it is not counted, never dropped, and comes out in its place."""
+        """Append a record of kind `MARK`: it is not counted, never dropped, and comes out in its
+        place."""
         self._queue.append(mark)
         self._marks += 1
 
     def take(self, most: int) -> list[Record]:
-        """Remove and return the oldest records, no more than a sink can write at once without much memory. What was
-        taken before is done with."""
+        """Remove and return the oldest records, no more than a sink can write at once without much
+        memory. What was taken before is done with."""
         self._taken = 0
         waiting, most_bytes = len(self._spared) + len(self._queue), self._max_bytes // 8
-        if waiting <= most and self._bytes <= most_bytes and self._bytes - len(self) * RECORD_COST <= BATCH_TEXT:
-            size = self._bytes
+        size = self._bytes
+        if waiting <= most and size <= most_bytes and size - len(self) * RECORD_COST <= BATCH_TEXT:
             taken = self.clear()
             self._taken = size
             return taken
@@ -174,7 +184,8 @@ class Backlog:
         self._taken = 0
 
     def _give_back(self, records: Sequence[Record], weights: Sequence[int]) -> None:
-        (self._spared or self._queue).extendleft(reversed(records))  # if any is still spared, all that was taken were
+        # if any is still spared, all that was taken were
+        (self._spared or self._queue).extendleft(reversed(records))
         self._bytes += sum(weights)
         self._streams += sum(record[2] >= PROGRESS for record in records)
         self._marks += sum(record[2] == MARK for record in records)
@@ -184,8 +195,9 @@ class Backlog:
 
     def _forget(self, records: Sequence[Record]) -> list[int]:
         """Take records out of the account; return their weights."""
-        weights = [RECORD_COST + len(data) if (data := record[4]).__class__ is str and data.isascii() and record[2] != MARK else
-                   0 if record[2] == MARK else weight(record)
+        weights = [0 if record[2] == MARK else
+                   RECORD_COST + len(data) if (data := record[4]).__class__ is str and data.isascii()
+                   else weight(record)
                    for record in records]  # a call for the odd ones only: half the time
         self._bytes -= sum(weights)
         self._streams -= sum([record[2] >= PROGRESS for record in records])
@@ -223,7 +235,8 @@ class Backlog:
         return gone
 
     def _drop_newest(self) -> list[Record]:
-        # a task's newest progress record has just replaced its elders: it goes after all other streams
+        # a task's newest progress record has just replaced its elders: it goes after all other
+        # streams
         return self._pop_newest(lambda kind: kind > PROGRESS) + self._pop_newest(lambda kind: kind == PROGRESS)
 
     def _pop_newest(self, may_go: Callable[[int], bool]) -> list[Record]:
@@ -240,7 +253,8 @@ class Backlog:
         return gone
 
     def _drop_lifecycle(self) -> list[Record]:
-        """Drop the oldest life-cycle records: there are more than ``size``, or they alone take more than the bytes."""
+        """Drop the oldest life-cycle records: there are more than ``size``, or they alone take more
+        than the bytes."""
         excess = len(self) - self._streams - self._size
         too_much = self._bytes + self._taken - self._max_bytes
         gone: list[Record] = []

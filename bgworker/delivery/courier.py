@@ -1,9 +1,10 @@
 """One sink's queue, thread and account.
 
-Guarantees. Every call into the sink comes from this courier's one thread, through `Courier._call`, and what it raises comes
-back as a `Trouble`: plain values. Whatever the sink does, `put` returns at once, `close_all` by its deadline, and at every
-quiet moment ``emitted == delivered + coalesced + dropped + parked + pending``: each step of an event from one of these to
-another happens under the courier's lock, which is never held while code runs that is not ours.
+Guarantees. Every call into the sink comes from this courier's one thread, through `Courier._call`,
+and what it raises comes back as a `Trouble`: plain values. Whatever the sink does, `put` returns at
+once, `close_all` by its deadline, and at every quiet moment ``emitted == delivered + coalesced +
+dropped + parked + pending``: each step of an event from one of these to another happens under the
+courier's lock, which is never held while code runs that is not ours.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..model.clock import monotonic
 from ..model.errors import ConfigurationError, MissingPart, SinkError, TemporarySinkError
 from ..model.records import LOST, TYPES, Batch
 from ..model.reports import report, wait_for_reports
-from ..model.text import describe
+from ..model.text import describe, name_of
 from ..model.threads import own_thread
 from .backlog import MARK, Backlog, Chunk
 from .intake import MOST_TAKEN
@@ -40,21 +41,26 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH = 500
 CROWDED = 0.25
-"""A queue fuller than this asks those who can wait to wait. The rest is for what is under way: an eighth of a queue in
-the intake, another in the dispatcher's hands, and what each reader emits before it looks again."""
+"""A queue fuller than this asks those who can wait to wait. The rest is for what is under way: an
+eighth of a queue in the intake, another in the dispatcher's hands, and what each reader emits
+before it looks again."""
 
 LOG_GRACE = 0.5
-"""Seconds that the log gets at most for the lines about a sink's end: its handlers may block for ever."""
+"""Seconds that the log gets at most for the lines about a sink's end: its handlers may block for
+ever."""
 
 REPORT_INTERVAL = 60.0
-"""Seconds between two log lines about events of one sink that did not fit; the first and the last come at once."""
+"""Seconds between two log lines about events of one sink that did not fit; the first and the last
+come at once."""
 
 _carried: dict[int, Courier] = {}
-"""Who calls which sink, by the sink's id: never more than one courier. Each step on it is atomic."""
+"""Who calls which sink, by the sink's id: never more than one courier. Each step on it is
+atomic."""
 
 
 class Mark:
-    """A place in a courier's queue that somebody waits for. Set once, by the courier's thread or by who gives up."""
+    """A place in a courier's queue that somebody waits for. Set once, by the courier's thread or by
+    who gives up."""
 
     def __init__(self, left: int = 0) -> None:
         self._event = threading.Event()
@@ -63,7 +69,8 @@ class Mark:
         self.reached = False
 
     def settle(self, reached: bool) -> None:
-        """Wake the waiter; ``reached`` tells whether all before the place is settled and the sink has flushed."""
+        """Wake the waiter; ``reached`` tells whether all before the place is settled and the sink
+        has flushed."""
         if not self._event.is_set():
             self.reached = reached
             self._event.set()
@@ -95,18 +102,24 @@ class Courier:
         self._breaker = Breaker(options.retry)  # the courier's thread alone decides
         self._patience = Patience()  # the dispatcher's thread alone asks
         self._park = None if options.park is None else _new_park(options, name, self._count_parked)
-        # Guards all below. Re-entrant: the garbage collector may run a finaliser right here, which looks at our health.
+        # Guards all below. Re-entrant: the garbage collector may run a finaliser right here, which
+        # looks at our health.
         self._lock = threading.RLock()
-        self._news = threading.Condition(self._lock)  # the thread waits on it: records, a mark, the close
-        self._backlog = Backlog(options.queue_size, options.queue_bytes, options.overflow == "drop_oldest")
+        # the thread waits on it: records, a mark, the close
+        self._news = threading.Condition(self._lock)
+        self._backlog = Backlog(options.queue_size, options.queue_bytes,
+                                options.overflow == "drop_oldest")
         self._in_flight: Sequence[Record] = ()  # events in the sink's hands: no marks, no losses
         self._marks_in_flight: Sequence[Record] = ()
         self._emitted = self._delivered = self._coalesced = self._parked = self._retries = 0
         self._parking = 0  # given to the park, which has not answered yet
         self._dropped: Counter[str] = Counter()
-        self._losses: dict[str, Counter[str]] = {}  # reason -> type -> count, not yet announced to the sink
-        self._announces_alone = True  # False: losses wait for the next events, since they alone were given up
-        self._unreported: Counter[str] = Counter()  # reason -> count of what was lost unsaid, not yet in the log
+        # reason -> type -> count, not yet announced to the sink
+        self._losses: dict[str, Counter[str]] = {}
+        # False: losses wait for the next events, since they alone were given up
+        self._announces_alone = True
+        # reason -> count of what was lost unsaid, not yet in the log
+        self._unreported: Counter[str] = Counter()
         self._next_report = 0.0
         self._is_said_to_fail = False  # in the log
         self._state = "ok"
@@ -131,12 +144,14 @@ class Courier:
 
         Raises:
             ConfigurationError: the sink is another courier's already.
-            SinkError: the sink refused to open for good, it is of no use; or no thread can be started.
+            SinkError: the sink refused to open for good, it is of no use; or no thread can be
+                started.
         """
         other = _carried.setdefault(id(self._sink), self)
         if other is not self:
-            raise ConfigurationError(f"sink: this {type(self._sink).__name__} is registered already, as {other.name!r}; two "
-                                     "threads would call it at once. Make another one, or unregister it first")
+            raise ConfigurationError(
+                f"sink: this {name_of(type(self._sink))} is registered already, as {other.name!r}; "
+                "two threads would call it at once. Make another one, or unregister it first")
         try:
             if self._park is not None:
                 self._park.open()
@@ -145,9 +160,11 @@ class Courier:
         except BaseException as error:
             del _carried[id(self._sink)]
             if issubclass(type(error), OSError):
-                raise SinkError(f"the park file of sink {self.name!r} cannot be used: {describe(error)}") from error
+                raise SinkError(f"the park file of sink {self.name!r} cannot be used: "
+                                f"{describe(error)}") from error
             if issubclass(type(error), RuntimeError):
-                raise SinkError(f"sink {self.name!r} cannot be opened: no thread can be started ({error})") from error
+                raise SinkError(f"sink {self.name!r} cannot be opened: no thread can be started "
+                                f"({error})") from error
             raise
         self._opened.wait(timeout)
         with self._lock:
@@ -159,7 +176,8 @@ class Courier:
             raise SinkError(f"sink {self.name!r} does not open: {self._last_error}") from refusal
 
     def twin(self) -> Courier:
-        """Return a courier to the same sink with an empty queue and account: a forked child's own."""
+        """Return a courier to the same sink with an empty queue and account: a forked child's
+        own."""
         twin = Courier(self.name, self._sink, self._options, self._scheduler)
         _carried[id(self._sink)] = twin
         return twin
@@ -216,10 +234,12 @@ class Courier:
 
     @property
     def is_crowded(self) -> bool:
-        """True when the queue of a healthy sink is getting full: who can wait for it should. The dispatcher's thread.
+        """True when the queue of a healthy sink is getting full: who can wait for it should. The
+        dispatcher's thread.
 
-        Healthy is a sink whose latest ``write`` did not fail and that has not used up the `Patience` with it: one that
-        hangs, or takes next to nothing, is waited for some seconds and then no more until it works again.
+        Healthy is a sink whose latest ``write`` did not fail and that has not used up the
+        `Patience` with it: one that hangs, or takes next to nothing, is waited for some seconds and
+        then no more until it works again.
         """
         is_full = self._backlog.fill > CROWDED
         lasts = self._patience.lasts(is_full, self._delivered, monotonic())
@@ -229,8 +249,8 @@ class Courier:
         """Let the thread deliver what waits, close the sink and end. Returns at once.
 
         Args:
-            retries_until: when the last retry may begin (monotonic). What fails then gets one more attempt, and so does
-                each batch behind it.
+            retries_until: when the last retry may begin (monotonic). What fails then gets one more
+                attempt, and so does each batch behind it.
         """
         with self._lock:
             self._closing = True
@@ -244,20 +264,22 @@ class Courier:
         return self._park is not None
 
     def join(self, deadline: float) -> None:
-        """Wait for the thread's end until ``deadline`` (monotonic). If it does not come, the sink is left to itself, and
-        what still waits is parked or dropped and counted."""
+        """Wait for the thread's end until ``deadline`` (monotonic). If it does not come, the sink
+        is left to itself, and what still waits is parked or dropped and counted."""
         if self.thread.ident is not None:  # else it never began
             self.thread.join(max(0.0, deadline - monotonic()))
         if self.thread.is_alive():
             self._abandon()
 
     def close_park(self, deadline: float) -> None:
-        """Wait for the park file until ``deadline`` (monotonic); what it has not got by then is counted as dropped."""
+        """Wait for the park file until ``deadline`` (monotonic); what it has not got by then is
+        counted as dropped."""
         if self._park is not None and not self._park.close(deadline):
             with self._lock:
                 self._dropped["park"] += self._parking
                 self._parking = 0
-            report(logging.ERROR, "sink %r: the park file is too slow; its thread is left behind", self.name)
+            report(logging.ERROR, "sink %r: the park file is too slow; its thread is left behind",
+                   self.name)
 
     def _abandon(self) -> None:
         with self._lock:
@@ -269,8 +291,8 @@ class Courier:
             self._give_up(left, "closed")
             self._state = "closed"
             self._news.notify()
-        report(logging.ERROR, "sink %r did not finish in time and is left to itself, in thread %s; %d events %s", self.name,
-               self.thread.name, sum(record[2] != MARK for record in left),
+        report(logging.ERROR, "sink %r did not finish in time and is left to itself, in thread %s; "
+               "%d events %s", self.name, self.thread.name, sum(record[2] != MARK for record in left),
                "are lost" if self._park is None else "go to the park file")
 
     # -- the dispatcher's thread --
@@ -295,7 +317,8 @@ class Courier:
                 self._news.notify()
 
     def refuse(self, kind: int, reason: str, count: int) -> None:
-        """Count events that never got a number, because the intake was full or the event too large."""
+        """Count events that never got a number, because the intake was full or the event too
+        large."""
         if self._kinds is None or kind in self._kinds:
             with self._lock:
                 self._emitted += count
@@ -305,7 +328,8 @@ class Courier:
                 self._news.notify()
 
     def mark(self) -> Mark:
-        """Return a mark that is settled once all that was put before is settled and the sink has flushed."""
+        """Return a mark that is settled once all that was put before is settled and the sink has
+        flushed."""
         with self._lock:
             mark = Mark(self._pending())
             if self._state == "closed":
@@ -376,7 +400,8 @@ class Courier:
                     if not is_awaited:
                         report(logging.ERROR, "sink %r does not open: %s", self.name, trouble.text)
                     return False
-            self._opened.settle(True)  # it may come to work: the registration stands, and we keep trying
+            # it may come to work: the registration stands, and we keep trying
+            self._opened.settle(True)
             self._note_trouble(trouble)
             if not self._pause(self._breaker.failed(trouble, 0).wait):
                 break  # closing: `write` is the last attempt
@@ -384,13 +409,16 @@ class Courier:
         return True
 
     def _next_batch(self) -> list[Record] | None:
-        """Wait for records and take a batch, which begins with the losses that the sink was not told of; None is the end."""
+        """Wait for records and take a batch, which begins with the losses that the sink was not
+        told of; None is the end."""
         with self._lock:
             self._in_flight = self._marks_in_flight = ()
             self._backlog.forget_taken()
             while not self._abandoned and not len(self._backlog) and not self._backlog.has_marks:
-                if self._losses and self._announces and self._announces_alone and (self._state == "ok" or not self._closing):
-                    break  # also the probe of a sink that failed, when nothing else waits to be tried
+                if self._losses and self._announces and self._announces_alone and (
+                        self._state == "ok" or not self._closing):
+                    # also the probe of a sink that failed, when nothing else waits to be tried
+                    break
                 if self._closing:
                     return None
                 self._wait(None)
@@ -401,8 +429,10 @@ class Courier:
             losses = self._announce()
             has_marks = self._backlog.has_marks
             batch = self._backlog.take(max(0, self._batch_size - len(losses)))
-            self._in_flight = [record for record in batch if record[2] != MARK] if has_marks else batch
-            self._marks_in_flight = [record for record in batch if record[2] == MARK] if has_marks else ()
+            self._in_flight = batch
+            if has_marks:
+                self._in_flight = [record for record in batch if record[2] != MARK]
+                self._marks_in_flight = [record for record in batch if record[2] == MARK]
             return losses + batch
 
     def _linger(self) -> None:
@@ -420,7 +450,8 @@ class Courier:
         self._is_idle = False
 
     def _settle(self, records: Sequence[Record]) -> None:
-        """Deliver records, or account for them otherwise: retry, halve what is refused for good, park or drop."""
+        """Deliver records, or account for them otherwise: retry, halve what is refused for good,
+        park or drop."""
         pieces = [records]  # what is left, the oldest last
         attempts = 0
         while pieces and not self._abandoned:
@@ -460,9 +491,11 @@ class Courier:
         return trouble
 
     def _write(self, records: Sequence[Record]) -> Trouble | None:
-        return self._call("write", Batch(tuple(records)))  # a tuple: nothing that the sink could change is ours
+        # a tuple: nothing that the sink could change is ours
+        return self._call("write", Batch(tuple(records)))
 
-    def _settled(self, piece: Sequence[Record], trouble: Trouble | None = None, attempts: int = 1) -> None:
+    def _settled(self, piece: Sequence[Record], trouble: Trouble | None = None,
+                 attempts: int = 1) -> None:
         """Move records in flight to where they ended up."""
         losses = [record for record in piece if record[2] == LOST]
         events = piece[len(losses):]
@@ -476,7 +509,8 @@ class Courier:
                 return
             if self._end is None and self._breaker.is_open:
                 self._state = "open"
-            reason = "failed" if not trouble.is_permanent else "refused" if self._end is None else "closed"
+            reason = ("failed" if not trouble.is_permanent else
+                      "refused" if self._end is None else "closed")
             self._give_up(events, reason, trouble.text, attempts)
             if self._end is not None:
                 self._unreported[reason] += len(events)
@@ -488,7 +522,8 @@ class Courier:
             report(logging.ERROR, "sink %r: %d events %s: %s", self.name, len(events),
                    "dropped" if self._park is None else "go to the park file", trouble.text)
         elif not self._announces:
-            report(logging.WARNING, "sink %r refuses EventsLost events and gets none any more: %s", self.name, trouble.text)
+            report(logging.WARNING, "sink %r refuses EventsLost events and gets none any more: %s",
+                   self.name, trouble.text)
 
     def _end_with(self, trouble: Trouble) -> None:
         """Close the sink, which takes nothing any more; what it still has and gets is given up."""
@@ -499,12 +534,13 @@ class Courier:
             self._announces = False
             if not self._abandoned:
                 self._state = "failed"
-        report(logging.ERROR, "sink %r takes nothing any more, and is closed: %s; what waits and comes %s", self.name,
-               trouble.text, "is lost" if self._park is None else "goes to the park file")
+        report(logging.ERROR, "sink %r takes nothing any more, and is closed: %s; what waits and comes "
+               "%s", self.name, trouble.text, "is lost" if self._park is None else "goes to the park file")
         self._say_if_failed("close", self._call("close"))
 
     def _pause(self, seconds: float) -> bool:
-        """Wait before a retry; False when the sink is being closed, and the attempt just made was the last."""
+        """Wait before a retry; False when the sink is being closed, and the attempt just made was
+        the last."""
         until = monotonic() + seconds
         with self._lock:
             if not self._abandoned:
@@ -513,7 +549,8 @@ class Courier:
                 if self._closing and until > self._retries_until:
                     if self._last_call:
                         return False
-                    self._last_call = True  # one more attempt for what is in our hands, then one for each that waits
+                    # one more attempt for what is in our hands, then one for each that waits
+                    self._last_call = True
                     break
                 if (left := until - monotonic()) <= 0:
                     break
@@ -522,7 +559,8 @@ class Courier:
             return not self._abandoned
 
     def _announce(self) -> list[Record]:
-        """Return what the sink is to be told before the next events: the losses so far; under the lock."""
+        """Return what the sink is to be told before the next events: the losses so far; under the
+        lock."""
         if not self._losses or not self._announces:
             return []
         losses, self._losses = self._losses, {}
@@ -547,13 +585,15 @@ class Courier:
         mark.settle(reached)
 
     def _say_if_failed(self, what: str, trouble: Trouble | None) -> bool:
-        """Report what kept the sink from something that is not tried again; True when nothing did."""
+        """Report what kept the sink from something that is not tried again; True when nothing
+        did."""
         if trouble is not None:
             self._last_error = trouble.text
             report(logging.ERROR, "sink %r failed to %s: %s", self.name, what, trouble.text)
         return trouble is None
 
-    def _give_up(self, records: Iterable[Record], reason: str, error: str = "", attempts: int = 0) -> None:
+    def _give_up(self, records: Iterable[Record], reason: str, error: str = "",
+                 attempts: int = 0) -> None:
         """Park records, or count them as dropped; under the lock."""
         left: list[Record] = []
         for record in records:
@@ -572,7 +612,8 @@ class Courier:
         """Count records as dropped, to be announced; under the lock."""
         if records:
             self._dropped[reason] += len(records)
-            self._losses.setdefault(reason, Counter()).update(TYPES[record[2]].value for record in records)
+            self._losses.setdefault(reason, Counter()).update(
+                TYPES[record[2]].value for record in records)
 
     def _count_parked(self, records: Sequence[Record], error: BaseException | None) -> None:
         """Count what the park file took, or did not; the park's thread."""
@@ -586,11 +627,12 @@ class Courier:
                 self._drop(records, "park")
             self._news.notify()
         if error is not None:
-            report(logging.ERROR, "sink %r: %d events lost, the park file does not take them: %s", self.name, len(records),
-                   describe(error))
+            report(logging.ERROR, "sink %r: %d events lost, the park file does not take them: %s",
+                   self.name, len(records), describe(error))
 
     def _report_losses(self, *, is_last: bool = False) -> None:
-        """Tell the log what was lost unsaid. On the courier's thread: a slow handler must not hold up the dispatcher."""
+        """Tell the log what was lost unsaid. On the courier's thread: a slow handler must not hold
+        up the dispatcher."""
         now = monotonic()
         with self._lock:
             if not self._unreported or (now < self._next_report and not is_last):
@@ -610,28 +652,33 @@ class Courier:
             self._state = "open" if self._breaker.is_open else "retrying"
         if not self._is_said_to_fail:
             self._is_said_to_fail = True
-            report(logging.WARNING, "sink %r failed, and is tried again: %s", self.name, trouble.text)
+            report(logging.WARNING, "sink %r failed, and is tried again: %s", self.name,
+                   trouble.text)
 
     def _note_success(self, piece: Sequence[Record] = ()) -> None:
         with self._lock:
             if not self._abandoned:
                 self._state = "ok"
-        if self._is_said_to_fail and piece and piece[-1][2] != LOST:  # a loss is small: it may fit where no event does
+        # a loss is small: it may fit where no event does
+        if self._is_said_to_fail and piece and piece[-1][2] != LOST:
             self._is_said_to_fail = False
             report(logging.WARNING, "sink %r works again", self.name)
 
 
 def options_for(sink: Sink, options: SinkOptions) -> SinkOptions:
-    """Return the options with the batches that the sink wishes, unless they name a size. Asks the sink: under no lock."""
+    """Return the options with the batches that the sink wishes, unless they name a size. Asks the
+    sink: under no lock."""
     if options.batch_size is None:
         wish = getattr(sink, "preferred_batch", None)
-        return replace(options, batch_size=number("preferred_batch", wish, least=1, whole=True, optional=True))
+        return replace(options, batch_size=number("preferred_batch", wish, least=1, whole=True,
+                                                  optional=True))
     return options
 
 
 def close_all(couriers: Collection[Courier], deadline: float) -> None:
-    """Close couriers side by side; all are done with by ``deadline`` (monotonic). Their retries get the time until then, less
-    what it takes to give up the rest; of one that is called by its own sink nobody waits for the end."""
+    """Close couriers side by side; all are done with by ``deadline`` (monotonic). Their retries get
+    the time until then, less what it takes to give up the rest; of one that is called by its own
+    sink nobody waits for the end."""
     now = monotonic()
     for courier in couriers:
         courier.close(now + (deadline - now) * 0.8)
@@ -668,6 +715,7 @@ def _new_park(options: SinkOptions, name: str, done: Callable[..., None]) -> Par
         from ..park.park import Park
     except ModuleNotFoundError as error:
         raise SinkError(f"SinkOptions(park={os.fspath(options.park)!r}): {MissingPart('park')}") from error
-    # an overflow sheds up to MOST_TAKEN records at once, however small the queue is, and again before the disk is done
+    # an overflow sheds up to MOST_TAKEN records at once, however small the queue is, and again
+    # before the disk is done
     most_waiting = max(options.queue_size, 4 * MOST_TAKEN)
     return Park(options.park, options.park_bytes, most_waiting, options.queue_bytes, name, done, options.park_mode)

@@ -1,8 +1,10 @@
-"""The one thread that numbers: it drains the intake, gives each event its ``seq``, and fans out to every courier.
+"""The one thread that numbers: it drains the intake, gives each event its ``seq``, and fans out to
+every courier.
 
-Guarantees. Per task, ``seq`` is 1, 2, 3 ... in the order of the intake, without a gap; the terminal event is the last, what
-comes after it is counted as late. Every courier is handed the same records in the same order. No user code runs here and
-no sink is waited for: a courier's `put` appends to a queue, dropping what does not fit.
+Guarantees. Per task, ``seq`` is 1, 2, 3 ... in the order of the intake, without a gap; the terminal
+event is the last, what comes after it is counted as late. Every courier is handed the same records
+in the same order. No user code runs here and no sink is waited for: a courier's `put` appends to a
+queue, dropping what does not fit.
 
 Because one thread numbers and enqueues, there is no race between "take a number" and "enqueue".
 """
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
     class Outlet(Protocol):
-        """What events are handed to: a courier or a subscription. None of this waits for anything."""
+        """What events are handed to: a courier or a subscription. None of this waits for
+        anything."""
 
         def put(self, chunk: Chunk) -> None: ...
         def refuse(self, kind: int, reason: str, count: int) -> None: ...
@@ -53,8 +56,9 @@ if TYPE_CHECKING:
         def is_this_thread(self) -> bool: ...
 
 GATHER = 0.05
-"""Seconds that the dispatcher lets events come in before it works: one wake-up for many events keeps the GIL with the
-tasks (measured: p99.9 of an emit at 20 us pace is 1.6 us so, 14 us at 2 ms)."""
+"""Seconds that the dispatcher lets events come in before it works: one wake-up for many events
+keeps the GIL with the tasks (measured: p99.9 of an emit at 20 us pace is 1.6 us so, 14 us at 2
+ms)."""
 
 
 
@@ -63,7 +67,8 @@ class Dispatcher:
 
     Args:
         name: of the scheduler; threads are named after it.
-        on_ended: called on the dispatcher's thread with the tasks whose terminal event was just fanned out.
+        on_ended: called on the dispatcher's thread with the tasks whose terminal event was just
+            fanned out.
         close_timeout: seconds that all sinks together get to finish.
     """
 
@@ -75,17 +80,19 @@ class Dispatcher:
         self._on_ended = on_ended
         self.close_timeout = close_timeout
         self._tails = Tails()  # the dispatcher's thread alone uses it
-        self._outlets: tuple[Outlet, ...] = ()  # those that get events; the dispatcher's thread alone sets it
+        # those that get events; the dispatcher's thread alone sets it
+        self._outlets: tuple[Outlet, ...] = ()
         self._refused_before: dict[tuple[int, str], int] = {}
         self._is_finishing = False
         self._has_drained = False  # what is in the intake now, stays there
-        # Guards the start of the thread, the making of the registry, and the reading of a tally. Re-entrant: the garbage
-        # collector may run a finaliser in here that comes back.
+        # Guards the start of the thread, the making of the registry, and the reading of a tally.
+        # Re-entrant: the garbage collector may run a finaliser in here that comes back.
         self._lock = threading.RLock()
         self._registry: Registry | None = None
         self._thread: threading.Thread | None = None
         self.has_started = False
-        """True once there is a thread that drains the intake; no property, because each `submit` asks."""
+        """True once there is a thread that drains the intake; no property, because each `submit`
+        asks."""
 
     def start(self) -> None:
         """Start the thread if it does not run yet; never again after `finish`."""
@@ -104,9 +111,11 @@ class Dispatcher:
                     raise
 
     def start_afresh(self) -> None:
-        """In a forked child, which has no thread but its own: empty queues, sinks that open on first use.
+        """In a forked child, which has no thread but its own: empty queues, sinks that open on
+        first use.
 
-        The intake of the parent's tasks is closed, so that those say nothing here; their record is the parent's.
+        The intake of the parent's tasks is closed, so that those say nothing here; their record is
+        the parent's.
         """
         self.intake.close()
         if self.closed.is_set():
@@ -138,12 +147,14 @@ class Dispatcher:
         return self._outlets
 
     def set_outlets(self, outlets: tuple[Outlet, ...]) -> bool:
-        """Hand events to these from now on; False when there will be none any more. The dispatcher's thread."""
+        """Hand events to these from now on; False when there will be none any more. The
+        dispatcher's thread."""
         self.pass_refusals()
         if self._is_finishing or self.closed.is_set():
             return False
         self._outlets = outlets
-        self.intake.calm = min([LIMIT, *(min(outlet.queue_size, outlet.queue_bytes // SLOT) for outlet in outlets)]) // 8
+        slots = [min(outlet.queue_size, outlet.queue_bytes // SLOT) for outlet in outlets]
+        self.intake.calm = min([LIMIT, *slots]) // 8
         return True
 
     @property
@@ -152,14 +163,16 @@ class Dispatcher:
         return self._thread is threading.current_thread()
 
     def waits_for_caller(self) -> bool:
-        """True when the caller is one of those that delivery ends with: the dispatcher, a sink, or the callback of a
-        subscription. To wait there for the end is to wait for oneself."""
+        """True when the caller is one of those that delivery ends with: the dispatcher, a sink, or
+        the callback of a subscription. To wait there for the end is to wait for oneself."""
         return self.is_this_thread or any([outlet.is_this_thread for outlet in self._outlets])
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run ``function`` between two events on the dispatcher's thread, after all that was emitted before the call.
+        """Run ``function`` between two events on the dispatcher's thread, after all that was
+        emitted before the call.
 
-        Any thread; when the dispatcher has ended, on the caller's. ``function`` is our own, and does not block.
+        Any thread; when the dispatcher has ended, on the caller's. ``function`` is our own, and
+        does not block.
         """
         done = threading.Event()
         results: list[T] = []
@@ -171,7 +184,8 @@ class Dispatcher:
                 done.set()
 
         if self.has_started and self._thread is not threading.current_thread() and self.intake.post(run):
-            # `post` may find the intake open and append after the last look at it: then nobody will run the action
+            # `post` may find the intake open and append after the last look at it: then nobody will
+            # run the action
             while not done.wait(0.05) and not self._has_drained:
                 pass
         return results[0] if results else function()
@@ -181,13 +195,15 @@ class Dispatcher:
         self.call(lambda: None)
 
     def late_events(self) -> int:
-        """Return how many events were discarded so far because they came after their task's end. Any thread."""
+        """Return how many events were discarded so far because they came after their task's end.
+        Any thread."""
         self.sync()
         with self._lock:  # a tally has one reader at a time
             return self.intake.late.read()
 
     def finish(self) -> None:
-        """Refuse what is emitted from now on, deliver the rest within the close timeout, and end. Returns at once."""
+        """Refuse what is emitted from now on, deliver the rest within the close timeout, and end.
+        Returns at once."""
         with self._lock:
             if self._thread is None:
                 self.intake.close()
@@ -202,14 +218,17 @@ class Dispatcher:
         self.intake.close()
 
     def _begin(self) -> None:
-        with self._lock:  # not before `start` has made up its mind: of two threads each would number
+        # not before `start` has made up its mind: of two threads each would number
+        with self._lock:
             is_wanted = self._thread is threading.current_thread()
         if is_wanted:
             self._run()
 
     def _run(self) -> None:
         intake = self.intake
-        is_flowing = False  # where something came just now, more is likely to: one wake-up a turn instead of two, and no ring
+        # where something came just now, more is likely to: one wake-up a turn instead of two, and
+        # no ring
+        is_flowing = False
         while not self._is_finishing:
             if not is_flowing:
                 intake.wait(BACKSTOP)
@@ -243,12 +262,14 @@ class Dispatcher:
         return was_something
 
     def _allow(self) -> None:
-        """Let the intake hold as much as the queues have room for; all that it can where there is no queue."""
+        """Let the intake hold as much as the queues have room for; all that it can where there is
+        no queue."""
         outlets = self._outlets
         self.intake.allow(sum([outlet.room for outlet in outlets]) if outlets else LIMIT * SLOT)
 
     def _dispatch(self, emitted: Sequence[Emitted]) -> None:
-        """Number records and fan them out; where the intake holds a posted action, run it between its neighbours."""
+        """Number records and fan them out; where the intake holds a posted action, run it between
+        its neighbours."""
         while emitted:
             records: list[Record] = []
             ended: list[TaskState] = []
@@ -267,15 +288,18 @@ class Dispatcher:
             emitted = emitted[done + 1:]
 
     def _number(self, emitted: Sequence[Emitted], records: list[Record], ended: list[TaskState]) -> tuple[int, Chunk]:
-        """Number records up to the first posted action; return how many and the chunk for the couriers."""
+        """Number records up to the first posted action; return how many and the chunk for the
+        couriers."""
         append = records.append
         progress = 0
-        kept: dict[TaskState, tuple[list[Record], list[int]]] = {}  # stream records and their weights by task: a tail is
-        # extended once a batch, and no text is measured twice
+        # stream records and their weights by task: a tail is extended once a batch, and no text is
+        # measured twice
+        kept: dict[TaskState, tuple[list[Record], list[int]]] = {}
         last = None
         keep: Callable[[Record], object]
         weigh: Callable[[int], object]
-        is_heard = bool(self._outlets)  # else life-cycle records are only numbered: nobody gets them, no tail keeps them
+        # else life-cycle records are only numbered: nobody gets them, no tail keeps them
+        is_heard = bool(self._outlets)
         streams = size = 0
         count = -1
         for count, (state, kind, ns, data) in enumerate(emitted):
@@ -323,7 +347,8 @@ class Dispatcher:
                 elif kind >= COMPLETED:
                     state.ended = kind
                     ended.append(state)
-                    if seq == 1:  # a submit was interrupted before it said that there is a task: nobody has it
+                    # a submit was interrupted before it said that there is a task: nobody has it
+                    if seq == 1:
                         continue
                     size += weight_of_task(state)
                 if is_heard:

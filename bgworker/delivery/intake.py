@@ -1,21 +1,26 @@
 """What `emit` touches: one deque, one doorbell, one bound.
 
-Guarantees. `Intake.emit` appends one tuple and returns. It takes no lock, does no I/O, calls no user code, never blocks
-and never raises, whatever the sinks do, and may be called from any thread, from a signal handler, from ``__del__`` during
-garbage collection, and from inside a sink. What it refuses is counted, exactly.
+Guarantees. `Intake.emit` appends one tuple and returns. It takes no lock, does no I/O, calls no
+user code, never blocks and never raises, whatever the sinks do, and may be called from any thread,
+from a signal handler, from ``__del__`` during garbage collection, and from inside a sink. What it
+refuses is counted, exactly.
 
-The length of the deque is the account of memory: a slot stands for `SLOT` bytes. A record with more text than goes into
-one slot is followed by as many empty slots (None) as its text takes, in one atomic ``extend``; `take` leaves them out.
-So one comparison bounds the intake by bytes, without a counter that two threads could both change.
+The length of the deque is the account of memory: a slot stands for `SLOT` bytes. A record with more
+text than goes into one slot is followed by as many empty slots (None) as its text takes, in one
+atomic ``extend``; `take` leaves them out. So one comparison bounds the intake by bytes, without a
+counter that two threads could both change.
 
-This rests on three properties of CPython: ``deque.append``, ``deque.extend`` of a tuple, ``deque.popleft`` and
-``next(itertools.count())`` are each one atomic step; reads and writes of attributes by several threads are seen in
-program order; and releasing a raw lock takes no other lock (``queue.Queue``, ``Event`` and ``Condition`` do, and deadlock
-when a signal handler or a finaliser interrupts their owner).
+This rests on three properties of CPython: ``deque.append``, ``deque.extend`` of a tuple,
+``deque.popleft`` and
+``next(itertools.count())`` are each one atomic step; reads and writes of attributes by several
+threads are seen in program order; and releasing a raw lock takes no other lock (``queue.Queue``,
+``Event`` and ``Condition`` do, and deadlock when a signal handler or a finaliser interrupts their
+owner).
 
-The doorbell is rung only when the consumer has declared itself asleep. No wake-up is lost: the consumer sets ``_asleep`` and
-*then* looks at the deque; an emitter appends and *then* looks at ``_asleep``. Whichever comes second sees the other. Without
-the GIL only a full fence would keep that order, and an emit has none: there the consumer looks around unasked, see `BACKSTOP`.
+The doorbell is rung only when the consumer has declared itself asleep. No wake-up is lost: the
+consumer sets ``_asleep`` and *then* looks at the deque; an emitter appends and *then* looks at
+``_asleep``. Whichever comes second sees the other. Without the GIL only a full fence would keep
+that order, and an emit has none: there the consumer looks around unasked, see `BACKSTOP`.
 """
 
 from __future__ import annotations
@@ -44,7 +49,8 @@ TUPLE_COST = 112
 """Bytes that an event costs besides when its data is not just a text."""
 
 SLOT = RECORD_COST
-"""Bytes that a slot of the intake stands for: an event with a short text, or so much more of a text."""
+"""Bytes that a slot of the intake stands for: an event with a short text, or so much more of a
+text."""
 
 LIMIT = 100_000
 """Most slots that wait for the dispatcher; then stream records are refused and counted."""
@@ -53,18 +59,19 @@ RESERVED = 8_192
 """Slots that may wait (2 MiB) though all queues are full; the others share the queues' bytes."""
 
 UNWEIGHED = 25_000
-"""Records that may wait before `Intake.emit` weighs those that follow; it takes short ones only. From here on emits ask
-the dispatcher to hurry: a burst gathers no more memory than need be."""
+"""Records that may wait before `Intake.emit` weighs those that follow; it takes short ones only.
+From here on emits ask the dispatcher to hurry: a burst gathers no more memory than need be."""
 
 SHORT = 100
 """Most characters of a text that is short."""
 
 MOST_TAKEN = 4_096
-"""Most slots that `Intake.take` empties: bounds the memory between the intake and the sinks' queues."""
+"""Most slots that `Intake.take` empties: bounds the memory between the intake and the sinks'
+queues."""
 
 BACKSTOP = 60.0 if getattr(sys, "_is_gil_enabled", lambda: True)() else 0.75
-"""Seconds after which the dispatcher looks around unasked: with the GIL for the unforeseen, without it for a ring that was
-lost because two processors saw a store and a load in different orders."""
+"""Seconds after which the dispatcher looks around unasked: with the GIL for the unforeseen, without
+it for a ring that was lost because two processors saw a store and a load in different orders."""
 
 
 class Tally:
@@ -87,14 +94,16 @@ class Tally:
 
 
 class Intake:
-    """The one way in. Emitters call `emit`; the dispatcher's thread alone calls `wait`, `gather`, `take` and `allow`.
+    """The one way in. Emitters call `emit`; the dispatcher's thread alone calls `wait`, `gather`,
+    `take` and `allow`.
 
     Args:
-        limit: slots that may wait, life-cycle records apart: those are never refused, their number is bounded by the
-            tasks'.
+        limit: slots that may wait, life-cycle records apart: those are never refused, their number
+            is bounded by the tasks'.
     """
 
-    __slots__ = ("_records", "_unweighed", "_most", "_limit", "_bell", "_asleep", "_urgent", "_closed", "_refusals", "_has_refused",
+    __slots__ = ("_records", "_unweighed", "_most", "_limit", "_bell", "_asleep", "_urgent",
+                 "_closed", "_refusals", "_has_refused",
                  "late", "congested", "calm")
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -114,11 +123,12 @@ class Intake:
         self.congested = False
         """Written by the dispatcher: a healthy sink's queue is getting full."""
         self.calm = limit // 8
-        """Slots that may wait here before who can wait should; the dispatcher fits it to the smallest queue."""
+        """Slots that may wait here before who can wait should; the dispatcher fits it to the
+        smallest queue."""
 
     def emit(self, state: TaskState, kind: int, data: object) -> None:
-        """Append one stream record of at most `SHORT` characters, with the one clock reading that it gets. Any thread; see
-        the module's guarantees."""
+        """Append one stream record of at most `SHORT` characters, with the one clock reading that
+        it gets. Any thread; see the module's guarantees."""
         records = self._records
         if len(records) < self._unweighed:
             records.append((state, kind, time_ns(), data))
@@ -128,7 +138,8 @@ class Intake:
             self.emit_weighed(state, kind, data)
 
     def emit_weighed(self, state: TaskState, kind: int, data: Any) -> None:
-        """Append one stream record with as many slots as its text takes, or refuse it. As safe as `emit`."""
+        """Append one stream record with as many slots as its text takes, or refuse it. As safe as
+        `emit`."""
         if self._closed:
             self.late.add()
             return
@@ -150,7 +161,8 @@ class Intake:
             self._ring()
 
     def emit_lines(self, state: TaskState, kind: int, lines: list[str]) -> None:
-        """Append lines of clean text that came at the same moment, as one block: for who has waited for room.
+        """Append lines of clean text that came at the same moment, as one block: for who has waited
+        for room.
 
         One record for a thousand lines makes a chatty command three times as fast.
         """
@@ -167,7 +179,8 @@ class Intake:
                 self._ring()
 
     def emit_lifecycle(self, state: TaskState, kind: int, ns: int) -> None:
-        """Append a life-cycle record of the time ``ns``; refused only after `close`. As safe as `emit`."""
+        """Append a life-cycle record of the time ``ns``; refused only after `close`. As safe as
+        `emit`."""
         if self._closed:
             self.late.add()
             return
@@ -176,14 +189,16 @@ class Intake:
             self._ring()
 
     def refuse(self, kind: int, reason: str) -> None:
-        """Count an event that is not taken; ``reason`` is "intake" or "oversize". As safe as `emit`."""
+        """Count an event that is not taken; ``reason`` is "intake" or "oversize". As safe as
+        `emit`."""
         self._refusals[reason][kind].add()
         self._has_refused = True
         if self._asleep:
             self._ring()
 
     def post(self, action: Callable[[], object]) -> bool:
-        """Have the dispatcher's thread run ``action`` after everything emitted so far; False when closed."""
+        """Have the dispatcher's thread run ``action`` after everything emitted so far; False when
+        closed."""
         if self._closed:
             return False
         self._records.append((None, 0, 0, action))
@@ -203,12 +218,14 @@ class Intake:
             pass  # another emitter rang between our look and our release: one ring wakes for both
 
     def room_for(self, size: int) -> int:
-        """Return how many records with ``size`` bytes of text may be emitted before the next look at `is_crowded`."""
+        """Return how many records with ``size`` bytes of text may be emitted before the next look
+        at `is_crowded`."""
         return max(1, self.calm // (8 * ((RECORD_COST + size) // SLOT)))
 
     @property
     def is_crowded(self) -> bool:
-        """True when who can wait (a pipe's reader) should: a healthy sink's queue is getting full, or much waits here."""
+        """True when who can wait (a pipe's reader) should: a healthy sink's queue is getting full,
+        or much waits here."""
         return not self._closed and (self.congested or len(self._records) > self.calm)
 
     def close(self) -> None:
@@ -232,7 +249,8 @@ class Intake:
         self._asleep = False
 
     def gather(self, seconds: float) -> None:
-        """Let more come in for ``seconds``, unless somebody is in a hurry. Emitters don't ring meanwhile."""
+        """Let more come in for ``seconds``, unless somebody is in a hurry. Emitters don't ring
+        meanwhile."""
         if not self._urgent:
             self._bell.acquire(True, seconds)
 
@@ -248,7 +266,8 @@ class Intake:
         return len(self._records) // MOST_TAKEN + 1
 
     def take_refusals(self) -> list[tuple[int, str, int]]:
-        """Return ``(kind, reason, total)`` of all refusals so far, or nothing when there is no news."""
+        """Return ``(kind, reason, total)`` of all refusals so far, or nothing when there is no
+        news."""
         if not self._has_refused:
             return []
         self._has_refused = False  # before reading: what comes during the reading raises it again

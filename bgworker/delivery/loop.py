@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 
 class SinkLoop:
-    """Runs to its end what a sink's method returned. The loop, and `asyncio`, come with the first awaitable."""
+    """Runs to its end what a sink's method returned. The loop, and `asyncio`, come with the first
+    awaitable."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None

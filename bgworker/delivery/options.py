@@ -24,13 +24,15 @@ class SinkOptions:
     """How delivery treats one sink. Immutable; share it between sinks as you like."""
 
     queue_size: int = 100_000
-    """Most stream events that wait for the sink; as many life-cycle events have room of their own."""
+    """Most stream events that wait for the sink; as many life-cycle events have room of their
+    own."""
     queue_bytes: int = 64 * 1024 * 1024
     """Most memory that the waiting events take, as estimated: payload bytes plus 256 an event."""
     batch_size: int | None = None
     """Most events in one ``write``; None takes the sink's ``preferred_batch``, else 500."""
     linger: float = 0.0
-    """Seconds to gather more events than the dispatcher handed over at once; `flush` or a full batch ends the wait."""
+    """Seconds to gather more events than the dispatcher handed over at once; `flush` or a full
+    batch ends the wait."""
     overflow: Literal["drop_oldest", "drop_newest"] = "drop_oldest"
     """Which stream events go when the queue is full. Life-cycle events go last."""
     types: Collection[EventType | str] | None = None
@@ -38,11 +40,13 @@ class SinkOptions:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     """When to try again after a failure, and when to give up on a batch."""
     park: str | PathLike[str] | None = None
-    """Path of a JSONL file for events that could not be delivered or did not fit; None drops and counts them."""
+    """Path of a JSONL file for events that could not be delivered or did not fit; None drops and
+    counts them."""
     park_bytes: int = 64 * 1024 * 1024
     """Most bytes of that file."""
     park_mode: int | None = None
-    """Permissions of that file if it is created, such as ``0o600``; None leaves them to the umask."""
+    """Permissions of that file if it is created, such as ``0o600``; None leaves them to the
+    umask."""
 
     def __post_init__(self) -> None:
         settle(self, queue_size=number("queue_size", self.queue_size, least=1, whole=True),
@@ -82,11 +86,12 @@ class SinkHealth:
     pending: int = 0
     """Events that wait in the queue or are being written."""
     dropped_by_reason: Mapping[str, int] = field(default_factory=dict)
-    """"overflow", "intake", "oversize", "refused", "failed", "closed", ... -> events; adds up to ``dropped``."""
+    """"overflow", "intake", "oversize", "refused", "failed", "closed", ... -> events; adds up to
+    ``dropped``."""
     state: Literal["ok", "retrying", "open", "failed", "closed"] = "ok"
-    """"open" is the circuit breaker's: too many failures in a row, or the sink has its events held until somebody mends
-    it; one probe now and then. "failed": the sink takes nothing any more; until it is unregistered, what comes is
-    parked, or dropped as "closed"."""
+    """"open" is the circuit breaker's: too many failures in a row, or the sink has its events held
+    until somebody mends it; one probe now and then. "failed": the sink takes nothing any more;
+    until it is unregistered, what comes is parked, or dropped as "closed"."""
     lag: float = 0.0
     """Age in seconds of the oldest pending event."""
     retries: int = 0
@@ -100,9 +105,11 @@ class FlushReport:
     """What `flush` achieved; truthy when all that was emitted before the call is delivered."""
 
     pending: Mapping[str, int]
-    """Sink name -> events emitted before the call that were still waiting when it returned (0 when done)."""
+    """Sink name -> events emitted before the call that were still waiting when it returned (0 when
+    done)."""
     lost: Mapping[str, int]
-    """Sink name -> events that it never got since its registration: dropped or parked, not coalesced."""
+    """Sink name -> events that it never got since its registration: dropped or parked, not
+    coalesced."""
     done: bool
     """False when the timeout ended the flush."""
 

@@ -1,4 +1,5 @@
-"""How long a sink with a crowded queue is waited for: a pure decision. No clock, no thread, no sleep."""
+"""How long a sink with a crowded queue is waited for: a pure decision. No clock, no thread, no
+sleep."""
 
 from __future__ import annotations
 
@@ -6,16 +7,19 @@ PATIENCE = 5.0
 """Seconds that a sink may keep others waiting without taking anything."""
 
 PER_EVENT = 0.02
-"""Seconds of waiting that each event which the sink takes makes good: 50 events a second are enough."""
+"""Seconds of waiting that each event which the sink takes makes good: 50 events a second are
+enough."""
 
 
 class Patience:
-    """Tells a sink that is behind from one that hangs or crawls; the dispatcher's thread alone asks.
+    """Tells a sink that is behind from one that hangs or crawls; the dispatcher's thread alone
+    asks.
 
-    A clock runs while the queue is crowded and runs back while it is not; each event that is delivered takes it back by
-    `PER_EVENT`. While it stands at `PATIENCE` nobody waits for the sink. So one sink holds up whoever waits for at most
-    `PATIENCE` seconds and `PER_EVENT` for each event that it takes, whatever the size of its queue; and one that comes
-    back to work has everyone's patience again after a few hundred events.
+    A clock runs while the queue is crowded and runs back while it is not; each event that is
+    delivered takes it back by `PER_EVENT`. While it stands at `PATIENCE` nobody waits for the sink.
+    So one sink holds up whoever waits for at most `PATIENCE` seconds and `PER_EVENT` for each event
+    that it takes, whatever the size of its queue; and one that comes back to work has everyone's
+    patience again after a few hundred events.
     """
 
     __slots__ = ("_used", "_was_crowded", "_delivered", "_asked_at")
@@ -30,7 +34,8 @@ class Patience:
         """Return whether the sink is to be waited for.
 
         Args:
-            is_crowded: whether its queue is getting full. What it was the last time counts until now.
+            is_crowded: whether its queue is getting full. What it was the last time counts until
+                now.
             delivered: events that the sink has taken since its registration.
             now: seconds on any monotonic clock.
         """

@@ -1,4 +1,5 @@
-"""The sinks and subscriptions of one scheduler: their names, their coming and going, their accounts. Any thread."""
+"""The sinks and subscriptions of one scheduler: their names, their coming and going, their
+accounts. Any thread."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Registry:
         self._close_timeout = close_timeout
         self._lock = threading.RLock()  # guards _sinks; re-entrant as a courier's
         self._sinks: dict[str, Courier] = {}
-        self._inherited: tuple[Courier, ...] = ()  # in a forked child: those that wait for its first task
+        # in a forked child: those that wait for its first task
+        self._inherited: tuple[Courier, ...] = ()
         self._subscribed = count(1).__next__
 
     def register(self, sink: Sink | str, name: str | None, options: SinkOptions | None, config: dict[str, Any]) -> str:
@@ -69,7 +71,8 @@ class Registry:
             courier = self._sinks[name] = Courier(name, sink, options, self._name)
         try:
             courier.start(self._close_timeout)
-            # waited for: what the intake refuses from now on is this sink's too, and is passed to who is attached
+            # waited for: what the intake refuses from now on is this sink's too, and is passed to
+            # who is attached
             if not self._dispatcher.call(lambda: self._attach(courier)):
                 raise ShutdownError(f"cannot register sink {name!r} after shutdown")
         except BaseException:
@@ -81,7 +84,8 @@ class Registry:
         return name
 
     def register_of_environment(self) -> None:
-        """Register the sinks that the environment variable BGWORKER_SINKS names, and tell where a wrong one stands."""
+        """Register the sinks that the environment variable BGWORKER_SINKS names, and tell where a
+        wrong one stands."""
         for spec in sinks_from_environ():
             try:
                 self.register(spec, None, None, {})
@@ -89,9 +93,11 @@ class Registry:
                 raise SinkError(f"the environment variable BGWORKER_SINKS asks for it: {error}") from error
 
     def unregister(self, name: str, timeout: float) -> SinkHealth:
-        """Let a sink finish what it has been given, close it and return its final account, by ``timeout`` at the latest.
+        """Let a sink finish what it has been given, close it and return its final account, by
+        ``timeout`` at the latest.
 
-        From inside that sink it returns at once, with the account so far: the sink is closed after the call that it is in.
+        From inside that sink it returns at once, with the account so far: the sink is closed after
+        the call that it is in.
 
         Raises:
             KeyError: no sink has that name.
@@ -108,14 +114,15 @@ class Registry:
 
     def subscribe(self, callback: Callable[[Event], object] | None, state: TaskState | None,
                   types: Collection[EventType | str] | None, maxsize: int, back_pressure: bool) -> Subscription:
-        """Return a subscription to what is emitted from now on; one to a task begins with what is in memory of it."""
+        """Return a subscription to what is emitted from now on; one to a task begins with what is
+        in memory of it."""
         kinds = None if types is None else kinds_of(members("types", EventType, types))
         subscription = Subscription(f"{self._name}-subscription-{self._subscribed()}", state, kinds, maxsize,
                                     back_pressure, lambda self_: self._dispatcher.call(lambda: self._detach(self_)))
 
         def attach() -> None:
             subscription.begin()
-            if not subscription.is_closed and not self._attach(subscription):
+            if not subscription.has_ended and not self._attach(subscription):
                 subscription.end()
 
         try:
@@ -129,7 +136,8 @@ class Registry:
         return subscription
 
     def health(self) -> dict[str, SinkHealth]:
-        """Return the account and the condition of every sink, by name; after `finish` the final ones."""
+        """Return the account and the condition of every sink, by name; after `finish` the final
+        ones."""
         with self._lock:
             couriers = list(self._sinks.values())
         return {courier.name: courier.health() for courier in couriers}
@@ -138,12 +146,15 @@ class Registry:
         """Have all that was emitted before the call delivered, and the sinks flushed."""
         marks = self._dispatcher.call(self._mark)
         if self._dispatcher.is_this_thread or any([courier.is_this_thread for courier, _ in marks]):
-            timeout = 0.0  # a sink that flushes, or a finaliser: it would wait for itself, or for one that waits for it
+            # a sink that flushes, or a finaliser: it would wait for itself, or for one that waits
+            # for it
+            timeout = 0.0
         deadline = None if timeout is None else monotonic() + timeout
         done = True
         for courier, mark in marks:
             done &= mark.wait(None if deadline is None else max(0.0, deadline - monotonic()))
-        left = {courier.name: mark.left for courier, mark in marks}  # what comes during the flush does not count
+        # what comes during the flush does not count
+        left = {courier.name: mark.left for courier, mark in marks}
         health = self.health()
         return FlushReport(pending={name: min(each.pending, left.get(name, 0)) for name, each in health.items()},
                            lost={name: each.dropped + each.parked for name, each in health.items()}, done=done)
@@ -151,7 +162,8 @@ class Registry:
     # -- the dispatcher's thread --
 
     def _mark(self) -> list[tuple[Courier, Mark]]:
-        self._dispatcher.pass_refusals()  # what was refused before the flush is lost before the flush
+        # what was refused before the flush is lost before the flush
+        self._dispatcher.pass_refusals()
         return [(outlet, outlet.mark()) for outlet in self._dispatcher.outlets if isinstance(outlet, Courier)]
 
     def _attach(self, outlet: Outlet) -> bool:
@@ -161,7 +173,8 @@ class Registry:
         self._dispatcher.set_outlets(tuple(each for each in self._dispatcher.outlets if each is not outlet))
 
     def close_all(self, deadline: float) -> None:
-        """Have all sinks finish and close, and all subscriptions end, by ``deadline`` (monotonic)."""
+        """Have all sinks finish and close, and all subscriptions end, by ``deadline``
+        (monotonic)."""
         outlets = self._dispatcher.outlets
         subscriptions = [each for each in outlets if isinstance(each, Subscription)]
         for subscription in subscriptions:
@@ -174,7 +187,8 @@ class Registry:
     # -- a forked child --
 
     def start_afresh(self, outlets: Sequence[Outlet]) -> None:
-        """Give each sink an empty queue and account, to be opened with the child's first task; end the subscriptions."""
+        """Give each sink an empty queue and account, to be opened with the child's first task; end
+        the subscriptions."""
         for outlet in outlets:
             if isinstance(outlet, Subscription):
                 outlet.end_in_child()
@@ -183,7 +197,8 @@ class Registry:
         self._inherited = tuple(self._sinks.values())
 
     def start_inherited(self) -> tuple[Courier, ...]:
-        """Start the couriers of the sinks that a fork has handed down; none in any other process."""
+        """Start the couriers of the sinks that a fork has handed down; none in any other
+        process."""
         inherited, self._inherited = self._inherited, ()
         for courier in inherited:
             courier.start_inherited()

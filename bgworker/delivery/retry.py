@@ -1,4 +1,5 @@
-"""What a sink's exception means, when to try again, and when to stop: pure decisions. No clock, no thread, no sleep."""
+"""What a sink's exception means, when to try again, and when to stop: pure decisions. No clock, no
+thread, no sleep."""
 
 from __future__ import annotations
 
@@ -19,16 +20,19 @@ if TYPE_CHECKING:
 class RetryPolicy:
     """How often and after which waits a failed ``write`` is tried again.
 
-    Exponential backoff with full jitter: the wait before retry n is drawn from 0 .. min(cap, base * 2 ** (n - 1)).
+    Exponential backoff with full jitter: the wait before retry n is drawn from 0 .. min(cap, base *
+    2 ** (n - 1)).
     Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
 
     attempts: int = 8
-    """Attempts for one batch, the first included. After the last the batch is given up and the breaker opens."""
+    """Attempts for one batch, the first included. After the last the batch is given up and the
+    breaker opens."""
     base: float = 0.5
     """Seconds; upper end of the first wait."""
     cap: float = 60.0
-    """Seconds; no wait is longer, and while the breaker is open one attempt is made in this time."""
+    """Seconds; no wait is longer, and while the breaker is open one attempt is made in this
+    time."""
     jitter: Literal["full", "none"] = "full"
     """"none" waits the upper end; for tests, and for a sender that is alone."""
 
@@ -39,7 +43,8 @@ class RetryPolicy:
 
 
 _DATA_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What code raises that does not know what to do with a value: one event may be to blame for all of a batch."""
+"""What code raises that does not know what to do with a value: one event may be to blame for all of
+a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,8 @@ class Trouble:
     text: str
     """Its type and text, see `describe`."""
     concerns: Literal["attempt", "value", "event", "batch", "sink"] = "attempt"
-    """What would fail again: nothing that is known, maybe one of the values, or as in `PermanentSinkError`."""
+    """What would fail again: nothing that is known, maybe one of the values, or as in
+    `PermanentSinkError`."""
     retry_after: float | None = None
     """Seconds, if it is for the other side to say."""
     hold: bool = False
@@ -88,8 +94,9 @@ class Decision:
 class Breaker:
     """Decides after each attempt of one sink; not shared between threads.
 
-    Closed, it retries a batch up to ``attempts`` times, then gives it up and opens. Open, it holds the next batch and has it
-    tried once per ``cap`` seconds until an attempt succeeds. An error that asks to hold opens it at once.
+    Closed, it retries a batch up to ``attempts`` times, then gives it up and opens. Open, it holds
+    the next batch and has it tried once per ``cap`` seconds until an attempt succeeds. An error
+    that asks to hold opens it at once.
 
     Args:
         policy: the numbers.
@@ -121,7 +128,8 @@ class Breaker:
         if trouble.hold:
             self.is_open = True
             self.failures = 0
-            return Decision("retry", self._policy.cap if trouble.retry_after is None else self._wait(trouble))
+            wait = self._policy.cap if trouble.retry_after is None else self._wait(trouble)
+            return Decision("retry", wait)
         self.failures += 1
         if self.failures >= self._policy.attempts:
             self.is_open = True
@@ -132,6 +140,7 @@ class Breaker:
     def _wait(self, trouble: Trouble) -> float:
         policy = self._policy
         if trouble.retry_after is not None:
-            return min(policy.cap, max(0.0, trouble.retry_after))  # the other side knows best, within reason
+            # the other side knows best, within reason
+            return min(policy.cap, max(0.0, trouble.retry_after))
         ceiling = min(policy.cap, policy.base * 2.0 ** min(self.failures - 1, 64))
         return ceiling if policy.jitter == "none" else ceiling * self._draw()

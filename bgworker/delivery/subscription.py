@@ -1,8 +1,9 @@
 """Events for a program that looks at them itself: a live view, a progress bar, a test.
 
-A subscription is fed like a courier, from the dispatcher's thread, into a bounded queue: whoever reads slowly, or not at
-all, slows nobody, and what does not fit is coalesced or dropped and counted. It has no thread; its reader brings one.
-Only with ``back_pressure`` do those wait for its reader who wait for sinks, too.
+A subscription is fed like a courier, from the dispatcher's thread, into a bounded queue: whoever
+reads slowly, or not at all, slows nobody, and what does not fit is coalesced or dropped and
+counted. It has no thread; its reader brings one. Only with ``back_pressure`` do those wait for its
+reader who wait for sinks, too.
 """
 
 from __future__ import annotations
@@ -36,17 +37,20 @@ MAX_BYTES = 64 * 1024 * 1024
 
 
 class Subscription:
-    """The events from now on, or those of one task: an iterator, a context manager, and something to poll.
+    """The events from now on, or those of one task: an iterator, a context manager, and something
+    to poll.
 
-    Iterating waits for the next event. It ends with the terminal event when the subscription is bound to one task, else when
-    the subscription is closed or the scheduler shut down. Any number of threads may read; each event goes to one of them.
+    Iterating waits for the next event. It ends with the terminal event when the subscription is
+    bound to one task, else when the subscription is closed or the scheduler shut down. Any number
+    of threads may read; each event goes to one of them.
 
     Args:
         name: for the account.
         state: the task that it is bound to; None for all.
         kinds: the kinds of records that it gets; None for all.
         maxsize: most stream events that wait; as many life-cycle events have room of their own.
-        back_pressure: whether who can wait (a command) waits for the reader, as for a sink that works.
+        back_pressure: whether who can wait (a command) waits for the reader, as for a sink that
+            works.
         detach: takes it off the dispatcher.
     """
 
@@ -69,7 +73,8 @@ class Subscription:
     # -- the reader's side --
 
     def poll(self, most: int | None = None) -> list[Event]:
-        """Return the events that wait, the oldest first, without waiting; for the timer of a user interface.
+        """Return the events that wait, the oldest first, without waiting; for the timer of a user
+        interface.
 
         Args:
             most: most events to return; None is all.
@@ -77,7 +82,8 @@ class Subscription:
         return list(self.batch(most, 0.0))
 
     def batch(self, most: int | None = None, timeout: float | None = None) -> Batch:
-        """As `poll`, in the form that sinks get: an event is built when it is looked at. Waits for the first one.
+        """As `poll`, in the form that sinks get: an event is built when it is looked at. Waits for
+        the first one.
 
         Args:
             timeout: seconds to wait; None waits until there is one, or there will be no more.
@@ -94,7 +100,8 @@ class Subscription:
         return Batch(records)
 
     def get(self, timeout: float | None = None) -> Event | None:
-        """Wait for the next event; None when ``timeout`` seconds passed, or when there will be no more."""
+        """Wait for the next event; None when ``timeout`` seconds passed, or when there will be no
+        more."""
         batch = self.batch(1, timeout)
         return batch[0] if batch else None
 
@@ -113,7 +120,8 @@ class Subscription:
         return self._is_closed
 
     def health(self) -> SinkHealth:
-        """Return the account: ``emitted == delivered + coalesced + dropped + pending``, where delivered means read."""
+        """Return the account: ``emitted == delivered + coalesced + dropped + pending``, where
+        delivered means read."""
         with self._lock:
             return SinkHealth(emitted=self._emitted, delivered=self._delivered, coalesced=self._coalesced,
                               dropped=sum(self._dropped.values()), pending=len(self._backlog),
@@ -135,8 +143,8 @@ class Subscription:
     # -- the callback form --
 
     def call(self, callback: Callable[[Event], object]) -> None:
-        """Start a thread that calls ``callback`` with each event until there are no more. An exception is logged, and the next
-        event follows.
+        """Start a thread that calls ``callback`` with each event until there are no more. An
+        exception is logged, and the next event follows.
 
         Raises:
             ShutdownError: no thread can be started.
@@ -157,7 +165,8 @@ class Subscription:
                        describe_failure(error, 8192)[2] or "")
 
     def join(self, deadline: float) -> bool:
-        """Wait until ``deadline`` (monotonic) for the callback to have had all; False if it has not."""
+        """Wait until ``deadline`` (monotonic) for the callback to have had all; False if it has
+        not."""
         thread = self._thread
         if thread is None or thread is threading.current_thread():
             return True
@@ -167,7 +176,8 @@ class Subscription:
     # -- the dispatcher's thread --
 
     def begin(self) -> None:
-        """For a task that has begun already: start with what is still in memory of it, and with its end if it has ended."""
+        """For a task that has begun already: start with what is still in memory of it, and with its
+        end if it has ended."""
         state = self._state
         if state is None:
             return
@@ -190,7 +200,8 @@ class Subscription:
             self._coalesced += len(coalesced)
             self._dropped["overflow"] += len(dropped)
             if self._state is not None and self._state.ended:
-                self._is_closed = True  # nothing follows a terminal event, which `types` may have filtered out
+                # nothing follows a terminal event, which `types` may have filtered out
+                self._is_closed = True
             self._news.notify_all()
 
     def _wants(self, record: Record) -> bool:
@@ -198,7 +209,8 @@ class Subscription:
 
     @property
     def has_ended(self) -> bool:
-        """True when there is nothing more to do for it: it is closed, and its callback, if it has one, has had all."""
+        """True when there is nothing more to do for it: it is closed, and its callback, if it has
+        one, has had all."""
         return self._is_closed and (self._thread is None or not self._thread.is_alive())
 
     @property
@@ -212,7 +224,8 @@ class Subscription:
 
     @property
     def queue_size(self) -> int:
-        """The bound of the queue, by count; more than anything where nobody waits for the reader."""
+        """The bound of the queue, by count; more than anything where nobody waits for the
+        reader."""
         return sys.maxsize if self._patience is None else self._maxsize
 
     @property
@@ -231,7 +244,8 @@ class Subscription:
         return self._backlog.room
 
     def refuse(self, kind: int, reason: str, count: int) -> None:
-        """Count events that never got a number. Whose they were is not known: one task's subscription cannot count them."""
+        """Count events that never got a number. Whose they were is not known: one task's
+        subscription cannot count them."""
         if self._state is None and (self._kinds is None or kind in self._kinds):
             with self._lock:
                 self._emitted += count

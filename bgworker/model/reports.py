@@ -1,8 +1,9 @@
 """The guarded door to the log.
 
-Guarantees. `report` never blocks and never raises, whatever the handlers of the log do: a thread of its own hands the
-lines to `logging`. It is started for the first line and ends with the last; while a handler blocks, up to `MOST_LINES`
-lines wait, and further ones are dropped. Its lines hold clean text and numbers, never an object of somebody else's.
+Guarantees. `report` never blocks and never raises, whatever the handlers of the log do: a thread of
+its own hands the lines to `logging`. It is started for the first line and ends with the last; while
+a handler blocks, up to `MOST_LINES` lines wait, and further ones are dropped. Its lines hold clean
+text and numbers, never an object of somebody else's.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def report(level: int, message: str, *args: str | int) -> None:
 
 
 def wait_for_reports(deadline: float) -> None:
-    """Wait until all lines are with the handlers, or until ``deadline`` (monotonic): one of them may block for ever."""
+    """Wait until all lines are with the handlers, or until ``deadline`` (monotonic): one of them
+    may block for ever."""
     while (_lines or _writing.locked()) and (left := deadline - monotonic()) > 0:
         if _writing.acquire(True, left):
             _writing.release()
