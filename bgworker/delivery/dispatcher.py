@@ -311,7 +311,13 @@ class Dispatcher:
                     self.intake.late.add()
                 continue
             seq = state.seq = state.seq + 1
-            if kind >= PROGRESS:
+            if kind < PROGRESS and not is_heard:
+                if kind == CREATED:
+                    state.seq = 2
+                elif kind >= COMPLETED:
+                    state.ended = kind
+                    ended.append(state)
+            elif kind >= PROGRESS:
                 if state is not last:
                     last = state
                     fresh, weights = kept.setdefault(state, ([], []))
@@ -340,8 +346,7 @@ class Dispatcher:
                 keep(record)
             else:
                 if kind == CREATED:  # one record for two events: a task is queued as it is made
-                    if is_heard:
-                        append((state, 1, CREATED, ns, None))
+                    append((state, 1, CREATED, ns, None))
                     state.seq = seq = 2
                     kind = SCHEDULED
                 elif kind >= COMPLETED:
@@ -351,8 +356,7 @@ class Dispatcher:
                     if seq == 1:
                         continue
                     size += weight_of_task(state)
-                if is_heard:
-                    append((state, seq, kind, ns, None))
+                append((state, seq, kind, ns, None))
         for state, (fresh, weights) in kept.items():
             streams += len(weights)
             size += sum(weights)

@@ -50,6 +50,9 @@ else:
         return None
 
 
+_NO_KEYWORDS: dict[str, Any] = {}
+
+
 class TaskOptions:
     """Settings for the tasks submitted through it, from `Scheduler.options`. Immutable; use it as often as you like."""
 
@@ -258,7 +261,8 @@ class Scheduler(DropIn):
             dispatcher.start()
         self._memory.add(state)
         try:
-            self._pool.put(task, (fn, args, kwargs, captured()))
+            # an empty dict of its own would only be work for the garbage collector
+            self._pool.put(task, (fn, args, kwargs or _NO_KEYWORDS, captured()))
         except BaseException:
             self._memory.forget(state)
             raise
