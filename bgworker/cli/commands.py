@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..model.errors import BgworkerError, ConfigurationError
 from ..shell.command import ShellCommand, shell
 from ..sinks import open_sink, sinks_from_environ
+from ..sinks.opening import shown
 from .screen import cut, escaped
 
 TYPE_CHECKING = False
@@ -181,7 +182,7 @@ def sinks_of(options: Namespace) -> list[Sink]:
         path = _path_of(sink)
         if path and (trouble := _trouble_with(path)):
             instead = "; or record nothing, with --no-db" if source == "argument --db" else ""
-            raise ConfigurationError(f"{source}: cannot write to {path!r}: {trouble}{instead}")
+            raise ConfigurationError(f"{source}: cannot write to {shown(path)}: {trouble}{instead}")
     _refuse_shared(given)
     return sorted(ours, key=lambda sink: _path_of(sink) != "")
 
@@ -200,7 +201,7 @@ def _refuse_shared(given: list[tuple[str, Sink]]) -> None:
                     continue  # a device or a FIFO takes lines from anybody
                 key = status.st_dev, status.st_ino
             if key in found:
-                raise ConfigurationError(f"{source}: {path!r} is the file of {found[key]} already; name another")
+                raise ConfigurationError(f"{source}: {shown(path)} is the file of {found[key]} already; name another")
             found[key] = source
 
 

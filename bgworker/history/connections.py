@@ -24,6 +24,7 @@ from contextlib import contextmanager
 
 from ..model.clock import monotonic
 from ..model.errors import HistoryError
+from ..sinks.opening import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Database:
             if self._connection is None or self._identity_now() != self._identity:
                 self._close()
                 if self._path in _lost:
-                    raise HistoryError(f"{self._path!r} cannot be used in this process: it was forked while its parent "
+                    raise HistoryError(f"{shown(self._path)} cannot be used in this process: it was forked while its parent "
                                        "was using the file, which took too long to wait for; name another path here")
                 self._connection = self._connect()
                 self._identity = self._identity_now()

@@ -20,7 +20,7 @@ from ..model import checks
 from ..model.errors import HistoryError
 from ..model.events import EventType, LifecycleEvent, TaskStatus
 from ..sinks.lockfile import LockFile
-from ..sinks.opening import absolute
+from ..sinks.opening import absolute, shown
 from . import questions
 from .answers import SELECT_LOSSES, SELECT_RUNS, Reading, Run, Stats, loss_of, run_of, time_text
 from .connections import Database
@@ -393,7 +393,7 @@ class History:
             with damage_told(self.path):
                 yield
         except (sqlite3.OperationalError, OSError) as error:
-            raise HistoryError(f"the history {self.path!r} cannot be read: {error}; try again, and if that does not "
+            raise HistoryError(f"the history {shown(self.path)} cannot be read: {error}; try again, and if that does not "
                                "help, see whether this user may read the file, and its disk is well") from error
 
     def _newly_dead(self) -> set[str]:

@@ -194,7 +194,7 @@ def connect_to_read(path: str) -> sqlite3.Connection:
     journal_mode`` is not "wal" then); the caller opens it again when it does.
     """
     if not os.path.exists(path):
-        raise HistoryError(f"there is no history at {path!r}; name the file of a SqliteSink")
+        raise HistoryError(f"there is no history at {shown(path)}; name the file of a SqliteSink")
     check_kind(path)
     try:
         return _connect_to_read(path, "ro")
@@ -204,7 +204,7 @@ def connect_to_read(path: str) -> sqlite3.Connection:
         if os.path.exists(log) and os.path.getsize(log):
             if os.access(os.path.dirname(log), os.W_OK, effective_ids=os.access in os.supports_effective_ids):
                 raise
-            raise HistoryError(f"the newest part of the history {path!r} is in {log!r}, which SQLite cannot read where no file "
+            raise HistoryError(f"the newest part of the history {shown(path)} is in {shown(log)}, which SQLite cannot read where no file "
                                "can be created beside it; copy both to a directory that you may write to") from error
     return _connect_to_read(path, "ro&immutable=1")  # all there is stands in the file itself, and nobody writes
 
@@ -213,7 +213,7 @@ def _connect_to_read(path: str, mode: str) -> sqlite3.Connection:
     connection = _connect(path, mode)
     try:
         if not check(connection, path):
-            raise HistoryError(f"{path!r} is empty; name the file of a SqliteSink that has been opened")
+            raise HistoryError(f"{shown(path)} is empty; name the file of a SqliteSink that has been opened")
     except BaseException:
         connection.close()
         raise
@@ -240,7 +240,7 @@ def connect_to_write(path: str, steps: Steps = STEPS) -> sqlite3.Connection:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first page is written
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
-            raise HistoryError(f"no history can be kept at {path!r}: its file system lacks the shared memory that "
+            raise HistoryError(f"no history can be kept at {shown(path)}: its file system lacks the shared memory that "
                                "SQLite's write-ahead log needs; name a path on a local disk")
         migrate(connection, version, steps)
         if not os.access(path, os.W_OK):  # SQLite then reads without a word, and refuses the first write
@@ -344,7 +344,7 @@ def damage_told(path: str) -> Iterator[None]:
 
 def damaged(path: str, what: object) -> HistoryError:
     """Return the error for a file with something in it that cannot be."""
-    return HistoryError(f"the history {path!r} is damaged ({what or 'a value is too large'}); move "
+    return HistoryError(f"the history {shown(path)} is damaged ({what or 'a value is too large'}); move "
                         "it aside, and recover what is in it with the .recover command of the "
                         "sqlite3 shell")
 
@@ -366,14 +366,14 @@ def _check(connection: sqlite3.Connection, path: str, steps: Steps) -> int:
             remedy = ("if it is a history that was restored from a dump, mark it as one in the "
                       f"sqlite3 shell: PRAGMA application_id = {APPLICATION_ID}; "
                       f"PRAGMA user_version = {len(steps)};")
-        raise HistoryError(f"{path!r} belongs to another program: its application_id is {application_id}, that of a "
+        raise HistoryError(f"{shown(path)} belongs to another program: its application_id is {application_id}, that of a "
                            f"history {APPLICATION_ID}; {remedy}")
     if version > len(steps):
-        raise HistoryError(f"the history {path!r} has version {version}, and this bgworker knows versions up to "
+        raise HistoryError(f"the history {shown(path)} has version {version}, and this bgworker knows versions up to "
                            f"{len(steps)}; upgrade bgworker, or name another path")
     missing = [name for name in _OURS if name not in found]
     if missing or version < 1:
-        raise HistoryError(f"the history {path!r} is damaged: it lacks {', '.join(missing) or 'its version'}; move it "
+        raise HistoryError(f"the history {shown(path)} is damaged: it lacks {', '.join(missing) or 'its version'}; move it "
                            "aside")
     expected = _made_by(steps[:version])
     for name, (kind, sql) in found.items():
@@ -395,10 +395,10 @@ def _objects(connection: sqlite3.Connection) -> Objects:
 def _refuse_stranger(path: str, name: str, kind: str, sql: str, expected: Objects) -> None:
     """Refuse what could make SQLite run what somebody else wrote; an index of columns does not."""
     if name in expected:
-        raise HistoryError(f"the history {path!r} could do harm: its {kind} {name!r} is not the "
+        raise HistoryError(f"the history {shown(path)} could do harm: its {kind} {name!r} is not the "
                            f"{expected[name][0]} that bgworker makes; move it aside")
     if kind != "index" or not _PLAIN_INDEX.fullmatch(sql):
-        raise HistoryError(f"the history {path!r} could do harm: its {kind} {name[:80]!r} is not "
+        raise HistoryError(f"the history {shown(path)} could do harm: its {kind} {name[:80]!r} is not "
                            "bgworker's; look at it in the sqlite3 shell, and remove it with "
                            f"DROP {kind.upper()}")
 
@@ -413,7 +413,7 @@ def _made_by(steps: Steps) -> Objects:
 
 
 def _no_database(path: str) -> HistoryError:
-    return HistoryError(f"{path!r} is not a history: it is no SQLite file, or an encrypted one; name another path")
+    return HistoryError(f"{shown(path)} is not a history: it is no SQLite file, or an encrypted one; name another path")
 
 
 def _judge(path: str, steps: Steps) -> None:

@@ -22,7 +22,7 @@ from ..model.ids import is_own_run
 from ..model.text import describe
 from ..model.wire import ns_text
 from ..sinks.lockfile import LockFile
-from ..sinks.opening import CURABLE, HOPELESS, absolute, checked_mode, create, trouble
+from ..sinks.opening import CURABLE, HOPELESS, absolute, checked_mode, create, shown, trouble
 from . import schema
 from .connections import Database
 from .presence import settle
@@ -133,7 +133,7 @@ class SqliteSink:
             raise PermanentSinkError(str(error)) from error
         except sqlite3.Error as error:
             if self._is_out_of_reach():
-                raise PermanentSinkError(f"cannot open {self.path!r}: {error}; {HOPELESS[errno.EACCES]}") from error
+                raise PermanentSinkError(f"cannot open {shown(self.path)}: {error}; {HOPELESS[errno.EACCES]}") from error
             raise TemporarySinkError(self._sql_trouble("open", error)) from error
 
     def write(self, events: Sequence[Event]) -> None:
@@ -146,7 +146,7 @@ class SqliteSink:
         try:
             rows = Rows(events)
         except Exception as error:  # who delivers halves the batch then, until the event that is no row stands alone
-            raise PermanentSinkError(f"cannot store an event in {self.path!r}: {describe(error)}") from error
+            raise PermanentSinkError(f"cannot store an event in {shown(self.path)}: {describe(error)}") from error
         try:
             self._show_presence(rows.runs)
             with self._locked(), self._database.use() as connection:
@@ -156,7 +156,7 @@ class SqliteSink:
         except HistoryError as error:
             raise PermanentSinkError(str(error)) from error
         except _REFUSALS as error:
-            raise PermanentSinkError(f"cannot store an event in {self.path!r}: {error}") from error
+            raise PermanentSinkError(f"cannot store an event in {shown(self.path)}: {error}") from error
         except sqlite3.Error as error:
             raise TemporarySinkError(self._sql_trouble("write to", error)) from error
         if self._retention.is_bounded:
@@ -258,7 +258,7 @@ class SqliteSink:
 
     def _sql_trouble(self, what: str, error: sqlite3.Error) -> str:
         remedy = next((remedy for part, remedy in _REMEDIES.items() if part in str(error)), None)
-        return f"cannot {what} {self.path!r}: {error}" + (f"; {remedy}" if remedy else "")
+        return f"cannot {what} {shown(self.path)}: {error}" + (f"; {remedy}" if remedy else "")
 
 
 def _most_values(connection: sqlite3.Connection) -> int:
