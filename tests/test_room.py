@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bgworker import History
+
 ROOT = Path(__file__).resolve().parent.parent
 WAIT = 60.0
 CGROUPS = Path("/sys/fs/cgroup/pids")
@@ -109,3 +111,32 @@ def few_processes() -> Iterator[str]:
 
 def test_commands_wait_for_processes(few_processes: str) -> None:
     assert run(RUN.format(workers=7, count=100, command="exec sleep 0.05"), few_processes) == "{'NoneType': 100}\n"
+
+
+CLI = """
+import sys
+from bgworker.cli import main
+open("commands", "w").write("exec sleep 0.02\\n" * 200)
+sys.exit(main(["run", "-q", "-j", "40", "-f", "commands"]))
+"""
+
+
+def run_line(limit: str, folder: Path) -> str:
+    """Run two hundred commands, forty at a time, under a limit; return the last line of what is said."""
+    done = subprocess.run(["sh", "-c", f'{limit}; exec "$@"', "sh", sys.executable, "-c", CLI], cwd=folder,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=WAIT,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("descriptors", [40, 64])
+def test_the_command_line_runs_all_though_descriptors_are_few(tmp_path: Path, descriptors: int) -> None:
+    assert run_line(f"ulimit -n {descriptors}", tmp_path).startswith("200 commands: 200 completed in ")
+    with History(tmp_path / "bgworker.db") as history:
+        assert history.counts() == {"completed": 200}
+
+
+def test_the_command_line_runs_all_though_processes_are_few(tmp_path: Path, few_processes: str) -> None:
+    """Forty threads would take all fourteen places, and leave none for a command."""
+    assert run_line(few_processes, tmp_path).startswith("200 commands: 200 completed in ")

@@ -14,9 +14,10 @@ import sys
 from _thread import allocate_lock
 from collections import Counter
 from itertools import count
+from threading import Event
 from time import monotonic
 
-from ..model.errors import BgworkerError, TaskTimedOut
+from ..model.errors import BgworkerError, ShutdownError, TaskTimedOut
 from ..model.events import TaskStatus
 from ..running.scheduler import Scheduler
 from . import reading
@@ -192,13 +193,13 @@ def act(options: Namespace) -> int:
     printer = Printer(run, screen, table, quiet=options.quiet)
     with Notices(printer.notices), Signals(run, screen):
         try:
-            scheduler = _scheduler(options.jobs, sinks)
+            scheduler = _scheduler(sinks)
         except BgworkerError as error:
             options.parser.error(str(error))
         try:
             subscription = scheduler.subscribe(maxsize=100_000 + 4 * len(commands), back_pressure=True)
             printer.follow(subscription, REDRAW if is_live else 0.0)
-            run.submit(scheduler, options.timeout)
+            run.submit(scheduler, options.jobs, options.timeout)
             run.wait()
             subscription.close()
             printer.join(FOR_EVER)  # all is shown, however slowly it is read
@@ -210,12 +211,16 @@ def act(options: Namespace) -> int:
             scheduler.shutdown(timeout=LAST_MOMENT)
             if isinstance(error, Killed):
                 leave_at_once(run, screen)
+            if isinstance(error, (ShutdownError, RuntimeError)) and "thread" in str(error):
+                print(f"bgworker run: error: {error}; raise the limit of processes (ulimit -u, the container's)",
+                      file=sys.stderr)
+                return 1
             raise
     return run.exit_code()
 
 
-def _scheduler(jobs: int, sinks: Sequence[Sink]) -> Scheduler:
-    scheduler = Scheduler(jobs, keep_finished=0)
+def _scheduler(sinks: Sequence[Sink]) -> Scheduler:
+    scheduler = Scheduler(1, keep_finished=0)  # `Run` lets it grow
     try:
         for sink in sinks:
             scheduler.register_sink(sink)
@@ -237,6 +242,9 @@ class Run:
         """Why nothing can be shown any more."""
         self._fail_fast = fail_fast
         self._tasks: list[Task[int]] = []
+        self._workers = 1
+        self._growth = allocate_lock()  # guards the number of workers
+        self._submitted = Event()
         self._stop_reason: str | None = None
         self._is_over = False
         self._next_ended = count(1).__next__  # one atomic step, from any thread
@@ -245,21 +253,28 @@ class Run:
 
     # -- the main thread --
 
-    def submit(self, scheduler: Scheduler, timeout: float | None) -> None:
-        """Queue all commands."""
-        for command in self.commands:
-            options = scheduler.options(name=command.name, timeout=timeout, metadata=command.metadata)
-            task = options.submit(command.call)
-            self._tasks.append(task)
-            task.add_done_callback(self._ended)
-            self._look_for_signal()
-            if self._stop_reason is not None:  # `stop` has seen this task, or we see the reason
-                task.cancel(self._stop_reason)
+    def submit(self, scheduler: Scheduler, jobs: int, timeout: float | None) -> None:
+        """Queue all commands, to run ``jobs`` at a time."""
+        self._scheduler, self._jobs = scheduler, jobs
+        try:
+            for command in self.commands:
+                command.call.on_start = self._grow
+                options = scheduler.options(name=command.name, timeout=timeout, metadata=command.metadata)
+                task = options.submit(command.call)
+                self._tasks.append(task)
+                task.add_done_callback(self._ended)
+                self._look_for_signal()
+                if self._stop_reason is not None:  # `stop` has seen this task, or we see the reason
+                    task.cancel(self._stop_reason)
+        finally:
+            self._submitted.set()
 
     def wait(self) -> None:
         """Wait until all have ended, and stop them when a signal says so."""
         while not self._is_over:
-            self._bell.acquire(True, 0.2 if sys.platform == "win32" else 60.0)  # there, no signal wakes a lock's waiter
+            # In slices: on Windows no signal wakes the waiter for a lock, and elsewhere not the second of two at once,
+            # which the system gives to another thread.
+            self._bell.acquire(True, 0.2)
             self._look_for_signal()
 
     def _look_for_signal(self) -> None:
@@ -305,6 +320,22 @@ class Run:
             self._bell.release()
         except RuntimeError:
             pass  # rung already: one ring is enough
+
+    def _grow(self) -> None:
+        """Let one more command run, now that one has started.
+
+        Where processes are few, threads must not take them all. The command that has just started is not reaped before
+        this returns: it holds a place that no thread takes, so that there always is one for a command.
+        """
+        self._submitted.wait()  # from then on no thread is started but here
+        with self._growth:
+            if self._workers < self._jobs:
+                try:
+                    self._scheduler.resize(self._workers + 1)
+                    self._workers += 1
+                except ShutdownError:  # there is no room for another thread
+                    self._jobs = self._workers
+                    self._scheduler.resize(self._workers)
 
     def _ended(self, task: Future[int]) -> None:
         if self._fail_fast and not task.cancelled() and task.exception() is not None:

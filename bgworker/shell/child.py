@@ -21,8 +21,8 @@ import subprocess
 import sys
 from functools import partial
 from math import inf
-from time import monotonic
 
+from ..model.clock import monotonic
 from ..model.records import ERROR, OUTPUT
 from .pipes import Gate, Lines, open_pump
 from .processes import Family
@@ -56,11 +56,13 @@ class Child:
         cwd: the directory to run in; None is this process's own.
         env: the environment; None is this process's own.
         context: of the task, which gets the lines and may be asked to stop.
+        on_start: called when the process was started.
     """
 
     def __init__(self, argv: str | list[str], cwd: str | None, env: dict[str, str] | None,
-                 context: TaskContext) -> None:
+                 context: TaskContext, on_start: Callable[[], object] | None = None) -> None:
         self._argv, self._cwd, self._env = argv, cwd, env
+        self._on_start = on_start
         self._context = context
         self._gate = Gate(context)
         most = context._limits.max_payload
@@ -87,6 +89,8 @@ class Child:
             try:
                 self._context.on_cancel(self._pump.ring)
                 self._pump.attach(self._proc, self._out, self._err)
+                if self._on_start is not None:
+                    self._on_start()
                 self._follow()
             except BaseException:
                 self._abandon()
@@ -115,6 +119,7 @@ class Child:
             try:
                 self._pump = open_pump()
                 try:
+                    room.keep_spares(self._pump.descriptor)
                     self._proc = self._popen()
                 except BaseException:
                     self._pump.close()
@@ -176,10 +181,7 @@ class Child:
             except ChildProcessError:  # SIGCHLD is ignored in this process, or somebody waits for any child
                 self._exited = self._lost = True
         if self._exited and not self._lost:
-            try:
-                self._is_alone = not self._family.is_alive()
-            except OSError:  # no descriptor is left to look with
-                self._is_alone = False
+            self._is_alone = not self._family.is_alive()
         return self._gave_up or self._lost or self._is_alone
 
     def _escalate(self, now: float) -> None:

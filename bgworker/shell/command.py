@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..model.errors import ConfigurationError
 from ..model.records import Source
@@ -37,13 +37,15 @@ def shell(argv_or_command: str | Sequence[str | os.PathLike[str]], *, cwd: str |
 class ShellCommand:
     """A command, ready to run any number of times, on any thread. Made by `shell`."""
 
-    __slots__ = ("__name__", "__qualname__", "argv", "cwd", "env")
+    __slots__ = ("__name__", "__qualname__", "argv", "cwd", "env", "on_start")
 
     def __init__(self, argv: str | list[str], cwd: str | None, env: dict[str, str] | None) -> None:
         self.argv = argv
         """A string for the shell, or the program and its arguments."""
         self.cwd = cwd
         self.env = env
+        self.on_start: Callable[[], object] | None = None
+        """Called, on the task's thread, when its process was started."""
         self.__name__ = self.__qualname__ = _readable(_program_name(argv))
 
     def __call__(self) -> int:
@@ -64,7 +66,8 @@ class ShellCommand:
             TaskCancelled: the task was asked to stop. Its session, and what it started in others, got SIGTERM, and
                 after `child.KILL_AFTER` seconds SIGKILL; a daemon, which has left both, lives on.
         """
-        return Child(self.argv, self.cwd, _inherited() if self.env is None else self.env, current_task()).run()
+        env = _inherited() if self.env is None else self.env
+        return Child(self.argv, self.cwd, env, current_task(), self.on_start).run()
 
     @property
     def source(self) -> _CommandSource:

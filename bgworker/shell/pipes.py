@@ -8,16 +8,24 @@ a child that says more than the sinks can take finds its pipe full and waits in 
 from __future__ import annotations
 
 import os
+import selectors
+import struct
 import threading
+from queue import Empty, SimpleQueue
 
 from ..model.clock import monotonic
 from ..model.text import sanitise
 from ..model.threads import own_thread
 
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    pass
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from queue import SimpleQueue
     from subprocess import Popen
     from typing import IO
 
@@ -129,7 +137,6 @@ class PolledPump:
     """POSIX: both pipes, the child's exit and the call to stop in one selector; no thread, no busy waiting."""
 
     def __init__(self) -> None:
-        import selectors
         self.open = 0
         """How many pipes have not ended."""
         self.sees_exit = False
@@ -139,6 +146,7 @@ class PolledPump:
         self._pidfd = -1
         self._selector = selectors.PollSelector()
         self._bell, self._rope = os.pipe()
+        self.descriptor = self._bell
         self._selector.register(self._bell, selectors.EVENT_READ)
 
     def ring(self) -> None:
@@ -151,7 +159,6 @@ class PolledPump:
 
     def attach(self, proc: Popen[bytes], out: Lines, err: Lines) -> None:
         """Begin to read the child's pipes."""
-        import selectors
         assert proc.stdout is not None and proc.stderr is not None
         self._pipes = [(proc.stdout, out), (proc.stderr, err)]
         for pipe, lines in self._pipes:
@@ -209,9 +216,6 @@ class PolledPump:
 
 
 def _bytes_in(pipe: IO[bytes]) -> int:
-    import fcntl
-    import struct
-    import termios
     found: int = struct.unpack("i", fcntl.ioctl(pipe.fileno(), termios.FIONREAD, bytes(struct.calcsize("i"))))[0]
     return found
 
@@ -220,6 +224,7 @@ class ThreadedPump:
     """Windows: a thread per pipe reads it and hands the chunks over, at most eight ahead. See `PolledPump`."""
 
     sees_exit = False
+    descriptor = 0
 
     _SETTLE = 0.25
     """Seconds without a chunk after which all that was written before the end has been handed over."""
@@ -227,7 +232,6 @@ class ThreadedPump:
     """Most chunks that are taken in after the end."""
 
     def __init__(self) -> None:
-        from queue import SimpleQueue
         self.open = 0
         self._chunks: SimpleQueue[tuple[Lines, bytes] | None] = SimpleQueue()
         self._room = threading.Semaphore(8)
@@ -254,7 +258,6 @@ class ThreadedPump:
                 self._chunks.put((lines, chunk))
 
     def wait(self, timeout: float | None) -> bool:
-        from queue import Empty
         try:
             item = self._chunks.get(timeout=timeout)
         except Empty:

@@ -19,7 +19,8 @@ import subprocess
 import sys
 import threading
 from math import inf
-from time import monotonic
+
+from ..model.clock import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +61,10 @@ class Family:
     def is_session_alive(self) -> bool:
         """As `is_alive`, without the strays."""
         if sys.platform == "linux":
-            return _session_runs(self._leader)
+            try:
+                return _session_runs(self._leader)
+            except OSError:
+                return True  # no descriptor is left to look with
         if sys.platform != "darwin":
             return False
         try:
@@ -121,7 +125,10 @@ def _send(how: Callable[[int, int], None], to: int, number: int) -> None:
 def _still_runs(process: Process) -> bool:
     if not process.started:
         return True  # all that `ps` tells is that it did when it was asked
-    now = _process(process.pid)
+    try:
+        now = _process(process.pid)
+    except OSError:
+        return True  # as above
     return now is not None and now.runs and now.started == process.started
 
 

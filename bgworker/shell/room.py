@@ -10,12 +10,24 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from time import monotonic
+
+from ..model.clock import monotonic
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM))
 
 PATIENCE = 2.0
 """Seconds that a command waits for room when no other one of ours runs."""
+
+START = 8
+"""Descriptors that are open while a process is started."""
+
+SPARES = 8
+"""Descriptors that commands leave to others."""
 
 LOOK = 0.25
 """Seconds between two tries, if no command ends meanwhile: what is not ours may end, and the task may be cancelled."""
@@ -32,6 +44,17 @@ class _Room:
         with self._news:
             self._running += 1
             self._news.notify()
+
+    def keep_spares(self, descriptor: int) -> None:
+        """Raise EMFILE where a command would take the last descriptors, which sinks and imports need as well.
+
+        Args:
+            descriptor: one that was just opened, hence the lowest that was free.
+        """
+        if resource is not None and self._running:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            if limit != resource.RLIM_INFINITY and descriptor + START + SPARES > limit:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def leave(self) -> None:
         """A command has ended."""
