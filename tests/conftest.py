@@ -23,6 +23,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaks_threads(reason): threads may outlive this test, for the given reason")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Many tests fork beside threads, which is what they are about, or which others have left. From
+    # 3.12 on Python warns of it, and from 3.15 on an error comes of that.
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings(
+            "ignore:This process .* is multi-threaded:DeprecationWarning"))
+
+
 @pytest.fixture(autouse=True)
 def no_leaked_threads(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves threads behind which were not there before it and its wider fixtures."""

@@ -325,7 +325,7 @@ def test_without_standard_streams_everything_is_recorded_and_nothing_printed_int
     assert b"Traceback" not in done.stderr and (done.stdout == b"out\n") == (">&-" not in closed.split())
     check_record(tmp_path / "e.jsonl", 1)
     again = cli("tail", "last", cwd=tmp_path)
-    assert (again.stdout, again.stderr) == ("out\n[error] bad\n", "")
+    assert (sorted(again.stdout.splitlines()), again.stderr) == (["[error] bad", "out"], "")
 
 
 def test_a_python_without_sqlite_runs_commands_and_tells_what_it_cannot(tmp_path: Path) -> None:

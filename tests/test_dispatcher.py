@@ -583,7 +583,6 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darw
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_starts_with_an_empty_account_and_the_parents_tasks_are_silent_there(tmp_path: Path) -> None:
     sink = MemorySink()
     with Scheduler(1, sinks=[sink]) as pool:

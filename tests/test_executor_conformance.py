@@ -57,9 +57,6 @@ LEFT_OUT = {
 SLOW = {"test_map_timeout", "test_timeout", "test_hang_global_shutdown_lock"}
 """Tests that take 5 seconds or more, most of them by sleeping."""
 
-pytestmark = pytest.mark.filterwarnings(  # test_hang_global_shutdown_lock forks beside threads, which is its point
-    "ignore:.*multi-threaded, use of fork:DeprecationWarning")
-
 _numbers = itertools.count()
 
 

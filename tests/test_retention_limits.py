@@ -23,7 +23,6 @@ from bgworker.model.errors import HistoryError
 
 WAIT = 60.0
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-FORKS_BESIDE_THREADS = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
 @pytest.fixture
@@ -80,7 +79,6 @@ def unended(record: Recorder) -> None:
 
 
 @POSIX
-@FORKS_BESIDE_THREADS
 def test_a_history_that_is_asked_keeps_no_fork_waiting_for_the_lock_file(path: str, unended: None,
                                                                          asking: threading.Event) -> None:
     with History(path) as history:
@@ -89,7 +87,6 @@ def test_a_history_that_is_asked_keeps_no_fork_waiting_for_the_lock_file(path: s
 
 
 @POSIX
-@FORKS_BESIDE_THREADS
 def test_a_look_at_what_is_to_be_pruned_keeps_no_fork_waiting_for_the_lock_file(path: str, unended: None,
                                                                                 asking: threading.Event) -> None:
     database = Database(path, lambda: schema.connect_to_read(path))
@@ -102,7 +99,6 @@ def test_a_look_at_what_is_to_be_pruned_keeps_no_fork_waiting_for_the_lock_file(
 
 
 @POSIX
-@FORKS_BESIDE_THREADS
 def test_the_harness_would_notice_who_asks_the_lock_file_with_the_connection_in_use(
         path: str, unended: None, asking: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "PATIENCE", 0.05)

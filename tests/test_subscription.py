@@ -208,7 +208,6 @@ def test_a_task_of_another_scheduler_cannot_be_subscribed_to() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # 3.12 warns of forks beside threads
 def test_an_inherited_subscription_has_ended_in_a_forked_child() -> None:
     with Scheduler(1) as pool:
         subscription = pool.subscribe()
