@@ -362,7 +362,7 @@ def import_() -> Mapping[str, Variant]:
             "standard": over_bare("import concurrent.futures.thread, dataclasses, json")}
 
 
-@bench([Row("output() {0} over SimpleQueue.put of a tuple {1}", ("one", "bare"), "<= 4"),
+@bench([Row("output() {0} over SimpleQueue.put of a tuple {1}", ("one", "bare"), "<= 2"),
         Row("output() {0} over logging's QueueHandler {1}", ("one", "logging"), "<= 0.0667"),
         Row("output() with three sinks {0} over one {1}", ("three", "one"), "<= 1.5")])
 def emit() -> Mapping[str, Variant]:

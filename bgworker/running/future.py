@@ -137,10 +137,11 @@ class LightFuture(Future["T"]):
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Have ``fn`` called with the future when it has ended, as in `Future`."""
         with self._condition:
-            if not self.done():
-                if not self._done_callbacks:
-                    self._done_callbacks = []
-                self._done_callbacks.append(fn)
+            if self._state != FINISHED and self._state != CANCELLED_AND_NOTIFIED:
+                if self._done_callbacks:
+                    self._done_callbacks.append(fn)
+                else:
+                    self._done_callbacks = [fn]
                 return
         super().add_done_callback(fn)
 
