@@ -153,9 +153,8 @@ class LockFile:
             if users > 1:
                 self._held[offset] = users - 1
             elif users:
-                notes = self._notes() if forget else None
-                if notes and offset in notes:
-                    self._rewrite(notes - {offset})
+                if forget and self._is_noted(offset):
+                    self._rewrite(self._noted() - {offset})
                 _unlock(self._fd, offset)
 
     def is_held(self, offset: int) -> bool:
@@ -178,7 +177,7 @@ class LockFile:
         with self._mutex:
             while offset not in self._held and self._is_open_to_ask():
                 # Noted first, asked second: its holder has locked it before noting it.
-                is_abandoned = offset in (self._notes() or ()) and not _is_locked(self._fd, offset)
+                is_abandoned = self._is_noted(offset) and not _is_locked(self._fd, offset)
                 if not self._drop_if_deleted():  # else its holder may just have gone over to a new file
                     return is_abandoned
             return False
@@ -193,24 +192,30 @@ class LockFile:
 
     def _lock_and_note(self, offset: int) -> None:
         self._wait_for(offset)
-        notes = self._notes()
-        if notes is None or offset in notes:
+        if self._is_noted(offset) or self._notes() is None:
             return
         if os.fstat(self._fd).st_size < _NOTE_BYTES:
             os.write(self._fd, b"\n%x\n" % offset)
         else:  # most are of processes that were killed: those are forgotten, and count as alive
-            alive = {each for each in notes if each in self._held or _is_locked(self._fd, each)}
+            alive = {each for each in self._noted()
+                     if each in self._held or _is_locked(self._fd, each)}
             self._rewrite(alive | {offset})
 
-    def _notes(self) -> set[int] | None:
-        """Return the bytes that were held and not forgotten; None if the file is not ours to write."""
+    def _is_noted(self, offset: int) -> bool:
+        return b"\n%x\n" % offset in (self._notes() or b"")
+
+    def _noted(self) -> set[int]:
+        """Return the bytes that were held and not forgotten."""
+        return {int(note, 16) for note in (self._notes() or b"").split()
+                if len(note) <= _NOTE_DIGITS}
+
+    def _notes(self) -> bytes | None:
+        """Return the notes; None if the file holds anything else, or may be another's."""
         if os.fstat(self._fd).st_nlink > 1:
             return None
-        os.lseek(self._fd, 1, os.SEEK_SET)  # Windows lets nobody read byte 0 while another has it locked
+        os.lseek(self._fd, 1, os.SEEK_SET)  # Windows: nobody reads byte 0 while another locks it
         found = os.read(self._fd, 2 * _NOTE_BYTES)
-        if found.translate(None, _NOTE_SIGNS):
-            return None
-        return {int(note, 16) for note in found.split() if len(note) <= _NOTE_DIGITS}
+        return None if found.translate(None, _NOTE_SIGNS) else b"\n" + found
 
     def _rewrite(self, notes: set[int]) -> None:
         os.ftruncate(self._fd, 0)  # killed here, we leave a file by which nobody is taken for dead
