@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import dis
 import gc
 import logging
+import os
+import sys
 import threading
 import time
 import weakref
@@ -17,6 +20,7 @@ from typing import Any
 import pytest
 
 import bgworker.running.pool
+import bgworker.running.task
 from bgworker import PoolStuck, Scheduler, ShutdownError, Task, TaskStatus, TaskTimedOut, current_task
 from bgworker.model.reports import wait_for_reports
 from bgworker.testing import MemorySink
@@ -477,3 +481,409 @@ def test_the_queue_keeps_no_result_of_what_was_run_by_who_waited_for_it() -> Non
 
         assert pool.submit(wait_for_many).result(LONG) < 100
     assert len(results) == 1000
+
+
+# -- what ends is a task, not a thread --
+
+
+ENDS = {"TaskCompleted", "TaskFailed", "TaskCancelled", "TaskTimedOut"}
+
+
+def ends_of(sink: MemorySink) -> dict[str, list[str]]:
+    """Return the terminal events of each task that has begun."""
+    ends: dict[str, list[str]] = {}
+    for event in sink.events:
+        if event.type.value == "TaskStarted":
+            ends.setdefault(event.task_id, [])
+        elif event.type.value in ENDS:
+            ends.setdefault(event.task_id, []).append(event.type.value)
+    return ends
+
+
+@pytest.mark.parametrize("late", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2), ()])
+def test_of_tasks_inside_one_another_each_that_is_not_past_its_own_deadline_is_waited_for(late: tuple[int, ...]) -> None:
+    """Those of depth in ``late`` have a deadline that passes while the innermost runs."""
+    sink = MemorySink()
+    pool = Scheduler(1, sinks=[sink], max_stuck=2)
+    tasks: dict[int, Task[Any]] = {}
+    are_late, innermost = threading.Event(), threading.Event()
+
+    def nest(depth: int) -> None:
+        if depth == 2:
+            innermost.set()
+            assert are_late.wait(LONG)
+        else:
+            tasks[depth + 1] = options(depth + 1).submit(nest, depth + 1)
+            with contextlib.suppress(TaskTimedOut):
+                tasks[depth + 1].result()
+        time.sleep(0.05)  # an end that comes later than all of the pool's looks
+        current_task().output(f"the end of {depth}")
+
+    def options(depth: int) -> Any:
+        return pool.options(timeout=0.2 if depth in late else None)
+
+    tasks[0] = options(0).submit(nest, 0)
+    assert innermost.wait(LONG)
+    closing = threading.Thread(target=pool.shutdown)
+    closing.start()
+    for depth in late:
+        assert tasks[depth].wait(LONG)
+    are_late.set()
+    closing.join(LONG)
+    assert not closing.is_alive()
+    said = {(event.task_id, event.payload) for event in sink.events if event.type.value == "TaskOutput"}  # type: ignore[union-attr]
+    for depth, task in tasks.items():
+        expected = TaskStatus.TIMED_OUT if depth in late else TaskStatus.COMPLETED
+        assert task.done() and task.status is expected
+        assert ends_of(sink)[task.id] == ["TaskTimedOut" if depth in late else "TaskCompleted"]
+        assert ((task.id, f"the end of {depth}") in said) == (depth not in late)
+
+
+@pytest.mark.parametrize("max_stuck", [0, 256])
+@pytest.mark.parametrize("seconds", [0.05, LONG])
+def test_a_cancel_callback_that_takes_its_time_at_a_deadline_costs_neither_the_end_nor_others_their_deadlines(
+        seconds: float, max_stuck: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bgworker.running.task, "PATIENCE", 0.2)
+    sink = MemorySink()
+    go, gone = threading.Event(), threading.Event()
+
+    def slow_to_stop() -> None:
+        current_task().on_cancel(lambda: go.wait(seconds))
+        assert gone.wait(LONG)
+
+    told = threading.Event()
+    pool = Scheduler(2, sinks=[sink], max_stuck=max_stuck)
+    task = pool.options(timeout=0.1).submit(slow_to_stop)
+    task.add_done_callback(lambda each: told.set())
+    other = pool.options(timeout=0.3).submit(gone.wait, LONG)
+    closing = threading.Thread(target=pool.shutdown)
+    until(lambda: other.running() and task.running())
+    closing.start()
+    if max_stuck:  # else the only thread for the callback is that of the deadlines
+        assert isinstance(other.exception(LONG), TaskTimedOut)
+    assert isinstance(task.exception(LONG), TaskTimedOut) and told.wait(LONG if max_stuck or seconds < LONG else 0) in (
+        True, False)
+    go.set()
+    gone.set()
+    closing.join(LONG)
+    assert not closing.is_alive() and task.done() and told.wait(LONG)
+    assert ends_of(sink)[task.id] == ["TaskTimedOut"]
+
+
+def test_a_cancel_callback_that_blocks_does_not_hold_up_a_shutdown_with_a_timeout() -> None:
+    go = threading.Event()
+
+    def work() -> None:
+        current_task().on_cancel(lambda: go.wait(LONG))
+        go.wait(LONG)
+
+    pool = Scheduler(1)
+    task = pool.submit(work)
+    until(task.running)
+    closing = threading.Thread(target=pool.shutdown, kwargs={"timeout": 0.5})
+    closing.start()
+    closing.join(LONG / 2)
+    assert not closing.is_alive(), "the callback has had it wait"
+    go.set()
+    assert task.wait(LONG)
+
+
+def test_what_is_cancelled_at_shutdown_has_its_end_in_the_record_also_where_the_last_worker_is_stuck() -> None:
+    for _ in range(20):
+        sink = MemorySink()
+        pool = Scheduler(1, max_stuck=0, sinks=[sink])
+        go = threading.Event()
+        slow = pool.options(timeout=0.01).submit(go.wait, LONG)
+        waiting = [pool.submit(len, "") for _ in range(100)]
+        until(lambda: slow.running() or slow.done())
+        pool.shutdown(cancel_futures=True)
+        go.set()
+        ends = ends_of(sink)
+        assert ends[slow.id] == ["TaskTimedOut"] and all(ends[each.id] == ["TaskCancelled"] for each in waiting)
+
+
+# -- interrupts, and whoever comes between two steps --
+
+
+OURS = os.path.dirname(bgworker.__file__)
+
+
+class AtStep:
+    """A trace function that does something once, before the n-th step of bgworker's own code on this thread.
+
+    A step is where the interpreter looks for interrupts: after a call, at the start of a function, at the end of a loop.
+    """
+
+    def __init__(self, number: int, action: Callable[[], object], inside: tuple[str, ...] = ()) -> None:
+        self.left = number
+        self.action = action
+        self.inside = inside
+        self.struck = ""
+        self.before: dict[Any, str] = {}
+
+    def __call__(self, frame: Any, event: str, arg: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(OURS) or self.inside and frame.f_code.co_name not in self.inside:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self.step
+
+    def step(self, frame: Any, event: str, arg: Any) -> Any:
+        if event == "opcode" and not self.struck:
+            now = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            before, self.before[frame] = self.before.get(frame, ""), now
+            if now in ("RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE") or before.startswith("CALL"):
+                self.left -= 1
+                if self.left < 0:
+                    self.struck = f"{frame.f_code.co_name}, line {frame.f_lineno}"
+                    self.action()
+        return self.step
+
+
+@contextlib.contextmanager
+def traced(steps: AtStep) -> Iterator[None]:
+    before = sys.gettrace()
+    gc.disable()  # a finaliser that happens to run here is not meant
+    sys.settrace(steps)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+        gc.enable()
+
+
+class Interrupt(BaseException):
+    """As Ctrl-C, but nothing that pytest would stop for."""
+
+
+def interrupt() -> None:
+    raise Interrupt
+
+
+one_step_at_a_time = pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="3.12 does not trace single opcodes so")
+
+
+def joined(pool: Scheduler, **how: Any) -> bool:
+    """Shut down on another thread, and tell whether that came to an end."""
+    closing = threading.Thread(target=pool.shutdown, kwargs=how, daemon=True)
+    closing.start()
+    closing.join(LONG / 3)
+    return not closing.is_alive()
+
+
+@one_step_at_a_time
+@pytest.mark.parametrize("timeout", [None, LONG])
+def test_wherever_an_interrupt_strikes_a_submit_the_pool_ends_and_what_it_took_has_one_end(timeout: float | None) -> None:
+    number = 0
+    while True:
+        sink = MemorySink()
+        pool = Scheduler(2, sinks=[sink])
+        options = pool.options(timeout=timeout)
+        steps = AtStep(number, interrupt)
+        try:
+            with traced(steps):
+                for _ in range(2):
+                    options.submit(int)
+        except Interrupt:
+            pass
+        assert joined(pool), f"step {number}, in {steps.struck}"
+        for task_id in {event.task_id for event in sink.events}:  # type: ignore[union-attr]
+            names = [event.type.value for event in sink.events if event.task_id == task_id]  # type: ignore[union-attr]
+            assert names[:2] == ["TaskCreated", "TaskScheduled"] and [name in ENDS for name in names] == [
+                *[False] * (len(names) - 1), True], f"step {number}, in {steps.struck}"
+        if not steps.struck:
+            break
+        number += 1
+    assert number > 20
+
+
+@one_step_at_a_time
+@pytest.mark.parametrize("timeout", [None, LONG])
+@pytest.mark.parametrize("function", [len, lambda text: text.nothing])
+def test_wherever_an_interrupt_strikes_a_run_the_task_and_the_pool_end(function: Callable[[str], Any],
+                                                                      timeout: float | None) -> None:
+    number = 0
+    while True:
+        sink = MemorySink()
+        steps = AtStep(number, interrupt, inside=("run", "_end", "_record_end", "_resolve", "tell", "emit_lifecycle",
+                                                  "watch", "forget", "_verdict"))
+        pool = Scheduler(1, sinks=[sink], initializer=sys.settrace, initargs=(steps,))
+        tasks = [pool.options(timeout=timeout).submit(function, "text") for _ in range(2)]
+        for task in tasks:
+            assert task.wait(LONG), f"step {number}, in {steps.struck}"
+        assert joined(pool), f"step {number}, in {steps.struck}"
+        for task in tasks:
+            [end] = [event.task.status for event in sink.events if event.type.value in ENDS and event.task_id == task.id]  # type: ignore[union-attr]
+            assert end is task.status, f"step {number}, in {steps.struck}"
+        if not steps.struck:
+            break
+        number += 1
+    assert number > 10
+
+
+@one_step_at_a_time
+def test_at_whatever_step_of_a_shutdown_a_stuck_thread_comes_back_nothing_is_raised() -> None:
+    number = 0
+    while True:
+        go = threading.Event()
+        threads: list[threading.Thread] = []
+
+        def come_back() -> None:
+            go.set()
+            threads[0].join(0.05)  # where the shutdown holds the lock that this needs, it has to go on without
+
+        def work() -> None:
+            threads.append(threading.current_thread())
+            current_task().on_cancel(int)
+            go.wait(LONG)
+
+        pool = Scheduler(1)
+        task = pool.options(timeout=0.01).submit(work)
+        assert isinstance(task.exception(LONG), TaskTimedOut)
+        until(lambda: pool.health().stuck)
+        steps = AtStep(number, come_back, inside=("join", "reacts", "_reacts", "reacts_to_cancel", "awaited"))
+        threading.Timer(1.0, go.set).start() if number > 200 else None
+        with traced(steps):
+            pool.shutdown(timeout=0.3)
+        go.set()
+        if not steps.struck:
+            break
+        number += 1
+    assert number > 3
+
+
+@one_step_at_a_time
+@pytest.mark.parametrize("way", ["cancel", "cancel_futures", "broken"])
+def test_at_whatever_step_of_a_cancel_the_last_worker_leaves_the_end_is_in_the_record(way: str) -> None:
+    number = 0
+    while True:
+        sink = MemorySink()
+        go = threading.Event()
+        pool = Scheduler(1, sinks=[sink])
+        first = pool.submit(go.wait, LONG)
+        until(first.running)
+        waiting = [pool.submit(len, "") for _ in range(2)]
+        [worker] = [each.thread for each in pool._pool._workers]
+        dispatcher = pool._dispatcher
+
+        def leave() -> None:
+            go.set()
+            worker.join(0.05)  # it may need what is held here
+            if not worker.is_alive():
+                dispatcher.closed.wait(0.05)
+
+        steps = AtStep(number, leave, inside=("cancel", "cancel_pending", "cancel_quietly", "_end_before_begun", "_end",
+                                              "_record_end", "_take_all", "fail"))
+        with traced(steps):
+            if way == "cancel":
+                pool.shutdown(wait=False)
+                for task in waiting:
+                    task.cancel()
+            elif way == "cancel_futures":
+                pool.shutdown(wait=False, cancel_futures=True)
+            else:
+                pool.shutdown(wait=False)
+                for task in waiting:
+                    task.fail(ShutdownError("cannot run"))
+        go.set()
+        assert joined(pool)
+        ends = ends_of(sink)
+        for task in waiting:
+            assert task.wait(LONG) and len(ends[task.id]) == 1, f"step {number}, in {steps.struck}"
+            assert ends[task.id] == [{"cancelled": "TaskCancelled", "failed": "TaskFailed",
+                                      "completed": "TaskCompleted"}[task.status.value]]
+        if not steps.struck:
+            break
+        number += 1
+    assert number > 5
+
+
+def test_a_task_that_waits_for_another_near_the_recursion_limit_costs_neither_its_end() -> None:
+    with Scheduler(1) as pool:
+        def deep(left: int) -> str:
+            if left:
+                return deep(left - 1)
+            inner.append(pool.submit(len, "abc"))
+            inner[-1].result()
+            return "waited"
+
+        def outer(depth: int) -> str:
+            try:
+                return deep(depth)
+            except RecursionError:
+                return "no room"
+
+        seen = set()
+        for depth in range(sys.getrecursionlimit() - 150, sys.getrecursionlimit(), 2):
+            inner: list[Task[int]] = []
+            seen.add(pool.submit(outer, depth).result(LONG))
+            for task in inner:
+                assert task.wait(LONG), f"depth {depth}"
+        assert seen == {"waited", "no room"}
+
+
+# -- threads that die without a word --
+
+
+@pytest.mark.parametrize("deaths", [1, 2, 1000])
+def test_threads_that_die_before_their_first_task_are_replaced_or_what_waits_fails_and_the_pool_ends(
+        deaths: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bgworker.running.task, "LOOK_AGAIN", 0.05)
+    left = [deaths]
+    run = threading.Thread.run
+
+    def die(thread: threading.Thread) -> None:
+        if thread.name.startswith("mortal_") and left[0] > 0:
+            left[0] -= 1  # as where there is no memory for the first frame
+        else:
+            run(thread)
+
+    monkeypatch.setattr(threading.Thread, "run", die)
+    pool = Scheduler(1, name="mortal")
+    task = pool.submit(len, "abc")
+    if deaths < 3:
+        assert task.result() == 3
+    else:
+        assert isinstance(task.exception(), ShutdownError) and "died before their first task" in str(task.exception())
+    waiting = pool.submit(len, "abc")
+    assert joined(pool) and waiting.done()
+
+
+def test_a_callback_of_a_task_that_runs_inside_another_does_not_raise_in_that(caplog: pytest.LogCaptureFixture) -> None:
+    def leave(task: object) -> None:
+        raise SystemExit("from a callback")
+
+    with Scheduler(1) as pool:
+        def outer() -> int:
+            inner = pool.submit(len, "abc")
+            inner.add_done_callback(leave)
+            inner.add_done_callback(lambda each: told.set())
+            return inner.result()
+
+        told = threading.Event()
+        assert pool.submit(outer).result(LONG) == 3 and told.wait(LONG)
+
+
+def test_a_callback_on_a_thread_of_the_pool_may_shut_it_down() -> None:
+    for options in ({}, {"timeout": 0.05}):
+        ended = threading.Event()
+        go = threading.Event()
+        pool = Scheduler(1, max_stuck=0)
+        task = pool.options(**options).submit(go.wait, LONG)  # type: ignore[arg-type]
+        task.add_done_callback(lambda each: (pool.shutdown(), ended.set()))
+        if options:
+            assert isinstance(task.exception(LONG), TaskTimedOut)
+        else:
+            go.set()
+        assert ended.wait(LONG)
+        go.set()
+        assert joined(pool)
+
+
+def test_a_thread_that_has_come_back_does_not_take_the_work_of_who_helps_in_its_place() -> None:
+    """A helper is stuck, another gets its inbox; when the first comes back it is a worker like any other."""
+    made = bgworker.running.pool.Worker(None, bgworker.running.pool.Worker(None))
+    made.inbox = object()  # type: ignore[assignment]
+    roster = bgworker.running.pool.Roster(1, 1)
+    roster.retired.add(made)
+    roster.reinstate(made)
+    assert made.inbox is None and made.helps is None and roster.workers == {made}

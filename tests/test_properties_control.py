@@ -296,13 +296,17 @@ def in_child(seed: int, path: str) -> None:
     sys.setswitchinterval(chance.choice([0.005, 1e-5]))
     logging.disable(logging.CRITICAL)
     way = chance.choice(["with", "with", "exit", "now"])
-    print("ready", flush=True)
+    parent, sys.stdout = sys.stdout, open(os.devnull, "w")
     try:
         if way == "with":
             with Scheduler(4, sinks=[f"jsonl:{path}"], keep_finished=0) as pool:
+                pool.submit(int)
+                print("ready", file=parent, flush=True)
                 while True:
                     pool.submit(int)
         control = Control(seed, [f"jsonl:{path}"])
+        control.drive(10)
+        print("ready", file=parent, flush=True)
         while True:
             control.tasks.clear()
             control.drive(100)
@@ -311,7 +315,7 @@ def in_child(seed: int, path: str) -> None:
                 control = Control(seed, [f"jsonl:{path}"])
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("interrupted", flush=True)
+        print("interrupted", file=parent, flush=True)
 
 
 def interrupt_one(seed: int, folder: Path) -> int:

@@ -323,9 +323,13 @@ class Task(LightFuture["T"]):
     def end_interrupted(self, error: BaseException) -> None:
         """End a task whose runner was interrupted between two of its steps. For who knows that nobody else has it in hand."""
         self._runner.deadlines.forget(self)
-        if not self.done():
+        state = self._task_state
+        if not state.completed_ns:
             name = name_of(type(error))
             self._end(FAILED, None, None, error, (name, f"interrupted by {name} between two steps of its run", None))
+        elif not self.done():  # its end was decided, and may be recorded: of two records the second is dropped
+            kind = FAILED if state.failure_type else CANCELLED if state.failure_message else COMPLETED
+            self._end(kind, state.duration, self._result, self._exception, None)
         self.tell()
 
     def _end(self, kind: int, duration: float | None, result: Any, error: BaseException | None,
@@ -341,13 +345,13 @@ class Task(LightFuture["T"]):
             context.say_last()
         if failure is not None:
             state.failure_type, state.failure_message, state.invocation_info = failure
+        self._result = result
+        self._exception = error
         state.duration = duration
         state.completed_ns = now = time.time_ns()
         intake = self._dispatcher.intake if context is None else context.intake
         intake.emit_lifecycle(state, kind, now)
         state.status = _STATUS[kind]  # not before: who sees the end can count on its event
-        self._result = result
-        self._exception = error
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Have ``fn`` called with the task when it has ended, as in `Future`.
