@@ -697,6 +697,7 @@ def test_wherever_an_interrupt_strikes_a_submit_the_pool_ends_and_what_it_took_h
 
 
 @one_step_at_a_time
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # one that strikes a thread's end
 @pytest.mark.parametrize("timeout", [None, LONG])
 @pytest.mark.parametrize("function", [len, lambda text: text.nothing])
 def test_wherever_an_interrupt_strikes_a_run_the_task_and_the_pool_end(function: Callable[[str], Any],
@@ -705,7 +706,7 @@ def test_wherever_an_interrupt_strikes_a_run_the_task_and_the_pool_end(function:
     while True:
         sink = MemorySink()
         steps = AtStep(number, interrupt, inside=("run", "_end", "_record_end", "_resolve", "tell", "emit_lifecycle",
-                                                  "watch", "forget", "_verdict"))
+                                                  "watch", "forget", "_verdict", "_run_tasks", "_next"))
         pool = Scheduler(1, sinks=[sink], initializer=sys.settrace, initargs=(steps,))
         tasks = [pool.options(timeout=timeout).submit(function, "text") for _ in range(2)]
         for task in tasks:

@@ -168,7 +168,8 @@ class Control:
             return None
         self.tasks.append(task)
         if self.random.random() < 0.1:
-            task.add_done_callback(choose([self.exits, self.raises_in_a_callback, self.submits_another]))
+            with contextlib.suppress(SystemExit):  # of one that is called at once, for the task has ended
+                task.add_done_callback(choose([self.exits, self.raises_in_a_callback, self.submits_another]))
         return task
 
     def exits(self, task: object) -> None:

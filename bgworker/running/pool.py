@@ -304,6 +304,7 @@ class Pool:
             self._roster.forget(worker)
             if died:
                 self.idle = 0  # it may have been one of them; too few are counted rather than too many
+                self._put_again()
             error = self._fill_the_gap(died and not worker.has_served)
             waiting = len(self.calls)
         if error is not None and died:
@@ -322,9 +323,8 @@ class Pool:
             self.refusal = None
         if self._workers or not self.calls or self._has_ended or self.refusal is not None:
             return None
-        if self._queue.qsize() <= self._signs:  # one that died had taken it out, or an interrupt kept it from being put
-            for task in list(self.calls):
-                self._queue.put(task)
+        if self._queue.qsize() <= self._signs:
+            self._put_again()
         self._stillborn = self._stillborn + stillborn if stillborn else 0
         if self._stillborn >= MOST_STILLBORN:
             self._stillborn = 0
@@ -336,6 +336,12 @@ class Pool:
                 self.deadlines.watch(self, monotonic() + STANDSTILL)
             return error
         return None
+
+    def _put_again(self) -> None:
+        """Queue what waits: a thread that died may have taken it out, or an interrupt have kept it from being put. Under the
+        lock. That one stands in the queue twice does no harm, it is begun once."""
+        for task in list(self.calls):
+            self._queue.put(task)
 
     def _run_tasks(self, worker: Worker) -> None:
         running = worker.running
