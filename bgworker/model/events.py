@@ -54,7 +54,7 @@ class TaskSnapshot:
     script_text: str | None = None
     """The source itself, only with ``record_source``."""
     arguments: str | None = None
-    """JSON text ``{"args": [...], "kwargs": {...}}``, only with ``record_arguments``."""
+    """JSON text ``{"args": [...], "kwargs": {...}}``, only with ``record_arguments``; see ``max_payload``."""
     failure_type: str | None = None
     """Class name of the exception of a failed task, with its module unless that is ``builtins``."""
     failure_message: str | None = None
@@ -93,7 +93,8 @@ class StreamEvent:
     """Text; JSON text when ``format`` is "json"; empty for progress."""
     format: Literal["text", "json"] = "text"
     truncated: bool = False
-    """True when ``payload`` was cut at the scheduler's ``max_payload``."""
+    """True when ``payload`` is less than was said: text was cut at the scheduler's ``max_payload``, JSON gave way to an object
+    with its beginning."""
     original_bytes: int = 0
     """UTF-8 bytes before the cut; 0 when nothing was cut."""
     percent: float | None = None

@@ -124,7 +124,8 @@ class Scheduler(DropIn):
             on with fewer workers; when none is left, ``submit`` raises `PoolStuck`. None is no bound.
         close_timeout: seconds that all sinks together get at shutdown.
         capture_output, record_source, record_arguments: defaults of `options`.
-        max_payload: most bytes of one stream event's text, and of a failure's.
+        max_payload: most bytes of one stream event's text, of a failure's, and of a task's arguments and metadata. JSON that
+            is larger gives way to ``{"truncated": <its bytes>, "head": "<its beginning>"}``.
         oversize: whether a larger one is cut ("truncate") or refused and counted ("reject").
         progress_interval: seconds between two progress events of a task ...
         progress_step: ... unless it moved by so many percent.
