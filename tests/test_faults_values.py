@@ -307,7 +307,8 @@ class Round:
 
     def attack_scheduler(self) -> None:
         name = self.random.choice(("max_workers", "name", "max_pending", "keep_finished", "keep_seconds", "close_timeout",
-                                   "max_payload", "oversize", "progress_interval", "progress_step", "max_stuck",
+                                   "max_payload", "oversize", "progress_interval", "progress_step", "max_stuck", "sinks",
+                                   "thread_name_prefix", "initializer", "initargs",
                                    "capture_output"))
         Scheduler(**{name: self.hostility.thing()}).shutdown(wait=False)
 

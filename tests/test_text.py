@@ -8,7 +8,7 @@ import signal
 import sys
 import tracemalloc
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from enum import Enum, IntEnum
@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from bgworker import TaskCancelled
+from bgworker import ConfigurationError, EventType, Scheduler, TaskCancelled
+from bgworker.model.checks import members
 from bgworker.model.text import (ask, clean, describe, fit, fit_json, json_text, number_of, sanitise, show,
                                  text_of)
 
@@ -292,3 +293,32 @@ def test_cutting_a_long_text_copies_no_more_than_is_left(text: str) -> None:
 @pytest.mark.parametrize("value", ["x" * 10 ** 6, [1] * 10 ** 6, {1: "x" * 10 ** 6}, b"x" * 10 ** 6], ids="abcd")
 def test_what_a_message_shows_is_short(value: object) -> None:
     assert len(show(value)) <= 203
+
+
+class Endless(dict):  # type: ignore[type-arg]
+    """Gives for ever, as a mapping and as a sequence."""
+
+    def __iter__(self) -> Any:
+        return iter(int, 1)
+
+    def __getitem__(self, key: object) -> int:
+        return 0
+
+
+class EndlessMapping(Mapping):  # type: ignore[type-arg]
+    def __getitem__(self, key: object) -> int:
+        return 0
+
+    def __iter__(self) -> Any:
+        return iter(int, 1)
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_what_gives_for_ever_is_not_waited_for() -> None:
+    for value in (EndlessMapping(), [EndlessMapping(), math.nan], type("EndlessSet", (set,), {"__iter__": Endless.__iter__})([1])):
+        assert "unprintable" in json_text(value)
+    for check in (lambda: members("types", EventType, EndlessMapping()), lambda: Scheduler(sinks=Endless())):
+        with pytest.raises(ConfigurationError, match="expected a "):
+            check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import index
 
 from .errors import ConfigurationError
-from .text import ask, fit, show
+from .text import ask, fit, listed, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 MOST = 9e9
 """Greatest number that need not be whole: 285 years of seconds, which every wait of the interpreter bears."""
+
+MOST_LISTED = 1000
+"""Values in a collection; what gives more may give for ever."""
 
 MOST_NAMED = 1024
 """Bytes of a name; what is longer is cut."""
@@ -71,10 +74,10 @@ def member(name: str, kind: type[E], value: Any) -> E:
 
 def members(name: str, kind: type[E], values: Any) -> frozenset[E]:
     """Return the members of a `str` enum that a collection holds; a string is none."""
-    listed: list[Any] | None = None if issubclass(type(values), (str, bytes)) else ask(list, values)
-    if listed is None:
+    found = None if issubclass(type(values), (str, bytes)) else listed(values, MOST_LISTED)
+    if found is None:
         raise ConfigurationError(f"{name}: expected a collection of {kind.__name__}, got {show(values)}")
-    return frozenset([member(name, kind, value) for value in listed])
+    return frozenset([member(name, kind, value) for value in found])
 
 
 def named(name: str, value: Any) -> str:

@@ -15,12 +15,13 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping
+from itertools import islice
 from json.encoder import encode_basestring_ascii as _quote
 from threading import get_ident, main_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeVar
 
     T = TypeVar("T")
@@ -31,6 +32,9 @@ _NUMBERLIKE_KEY = r'[{,]"(?:-?[0-9][^"]*|true|false|null)":'
 _ALL_BUT_BRACKETS = r'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+'
 _MAX_DEPTH = 100
 """Most containers inside one another: well inside every interpreter's recursion limit, for readers too."""
+
+_MOST_ITEMS = 1_000_000
+"""Most items of one container: a class of somebody's may go on for ever."""
 
 _CONTAINERS = (Mapping, list, tuple, set, frozenset)
 
@@ -53,6 +57,12 @@ def ask(function: Callable[..., T], *args: Any) -> T | None:
 def _raise_ctrl_c(error: BaseException) -> None:
     if issubclass(type(error), KeyboardInterrupt) and get_ident() == main_thread().ident:
         raise error
+
+
+def listed(values: Any, most: int) -> list[Any] | None:
+    """Return what an iterable gives; None if it raises, or gives more than ``most``: it may give for ever."""
+    found: list[Any] | None = ask(lambda: list(islice(values, most + 1)))
+    return found if found is not None and len(found) <= most else None
 
 
 # ---------------------------------------------------------------- text
@@ -244,8 +254,16 @@ def _cleaned(value: Any, parents: tuple[int, ...]) -> Any:
 
 def _cleaned_items(value: Any, parents: tuple[int, ...]) -> Any:
     if issubclass(type(value), Mapping):
-        return {_cleaned_key(key): _cleaned(item, parents) for key, item in value.items()}
-    return [_cleaned(item, parents) for item in value]
+        return {_cleaned_key(key): _cleaned(item, parents) for key, item in _bounded(value.items())}
+    return [_cleaned(item, parents) for item in _bounded(value)]
+
+
+def _bounded(items: Iterable[T]) -> Iterator[T]:
+    """Give what there is, and raise where that does not end."""
+    for number, item in enumerate(items):
+        if number == _MOST_ITEMS:
+            raise OverflowError
+        yield item
 
 
 def _cleaned_int(value: int) -> int | str:
@@ -267,8 +285,8 @@ def _default(value: object) -> object:
     """What the encoder asks for when it meets something that is not JSON."""
     kind = type(value)
     if issubclass(kind, Mapping):
-        return dict(value)  # type: ignore[call-overload]
-    return list(value) if issubclass(kind, (set, frozenset)) else text_of(value)  # type: ignore[call-overload]
+        return dict(_bounded(value.items()))  # type: ignore[attr-defined]
+    return list(_bounded(value)) if issubclass(kind, (set, frozenset)) else text_of(value)  # type: ignore[arg-type]
 
 
 # The checks for cycles stay on: without them a cycle is found by running out of stack.

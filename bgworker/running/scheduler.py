@@ -17,13 +17,13 @@ from time import time_ns
 from types import MappingProxyType
 
 from ..delivery.dispatcher import Dispatcher
-from ..model.checks import choice, flag, named, number
+from ..model.checks import MOST_LISTED, choice, flag, named, number
 from ..model.clock import monotonic
 from ..model.enums import TaskStatus
 from ..model.errors import ConfigurationError, ShutdownError
 from ..model.ids import new_id, new_run_id
 from ..model.records import TaskState
-from ..model.text import fit_json, json_text, show
+from ..model.text import fit_json, json_text, listed, show
 from .context import Limits
 from .dropin import DropIn, default_workers, map_calls, number_of_workers
 from .finished import Memory
@@ -149,13 +149,17 @@ class Scheduler(DropIn):
         if issubclass(type(sinks), str):
             raise ConfigurationError(f"sinks: expected a list of sinks or specifications, got the string {show(sinks)}; "
                                      f"write [{show(sinks)}]")
+        given: list[Sink | str] | None = listed(sinks, MOST_LISTED)
+        if given is None:
+            raise ConfigurationError(f"sinks: expected a list of sinks or specifications, got {show(sinks)}")
         if _is_exiting:
             raise ShutdownError("cannot make a Scheduler: the interpreter is shutting down")
         max_workers = number_of_workers(max_workers)
         max_pending = number("max_pending", max_pending, least=1, whole=True, optional=True)
         max_stuck = number("max_stuck", max_stuck, least=0, whole=True, optional=True)
         close_timeout = number("close_timeout", close_timeout, least=0)
-        self._name = name = named("name", thread_name_prefix or name)
+        prefix = "" if thread_name_prefix is None else named("thread_name_prefix", thread_name_prefix)
+        self._name = name = prefix or named("name", name)
         self._limits = Limits(number("max_payload", max_payload, least=64, whole=True),
                               choice("oversize", oversize, ("truncate", "reject")),
                               number("progress_interval", progress_interval, least=0),
@@ -173,7 +177,7 @@ class Scheduler(DropIn):
         # right inside the pool, which holds its lock
         weakref.finalize(self, _wind_down, self._dispatcher, self._pool).atexit = False
         try:
-            for sink in sinks:
+            for sink in given:
                 self.register_sink(sink)
             if os.environ.get("BGWORKER_SINKS"):
                 self._dispatcher.registry.register_of_environment()
