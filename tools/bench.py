@@ -26,6 +26,7 @@ import logging.handlers
 import os
 import platform
 import queue
+import shutil
 import statistics
 import subprocess
 import sys
@@ -360,6 +361,37 @@ def import_() -> Mapping[str, Variant]:
 
     return {"bgworker": over_bare("import bgworker"),
             "standard": over_bare("import concurrent.futures.thread, dataclasses, json")}
+
+
+CHATTY = ["seq", "2000000"]
+
+
+@bench([Row("bgworker run --no-db of two million lines {0} over GNU parallel, or cat where that is not installed, {1}",
+            ("run", "plain"), "<= 12.5", "{:.2f} s"),
+        Row("peak memory of that run {0} over that of one that says a line {1}", ("run MiB", "one line MiB"), "", "{:.0f} MiB")])
+def run() -> Mapping[str, Variant]:
+    """A chatty command on the command line, its output read by nobody in particular."""
+    def child(*words: str) -> tuple[float, float]:
+        """Return seconds and the peak of resident MiB."""
+        begun = perf_counter()
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0, words
+        return perf_counter() - begun, usage.ru_maxrss / 1024
+
+    def ours(said: Round) -> float:
+        command = [sys.executable, "-m", "bgworker", "run", "--no-db", "--"]
+        seconds, said.figures["run MiB"] = child(*command, *CHATTY)
+        _, said.figures["one line MiB"] = child(*command, "echo")
+        return seconds
+
+    def plain(said: Round) -> float:
+        if shutil.which("parallel"):
+            return child("parallel", ":::", " ".join(CHATTY))[0]
+        return child("sh", "-c", f"{' '.join(CHATTY)} | cat")[0]
+
+    return {"plain": plain, "run": ours}
 
 
 @bench([Row("output() {0} over SimpleQueue.put of a tuple {1}", ("one", "bare"), "<= 2"),
