@@ -225,3 +225,20 @@ def test_an_exception_whose_text_never_comes_ends_its_task(place: str, monkeypat
             assert "in " in (snapshot.invocation_info or "")
     finally:
         gate.set()
+
+
+def test_only_code_of_others_needs_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Any:
+        raise AssertionError("a thread is started")
+
+    monkeypatch.setattr(failure, "own_thread", refuse)
+    monkeypatch.setattr(failure, "_LOADERS", (*failure._LOADERS, type(__loader__)))  # pytest has one of its own
+    class Own(ValueError):
+        """As most exceptions are: with a name of its own and nothing else."""
+
+    for error in (ValueError("x"), KeyError(1), OSError(2, "no", "file", None, b"other"), Own("x", 1.5, None), SystemExit(3)):
+        assert describe_failure(raised(error, raised(Own("cause"))), 65536)[2].count("Own: cause") == 1
+    assert describe_failure(TaskCancelled("why"), 65536) == (None, "why", None)
+    for odd in (ValueError([1]), OSError(2, "no", [1]), raised(ValueError(), ValueError(object())), UnicodeEncodeError("utf-8", "x", 0, 1, "")):
+        with pytest.raises(AssertionError, match="a thread is started"):
+            describe_failure(odd, 65536)

@@ -42,7 +42,8 @@ _QUALNAME, _MODULE = [type.__dict__[name].__get__ for name in ("__qualname__", "
 _MRO, _NAMES = [type.__dict__[name].__get__ for name in ("__mro__", "__dict__")]
 _TRACEBACK, _CAUSE, _CONTEXT, _IS_ALONE, _ARGS, _DICT = [BaseException.__dict__[name].__get__ for name in (
     "__traceback__", "__cause__", "__context__", "__suppress_context__", "args", "__dict__")]
-_PLAIN = (str, int, float, bool, type(None))
+_OS_PARTS = [OSError.__dict__[name].__get__ for name in ("errno", "strerror", "filename", "filename2")]
+_PLAIN = (str, int, float, bool, bytes, type(None))
 _LOADERS = (SourceFileLoader, SourcelessFileLoader, zipimporter, type)  # a type: the loaders of built-in and frozen modules
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", None)  # from 3.11 on
 
@@ -90,19 +91,26 @@ def _describe(error: BaseException, max_bytes: int, found: list[str]) -> None:
 
 def _is_plain(error: BaseException) -> bool:
     """Tell whether no code but Python's own runs when an exception is shown. Most are like that."""
-    own = _DICT(error)
     if type(error) is TaskCancelled:  # only its reason is shown
-        return _is_one_of(type(own.get("reason")), _PLAIN)
-    shows_it = next(kind for kind in _MRO(type(error)) if "__str__" in _NAMES(kind))
-    if not _is_one_of(shows_it, (BaseException, KeyError)) or "__notes__" in own or (
-            _CAUSE(error) is not None or _CONTEXT(error) is not None):
-        return False
-    trace = _TRACEBACK(error)
-    while trace is not None:
-        if not _is_one_of(type(dict.get(trace.tb_frame.f_globals, "__loader__")), _LOADERS):
+        return _is_one_of(type(_DICT(error).get("reason")), _PLAIN)
+    links = [error]
+    for link in links:
+        shows_it = next(kind for kind in _MRO(type(link)) if "__str__" in _NAMES(kind))
+        parts = [*_ARGS(link), *[part(link) for part in _OS_PARTS if shows_it is OSError]]
+        if (not _is_one_of(shows_it, (BaseException, KeyError, OSError)) or "__notes__" in _DICT(link)
+                or not all([_is_one_of(type(part), _PLAIN) for part in parts])):
             return False
-        trace = trace.tb_next
-    return all([_is_one_of(type(each), _PLAIN) for each in _ARGS(error)])
+        trace = _TRACEBACK(link)
+        while trace is not None:
+            if not _is_one_of(type(dict.get(trace.tb_frame.f_globals, "__loader__")), _LOADERS):
+                return False
+            trace = trace.tb_next
+        for earlier in (_CAUSE(link), _CONTEXT(link)):
+            if earlier is not None and not any([earlier is each for each in links]):
+                links.append(earlier)
+        if len(links) > MOST_SHOWN:
+            return False
+    return True
 
 
 def _is_one_of(kind: type, kinds: tuple[type, ...]) -> bool:
