@@ -27,7 +27,8 @@ class SinkOptions:
     """Most stream events that wait for the sink; as many life-cycle events have room of their
     own."""
     queue_bytes: int = 64 * 1024 * 1024
-    """Most memory that the waiting events take, as estimated: payload bytes plus 256 an event."""
+    """Most memory that the events take which wait or are being written, as estimated: payload bytes
+    plus 256 an event."""
     batch_size: int | None = None
     """Most events in one ``write``; None takes the sink's ``preferred_batch``, else 500."""
     linger: float = 0.0
