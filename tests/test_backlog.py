@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, strategies as st
 
-from bgworker.delivery.backlog import BATCH_TEXT, MARK, RECORD_COST, STATE_COST, Backlog, Chunk, weight
+from bgworker.delivery.backlog import BATCH_TEXT, END_COST, MARK, RECORD_COST, Backlog, Chunk, weight
 from bgworker.delivery.intake import TUPLE_COST
 from bgworker.delivery.options import SinkOptions
 from bgworker.model.errors import ConfigurationError
@@ -112,9 +112,9 @@ def test_life_cycle_events_count_with_the_texts_of_their_task_and_go_when_they_a
     ended = TaskState("9" * 32, "", "", 0)
     ended.arguments, ended.failure_message, ended.metadata_json, ended.invocation_info = "a" * 100, "b" * 50, "\xe9" * 5, "d"
     end = ended, 4, COMPLETED, 0, None
-    assert weight(end) == RECORD_COST + STATE_COST + 100 + 50 + 20 + 1
+    assert weight(end) == END_COST + 100 + 50 + 20 + 1
     assert weight(life(CREATED)) == RECORD_COST
-    backlog = Backlog(100, 4 * RECORD_COST + STATE_COST)
+    backlog = Backlog(100, 3 * RECORD_COST + END_COST)
     assert extended(backlog, life(CREATED), out("a"), life(STARTED), end) == ([], ["a"])
     assert extended(backlog, life(STARTED, 1), life(STARTED, 2)) == ([], [CREATED, STARTED])
     assert shown(backlog.clear()) == [COMPLETED, STARTED, STARTED]

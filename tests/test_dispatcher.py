@@ -21,7 +21,7 @@ from bgworker.delivery.intake import Intake
 from bgworker.delivery.options import SinkHealth
 from bgworker.delivery.retry import RetryPolicy
 from bgworker.delivery.tails import ALL_BYTES, TAIL_BYTES, TAIL_COST
-from bgworker.model.records import COMPLETED, CREATED, OUTPUT, PROGRESS, STARTED, TaskState
+from bgworker.model.records import COMPLETED, CREATED, FAILED, OUTPUT, PROGRESS, STARTED, TaskState
 from bgworker.model.reports import wait_for_reports
 from bgworker.testing import FlakySink, Hang, MemorySink, fail
 
@@ -618,3 +618,15 @@ def test_a_forked_child_starts_with_an_empty_account_and_the_parents_tasks_are_s
         assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
         assert pool.flush(SOON)
         assert pool.sinks["memory"].delivered == 5 + 4
+
+
+def test_an_end_that_nobody_hears_of_leaves_nothing_in_the_account_of_bytes(
+        still: tuple[Dispatcher, Gatherer]) -> None:
+    dispatcher, gatherer = still
+    dispatcher.intake.emit_lifecycle(TaskState("1" * 32, "", "", 0), COMPLETED, 1)
+    failed = TaskState("2" * 32, "", "", 0)
+    failed.failure_type, failed.failure_message, failed.arguments = "E", "no" * 100, "[]"
+    for kind in (CREATED, STARTED, FAILED):
+        dispatcher.intake.emit_lifecycle(failed, kind, 1)
+    dispatcher._drain()  # the check stands in Gatherer.put
+    assert len(gatherer.records) == 4

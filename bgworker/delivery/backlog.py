@@ -25,8 +25,8 @@ MARK = -1
 """Kind of a record that only marks a place in the queue; its data is whoever waits for that
 place."""
 
-STATE_COST = 640
-"""Bytes that a task which has ended is taken to hold beside its texts, while events of it wait."""
+END_COST = RECORD_COST + 640
+"""Bytes that a terminal event is taken to cost, with the task that it keeps in memory."""
 
 BATCH_TEXT = 2 ** 20
 """Most bytes of text that are taken at once: a sink makes as much again of them, and more, to write
@@ -39,14 +39,13 @@ def weight(record: Record) -> int:
     state, _, kind, _, data = record
     if kind >= PROGRESS:
         return cost(kind, data)
-    return RECORD_COST if kind < COMPLETED or state is None else RECORD_COST + weight_of_task(state)
+    return RECORD_COST if kind < COMPLETED or state is None else END_COST + text_of_task(state)
 
 
-def weight_of_task(state: TaskState) -> int:
-    """Return the bytes that a task which has ended holds in memory, the texts of its end, its
-    arguments and its metadata
-    included: its terminal event stands for them."""
-    size = STATE_COST
+def text_of_task(state: TaskState) -> int:
+    """Return the bytes of the texts that a task which has ended holds in memory: its arguments, its
+    metadata, and those of its failure. Its terminal event stands for them."""
+    size = 0
     for text in (state.metadata_json, state.arguments, state.failure_message,
                  state.invocation_info):
         if text:

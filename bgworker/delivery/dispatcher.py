@@ -20,7 +20,7 @@ from ..model.records import COMPLETED, CREATED, PROGRESS, SCHEDULED
 from ..model.reports import report
 from ..model.text import sanitise
 from ..model.threads import own_thread
-from .backlog import Chunk, weight_of_task
+from .backlog import END_COST, Chunk, text_of_task
 from .intake import BACKSTOP, LIMIT, RECORD_COST, SLOT, Intake, cost
 from .tails import Tails
 
@@ -354,15 +354,17 @@ class Dispatcher:
                     ended.append(state)
                     # a submit was interrupted before it said that there is a task: nobody has it
                     if seq == 1:
+                        size -= END_COST - RECORD_COST
                         continue
-                    size += weight_of_task(state)
+                    if kind > COMPLETED or state.arguments or state.metadata_json:
+                        size += text_of_task(state)
                 append((state, seq, kind, ns, None))
         for state, (fresh, weights) in kept.items():
             streams += len(weights)
             size += sum(weights)
             self._tails.extend(state, fresh, weights)
         self._tails.trim()
-        size += (len(records) - streams) * RECORD_COST
+        size += (len(records) - streams) * RECORD_COST + len(ended) * (END_COST - RECORD_COST)
         return count + 1, Chunk(records, streams, progress, size)
 
     def pass_refusals(self) -> None:
