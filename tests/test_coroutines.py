@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections.abc
 import concurrent.futures
 import contextvars
 import functools
@@ -689,3 +690,62 @@ def test_coroutines_on_many_workers_cancelled_at_random_each_end_once() -> None:
         assert [each.seq for each in events] == list(range(1, len(events) + 1))
         assert [each.type.value for each in events if each.task.status.is_final] == [events[-1].type.value]
         assert events[-1].task.status is task.status
+
+
+class Compiled(collections.abc.Coroutine):  # type: ignore[type-arg]
+    """A coroutine that is none of Python's own, as compilers make them."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def send(self, value: Any) -> Any:
+        return self.inner.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self.inner.throw(*error)
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def __await__(self) -> Any:
+        return self.inner.__await__()
+
+
+class Lookalike:
+    """The same without the base class."""
+
+    __init__, send, throw, close, __await__ = (  # type: ignore[misc]
+        Compiled.__init__, Compiled.send, Compiled.throw, Compiled.close, Compiled.__await__)
+
+
+@pytest.mark.parametrize("kind", [Compiled, Lookalike])
+@pytest.mark.parametrize("capture_output", [False, True])
+def test_a_coroutine_of_a_compilers_is_run_and_can_be_cancelled(kind: Any, capture_output: bool) -> None:
+    async def work(seconds: float) -> int:
+        await asyncio.sleep(seconds)
+        return 5
+
+    with Scheduler(1, capture_output=capture_output) as pool:
+        assert pool.submit(lambda: kind(work(0.01))).result(LONG) == 5
+        task = pool.submit(lambda: kind(work(LONG)))
+        while not task.running():
+            time.sleep(0.001)
+        task.cancel()
+        assert task.wait(LONG) and task.cancelled()
+
+
+def test_a_result_whose_class_lies_and_raises_is_a_result_like_any_other() -> None:
+    class Meta(type):
+        def __hash__(cls) -> int:
+            raise ValueError("no hash")
+
+        def __subclasscheck__(cls, other: type) -> bool:
+            raise SystemExit("no check")
+
+    class Odd(metaclass=Meta):
+        @property
+        def __class__(self) -> Any:  # type: ignore[override]
+            raise SystemExit("no class")
+
+    with Scheduler(1) as pool:
+        assert type(pool.submit(Odd).result(LONG)) is Odd

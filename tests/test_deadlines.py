@@ -149,3 +149,11 @@ def test_the_thread_starts_once_and_ends_when_stopped_but_not_before_what_it_sti
     watch.deadlines.forget(kept)
     thread.join(LONG)
     assert not thread.is_alive()
+
+
+def test_a_ring_that_is_lost_delays_a_deadline_and_no_more(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that lets a load overtake a store, or whatever nobody has thought of."""
+    monkeypatch.setattr(watch.deadlines, "_ring", lambda: None)
+    sleep(0.02)  # it sleeps, with nothing to wait for
+    task = watch.add(0.01)
+    assert watch.wait(1) == [task]

@@ -170,3 +170,34 @@ def test_what_is_said_during_atexit_by_a_task_that_is_over_harms_nobody(tmp_path
         atexit.register(lambda: (context.output("late"), context.progress(5), print("said")))
     """)
     assert output.split() == ["said"] and errors == ""
+
+
+def test_a_task_around_one_that_timed_out_is_waited_for_at_exit(tmp_path: Path) -> None:
+    _, errors, events = run(tmp_path, """
+        pool = Scheduler(1)
+
+        def outer():
+            try:
+                pool.options(timeout=0.1).submit(time.sleep, 0.3).result()
+            except Exception as error:
+                current_task().output(type(error).__name__)
+            time.sleep(0.3)
+            current_task().output("the end")
+
+        started = threading.Event()
+        pool.submit(lambda: (started.set(), outer()))
+        started.wait(30)
+    """)
+    assert ends(events) == {"TaskCompleted": 1, "TaskTimedOut": 1} and errors == ""
+    assert [event["payload"] for event in events if event["type"] == "TaskOutput"] == ["TaskTimedOut", "the end"]
+
+
+def test_threads_that_die_before_their_first_task_keep_nobody_alive(tmp_path: Path) -> None:
+    _, _, events = run(tmp_path, """
+        pool = Scheduler(1, name="mortal")
+        pool.flush(30)
+        alive = threading.Thread.run
+        threading.Thread.run = lambda thread: None if thread.name.startswith("mortal_") else alive(thread)
+        pool.submit(len, "")
+    """)
+    assert ends(events) in ({"TaskFailed": 1}, {"TaskCancelled": 1})

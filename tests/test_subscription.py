@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import logging
 import os
 import threading
@@ -9,10 +11,11 @@ import time
 
 import pytest
 
-from bgworker import ConfigurationError, Scheduler, current_task, shell
+from bgworker import ConfigurationError, Scheduler, TaskCancelled, current_task, shell
 from bgworker.delivery import patience
 from bgworker.model.events import Event, StreamEvent
 from bgworker.model.records import Batch
+from bgworker.model.reports import wait_for_reports
 
 LONG = 60.0
 
@@ -120,6 +123,24 @@ def test_after_close_nothing_more_comes_and_what_was_emitted_before_can_be_read(
         subscription.close()
         pool.submit(say).result(LONG)
         assert len(list(subscription)) == 7
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(),
+                                   concurrent.futures.CancelledError(), TaskCancelled("own")], ids=lambda each: type(each).__name__)
+def test_whatever_a_callback_raises_is_logged_and_the_next_event_follows(error: BaseException,
+                                                                         caplog: pytest.LogCaptureFixture) -> None:
+    got: list[Event] = []
+
+    def callback(event: Event) -> None:
+        got.append(event)
+        raise error
+
+    with Scheduler(1) as pool:
+        pool.subscribe(callback)
+        pool.submit(len, "").result(LONG)
+    assert len(got) == 4
+    wait_for_reports(time.monotonic() + LONG)
+    assert caplog.text.count("the callback of") == 4
 
 
 def test_a_callback_that_hangs_holds_up_neither_tasks_nor_the_shutdown() -> None:

@@ -22,6 +22,8 @@ import bgworker
 from bgworker import Scheduler, StreamType, Task, TaskCancelled, TaskStatus, TaskTimedOut, checkpoint, current_task
 from free_threading import runs_on
 
+from bgworker.testing import MemorySink
+
 LONG = 30.0
 """Seconds after which a wait that ought to succeed has failed."""
 
@@ -599,3 +601,64 @@ def test_a_cancel_reason_that_is_no_text_reaches_the_record_as_text(tmp_path: An
         gate.set()
     assert queued.snapshot().failure_message == "5"
     assert pool.sinks["jsonl"].dropped == 0
+
+
+@pytest.mark.parametrize("reason, shown", [(None, "user"), ("", ""), ("no more", "no more")])
+def test_a_running_task_can_be_cancelled_with_any_reason_and_with_none(pool: Scheduler, reason: Any, shown: str) -> None:
+    gate = threading.Event()
+
+    def work() -> None:
+        gate.wait(LONG)
+        current_task().checkpoint()
+
+    task = pool.submit(work)
+    until(task.running)
+    assert not task.cancel(reason) and task.cancel_requested and task.cancel_reason == shown
+    gate.set()
+    assert task.wait(LONG) and task.cancelled()
+
+
+def test_an_exception_that_takes_for_ever_to_be_shown_does_so_in_its_tasks_own_time(pool: Scheduler) -> None:
+    go = threading.Event()
+
+    class Slow(Exception):
+        def __str__(self) -> str:
+            go.wait(LONG)
+            return "at last"
+
+    task = pool.options(timeout=0.1).submit(fail, Slow())
+    try:
+        assert isinstance(task.exception(LONG), TaskTimedOut) and task.status is TaskStatus.TIMED_OUT
+    finally:
+        go.set()
+
+
+def test_who_sees_the_end_of_a_task_can_count_on_its_event() -> None:
+    """At whatever step of the end somebody looks: where the end shows, a flush has the event."""
+    for step in range(1, 60):
+        sink = MemorySink()
+        stopped, go_on = threading.Event(), threading.Event()
+        seen: list[int] = []
+
+        def trace(frame: Any, event: str, arg: Any, step: int = step, seen: list[int] = seen,
+                  stopped: threading.Event = stopped, go_on: threading.Event = go_on) -> Any:
+            if frame.f_code.co_name not in ("_end", "_record_end", "_resolve", "emit_lifecycle"):
+                return None
+            if event == "line":
+                seen.append(frame.f_lineno)
+                if len(seen) == step:
+                    stopped.set()
+                    go_on.wait(LONG)
+            return trace
+
+        with Scheduler(1, sinks=[sink], initializer=sys.settrace, initargs=(trace,)) as pool:
+            task = pool.submit(len, "")
+            until(lambda: stopped.is_set() or task.done())
+            if task.status.is_final or task.done():
+                assert pool.flush(LONG)
+                assert [each.type.value for each in sink.events][-1] == "TaskCompleted", f"line {seen[-1]}"
+            go_on.set()
+            task.result(LONG)
+        if len(seen) < step:
+            break
+    assert step > 5

@@ -473,11 +473,9 @@ def _is_coroutine(result: object) -> bool:
     kind = type(result)
     if kind is CoroutineType:
         return True
-    if kind in _PLAIN:
-        return False
     try:
-        return issubclass(kind, Coroutine)
-    except Exception:  # a metaclass of the user's
+        return kind not in _PLAIN and issubclass(kind, Coroutine)
+    except BaseException:  # a metaclass of the user's
         return False
 
 
