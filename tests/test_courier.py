@@ -812,3 +812,19 @@ def test_an_exception_that_cannot_be_shown_does_no_harm() -> None:
         it.say("a")
         assert it.flush()
         assert it.health().last_error == "Odd: (its text cannot be had)"
+
+
+def test_who_comes_back_while_the_account_is_being_changed_gets_an_answer() -> None:
+    """A finaliser that the garbage collector runs right there: it is on the thread that holds the lock."""
+    answered = threading.Event()
+    with line(MemorySink()) as it:
+        def come_back() -> None:
+            with it.courier._lock:
+                it.courier.health()
+                it.courier.mark()
+                answered.set()
+
+        thread = threading.Thread(target=come_back, daemon=True)
+        thread.start()
+        assert answered.wait(SOON), "it waits for itself"
+        thread.join(SOON)
