@@ -14,12 +14,16 @@ import shutil
 import signal
 import sqlite3
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from histories import Recorder
+
+import bgworker.cli
+import bgworker.history.retention  # so that no child has to
 
 MOST_MEMORY = 200 * 2**20
 PATIENCE = 15.0
@@ -166,11 +170,11 @@ def trick(path: str, chance: random.Random) -> str:
     """Replace or add what is no plain table of ours."""
     what = chance.choice(TRICKS)
     with opened(path) as connection, contextlib.suppress(sqlite3.Error):
-        _play(connection, what)
+        play(connection, what)
     return what
 
 
-def _play(connection: sqlite3.Connection, what: str) -> None:
+def play(connection: sqlite3.Connection, what: str) -> None:
     run = connection.execute
     run("PRAGMA foreign_keys = OFF")
     run("PRAGMA legacy_alter_table = ON")
@@ -187,7 +191,6 @@ def _play(connection: sqlite3.Connection, what: str) -> None:
         kept = ", ".join(f"{column} AS (printf('%.*c', 900000000, 'x'))" if column.endswith("_utc") else column
                          for column in columns)
         run(f"CREATE TABLE {table} ({kept})")
-        run(f"INSERT INTO {table} (run_id) SELECT run_id FROM old_{table}")
     elif what == "a trigger without end":
         run(f"CREATE TRIGGER evil AFTER DELETE ON tasks BEGIN {'INSERT INTO losses SELECT i, i, i, i, i FROM (' + LOOPS + ' SELECT i FROM n)'}; END")
     elif what == "a trigger on all":
@@ -195,7 +198,7 @@ def _play(connection: sqlite3.Connection, what: str) -> None:
             for event in ("INSERT", "UPDATE", "DELETE"):
                 run(f"CREATE TRIGGER {name}_{event} BEFORE {event} ON {name} BEGIN SELECT max(i) FROM ({LOOPS} SELECT i FROM n); END")
     elif what == "a partial index":
-        run("CREATE INDEX evil ON tasks(status) WHERE length(printf('%.*c', 900000000, 'x')) > length(name)")
+        run("CREATE INDEX evil ON tasks(status) WHERE length(printf('%.*c', 900, 'x')) > length(name)")
     elif what == "an index of an expression":
         run("CREATE INDEX evil ON tasks(printf('%.*c', 1000, name))")
     elif what == "no index":
@@ -212,13 +215,15 @@ def _play(connection: sqlite3.Connection, what: str) -> None:
         run(f"UPDATE sqlite_master SET sql = substr(sql, 1, length(sql) - 1) || "
             f"', CHECK (length(printf(''%.*c'', 900000000, ''x'')) > 1))' WHERE name = 'tasks'")
     elif what == "a million runs":
-        run(f"INSERT OR IGNORE INTO runs (run_id, host) {LOOPS} SELECT printf('%032x', i), (SELECT max(host) FROM runs) FROM n LIMIT 300000")
+        run(f"INSERT OR IGNORE INTO runs (run_id, host) {LOOPS} "
+            "SELECT printf('%032x', i), (SELECT max(host) FROM runs) FROM n LIMIT 100000")
     elif what == "many losses":
-        run(f"INSERT OR IGNORE INTO losses {LOOPS} SELECT i, i, 9223372036854775807, '{{}}', '2026' FROM n LIMIT 200000")
+        run(f"INSERT OR IGNORE INTO losses {LOOPS} "
+            "SELECT i, i, 9223372036854775807, '{}', '2026' FROM n LIMIT 50000")
     elif what == "many types of failures":
         run(f"INSERT INTO tasks (id, name, status, created_utc, completed_utc, duration_sec, failure_type, last_seq) {LOOPS} SELECT "
             "printf('%032x', i), printf('%.*c', 3000, i), 'failed', '2026-01-01T00:00:00.000000Z', '2026-01-01T00:00:00.000000Z', "
-            "1.0, printf('%d%.*c', i, 3000, 'x'), 1 FROM n LIMIT 20000")
+            "1.0, printf('%d%.*c', i, 3000, 'x'), 1 FROM n LIMIT 4000")
     elif what == "statistics":
         run("ANALYZE")
         run("UPDATE sqlite_stat1 SET stat = '9223372036854775807 0 0 0 -1 x'")
@@ -349,8 +354,7 @@ def _be(words: Sequence[str], out: str, err: str) -> None:
             os.dup2(fd, number)
             os.close(fd)
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in ((0, "r"), (1, "w"), (2, "w")))
-        from bgworker.cli import main
-        code = main(list(words))
+        code = bgworker.cli.main(list(words))
         sys.stdout.flush()
     except KeyboardInterrupt:  # it had ended when that came
         code = 130
@@ -381,3 +385,27 @@ def attack(kind: Kind, folder: str, seed: int, sound: str, verbs: int = 6) -> tu
     words.sort(key=lambda each: each[0] == "prune")
     return " | ".join(told), [run([*(path if word == "PATH" else other if word == "OTHER" else word for word in each),
                                    *(() if "PATH" in each else ("--db", path))], folder) for each in words]
+
+
+def run_for(seconds: float, seed: int, kind: Kind = HISTORY, verbs: int = 6) -> str:
+    """Attack for a time, at least once; return how much was done.
+
+    Raises:
+        AssertionError: something came of it that must not be; it tells the seed of that file.
+    """
+    files = lines = 0
+    peak = 0
+    with tempfile.TemporaryDirectory() as folder:
+        sound, work = os.path.join(folder, "sound"), os.path.join(folder, "work")
+        kind.make(sound)
+        os.mkdir(work)
+        until = time.monotonic() + seconds
+        while not files or time.monotonic() < until:
+            told, outcomes = attack(kind, work, seed + files, sound, verbs)
+            for outcome in outcomes:
+                assert not outcome.fault, (
+                    f"seed {seed + files}: {outcome.fault} of {outcome.words} after {told[:500]}: "
+                    f"{outcome.err[-2000:]}")
+            files, lines = files + 1, lines + len(outcomes)
+            peak = max(peak, *(outcome.peak for outcome in outcomes))
+    return f"{files} files, {lines} command lines, at most {peak >> 20} MiB"

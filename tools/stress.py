@@ -112,6 +112,13 @@ def mutated(examples: int, seed: int) -> None:
     print("     ", faults.run_mutations(300.0, seed))
 
 
+def histories(examples: int, seed: int) -> None:
+    """SECONDS of histories that were changed at random, in bytes and by SQL, through every verb."""
+    import mutations
+
+    print("     ", mutations.run_for(duration, seed))
+
+
 def control(examples: int, seed: int) -> None:
     """Random control of pools for SECONDS, a third of the time with SIGINT in a child process."""
     import test_properties_control as properties
@@ -128,7 +135,7 @@ def control(examples: int, seed: int) -> None:
 
 CHECKS: dict[str, Callable[[int, int], None]] = {
     check.__name__: check for check in (machine, signals, finalisers, forks, stalled, kills, processes, hostile, links,
-                                    control, mutated)}
+                                    control, mutated, histories)}
 
 duration = 300.0  # seconds; set by --seconds
 

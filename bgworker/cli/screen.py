@@ -18,6 +18,7 @@ import unicodedata
 from collections import Counter, deque
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from functools import lru_cache
 
 from ..model.events import LifecycleEvent, StreamEvent, StreamType, TaskStatus
 
@@ -81,9 +82,10 @@ def escaped_lines(text: str, shown: Callable[[str], str] = escaped) -> Iterator[
 
 def width_of(text: str) -> int:
     """Return how many columns a terminal needs for text without control characters."""
-    return len(text) if text.isascii() else sum(map(_columns, text))
+    return len(text) if text.replace("…", "").isascii() else sum(map(_columns, text))
 
 
+@lru_cache(4096)
 def _columns(character: str) -> int:
     if unicodedata.east_asian_width(character) in "WF":
         return 2
