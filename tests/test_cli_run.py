@@ -583,15 +583,16 @@ class Emulator:
 
 
 def on_terminal(*words: str, cwd: Path, act: Callable[[int, str], object] = lambda pid, text: None,
-                columns: int = 100, height: int = 12, **env: str) -> tuple[int, str]:
-    """Run the command line on a pseudo-terminal; return its exit code and all that it sent."""
+                columns: int = 100, height: int = 12, job: str | None = None, **env: str) -> tuple[int, str]:
+    """Run the command line, or Python code, on a pseudo-terminal; return its exit code and all that it sent."""
     import fcntl
     import pty
     import struct
     import termios
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", height, columns, 0, 0))
-    with subprocess.Popen([sys.executable, "-m", "bgworker", *words], cwd=cwd, stdin=slave, stdout=slave, stderr=slave,
+    program = [sys.executable, "-m", "bgworker"] if job is None else python(job)
+    with subprocess.Popen([*program, *words], cwd=cwd, stdin=slave, stdout=slave, stderr=slave,
                           env=environment(**{"TERM": "xterm", **env}), start_new_session=True) as proc:
         os.close(slave)
         sent = b""
@@ -648,6 +649,37 @@ def test_without_colour_or_on_a_dumb_terminal_the_lines_are_plain(tmp_path: Path
 def test_one_command_on_a_terminal_has_no_table(tmp_path: Path) -> None:
     code, sent = on_terminal("run", "--", *python("print('\\x1b[31mtext')"), cwd=tmp_path)
     assert (code, sent) == (0, "text\r\n")
+
+
+JOB = """
+import fcntl, os, signal, subprocess, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+proc = subprocess.Popen([sys.executable, "-m", "bgworker", *sys.argv[1:]], preexec_fn=os.setpgrp)
+if {is_foreground}:
+    os.tcsetpgrp(0, proc.pid)
+sys.exit(proc.wait())
+"""
+
+
+@POSIX
+@pytest.mark.parametrize("is_foreground", [True, False])
+def test_a_job_in_the_background_shows_lines_and_draws_no_table(tmp_path: Path, is_foreground: bool) -> None:
+    (tmp_path / "commands").write_text("\n".join([line("import time; print('said', flush=True); time.sleep(1.5)")] * 2))
+    code, sent = on_terminal("run", "-j", "2", "-f", "commands", cwd=tmp_path, job=JOB.format(is_foreground=is_foreground))
+    assert code == 0 and sent.count("] said\r\n") == 2
+    assert ("running" in sent) == ("\x1b[J" in sent) == is_foreground
+
+
+@POSIX
+@pytest.mark.parametrize("columns", [20, 40, 80, 200])
+def test_the_table_fits_terminals_of_any_width(tmp_path: Path, columns: int) -> None:
+    long = line("import time; print('m' * 300, flush=True); time.sleep(1.5)  # " + "x" * 200)
+    (tmp_path / "commands").write_text("\n".join([long] * 3))
+    code, sent = on_terminal("run", "-j", "3", "-f", "commands", cwd=tmp_path, columns=columns)
+    assert code == 0
+    drawn = [part for picture in re.findall(r"\x1b\[\?25l(.*?)\x1b\[\?25h", sent, re.DOTALL) for part in picture.split("\r\n")]
+    assert drawn and max(len(re.sub("\x1b\\[[0-9]+m", "", part)) for part in drawn) < columns
 
 
 @POSIX

@@ -295,6 +295,13 @@ class Channel:
             else:
                 left = left[written:]
 
+    def is_foreground(self) -> bool:
+        """Tell whether we are the job that the terminal's user works with; True where that cannot be known."""
+        try:
+            return os.tcgetpgrp(self._raw.fileno()) == os.getpgrp()
+        except (OSError, ValueError, AttributeError):  # it is not the terminal that started us; Windows
+            return True
+
     def _wait(self) -> None:
         import select
         select.select((), (self._raw.fileno(),), (), 1.0)
@@ -388,8 +395,8 @@ class Screen:
             channel.write("".join(texts))
 
     def _picture(self) -> str:
-        if self._table is None:
-            return ""
+        if self._table is None or not self._channels[ERR].is_foreground():
+            return ""  # another job redraws the same lines: a shell's prompt, or one more of us
         now, size, encoding = self._now(), self._size(), self._channels[ERR].encoding
         self._drawn_at = self._clock()
         self._table.forget_ended(now)

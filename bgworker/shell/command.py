@@ -55,7 +55,7 @@ class ShellCommand:
         holds text, so binary output is not kept byte for byte: NULs and bytes that are not UTF-8 become U+FFFD. Lines
         over 64 KiB (or ``max_payload``) come in pieces. The command is read no faster than the healthy sinks keep up:
         it waits in its writes, and none of its lines is lost. Where the system has no room for one more process, it
-        waits until another command ends.
+        waits until another command ends; the task's timeout does not wait with it.
 
         Returns: 0.
         Raises:
