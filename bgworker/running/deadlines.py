@@ -8,6 +8,7 @@ has a timeout, sleeps until the earliest deadline, and is woken early only by a 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from _thread import allocate_lock, get_ident
 from math import inf
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 BACKSTOP = 1.0
 """Seconds after which the thread looks again unasked. No ring is lost by design; this is for the unforeseen."""
 
@@ -35,8 +37,8 @@ class Deadlines:
     too, who ends a task with a deadline: who takes it out of the dict.
 
     The doorbell: the thread announces until when it sleeps, and then looks at the dict; whoever adds a deadline looks at
-    the announcement afterwards. Each takes the lock between its two steps, so that one of them sees the other's first also
-    where a processor lets a load overtake a store.
+    the announcement afterwards. Between its two steps each takes the lock, or has held the GIL, so that one of them sees the
+    other's first also where a processor lets a load overtake a store.
     """
 
     def __init__(self, expire: Callable[[Any, int], object], name: str) -> None:
@@ -62,9 +64,10 @@ class Deadlines:
     def watch(self, task: object, deadline: float) -> None:
         """Expire ``task`` at ``deadline`` (monotonic) unless `forget` comes first."""
         self._watched[task] = deadline, get_ident()
-        with self._lock:
-            sleeps_until = self._sleeps_until
-        if deadline < sleeps_until:
+        if not HAS_GIL:
+            with self._lock:
+                pass
+        if deadline < self._sleeps_until:
             self._ring()
 
     def forget(self, task: object) -> bool:
