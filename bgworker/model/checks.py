@@ -1,4 +1,6 @@
-"""Checks of settings: one wording for every refused value. What they return is of an exact built-in type."""
+"""Checks of settings: one wording for every refused value. What they return is of an exact built-in
+type.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     E = TypeVar("E", bound=Enum)
 
 MOST = 9e9
-"""Greatest number that need not be whole: 285 years of seconds, which every wait of the interpreter bears."""
+"""Greatest number that need not be whole: 285 years of seconds, which every wait of the interpreter
+bears.
+"""
 
 MOST_LISTED = 1000
 """Values in a collection; what gives more may give for ever."""
@@ -27,8 +31,8 @@ MOST_NAMED = 1024
 
 def number(name: str, value: Any, *, above: float | None = None, least: float | None = None, optional: bool = False,
            whole: bool = False) -> Any:
-    """Return ``value`` as an `int` or `float` if it is a finite number in range, else raise a `ConfigurationError` that
-    tells what was expected.
+    """Return ``value`` as an `int` or `float` if it is a finite number in range, else raise a
+    `ConfigurationError` that tells what was expected.
 
     Args:
         above: the value must be greater than this.
@@ -58,14 +62,18 @@ def _exact(value: Any) -> int | float | None:
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
-    """Return the one of ``allowed`` that ``value`` is, else raise a `ConfigurationError` that lists them."""
+    """Return the one of ``allowed`` that ``value`` is, else raise a `ConfigurationError` that lists
+    them.
+    """
     if issubclass(type(value), str) and (exact := str.__str__(value)) in allowed:
         return exact
     raise ConfigurationError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {show(value)}")
 
 
 def member(name: str, kind: type[E], value: Any) -> E:
-    """Return the member of a `str` enum that ``value`` is or spells, else raise a `ConfigurationError` that lists them."""
+    """Return the member of a `str` enum that ``value`` is or spells, else raise a
+    `ConfigurationError` that lists them.
+    """
     members = kind._value2member_map_
     if issubclass(type(value), str) and (found := members.get(str.__str__(value))) is not None:
         return found  # type: ignore[return-value]
@@ -88,7 +96,9 @@ def named(name: str, value: Any) -> str:
 
 
 def key(value: Any) -> str:
-    """Return a `str` as an exact one, for a dict to be asked for it, else raise a `KeyError`: no key of ours is another."""
+    """Return a `str` as an exact one, for a dict to be asked for it, else raise a `KeyError`: no
+    key of ours is another.
+    """
     if not issubclass(type(value), str):
         raise KeyError(show(value))
     return str.__str__(value)
@@ -103,6 +113,8 @@ def flag(name: str, value: Any) -> bool:
 
 
 def settle(options: object, **fields: Any) -> None:
-    """Give the fields of a frozen dataclass the values that its checks returned; for ``__post_init__``."""
+    """Give the fields of a frozen dataclass the values that its checks returned; for
+    ``__post_init__``.
+    """
     for name, value in fields.items():
         object.__setattr__(options, name, value)

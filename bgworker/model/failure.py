@@ -1,9 +1,10 @@
 """How an exception becomes the texts of a failed task's record: type, message, traceback.
 
-An exception is its author's code: its text, its notes and the loader of its module may raise, lie or take for ever. So
-this runs on the task's thread before the task's end, and asks all of them through the guarded door; what Python itself
-keeps of an exception (type, traceback, cause) is read where no subclass can hide it. However large an exception is and
-whatever led to it, no more is made of it than fits.
+An exception is its author's code: its text, its notes and the loader of its module may raise, lie
+or take for ever. So this runs on the task's thread before the task's end, and asks all of them
+through the guarded door; what Python itself keeps of an exception (type, traceback, cause) is read
+where no subclass can hide it. However large an exception is and whatever led to it, no more is made
+of it than fits.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ _GROUP: Any = getattr(builtins, "BaseExceptionGroup", None)  # from 3.11 on
 
 
 def without_frames(error: BaseException, codes: Collection[CodeType]) -> BaseException:
-    """Take the outermost frames, those that run one of ``codes``, out of an exception's traceback, and return it."""
+    """Take the outermost frames, those that run one of ``codes``, out of an exception's traceback,
+    and return it.
+    """
     trace = _TRACEBACK(error)
     while trace is not None and any(trace.tb_frame.f_code is code for code in codes):
         trace = trace.tb_next
@@ -57,10 +60,11 @@ def without_frames(error: BaseException, codes: Collection[CodeType]) -> BaseExc
 
 
 def describe_failure(error: BaseException, max_bytes: int) -> Texts:
-    """Return type, message and traceback of an exception, each clean text of at most ``max_bytes``; of a `TaskCancelled`
-    only its reason, as the message.
+    """Return type, message and traceback of an exception, each clean text of at most ``max_bytes``;
+    of a `TaskCancelled` only its reason, as the message.
 
-    Where that runs code of the exception's author, it runs on a thread of its own, and is waited for `PATIENCE` seconds.
+    Where that runs code of the exception's author, it runs on a thread of its own, and is waited
+    for `PATIENCE` seconds.
     """
     found: list[str] = []
     if _is_plain(error):
@@ -118,14 +122,17 @@ def _is_one_of(kind: type, kinds: tuple[type, ...]) -> bool:
 
 
 def _type_text(kind: type) -> str:
-    """Return the name of a class, with its module unless that is ``builtins`` or that of bgworker's exceptions."""
+    """Return the name of a class, with its module unless that is ``builtins`` or that of bgworker's
+    exceptions.
+    """
     module, name = _MODULE(kind), sanitise(_QUALNAME(kind))
     module = sanitise(module) if issubclass(type(module), str) else "?"
     return name if module in ("builtins", TaskTimedOut.__module__) else f"{module}.{name}"
 
 
 def _chain_text(error: BaseException, message: str, shown: set[int], most: int) -> str:
-    """Return the text of an exception and of what led to it, as Python orders them: the latest last.
+    """Return the text of an exception and of what led to it, as Python orders them: the latest
+    last.
 
     Args:
         shown: ids of the exceptions that were shown already.

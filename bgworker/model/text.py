@@ -1,11 +1,14 @@
-"""The one guarded door: what a user hands over becomes clean text, JSON text or a number here, and nothing else goes on.
+"""The one guarded door: what a user hands over becomes clean text, JSON text or a number here, and
+nothing else goes on.
 
-All of it runs on the user's own thread (or the dispatcher's, which only cleans text), before any sink sees an event.
+All of it runs on the user's own thread (or the dispatcher's, which only cleans text), before any
+sink sees an event.
 
-Guarantees. Nothing here raises, whatever the value's own code does: what that raises, `SystemExit`, `TaskCancelled` and
-`KeyboardInterrupt` included, is the value's affair and ends nothing. The one exception is a `KeyboardInterrupt` in the
-main thread: there it is somebody's Ctrl-C. A value's type is what ``type()`` says, never what it claims by ``__class__``;
-text that comes out is an exact `str` that every encoder takes, a number is an exact `float`.
+Guarantees. Nothing here raises, whatever the value's own code does: what that raises, `SystemExit`,
+`TaskCancelled` and `KeyboardInterrupt` included, is the value's affair and ends nothing. The one
+exception is a `KeyboardInterrupt` in the main thread: there it is somebody's Ctrl-C. A value's type
+is what ``type()`` says, never what it claims by ``__class__``; text that comes out is an exact
+`str` that every encoder takes, a number is an exact `float`.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ _ESCAPES = r"\\(?:u(?:d[89ab]..\\ud[c-f]..|(d[89a-f]..|0000)|....)|.)"  # group 
 _NUMBERLIKE_KEY = r'[{,]"(?:-?[0-9][^"]*|true|false|null)":'
 _ALL_BUT_BRACKETS = r'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+'
 _MAX_DEPTH = 100
-"""Most containers inside one another: well inside every interpreter's recursion limit, for readers too."""
+"""Most containers inside one another: well inside every interpreter's recursion limit, for readers
+too.
+"""
 
 _MOST_ITEMS = 1_000_000
 """Most items of one container: a class of somebody's may go on for ever."""
@@ -60,7 +65,9 @@ def _raise_ctrl_c(error: BaseException) -> None:
 
 
 def listed(values: Any, most: int) -> list[Any] | None:
-    """Return what an iterable gives; None if it raises, or gives more than ``most``: it may give for ever."""
+    """Return what an iterable gives; None if it raises, or gives more than ``most``: it may give
+    for ever.
+    """
     found: list[Any] | None = ask(lambda: list(islice(values, most + 1)))
     return found if found is not None and len(found) <= most else None
 
@@ -68,7 +75,9 @@ def listed(values: Any, most: int) -> list[Any] | None:
 # ---------------------------------------------------------------- text
 
 def text_of(value: object) -> str:
-    """Return ``str(value)`` as an exact `str`, bytes read as UTF-8, or a stand-in where there is none."""
+    """Return ``str(value)`` as an exact `str`, bytes read as UTF-8, or a stand-in where there is
+    none.
+    """
     kind = type(value)
     if kind is str:
         return value  # type: ignore[return-value]
@@ -147,10 +156,11 @@ _SHOWN.maxstring = _SHOWN.maxother = 80
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception's type and text on one line of clean text, at most `MOST_DESCRIBED` characters.
+    """Return an exception's type and text on one line of clean text, at most `MOST_DESCRIBED`
+    characters.
 
-    The exception's own code may take its time, or call back: never call this under a lock of ours, nor while anybody but
-    the caller waits.
+    The exception's own code may take its time, or call back: never call this under a lock of ours,
+    nor while anybody but the caller waits.
     """
     text = ask(str, error)
     text = "(its text cannot be had)" if text is None else str.__str__(text)
@@ -173,7 +183,9 @@ def _unprintable(value: object) -> str:
 # ---------------------------------------------------------------- numbers
 
 def number_of(value: object) -> float | None:
-    """Return a number of any type (numpy's, `Decimal`, `Fraction`, ...) as an exact `float`; None for all else."""
+    """Return a number of any type (numpy's, `Decimal`, `Fraction`, ...) as an exact `float`; None
+    for all else.
+    """
     if type(value) is float:
         return value
     return None if issubclass(type(value), (str, bytes, bytearray)) else ask(float, value)  # float() would read text
@@ -184,11 +196,12 @@ def number_of(value: object) -> float | None:
 def json_text(value: object) -> str:
     """Return any value as compact JSON text, ASCII, on one line.
 
-    As ``json.dumps``, and: NaN and infinities are null; strings are sanitised; mappings are objects, sets are arrays,
-    bytes are read as UTF-8, other objects are their ``str()``; integers too long to be read back are hexadecimal
-    strings; of keys that come to the same text the last one wins. What cannot be had (a circular part, an exploding
-    ``__str__``, what is nested too deep) becomes a string that says so. Reading the text and calling this again gives
-    the same text.
+    As ``json.dumps``, and: NaN and infinities are null; strings are sanitised; mappings are
+    objects, sets are arrays, bytes are read as UTF-8, other objects are their ``str()``; integers
+    too long to be read back are hexadecimal strings; of keys that come to the same text the last
+    one wins. What cannot be had (a circular part, an exploding ``__str__``, what is nested too
+    deep) becomes a string that says so. Reading the text and calling this again gives the same
+    text.
     """
     try:  # as `ask` does, which is worth a tenth of the time here
         text = ENCODE(value)
@@ -204,11 +217,13 @@ def json_text(value: object) -> str:
 
 
 def fit_json(text: str, max_bytes: int) -> tuple[str, int]:
-    """Return JSON text of `json_text`, or the object that stands for it where it is too large: never half of it.
+    """Return JSON text of `json_text`, or the object that stands for it where it is too large:
+    never half of it.
 
     Returns:
-        The text and 0 if it fits; else ``{"truncated": <bytes of the whole>, "head": "<its beginning>"}``, of at most
-        ``max_bytes`` (of which there are at least 64), and the bytes of the whole.
+        The text and 0 if it fits; else ``{"truncated": <bytes of the whole>, "head": "<its
+        beginning>"}``, of at most ``max_bytes`` (of which there are at least 64), and the bytes of
+        the whole.
     """
     if len(text) <= max_bytes:
         return text, 0
@@ -232,7 +247,9 @@ def _is_deep(text: str) -> bool:
 
 
 def _cleaned(value: Any, parents: tuple[int, ...]) -> Any:
-    """A value that JSON can hold, copied from one that it may not. ``parents``: ids of the containers around it."""
+    """A value that JSON can hold, copied from one that it may not. ``parents``: ids of the
+    containers around it.
+    """
     kind = type(value)
     if value is None or kind is bool:
         return value

@@ -1,8 +1,9 @@
 """Where a task's code comes from: names at submit, the source text when somebody first asks for it.
 
-A source is shared by all tasks of one function. Its text is read where a record is first encoded, on a sink's thread: from
-the file, from what `linecache` holds (a notebook's cells, say) or from a zip archive. No other loader and no module is
-asked, since those are somebody's code; whatever goes wrong means "no source".
+A source is shared by all tasks of one function. Its text is read where a record is first encoded,
+on a sink's thread: from the file, from what `linecache` holds (a notebook's cells, say) or from a
+zip archive. No other loader and no module is asked, since those are somebody's code; whatever goes
+wrong means "no source".
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _MOST_CACHED = 1024
 
 
 class FunctionSource(Source):
-    """The source of a Python function, or just the name of another callable. All that it tells is clean text."""
+    """The source of a Python function, or just the name of another callable. All that it tells is
+    clean text.
+    """
 
     __slots__ = ("module", "qualname", "_name", "_script_id", "_code", "_text", "_hash")
 
@@ -92,7 +95,9 @@ _cache: dict[int, FunctionSource] = {}
 
 
 def source_of(function: Callable[..., Any]) -> Source:
-    """Return where ``function`` comes from, looking through ``functools.partial``, wrappers and bound methods."""
+    """Return where ``function`` comes from, looking through ``functools.partial``, wrappers and
+    bound methods.
+    """
     code: CodeType | None
     module: str | None
     qualname: str | None
@@ -141,7 +146,9 @@ def _innermost(function: Any) -> Any:
 
 
 def _attribute(owner: Any, name: str, kind: type[T]) -> T | None:
-    """Return an attribute of that type; None where there is none, or where asking for it raises, as some proxies do."""
+    """Return an attribute of that type; None where there is none, or where asking for it raises, as
+    some proxies do.
+    """
     value = ask(getattr, owner, name, None)
     if not issubclass(type(value), kind):
         return None
