@@ -505,6 +505,9 @@ def test_keys_are_not_pickled() -> None:
     ("https://example.com/sup3r#part", "url: it ends in a fragment"),
     ("https://example.com:99999/sup3r", "url: its host or its port is malformed"),
     ("https://example.com:sup3r/", "url: its host or its port is malformed"),
+    *((f"{scheme}://[::1]{rest}", "url: its host|url: it has no host, or one that cannot be")
+      for scheme in ("http", "https") for rest in (".sup3r.example/", "sup3r.example/", "..", ":80sup3r", "%251")),
+    ("http://[::1]]/", "url: "), ("http://[127.0.0.1]/", "url: "), ("http://127.0.0.1:80:80/", "url: "), ("http://x[::1]/", "url: "),
     ("https://[::1/sup3r", "url: its host or its port is malformed"),
     ("https://example.com/sup3r x", "url: it is empty, or holds white space"),
     ("https://example.com/sup3r\r\nX-Evil: 1", "url: it is empty, or holds white space, a control character"),
@@ -670,7 +673,27 @@ def test_a_proxy_that_wants_a_password_is_named_and_its_own_words_are_not_repeat
     gc.collect()
 
 
-@pytest.mark.parametrize("proxy", ["http:/user:sup3r@proxy.invalid:3128", "http://user:sup3r@.proxy.invalid:3128"])
+@pytest.mark.parametrize("url", ["https://receiver.invalid", "http://receiver.invalid"])
+def test_a_proxy_that_is_dead_or_speaks_no_http_is_what_the_error_names(url: str, monkeypatch: MonkeyPatch) -> None:
+    def babble(connection: Any) -> None:
+        connection.read_head()
+        connection.sock.sendall(b"SSH-2.0-babble\r\n\r\n")
+
+    with Receiver() as gone, Receiver(babble) as babbling:
+        gone.__exit__(None, None, None)
+        for proxy, said in ((f"http://user:sup3r@127.0.0.1:{gone.port}", "Connection refused"),
+                            (f"127.0.0.1:{gone.port}", "Connection refused"), ("http://proxy.invalid:3128", r"[\w ]+"),
+                            (f"http://127.0.0.1:{babbling.port}/", r"no answer in HTTP \(BadStatusLine\)")):
+            through(monkeypatch, http_proxy=proxy, https_proxy=proxy)
+            with pytest.raises(TemporarySinkError) as caught:
+                sink_to(url, allow_http=True).write(batch("a"))
+            assert re.fullmatch(f"cannot reach {url} through the proxy in the environment: {said}", str(caught.value))
+
+
+@pytest.mark.parametrize("proxy", [
+    "http:/user:sup3r@proxy.invalid:3128", "http://user:sup3r@.proxy.invalid:3128", "socks5://user:sup3r@127.0.0.1:1", "ftp://a:1",
+    "http://127.0.0.1:sup3r", "http://127.0.0.1:-1", "http://127.0.0.1:123456", "http://sup3r sup3r:80", "http://[::1:80", "://",
+    "http://", "http://:80", "file:///etc/sup3r", "direct://"])
 def test_a_malformed_proxy_is_reported_without_its_password(proxy: str, monkeypatch: MonkeyPatch) -> None:
     through(monkeypatch, https_proxy=proxy)
     with pytest.raises(TemporarySinkError) as caught:

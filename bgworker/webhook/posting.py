@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import re
 import ssl
 import urllib.error
 import urllib.request
@@ -36,6 +37,10 @@ MOST_WAITED = 1.0
 """... and seconds that they are waited for: closing on a receiver that still writes would make it see an error."""
 
 
+_PROXY = re.compile(r"(https?://)?([^/\s]*@)?([\w-]{1,63}(\.[\w-]{1,63})*\.?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/\S*)?", re.I)
+"""A proxy that speaks HTTP, as the environment names it. `urllib.request` would take any other for one of those."""
+
+
 class Poster:
     """Posts to one URL.
 
@@ -50,8 +55,9 @@ class Poster:
         self._url = url
         self._shown = shown
         self._timeout = timeout
+        self._proxies = urllib.request.getproxies() if use_proxies else {}
         self._opener = urllib.request.OpenerDirector()  # bare: no handler for redirects, errors, files or FTP
-        for handler in (urllib.request.ProxyHandler(None if use_proxies else {}), _Http(), _Https()):
+        for handler in (urllib.request.ProxyHandler(self._proxies), _Http(), _Https()):
             self._opener.add_handler(handler)
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str]]:
@@ -62,18 +68,24 @@ class Poster:
                 shows nor chains that setting, nor what the receiver has sent, which may be what it was sent.
         """
         request = urllib.request.Request(self._url, body, dict(headers), method="POST")
+        proxy = "" if urllib.request.proxy_bypass(request.host) else self._proxies.get(request.type, "").strip()
+        way = f"cannot reach {self._shown}{' through the proxy in the environment' if proxy else ''}"
+        malformed = f"cannot reach {self._shown}: the proxy in the environment is malformed; set it as http://HOST:PORT"
+        if proxy and not _PROXY.fullmatch(proxy):
+            raise TemporarySinkError(malformed)
         try:
             with self._opener.open(request, timeout=self._timeout) as response:
                 _drain(response)
                 return response.status, response.headers
         except OSError as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            trouble = f"cannot reach {self._shown}: {self._told(reason)}"
+            told = self._told(reason)
+            trouble = f"cannot reach {self._shown}: {told}" if told.startswith("Tunnel") else f"{way}: {told}"
         except http.client.HTTPException as error:
-            trouble = f"{self._shown} does not answer in HTTP ({type(error).__name__})"
+            what = f"{self._shown} does not answer" if not proxy else f"{way}: no answer"
+            trouble = f"{what} in HTTP ({type(error).__name__})"
         except ValueError:  # its words show what the environment holds, which may be a password
-            trouble = (f"cannot reach {self._shown}: the proxy in the environment is malformed; set it as "
-                       "http://HOST:PORT")
+            trouble = malformed
         raise TemporarySinkError(trouble)
 
     def _told(self, reason: object) -> str:

@@ -207,7 +207,8 @@ def _checked_url(url: str, allow_http: bool) -> tuple[str, bool]:
     if "@" in parts.netloc:
         raise ConfigurationError("url: it holds a user name or a password, which end up in logs; leave them out, and "
                                  "give headers={'Authorization': ...}")
-    if not re.fullmatch(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-f:.]*:[0-9a-f:.]*", host, re.ASCII):
+    # of the whole authority: most versions of Python take what stands in brackets for the host, whatever follows them
+    if not re.fullmatch(r"([\w-]{1,63}(\.[\w-]{1,63})*\.?|\[[0-9a-f:.]*:[0-9a-f:.]*\])(:[0-9]*)?", parts.netloc.lower(), re.ASCII):
         raise ConfigurationError("url: it has no host, or one that cannot be; expected https://HOST/PATH")
     if parts.fragment:
         raise ConfigurationError("url: it ends in a fragment (#...), which is never sent; leave it out")
