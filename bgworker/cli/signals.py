@@ -1,7 +1,8 @@
 """Signals, while commands run: none ends or stops this process and leaves its commands behind.
 
-The first signal asks the commands to stop, the second kills them, the third ends us. Ctrl-\\ (SIGQUIT) kills them at
-once. Ctrl-Z stops them with us, and what continues us continues them. SIGKILL cannot be handled: commands outlive it.
+The first signal asks the commands to stop, the second kills them, the third ends us. Ctrl-\\
+(SIGQUIT) kills them at once. Ctrl-Z stops them with us, and what continues us continues them.
+SIGKILL cannot be handled: commands outlive it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from .screen import Screen
 
 _OTHERS = frozenset(getattr(signal, name) for name in (
-    "SIGKILL", "SIGSTOP", "SIGCONT", "SIGCHLD", "SIGWINCH", "SIGURG", "SIGTTIN", "SIGTTOU", "SIGINFO",  # end nobody
+    # end nobody
+    "SIGKILL", "SIGSTOP", "SIGCONT", "SIGCHLD", "SIGWINCH", "SIGURG", "SIGTTIN", "SIGTTOU", "SIGINFO",
     "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGSYS", "SIGTRAP"  # the interpreter is broken
 ) if hasattr(signal, name))
 
@@ -33,7 +35,8 @@ class Killed(KeyboardInterrupt):
 
 
 class Signals:
-    """While active, the first signal that would end us stops the run, a second one raises `Killed`, a third ends us."""
+    """While active, the first signal that would end us stops the run, a second one raises `Killed`,
+    a third ends us."""
 
     def __init__(self, run: Run, screen: Screen) -> None:
         self._run = run
@@ -48,7 +51,8 @@ class Signals:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, a job in the background
                 is_pause = number == getattr(signal, "SIGTSTP", None)
                 self._set(number, self._pause if is_pause else self._handle)
-        if hasattr(signal, "SIGCHLD"):  # who started us may ignore it, and then no exit code is to be had
+        # Who started us may ignore it, and then no exit code is to be had.
+        if hasattr(signal, "SIGCHLD"):
             self._set(signal.SIGCHLD, signal.SIG_DFL)
 
     def __exit__(self, *error: object) -> None:
@@ -79,14 +83,16 @@ class Signals:
         with self._screen.taken_off():
             processes.signal_all(signal.SIGSTOP)
             handler = signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)  # returns when we are continued; at once where no shell could do that
+            # returns when we are continued; at once where no shell could do that
+            os.kill(os.getpid(), number)
             signal.signal(number, handler)
             processes.signal_all(signal.SIGCONT)
 
 
 def kill_children() -> None:
     """Kill the processes of all commands, without asking."""
-    if sys.platform != "win32":  # there, what ignores the Ctrl-Break that it got at the first signal lives on
+    # there, what ignores the Ctrl-Break that it got at the first signal lives on
+    if sys.platform != "win32":
         processes.signal_all(signal.SIGKILL)
 
 

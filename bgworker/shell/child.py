@@ -1,15 +1,18 @@
 """One run of a command: its process is started, followed, ended and reaped on the task's thread.
 
-However a run ends (exit, failure, cancel, timeout, an exception in this thread), when `Child.run` returns the child is
-reaped, the processes that `processes` counts to it are gone, and every pipe is closed. A daemon, which left them, lives
-on, but does not keep the task waiting (on Windows, if it inherited the pipes, it keeps the threads that read them).
+However a run ends (exit, failure, cancel, timeout, an exception in this thread), when `Child.run`
+returns the child is reaped, the processes that `processes` counts to it are gone, and every pipe is
+closed. A daemon, which left them, lives on, but does not keep the task waiting (on Windows, if it
+inherited the pipes, it keeps the threads that read them).
 
-The thread sleeps in one place, the pump's `wait`, and wakes there for output, for the child's exit, for a cancel and
-for the next deadline. It waits in two more: at the `Gate` for sinks that are behind, and for `room` to start in.
+The thread sleeps in one place, the pump's `wait`, and wakes there for output, for the child's exit,
+for a cancel and for the next deadline. It waits in two more: at the `Gate` for sinks that are
+behind, and for `room` to start in.
 
-Nothing is signalled by the leader's number once the leader has been reaped: as long as it is a zombie the kernel gives
-its number to no other process, group or session, so a signal cannot reach strangers. Hence nothing here calls
-`Popen.poll` or `Popen.wait` on POSIX before the last signal is sent. What somebody else reaps is `_lost`.
+Nothing is signalled by the leader's number once the leader has been reaped: as long as it is a
+zombie the kernel gives its number to no other process, group or session, so a signal cannot reach
+strangers. Hence nothing here calls `Popen.poll` or `Popen.wait` on POSIX before the last signal is
+sent. What somebody else reaps is `_lost`.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ if TYPE_CHECKING:
 KILL_AFTER = 5.0
 """Seconds from SIGTERM to SIGKILL, for a command that was asked to stop."""
 LINGER = 0.25
-"""Seconds that the rest of a session may go on writing when its leader has exited: `cmd > >(tee log)` loses nothing."""
+"""Seconds that the rest of a session may go on writing when its leader has exited: `cmd > >(tee
+log)` loses nothing."""
 STRAGGLERS_AFTER = 1.0
 """Seconds from SIGTERM to SIGKILL for what the leader left behind."""
 GIVE_UP_AFTER = 5.0
@@ -135,7 +139,8 @@ class Child:
         room.enter()
 
     def _popen(self) -> subprocess.Popen[bytes]:
-        # pipes of ours: where descriptors run out, `Popen` of 3.10 leaves open those that it had made (gh-87474)
+        # pipes of ours: where descriptors run out, `Popen` of 3.10 leaves open those that it had
+        # made (gh-87474)
         read_ends: list[IO[bytes]] = []
         write_ends: list[int] = []
         try:
@@ -170,7 +175,8 @@ class Child:
                 timeout = min(timeout, pause)
             happened = self._pump.wait(None if timeout == inf else timeout)
             pause = SHORTEST_PAUSE if happened else min(2 * pause, LONGEST_PAUSE)
-        self._pump.drain()  # all that the session wrote is in the pipes by now; only who left can still hold them open
+        # all that the session wrote is in the pipes by now; only who left can still hold them open
+        self._pump.drain()
         self._out.finish()
         self._err.finish()
 
@@ -209,7 +215,8 @@ class Child:
         self._signal(kill=self._signals > 1)
 
     def _pursue(self) -> None:
-        """Signal again who was not reached: those whose parents were to end them, and what was forked meanwhile."""
+        """Signal again who was not reached: those whose parents were to end them, and what was
+        forked meanwhile."""
         if self._signals > 1:
             self._signal(kill=True)
         elif not self._told_strays and not self._family.is_session_alive():
@@ -217,7 +224,8 @@ class Child:
             self._family.signal(signal.SIGTERM, strays=True)
 
     def _signal(self, *, kill: bool) -> None:
-        """Signal what belongs to the command. Its leader is not reaped yet: only `_close` reaps, after the last one."""
+        """Signal what belongs to the command. Its leader is not reaped yet: only `_close` reaps,
+        after the last one."""
         if self._lost:
             return
         if sys.platform != "win32":
@@ -236,7 +244,8 @@ class Child:
         self._follow()
 
     def _close(self) -> int | None:
-        """Leave nothing behind, also when `_follow` was interrupted twice. Return the exit code, None if none is known."""
+        """Leave nothing behind, also when `_follow` was interrupted twice. Return the exit code,
+        None if none is known."""
         try:
             if not self._is_alone:
                 self._signal(kill=True)

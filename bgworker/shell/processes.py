@@ -1,14 +1,16 @@
 """Which processes a command has, and signals to them. Any thread; nothing here waits.
 
-A command's leader makes a session of its own. Its processes are all in that session, in whatever group (`timeout`,
-`make` and shells with job control make groups), and its strays: what descends from these in sessions of their own
-(`setsid`, `script`). A daemon, which made itself a session and whose parent has ended, is neither, and lives on.
+A command's leader makes a session of its own. Its processes are all in that session, in whatever
+group (`timeout`, `make` and shells with job control make groups), and its strays: what descends
+from these in sessions of their own (`setsid`, `script`). A daemon, which made itself a session and
+whose parent has ended, is neither, and lives on.
 
-No signal reaches a stranger: the leader's number names nobody else until the leader is reaped, a descendant can only
-be in a session that the command made, and who was seen before is known again by the time when it started.
+No signal reaches a stranger: the leader's number names nobody else until the leader is reaped, a
+descendant can only be in a session that the command made, and who was seen before is known again by
+the time when it started.
 
-Linux tells all of it in /proc. Elsewhere `ps` is asked when there is something to end; without either, the leader's
-group alone is signalled.
+Linux tells all of it in /proc. Elsewhere `ps` is asked when there is something to end; without
+either, the leader's group alone is signalled.
 """
 
 from __future__ import annotations
@@ -52,10 +54,12 @@ class Family:
 
     def __init__(self, leader: int) -> None:
         self._leader = leader
-        self._strays: list[Process] = []  # as last seen; when their parents end, nothing else tells whose they are
+        # as last seen; when their parents end, nothing else tells whose they are
+        self._strays: list[Process] = []
 
     def is_alive(self) -> bool:
-        """Tell whether any but the leader, which has exited, still runs; False where that cannot be known."""
+        """Tell whether any but the leader, which has exited, still runs; False where that cannot be
+        known."""
         return self.is_session_alive() or any(map(_still_runs, self._strays))
 
     def is_session_alive(self) -> bool:
@@ -70,15 +74,19 @@ class Family:
         try:
             os.killpg(self._leader, 0)  # zombies do not count there
             return True
-        except PermissionError:  # only zombies are left; or what is not ours to signal, which `sudo` started
+        except PermissionError:
+            # only zombies are left; or what is not ours to signal, which `sudo` started
             return any(each.group == self._leader and each.runs for each in _all_processes().values())
         except OSError:
             return False
 
     def signal(self, number: int, *, strays: bool) -> None:
-        """Send a signal to all of the session, and to the strays, too, or not. What is not ours does not get it."""
-        members = self._members()  # first: when a parent has ended, nothing tells whose its children were
-        _send(os.killpg, self._leader, number)  # the whole group at once, whatever it forks meanwhile
+        """Send a signal to all of the session, and to the strays, too, or not. What is not ours
+        does not get it."""
+        # first: when a parent has ended, nothing tells whose its children were
+        members = self._members()
+        # the whole group at once, whatever it forks meanwhile
+        _send(os.killpg, self._leader, number)
         self._strays = [each for each in members if each.session != self._leader]
         for each in members:
             if each.group != self._leader and (strays or each.session == self._leader) and _still_runs(each):
@@ -92,7 +100,8 @@ class Family:
         try:
             processes = _all_processes()
         except OSError:
-            return self._strays  # no descriptor is left to look with; who is left gets the next signal
+            # no descriptor is left to look with; who is left gets the next signal
+            return self._strays
         known = [each for each in self._strays
                  if each.pid in processes and processes[each.pid].started == each.started]
         pids = {self._leader, *(each.pid for each in known)}
@@ -133,7 +142,8 @@ def _still_runs(process: Process) -> bool:
 
 
 def _session_runs(leader: int) -> bool:
-    # killpg(leader, 0) counts zombies: the leader, and orphans in a container whose first process reaps nobody.
+    # killpg(leader, 0) counts zombies: the leader, and orphans in a container whose first process
+    # reaps nobody.
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         try:
             is_candidate = name.isdecimal() and int(name) != leader and os.getsid(int(name)) == leader
@@ -173,7 +183,8 @@ def _listed_in_proc() -> Iterator[Process]:
 
 
 def _process(pid: int) -> Process | None:
-    """Read one process from Linux's /proc; None when there is none. Source: proc(5), /proc/pid/stat."""
+    """Read one process from Linux's /proc; None when there is none. Source: proc(5),
+    /proc/pid/stat."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b") ")[2].split()

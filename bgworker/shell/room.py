@@ -1,8 +1,8 @@
-"""Room for one more process: where the system has none left, a command waits until another one ends.
+"""Room for one more process: where there is none left, a command waits until another one ends.
 
-Descriptors, processes and memory run out (EMFILE, ENFILE, EAGAIN, ENOMEM); what holds them here are commands of this
-process, and each that ends gives some back. When none of ours runs, others may still end; `PATIENCE` later the
-shortage is taken to be for good.
+Descriptors, processes and memory run out (EMFILE, ENFILE, EAGAIN, ENOMEM); what holds them here are
+commands of this process, and each that ends gives some back. When none of ours runs, others may
+still end; `PATIENCE` later the shortage is taken to be for good.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ SPARES = 8
 """Descriptors that commands leave to others."""
 
 LOOK = 0.25
-"""Seconds between two tries, if no command ends meanwhile: what is not ours may end, and the task may be cancelled."""
+"""Seconds between two tries, if no command ends meanwhile: what is not ours may end, and the task
+may be cancelled."""
 
 
 class _Room:
@@ -46,7 +47,8 @@ class _Room:
             self._news.notify()
 
     def keep_spares(self, descriptor: int) -> None:
-        """Raise EMFILE where a command would take the last descriptors, which sinks and imports need as well.
+        """Raise EMFILE where a command would take the last descriptors, which sinks and imports
+        need as well.
 
         Args:
             descriptor: one that was just opened, hence the lowest that was free.
@@ -80,7 +82,8 @@ room = _Room()
 
 
 def _renew() -> None:
-    """In a forked child: the commands are the parent's, and the lock may be held by a thread that is not here."""
+    """In a forked child: the commands are the parent's, and the lock may be held by a thread that
+    is not here."""
     room.__init__()  # type: ignore[misc]
 
 
