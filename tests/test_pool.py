@@ -888,3 +888,14 @@ def test_a_thread_that_has_come_back_does_not_take_the_work_of_who_helps_in_its_
     roster.retired.add(made)
     roster.reinstate(made)
     assert made.inbox is None and made.helps is None and roster.workers == {made}
+
+
+def test_a_new_thread_begins_with_a_task_even_if_a_shutdown_that_cancels_follows_at_once() -> None:
+    gate = threading.Event()
+    ran = 0
+    for _ in range(10):
+        pool = Scheduler(2)
+        tasks = [pool.submit(gate.wait, 0.001) for _ in range(20)]
+        pool.shutdown(cancel_futures=True)
+        ran += sum(not task.cancelled() for task in tasks)
+    assert ran >= 5, "as with ThreadPoolExecutor, those that found a free worker run"

@@ -141,16 +141,18 @@ class Pool:
                 raise PendingFull(f"max_pending: {self._max_pending} tasks are waiting already; wait for some of them")
             if task.has_timeout and not self.deadlines.has_started:
                 self._start_deadlines()
-            if self.idle:
+            is_promised = bool(self.idle)
+            if is_promised:
                 self.idle -= 1
-            elif len(self._workers) < self.max_workers:
-                self._start_worker()
             try:
                 self.calls[task] = call
                 task.announce()
                 self._queue.put(task)
-            except BaseException:  # an interrupt: who is not given the task cannot want it to run
-                task.cancel("interrupted")
+                # last, as `ThreadPoolExecutor`: a new thread begins with the task, whatever the caller does next
+                if not is_promised and len(self._workers) < self.max_workers:
+                    self._start_worker()
+            except BaseException as error:  # an interrupt: who is not given the task cannot want it to run
+                task.cancel("no thread" if isinstance(error, ShutdownError) else "interrupted")
                 raise
             if self._queue.qsize() > MOST_STALE + 2 * len(self.calls):
                 self._drop_stale()
@@ -278,9 +280,10 @@ class Pool:
         self._started += 1
 
     def _work(self, worker: Worker) -> None:
-        with self._lock:  # not before who starts it has made up its mind
-            if not self._roster.knows(worker):
-                return
+        if not self._roster.knows(worker):  # perhaps not yet: who starts it holds the lock until it is decided
+            with self._lock:
+                if not self._roster.knows(worker):
+                    return
         died = True
         try:
             self.waits.enter(worker)
