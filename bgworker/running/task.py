@@ -391,9 +391,7 @@ class Task(LightFuture["T"]):
         return self._exception
 
     def _await_result(self, timeout: float | None) -> None:
-        if timeout is None and current_worker() is None:
-            self._sleep(None)
-        elif timeout is None:
+        if timeout is None:
             self._wait_for_ever()
         elif not self.done() and not self._sleep(timeout):
             raise TimeoutError()
