@@ -10,7 +10,7 @@ text than goes into one slot is followed by as many empty slots (None) as its te
 atomic ``extend``; `take` leaves them out. So one comparison bounds the intake by bytes, without a
 counter that two threads could both change.
 
-This rests on three properties of CPython: ``deque.append``, ``deque.extend`` of a tuple,
+This rests on three properties of CPython: ``deque.append``, ``deque.extend`` of a `repeat`,
 ``deque.popleft`` and
 ``next(itertools.count())`` are each one atomic step; reads and writes of attributes by several
 threads are seen in program order; and releasing a raw lock takes no other lock (``queue.Queue``,
@@ -58,11 +58,14 @@ LIMIT = 100_000
 RESERVED = 8_192
 """Slots that may wait (2 MiB) though all queues are full; the others share the queues' bytes."""
 
+MOST_SLOTS = RESERVED // 2
+"""Most slots that one record takes: else what is larger than the bound would never come through."""
+
 UNWEIGHED = 25_000
 """Records that may wait before `Intake.emit` weighs those that follow; it takes short ones only.
 From here on emits ask the dispatcher to hurry: a burst gathers no more memory than need be."""
 
-SHORT = 100
+SHORT = 256
 """Most characters of a text that is short."""
 
 MOST_TAKEN = 4_096
@@ -143,18 +146,20 @@ class Intake:
         if self._closed:
             self.late.add()
             return
-        if data.__class__ is str and len(data) < SLOT // 4:
-            slots = 1
-        else:  # not more than half of the bound: else what is larger would never come through
-            slots = min(cost(kind, data) // SLOT, RESERVED // 2)
+        if data.__class__ is str:
+            slots = 1 + (len(data) if data.isascii() else 4 * len(data)) // SLOT
+        else:
+            slots = cost(kind, data) // SLOT
+        if slots > MOST_SLOTS:
+            slots = MOST_SLOTS
         records = self._records
         waiting = len(records)
         if waiting + slots > self._limit:
             self.refuse(kind, "intake")
-        elif slots == 1:
-            records.append((state, kind, time_ns(), data))
         else:
-            records.extend(((state, kind, time_ns(), data), *repeat(None, slots - 1)))
+            records.append((state, kind, time_ns(), data))
+            if slots > 1:
+                records.extend(repeat(None, slots - 1))
         if waiting >= self._unweighed and not self._urgent:
             self.hurry()
         elif self._asleep:
