@@ -124,6 +124,8 @@ TRICKS = (
 @contextlib.contextmanager
 def opened(path: str):  # type: ignore[no-untyped-def]
     connection = sqlite3.connect(path, isolation_level=None)
+    until = time.monotonic() + 5.0  # what one mutation has put there may have no end for the next
+    connection.set_progress_handler(lambda: time.monotonic() > until, 100_000)
     try:
         yield connection
     finally:
