@@ -1,19 +1,34 @@
-"""bgworker runs Python callables and shell commands on background threads and keeps a faithful record of what they did.
+"""bgworker runs Python callables and shell commands on background threads and keeps a faithful
+record of what they did.
 
     from bgworker import Scheduler
 
     with Scheduler(sinks=["jsonl:debug.jsonl"]) as pool:
         print(pool.submit(len, "hello").result())
 
-What is dear to import (the DTOs, sinks, retries' details, the shell) is loaded when it is first used.
+What is dear to import (the DTOs, sinks, retries' details, the shell) is loaded when it is first
+used.
 """
 
 from __future__ import annotations
 
 from .model.enums import EventType, StreamType, TaskStatus
 from .model.errors import (
-    BgworkerError, ConfigurationError, HistoryError, MissingPart, PendingFull, PermanentSinkError, PoolDeadlock,
-    PoolStuck, ShutdownError, SinkError, TaskCancelled, TaskTimedOut, TemporarySinkError, UnknownTask, WireError,
+    BgworkerError,
+    ConfigurationError,
+    HistoryError,
+    MissingPart,
+    PendingFull,
+    PermanentSinkError,
+    PoolDeadlock,
+    PoolStuck,
+    ShutdownError,
+    SinkError,
+    TaskCancelled,
+    TaskTimedOut,
+    TemporarySinkError,
+    UnknownTask,
+    WireError,
 )
 from .running.scheduler import Scheduler, TaskOptions
 from .running.task import Task, TaskContext, checkpoint, current_task
@@ -39,23 +54,73 @@ _LEFT_OUT: tuple[str, ...] = ()
 """Parts that this copy lacks: `tools/vendor.py --without` writes their names here."""
 
 _LAZY = {
-    "Event": "model.events", "LifecycleEvent": "model.events", "LossEvent": "model.events",
-    "StreamEvent": "model.events", "TaskSnapshot": "model.events",
-    "SchedulerHealth": "model.health", "StuckThread": "model.health",
-    "HookSink": "sinks.base", "Sink": "sinks.base", "open_sink": "sinks", "JsonlSink": "sinks.jsonl",
-    "FlushReport": "delivery.options", "SinkHealth": "delivery.options", "SinkOptions": "delivery.options",
-    "RetryPolicy": "delivery.retry", "Subscription": "delivery.subscription",
-    "shell": "shell.command", "History": "history.reader", "SqliteSink": "history.sink",
+    "Event": "model.events",
+    "LifecycleEvent": "model.events",
+    "LossEvent": "model.events",
+    "StreamEvent": "model.events",
+    "TaskSnapshot": "model.events",
+    "SchedulerHealth": "model.health",
+    "StuckThread": "model.health",
+    "HookSink": "sinks.base",
+    "Sink": "sinks.base",
+    "open_sink": "sinks",
+    "JsonlSink": "sinks.jsonl",
+    "FlushReport": "delivery.options",
+    "SinkHealth": "delivery.options",
+    "SinkOptions": "delivery.options",
+    "RetryPolicy": "delivery.retry",
+    "Subscription": "delivery.subscription",
+    "shell": "shell.command",
+    "History": "history.reader",
+    "SqliteSink": "history.sink",
     "WebhookSink": "webhook.sink",
 }
 
 __all__ = [
-    "BgworkerError", "ConfigurationError", "Event", "EventType", "FlushReport", "History", "HistoryError", "HookSink", "JsonlSink",
-    "LifecycleEvent", "LossEvent", "MissingPart", "PendingFull", "PermanentSinkError", "PoolDeadlock", "PoolStuck", "RetryPolicy",
-    "Scheduler", "SchedulerHealth", "ShutdownError", "Sink", "SinkError", "SinkHealth", "SinkOptions", "SqliteSink",
-    "StreamEvent", "StreamType", "StuckThread", "Subscription", "Task", "TaskCancelled", "TaskContext", "TaskOptions",
-    "TaskSnapshot", "TaskStatus", "TaskTimedOut", "TemporarySinkError", "UnknownTask", "WebhookSink", "WireError", "checkpoint",
-    "current_task", "open_sink", "shell",
+    "BgworkerError",
+    "ConfigurationError",
+    "Event",
+    "EventType",
+    "FlushReport",
+    "History",
+    "HistoryError",
+    "HookSink",
+    "JsonlSink",
+    "LifecycleEvent",
+    "LossEvent",
+    "MissingPart",
+    "PendingFull",
+    "PermanentSinkError",
+    "PoolDeadlock",
+    "PoolStuck",
+    "RetryPolicy",
+    "Scheduler",
+    "SchedulerHealth",
+    "ShutdownError",
+    "Sink",
+    "SinkError",
+    "SinkHealth",
+    "SinkOptions",
+    "SqliteSink",
+    "StreamEvent",
+    "StreamType",
+    "StuckThread",
+    "Subscription",
+    "Task",
+    "TaskCancelled",
+    "TaskContext",
+    "TaskOptions",
+    "TaskSnapshot",
+    "TaskStatus",
+    "TaskTimedOut",
+    "TemporarySinkError",
+    "UnknownTask",
+    "WebhookSink",
+    "WireError",
+    "checkpoint",
+    "current_task",
+    "open_sink",
+    "shell",
 ]
 
 

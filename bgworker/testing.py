@@ -1,4 +1,5 @@
-"""For tests of what uses bgworker, and of sinks written for it: a sink that remembers, one that fails on cue, a check.
+"""For tests of what uses bgworker, and of sinks written for it: a sink that remembers, one that
+fails on cue, a check.
 
     def test_my_sink_keeps_the_contract(tmp_path):
         check_sink(lambda: MySink(tmp_path / "events"))
@@ -33,7 +34,17 @@ if TYPE_CHECKING:
     Write = Callable[[Sequence[Event]], None]
     Act = Callable[[Sequence[Event], Write], object]
 
-__all__ = ["FlakySink", "Hang", "MemorySink", "Step", "check_sink", "crawl", "fail", "partial", "work"]
+__all__ = [
+    "FlakySink",
+    "Hang",
+    "MemorySink",
+    "Step",
+    "check_sink",
+    "crawl",
+    "fail",
+    "partial",
+    "work",
+]
 
 
 class MemorySink:
@@ -66,11 +77,15 @@ class MemorySink:
         with self._news:
             return [list(batch) for batch in self._batches]
 
-    def wait_for(self, condition: int | Callable[[list[Event]], object], timeout: float = 10.0) -> list[Event]:
-        """Wait until the sink has what is expected, and return all of its events. Sleeps until a ``write`` wakes it.
+    def wait_for(
+        self, condition: int | Callable[[list[Event]], object], timeout: float = 10.0
+    ) -> list[Event]:
+        """Wait until the sink has what is expected, and return all of its events. Sleeps until a
+        ``write`` wakes it.
 
         Args:
-            condition: how many events at least, or a function of all events that returns something true.
+            condition: how many events at least, or a function of all events that returns something
+                true.
             timeout: seconds.
 
         Raises:
@@ -84,9 +99,18 @@ class MemorySink:
         with self._news:
             if not self._news.wait_for(is_met, timeout):
                 count = sum(map(len, self._batches))
-                last = next((f", the last a {batch[-1].type}" for batch in reversed(self._batches) if batch), "")
+                last = next(
+                    (
+                        f", the last a {batch[-1].type}"
+                        for batch in reversed(self._batches)
+                        if batch
+                    ),
+                    "",
+                )
                 wanted = "the condition" if callable(condition) else f"{condition} events"
-                raise AssertionError(f"waited {timeout:g} s for {wanted}; there are {count} events{last}")
+                raise AssertionError(
+                    f"waited {timeout:g} s for {wanted}; there are {count} events{last}"
+                )
         return self.events
 
     def open(self) -> None:
@@ -116,10 +140,12 @@ class MemorySink:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a `FlakySink`'s script: what the next calls do. Write your own, or use `fail`, `Hang` and the others.
+    """One step of a `FlakySink`'s script: what the next calls do. Write your own, or use `fail`,
+    `Hang` and the others.
 
     Args:
-        act: called with the events and the way on: a function that writes events to the sink behind.
+        act: called with the events and the way on: a function that writes events to the sink
+            behind.
         times: how many calls it is for; None is for all that follow.
     """
 
@@ -132,12 +158,14 @@ def work(times: int | None = 1) -> Step:
     return Step(lambda events, write: write(events), times)
 
 
-def fail(times: int | None = 1, error: BaseException | Callable[[], BaseException] | None = None) -> Step:
+def fail(
+    times: int | None = 1, error: BaseException | Callable[[], BaseException] | None = None
+) -> Step:
     """Raise, and take nothing in.
 
     Args:
-        error: an exception, or a function that makes one; None is a `TemporarySinkError`. `PermanentSinkError` and
-            unknown exceptions are what delivery treats differently.
+        error: an exception, or a function that makes one; None is a `TemporarySinkError`.
+            `PermanentSinkError` and unknown exceptions are what delivery treats differently.
     """
     def act(events: Sequence[Event], write: Write) -> None:
         raise _made(error)
@@ -145,8 +173,13 @@ def fail(times: int | None = 1, error: BaseException | Callable[[], BaseExceptio
     return Step(act, times)
 
 
-def partial(count: int, times: int | None = 1, error: BaseException | Callable[[], BaseException] | None = None) -> Step:
-    """Take in the first ``count`` events of a batch, then raise: the sink behind will see them again."""
+def partial(
+    count: int,
+    times: int | None = 1,
+    error: BaseException | Callable[[], BaseException] | None = None,
+) -> Step:
+    """Take in the first ``count`` events of a batch, then raise: the sink behind will see them
+    again."""
     def act(events: Sequence[Event], write: Write) -> None:
         if count:
             write(list(events)[:count])
@@ -155,11 +188,14 @@ def partial(count: int, times: int | None = 1, error: BaseException | Callable[[
     return Step(act, times)
 
 
-def crawl(per_second: float, times: int | None = None, wait: Callable[[float], object] = sleep) -> Step:
+def crawl(
+    per_second: float, times: int | None = None, wait: Callable[[float], object] = sleep
+) -> Step:
     """Take ``1 / per_second`` seconds for each event.
 
     Args:
-        wait: called with the seconds of each event; a test's own clock, or the ``wait`` of an event that ends the test.
+        wait: called with the seconds of each event; a test's own clock, or the ``wait`` of an event
+            that ends the test.
     """
     def act(events: Sequence[Event], write: Write) -> None:
         for event in events:
@@ -203,28 +239,43 @@ class Hang(Step):
 
 
 class FlakySink:
-    """A sink that does what a script says, for tests of what must bear it, and keeps a record of both sides.
+    """A sink that does what a script says, for tests of what must bear it, and keeps a record of
+    both sides.
 
-        hang = Hang()
-        sink = FlakySink(fail(3), work(), hang, poison=lambda event: "bad" in getattr(event, "payload", ""))
+        hang = Hang() sink = FlakySink(fail(3), work(), hang, poison=lambda event: "bad" in
+        getattr(event, "payload", ""))
 
-    The first three writes fail, the next goes through, the next hangs until ``hang.release()``, later ones go through.
+    The first three writes fail, the next goes through, the next hangs until ``hang.release()``,
+    later ones go through.
 
     Args:
         steps: what the writes do, one after the other; when they are used up, writes go through.
-        poison: a batch with an event for which this is true raises a `PermanentSinkError`, before any step.
+        poison: a batch with an event for which this is true raises a `PermanentSinkError`, before
+            any step.
         on_open, on_flush, on_close: steps for the other calls (with no events).
         to: the plain (not async) sink behind it; a `MemorySink` unless given.
     """
 
-    def __init__(self, *steps: Step, poison: Callable[[Event], object] | None = None, on_open: Iterable[Step] = (),
-                 on_flush: Iterable[Step] = (), on_close: Iterable[Step] = (), to: Sink | None = None) -> None:
+    def __init__(
+        self,
+        *steps: Step,
+        poison: Callable[[Event], object] | None = None,
+        on_open: Iterable[Step] = (),
+        on_flush: Iterable[Step] = (),
+        on_close: Iterable[Step] = (),
+        to: Sink | None = None,
+    ) -> None:
         self.sink: Any = MemorySink() if to is None else to
         """The sink behind: what it has was taken in, acknowledged or not."""
         self.poison = poison
         """May be changed at any time; None when there is no poison."""
         self._lock = threading.Lock()  # guards all below
-        self._scripts = {"open": list(on_open), "write": list(steps), "flush": list(on_flush), "close": list(on_close)}
+        self._scripts = {
+            "open": list(on_open),
+            "write": list(steps),
+            "flush": list(on_flush),
+            "close": list(on_close),
+        }
         self._attempts: list[list[Event]] = []
         self._acknowledged: list[Event] = []
         self._calls: list[str] = []
@@ -309,21 +360,28 @@ def _made(error: BaseException | Callable[[], BaseException] | None) -> BaseExce
 # -- does a sink keep the contract? --
 
 
-def check_sink(factory: Callable[[], Sink], *, read_back: Callable[[Sink], Iterable[Event]] | None = None,
-               is_idempotent: bool = False, timeout: float = 60.0) -> None:
+def check_sink(
+    factory: Callable[[], Sink],
+    *,
+    read_back: Callable[[Sink], Iterable[Event]] | None = None,
+    is_idempotent: bool = False,
+    timeout: float = 60.0,
+) -> None:
     """Check that a sink keeps the promises of `bgworker.Sink`, by using it as delivery does.
 
-    Sinks from ``factory`` are opened, written to, flushed and closed, one after the other, each on a thread of its own:
-    events of every type, odd payloads, batches of one and of many, given lazily and as a plain list; a batch that
-    cannot be read; ``open`` again on an open sink, as a forked child does. Sync and async sinks are checked alike.
+    Sinks from ``factory`` are opened, written to, flushed and closed, one after the other, each on
+    a thread of its own: events of every type, odd payloads, batches of one and of many, given
+    lazily and as a plain list; a batch that cannot be read; ``open`` again on an open sink, as a
+    forked child does. Sync and async sinks are checked alike.
 
     Args:
-        factory: makes a sink; called several times. All of them may use the same file or table, which others than this
-            check should not be writing to.
-        read_back: returns the events that the sink has taken in, in order, among others perhaps (of loss events, none
-            are expected). Called after a flush and after the close, on the thread of the check. With it, the check also
-            looks at what arrived.
-        is_idempotent: the sink knows events again by ``(task_id, seq)``; checked with ``read_back`` only.
+        factory: makes a sink; called several times. All of them may use the same file or table,
+            which others than this check should not be writing to.
+        read_back: returns the events that the sink has taken in, in order, among others perhaps (of
+            loss events, none are expected). Called after a flush and after the close, on the thread
+            of the check. With it, the check also looks at what arrived.
+        is_idempotent: the sink knows events again by ``(task_id, seq)``; checked with ``read_back``
+            only.
         timeout: seconds for the whole; a sink that hangs breaks a promise too.
 
     Raises:
@@ -337,7 +395,9 @@ def check_sink(factory: Callable[[], Sink], *, read_back: Callable[[Sink], Itera
     if thread.is_alive():
         broken.append(f"{check.step} has not returned: the check took longer than {timeout:g} s")
     if broken:
-        raise AssertionError("\n".join(["the sink breaks its contract:", *(f"- {each}" for each in broken)]))
+        raise AssertionError(
+            "\n".join(["the sink breaks its contract:", *(f"- {each}" for each in broken)])
+        )
 
 
 class _Lent(Sequence[Event]):
@@ -379,8 +439,13 @@ class _Failed(Exception):
 
 
 class _Check:
-    def __init__(self, factory: Callable[[], Sink], read_back: Callable[[Sink], Iterable[Event]] | None,
-                 is_idempotent: bool) -> None:
+
+    def __init__(
+        self,
+        factory: Callable[[], Sink],
+        read_back: Callable[[Sink], Iterable[Event]] | None,
+        is_idempotent: bool,
+    ) -> None:
         self.broken: list[str] = []
         self.step = "the factory"
         self._factory = factory
@@ -395,7 +460,8 @@ class _Check:
                 scenario(loop)
             except _Failed:
                 pass
-            except BaseException as error:  # the thread's boundary: whatever it is, the sink led to it
+            except BaseException as error:
+                # the thread's boundary: whatever it is, the sink led to it
                 self._break(f"{self.step} raised {_described(error)}")
             finally:
                 loop.close()
@@ -413,7 +479,12 @@ class _Check:
                 self._compare(sink, "after flush")
             if hasattr(sink, "open"):
                 self._call(loop, sink, "open", "open, called again as in a forked child,")
-                self._write(loop, sink, "a batch after open was called again", [records.event(_record(7, 1))])
+                self._write(
+                    loop,
+                    sink,
+                    "a batch after open was called again",
+                    [records.event(_record(7, 1))],
+                )
         finally:
             self._call(loop, sink, "close")
         self._compare(sink, "after close")
@@ -433,7 +504,9 @@ class _Check:
         for event in self._read(sink):
             key = _key(event)
             if key is not None and key in wanted and key in seen:
-                self._break(f"events that are delivered twice are kept twice: task {key[0]}, seq {key[1]}")
+                self._break(
+                    f"events that are delivered twice are kept twice: task {key[0]}, seq {key[1]}"
+                )
                 return
             seen.add(key)
 
@@ -457,7 +530,9 @@ class _Check:
             pass  # as it should
         else:
             if unreadable.was_read:
-                self._break("write swallows exceptions: a batch whose events cannot be read counts as delivered")
+                self._break(
+                    "write swallows exceptions: a batch whose events cannot be read counts as delivered"
+                )
         try:
             self._write(loop, sink, "a batch after one that failed", [records.event(_record(9, 1))])
         finally:
@@ -472,7 +547,11 @@ class _Check:
             self._break(f"the factory returned the class {sink.__name__}; it should return a sink")
             raise _Failed
         missing = [name for name in ("write", "close") if not callable(getattr(sink, name, None))]
-        wrong = [name for name in ("open", "flush") if hasattr(sink, name) and not callable(getattr(sink, name))]
+        wrong = [
+            name
+            for name in ("open", "flush")
+            if hasattr(sink, name) and not callable(getattr(sink, name))
+        ]
         for name in missing:
             self._break(f"it has no method {name}")
         for name in wrong:
@@ -480,7 +559,9 @@ class _Check:
         if missing or wrong:
             raise _Failed
         batch = getattr(sink, "preferred_batch", None)
-        if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
+        if batch is not None and (
+            not isinstance(batch, int) or isinstance(batch, bool) or batch < 1
+        ):
             self._break(f"preferred_batch: expected a whole number >= 1, got {batch!r}")
         return sink
 
@@ -500,8 +581,10 @@ class _Check:
             if result is None:
                 return
             if not inspect.isawaitable(result):
-                self._break(f"{what.partition(' ')[0]} returned {_a(type(result).__name__)}; it should return None, or "
-                            "an awaitable")
+                self._break(
+                    f"{what.partition(' ')[0]} returned {_a(type(result).__name__)}; it should return None, or "
+                    "an awaitable"
+                )
                 return
             loop.finish(result)
         except BaseException as error:  # a third party's code: this is what we are here to tell
@@ -512,8 +595,11 @@ class _Check:
         if what not in self.broken:
             self.broken.append(what)
 
-    def _write_both_ways(self, loop: SinkLoop, sink: Any, what: str, numbered: list[records.Record]) -> None:
-        """Write some of the records as the lazy batch that delivery uses, the rest as a list, then as a lent batch."""
+    def _write_both_ways(
+        self, loop: SinkLoop, sink: Any, what: str, numbered: list[records.Record]
+    ) -> None:
+        """Write some of the records as the lazy batch that delivery uses, the rest as a list, then
+        as a lent batch."""
         third = max(1, len(numbered) // 3)
         self._write(loop, sink, f"{what}, as a lazy batch", records.Batch(numbered[:third]))
         rest = [records.event(record) for record in numbered[third:]]
@@ -562,12 +648,16 @@ class _Check:
             self._break(disorder)
         missing = [event for event in self._written if _key(event) not in found]
         if missing:
-            self._break(f"{when}, {len(missing)} of {len(self._written)} events that write took are not there, "
-                        f"the first a {missing[0].type}")
+            self._break(
+                f"{when}, {len(missing)} of {len(self._written)} events that write took are not there, "
+                f"the first a {missing[0].type}"
+            )
         for event in self._written:
             there = found.get(_key(event))
             if there is not None and _content(there) != _content(event):
-                self._break(f"{when}, an event has changed: {_short(_content(event))} became {_short(_content(there))}")
+                self._break(
+                    f"{when}, an event has changed: {_short(_content(event))} became {_short(_content(there))}"
+                )
                 break
 
 
@@ -596,9 +686,19 @@ def _content(event: Event) -> tuple[object, ...]:
 
 # -- the events that a sink is checked with --
 
-_PAYLOADS = ("hello", "", " ", "two\nlines\r\n", "\t\x07\x1b[31mred\x1b[0m\x7f", "\"quoted\" \\ 'too' %s {} $1 ?", "null",
-             "gr\xfc\xdfe \u65e5\u672c\u8a9e \u0627\u0644", "\U0001f642\ufffd\u2028\u2029\x85", "x" * 65_536,
-             "'); DROP TABLE tasks; --")
+_PAYLOADS = (
+    "hello",
+    "",
+    " ",
+    "two\nlines\r\n",
+    "\t\x07\x1b[31mred\x1b[0m\x7f",
+    "\"quoted\" \\ 'too' %s {} $1 ?",
+    "null",
+    "gr\xfc\xdfe \u65e5\u672c\u8a9e \u0627\u0644",
+    "\U0001f642\ufffd\u2028\u2029\x85",
+    "x" * 65_536,
+    "'); DROP TABLE tasks; --",
+)
 _NS = 1_700_000_000_123_456_789
 
 
@@ -623,26 +723,51 @@ def _sample() -> list[tuple[str, list[records.Record]]]:
 
 def _life(number: int, end: int = records.COMPLETED) -> list[records.Record]:
     state = _state(number)
-    data: list[tuple[int, object]] = [(records.CREATED, None), (records.SCHEDULED, None), (records.STARTED, None)]
-    data += [(records.PROGRESS, (0.0, "")), (records.PROGRESS, (None, "no total \u2026")), (records.PROGRESS, (100.0, "ok"))]
+    data: list[tuple[int, object]] = [
+        (records.CREATED, None),
+        (records.SCHEDULED, None),
+        (records.STARTED, None),
+    ]
+    data += [
+        (records.PROGRESS, (0.0, "")),
+        (records.PROGRESS, (None, "no total \u2026")),
+        (records.PROGRESS, (100.0, "ok")),
+    ]
     for kind in (records.OUTPUT, records.ERROR, records.WARNING, records.VERBOSE):
         data += [(kind, payload) for payload in _PAYLOADS]
-        data += [(kind, ('{"a":[1,2.5,null,"\\u00e9"]}', "json", False, 0)), (kind, ("cut", "text", True, 100_000))]
+        data += [
+            (kind, ('{"a":[1,2.5,null,"\\u00e9"]}', "json", False, 0)),
+            (kind, ("cut", "text", True, 100_000)),
+        ]
     data.append((end, None))
     state.started_ns = _NS + 1000
     state.completed_ns = _NS + 10_000_000
     state.duration = 0.01
     state.timeout = 1.5
-    state.status = {records.COMPLETED: TaskStatus.COMPLETED, records.FAILED: TaskStatus.FAILED,
-                    records.CANCELLED: TaskStatus.CANCELLED, records.TIMED_OUT: TaskStatus.TIMED_OUT}[end]
+    state.status = {
+        records.COMPLETED: TaskStatus.COMPLETED,
+        records.FAILED: TaskStatus.FAILED,
+        records.CANCELLED: TaskStatus.CANCELLED,
+        records.TIMED_OUT: TaskStatus.TIMED_OUT,
+    }[end]
     state.recorded_percent, state.recorded_message = 100.0, "ok"
     if end == records.FAILED:
         state.failure_type, state.failure_message = "ValueError", "no \"such\" thing: \u65e5"
-        state.invocation_info = "Traceback (most recent call last):\n  ...\nValueError: no such thing\n"
+        state.invocation_info = (
+            "Traceback (most recent call last):\n  ...\nValueError: no such thing\n"
+        )
     elif end == records.CANCELLED:
         state.failure_message = "user"
     return [(state, seq, kind, _NS + 1000 * seq, each) for seq, (kind, each) in enumerate(data, 1)]
 
 
 def _losses() -> list[records.Record]:
-    return [(None, 0, records.LOST, _NS, ("checked", "overflow", 3, {"TaskOutput": 2, "TaskProgress": 1}))]
+    return [
+        (
+            None,
+            0,
+            records.LOST,
+            _NS,
+            ("checked", "overflow", 3, {"TaskOutput": 2, "TaskProgress": 1}),
+        )
+    ]

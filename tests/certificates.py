@@ -83,7 +83,8 @@ E0YzDVAP884G41ssD2zu1DxGuAqlWJ6b/DwPAA+/Xt+avZskAJYJKxm4
 
 
 def server_context(certificate: str, folder: Path) -> ssl.SSLContext:
-    """Return a context for a server that shows the certificate; Python takes it from a file only."""
+    """Return a context for a server that shows the certificate; Python takes it from a file
+    only."""
     path = folder / "certificate.pem"
     path.write_text(certificate, encoding="ascii")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -11,16 +11,24 @@ import pytest
 from hypothesis import settings
 
 GRACE = 5.0
-"""Seconds that threads which are ending anyway get, all together, before a test counts as leaking."""
+"""Seconds that threads which are ending anyway get, all together, before a test counts as
+leaking."""
 
-settings.register_profile("default", settings.get_profile("default"), deadline=None, print_blob=True,
-                          derandomize=bool(os.environ.get("CI")))
+settings.register_profile(
+    "default",
+    settings.get_profile("default"),
+    deadline=None,
+    print_blob=True,
+    derandomize=bool(os.environ.get("CI")),
+)
 settings.load_profile("default")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes seconds; left out by `tools/check.py --fast`")
-    config.addinivalue_line("markers", "leaks_threads(reason): threads may outlive this test, for the given reason")
+    config.addinivalue_line(
+        "markers", "leaks_threads(reason): threads may outlive this test, for the given reason"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,7 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_leaked_threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves threads behind which were not there before it and its wider fixtures."""
+    """Fail a test that leaves threads behind which were not there before it and its wider
+    fixtures."""
     before = set(threading.enumerate())
     yield
     marker = request.node.get_closest_marker("leaks_threads")
@@ -48,7 +57,8 @@ def no_leaked_threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def still_alive(threads: set[threading.Thread], deadline: float) -> list[str]:
     """Join the threads until the deadline; return the names of those that run on."""
-    # A dummy thread stands for one that Python did not start (and cannot join); it may stay listed for ever.
+    # A dummy thread stands for one that Python did not start (and cannot join); it may stay listed
+    # for ever.
     threads = {thread for thread in threads if not isinstance(thread, threading._DummyThread)}
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))

@@ -1,8 +1,9 @@
 """Files that somebody has damaged, or made to do harm, and what every verb must make of them.
 
-A `Kind` of file says how a sound one is made, what may be done to it, and which verbs read it. `attack` does it to one copy,
-lets each verb at it in a process of its own, and returns what must never be: a traceback, a hang, an end by a signal, more
-memory than a verb may take, or a Ctrl-C that is not obeyed.
+A `Kind` of file says how a sound one is made, what may be done to it, and which verbs read it.
+`attack` does it to one copy, lets each verb at it in a process of its own, and returns what must
+never be: a traceback, a hang, an end by a signal, more memory than a verb may take, or a Ctrl-C
+that is not obeyed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ PATIENCE = 15.0
 """Seconds of the processor that a verb may take over a small file before it counts as hanging; of
 the clock eight times as many, for others may work here, too."""
 OBEDIENCE = 5.0
-"""Seconds that a verb may take to end after Ctrl-C: one on an idle machine, more where others work too."""
+"""Seconds that a verb may take to end after Ctrl-C: one on an idle machine, more where others work
+too."""
 
 Mutation = Callable[[str, random.Random], str]
 
@@ -44,8 +46,8 @@ class Kind:
     mutations: Sequence[Mutation]
     """Each changes the file, and says in a few words how."""
     verbs: Sequence[Sequence[str]]
-    """Command lines; PATH stands for the file, OTHER for a path that is free. What follows for ever comes with ``-f`` or as
-    ``watch``, and gets a Ctrl-C."""
+    """Command lines; PATH stands for the file, OTHER for a path that is free. What follows for ever
+    comes with ``-f`` or as ``watch``, and gets a Ctrl-C."""
 
 
 # ---------------------------------------------------------------- what is done to any file
@@ -90,34 +92,113 @@ def swap_pages(path: str, chance: random.Random) -> str:
 
 # ---------------------------------------------------------------- what is done to a history by SQL
 
-VALUES = ("NULL", "''", "'x'", "x'00ff'", "x''", "9e999", "-9e999", "1.5", "-1", "0", "9223372036854775807",
-          "-9223372036854775808", "1e300", "'2026-01-01T00:00:00'", "'0001-01-01T00:00:00.000000Z'", "'2026-01-01'",
-          "'9999-12-31T23:59:59.999999Z'", "'0001-01-01T00:00:00+23:59'", "'9999-12-31T23:59:59-23:59'", "'[1]'", "'7'",
-          "'\"x\"'", "'null'", "'{'", "'{\"a\": 9e999}'", "'{\"a\": NaN}'", "replace(hex(zeroblob(50000)), '00', '[')",
-          "'{\"a\":' || replace(hex(zeroblob(50000)), '0', '[')", "cast(x'c328ff' as text)", "cast(x'eda080' as text)",
-          "cast(x'610062' as text)", "char(27) || '[2J' || char(8238)", "replace(hex(zeroblob(500000)), '00', 'x')",
-          "printf('%.*c', 20000000, 'x')", "replace(hex(zeroblob(4000000)), '0', '[],')", "hex(zeroblob(2000))",
-          "'completed'", "'running'", "'odd'", "'00'", "printf('%.*c', 5000, '9')", "zeroblob(3000000)",
-          "char(128512, 10, 13, 0, 133)", "'\\ud800'")
+VALUES = (
+    "NULL",
+    "''",
+    "'x'",
+    "x'00ff'",
+    "x''",
+    "9e999",
+    "-9e999",
+    "1.5",
+    "-1",
+    "0",
+    "9223372036854775807",
+    "-9223372036854775808",
+    "1e300",
+    "'2026-01-01T00:00:00'",
+    "'0001-01-01T00:00:00.000000Z'",
+    "'2026-01-01'",
+    "'9999-12-31T23:59:59.999999Z'",
+    "'0001-01-01T00:00:00+23:59'",
+    "'9999-12-31T23:59:59-23:59'",
+    "'[1]'",
+    "'7'",
+    "'\"x\"'",
+    "'null'",
+    "'{'",
+    "'{\"a\": 9e999}'",
+    "'{\"a\": NaN}'",
+    "replace(hex(zeroblob(50000)), '00', '[')",
+    "'{\"a\":' || replace(hex(zeroblob(50000)), '0', '[')",
+    "cast(x'c328ff' as text)",
+    "cast(x'eda080' as text)",
+    "cast(x'610062' as text)",
+    "char(27) || '[2J' || char(8238)",
+    "replace(hex(zeroblob(500000)), '00', 'x')",
+    "printf('%.*c', 20000000, 'x')",
+    "replace(hex(zeroblob(4000000)), '0', '[],')",
+    "hex(zeroblob(2000))",
+    "'completed'",
+    "'running'",
+    "'odd'",
+    "'00'",
+    "printf('%.*c', 5000, '9')",
+    "zeroblob(3000000)",
+    "char(128512, 10, 13, 0, 133)",
+    "'\\ud800'",
+)
 
 COLUMNS = {
-    "tasks": ("key", "id", "run_id", "name", "status", "created_utc", "scheduled_utc", "started_utc", "completed_utc",
-              "duration_sec", "timeout_sec", "last_progress_pct", "last_progress_msg", "script_id", "script_hash", "arg_json",
-              "metadata_json", "failure_type", "failure_message", "invocation_info", "last_seq"),
+    "tasks": (
+        "key",
+        "id",
+        "run_id",
+        "name",
+        "status",
+        "created_utc",
+        "scheduled_utc",
+        "started_utc",
+        "completed_utc",
+        "duration_sec",
+        "timeout_sec",
+        "last_progress_pct",
+        "last_progress_msg",
+        "script_id",
+        "script_hash",
+        "arg_json",
+        "metadata_json",
+        "failure_type",
+        "failure_message",
+        "invocation_info",
+        "last_seq",
+    ),
     "runs": ("run_id", "host", "pid", "started_utc", "ended_utc", "python", "version"),
     "scripts": ("hash", "script_id", "text"),
-    "stream_rows": ("task", "seq", "stream", "created_us", "payload", "percent", "original_bytes", "is_json"),
+    "stream_rows": (
+        "task",
+        "seq",
+        "stream",
+        "created_us",
+        "payload",
+        "percent",
+        "original_bytes",
+        "is_json",
+    ),
     "losses": ("sink", "reason", "count", "by_type", "created_utc"),
 }
 
 LOOPS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
 
 TRICKS = (
-    *(f"{table}: a view without end" for table in ("tasks", "runs", "stream_rows", "losses", "scripts")),
+    *(
+        f"{table}: a view without end"
+        for table in ("tasks", "runs", "stream_rows", "losses", "scripts")
+    ),
     *(f"{table}: a huge view" for table in ("tasks", "runs", "stream_rows", "losses", "scripts")),
     *(f"{table}: generated columns" for table in ("tasks", "runs")),
-    "a trigger without end", "a trigger on all", "a partial index", "an index of an expression", "no index", "other collations",
-    "a full text table", "a check without end", "a million runs", "many losses", "many types of failures", "statistics",
+    "a trigger without end",
+    "a trigger on all",
+    "a partial index",
+    "an index of an expression",
+    "no index",
+    "other collations",
+    "a full text table",
+    "a check without end",
+    "a million runs",
+    "many losses",
+    "many types of failures",
+    "statistics",
 )
 
 
@@ -144,7 +225,13 @@ def wrong_values(path: str, chance: random.Random) -> str:
             where = chance.choice(("1", "rowid % 2", "rowid = (SELECT max(rowid) FROM {table})"))
             if "000000" in value:  # a large one: once is enough
                 where = "rowid = (SELECT max(rowid) FROM {table})"
-            where = (where if table != "stream_rows" else "seq = 4 AND task < 3" if "000000" in value else chance.choice(("1", "seq % 2"))).format(table=table)
+            where = (
+                where
+                if table != "stream_rows"
+                else (
+                    "seq = 4 AND task < 3" if "000000" in value else chance.choice(("1", "seq % 2"))
+                )
+            ).format(table=table)
             with contextlib.suppress(sqlite3.Error):
                 connection.execute(f"UPDATE OR IGNORE {table} SET {column} = {value} WHERE {where}")
             told.append(f"{table}.{column} = {value} where {where}")
@@ -152,18 +239,27 @@ def wrong_values(path: str, chance: random.Random) -> str:
 
 
 def _forget_constraints(connection: sqlite3.Connection) -> None:
-    """Let the tables take NULL and any type where they do not, and say afterwards that they never did."""
-    was = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table' AND sql IS NOT NULL").fetchall()
+    """Let the tables take NULL and any type where they do not, and say afterwards that they never
+    did."""
+    was = connection.execute(
+        "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND sql IS NOT NULL"
+    ).fetchall()
     connection.execute("PRAGMA writable_schema = ON")
-    connection.execute("UPDATE sqlite_master SET sql = replace(replace(sql, ' NOT NULL', ''), ' TEXT', ' BLOB') "
-                       "WHERE type = 'table' AND name IN ('tasks', 'losses', 'scripts', 'runs')")
+    connection.execute(
+        "UPDATE sqlite_master SET sql = replace(replace(sql, ' NOT NULL', ''), ' TEXT', ' BLOB') "
+        "WHERE type = 'table' AND name IN ('tasks', 'losses', 'scripts', 'runs')"
+    )
     connection.execute("PRAGMA schema_version = 7")
     with contextlib.suppress(sqlite3.Error):
         for table in ("tasks", "losses", "runs"):
             for column in COLUMNS[table]:
                 if hash((table, column)) % 3 == 0 and column != "key":
-                    connection.execute(f"UPDATE OR IGNORE {table} SET {column} = x'00ff41' WHERE rowid = 1")
-    connection.executemany("UPDATE sqlite_master SET sql = ? WHERE name = ?", [(sql, name) for name, sql in was])
+                    connection.execute(
+                        f"UPDATE OR IGNORE {table} SET {column} = x'00ff41' WHERE rowid = 1"
+                    )
+    connection.executemany(
+        "UPDATE sqlite_master SET sql = ? WHERE name = ?", [(sql, name) for name, sql in was]
+    )
     connection.execute("PRAGMA schema_version = 8")
     connection.execute("PRAGMA writable_schema = OFF")
 
@@ -184,23 +280,36 @@ def play(connection: sqlite3.Connection, what: str) -> None:
     columns = COLUMNS.get(table, ())
     if rest in ("a view without end", "a huge view"):
         huge = rest == "a huge view"
-        values = ", ".join(f"{'printf(' + chr(39) + '%.*c' + chr(39) + ', 900000000, ' + chr(39) + 'x' + chr(39) + ')' if huge else 'i'} "
-                           f"AS {column}" for column in columns)
+        values = ", ".join(
+            f"{'printf(' + chr(39) + '%.*c' + chr(39) + ', 900000000, ' + chr(39) + 'x' + chr(39) + ')' if huge else 'i'} "
+            f"AS {column}"
+            for column in columns
+        )
         run(f"ALTER TABLE {table} RENAME TO old_{table}")
-        run(f"CREATE VIEW {table} AS {'' if huge else LOOPS} SELECT {values}{'' if huge else ' FROM n'}")
+        run(
+            f"CREATE VIEW {table} AS {'' if huge else LOOPS} SELECT {values}{'' if huge else ' FROM n'}"
+        )
     elif rest == "generated columns":
         run(f"ALTER TABLE {table} RENAME TO old_{table}")
-        kept = ", ".join(f"{column} AS (printf('%.*c', 900000000, 'x'))" if column.endswith("_utc") else column
-                         for column in columns)
+        kept = ", ".join(
+            f"{column} AS (printf('%.*c', 900000000, 'x'))" if column.endswith("_utc") else column
+            for column in columns
+        )
         run(f"CREATE TABLE {table} ({kept})")
     elif what == "a trigger without end":
-        run(f"CREATE TRIGGER evil AFTER DELETE ON tasks BEGIN {'INSERT INTO losses SELECT i, i, i, i, i FROM (' + LOOPS + ' SELECT i FROM n)'}; END")
+        run(
+            f"CREATE TRIGGER evil AFTER DELETE ON tasks BEGIN {'INSERT INTO losses SELECT i, i, i, i, i FROM (' + LOOPS + ' SELECT i FROM n)'}; END"
+        )
     elif what == "a trigger on all":
         for name in COLUMNS:
             for event in ("INSERT", "UPDATE", "DELETE"):
-                run(f"CREATE TRIGGER {name}_{event} BEFORE {event} ON {name} BEGIN SELECT max(i) FROM ({LOOPS} SELECT i FROM n); END")
+                run(
+                    f"CREATE TRIGGER {name}_{event} BEFORE {event} ON {name} BEGIN SELECT max(i) FROM ({LOOPS} SELECT i FROM n); END"
+                )
     elif what == "a partial index":
-        run("CREATE INDEX evil ON tasks(status) WHERE length(printf('%.*c', 900, 'x')) > length(name)")
+        run(
+            "CREATE INDEX evil ON tasks(status) WHERE length(printf('%.*c', 900, 'x')) > length(name)"
+        )
     elif what == "an index of an expression":
         run("CREATE INDEX evil ON tasks(printf('%.*c', 1000, name))")
     elif what == "no index":
@@ -208,7 +317,9 @@ def play(connection: sqlite3.Connection, what: str) -> None:
             run(f"DROP INDEX {name}")
     elif what == "other collations":
         run("PRAGMA writable_schema = ON")
-        run("UPDATE sqlite_master SET sql = replace(sql, 'TEXT', 'TEXT COLLATE strange') WHERE name = 'tasks'")
+        run(
+            "UPDATE sqlite_master SET sql = replace(sql, 'TEXT', 'TEXT COLLATE strange') WHERE name = 'tasks'"
+        )
     elif what == "a full text table":
         run("ALTER TABLE losses RENAME TO old_losses")
         run("CREATE VIRTUAL TABLE losses USING fts5(sink, reason, count, by_type, created_utc)")
@@ -223,9 +334,11 @@ def play(connection: sqlite3.Connection, what: str) -> None:
         run(f"INSERT OR IGNORE INTO losses {LOOPS} "
             "SELECT i, i, 9223372036854775807, '{}', '2026' FROM n LIMIT 50000")
     elif what == "many types of failures":
-        run(f"INSERT INTO tasks (id, name, status, created_utc, completed_utc, duration_sec, failure_type, last_seq) {LOOPS} SELECT "
+        run(
+            f"INSERT INTO tasks (id, name, status, created_utc, completed_utc, duration_sec, failure_type, last_seq) {LOOPS} SELECT "
             "printf('%032x', i), printf('%.*c', 3000, i), 'failed', '2026-01-01T00:00:00.000000Z', '2026-01-01T00:00:00.000000Z', "
-            "1.0, printf('%d%.*c', i, 3000, 'x'), 1 FROM n LIMIT 4000")
+            "1.0, printf('%d%.*c', i, 3000, 'x'), 1 FROM n LIMIT 4000"
+        )
     elif what == "statistics":
         run("ANALYZE")
         run("UPDATE sqlite_stat1 SET stat = '9223372036854775807 0 0 0 -1 x'")
@@ -240,13 +353,35 @@ def sound_history(path: str) -> None:
     ended = record.run("0" * 31 + "2", host=schema.this_host(), ended=record.now)
     record.insert("scripts", hash="a" * 64, script_id="mod:f", text="def f(): ...")
     for number in range(60):
-        status = ("completed", "failed", "cancelled", "timed_out", "running", "scheduled", "created", "interrupted")[number % 8]
-        task_id = record.task(f"load {number % 7}", status, created=record.ago(minutes=number + 1), took=number / 10,
-                              run_id=(dead, ended, None)[number % 3], script_hash="a" * 64, metadata={"n": number},
-                              failure_type="ValueError" if status == "failed" else None, failure_message="bad",
-                              last_progress_pct=50.0, last_progress_msg="half", arg_json="[1]", invocation_info="Traceback\n  x")
+        status = (
+            "completed",
+            "failed",
+            "cancelled",
+            "timed_out",
+            "running",
+            "scheduled",
+            "created",
+            "interrupted",
+        )[number % 8]
+        task_id = record.task(
+            f"load {number % 7}",
+            status,
+            created=record.ago(minutes=number + 1),
+            took=number / 10,
+            run_id=(dead, ended, None)[number % 3],
+            script_hash="a" * 64,
+            metadata={"n": number},
+            failure_type="ValueError" if status == "failed" else None,
+            failure_message="bad",
+            last_progress_pct=50.0,
+            last_progress_msg="half",
+            arg_json="[1]",
+            invocation_info="Traceback\n  x",
+        )
         for stream in ("output", "error", "warning", "verbose", "progress"):
-            record.said(task_id, f"line of {stream}", stream, percent=10.0 if stream == "progress" else None)
+            record.said(
+                task_id, f"line of {stream}", stream, percent=10.0 if stream == "progress" else None
+            )
         record.said(task_id, '{"a": [1]}', is_json=True)
         record.said(task_id, "cut", original_bytes=99)
         if number % 10 == 0:
@@ -257,17 +392,39 @@ def sound_history(path: str) -> None:
     record.close()
     last = "printf"  # a name for the newest, so that verbs find one whatever happens to the ids
     with opened(path) as connection:
-        connection.execute("UPDATE tasks SET name = ? WHERE id = (SELECT max(id) FROM tasks)", (last,))
+        connection.execute(
+            "UPDATE tasks SET name = ? WHERE id = (SELECT max(id) FROM tasks)", (last,)
+        )
 
 
-HISTORY = Kind(sound_history, (wrong_values, wrong_values, wrong_values, trick, flip_bits, scramble, cut, swap_pages), [
-    ["tasks", "--limit", "0"], ["tasks", "--json"], *(["tasks", "--status", status] for status in ("running", "interrupted", "failed")),
-    ["tasks", "--since", "30m", "--name", "*a*"], ["show", "last"], ["show", "--json", "chatty 10"], ["show", "0"], ["tail", "last"],
-    ["tail", "--json", "load 1"], ["tail", "-n", "3", "--stream", "progress", "chatty 0"], ["tail", "-f", "printf"], ["stats"],
-    ["stats", "--json", "--since", "1h"], ["watch"], ["watch", "--json"], ["export", "--jsonl"], ["export", "--jsonl", "OTHER"],
-    ["prune", "--keep", "20", "--dry-run"], ["prune", "--older-than", "20m", "--dry-run"], ["prune", "--keep", "30"],
-    ["prune", "--older-than", "10m"], ["prune", "--keep", "0"],
-])
+HISTORY = Kind(
+    sound_history,
+    (wrong_values, wrong_values, wrong_values, trick, flip_bits, scramble, cut, swap_pages),
+    [
+        ["tasks", "--limit", "0"],
+        ["tasks", "--json"],
+        *(["tasks", "--status", status] for status in ("running", "interrupted", "failed")),
+        ["tasks", "--since", "30m", "--name", "*a*"],
+        ["show", "last"],
+        ["show", "--json", "chatty 10"],
+        ["show", "0"],
+        ["tail", "last"],
+        ["tail", "--json", "load 1"],
+        ["tail", "-n", "3", "--stream", "progress", "chatty 0"],
+        ["tail", "-f", "printf"],
+        ["stats"],
+        ["stats", "--json", "--since", "1h"],
+        ["watch"],
+        ["watch", "--json"],
+        ["export", "--jsonl"],
+        ["export", "--jsonl", "OTHER"],
+        ["prune", "--keep", "20", "--dry-run"],
+        ["prune", "--older-than", "20m", "--dry-run"],
+        ["prune", "--keep", "30"],
+        ["prune", "--older-than", "10m"],
+        ["prune", "--keep", "0"],
+    ],
+)
 
 KINDS: dict[str, Kind] = {"history": HISTORY}
 
@@ -333,8 +490,14 @@ def run(words: Sequence[str], folder: str) -> Outcome:
                 interrupted = time.monotonic()
                 deadline = interrupted + 3 * OBEDIENCE
     ended = time.monotonic()
-    return Outcome(tuple(words), os.waitstatus_to_exitcode(status), ended - begun, usage.ru_maxrss * 1024,
-                   Path(err).read_text(errors="replace"), None if interrupted is None else ended - interrupted)
+    return Outcome(
+        tuple(words),
+        os.waitstatus_to_exitcode(status),
+        ended - begun,
+        usage.ru_maxrss * 1024,
+        Path(err).read_text(errors="replace"),
+        None if interrupted is None else ended - interrupted,
+    )
 
 
 def _processor_time(pid: int) -> float:
@@ -355,7 +518,9 @@ def _be(words: Sequence[str], out: str, err: str) -> None:
             fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             os.dup2(fd, number)
             os.close(fd)
-        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in ((0, "r"), (1, "w"), (2, "w")))
+        sys.stdin, sys.stdout, sys.stderr = (
+            os.fdopen(number, mode) for number, mode in ((0, "r"), (1, "w"), (2, "w"))
+        )
         code = bgworker.cli.main(list(words))
         sys.stdout.flush()
     except KeyboardInterrupt:  # it had ended when that came
@@ -369,8 +534,11 @@ def _be(words: Sequence[str], out: str, err: str) -> None:
         os._exit(code)
 
 
-def attack(kind: Kind, folder: str, seed: int, sound: str, verbs: int = 6) -> tuple[str, list[Outcome]]:
-    """Mutate a copy of a sound file, and let some of its verbs at it; return what was done, and how the verbs ended."""
+def attack(
+    kind: Kind, folder: str, seed: int, sound: str, verbs: int = 6
+) -> tuple[str, list[Outcome]]:
+    """Mutate a copy of a sound file, and let some of its verbs at it; return what was done, and how
+    the verbs ended."""
     chance = random.Random(seed)
     path, other = os.path.join(folder, "h.db"), os.path.join(folder, "other")
     for name in os.listdir(folder):
@@ -385,8 +553,16 @@ def attack(kind: Kind, folder: str, seed: int, sound: str, verbs: int = 6) -> tu
             told.append(f"{mutation.__name__}: {error}")
     words = chance.sample(list(kind.verbs), min(verbs, len(kind.verbs)))
     words.sort(key=lambda each: each[0] == "prune")
-    return " | ".join(told), [run([*(path if word == "PATH" else other if word == "OTHER" else word for word in each),
-                                   *(() if "PATH" in each else ("--db", path))], folder) for each in words]
+    return " | ".join(told), [
+        run(
+            [
+                *(path if word == "PATH" else other if word == "OTHER" else word for word in each),
+                *(() if "PATH" in each else ("--db", path)),
+            ],
+            folder,
+        )
+        for each in words
+    ]
 
 
 def run_for(seconds: float, seed: int, kind: Kind = HISTORY, verbs: int = 6) -> str:

@@ -42,7 +42,9 @@ class Request(NamedTuple):
 
     @property
     def payloads(self) -> list[str]:
-        return [element["data"]["payload"] for element in self.elements if "payload" in element["data"]]
+        return [
+            element["data"]["payload"] for element in self.elements if "payload" in element["data"]
+        ]
 
 
 class Connection:
@@ -100,7 +102,9 @@ class Connection:
             pass
 
 
-def answer(status: int = 204, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Behaviour:
+def answer(
+    status: int = 204, headers: Mapping[str, str] | None = None, body: bytes = b""
+) -> Behaviour:
     """Read the request and answer it."""
     def act(connection: Connection) -> None:
         connection.answer(status, headers, body, connection.read())
@@ -127,13 +131,19 @@ def raw(data: bytes) -> Behaviour:
 
 
 class Receiver:
-    """Listens on loopback. Each connection gets the next behaviour of the script; when that is used up, ``always``.
+    """Listens on loopback. Each connection gets the next behaviour of the script; when that is used
+    up, ``always``.
 
     A context manager. Leaving it checks that each behaviour could do what it does.
     """
 
-    def __init__(self, *script: Behaviour, always: Behaviour | None = None, tls: ssl.SSLContext | None = None,
-                 port: int = 0) -> None:
+    def __init__(
+        self,
+        *script: Behaviour,
+        always: Behaviour | None = None,
+        tls: ssl.SSLContext | None = None,
+        port: int = 0,
+    ) -> None:
         self.always = answer() if always is None else always
         """May be changed at any time."""
         self._script = list(script)
@@ -213,7 +223,9 @@ class Receiver:
                 try:
                     self._handle(sock)
                 except ssl.SSLError:
-                    pass  # the sender does not like our certificate: what a test of that looks at is the sender
+                    # the sender does not like our certificate: what a test of that looks at is the
+                    # sender
+                    pass
                 except Exception as error:
                     self._failures.append(f"{type(error).__name__}: {error}")
 

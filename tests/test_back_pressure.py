@@ -1,6 +1,8 @@
-"""A chatty command loses nothing: it is read no faster than the healthy sinks keep up, and no slower for the others.
+"""A chatty command loses nothing: it is read no faster than the healthy sinks keep up, and no
+slower for the others.
 
-Each test has a real scheduler, real children and real threads; what a gate is worth shows in the twin that opens it.
+Each test has a real scheduler, real children and real threads; what a gate is worth shows in the
+twin that opens it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,16 @@ from pathlib import Path
 
 import pytest
 
-from bgworker import Event, JsonlSink, Scheduler, SinkOptions, StreamEvent, TaskTimedOut, current_task, shell
+from bgworker import (
+    Event,
+    JsonlSink,
+    Scheduler,
+    SinkOptions,
+    StreamEvent,
+    TaskTimedOut,
+    current_task,
+    shell,
+)
 from bgworker.running.context import TaskContext
 from bgworker.delivery import patience
 
@@ -173,7 +184,8 @@ def test_a_sink_that_gathers_does_not_let_a_command_wait_for_the_rest_of_its_bat
 
 
 def test_what_a_filter_still_has_to_write_when_its_shell_has_exited_is_not_lost() -> None:
-    store = Store(per_batch=0.1)  # so that one pipe full of lines takes longer than the filter may linger
+    # so that one pipe full of lines takes longer than the filter may linger
+    store = Store(per_batch=0.1)
     with Scheduler(1) as pool:
         pool.register_sink(store, options=SMALL)
         task = pool.submit(shell("seq -f %0100.0f 1 4000 | cat & sleep 0.1"))
@@ -203,7 +215,9 @@ def test_a_callable_never_waits() -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
-def test_a_command_that_waits_for_a_sink_is_ended_at_once(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_waits_for_a_sink_is_ended_at_once(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(patience, "PATIENCE", 3600.0)
     store = Hanging()
     with Scheduler(1) as pool:
@@ -220,7 +234,9 @@ def test_a_command_that_waits_for_a_sink_is_ended_at_once(how: str, monkeypatch:
             store.is_free.set()
 
 
-def test_a_command_ends_beside_a_sink_that_hangs_and_one_that_crawls(impatient: None, tmp_path: Path) -> None:
+def test_a_command_ends_beside_a_sink_that_hangs_and_one_that_crawls(
+    impatient: None, tmp_path: Path
+) -> None:
     path, hanging, crawling = tmp_path / "all.jsonl", Hanging(), Store(per_event=1.0)
     with Scheduler(1, sinks=[JsonlSink(path)]) as pool:
         stuck = pool.register_sink(hanging)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, strategies as st
 
-from bgworker.delivery.backlog import BATCH_TEXT, END_COST, MARK, RECORD_COST, Backlog, Chunk, weight
+from bgworker.delivery.backlog import (
+    BATCH_TEXT,
+    END_COST,
+    MARK,
+    RECORD_COST,
+    Backlog,
+    Chunk,
+    weight,
+)
 from bgworker.delivery.intake import TUPLE_COST
 from bgworker.delivery.options import SinkOptions
 from bgworker.model.errors import ConfigurationError
@@ -75,9 +83,13 @@ def test_dropping_the_newest_takes_other_streams_before_a_tasks_latest_progress(
     assert shown(backlog.clear()) == ["a", "2"]
 
 
-def test_newer_progress_takes_the_place_of_older_progress_of_the_same_task_only_in_a_full_queue() -> None:
+def test_newer_progress_takes_the_place_of_older_progress_of_the_same_task_only_in_a_full_queue() -> (
+    None
+):
     backlog = Backlog(4, 1 << 20)
-    assert extended(backlog, progress("a1"), progress("b1", 1), progress("a2"), progress("b2", 1)) == ([], [])
+    assert extended(
+        backlog, progress("a1"), progress("b1", 1), progress("a2"), progress("b2", 1)
+    ) == ([], [])
     coalesced, dropped = extended(backlog, progress("a3"))
     assert (sorted(coalesced), dropped) == (["a1", "a2", "b1"], [])
     assert shown(backlog.clear()) == ["b2", "a3"]
@@ -86,7 +98,9 @@ def test_newer_progress_takes_the_place_of_older_progress_of_the_same_task_only_
 def test_the_bound_by_bytes_counts_payloads_with_four_bytes_for_a_character_beyond_ascii() -> None:
     assert weight(out("abc")) == RECORD_COST + 3
     assert weight(out("ab\xe9")) == RECORD_COST + 12
-    assert weight((TASKS[0], 1, OUTPUT, 0, ("[1]", "json", False, 0))) == RECORD_COST + TUPLE_COST + 3
+    assert (
+        weight((TASKS[0], 1, OUTPUT, 0, ("[1]", "json", False, 0))) == RECORD_COST + TUPLE_COST + 3
+    )
     assert weight(progress("abcd")) == RECORD_COST + TUPLE_COST + 4
     backlog = Backlog(1000, 3 * (RECORD_COST + 100))
     assert extended(backlog, *(out(f"{number}" * 100) for number in range(4))) == ([], ["0" * 100])
@@ -103,14 +117,23 @@ def test_an_event_larger_than_the_whole_queue_is_dropped_and_the_queue_goes_on()
 
 def test_of_more_life_cycle_events_than_the_size_the_oldest_go_and_no_stream_event_does() -> None:
     backlog = Backlog(2, 1 << 20)
-    gone = extended(backlog, life(CREATED), out("a"), life(STARTED), life(COMPLETED), life(CREATED, 1))
+    gone = extended(
+        backlog, life(CREATED), out("a"), life(STARTED), life(COMPLETED), life(CREATED, 1)
+    )
     assert gone == ([], [CREATED, STARTED])
     assert shown(backlog.clear()) == ["a", COMPLETED, CREATED]
 
 
-def test_life_cycle_events_count_with_the_texts_of_their_task_and_go_when_they_alone_take_too_much() -> None:
+def test_life_cycle_events_count_with_the_texts_of_their_task_and_go_when_they_alone_take_too_much() -> (
+    None
+):
     ended = TaskState("9" * 32, "", "", 0)
-    ended.arguments, ended.failure_message, ended.metadata_json, ended.invocation_info = "a" * 100, "b" * 50, "\xe9" * 5, "d"
+    ended.arguments, ended.failure_message, ended.metadata_json, ended.invocation_info = (
+        "a" * 100,
+        "b" * 50,
+        "\xe9" * 5,
+        "d",
+    )
     end = ended, 4, COMPLETED, 0, None
     assert weight(end) == END_COST + 100 + 50 + 20 + 1
     assert weight(life(CREATED)) == RECORD_COST
@@ -132,7 +155,9 @@ def test_what_was_taken_counts_until_more_is_taken_or_it_is_done_with() -> None:
 
 @pytest.mark.parametrize(("text", "most"), [("x" * 60, 1000), ("x" * 4096, 256), ("x" * 60_000, 17), ("\U0001f642" * 4096, 64)],
                          ids=["60", "4k", "60k", "emoji"])
-def test_no_more_text_is_taken_at_once_than_a_sink_writes_without_much_memory(text: str, most: int) -> None:
+def test_no_more_text_is_taken_at_once_than_a_sink_writes_without_much_memory(
+    text: str, most: int
+) -> None:
     backlog = Backlog(10_000, 1 << 30)
     numbered = [(TASKS[0], number, OUTPUT, 0, text) for number in range(1, 1001)]
     backlog.extend(Chunk.of(numbered))
@@ -150,7 +175,9 @@ def test_no_more_is_taken_at_once_than_an_eighth_of_the_queue_but_one_event_alwa
     assert [len(backlog.take(100)) for _ in range(4)] == [2, 2, 1, 0]
 
 
-def test_life_cycle_events_that_were_passed_by_keep_their_order_when_too_much_of_them_was_taken() -> None:
+def test_life_cycle_events_that_were_passed_by_keep_their_order_when_too_much_of_them_was_taken() -> (
+    None
+):
     backlog = Backlog(4, 8 * 2 * RECORD_COST)
     lives = [(TASKS[0], number, STARTED, 0, None) for number in range(4)]
     extended(backlog, *lives, *[out("")] * 4, out("x"), out("y"))
@@ -173,7 +200,15 @@ def test_a_mark_keeps_its_place_is_never_dropped_and_counts_as_no_event() -> Non
 
 def test_the_oldest_record_tells_the_age_of_the_queue() -> None:
     backlog = Backlog(1, 1 << 20)
-    backlog.extend(Chunk.of([(TASKS[0], 1, CREATED, 5, None), (TASKS[0], 2, OUTPUT, 6, ""), (TASKS[0], 3, OUTPUT, 7, "")]))
+    backlog.extend(
+        Chunk.of(
+            [
+                (TASKS[0], 1, CREATED, 5, None),
+                (TASKS[0], 2, OUTPUT, 6, ""),
+                (TASKS[0], 3, OUTPUT, 7, ""),
+            ]
+        )
+    )
     assert backlog.oldest_ns == 5
     backlog.take(1)
     assert backlog.oldest_ns == 7
@@ -202,7 +237,9 @@ def test_each_record_comes_out_once_and_the_bounds_hold_whatever_happens(
             assert backlog._taken == sum([weight(record) for record in took if record[2] != MARK])
             went += took
         else:
-            numbered = [(*record[:3], len(came) + count, record[4]) for count, record in enumerate(step)]
+            numbered = [
+                (*record[:3], len(came) + count, record[4]) for count, record in enumerate(step)
+            ]
             came += numbered
             coalesced, dropped = backlog.extend(Chunk.of(numbered))
             went += [*coalesced, *dropped]
@@ -233,7 +270,10 @@ def _inside(backlog: Backlog) -> list[Record]:
     ("park_bytes", 0), ("overflow", "block"), ("types", "TaskOutput"), ("types", ["TaskOutputs"]), ("retry", 8),
     ("queue_size", True)])
 def test_a_wrong_option_is_refused_with_its_name_and_value(name: str, value: object) -> None:
-    with pytest.raises(ConfigurationError, match=f"^{name}: .*{'TaskOutputs' if name == 'types' and value != 'TaskOutput' else ''}"):
+    with pytest.raises(
+        ConfigurationError,
+        match=f"^{name}: .*{'TaskOutputs' if name == 'types' and value != 'TaskOutput' else ''}",
+    ):
         SinkOptions(**{name: value})  # type: ignore[arg-type]
 
 

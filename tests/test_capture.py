@@ -1,4 +1,5 @@
-"""What a task prints, logs and warns comes to its streams, once, and still goes where it went; nobody else notices."""
+"""What a task prints, logs and warns comes to its streams, once, and still goes where it went;
+nobody else notices."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class Recorder:
 
 
 def said(function: Callable[[], object], **settings: Any) -> Said:
-    """Run the function as a captured task; return what its streams hold. What it raises is raised."""
+    """Run the function as a captured task; return what its streams hold. What it raises is
+    raised."""
     recorder = Recorder()
     with Scheduler(1, sinks=[recorder], capture_output=True, **settings) as pool:
         task = pool.submit(function)
@@ -88,12 +90,15 @@ def std() -> Std:
 
 
 def terminal(test: Callable[..., None]) -> Callable[..., None]:
-    """Let ``std`` be ``sys.stdout`` and ``sys.stderr``: in the test itself, as pytest sets its own after the fixtures."""
+    """Let ``std`` be ``sys.stdout`` and ``sys.stderr``: in the test itself, as pytest sets its own
+    after the fixtures."""
     @functools.wraps(test)
     def with_std(*, std: Std, **fixtures: Any) -> None:
         with contextlib.redirect_stdout(std.out), contextlib.redirect_stderr(std.err):
             test(std=std, **fixtures)
-            assert sys.stdout is std.out and sys.stderr is std.err, "the test, or a task, has left something behind"
+            assert (
+                sys.stdout is std.out and sys.stderr is std.err
+            ), "the test, or a task, has left something behind"
 
     return with_std
 
@@ -101,8 +106,16 @@ def terminal(test: Callable[..., None]) -> Callable[..., None]:
 @pytest.fixture(autouse=True)
 def nothing_of_ours_stays() -> Iterator[None]:
     yield
-    assert not [place for place in (sys.stdout, sys.stderr, vars(logging.Logger)["callHandlers"],
-                                    vars(warnings)["_showwarnmsg"]) if issubclass(type(place), StandIn)]
+    assert not [
+        place
+        for place in (
+            sys.stdout,
+            sys.stderr,
+            vars(logging.Logger)["callHandlers"],
+            vars(warnings)["_showwarnmsg"],
+        )
+        if issubclass(type(place), StandIn)
+    ]
 
 
 @pytest.fixture
@@ -185,25 +198,41 @@ class Outcome:
     def __init__(self, body: str, tmp_path: Path) -> None:
         answer = tmp_path / "answer.json"
         ending = f"\nwith open({str(answer)!r}, 'w') as file:\n    json.dump(result, file)\n"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        # -u: a buffered sys.stdout that several threads write to loses and garbles text before 3.12.4 (gh-119506)
-        done = subprocess.run([sys.executable, "-u", "-c", PRELUDE + body + ending], capture_output=True, timeout=120,
-                              env={**environment, "PYTHONIOENCODING": "utf-8"})
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
+        }
+        # -u: a buffered sys.stdout that several threads write to loses and garbles text before
+        # 3.12.4 (gh-119506)
+        done = subprocess.run(
+            [sys.executable, "-u", "-c", PRELUDE + body + ending],
+            capture_output=True,
+            timeout=120,
+            env={**environment, "PYTHONIOENCODING": "utf-8"},
+        )
         self.out = done.stdout.decode().replace(os.linesep, "\n")
         self.err = done.stderr.decode().replace(os.linesep, "\n")
         assert done.returncode == 0, self.err
         self.result = json.loads(answer.read_text())
 
 
-def test_two_tasks_that_print_log_and_warn_at_once_have_each_its_own_lines_and_the_terminal_has_all(tmp_path: Path) -> None:
+def test_two_tasks_that_print_log_and_warn_at_once_have_each_its_own_lines_and_the_terminal_has_all(
+    tmp_path: Path,
+) -> None:
     seen = Outcome(MANY, tmp_path)
     for name, events in zip(("first", "second"), seen.result):
-        by_stream = {stream: [text for kind, text in events if kind == stream] for stream in ("error", "warning", "verbose")}
+        by_stream = {
+            stream: [text for kind, text in events if kind == stream]
+            for stream in ("error", "warning", "verbose")
+        }
         outputs = [text for kind, text in events if kind == "output"]
-        assert outputs == [line for i in range(1000) for line in (f"{name} out {i}", f"{name} log {i}")]
+        assert outputs == [
+            line for i in range(1000) for line in (f"{name} out {i}", f"{name} log {i}")
+        ]
         assert by_stream["error"] == [f"{name} err {i}" for i in range(1000)]
-        assert by_stream["warning"] == [f"<string>:{line_of('warnings.warn(')}: UserWarning: {name} warn {i}"
-                                        for i in range(1000)]
+        assert by_stream["warning"] == [
+            f"<string>:{line_of('warnings.warn(')}: UserWarning: {name} warn {i}"
+            for i in range(1000)
+        ]
         assert by_stream["verbose"] == [] and len(events) == 4000
         assert [kind for kind, _ in events] == ["output", "error", "output", "warning"] * 1000
     assert seen.out.count("\n") == 3000
@@ -216,7 +245,9 @@ def test_two_tasks_that_print_log_and_warn_at_once_have_each_its_own_lines_and_t
 
 
 def line_of(text: str) -> int:
-    return next(number for number, line in enumerate((PRELUDE + MANY).splitlines(), 1) if text in line)
+    return next(
+        number for number, line in enumerate((PRELUDE + MANY).splitlines(), 1) if text in line
+    )
 
 
 # -- lines --
@@ -230,7 +261,13 @@ def test_print_and_both_streams_come_as_lines_and_reach_the_old_streams(std: Std
         print()
         print("two\nlines")
 
-    assert said(talk) == [("output", "a-1"), ("error", "oops"), ("output", ""), ("output", "two"), ("output", "lines")]
+    assert said(talk) == [
+        ("output", "a-1"),
+        ("error", "oops"),
+        ("output", ""),
+        ("output", "two"),
+        ("output", "lines"),
+    ]
     assert (std.out.getvalue(), std.err.getvalue()) == ("a-1\n\ntwo\nlines\n", "oops\n")
 
 
@@ -252,11 +289,15 @@ def test_the_rest_comes_before_the_terminal_event_also_of_a_task_that_fails(std:
         task = pool.submit(talk)
         assert isinstance(task.exception(LONG), ValueError)
     assert [str(each.type) for each in recorder.events][-2:] == ["TaskOutput", "TaskFailed"]
-    assert os.path.join("bgworker", "capture.py") not in (task.snapshot().invocation_info or "capture.py")
+    assert os.path.join("bgworker", "capture.py") not in (
+        task.snapshot().invocation_info or "capture.py"
+    )
 
 
 @terminal
-def test_the_rest_of_a_task_that_times_out_comes_and_what_it_says_later_only_passes_through(std: Std) -> None:
+def test_the_rest_of_a_task_that_times_out_comes_and_what_it_says_later_only_passes_through(
+    std: Std,
+) -> None:
     recorder = Recorder()
     opened = threading.Event()
 
@@ -289,9 +330,16 @@ def test_carriage_returns_leave_what_stands_on_the_line_at_last(std: Std) -> Non
 def test_very_long_lines_come_in_pieces_that_are_neither_cut_nor_refused(std: Std) -> None:
     text = "".join(chr(ord("a") + i % 26) for i in range(1000))
     assert printed(text, max_payload=100) == [text[i:i + 100] for i in range(0, 1000, 100)]
-    assert printed(text, "\n", "next\n", max_payload=100) == [*(text[i:i + 100] for i in range(0, 1000, 100)), "next"]
-    assert printed(*text, max_payload=100, oversize="reject") == [text[i:i + 100] for i in range(0, 1000, 100)]
-    assert "".join(printed("é€😀\0" * 1000, max_payload=100, oversize="reject")) == "é€😀\ufffd" * 1000
+    assert printed(text, "\n", "next\n", max_payload=100) == [
+        *(text[i : i + 100] for i in range(0, 1000, 100)),
+        "next",
+    ]
+    assert printed(*text, max_payload=100, oversize="reject") == [
+        text[i : i + 100] for i in range(0, 1000, 100)
+    ]
+    assert (
+        "".join(printed("é€😀\0" * 1000, max_payload=100, oversize="reject")) == "é€😀\ufffd" * 1000
+    )
 
 
 @terminal
@@ -317,7 +365,9 @@ def test_a_long_line_is_not_held_in_memory_until_its_newline(std: Std) -> None:
 @example(["\r"])
 @example(["a\r", "\n"])
 @example(["a" * 70, "\n"])
-def test_however_it_is_cut_into_writes_the_same_text_comes_as_the_same_lines(writes: list[str]) -> None:
+def test_however_it_is_cut_into_writes_the_same_text_comes_as_the_same_lines(
+    writes: list[str],
+) -> None:
     text = "".join(writes)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         lines = printed(*writes)
@@ -341,7 +391,12 @@ def test_threads_that_share_a_tasks_context_mix_no_characters_inside_a_line(std:
                     print(letter, end="")
                 print()
 
-        run_all([threading.Thread(target=contextvars.copy_context().run, args=(shout, letter)) for letter in "abcd"])
+        run_all(
+            [
+                threading.Thread(target=contextvars.copy_context().run, args=(shout, letter))
+                for letter in "abcd"
+            ]
+        )
 
     lines = [payload for _, payload in said(talk)]
     assert sorted(lines) == sorted(letter * 10 for letter in "abcd" for _ in range(300))
@@ -394,7 +449,12 @@ def test_threads_outside_and_tasks_without_capture_pass_straight_through(std: St
         done.set()
         watched.result(LONG)
     assert recorder.of(watched.id) == [("output", "mine")] and recorder.of(bare.id) == []
-    assert sorted(std.out.getvalue().splitlines()) == ["from a thread", "from outside", "mine", "not captured"]
+    assert sorted(std.out.getvalue().splitlines()) == [
+        "from a thread",
+        "from outside",
+        "mine",
+        "not captured",
+    ]
 
 
 @terminal
@@ -404,7 +464,9 @@ def test_a_task_without_capture_that_a_captured_one_submits_is_not_captured(std:
         inner = pool.options(capture_output=False)
 
         def outer() -> str:
-            task = inner.submit(lambda: (print("inner"), logging.error("inner"), warnings_shown("inner")))
+            task = inner.submit(
+                lambda: (print("inner"), logging.error("inner"), warnings_shown("inner"))
+            )
             task.result(LONG)
             print("outer")
             return task.id
@@ -463,16 +525,28 @@ class Odd:
         return "odd result"
 
 
-def test_the_router_shows_the_old_streams_attributes_results_and_class(tmp_path: Path,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    with io.TextIOWrapper(open(tmp_path / "out", "wb"), encoding="latin-1", newline="", write_through=True) as real:
+def test_the_router_shows_the_old_streams_attributes_results_and_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with io.TextIOWrapper(
+        open(tmp_path / "out", "wb"), encoding="latin-1", newline="", write_through=True
+    ) as real:
         monkeypatch.setattr(sys, "stdout", real)
 
         def look() -> None:
             out: Any = sys.stdout
-            assert type(out) is Router and isinstance(out, io.TextIOWrapper) and isinstance(out, io.TextIOBase)
+            assert (
+                type(out) is Router
+                and isinstance(out, io.TextIOWrapper)
+                and isinstance(out, io.TextIOBase)
+            )
             assert out.encoding == "latin-1" and out.write_through and out.fileno() == real.fileno()
-            assert not out.isatty() and out.buffer is real.buffer and out.errors == real.errors and not out.closed
+            assert (
+                not out.isatty()
+                and out.buffer is real.buffer
+                and out.errors == real.errors
+                and not out.closed
+            )
             assert out.write("héé\n") == 4 and out.writelines(["x", "y\n"]) is None
             assert out.buffer.write(b"bytes\n") == 6
             out.mark = "set through"
@@ -487,11 +561,18 @@ def test_the_router_shows_the_old_streams_attributes_results_and_class(tmp_path:
             out.reconfigure(encoding="utf-8")
             print("é", flush=True)
 
-        assert said(look) == [("output", "héé"), ("output", "xy"), ("output", "xml"), ("output", "é")]
+        assert said(look) == [
+            ("output", "héé"),
+            ("output", "xy"),
+            ("output", "xml"),
+            ("output", "é"),
+        ]
     assert (tmp_path / "out").read_bytes() == b"h\xe9\xe9\nxy\nbytes\nxml\n\xc3\xa9\n"
 
 
-def test_a_stream_without_fileno_or_flush_works_and_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_without_fileno_or_flush_works_and_is_left_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     odd = Odd()
     monkeypatch.setattr(sys, "stdout", odd)
 
@@ -518,7 +599,12 @@ def test_a_write_that_is_patched_on_the_stream_is_used_and_can_be_taken_back(std
         assert said(talk) == [("output", "to the patch"), ("output", "to the stream")]
         with mock.patch.object(stream, "write", patched.append):
             assert said(lambda: print("below")) == [("output", "below")]
-    assert stream.getvalue() == "to the stream\n" and patched == ["to the patch", "\n", "below", "\n"]
+    assert stream.getvalue() == "to the stream\n" and patched == [
+        "to the patch",
+        "\n",
+        "below",
+        "\n",
+    ]
 
 
 class Patchable(io.StringIO):
@@ -542,7 +628,9 @@ def test_without_a_stdout_print_still_reaches_the_streams(monkeypatch: pytest.Mo
 
 
 @terminal
-def test_a_stdout_that_is_replaced_meanwhile_is_left_alone_and_captured_from_the_next_task_on(std: Std) -> None:
+def test_a_stdout_that_is_replaced_meanwhile_is_left_alone_and_captured_from_the_next_task_on(
+    std: Std,
+) -> None:
     recorder, new = Recorder(), io.StringIO()
     begun, replaced = threading.Event(), threading.Event()
 
@@ -563,7 +651,9 @@ def test_a_stdout_that_is_replaced_meanwhile_is_left_alone_and_captured_from_the
         two.result(LONG)
         assert sys.stdout is new
         sys.stdout = std.out
-    assert recorder.of(one.id) == [("output", "first, before")] and recorder.of(two.id) == [("output", "second")]
+    assert recorder.of(one.id) == [("output", "first, before")] and recorder.of(two.id) == [
+        ("output", "second")
+    ]
     assert std.out.getvalue() == "first, before\n" and new.getvalue() == "first, replaced\nsecond\n"
 
 
@@ -592,7 +682,9 @@ def test_a_tee_over_the_router_brings_no_line_twice(std: Std) -> None:
         task = pool.submit(talk)
         task.result(LONG)
     assert sorted(payload for _, payload in recorder.of(task.id)) == ["four", "one", "two"]
-    assert std.out.getvalue() == "one\ntwo\nthree\nfour\n" and copy.getvalue() == "two\nthree\nfour\n"
+    assert (
+        std.out.getvalue() == "one\ntwo\nthree\nfour\n" and copy.getvalue() == "two\nthree\nfour\n"
+    )
     sys.stdout = std.out
 
 
@@ -608,7 +700,9 @@ def test_a_stdout_that_is_a_logger_brings_no_line_twice(std: Std, log: logging.L
 
 
 @terminal
-def test_redirect_stdout_inside_a_task_takes_the_text_away_and_around_one_does_not(std: Std) -> None:
+def test_redirect_stdout_inside_a_task_takes_the_text_away_and_around_one_does_not(
+    std: Std,
+) -> None:
     def talk() -> None:
         print("before")
         with contextlib.redirect_stdout(io.StringIO()) as inner:
@@ -618,7 +712,11 @@ def test_redirect_stdout_inside_a_task_takes_the_text_away_and_around_one_does_n
 
     with contextlib.redirect_stdout(io.StringIO()) as around:
         assert said(talk) == [("output", "before"), ("output", "after")]
-    assert around.getvalue() == "before\nafter\n" and sys.stdout is std.out and std.out.getvalue() == ""
+    assert (
+        around.getvalue() == "before\nafter\n"
+        and sys.stdout is std.out
+        and std.out.getvalue() == ""
+    )
 
 
 @terminal
@@ -635,7 +733,8 @@ def test_redirects_that_cross_the_life_of_a_task_leave_the_right_stream_behind(s
             end.clear()
             task = pool.submit(wait)
             assert begun.wait(LONG)
-            with contextlib.redirect_stdout(io.StringIO()) as target:  # keeps our router, and puts it back
+            with contextlib.redirect_stdout(io.StringIO()) as target:
+                # keeps our router, and puts it back
                 pool.submit(print, "hello").result(LONG)
                 print("redirected")
                 end.set()
@@ -648,7 +747,9 @@ def test_redirects_that_cross_the_life_of_a_task_leave_the_right_stream_behind(s
 
 
 @terminal
-def test_stderr_that_was_made_stdout_inside_a_task_is_output_and_still_is_stdout_afterwards(std: Std) -> None:
+def test_stderr_that_was_made_stdout_inside_a_task_is_output_and_still_is_stdout_afterwards(
+    std: Std,
+) -> None:
     def talk() -> None:
         sys.stderr = sys.stdout
         print("merged", file=sys.stderr)
@@ -669,7 +770,9 @@ def test_capsys_and_capfd_see_what_a_task_prints(capsys: pytest.CaptureFixture[s
 
 
 def test_capfd_sees_what_a_task_prints(capfd: pytest.CaptureFixture[str]) -> None:
-    assert said(lambda: (print("text", flush=True), os.write(1, b"bytes\n"))) == [("output", "text")]
+    assert said(lambda: (print("text", flush=True), os.write(1, b"bytes\n"))) == [
+        ("output", "text")
+    ]
     assert capfd.readouterr().out == "text\nbytes\n"
 
 
@@ -712,12 +815,20 @@ def test_each_level_has_its_stream_and_the_text_is_the_message_alone(log: loggin
         log.critical("critical")
         log.log(25, "between")
 
-    assert said(talk) == [("verbose", "debug 1"), ("output", "info"), ("warning", "warning"), ("error", "error"),
-                          ("error", "critical"), ("output", "between")]
+    assert said(talk) == [
+        ("verbose", "debug 1"),
+        ("output", "info"),
+        ("warning", "warning"),
+        ("error", "error"),
+        ("error", "critical"),
+        ("output", "between"),
+    ]
 
 
 @terminal
-def test_handlers_that_write_to_our_stderr_bring_no_line_twice(std: Std, log: logging.Logger) -> None:
+def test_handlers_that_write_to_our_stderr_bring_no_line_twice(
+    std: Std, log: logging.Logger
+) -> None:
     def talk() -> None:
         early.emit(logging.makeLogRecord({"msg": "by hand"}))
         handler = logging.StreamHandler()  # of the router, which it will keep
@@ -734,7 +845,9 @@ def test_handlers_that_write_to_our_stderr_bring_no_line_twice(std: Std, log: lo
     assert std.err.getvalue().endswith("after the task\nlate: after the task\n")
 
 
-def test_loggers_that_do_not_propagate_are_captured_and_what_is_filtered_out_is_not(log: logging.Logger) -> None:
+def test_loggers_that_do_not_propagate_are_captured_and_what_is_filtered_out_is_not(
+    log: logging.Logger,
+) -> None:
     log.propagate = False
     log.setLevel(logging.INFO)
     log.addFilter(lambda record: "secret" not in record.msg)
@@ -760,10 +873,14 @@ def test_the_traceback_and_the_stack_of_a_record_are_in_the_text(log: logging.Lo
             log.exception("it %s", "failed")
         log.warning("here", stack_info=True)
         log.error("nothing", exc_info=True)
-        log.handle(logging.makeLogRecord({"msg": "sent", "levelno": 40, "exc_text": "its traceback"}))
+        log.handle(
+            logging.makeLogRecord({"msg": "sent", "levelno": 40, "exc_text": "its traceback"})
+        )
 
     (_, failed), (_, here), (_, nothing), (_, sent) = said(talk)
-    assert failed.startswith("it failed\nTraceback (most recent call last):\n") and failed.endswith("\nKeyError: 'lost'")
+    assert failed.startswith("it failed\nTraceback (most recent call last):\n") and failed.endswith(
+        "\nKeyError: 'lost'"
+    )
     assert here.startswith("here\nStack (most recent call last):") and "in talk" in here
     assert nothing == "nothing\nNoneType: None" and sent == "sent\nits traceback"
 
@@ -792,7 +909,9 @@ def test_a_handler_that_raises_raises_as_ever(log: logging.Logger) -> None:
     assert said(talk) == [("error", "text"), ("output", "goes on")]
 
 
-def test_without_any_handler_the_last_resort_still_writes_and_basic_config_still_works(tmp_path: Path) -> None:
+def test_without_any_handler_the_last_resort_still_writes_and_basic_config_still_works(
+    tmp_path: Path,
+) -> None:
     seen = Outcome("""
 import logging
 def talk():
@@ -806,11 +925,17 @@ def talk():
 result = said(talk)
 logging.error("outside")
 """, tmp_path)
-    assert seen.result == [["warning", "last resort"], ["verbose", "for no handler"], ["error", "configured"]]
+    assert seen.result == [
+        ["warning", "last resort"],
+        ["verbose", "for no handler"],
+        ["error", "configured"],
+    ]
     assert seen.err == "last resort\n[configured]\n[outside]\n"
 
 
-def test_the_librarys_own_logger_and_a_handler_that_emits_to_the_task_end_in_no_loop(log: logging.Logger) -> None:
+def test_the_librarys_own_logger_and_a_handler_that_emits_to_the_task_end_in_no_loop(
+    log: logging.Logger,
+) -> None:
     class ToTask(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             current_task().verbose(f"handler: {record.getMessage()}")
@@ -826,7 +951,9 @@ def test_the_librarys_own_logger_and_a_handler_that_emits_to_the_task_end_in_no_
                           ("verbose", "handler: from the handler")]
 
 
-def test_a_wrapper_that_somebody_puts_around_call_handlers_meanwhile_stays(log: logging.Logger) -> None:
+def test_a_wrapper_that_somebody_puts_around_call_handlers_meanwhile_stays(
+    log: logging.Logger,
+) -> None:
     original: Any = logging.Logger.callHandlers
     seen = []
 
@@ -876,8 +1003,15 @@ warnings.warn("outside")
 """, tmp_path)
     assert [(stream, text.split(": ", 1)[1]) for stream, text in seen.result] == [
         ("warning", "UserWarning: once per place"), ("warning", "RuntimeWarning: always")]
-    assert seen.err.count("UserWarning: once per place") == 1 and seen.err.count("RuntimeWarning: always") == 1
-    assert seen.err.count("UserWarning: outside") == 1 and "ignored" not in seen.err and "raised" not in seen.err
+    assert (
+        seen.err.count("UserWarning: once per place") == 1
+        and seen.err.count("RuntimeWarning: always") == 1
+    )
+    assert (
+        seen.err.count("UserWarning: outside") == 1
+        and "ignored" not in seen.err
+        and "raised" not in seen.err
+    )
 
 
 def test_warnings_that_go_to_logging_come_once(tmp_path: Path) -> None:
@@ -887,7 +1021,9 @@ logging.basicConfig(format="[%(name)s]")
 logging.captureWarnings(True)
 result = said(lambda: warnings.warn("text"))
 """, tmp_path)
-    assert [(stream, text.split(": ", 1)[1]) for stream, text in seen.result] == [("warning", "UserWarning: text")]
+    assert [(stream, text.split(": ", 1)[1]) for stream, text in seen.result] == [
+        ("warning", "UserWarning: text")
+    ]
     assert seen.err == "[py.warnings]\n"
 
 
@@ -991,7 +1127,9 @@ result = [len(recorder.events), len(kept)]
 """
 
 
-def test_a_router_that_comes_and_goes_while_other_threads_print_does_not_crash_the_interpreter(tmp_path: Path) -> None:
+def test_a_router_that_comes_and_goes_while_other_threads_print_does_not_crash_the_interpreter(
+    tmp_path: Path,
+) -> None:
     assert Outcome(FLICKER, tmp_path).result == [2000, 1]
 
 
@@ -1052,16 +1190,25 @@ print("the end")
 """
 
 
-def test_two_copies_of_the_package_capture_each_its_own_tasks_and_do_not_pile_up(tmp_path: Path) -> None:
+def test_two_copies_of_the_package_capture_each_its_own_tasks_and_do_not_pile_up(
+    tmp_path: Path,
+) -> None:
     seen = Outcome(f"FOLDER = {str(tmp_path)!r}\n" + TWO_COPIES, tmp_path)
     nested, depth, ours, theirs = seen.result
     assert depth <= 2
     assert [text for _, text in ours] == ["a"] * 3 and [text for _, text in theirs] == ["b"] * 3
-    assert sorted(stream for stream, _ in ours) == sorted(stream for stream, _ in theirs) == ["error", "output", "warning"]
+    assert (
+        sorted(stream for stream, _ in ours)
+        == sorted(stream for stream, _ in theirs)
+        == ["error", "output", "warning"]
+    )
     assert [text for _, text in nested if text != "inner"] == ["outer"] * 3 + ["outer again"] * 3
     assert sorted(seen.out.splitlines()) == ["a", "b", "inner", "outer", "outer again", "the end"]
     for word in ("outer again", "inner", "a", "b"):
-        assert seen.err.count(f"ERROR:root:{word}\n") == 1 and seen.err.count(f"UserWarning: {word}\n") == 1
+        assert (
+            seen.err.count(f"ERROR:root:{word}\n") == 1
+            and seen.err.count(f"UserWarning: {word}\n") == 1
+        )
 
 
 FORK = """
@@ -1116,12 +1263,17 @@ result = [of_task, of_main, recorder.of(task.id), recorder.of(busy.id)]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_captures_nothing_of_its_parents_tasks_and_all_of_its_own(tmp_path: Path) -> None:
+def test_a_forked_child_captures_nothing_of_its_parents_tasks_and_all_of_its_own(
+    tmp_path: Path,
+) -> None:
     seen = Outcome(FORK, tmp_path)
     of_task, of_main, forking, busy = seen.result
     own = [["output", "task in child"], ["warning", "logged"]]
     assert of_task == [True, True, own] and of_main == [True, True, own]
-    assert forking == [["output", "before"], ["output", "after True"]] and busy == [["output", "busy"], ["output", "done"]]
+    assert forking == [["output", "before"], ["output", "after True"]] and busy == [
+        ["output", "busy"],
+        ["output", "done"],
+    ]
     assert seen.out.count("child text\n") == seen.out.count("task in child\n") == 2
 
 
@@ -1129,7 +1281,8 @@ def test_a_forked_child_captures_nothing_of_its_parents_tasks_and_all_of_its_own
 
 
 class Lines(io.StringIO):
-    """A stream with all that Python asks of a type: equality, truth, iteration, a text of its own."""
+    """A stream with all that Python asks of a type: equality, truth, iteration, a text of its
+    own."""
 
     def __repr__(self) -> str:
         return "<Lines>"
@@ -1144,7 +1297,9 @@ class Lines(io.StringIO):
         return False
 
 
-def test_what_stands_in_for_a_stream_allows_all_that_the_stream_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stands_in_for_a_stream_allows_all_that_the_stream_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stream = Lines("one\ntwo\n")
     monkeypatch.setattr(sys, "stdout", stream)
 
@@ -1154,7 +1309,14 @@ def test_what_stands_in_for_a_stream_allows_all_that_the_stream_allowed(monkeypa
         locks = weakref.WeakKeyDictionary({found: "lock"})  # as structlog has it
         assert weakref.ref(found)() is found and locks[found] == "lock"
         assert found == stream and stream == found and found == found
-        return [repr(found), hash(found), bool(found), sorted(dir(found)) == sorted(dir(stream)), next(found), list(found)]
+        return [
+            repr(found),
+            hash(found),
+            bool(found),
+            sorted(dir(found)) == sorted(dir(stream)),
+            next(found),
+            list(found),
+        ]
 
     with Scheduler(1, capture_output=True) as pool:
         assert pool.submit(look).result(LONG) == ["<Lines>", 7, False, True, "one\n", ["two\n"]]

@@ -1,4 +1,5 @@
-"""Commands that run: their lines, their end, and that nothing of them stays behind. With real children."""
+"""Commands that run: their lines, their end, and that nothing of them stays behind. With real
+children."""
 
 from __future__ import annotations
 
@@ -102,7 +103,8 @@ def nothing_is_left_behind() -> Iterator[None]:
     """Fail a test that leaves an unreaped child or an open descriptor."""
     before = descriptors()
     yield
-    deadline = time.monotonic() + 5.0  # threads that a test's `finally` set free still have to close their pipe
+    # threads that a test's `finally` set free still have to close their pipe
+    deadline = time.monotonic() + 5.0
     while descriptors() != before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert descriptors() == before
@@ -117,11 +119,14 @@ def descriptors() -> list[str]:
 
 def state(pid: int | str) -> str:
     """The letter with which ps shows what the process does; empty when there is none."""
-    return subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()[:1]
+    return subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
+    ).stdout.strip()[:1]
 
 
 def is_alive(pid: int | str) -> bool:
-    """Tell whether the process runs; a zombie, which a container's first process may never reap, does not."""
+    """Tell whether the process runs; a zombie, which a container's first process may never reap,
+    does not."""
     return state(pid) not in ("", "Z", "X")
 
 
@@ -184,7 +189,9 @@ def test_a_character_split_over_two_reads_stays_whole(context: FakeContext, pump
 
 
 @pytest.mark.parametrize("character", ["x", "\xe9", "\u20ac", "\U0001f600"])
-def test_a_huge_line_comes_in_pieces_cut_between_characters(context: FakeContext, pump: str, character: str) -> None:
+def test_a_huge_line_comes_in_pieces_cut_between_characters(
+    context: FakeContext, pump: str, character: str
+) -> None:
     line = "a" + character * 150_000
     code = "import sys; sys.stdout.buffer.write(('a' + sys.argv[1] * 150_000 + '\\nlast').encode())"
     shell(python(code, character))()
@@ -219,7 +226,14 @@ def test_a_hundred_thousand_lines_arrive_in_order(context: FakeContext, pump: st
 def test_lines_arrive_while_the_child_runs(context: FakeContext, pump: str, tmp_path: Path) -> None:
     answer = tmp_path / "answer"
     context.on_line = lambda line: answer.touch() if line == "question" else None
-    shell(["sh", "-c", 'echo question; while ! [ -e "$0" ]; do sleep 0.01; done; echo "got it"', answer])()
+    shell(
+        [
+            "sh",
+            "-c",
+            'echo question; while ! [ -e "$0" ]; do sleep 0.01; done; echo "got it"',
+            answer,
+        ]
+    )()
     assert context.outputs == ["question", "got it"]
 
 
@@ -247,7 +261,9 @@ def test_an_inherited_environment_lacks_the_secret_of_the_webhook_and_a_given_on
     shell("echo $GREETING ${BGWORKER_WEBHOOK_SECRET-none}")()
     shell("echo $GREETING ${BGWORKER_WEBHOOK_SECRET-none}", env=dict(os.environ))()
     assert context.outputs == ["hi none", "hi whsec_sup3r"]
-    assert os.environ["BGWORKER_WEBHOOK_SECRET"] == "whsec_sup3r", "the sink reads it after the first command, too"
+    assert (
+        os.environ["BGWORKER_WEBHOOK_SECRET"] == "whsec_sup3r"
+    ), "the sink reads it after the first command, too"
 
 
 def test_a_relative_directory_is_the_one_of_the_moment_when_the_command_was_made(
@@ -285,7 +301,9 @@ def test_a_program_that_may_not_be_executed_is_named(context: FakeContext, tmp_p
         shell([script])()
 
 
-def test_a_missing_interpreter_is_told_from_a_missing_program(context: FakeContext, tmp_path: Path) -> None:
+def test_a_missing_interpreter_is_told_from_a_missing_program(
+    context: FakeContext, tmp_path: Path
+) -> None:
     script = tmp_path / "script"
     script.write_text("#!/no/such/interpreter\n")
     script.chmod(0o755)
@@ -323,7 +341,9 @@ def test_commands_run_on_many_threads_at_once(context: FakeContext) -> None:
 # Cancelling
 
 
-def test_a_task_that_was_asked_to_stop_before_starts_no_child(context: FakeContext, pump: str, tmp_path: Path) -> None:
+def test_a_task_that_was_asked_to_stop_before_starts_no_child(
+    context: FakeContext, pump: str, tmp_path: Path
+) -> None:
     context.cancel("timeout")
     with pytest.raises(TaskCancelled, match="timeout"):
         shell(["touch", tmp_path / "file"])()
@@ -340,8 +360,11 @@ def test_a_cancel_ends_the_whole_group(context: FakeContext, pump: str) -> None:
 
 
 OWN_GROUPS = [  # with the job that tells its number and then does nothing for long in $JOB
-    'timeout 1000 sh -c "$JOB"; echo', 'set -m 2>/dev/null; sh -c "$JOB" & wait', 'setsid sh -c "$JOB"; echo',
-    """setsid sh -c 'sh -c "$JOB" & wait'; echo""", 'sh -c "$JOB" & setsid setsid -w sh -c "$JOB"; echo',
+    'timeout 1000 sh -c "$JOB"; echo',
+    'set -m 2>/dev/null; sh -c "$JOB" & wait',
+    'setsid sh -c "$JOB"; echo',
+    """setsid sh -c 'sh -c "$JOB" & wait'; echo""",
+    'sh -c "$JOB" & setsid setsid -w sh -c "$JOB"; echo',
     """python3 -c 'import os; os.setpgid(0, 0); os.execlp("sh", "sh", "-c", os.environ["JOB"])'; echo""",
     """sh -c 'set -m; timeout 1000 sh -c "$JOB" & wait' 2>/dev/null; echo""",
 ]
@@ -375,7 +398,8 @@ def test_what_made_a_session_of_its_own_and_ignores_sigterm_is_killed(
 
 
 def test_a_stray_may_be_ended_by_the_command_that_made_it(context: FakeContext, pump: str) -> None:
-    """Its own session gets no signal before the command, which knows better how to end it, is gone."""
+    """Its own session gets no signal before the command, which knows better how to end it, is
+    gone."""
     context.cancel_on("ready")
     with pytest.raises(TaskCancelled):
         shell("""setsid sh -c 'trap "echo saved; exit" USR1; trap "echo shot; exit" TERM; echo ready
@@ -383,7 +407,9 @@ def test_a_stray_may_be_ended_by_the_command_that_made_it(context: FakeContext, 
     assert context.outputs == ["ready", "saved"]
 
 
-def test_a_cancel_wakes_the_wait_for_a_child_that_closed_its_streams(context: FakeContext, pump: str) -> None:
+def test_a_cancel_wakes_the_wait_for_a_child_that_closed_its_streams(
+    context: FakeContext, pump: str
+) -> None:
     threading.Timer(0.1, context.cancel).start()
     with pytest.raises(TaskCancelled):
         shell(f"exec sleep {FOREVER} >/dev/null 2>&1")()
@@ -392,11 +418,15 @@ def test_a_cancel_wakes_the_wait_for_a_child_that_closed_its_streams(context: Fa
 def test_what_is_said_after_the_cancel_is_recorded(context: FakeContext, pump: str) -> None:
     context.cancel_on("ready")
     with pytest.raises(TaskCancelled):
-        shell("trap 'echo cleaning; sleep 0.1; echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done")()
+        shell(
+            "trap 'echo cleaning; sleep 0.1; echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done"
+        )()
     assert context.outputs == ["ready", "cleaning", "bye"]
 
 
-def test_who_ignores_sigterm_gets_sigkill(context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_ignores_sigterm_gets_sigkill(
+    context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(child, "KILL_AFTER", 0.2)
     context.cancel_on("ready")
     with pytest.raises(TaskCancelled):
@@ -411,11 +441,15 @@ def test_a_grandchild_gets_the_grace_of_a_cancel_though_its_parent_ended(
     monkeypatch.setattr(child, "LINGER", 0.0)
     context.cancel_on("ready")
     with pytest.raises(TaskCancelled):
-        shell("sh -c 'trap \"sleep 0.2; echo saved; exit\" TERM; echo ready; while :; do sleep 0.02; done' & wait")()
+        shell(
+            "sh -c 'trap \"sleep 0.2; echo saved; exit\" TERM; echo ready; while :; do sleep 0.02; done' & wait"
+        )()
     assert context.outputs == ["ready", "saved"]
 
 
-def test_a_cancel_after_the_end_of_the_command_does_not_undo_it(context: FakeContext, pump: str) -> None:
+def test_a_cancel_after_the_end_of_the_command_does_not_undo_it(
+    context: FakeContext, pump: str
+) -> None:
     def cancel_late(line: str) -> None:
         time.sleep(0.1)  # the child has exited meanwhile
         context.cancel()
@@ -430,7 +464,9 @@ def test_a_chatty_child_is_stopped_by_a_cancel(context: FakeContext, pump: str) 
         shell(["yes"])()
 
 
-def test_what_survives_sigkill_is_reported_and_left(context: FakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_survives_sigkill_is_reported_and_left(
+    context: FakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(child, "KILL_AFTER", 0.05)
     monkeypatch.setattr(child, "GIVE_UP_AFTER", 0.05)
     children: list[subprocess.Popen[bytes]] = []
@@ -440,8 +476,10 @@ def test_what_survives_sigkill_is_reported_and_left(context: FakeContext, monkey
         with pytest.raises(TaskCancelled):
             shell(f"echo ready; exec sleep {FOREVER}")()
         assert is_alive(children[0].pid)
-        assert context.errors == [f"bgworker: processes of session {children[0].pid} are still there after SIGKILL "
-                                  "and are left behind"]
+        assert context.errors == [
+            f"bgworker: processes of session {children[0].pid} are still there after SIGKILL "
+            "and are left behind"
+        ]
     finally:
         os.killpg(children[0].pid, signal.SIGKILL)
         children[0].wait()
@@ -453,7 +491,8 @@ def test_what_survives_sigkill_is_reported_and_left(context: FakeContext, monkey
 @pytest.mark.parametrize("streams", ["", ">/dev/null 2>&1"])
 @pytest.mark.parametrize("command", [f"sleep {FOREVER}", f"timeout {FOREVER} sleep {FOREVER}"])
 def test_what_an_exited_shell_left_in_the_background_is_ended(
-        context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch, command: str, streams: str) -> None:
+    context: FakeContext, pump: str, monkeypatch: pytest.MonkeyPatch, command: str, streams: str
+) -> None:
     monkeypatch.setattr(child, "LINGER", 0.05)
     assert shell(f"{command} {streams} & echo $!; sleep 0.05")() == 0
     assert not is_alive(context.outputs[0])
@@ -531,7 +570,9 @@ def test_a_reader_that_cannot_be_set_up_ends_the_child(
 
 
 def test_an_interrupt_ends_the_child(context: FakeContext, pump: str) -> None:
-    context.on_line = lambda line: threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    context.on_line = lambda line: threading.Timer(
+        0.1, os.kill, (os.getpid(), signal.SIGINT)
+    ).start()
     with pytest.raises(KeyboardInterrupt):
         shell(f"echo $$; sleep {FOREVER}")()
     assert not is_alive(context.outputs[0])
@@ -576,10 +617,14 @@ def test_the_group_is_never_signalled_once_its_leader_is_reaped(
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_where_sigchld_is_ignored_no_command_passes_for_a_success(context: FakeContext, pump: str, code: int) -> None:
+def test_where_sigchld_is_ignored_no_command_passes_for_a_success(
+    context: FakeContext, pump: str, code: int
+) -> None:
     previous = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
-        with pytest.raises(ChildProcessError, match="how the command ended is not known.*SIGCHLD to SIG_DFL"):
+        with pytest.raises(
+            ChildProcessError, match="how the command ended is not known.*SIGCHLD to SIG_DFL"
+        ):
             shell(f"echo fine; exit {code}")()
     finally:
         signal.signal(signal.SIGCHLD, previous)
@@ -598,7 +643,9 @@ def test_where_another_thread_reaps_any_child_no_failed_command_passes_for_a_suc
     reaper.start()
     try:
         for _ in range(20):
-            with pytest.raises((ChildProcessError, subprocess.CalledProcessError), match="not known|exit status 3"):
+            with pytest.raises(
+                (ChildProcessError, subprocess.CalledProcessError), match="not known|exit status 3"
+            ):
                 shell("exit 3")()
     finally:
         has_ended.set()
@@ -607,7 +654,9 @@ def test_where_another_thread_reaps_any_child_no_failed_command_passes_for_a_suc
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux 5.3")
-def test_the_thread_sleeps_while_the_child_says_nothing(context: FakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_thread_sleeps_while_the_child_says_nothing(
+    context: FakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waits: list[float | None] = []
     wait = pipes.PolledPump.wait
 

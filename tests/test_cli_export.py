@@ -39,7 +39,9 @@ def contents(path: str | os.PathLike[str]) -> dict[str, Any]:
     seen["rows"] = rows_of(path, "SELECT * FROM task_streams ORDER BY task_id, seq")
     seen["scripts"] = rows_of(path, "SELECT * FROM scripts ORDER BY hash")
     seen["order"] = rows_of(path, "SELECT id FROM tasks ORDER BY key")
-    seen["run ids"] = rows_of(path, "SELECT DISTINCT run_id FROM tasks JOIN runs USING (run_id) ORDER BY run_id")
+    seen["run ids"] = rows_of(
+        path, "SELECT DISTINCT run_id FROM tasks JOIN runs USING (run_id) ORDER BY run_id"
+    )
     return seen
 
 
@@ -57,7 +59,8 @@ def test_a_real_history_comes_back_equal(tmp_path: Path) -> None:
     make_nightly(source)
     exported = run_cli("export", "--db", source, "--jsonl", cwd=tmp_path)
     (tmp_path / "history.jsonl").write_text(exported.stdout)
-    done = run_cli("replay", "history.jsonl", "--to", f"sqlite:{copy}", cwd=tmp_path)  # a process that ran none of it
+    # a process that ran none of it
+    done = run_cli("replay", "history.jsonl", "--to", f"sqlite:{copy}", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout == f"{len(exported.stdout.splitlines())} delivered, 0 refused, 0 skipped\n"
     assert contents(copy) == contents(source)
@@ -80,8 +83,11 @@ def test_the_comparison_notices_what_is_missing_or_different(tmp_path: Path) -> 
     make_nightly(source)
     copy = there_and_back(source, tmp_path)
     expected = contents(source)
-    for sql in ("UPDATE tasks SET last_seq = last_seq + 1 WHERE key = 1", "DELETE FROM stream_rows WHERE seq = 5",
-                "UPDATE scripts SET text = NULL"):
+    for sql in (
+        "UPDATE tasks SET last_seq = last_seq + 1 WHERE key = 1",
+        "DELETE FROM stream_rows WHERE seq = 5",
+        "UPDATE scripts SET text = NULL",
+    ):
         record = Recorder(copy)
         record.connection.execute("BEGIN")
         record.connection.execute(sql)
@@ -97,55 +103,89 @@ SECONDS = st.none() | st.floats(0, 1e6)
 JSON = st.recursive(st.none() | st.booleans() | st.integers(-10**9, 10**9) | TEXT,
                     lambda inner: st.lists(inner, max_size=3)
                     | st.dictionaries(TEXT, inner, max_size=3), max_leaves=5)
-TIMES = st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1)).map(lambda time: time.replace(tzinfo=timezone.utc))
-STREAMS = st.tuples(st.sampled_from(sorted(StreamType)), TEXT, st.booleans(), st.none() | st.integers(1, 10**6),
-                    st.none() | st.floats(0, 100))
-TASKS = st.fixed_dictionaries({
-    "name": TEXT, "status": st.sampled_from([*map(str, TaskStatus)]), "created": TIMES, "took": SECONDS,
-    "metadata": st.dictionaries(TEXT, JSON, max_size=3), "timeout_sec": SECONDS,
-    "last_progress_pct": st.none() | st.floats(0, 100),
-    "last_progress_msg": MAYBE_TEXT, "script": st.none() | st.integers(0, 3),
-    "arg_json": st.none() | JSON.map(json.dumps),
-    "failure_type": MAYBE_TEXT, "failure_message": MAYBE_TEXT, "invocation_info": MAYBE_TEXT,
-    "streams": st.lists(STREAMS, max_size=6), "run": st.integers(0, 2)})
-LOSSES = st.lists(st.tuples(st.integers(1, 10**6), TEXT, TEXT, TIMES), max_size=3, unique_by=lambda loss: loss[3])
+TIMES = st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1)).map(
+    lambda time: time.replace(tzinfo=timezone.utc)
+)
+STREAMS = st.tuples(
+    st.sampled_from(sorted(StreamType)),
+    TEXT,
+    st.booleans(),
+    st.none() | st.integers(1, 10**6),
+    st.none() | st.floats(0, 100),
+)
+TASKS = st.fixed_dictionaries(
+    {
+        "name": TEXT,
+        "status": st.sampled_from([*map(str, TaskStatus)]),
+        "created": TIMES,
+        "took": SECONDS,
+        "metadata": st.dictionaries(TEXT, JSON, max_size=3),
+        "timeout_sec": SECONDS,
+        "last_progress_pct": st.none() | st.floats(0, 100),
+        "last_progress_msg": MAYBE_TEXT,
+        "script": st.none() | st.integers(0, 3),
+        "arg_json": st.none() | JSON.map(json.dumps),
+        "failure_type": MAYBE_TEXT,
+        "failure_message": MAYBE_TEXT,
+        "invocation_info": MAYBE_TEXT,
+        "streams": st.lists(STREAMS, max_size=6),
+        "run": st.integers(0, 2),
+    }
+)
+LOSSES = st.lists(
+    st.tuples(st.integers(1, 10**6), TEXT, TEXT, TIMES), max_size=3, unique_by=lambda loss: loss[3]
+)
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tasks=st.lists(TASKS, max_size=5, unique_by=lambda task: task["created"]), losses=LOSSES)
-def test_any_history_comes_back_equal(tmp_path: Path, tasks: list[dict[str, Any]], losses: list[Any]) -> None:
+def test_any_history_comes_back_equal(
+    tmp_path: Path, tasks: list[dict[str, Any]], losses: list[Any]
+) -> None:
     source = tmp_path / "source.db"
     for path in tmp_path.glob("source.db*"):
         path.unlink()
     record = Recorder(source)
-    runs = [record.run(new_id(number), ended=record.now if number == 2 else None) for number in range(3)]
+    runs = [
+        record.run(new_id(number), ended=record.now if number == 2 else None) for number in range(3)
+    ]
     for number in sorted({task["script"] for task in tasks} - {None}):
         record.insert("scripts", hash=str(number) * 64, script_id=f"mod:f{number}",
                       text="def f(): ...\n" if number % 2 else None)
     for task in tasks:
         streams, script, run = task["streams"], task["script"], runs[task["run"]]
-        fields = {key: value for key, value in task.items() if key not in ("streams", "script", "run")}
+        fields = {
+            key: value for key, value in task.items() if key not in ("streams", "script", "run")
+        }
         if script is not None:
             fields.update(script_hash=str(script) * 64, script_id=f"mod:f{script}")
         if fields["last_progress_pct"] is not None:
             fields["last_progress_msg"] = fields["last_progress_msg"] or ""
         for stream, payload, _, _, percent in streams:
             if stream == "progress":
-                fields.update(last_progress_pct=percent, last_progress_msg=payload)  # as whoever records does
+                # as whoever records does
+                fields.update(last_progress_pct=percent, last_progress_msg=payload)
         task_id = record.task(**fields, run_id=run, last_seq=4 + len(streams))
         for stream, payload, is_json, original, percent in streams:
             is_progress = stream == "progress"
             is_json = is_json and not is_progress
-            record.said(task_id, json.dumps(payload) if is_json else payload, str(stream), is_json=is_json,
-                        original_bytes=None if is_progress else original, percent=percent if is_progress else None)
+            record.said(
+                task_id,
+                json.dumps(payload) if is_json else payload,
+                str(stream),
+                is_json=is_json,
+                original_bytes=None if is_progress else original,
+                percent=percent if is_progress else None,
+            )
     for count, sink, reason, at in losses:
         record.lost(count, sink=sink, reason=reason, at=at)
     record.close()
     assert contents(there_and_back(source, tmp_path)) == contents(source)
 
 
-def test_the_lines_are_wire_lines_with_the_end_of_a_task_last(record: Recorder,
-                                                              capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_lines_are_wire_lines_with_the_end_of_a_task_last(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a", "b"):
         record.many_said(record.task(name, last_seq=1504), 1500)
     record.lost(3)
@@ -154,8 +194,12 @@ def test_the_lines_are_wire_lines_with_the_end_of_a_task_last(record: Recorder,
     events: list[Any] = [decode(line) for line in out.splitlines()]
     assert err == "" and len(events) == 2 * 1501 + 1
     for start in (0, 1501):
-        assert [event.seq for event in events[start:start + 1501]] == list(range(4, 1505))[:1500] + [1504]
-        assert [isinstance(event, LifecycleEvent) for event in events[start:start + 1501]] == [False] * 1500 + [True]
+        assert [event.seq for event in events[start : start + 1501]] == list(range(4, 1505))[
+            :1500
+        ] + [1504]
+        assert [isinstance(event, LifecycleEvent) for event in events[start : start + 1501]] == [
+            False
+        ] * 1500 + [True]
     assert events[-1].type == "EventsLost"
 
 
@@ -224,7 +268,9 @@ def test_the_history_itself_is_never_replaced(record: Recorder, tmp_path: Path,
     for name in ("bgworker.db", "soft", "hard"):
         assert main(["export", "--jsonl", name]) == 2
         assert capfd.readouterr() == (
-            "", f"bgworker export: error: argument --jsonl: '{name}' is the history itself; name another file\n")
+            "",
+            f"bgworker export: error: argument --jsonl: '{name}' is the history itself; name another file\n",
+        )
     assert sorted(os.listdir(tmp_path)) == before
     with History("bgworker.db") as history:
         assert [task.name for task in history.tasks()] == ["job"]
@@ -234,8 +280,9 @@ def test_the_history_itself_is_never_replaced(record: Recorder, tmp_path: Path,
     ([], "--jsonl"), (["--jsonl", "missing/x"], "cannot write 'missing/x': No such file"),
     (["--jsonl", "."], "cannot write '.': "),
     (["--jsonl", "a\0b"], "expected the path of a file")])
-def test_a_wrong_command_line_is_code_2(record: Recorder, capfd: pytest.CaptureFixture[str], words: list[str],
-                                        message: str) -> None:
+def test_a_wrong_command_line_is_code_2(
+    record: Recorder, capfd: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     record.task("job")
     assert main(["export", *words]) == 2
     out, err = capfd.readouterr()
@@ -248,4 +295,6 @@ def test_a_full_disk_is_told_of(record: Recorder, tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         done = run_cli("export", "--jsonl", cwd=tmp_path, stdout=full)
     assert done.returncode == 1
-    assert done.stderr == "bgworker export: error: cannot write the output: No space left on device\n"
+    assert (
+        done.stderr == "bgworker export: error: cannot write the output: No space left on device\n"
+    )

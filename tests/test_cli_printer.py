@@ -1,4 +1,5 @@
-"""What ``bgworker run`` makes of records: the lines that it shows, and how little it does for each."""
+"""What ``bgworker run`` makes of records: the lines that it shows, and how little it does for
+each."""
 
 from __future__ import annotations
 

@@ -28,11 +28,14 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder
 
 @pytest.fixture
 def ages(record: Recorder) -> Recorder:
-    """Tasks that ended one to ten days ago, with two rows each, and one that runs since long ago."""
+    """Tasks that ended one to ten days ago, with two rows each, and one that runs since long
+    ago."""
     for days in range(10, 0, -1):
         run = record.run(new_id(days))
         record.insert("scripts", hash=f"script {days}")
-        task_id = record.task(f"{days} days", created=record.ago(days=days), run_id=run, script_hash=f"script {days}")
+        task_id = record.task(
+            f"{days} days", created=record.ago(days=days), run_id=run, script_hash=f"script {days}"
+        )
         record.said(task_id, "one")
         record.said(task_id, "two")
     record.run("f" * 32)
@@ -57,12 +60,18 @@ def is_sound() -> bool:
     return rows_of("bgworker.db", "PRAGMA integrity_check") == [("ok",)] and not dangling
 
 
-def test_what_ended_longer_ago_goes_with_all_that_belongs_to_it(ages: Recorder,
-                                                                capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_ended_longer_ago_goes_with_all_that_belongs_to_it(
+    ages: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
     ages.run(copied := new_id(99))
     ages.connection.execute("UPDATE tasks SET run_id = ? WHERE name = 'runs'", (copied,))
-    ages.connection.execute("UPDATE runs SET host = 'elsewhere.example' WHERE run_id = ?", (copied,))  # it may be alive
-    assert said(capfd, "--older-than", "84h").startswith("removed 7 tasks with 14 stream rows; the file had ")
+    # it may be alive
+    ages.connection.execute(
+        "UPDATE runs SET host = 'elsewhere.example' WHERE run_id = ?", (copied,)
+    )
+    assert said(capfd, "--older-than", "84h").startswith(
+        "removed 7 tasks with 14 stream rows; the file had "
+    )
     assert left() == ["1 days", "2 days", "3 days", "runs"]
     assert len(rows_of("bgworker.db", "SELECT * FROM stream_rows")) == 6
     hashes = rows_of("bgworker.db", "SELECT hash FROM scripts ORDER BY hash")
@@ -70,8 +79,12 @@ def test_what_ended_longer_ago_goes_with_all_that_belongs_to_it(ages: Recorder,
     assert is_sound()
 
 
-def test_all_but_so_many_go_and_what_runs_stays(ages: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
-    ages.connection.execute("UPDATE runs SET host = 'elsewhere.example' WHERE run_id = ?", ("f" * 32,))
+def test_all_but_so_many_go_and_what_runs_stays(
+    ages: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ages.connection.execute(
+        "UPDATE runs SET host = 'elsewhere.example' WHERE run_id = ?", ("f" * 32,)
+    )
     said(capfd, "--keep", "4")
     assert left() == ["1 days", "2 days", "3 days", "runs"]
     said(capfd, "--keep", "0")
@@ -87,13 +100,22 @@ def test_both_bounds_hold_together(ages: Recorder, capfd: pytest.CaptureFixture[
     assert left() == ["1 days", "2 days", "runs"]
 
 
-def test_a_task_whose_process_is_dead_goes_and_one_whose_process_lives_stays(record: Recorder) -> None:
+def test_a_task_whose_process_is_dead_goes_and_one_whose_process_lives_stays(
+    record: Recorder,
+) -> None:
     for name in ("dead", "alive"):
-        record.task(name, "running", created=record.ago(days=9), run_id=record.run(new_id(len(name)), host=this_host()))
+        record.task(
+            name,
+            "running",
+            created=record.ago(days=9),
+            run_id=record.run(new_id(len(name)), host=this_host()),
+        )
     lock = LockFile.share(lock_path("bgworker.db"))
     for run_id, in rows_of("bgworker.db", "SELECT run_id FROM runs"):
         lock.hold(presence(run_id) or 0)
-    lock.release(presence(rows_of("bgworker.db", "SELECT run_id FROM tasks WHERE name = 'dead'")[0][0]) or 0)
+    lock.release(
+        presence(rows_of("bgworker.db", "SELECT run_id FROM tasks WHERE name = 'dead'")[0][0]) or 0
+    )
     try:
         assert main(["prune", "--older-than", "1d"]) == 0
     finally:
@@ -102,8 +124,9 @@ def test_a_task_whose_process_is_dead_goes_and_one_whose_process_lives_stays(rec
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows deletes no file that is open")
-def test_nothing_of_a_live_process_goes_when_its_lock_file_was_deleted(tmp_path: Path,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_a_live_process_goes_when_its_lock_file_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     release, said_it = threading.Event(), threading.Event()
 
@@ -127,8 +150,9 @@ def test_nothing_of_a_live_process_goes_when_its_lock_file_was_deleted(tmp_path:
 
 @pytest.mark.parametrize("words", [["--older-than", "84h"], ["--keep", "4"], ["--keep", "9", "--older-than", "12h"],
                                    ["--keep", "99"]])
-def test_a_dry_run_tells_what_would_go_and_changes_nothing(ages: Recorder, capfd: pytest.CaptureFixture[str],
-                                                           words: list[str]) -> None:
+def test_a_dry_run_tells_what_would_go_and_changes_nothing(
+    ages: Recorder, capfd: pytest.CaptureFixture[str], words: list[str]
+) -> None:
     ages.connection.execute("UPDATE runs SET host = 'elsewhere.example'")
     before = left(), rows_of("bgworker.db", "SELECT * FROM stream_rows")
     trial = json.loads(said(capfd, *words, "--dry-run", "--json"))
@@ -139,11 +163,18 @@ def test_a_dry_run_tells_what_would_go_and_changes_nothing(ages: Recorder, capfd
     assert (len(before[0]) - len(left()), real["tasks"] * 2) == (real["tasks"], real["stream_rows"])
 
 
-def test_the_json_and_the_words_are_of_known_shape(record: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_json_and_the_words_are_of_known_shape(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert said(capfd, "--keep", "5", "--dry-run") == "would remove 0 tasks with 0 stream rows\n"
     answer = json.loads(said(capfd, "--keep", "5", "--json"))
     assert list(answer) == ["v", "dry_run", "tasks", "stream_rows", "bytes_before", "bytes_after"]
-    assert (answer["v"], answer["dry_run"], answer["tasks"], answer["stream_rows"]) == (1, False, 0, 0)
+    assert (answer["v"], answer["dry_run"], answer["tasks"], answer["stream_rows"]) == (
+        1,
+        False,
+        0,
+        0,
+    )
 
 
 def test_the_file_gives_its_room_back(record: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +185,10 @@ def test_the_file_gives_its_room_back(record: Recorder, capfd: pytest.CaptureFix
     before = os.path.getsize("bgworker.db")
     answer = json.loads(said(capfd, "--keep", "1", "--json"))
     assert (answer["tasks"], answer["stream_rows"]) == (2, 60_000)
-    assert answer["bytes_before"] == before and answer["bytes_after"] == os.path.getsize("bgworker.db") < before * 0.4
+    assert (
+        answer["bytes_before"] == before
+        and answer["bytes_after"] == os.path.getsize("bgworker.db") < before * 0.4
+    )
     assert rows_of("bgworker.db", "PRAGMA freelist_count") == [(0,)]
     assert is_sound()
 
@@ -190,15 +224,18 @@ def test_a_scheduler_that_writes_meanwhile_loses_nothing(tmp_path: Path) -> None
     with History(path) as history:
         assert len(history.tasks(limit=None)) == 40
         for number, task in enumerate(tasks):
-            assert [event.payload for event in history.streams(task.id)] == [f"{number}/{row}" for row in range(200)]
+            assert [event.payload for event in history.streams(task.id)] == [
+                f"{number}/{row}" for row in range(200)
+            ]
 
 
 @pytest.mark.parametrize("words, message", [
     ([], "expected --older-than DUR or --keep N"), (["--keep", "-1"], "--keep"),
     (["--older-than", "old"], "expected a duration such as"),
     (["--dry-run"], "expected --older-than DUR or --keep N")])
-def test_a_wrong_command_line_removes_nothing(ages: Recorder, capfd: pytest.CaptureFixture[str], words: list[str],
-                                              message: str) -> None:
+def test_a_wrong_command_line_removes_nothing(
+    ages: Recorder, capfd: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     text = said(capfd, *words, code=2)
     assert message in text and text.count("\n") == 1
     assert len(left()) == 11
@@ -209,6 +246,9 @@ def test_a_file_that_cannot_be_written_to_is_code_1(ages: Recorder, tmp_path: Pa
     ages.close()
     os.mkdir("bgworker.db.lock")  # as good as any reason that holds for root, too
     text = said(capfd, "--keep", "1", code=1)
-    assert text.startswith("bgworker prune: error: cannot prune 'bgworker.db': ") and text.count("\n") == 1
+    assert (
+        text.startswith("bgworker prune: error: cannot prune 'bgworker.db': ")
+        and text.count("\n") == 1
+    )
     os.rmdir("bgworker.db.lock")
     assert len(left()) == 11

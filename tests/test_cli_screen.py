@@ -1,4 +1,5 @@
-"""What is drawn: rows from events, lines from rows, and what of it may reach a terminal. No terminal is needed."""
+"""What is drawn: rows from events, lines from rows, and what of it may reach a terminal. No
+terminal is needed."""
 
 from __future__ import annotations
 
@@ -11,20 +12,49 @@ from typing import Any
 import pytest
 
 from bgworker.cli import screen as module
-from bgworker.cli.screen import ERR, OUT, OWN, Channel, Screen, TaskTable, cut, draw, escaped, painted, said, width_of
-from bgworker.model.events import Event, EventType, LifecycleEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
+from bgworker.cli.screen import (
+    ERR,
+    OUT,
+    OWN,
+    Channel,
+    Screen,
+    TaskTable,
+    cut,
+    draw,
+    escaped,
+    painted,
+    said,
+    width_of,
+)
+from bgworker.model.events import (
+    Event,
+    EventType,
+    LifecycleEvent,
+    StreamEvent,
+    StreamType,
+    TaskSnapshot,
+    TaskStatus,
+)
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
-ENDS = {TaskStatus.COMPLETED: EventType.TASK_COMPLETED, TaskStatus.FAILED: EventType.TASK_FAILED,
-        TaskStatus.CANCELLED: EventType.TASK_CANCELLED, TaskStatus.TIMED_OUT: EventType.TASK_TIMED_OUT}
+ENDS = {
+    TaskStatus.COMPLETED: EventType.TASK_COMPLETED,
+    TaskStatus.FAILED: EventType.TASK_FAILED,
+    TaskStatus.CANCELLED: EventType.TASK_CANCELLED,
+    TaskStatus.TIMED_OUT: EventType.TASK_TIMED_OUT,
+}
 
 
 def at(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def lifecycle(task: int, type_: EventType, status: TaskStatus, when: float = 0.0, **fields: Any) -> LifecycleEvent:
-    snapshot = TaskSnapshot(f"{task:032x}", fields.pop("name", f"task {task}"), status, "0" * 32, START, **fields)
+def lifecycle(
+    task: int, type_: EventType, status: TaskStatus, when: float = 0.0, **fields: Any
+) -> LifecycleEvent:
+    snapshot = TaskSnapshot(
+        f"{task:032x}", fields.pop("name", f"task {task}"), status, "0" * 32, START, **fields
+    )
     return LifecycleEvent(type_, snapshot.task_id, 1, at(when), snapshot)
 
 
@@ -34,8 +64,12 @@ def waiting(task: int, **fields: Any) -> list[Event]:
 
 
 def running(task: int, when: float = 0.0, **fields: Any) -> list[Event]:
-    return [*waiting(task, **fields),
-            lifecycle(task, EventType.TASK_STARTED, TaskStatus.RUNNING, when, started_utc=at(when), **fields)]
+    return [
+        *waiting(task, **fields),
+        lifecycle(
+            task, EventType.TASK_STARTED, TaskStatus.RUNNING, when, started_utc=at(when), **fields
+        ),
+    ]
 
 
 def ended(task: int, status: TaskStatus, when: float, started: float | None = 0.0) -> Event:
@@ -45,12 +79,21 @@ def ended(task: int, status: TaskStatus, when: float, started: float | None = 0.
 
 
 def says(task: int, text: str) -> Event:
-    return StreamEvent(EventType.TASK_OUTPUT, f"{task:032x}", 4, START, StreamType.OUTPUT, payload=text)
+    return StreamEvent(
+        EventType.TASK_OUTPUT, f"{task:032x}", 4, START, StreamType.OUTPUT, payload=text
+    )
 
 
 def progress(task: int, percent: float | None, message: str = "") -> Event:
-    return StreamEvent(EventType.TASK_PROGRESS, f"{task:032x}", 4, START, StreamType.PROGRESS, percent=percent,
-                       message=message)
+    return StreamEvent(
+        EventType.TASK_PROGRESS,
+        f"{task:032x}",
+        4,
+        START,
+        StreamType.PROGRESS,
+        percent=percent,
+        message=message,
+    )
 
 
 def table_of(*events: Event | list[Event]) -> TaskTable:
@@ -61,17 +104,22 @@ def table_of(*events: Event | list[Event]) -> TaskTable:
     return table
 
 
-def lines_of(table: TaskTable, columns: int = 80, height: int = 24, seconds: float = 0.0, **how: Any) -> list[str]:
+def lines_of(
+    table: TaskTable, columns: int = 80, height: int = 24, seconds: float = 0.0, **how: Any
+) -> list[str]:
     return draw(table, (columns, height), at(seconds), seconds, **how)
 
 
 # ---------------------------------------------------------------- text
 
+
 @pytest.mark.parametrize("text, shown", [
     ("\x1b[31mred\x1b[0m", "red"), ("\x1b[01;31m\x1b[Kgrep\x1b[m\x1b[K", "grep"), ("\x1b[38:2::1:2:3mx", "x"),
     ("\x1b(B\x1b[mx", "x"), ("\x1b[2J\x1b[1;1H\x1b[6n", r"\x1b[2J\x1b[1;1H\x1b[6n"), ("\x1b[31", r"\x1b[31"),
     ("\x1b\x1b[0m[2J", r"\x1b[2J"), ("\x9b31mx", r"\x9b31mx")])
-def test_what_only_colours_a_text_is_left_out_where_it_is_shown_and_nothing_else(text: str, shown: str) -> None:
+def test_what_only_colours_a_text_is_left_out_where_it_is_shown_and_nothing_else(
+    text: str, shown: str
+) -> None:
     assert said(text) == shown
 
 
@@ -80,14 +128,22 @@ def test_what_only_colours_a_text_is_left_out_where_it_is_shown_and_nothing_else
     ("a\u202eb\u2066c\u200fd", r"a\u202eb\u2066c\u200fd"), ("a\r\nb", r"a\r\nb"), ("a\u2028b\ufeffc", r"a\u2028b\ufeffc"),
     ("\U000e0041\ud800", r"\U000e0041\ud800"), ("a\tb", "a       b"), ("日本 e\u0301 👩\u200d🚀", "日本 e\u0301 👩\u200d🚀"),
 ])
-def test_whatever_could_steer_a_terminal_or_reorder_a_line_is_shown_as_an_escape(text: str, shown: str) -> None:
+def test_whatever_could_steer_a_terminal_or_reorder_a_line_is_shown_as_an_escape(
+    text: str, shown: str
+) -> None:
     assert escaped(text) == shown
 
 
 def test_no_control_character_whatsoever_gets_through() -> None:
     everything = "".join(map(chr, range(0x3000)))
-    assert not [each for each in escaped(everything) if each != " " and not each.isprintable()
-                and each in "\t\n" + "".join(map(chr, [*range(32), *range(127, 160), *range(0x202a, 0x202f)]))]
+    assert not [
+        each
+        for each in escaped(everything)
+        if each != " "
+        and not each.isprintable()
+        and each
+        in "\t\n" + "".join(map(chr, [*range(32), *range(127, 160), *range(0x202A, 0x202F)]))
+    ]
 
 
 def test_wide_characters_count_two_columns_and_combining_ones_none() -> None:
@@ -110,8 +166,13 @@ def test_a_cut_text_never_exceeds_its_columns() -> None:
 # ---------------------------------------------------------------- events -> rows -> lines
 
 def test_the_table_has_a_row_for_each_running_task_and_a_summary() -> None:
-    table = table_of(running(1, 0, name="gzip -t a"), says(1, "halfway"), running(2, 5, name="make"),
-                     progress(2, 40.0, "compiling"), waiting(3))
+    table = table_of(
+        running(1, 0, name="gzip -t a"),
+        says(1, "halfway"),
+        running(2, 5, name="make"),
+        progress(2, 40.0, "compiling"),
+        waiting(3),
+    )
     first, second, summary = lines_of(table, seconds=65)
     assert re.fullmatch(r"\[1\] running +1:05 +gzip -t a  halfway", first)
     assert re.fullmatch(r"\[2\] running +1:00 +40% +make +compiling", second)
@@ -143,7 +204,9 @@ def test_an_empty_line_does_not_hide_the_last_message() -> None:
 
 
 @pytest.mark.parametrize("height", [1, 2, 3, 5, 10, 24, 200])
-def test_the_table_never_is_higher_than_the_terminal_and_counts_what_it_leaves_out(height: int) -> None:
+def test_the_table_never_is_higher_than_the_terminal_and_counts_what_it_leaves_out(
+    height: int,
+) -> None:
     lines = lines_of(table_of(*(running(task) for task in range(1, 41))), height=height)
     assert len(lines) <= max(1, height - 1)
     shown = sum(line.startswith("[") or line.startswith(" [") for line in lines)
@@ -154,7 +217,12 @@ def test_the_table_never_is_higher_than_the_terminal_and_counts_what_it_leaves_o
 
 @pytest.mark.parametrize("columns", [1, 5, 12, 20, 40, 79, 300])
 def test_no_line_ever_reaches_the_last_column(columns: int) -> None:
-    table = table_of(running(1, name="日本語の名前" * 20), says(1, "e\u0301日" * 200), running(2), progress(2, 5.0, "x" * 500))
+    table = table_of(
+        running(1, name="日本語の名前" * 20),
+        says(1, "e\u0301日" * 200),
+        running(2),
+        progress(2, 5.0, "x" * 500),
+    )
     for line in lines_of(table, columns=columns):
         assert width_of(line) < max(columns, 2)
     for line in lines_of(table, columns=columns, colour=True):
@@ -212,20 +280,26 @@ class Clock:
         return at(self.seconds)
 
 
-def screen_on(out: Any, err: Any, table: TaskTable | None, clock: Clock, size: tuple[int, int] = (40, 10)) -> Screen:
+def screen_on(
+    out: Any, err: Any, table: TaskTable | None, clock: Clock, size: tuple[int, int] = (40, 10)
+) -> Screen:
     return Screen(Channel(out), Channel(err), table, size=lambda: size, now=clock.now, clock=clock)
 
 
 def test_what_is_no_terminal_gets_every_byte_as_it_is() -> None:
     out, err = File(), File()
-    screen_on(out, err, None, Clock()).show([(OUT, "\x1b[31mé\t\u202e"), (ERR, "bad\x07"), (OUT, "")])
+    screen_on(out, err, None, Clock()).show(
+        [(OUT, "\x1b[31mé\t\u202e"), (ERR, "bad\x07"), (OUT, "")]
+    )
     assert out.bytes.getvalue() == "\x1b[31mé\t\u202e\n\n".encode()
     assert err.bytes.getvalue() == b"bad\x07\n"
 
 
 def test_a_terminal_gets_the_lines_of_tasks_escaped_and_our_own_as_they_are() -> None:
     out, err = Terminal("ascii"), Terminal()
-    screen_on(out, err, None, Clock()).show([(OUT, "\x1b[31mé"), (ERR, "bad\x07"), (OWN, "\x1b[31mfailed\x1b[0m")])
+    screen_on(out, err, None, Clock()).show(
+        [(OUT, "\x1b[31mé"), (ERR, "bad\x07"), (OWN, "\x1b[31mfailed\x1b[0m")]
+    )
     assert out.bytes.getvalue() == b"\\xe9\n"
     assert err.bytes.getvalue() == b"bad\\x07\n\x1b[31mfailed\x1b[0m\n"
 
@@ -237,7 +311,11 @@ def test_lines_scroll_above_the_table_which_is_taken_off_at_the_end() -> None:
     first = err.bytes.getvalue().decode()
     assert first.startswith("\x1b[?25l") and first.endswith("\x1b[?25h") and first.count("\n") == 2
     screen.show([(ERR, "news")])
-    assert err.bytes.getvalue().decode()[len(first):].startswith("\r\x1b[2A\x1b[Jnews\n\x1b[?25l[1] running")
+    assert (
+        err.bytes.getvalue()
+        .decode()[len(first) :]
+        .startswith("\r\x1b[2A\x1b[Jnews\n\x1b[?25l[1] running")
+    )
     screen.close()
     assert err.bytes.getvalue().endswith(b"\r\x1b[2A\x1b[J")
     screen.show([(OWN, "2 commands")])
@@ -260,11 +338,19 @@ def test_without_news_the_table_is_drawn_once_a_second() -> None:
 def test_a_terminal_that_has_become_narrower_is_cleared_of_the_wrapped_lines() -> None:
     err, clock, size = Terminal(), Clock(), [80, 24]
     table = table_of(running(1), says(1, "x" * 200))
-    screen = Screen(Channel(File()), Channel(err), table, size=lambda: (size[0], size[1]), now=clock.now, clock=clock)
+    screen = Screen(
+        Channel(File()),
+        Channel(err),
+        table,
+        size=lambda: (size[0], size[1]),
+        now=clock.now,
+        clock=clock,
+    )
     screen.show([])
     size[0] = 40
     screen.close()
-    assert err.bytes.getvalue().endswith(b"\r\x1b[2A\x1b[J")  # 79 columns are two lines now, the summary is the third
+    # 79 columns are two lines now, the summary is the third
+    assert err.bytes.getvalue().endswith(b"\r\x1b[2A\x1b[J")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes cannot be made non-blocking")

@@ -27,12 +27,19 @@ def shown(capfd: pytest.CaptureFixture[str], *words: object) -> list[str]:
     return out.splitlines()
 
 
-def test_counts_failures_durations_and_losses_have_a_section_each(record: Recorder,
-                                                                  capfd: pytest.CaptureFixture[str]) -> None:
+def test_counts_failures_durations_and_losses_have_a_section_each(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
     for seconds in range(1, 21):
         record.task("load users", took=float(seconds), created=record.ago(hours=2))
-    record.task("load orders", "failed", took=61.0, created=record.ago(hours=3), failure_type="OSError",
-                failure_message="no\nway")
+    record.task(
+        "load orders",
+        "failed",
+        took=61.0,
+        created=record.ago(hours=3),
+        failure_type="OSError",
+        failure_message="no\nway",
+    )
     record.task("waits", "scheduled")
     record.lost(1234, at=record.ago(hours=5))
     assert shown(capfd) == [
@@ -50,15 +57,18 @@ def test_counts_failures_durations_and_losses_have_a_section_each(record: Record
     ]
 
 
-def test_a_long_section_is_cut_for_people_and_whole_for_programs(record: Recorder,
-                                                                 capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_long_section_is_cut_for_people_and_whole_for_programs(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
     for number in range(30):
         record.task(f"name {number}")
     assert shown(capfd)[-1] == "... and 10 more"
     assert len(json.loads(shown(capfd, "--json")[0])["durations"]) == 30
 
 
-def test_since_leaves_out_what_ended_before(record: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_since_leaves_out_what_ended_before(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
     record.task("old", created=record.ago(days=2))
     record.task("new", created=record.ago(hours=2))
     assert shown(capfd, "--since", "1d")[-1].split()[-1] == "new"
@@ -77,6 +87,8 @@ def test_the_json_has_four_fields_of_known_shape(tmp_path: Path, record: Recorde
     assert [list(each) for each in answer["failures"]] == [
         ["failure_type", "count", "latest_utc", "latest_task_id", "latest_message"]]
     assert answer["failures"][0]["failure_type"] == "ValueError"
-    assert [list(each) for each in answer["durations"]] == [["name", "count", "p50", "p95", "max"]] * 4
+    assert [list(each) for each in answer["durations"]] == [
+        ["name", "count", "p50", "p95", "max"]
+    ] * 4
     [line] = shown(capfd, "--json")
     assert list(json.loads(line)["losses"][0]) == ["sink", "reason", "count", "latest_utc"]

@@ -8,8 +8,18 @@ from typing import Any
 import pytest
 
 from bgworker.cli.screen import width_of
-from bgworker.cli.tables import (ANY_WIDTH, ago, aligned, cell, duration, duration_of, message_of, stamp, task_lines,
-                                 took)
+from bgworker.cli.tables import (
+    ANY_WIDTH,
+    ago,
+    aligned,
+    cell,
+    duration,
+    duration_of,
+    message_of,
+    stamp,
+    task_lines,
+    took,
+)
 from bgworker.model.errors import ConfigurationError
 from bgworker.model.events import TaskSnapshot, TaskStatus
 
@@ -17,9 +27,18 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 
 
 def task(number: int = 1, status: TaskStatus = TaskStatus.COMPLETED, **fields: Any) -> TaskSnapshot:
-    return TaskSnapshot(**{"task_id": f"{number:032x}", "name": "load", "status": status, "run_id": "",
-                           "created_utc": NOW,
-                           "started_utc": NOW - timedelta(minutes=3), "duration": 2.0, **fields})
+    return TaskSnapshot(
+        **{
+            "task_id": f"{number:032x}",
+            "name": "load",
+            "status": status,
+            "run_id": "",
+            "created_utc": NOW,
+            "started_utc": NOW - timedelta(minutes=3),
+            "duration": 2.0,
+            **fields,
+        }
+    )
 
 
 @pytest.mark.parametrize("text, seconds", [
@@ -33,7 +52,9 @@ def test_a_duration_is_a_number_with_its_unit(text: str, seconds: float) -> None
 @pytest.mark.parametrize("text", ["", "90", "s", "-1h", "1 h", "1H", "1y", "1h 30m", "1.h", "1..5h", "1e3s", "٣h",
                                   "inf", "nan", "36501d", "9" * 400 + "d", "\x1b[31m1h", "1h\n"])
 def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="expected a duration such as 90s, 15m, 2h, 7d or 1h30m"):
+    with pytest.raises(
+        ConfigurationError, match="expected a duration such as 90s, 15m, 2h, 7d or 1h30m"
+    ):
         duration(text)
 
 
@@ -56,7 +77,9 @@ def test_what_runs_shows_how_long_it_has_been_running_and_nothing_else_does() ->
     assert duration_of(task(), NOW) == 2.0
     assert duration_of(task(status=TaskStatus.RUNNING, duration=None), NOW) == 180.0
     assert duration_of(task(status=TaskStatus.INTERRUPTED, duration=None), NOW) is None
-    assert duration_of(task(status=TaskStatus.SCHEDULED, duration=None, started_utc=None), NOW) is None
+    assert (
+        duration_of(task(status=TaskStatus.SCHEDULED, duration=None, started_utc=None), NOW) is None
+    )
     assert (stamp(NOW), stamp(None), ago(None, NOW)) == ("2026-11-24 12:00:00 UTC", "-", "-")
 
 
@@ -93,7 +116,9 @@ def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
 
 
 def test_only_the_status_is_coloured() -> None:
-    [_, line] = task_lines([task(name="日本 failed", status=TaskStatus.FAILED)], NOW, 100, id_length=8, colour=True)
+    [_, line] = task_lines(
+        [task(name="日本 failed", status=TaskStatus.FAILED)], NOW, 100, id_length=8, colour=True
+    )
     assert line.startswith("00000000  日本 failed  \x1b[31mfailed\x1b[0m")
     [_, line] = task_lines([task(name="n" * 90, status=TaskStatus.FAILED)], NOW, 30, colour=True)
     assert "\x1b" not in line, "the status was cut off"

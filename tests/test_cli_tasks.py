@@ -36,18 +36,26 @@ def shown(capfd: pytest.CaptureFixture[str], *words: object) -> list[str]:
     return out.splitlines()
 
 
-def test_the_tasks_of_a_real_run_are_listed_newest_first(nightly: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_tasks_of_a_real_run_are_listed_newest_first(
+    nightly: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     heading, *lines = shown(capfd, "--db", nightly)
     assert heading.split() == ["ID", "NAME", "STATUS", "PROGRESS", "STARTED", "DURATION", "MESSAGE"]
-    patterns = [r"cleanup +cancelled +- +- +not tonight", r"load items +completed +100% +\S+( ago)? +\S+ +row 20",
-                r"load orders +failed +100% +\S+( ago)? +\S+ +ValueError: row 2 is bad and so is the next",
-                r"load users +completed +100% +\S+( ago)? +\S+ +row 5", r"slow +timed out +\S+( ago)? +\S+ +\S.*"]
+    patterns = [
+        r"cleanup +cancelled +- +- +not tonight",
+        r"load items +completed +100% +\S+( ago)? +\S+ +row 20",
+        r"load orders +failed +100% +\S+( ago)? +\S+ +ValueError: row 2 is bad and so is the next",
+        r"load users +completed +100% +\S+( ago)? +\S+ +row 5",
+        r"slow +timed out +\S+( ago)? +\S+ +\S.*",
+    ]
     assert len(lines) == len(patterns)
     for line, pattern in zip(lines, patterns):
         assert re.fullmatch(f"[0-9a-f]{{8,20}} +{pattern}", line), line
 
 
-def test_the_ids_that_are_shown_name_their_tasks(nightly: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_ids_that_are_shown_name_their_tasks(
+    nightly: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for line in shown(capfd, "--db", nightly)[1:]:
         task_id, name = line.split()[:2]
         assert main(["show", "--db", str(nightly), task_id]) == 0
@@ -79,8 +87,9 @@ def test_an_empty_history_says_so(record: Recorder, capfd: pytest.CaptureFixture
     assert shown(capfd, "--json") == ['{"v":1,"tasks":[]}']
 
 
-def test_times_are_relative_for_people_and_exact_for_programs(record: Recorder,
-                                                              capfd: pytest.CaptureFixture[str]) -> None:
+def test_times_are_relative_for_people_and_exact_for_programs(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
     record.task("a", created=record.ago(hours=7, minutes=1), took=312.0)
     assert re.search(r"  7h ago  5m12s", shown(capfd)[1])
     [line] = shown(capfd, "--json")
@@ -92,11 +101,29 @@ def test_times_are_relative_for_people_and_exact_for_programs(record: Recorder,
 def test_the_json_of_a_task_has_every_field_always(nightly: Path, record: Recorder,
                                                    capfd: pytest.CaptureFixture[str]) -> None:
     record.task("bare", "scheduled")
-    fields = ["task_id", "name", "status", "run_id", "created_utc", "scheduled_utc", "started_utc", "completed_utc",
-              "duration",
-              "timeout", "last_progress_percent", "last_progress_message", "script_id", "script_hash", "script_text",
-              "arguments",
-              "failure_type", "failure_message", "invocation_info", "metadata", "last_seq"]
+    fields = [
+        "task_id",
+        "name",
+        "status",
+        "run_id",
+        "created_utc",
+        "scheduled_utc",
+        "started_utc",
+        "completed_utc",
+        "duration",
+        "timeout",
+        "last_progress_percent",
+        "last_progress_message",
+        "script_id",
+        "script_hash",
+        "script_text",
+        "arguments",
+        "failure_type",
+        "failure_message",
+        "invocation_info",
+        "metadata",
+        "last_seq",
+    ]
     for words in ([], ["--db", nightly]):
         [line] = shown(capfd, "--json", *words)
         answer = json.loads(line)
@@ -112,7 +139,8 @@ def test_the_json_of_a_task_has_every_field_always(nightly: Path, record: Record
 
 
 def test_lines_fit_the_terminal_or_columns_and_are_whole_elsewhere(
-        record: Recorder, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    record: Recorder, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     record.task("a", last_progress_msg="m" * 300)
     assert shown(capfd)[1].endswith("m" * 300)
     monkeypatch.setenv("COLUMNS", "70")
@@ -127,8 +155,9 @@ def test_lines_fit_the_terminal_or_columns_and_are_whole_elsewhere(
     (["--limit", "-1"], "--limit"), (["--limit", "ten"], "expected a whole number >= 0, got 'ten'"),
     (["extra"], "unrecognized arguments: extra"),
     (["--since", "99999999999999d"], "up to 36500d")])
-def test_a_wrong_filter_is_one_line_and_code_2(record: Recorder, capfd: pytest.CaptureFixture[str], words: list[str],
-                                               message: str) -> None:
+def test_a_wrong_filter_is_one_line_and_code_2(
+    record: Recorder, capfd: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     assert main(["tasks", *words]) == 2
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("bgworker tasks: error: ")

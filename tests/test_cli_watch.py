@@ -36,9 +36,13 @@ def record(tmp_path: Path) -> Iterator[Recorder]:
 @contextlib.contextmanager
 def watching(cwd: Path, *words: str) -> Iterator[Any]:
     """Watch in another process; yields its output."""
-    with subprocess.Popen([sys.executable, "-m", "bgworker", "watch", *words], cwd=cwd, stdout=subprocess.PIPE,
-                          text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bgworker", "watch", *words],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
+    ) as process:
         try:
             yield process.stdout
         finally:
@@ -54,7 +58,13 @@ def cells(line: str) -> list[str]:
 
 def test_the_table_has_what_runs_then_what_ended_last_and_the_counts(record: Recorder) -> None:
     record.task("old", created=record.ago(hours=5))
-    record.task("runs", "running", created=record.ago(minutes=2), last_progress_pct=40.0, last_progress_msg="row 4")
+    record.task(
+        "runs",
+        "running",
+        created=record.ago(minutes=2),
+        last_progress_pct=40.0,
+        last_progress_msg="row 4",
+    )
     record.task("ended", "failed", created=record.ago(minutes=1), failure_type="E")
     record.task("waits", "scheduled")
     with History(record.path) as history:
@@ -62,7 +72,11 @@ def test_the_table_has_what_runs_then_what_ended_last_and_the_counts(record: Rec
         assert [line.split()[1] for line in lines[:-1]] == ["NAME", "runs", "ended", "old"]
         assert "40%" in lines[1] and "row 4" in lines[1]
         assert lines[-1] == "1 running, 1 waiting, 1 completed, 1 failed"
-        assert [line.split()[1] for line in picture(history, (100, 4))] == ["NAME", "runs", "running,"]
+        assert [line.split()[1] for line in picture(history, (100, 4))] == [
+            "NAME",
+            "runs",
+            "running,",
+        ]
 
 
 def test_an_empty_history_has_a_table_too(record: Recorder) -> None:
@@ -73,7 +87,9 @@ def test_an_empty_history_has_a_table_too(record: Recorder) -> None:
 @pytest.mark.parametrize("size", [(20, 1), (40, 3), (80, 24), (300, 100)])
 def test_the_table_fits_terminals_of_any_size(record: Recorder, size: tuple[int, int]) -> None:
     for number in range(120):
-        record.task("日本" * 50, "running" if number % 2 else "completed", last_progress_msg="m" * 500)
+        record.task(
+            "日本" * 50, "running" if number % 2 else "completed", last_progress_msg="m" * 500
+        )
     with History(record.path) as history:
         lines = picture(history, size)
     assert len(lines) <= max(3, size[1] - 1)
@@ -82,15 +98,20 @@ def test_the_table_fits_terminals_of_any_size(record: Recorder, size: tuple[int,
 
 # ---------------------------------------------------------------- on a terminal
 
+
 @POSIX
-def test_on_a_terminal_the_table_follows_the_file_until_ctrl_c(record: Recorder, tmp_path: Path) -> None:
+def test_on_a_terminal_the_table_follows_the_file_until_ctrl_c(
+    record: Recorder, tmp_path: Path
+) -> None:
     task_id = record.task("evil\x1b]0;title\x07\u202e", "running", last_progress_pct=10.0,
                           last_progress_msg="\x1b[2Jfirst")
     steps: list[str] = []
 
     def act(pid: int, sent: str) -> None:
         if not steps and r"\x1b[2Jfirst" in sent:
-            record.connection.execute("UPDATE tasks SET last_progress_pct = 60.0, last_progress_msg = 'second'")
+            record.connection.execute(
+                "UPDATE tasks SET last_progress_pct = 60.0, last_progress_msg = 'second'"
+            )
             steps.append("moved")
         elif steps == ["moved"] and "second" in sent:
             record.end(task_id)
@@ -129,14 +150,18 @@ def test_on_a_dumb_terminal_changes_are_printed(record: Recorder, tmp_path: Path
 
 # ---------------------------------------------------------------- elsewhere
 
-def test_without_a_terminal_a_line_is_printed_for_each_change(record: Recorder, tmp_path: Path) -> None:
+
+def test_without_a_terminal_a_line_is_printed_for_each_change(
+    record: Recorder, tmp_path: Path
+) -> None:
     record.task("long ago", created=record.ago(days=1))
     record.task("runs already", "running")
     with watching(tmp_path) as output:
         assert cells(output.readline()) == ["runs already", "running"]
         quick = record.task("quick", created=record.now)
         assert cells(output.readline()) == ["quick", "completed"]
-        record.connection.execute("UPDATE tasks SET last_progress_pct = 1.0 WHERE id = ?", (quick,))  # which is no news
+        # which is no news
+        record.connection.execute("UPDATE tasks SET last_progress_pct = 1.0 WHERE id = ?", (quick,))
         record.end(record.task("starts", "running"), "failed")
         assert "starts" in (line := output.readline())
         if "running" in line:  # seen between the two
@@ -155,12 +180,21 @@ def test_the_json_has_a_task_a_line(record: Recorder, tmp_path: Path) -> None:
     assert first["task"]["task_id"] == second["task"]["task_id"] == task_id
 
 
-def test_that_a_process_died_is_noticed_though_nothing_is_written(record: Recorder, tmp_path: Path) -> None:
-    code = ("import sys; from bgworker.history import schema; from bgworker.sinks.lockfile import LockFile\n"
-            "LockFile.share(schema.lock_path('bgworker.db')).hold(schema.presence(sys.argv[1])); print(flush=True)\n"
-            "sys.stdin.read()")
-    with subprocess.Popen([sys.executable, "-c", code, RUN], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+def test_that_a_process_died_is_noticed_though_nothing_is_written(
+    record: Recorder, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from bgworker.history import schema; from bgworker.sinks.lockfile import LockFile\n"
+        "LockFile.share(schema.lock_path('bgworker.db')).hold(schema.presence(sys.argv[1])); print(flush=True)\n"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, RUN],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
         assert process.stdout is not None and process.stdout.readline()
         record.task("job", "running", run_id=record.run(host=this_host()))
         with watching(tmp_path) as output:

@@ -1,4 +1,5 @@
-"""What `shell` makes of a command: what it refuses, and what the command is called. Runs nothing."""
+"""What `shell` makes of a command: what it refuses, and what the command is called. Runs
+nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ def test_what_is_no_command_is_refused(command: Any) -> None:
 
 @pytest.mark.parametrize("command", ["echo \ud800", ["echo", "\udbff"]])
 def test_what_no_encoding_has_is_refused(command: Any) -> None:
-    with pytest.raises(ConfigurationError, match="expected characters that the system's encoding.* has, got .*PYTHONUTF8"):
+    with pytest.raises(
+        ConfigurationError,
+        match="expected characters that the system's encoding.* has, got .*PYTHONUTF8",
+    ):
         shell(command)
 
 
@@ -58,11 +62,18 @@ def test_a_command_is_called_by_its_program(command: str | list[str], name: str)
 
 
 def test_the_source_of_a_command_is_its_text() -> None:
-    texts = (("echo 'a b' | wc", "echo 'a b' | wc"), (["echo", "a b"], "echo 'a b'"), (["x\udc80"], "'x\ufffd'"), (["\xe9"], "'\xe9'"))
+    texts = (
+        ("echo 'a b' | wc", "echo 'a b' | wc"),
+        (["echo", "a b"], "echo 'a b'"),
+        (["x\udc80"], "'x\ufffd'"),
+        (["\xe9"], "'\xe9'"),
+    )
     for command, text in texts:
         source = shell(command).source
         assert source.script_text == text
-        bytes_ = (command if isinstance(command, str) else shlex.join(command)).encode(errors="surrogateescape")
+        bytes_ = (command if isinstance(command, str) else shlex.join(command)).encode(
+            errors="surrogateescape"
+        )
         assert source.script_hash == hashlib.sha256(bytes_).hexdigest()
 
 
@@ -72,7 +83,11 @@ def test_repr_shows_the_command_but_not_the_environment() -> None:
 
 
 def test_odd_bytes_in_a_command_reach_the_record_as_clean_text(tmp_path: Path) -> None:
-    with Scheduler(1, record_source=True, sinks=[f"jsonl:{tmp_path}/events.jsonl", f"sqlite:{tmp_path}/history.db"]) as pool:
+    with Scheduler(
+        1,
+        record_source=True,
+        sinks=[f"jsonl:{tmp_path}/events.jsonl", f"sqlite:{tmp_path}/history.db"],
+    ) as pool:
         task = pool.submit(shell(["true", "\udc80"]))
         task.result(30)
     assert task.snapshot().script_text == "true '\ufffd'"

@@ -76,7 +76,8 @@ def in_child(act: Callable[[], object]) -> str:
     """Return what ``act`` returns in a forked child, or raised there."""
     read, write = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 on: forking beside threads is what is tested here
+        # 3.12 on: forking beside threads is what is tested here
+        warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
         try:
@@ -95,7 +96,9 @@ def in_child(act: Callable[[], object]) -> str:
 # -- one connection --
 
 
-def test_a_connection_is_opened_by_its_first_use_and_kept(database: Database, opened: Opened) -> None:
+def test_a_connection_is_opened_by_its_first_use_and_kept(
+    database: Database, opened: Opened
+) -> None:
     assert (database.is_open, opened.all) == (False, [])
     add(database, "one")
     assert lines(database) == ["one"]
@@ -113,7 +116,9 @@ def test_after_a_close_the_next_use_opens_another_and_closing_twice_is_harmless(
     assert opened.alive() == [False, True]
 
 
-def test_what_hinders_the_opening_reaches_the_user_and_the_next_use_tries_again(path: str, opened: Opened) -> None:
+def test_what_hinders_the_opening_reaches_the_user_and_the_next_use_tries_again(
+    path: str, opened: Opened
+) -> None:
     troubles = [sqlite3.OperationalError("not now")]
 
     def connect() -> sqlite3.Connection:
@@ -130,7 +135,10 @@ def test_what_hinders_the_opening_reaches_the_user_and_the_next_use_tries_again(
 
 
 def test_an_error_in_a_use_gives_the_connection_back(database: Database, opened: Opened) -> None:
-    with pytest.raises(sqlite3.OperationalError, match="no such table"), database.use() as connection:
+    with (
+        pytest.raises(sqlite3.OperationalError, match="no such table"),
+        database.use() as connection,
+    ):
         connection.execute("SELECT * FROM nowhere")
     assert lines(database) == []
     assert len(opened.all) == 1
@@ -167,7 +175,10 @@ def test_a_file_that_was_deleted_is_made_anew_and_the_old_connection_stays_open(
     for name in (path, f"{path}-wal", f"{path}-shm"):
         os.remove(name)
     assert lines(database) == []
-    assert opened.alive() == [True, True], "closing the first would delete the log of the second by its name"
+    assert opened.alive() == [
+        True,
+        True,
+    ], "closing the first would delete the log of the second by its name"
     add(database, "new")
     assert lines(database) == ["new"]
 
@@ -194,8 +205,9 @@ def test_a_file_that_was_replaced_is_opened_and_the_log_of_the_new_one_left_alon
 def test_no_connection_is_open_while_the_process_forks_and_both_sides_open_theirs_again(
         database: Database, opened: Opened) -> None:
     add(database, "before")
-    assert in_child(lambda: (database.is_open, opened.alive(), lines(database), add(database, "child"))) == (
-        "(False, [False], ['before'], None)")
+    assert in_child(
+        lambda: (database.is_open, opened.alive(), lines(database), add(database, "child"))
+    ) == ("(False, [False], ['before'], None)")
     assert opened.alive() == [False]
     add(database, "parent")
     assert lines(database) == ["before", "child", "parent"]
@@ -233,7 +245,8 @@ def test_a_fork_waits_for_who_is_using_a_connection(database: Database) -> None:
 
 @posix
 def test_past_its_patience_a_fork_goes_on_and_the_child_may_not_use_that_file(
-        path: str, database: Database, opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path: str, database: Database, opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(connections, "PATIENCE", 0.05)
     inside, go_on = threading.Event(), threading.Event()
 
@@ -253,9 +266,12 @@ def test_past_its_patience_a_fork_goes_on_and_the_child_may_not_use_that_file(
     try:
         assert in_child(lambda: lines(database)) == (
             f"HistoryError: {os.path.realpath(path)!r} cannot be used in this process: it was forked while its parent "
-            "was using the file, which took too long to wait for; name another path here")
+            "was using the file, which took too long to wait for; name another path here"
+        )
         again = Database(path, opened)
-        assert in_child(lambda: lines(again)).startswith("HistoryError: "), "nor through another holder"
+        assert in_child(lambda: lines(again)).startswith(
+            "HistoryError: "
+        ), "nor through another holder"
         assert in_child(lambda: lines(other)) == "[]", "other files it may use"
     finally:
         go_on.set()
@@ -269,8 +285,12 @@ def test_past_its_patience_a_fork_goes_on_and_the_child_may_not_use_that_file(
 @posix
 def test_a_fork_of_a_fork_may_use_the_file_too(database: Database) -> None:
     add(database, "first")
-    assert in_child(lambda: (add(database, "second"), in_child(lambda: (add(database, "third"), lines(database))))) == (
-        "(None, \"(None, ['first', 'second', 'third'])\")")
+    assert in_child(
+        lambda: (
+            add(database, "second"),
+            in_child(lambda: (add(database, "third"), lines(database))),
+        )
+    ) == ("(None, \"(None, ['first', 'second', 'third'])\")")
     assert lines(database) == ["first", "second", "third"]
 
 

@@ -1,4 +1,5 @@
-"""The inside of a running task: what it says becomes events, whatever it is; when it is asked to stop, it learns so at once."""
+"""The inside of a running task: what it says becomes events, whatever it is; when it is asked to
+stop, it learns so at once."""
 
 from __future__ import annotations
 
@@ -19,7 +20,17 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from bgworker import Event, Scheduler, StreamEvent, StreamType, Task, TaskCancelled, TaskContext, checkpoint, current_task
+from bgworker import (
+    Event,
+    Scheduler,
+    StreamEvent,
+    StreamType,
+    Task,
+    TaskCancelled,
+    TaskContext,
+    checkpoint,
+    current_task,
+)
 
 LONG = 30.0
 
@@ -68,7 +79,12 @@ def test_each_stream_has_its_method_and_takes_text_and_json(stream: str) -> None
 
     text, value = said(talk)
     assert text.type == f"Task{stream.capitalize()}" and text.stream_type is StreamType(stream)
-    assert (text.payload, text.format, text.truncated, text.original_bytes) == ("text", "text", False, 0)
+    assert (text.payload, text.format, text.truncated, text.original_bytes) == (
+        "text",
+        "text",
+        False,
+        0,
+    )
     assert (value.payload, value.format) == ('{"json":[1,null]}', "json")
 
 
@@ -138,15 +154,36 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return method
 
 
-SPOKEN = ("__str__", "__repr__", "__float__", "__index__", "__len__", "__iter__", "__eq__", "__mul__", "__rmul__", "__truediv__",
-          "__rtruediv__", "__getattribute__", "__bool__", "__hash__", "__format__")
+SPOKEN = (
+    "__str__",
+    "__repr__",
+    "__float__",
+    "__index__",
+    "__len__",
+    "__iter__",
+    "__eq__",
+    "__mul__",
+    "__rmul__",
+    "__truediv__",
+    "__rtruediv__",
+    "__getattribute__",
+    "__bool__",
+    "__hash__",
+    "__format__",
+)
 
 
 @pytest.mark.parametrize("error", [ValueError(), SystemExit(), KeyboardInterrupt(), GeneratorExit(), TaskCancelled(),
                                    RecursionError(), Warning()], ids=repr)
 @pytest.mark.parametrize("base", [object, str, int, float, dict, list, tuple, bytes, Exception])
-def test_what_a_task_says_raises_nothing_whatever_the_value_does(error: BaseException, base: type) -> None:
-    kind = type("Odd", (base,), {**dict.fromkeys(SPOKEN, raising(error)), "__class__": property(raising(error))})
+def test_what_a_task_says_raises_nothing_whatever_the_value_does(
+    error: BaseException, base: type
+) -> None:
+    kind = type(
+        "Odd",
+        (base,),
+        {**dict.fromkeys(SPOKEN, raising(error)), "__class__": property(raising(error))},
+    )
 
     def talk(context: TaskContext) -> None:
         odd = kind()
@@ -182,7 +219,10 @@ def test_oversize_text_is_cut_between_two_characters_and_marked(text: str, left:
 def test_oversize_json_gives_way_to_json_that_says_so_and_shows_its_beginning() -> None:
     event = the_one_said(["é" * 100], max_payload=64)
     assert (event.format, event.truncated, event.original_bytes) == ("json", True, 604)
-    assert json.loads(event.payload) == {"truncated": 604, "head": '["' + "\\u00e9" * 4 + "\\u00e"} and len(event.payload) <= 64
+    assert (
+        json.loads(event.payload) == {"truncated": 604, "head": '["' + "\\u00e9" * 4 + "\\u00e"}
+        and len(event.payload) <= 64
+    )
 
 
 def test_oversize_events_can_be_refused_and_are_counted_as_dropped() -> None:
@@ -198,7 +238,13 @@ def test_oversize_events_can_be_refused_and_are_counted_as_dropped() -> None:
     health = pool.sinks["recorder"]
     assert [each.payload for each in recorder.events if isinstance(each, StreamEvent)] == ["y" * 64]
     assert health.dropped_by_reason["oversize"] == 2
-    assert [each.seq for each in recorder.events if getattr(each, "task_id", None) == task.id] == [1, 2, 3, 4, 5]
+    assert [each.seq for each in recorder.events if getattr(each, "task_id", None) == task.id] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 # -- progress --
@@ -233,15 +279,20 @@ def percents(events: list[StreamEvent]) -> list[float | None]:
 
 
 def test_the_first_progress_is_sent_then_only_steps_and_the_latest_before_the_end() -> None:
-    events = said(lambda context: report(context, 0, 1, 9, 9.5, 10, 15, 19, 25, 26, 27), progress_interval=1000.0,
-                  progress_step=10.0)
+    events = said(
+        lambda context: report(context, 0, 1, 9, 9.5, 10, 15, 19, 25, 26, 27),
+        progress_interval=1000.0,
+        progress_step=10.0,
+    )
     assert percents(events) == [0, 10, 25, 27]
     assert [each.message for each in events] == ["at 0", "at 10", "at 25", "at 27"]
     assert all(each.stream_type is StreamType.PROGRESS and each.payload == "" for each in events)
 
 
 def test_progress_that_moves_back_is_a_step_too() -> None:
-    assert percents(said(lambda context: report(context, 50, 49.5, 20), progress_interval=1000.0)) == [50, 20]
+    assert percents(
+        said(lambda context: report(context, 50, 49.5, 20), progress_interval=1000.0)
+    ) == [50, 20]
 
 
 def test_after_the_interval_any_progress_is_sent() -> None:
@@ -254,11 +305,18 @@ def test_after_the_interval_any_progress_is_sent() -> None:
 
 
 def test_without_an_interval_every_progress_is_sent() -> None:
-    assert percents(said(lambda context: report(context, 1, 1, 1), progress_interval=0.0)) == [1, 1, 1]
+    assert percents(said(lambda context: report(context, 1, 1, 1), progress_interval=0.0)) == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_progress_that_was_held_back_is_not_sent_again_once_newer_was_sent() -> None:
-    assert percents(said(lambda context: report(context, 1, 1.5, 3), progress_interval=1000.0)) == [1, 3]
+    assert percents(said(lambda context: report(context, 1, 1.5, 3), progress_interval=1000.0)) == [
+        1,
+        3,
+    ]
 
 
 @pytest.mark.parametrize(("completed", "total", "percent"), [
@@ -268,7 +326,9 @@ def test_progress_that_was_held_back_is_not_sent_again_once_newer_was_sent() -> 
     (Fraction(1, 8), Decimal(1), 12.5), (Scalar(3), Scalar(0), None), (Scalar(3), Scalar(4), 75.0), (3, Scalar(4), 75.0),
     (Decimal("sNaN"), 1, None), ("1", 2, None), (1, "2", None), (None, 2, None), (1j, 2, None), ([1], 2, None),
     (Scalar("x"), 2, None), (2, Scalar(None), None)])
-def test_percent_is_clamped_and_none_when_unknown(completed: float, total: float | None, percent: float | None) -> None:
+def test_percent_is_clamped_and_none_when_unknown(
+    completed: float, total: float | None, percent: float | None
+) -> None:
     event, = said(lambda context: context.progress(completed, total))
     assert event.percent == percent and type(event.percent) in (float, type(None))
 
@@ -283,14 +343,18 @@ def test_a_progress_message_is_made_clean_text_and_bounded() -> None:
     assert events[0].message == "�" + "x" * 61
 
 
-def test_the_snapshot_after_the_end_has_the_latest_progress_even_if_it_was_held_back(pool: Scheduler) -> None:
+def test_the_snapshot_after_the_end_has_the_latest_progress_even_if_it_was_held_back(
+    pool: Scheduler,
+) -> None:
     task = pool.submit(lambda: report(current_task(), 10, 10.1))
     task.result(LONG)
     snapshot = pool.get(task.id)
     assert (snapshot.last_progress_percent, snapshot.last_progress_message) == (10.1, "at 10.1")
 
 
-def test_latest_progress_comes_before_the_terminal_event_of_failed_cancelled_and_timed_out_tasks() -> None:
+def test_latest_progress_comes_before_the_terminal_event_of_failed_cancelled_and_timed_out_tasks() -> (
+    None
+):
     for end in ("fail", "cancel", "time out"):
         recorder, gate = Recorder(), threading.Event()
 
@@ -306,7 +370,11 @@ def test_latest_progress_comes_before_the_terminal_event_of_failed_cancelled_and
             task = pool.options(timeout=0.1 if end == "time out" else None).submit(work)
             assert task.wait(LONG)
             gate.set()
-        assert [getattr(each, "percent", "no stream") for each in recorder.events][-3:] == [10, 10.5, "no stream"]
+        assert [getattr(each, "percent", "no stream") for each in recorder.events][-3:] == [
+            10,
+            10.5,
+            "no stream",
+        ]
 
 
 # -- being asked to stop --
@@ -320,7 +388,14 @@ def test_sleep_wakes_at_once_with_the_reason_when_the_task_is_cancelled(pool: Sc
         try:
             current_task().sleep(100_000)
         except TaskCancelled as stop:
-            caught.append((stop.reason, str(stop), current_task().cancel_requested, current_task().cancel_reason))
+            caught.append(
+                (
+                    stop.reason,
+                    str(stop),
+                    current_task().cancel_requested,
+                    current_task().cancel_reason,
+                )
+            )
             raise
 
     task = pool.submit(work)
@@ -366,7 +441,9 @@ def test_several_threads_of_a_task_sleep_and_all_wake(pool: Scheduler) -> None:
             except TaskCancelled as stop:
                 woken.append(stop.reason)
 
-        threads = [threading.Thread(target=contextvars.copy_context().run, args=(nap,)) for _ in range(3)]
+        threads = [
+            threading.Thread(target=contextvars.copy_context().run, args=(nap,)) for _ in range(3)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -413,7 +490,9 @@ def test_time_remaining_falls_from_the_timeout_to_zero_and_not_below(pool: Sched
     assert pool.submit(lambda: current_task().time_remaining).result(LONG) is None
 
 
-def waiting_task(pool: Scheduler, arm: Callable[[TaskContext], object]) -> tuple[Task[None], threading.Event]:
+def waiting_task(
+    pool: Scheduler, arm: Callable[[TaskContext], object]
+) -> tuple[Task[None], threading.Event]:
     armed, let_go = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -436,7 +515,9 @@ def test_on_cancel_is_called_once_on_the_thread_that_cancels(pool: Scheduler) ->
     let_go.set()
 
 
-def test_on_cancel_is_called_at_once_if_the_task_was_asked_before_and_is_taken_back_by_none(pool: Scheduler) -> None:
+def test_on_cancel_is_called_at_once_if_the_task_was_asked_before_and_is_taken_back_by_none(
+    pool: Scheduler,
+) -> None:
     called: list[str] = []
     asked = threading.Event()
 
@@ -452,8 +533,13 @@ def test_on_cancel_is_called_at_once_if_the_task_was_asked_before_and_is_taken_b
     asked.set()
     assert task.wait(LONG) and called == ["late"]
 
-    task, let_go = waiting_task(pool, lambda context: (context.on_cancel(lambda: called.append("first")),
-                                                       context.on_cancel(None)))
+    task, let_go = waiting_task(
+        pool,
+        lambda context: (
+            context.on_cancel(lambda: called.append("first")),
+            context.on_cancel(None),
+        ),
+    )
     task.cancel()
     let_go.set()
     assert task.wait(LONG) and called == ["late"]
@@ -461,7 +547,8 @@ def test_on_cancel_is_called_at_once_if_the_task_was_asked_before_and_is_taken_b
 
 @pytest.mark.parametrize("error", [ValueError("broken"), TaskCancelled("own")])
 def test_an_on_cancel_callback_that_raises_neither_reaches_who_cancels_nor_keeps_a_timed_out_task_open(
-        pool: Scheduler, error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    pool: Scheduler, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     def arm(context: TaskContext) -> None:
         def fail() -> None:
             raise error
@@ -493,7 +580,9 @@ def test_a_task_knows_its_id_its_name_and_its_metadata(pool: Scheduler) -> None:
     assert pool.submit(look).result(LONG)[2] == {}
 
 
-def test_metadata_is_copied_when_the_options_are_made_and_cannot_be_written(pool: Scheduler) -> None:
+def test_metadata_is_copied_when_the_options_are_made_and_cannot_be_written(
+    pool: Scheduler,
+) -> None:
     given = {"job": 1}
     options = pool.options(metadata=given)
     given["job"] = 2
@@ -506,7 +595,9 @@ def test_metadata_is_copied_when_the_options_are_made_and_cannot_be_written(pool
     assert dict(task.snapshot().metadata) == {"job": 1}
 
 
-def test_helper_threads_speak_for_the_task_when_they_have_its_context_and_are_bare_without() -> None:
+def test_helper_threads_speak_for_the_task_when_they_have_its_context_and_are_bare_without() -> (
+    None
+):
     def work(context: TaskContext) -> None:
         found = []
 
@@ -515,7 +606,10 @@ def test_helper_threads_speak_for_the_task_when_they_have_its_context_and_are_ba
             current_task().output("from the side")
 
         copied = contextvars.copy_context()
-        for thread in (threading.Thread(target=copied.run, args=(speak,)), threading.Thread(target=speak)):
+        for thread in (
+            threading.Thread(target=copied.run, args=(speak,)),
+            threading.Thread(target=speak),
+        ):
             thread.start()
             thread.join(LONG)
         assert found[0] is context and (found[1] is context) == inherits
@@ -548,7 +642,11 @@ def test_context_variables_are_those_of_the_submit_and_changes_stay_in_the_task(
         first, second = pool.submit(read_and_write), pool.submit(read_and_write)
         variable.reset(token)
         third = pool.submit(read_and_write)
-        assert [each.result(LONG) for each in (first, second, third)] == ["at submit", "at submit", "unset"]
+        assert [each.result(LONG) for each in (first, second, third)] == [
+            "at submit",
+            "at submit",
+            "unset",
+        ]
         assert variable.get() == "unset"
 
 
@@ -557,8 +655,14 @@ def test_context_variables_are_those_of_the_submit_and_changes_stay_in_the_task(
 
 def test_outside_a_task_the_context_does_nothing_and_stops_nobody() -> None:
     bare = current_task()
-    assert (bare.id, bare.name, dict(bare.metadata), bare.cancel_requested, bare.cancel_reason, bare.time_remaining) == (
-        "", "", {}, False, None, None)
+    assert (
+        bare.id,
+        bare.name,
+        dict(bare.metadata),
+        bare.cancel_requested,
+        bare.cancel_reason,
+        bare.time_remaining,
+    ) == ("", "", {}, False, None, None)
     for say in (bare.output, bare.error, bare.warning, bare.verbose):
         for value in ("x", {"a": 1}, Explosive(), "x" * 100_000):
             say(value)
@@ -571,7 +675,9 @@ def test_outside_a_task_the_context_does_nothing_and_stops_nobody() -> None:
     assert current_task() is bare and "outside" in repr(bare)
 
 
-def test_the_current_task_is_gone_when_the_task_has_ended_and_its_leftover_context_is_harmless(pool: Scheduler) -> None:
+def test_the_current_task_is_gone_when_the_task_has_ended_and_its_leftover_context_is_harmless(
+    pool: Scheduler,
+) -> None:
     task = pool.submit(current_task)
     left = task.result(LONG)
     pool.flush(LONG)

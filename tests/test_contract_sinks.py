@@ -9,8 +9,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bgworker import (Event, EventType, HookSink, JsonlSink, Scheduler, SinkOptions, SqliteSink, WebhookSink,
-                      current_task)
+from bgworker import (
+    Event,
+    EventType,
+    HookSink,
+    JsonlSink,
+    Scheduler,
+    SinkOptions,
+    SqliteSink,
+    WebhookSink,
+    current_task,
+)
 from bgworker.model import wire
 from bgworker.testing import FlakySink, MemorySink, check_sink
 from receiver import SECRET, Receiver, judge
@@ -21,7 +30,8 @@ SOON = 30.0
 
 
 class Kind(NamedTuple):
-    """How to make a sink in a folder, and to read what such sinks have taken in; None for those that keep nothing."""
+    """How to make a sink in a folder, and to read what such sinks have taken in; None for those
+    that keep nothing."""
 
     make: Callable[[Path], Any]
     read_back: Callable[[Any], Iterable[Event]] | None
@@ -85,12 +95,26 @@ def posted(sink: WebhookSink) -> list[Event]:
 
 KINDS = {
     "jsonl": Kind(lambda folder: JsonlSink(folder / "f.jsonl"), lines_of),
-    "jsonl, safe from power failures": Kind(lambda folder: JsonlSink(folder / "f.jsonl", durability="power"), lines_of),
-    "jsonl, rotated": Kind(lambda folder: JsonlSink(folder / "f.jsonl", max_bytes=20_000, backups=2), None),
-    "sqlite": Kind(lambda folder: SqliteSink(folder / "h.db"), lambda sink: events_of(sink.path), is_idempotent=True),
-    "sqlite, safe from power failures": Kind(lambda folder: SqliteSink(folder / "h.db", durability="power"),
-                                             lambda sink: events_of(sink.path), is_idempotent=True),
-    "sqlite, pruned": Kind(lambda folder: SqliteSink(folder / "h.db", max_age=3600, max_tasks=3, max_bytes=100_000), None),
+    "jsonl, safe from power failures": Kind(
+        lambda folder: JsonlSink(folder / "f.jsonl", durability="power"), lines_of
+    ),
+    "jsonl, rotated": Kind(
+        lambda folder: JsonlSink(folder / "f.jsonl", max_bytes=20_000, backups=2), None
+    ),
+    "sqlite": Kind(
+        lambda folder: SqliteSink(folder / "h.db"),
+        lambda sink: events_of(sink.path),
+        is_idempotent=True,
+    ),
+    "sqlite, safe from power failures": Kind(
+        lambda folder: SqliteSink(folder / "h.db", durability="power"),
+        lambda sink: events_of(sink.path),
+        is_idempotent=True,
+    ),
+    "sqlite, pruned": Kind(
+        lambda folder: SqliteSink(folder / "h.db", max_age=3600, max_tasks=3, max_bytes=100_000),
+        None,
+    ),
     "webhook": Kind(lambda folder: WebhookSink(RECEIVERS[0].url, secret=SECRET), posted),
     "memory": Kind(lambda folder: MemorySink(), lambda sink: sink.events),
     "flaky": Kind(lambda folder: FlakySink(), lambda sink: sink.acknowledged),
@@ -104,11 +128,15 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_the_sink_keeps_every_promise_of_the_contract(kind: Kind, tmp_path: Path) -> None:
-    check_sink(lambda: kind.make(tmp_path), read_back=kind.read_back, is_idempotent=kind.is_idempotent)
+    check_sink(
+        lambda: kind.make(tmp_path), read_back=kind.read_back, is_idempotent=kind.is_idempotent
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_a_scheduler_delivers_everything_to_the_sink_and_closes_it(kind: Kind, tmp_path: Path) -> None:
+def test_a_scheduler_delivers_everything_to_the_sink_and_closes_it(
+    kind: Kind, tmp_path: Path
+) -> None:
     sink = kind.make(tmp_path)
 
     def run(number: int) -> None:

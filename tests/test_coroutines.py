@@ -1,4 +1,5 @@
-"""Coroutine functions as tasks: on a loop of their worker, cancelled for real, and with nothing left behind."""
+"""Coroutine functions as tasks: on a loop of their worker, cancelled for real, and with nothing
+left behind."""
 
 from __future__ import annotations
 
@@ -23,7 +24,16 @@ from typing import Any
 import pytest
 
 import bgworker.running.coroutines
-from bgworker import Event, Scheduler, Task, TaskCancelled, TaskStatus, TaskTimedOut, checkpoint, current_task
+from bgworker import (
+    Event,
+    Scheduler,
+    Task,
+    TaskCancelled,
+    TaskStatus,
+    TaskTimedOut,
+    checkpoint,
+    current_task,
+)
 from free_threading import runs_on
 
 LONG = 30.0
@@ -113,9 +123,14 @@ def wrapping(*args: Any) -> Any:
 @pytest.mark.parametrize("function", [
     add, functools.partial(add), functools.partial(functools.partial(Adder().method)), Adder(), Adder().method,
     Adder.of_class, Adder.static, wrapping, lambda a, b: add(a, b)])
-def test_whatever_returns_a_coroutine_has_it_run_and_its_result_is_the_tasks(pool: Scheduler, function: Any) -> None:
-    assert pool.submit(function, 1, b=2).result(LONG) == 3 if function is not wrapping else pool.submit(
-        function, 1, 2).result(LONG) == 3
+def test_whatever_returns_a_coroutine_has_it_run_and_its_result_is_the_tasks(
+    pool: Scheduler, function: Any
+) -> None:
+    assert (
+        pool.submit(function, 1, b=2).result(LONG) == 3
+        if function is not wrapping
+        else pool.submit(function, 1, 2).result(LONG) == 3
+    )
 
 
 def test_map_and_options_take_coroutine_functions(pool: Scheduler) -> None:
@@ -159,7 +174,9 @@ def test_a_coroutine_is_a_task_with_events_streams_progress_and_its_context_vari
         task.output(task.name)
         await asyncio.sleep(0)
         current_task().progress(50)
-        await asyncio.gather(child(), asyncio.to_thread(lambda: current_task().verbose("from a thread")))
+        await asyncio.gather(
+            child(), asyncio.to_thread(lambda: current_task().verbose("from a thread"))
+        )
         checkpoint()
         return task.id
 
@@ -168,9 +185,16 @@ def test_a_coroutine_is_a_task_with_events_streams_progress_and_its_context_vari
         task = pool.options(name="work", timeout=LONG).submit(work)
         variable.set("changed")
         assert task.result(LONG) == task.id
-    assert [each.type.value for each in recorder.events[:3]] == ["TaskCreated", "TaskScheduled", "TaskStarted"]
+    assert [each.type.value for each in recorder.events[:3]] == [
+        "TaskCreated",
+        "TaskScheduled",
+        "TaskStarted",
+    ]
     said = [(each.type.value, getattr(each, "payload", "")) for each in recorder.events[3:]]
-    assert said[:2] == [("TaskOutput", "work"), ("TaskProgress", "")] and said[-1] == ("TaskCompleted", "")
+    assert said[:2] == [("TaskOutput", "work"), ("TaskProgress", "")] and said[-1] == (
+        "TaskCompleted",
+        "",
+    )
     assert sorted(said[2:-1]) == [("TaskVerbose", "from a thread"), ("TaskWarning", "as at submit")]
 
 
@@ -193,13 +217,22 @@ def test_what_it_prints_logs_and_warns_is_captured_and_that_of_its_own_asyncio_t
         captured.result(LONG)
         plain = pool.submit(work)
         plain.result(LONG)
-        payloads = [(str(each.stream_type), each.payload.rpartition(" ")[2]) for each in captured.streams()]
+        payloads = [
+            (str(each.stream_type), each.payload.rpartition(" ")[2]) for each in captured.streams()
+        ]
         assert plain.streams() == []
-    assert payloads == [("output", "one"), ("output", "child"), ("error", "logged"), ("warning", "warned")]
+    assert payloads == [
+        ("output", "one"),
+        ("output", "child"),
+        ("error", "logged"),
+        ("warning", "warned"),
+    ]
     assert capsys.readouterr().out.split() == ["one", "child"] * 2
 
 
-def test_what_it_raises_is_the_tasks_failure_with_a_traceback_that_begins_in_it(pool: Scheduler) -> None:
+def test_what_it_raises_is_the_tasks_failure_with_a_traceback_that_begins_in_it(
+    pool: Scheduler,
+) -> None:
     async def work() -> None:
         await asyncio.sleep(0)
         raise KeyError("missing")
@@ -209,11 +242,17 @@ def test_what_it_raises_is_the_tasks_failure_with_a_traceback_that_begins_in_it(
         task.result(LONG)
     assert task.exception(0) is caught.value
     told = task.snapshot().invocation_info or ""
-    assert told.count("File ") == 1 and "in work" in told and task.snapshot().failure_type == "KeyError"
+    assert (
+        told.count("File ") == 1
+        and "in work" in told
+        and task.snapshot().failure_type == "KeyError"
+    )
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), TaskCancelled("enough")])
-def test_an_exception_that_is_none_costs_neither_the_worker_nor_its_loop(error: BaseException) -> None:
+def test_an_exception_that_is_none_costs_neither_the_worker_nor_its_loop(
+    error: BaseException,
+) -> None:
     async def work() -> None:
         await asyncio.sleep(0)
         raise error
@@ -225,11 +264,14 @@ def test_an_exception_that_is_none_costs_neither_the_worker_nor_its_loop(error: 
     with Scheduler(1) as pool:
         task = pool.submit(work)
         if isinstance(error, TaskCancelled):
-            assert task.wait(LONG) and task.cancelled() and task.snapshot().failure_message == "enough"
+            assert (
+                task.wait(LONG) and task.cancelled() and task.snapshot().failure_message == "enough"
+            )
         else:
             assert task.exception(LONG) is error
         assert pool.submit(add, 1, 2).result(LONG) == 3
-        if isinstance(error, (SystemExit, KeyboardInterrupt)):  # these end a loop, whichever of its tasks raises them
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            # these end a loop, whichever of its tasks raises them
             assert pool.submit(child).exception(LONG) is error
             assert pool.submit(add, 1, 2).result(LONG) == 3
         assert pool.health().workers == 1
@@ -238,14 +280,19 @@ def test_an_exception_that_is_none_costs_neither_the_worker_nor_its_loop(error: 
 # -- to be stopped is to be cancelled --
 
 
-def test_cancel_raises_cancelled_error_inside_at_once_and_lets_the_coroutine_clean_up(pool: Scheduler) -> None:
+def test_cancel_raises_cancelled_error_inside_at_once_and_lets_the_coroutine_clean_up(
+    pool: Scheduler,
+) -> None:
     waiting = Waiting()
     task = entered(pool.submit(waiting), waiting)
     assert task.cancel("no longer needed") is False, "it has started"
     with pytest.raises(concurrent.futures.CancelledError):
         task.result(LONG)
     assert waiting.left.is_set() and waiting.seen[0].args == ("no longer needed",)
-    assert task.status is TaskStatus.CANCELLED and task.snapshot().failure_message == "no longer needed"
+    assert (
+        task.status is TaskStatus.CANCELLED
+        and task.snapshot().failure_message == "no longer needed"
+    )
 
 
 def test_a_timeout_raises_cancelled_error_inside_and_what_it_says_then_is_late() -> None:
@@ -289,7 +336,11 @@ def test_a_coroutine_that_swallows_its_cancellation_completes(pool: Scheduler) -
     task = pool.submit(work)
     assert inside.wait(LONG)
     task.cancel()
-    assert task.result(LONG) == "went on" and task.status is TaskStatus.COMPLETED and task.cancel_requested
+    assert (
+        task.result(LONG) == "went on"
+        and task.status is TaskStatus.COMPLETED
+        and task.cancel_requested
+    )
 
 
 class Swallowing:
@@ -308,7 +359,9 @@ class Swallowing:
         self.left.set()
 
 
-def test_a_coroutine_that_swallows_its_timeout_is_like_a_thread_that_never_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_coroutine_that_swallows_its_timeout_is_like_a_thread_that_never_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(bgworker.running.coroutines, "CLEAN_UP", 0.1)
     swallowing = Swallowing()
     with Scheduler(1) as pool:
@@ -345,7 +398,9 @@ def test_a_shutdown_that_runs_out_of_time_cancels_it() -> None:
     assert waiting.left.is_set() and task.cancelled() and task.cancel_reason == "shutdown"
 
 
-def test_a_cancel_while_it_computes_takes_effect_where_it_awaits_next_and_checkpoint_tells_before(pool: Scheduler) -> None:
+def test_a_cancel_while_it_computes_takes_effect_where_it_awaits_next_and_checkpoint_tells_before(
+    pool: Scheduler,
+) -> None:
     computing, go, seen = threading.Event(), threading.Event(), []
 
     async def work() -> None:
@@ -377,7 +432,9 @@ def test_a_coroutine_may_cancel_its_own_task_and_the_reason_is_kept(pool: Schedu
 
     box.append(pool.submit(work))
     there.set()
-    assert box[0].wait(LONG) and box[0].cancelled() and box[0].snapshot().failure_message == "myself"
+    assert (
+        box[0].wait(LONG) and box[0].cancelled() and box[0].snapshot().failure_message == "myself"
+    )
 
 
 def test_a_cancelled_error_of_its_own_cancels_the_task(pool: Scheduler) -> None:
@@ -419,7 +476,9 @@ def test_a_callback_of_on_cancel_inside_does_not_stand_in_the_way(pool: Schedule
 # -- from a loop outside --
 
 
-def test_a_wrapped_task_that_is_cancelled_from_its_loop_stops_at_its_next_checkpoint(pool: Scheduler) -> None:
+def test_a_wrapped_task_that_is_cancelled_from_its_loop_stops_at_its_next_checkpoint(
+    pool: Scheduler,
+) -> None:
     running, stopped = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -449,8 +508,11 @@ def test_a_wrapped_task_that_is_cancelled_from_its_loop_stops_at_its_next_checkp
 def test_a_wrapped_task_that_is_let_alone_gives_its_result_to_the_loop(pool: Scheduler) -> None:
     async def main() -> list[int]:
         loop = asyncio.get_running_loop()
-        return [await asyncio.wrap_future(pool.submit(len, "four")), await asyncio.wrap_future(pool.submit(add, 1, 2)),
-                await loop.run_in_executor(pool, len, "xy")]
+        return [
+            await asyncio.wrap_future(pool.submit(len, "four")),
+            await asyncio.wrap_future(pool.submit(add, 1, 2)),
+            await loop.run_in_executor(pool, len, "xy"),
+        ]
 
     assert asyncio.run(main()) == [4, 3, 2]
 
@@ -531,7 +593,9 @@ def test_closing_the_loop_ends_its_generators_and_its_threads() -> None:
     assert not threads[0].is_alive()
 
 
-def test_what_a_coroutine_starts_and_does_not_await_is_cancelled_when_it_returns(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_coroutine_starts_and_does_not_await_is_cancelled_when_it_returns(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     seen: list[str] = []
 
     async def stray(name: str) -> None:
@@ -600,7 +664,9 @@ def test_the_loop_keeps_nothing_of_a_coroutine_that_has_ended() -> None:
             error = weakref.ref(failed.exception(LONG))  # type: ignore[arg-type]
             pool.submit(add, 1, 2).result(LONG)
             del thing, task, failed
-            until(lambda: runs_on(pool) and result() is None and error() is None and given() is None)
+            until(
+                lambda: runs_on(pool) and result() is None and error() is None and given() is None
+            )
         finally:
             gc.enable()
 
@@ -620,7 +686,13 @@ def test_asyncio_is_loaded_with_the_first_coroutine_and_not_before() -> None:
             pool.submit(nothing).result()
             print("asyncio" in sys.modules)
     """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.stdout.split(), done.stderr) == (["False", "True"], "")
 
 
@@ -662,7 +734,9 @@ FORKS = """if True:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="epoll shares its registrations with a forked child")
 @pytest.mark.parametrize("how, reaches", [("guarded", "True"), ("unguarded", "False")])
 def test_a_forked_child_leaves_its_parents_loop_alone(how: str, reaches: str) -> None:
-    done = subprocess.run([sys.executable, "-c", FORKS, how], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, how], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.stdout.strip() == reaches, done.stderr
 
 
@@ -675,7 +749,10 @@ def test_coroutines_on_many_workers_cancelled_at_random_each_end_once() -> None:
         return number
 
     with Scheduler(4, sinks=[recorder]) as pool:
-        tasks = [pool.options(timeout=0.001 if number % 7 == 0 else LONG).submit(work, number) for number in range(400)]
+        tasks = [
+            pool.options(timeout=0.001 if number % 7 == 0 else LONG).submit(work, number)
+            for number in range(400)
+        ]
         for task in tasks[::3]:
             task.cancel()
         for task in tasks:
@@ -688,7 +765,9 @@ def test_coroutines_on_many_workers_cancelled_at_random_each_end_once() -> None:
     for task in tasks:
         events = by_task[task.id]
         assert [each.seq for each in events] == list(range(1, len(events) + 1))
-        assert [each.type.value for each in events if each.task.status.is_final] == [events[-1].type.value]
+        assert [each.type.value for each in events if each.task.status.is_final] == [
+            events[-1].type.value
+        ]
         assert events[-1].task.status is task.status
 
 
@@ -720,7 +799,9 @@ class Lookalike:
 
 @pytest.mark.parametrize("kind", [Compiled, Lookalike])
 @pytest.mark.parametrize("capture_output", [False, True])
-def test_a_coroutine_of_a_compilers_is_run_and_can_be_cancelled(kind: Any, capture_output: bool) -> None:
+def test_a_coroutine_of_a_compilers_is_run_and_can_be_cancelled(
+    kind: Any, capture_output: bool
+) -> None:
     async def work(seconds: float) -> int:
         await asyncio.sleep(seconds)
         return 5

@@ -18,7 +18,12 @@ from bgworker.delivery.backlog import MARK, Chunk
 from bgworker.delivery.courier import Courier, Mark, close_all, options_for
 from bgworker.delivery.options import SinkHealth, SinkOptions
 from bgworker.delivery.retry import RetryPolicy
-from bgworker.model.errors import ConfigurationError, PermanentSinkError, SinkError, TemporarySinkError
+from bgworker.model.errors import (
+    ConfigurationError,
+    PermanentSinkError,
+    SinkError,
+    TemporarySinkError,
+)
 from bgworker.model.events import Event, EventType, LossEvent
 from bgworker.model.records import COMPLETED, CREATED, OUTPUT, PROGRESS, TaskState
 from bgworker.model.reports import wait_for_reports
@@ -37,7 +42,9 @@ class Line:
     """A courier and the records that go into it."""
 
     def __init__(self, sink: Any, **options: Any) -> None:
-        self.courier = Courier("it", sink, options_for(sink, SinkOptions(**{"retry": FAST, **options})), "test")
+        self.courier = Courier(
+            "it", sink, options_for(sink, SinkOptions(**{"retry": FAST, **options})), "test"
+        )
         self._state = TaskState("1" * 32, "task", "r" * 32, 0)
         self._seq = 0
 
@@ -67,7 +74,9 @@ class Line:
 
 def balanced(health: SinkHealth) -> bool:
     assert health.dropped == sum(health.dropped_by_reason.values())
-    return health.emitted == (health.delivered + health.coalesced + health.dropped + health.parked + health.pending)
+    return health.emitted == (
+        health.delivered + health.coalesced + health.dropped + health.parked + health.pending
+    )
 
 
 @contextmanager
@@ -148,8 +157,9 @@ def test_a_sink_needs_no_open_and_no_flush() -> None:
 
 
 @pytest.mark.parametrize(("preferred", "option", "most"), [(None, None, 500), (3, None, 3), (3, 5, 5)])
-def test_a_batch_is_no_larger_than_the_option_the_sinks_wish_or_500(preferred: int | None, option: int | None,
-                                                                    most: int) -> None:
+def test_a_batch_is_no_larger_than_the_option_the_sinks_wish_or_500(
+    preferred: int | None, option: int | None, most: int
+) -> None:
     sink, hang = FlakySink(), Hang()
     sink.then(hang)
     sink.preferred_batch = preferred  # type: ignore[attr-defined]
@@ -165,7 +175,9 @@ def test_a_batch_is_no_larger_than_the_option_the_sinks_wish_or_500(preferred: i
 def test_a_sinks_impossible_wish_for_batches_is_refused() -> None:
     sink = MemorySink()
     sink.preferred_batch = -1  # type: ignore[attr-defined]
-    with pytest.raises(ConfigurationError, match="preferred_batch: expected a whole number >= 1 or None, got -1"):
+    with pytest.raises(
+        ConfigurationError, match="preferred_batch: expected a whole number >= 1 or None, got -1"
+    ):
         Line(sink)
 
 
@@ -185,14 +197,24 @@ def test_lingering_gathers_what_comes_and_a_full_batch_or_a_flush_ends_it() -> N
 def test_a_sink_gets_only_the_types_that_it_asked_for_and_only_those_count() -> None:
     sink = MemorySink()
     with line(sink, types=["TaskCompleted", "TaskProgress"]) as it:
-        it.put(it.record(CREATED), it.record(OUTPUT, "x"), it.record(PROGRESS, (1.0, "")), it.record(COMPLETED))
+        it.put(
+            it.record(CREATED),
+            it.record(OUTPUT, "x"),
+            it.record(PROGRESS, (1.0, "")),
+            it.record(COMPLETED),
+        )
         it.say("y")
         it.courier.refuse(OUTPUT, "intake", 5)
         it.courier.refuse(PROGRESS, "intake", 2)
         assert it.flush()
         assert it.health().emitted == 4
-    assert [event.type for event in sink.events] == [EventType.TASK_PROGRESS, EventType.TASK_COMPLETED]
-    assert it.health().dropped_by_reason == {"intake": 2}, "told in the account, not to a sink that did not ask"
+    assert [event.type for event in sink.events] == [
+        EventType.TASK_PROGRESS,
+        EventType.TASK_COMPLETED,
+    ]
+    assert it.health().dropped_by_reason == {
+        "intake": 2
+    }, "told in the account, not to a sink that did not ask"
 
 
 def test_async_sinks_are_awaited_on_a_loop_of_the_sinks_own_thread() -> None:
@@ -240,7 +262,8 @@ def test_the_lag_is_the_age_of_the_oldest_event_that_waits_or_is_being_written()
 
 
 def overflowing(**options: Any) -> tuple[list[str], list[tuple[str, int]], SinkHealth]:
-    """Have a queue overflow while its sink hangs; return what the sink gets then, what it is told, and the account."""
+    """Have a queue overflow while its sink hangs; return what the sink gets then, what it is told,
+    and the account."""
     hang = Hang()
     sink = FlakySink(hang)
     with line(sink, **options) as it:
@@ -261,7 +284,10 @@ def test_a_full_queue_drops_the_oldest_and_tells_the_sink_first() -> None:
 
 
 def test_a_full_queue_drops_the_newest_if_told_so() -> None:
-    assert overflowing(queue_size=3, overflow="drop_newest")[:2] == (["a", "b", "c"], [("overflow", 8)])
+    assert overflowing(queue_size=3, overflow="drop_newest")[:2] == (
+        ["a", "b", "c"],
+        [("overflow", 8)],
+    )
 
 
 def test_a_queue_is_full_by_its_bytes_too_and_what_is_being_written_counts() -> None:
@@ -289,11 +315,17 @@ def test_life_cycle_events_have_room_of_their_own() -> None:
     with line(sink, queue_size=2) as it:
         it.say("in flight")
         assert hang.entered.wait(SOON)
-        it.put(it.record(CREATED), *(it.record(OUTPUT, "x") for _ in range(9)), it.record(COMPLETED))
+        it.put(
+            it.record(CREATED), *(it.record(OUTPUT, "x") for _ in range(9)), it.record(COMPLETED)
+        )
         hang.release()
         it.flush()
-    assert [event.type.value for event in sink.acknowledged[2:]] == ["TaskCreated", "TaskOutput", "TaskOutput",
-                                                                    "TaskCompleted"]
+    assert [event.type.value for event in sink.acknowledged[2:]] == [
+        "TaskCreated",
+        "TaskOutput",
+        "TaskOutput",
+        "TaskCompleted",
+    ]
     assert it.health().dropped_by_reason == {"overflow": 7}
 
 
@@ -313,7 +345,9 @@ def test_what_the_intake_refused_is_announced_even_if_nothing_else_comes() -> No
 
 @pytest.mark.parametrize("error", [TemporarySinkError("busy"), OSError("no route"), ValueError(), SystemExit(3),
                                    TemporarySinkError("busy", retry_after=0.0)])
-def test_a_temporary_or_unknown_failure_is_tried_again_and_nothing_is_lost_or_reordered(error: BaseException) -> None:
+def test_a_temporary_or_unknown_failure_is_tried_again_and_nothing_is_lost_or_reordered(
+    error: BaseException,
+) -> None:
     sink = FlakySink(fail(2, error))
     with line(sink) as it:
         it.say("a", "b")
@@ -325,7 +359,9 @@ def test_a_temporary_or_unknown_failure_is_tried_again_and_nothing_is_lost_or_re
     assert health.last_error is not None and health.last_error.startswith(type(error).__name__)
 
 
-def test_after_its_last_attempt_a_batch_is_dropped_and_the_breaker_opens_until_a_probe_succeeds() -> None:
+def test_after_its_last_attempt_a_batch_is_dropped_and_the_breaker_opens_until_a_probe_succeeds() -> (
+    None
+):
     sink = FlakySink(fail(FAST.attempts))
     hang = Hang(TemporarySinkError("still down"))
     sink.then(hang, fail(3))
@@ -350,7 +386,9 @@ def test_a_sink_that_recovers_is_told_of_its_loss_though_nothing_new_comes() -> 
     assert losses(sink.acknowledged) == [("failed", 1)]
 
 
-def test_losses_that_could_not_be_announced_are_announced_later_and_those_since_then_with_what_comes() -> None:
+def test_losses_that_could_not_be_announced_are_announced_later_and_those_since_then_with_what_comes() -> (
+    None
+):
     hang = Hang()
     sink = FlakySink(fail(FAST.attempts), hang)
     with line(sink, batch_size=1) as it:
@@ -380,7 +418,9 @@ def test_a_sink_that_refuses_announcements_gets_none_any_more_and_its_events_all
 
 
 @pytest.mark.parametrize("poison", ["0", "7", "63", "0 1", "31 32", " ".join(map(str, range(64)))])
-def test_poison_is_singled_out_by_halving_and_its_neighbours_are_delivered_once_in_order(poison: str) -> None:
+def test_poison_is_singled_out_by_halving_and_its_neighbours_are_delivered_once_in_order(
+    poison: str,
+) -> None:
     hang = Hang()
     sink = FlakySink(hang, poison=lambda event: getattr(event, "payload", None) in poison.split())
     everything = [str(number) for number in range(64)]
@@ -412,14 +452,18 @@ def test_what_is_refused_whatever_is_in_it_is_dropped_whole_after_one_attempt() 
     assert losses(sink.acknowledged) == [("refused", 4)]
 
 
-def test_a_sink_that_refuses_whatever_comes_is_not_asked_more_often_than_events_come_and_told_when_it_works() -> None:
+def test_a_sink_that_refuses_whatever_comes_is_not_asked_more_often_than_events_come_and_told_when_it_works() -> (
+    None
+):
     sink = FlakySink(fail(None, PermanentSinkError("no such place", concerns="batch")))
     with line(sink) as it:
         for text in "abc":
             it.say(text)
             assert it.flush()
         assert it.health().dropped_by_reason == {"refused": 3}
-        assert len(sink.attempts) == 4, "a, the announcement, and then the announcement once with each that comes"
+        assert (
+            len(sink.attempts) == 4
+        ), "a, the announcement, and then the announcement once with each that comes"
         sink.recover()
         it.say("d")
         assert it.flush()
@@ -427,9 +471,13 @@ def test_a_sink_that_refuses_whatever_comes_is_not_asked_more_often_than_events_
     assert payloads(sink.acknowledged) == ["d"]
 
 
-def test_what_is_to_be_held_is_held_beyond_all_attempts_and_delivered_in_order_when_it_is_mended() -> None:
+def test_what_is_to_be_held_is_held_beyond_all_attempts_and_delivered_in_order_when_it_is_mended() -> (
+    None
+):
     hang = Hang(TemporarySinkError("wrong password", hold=True))
-    sink = FlakySink(fail(5 * FAST.attempts, TemporarySinkError("wrong password", hold=True)), hang, work())
+    sink = FlakySink(
+        fail(5 * FAST.attempts, TemporarySinkError("wrong password", hold=True)), hang, work()
+    )
     with line(sink, batch_size=2) as it:
         it.say(*"abcde")
         assert hang.entered.wait(SOON)
@@ -467,22 +515,37 @@ def test_a_sink_that_takes_nothing_any_more_is_closed_and_what_waits_and_comes_i
         hang.release()
         assert not it.flush(), "what waits will never be delivered"
         health = it.health()
-        assert (health.state, health.delivered, health.dropped_by_reason) == ("failed", 1, {"closed": 7})
+        assert (health.state, health.delivered, health.dropped_by_reason) == (
+            "failed",
+            1,
+            {"closed": 7},
+        )
         assert health.last_error == "PermanentSinkError: gone"
         assert sink.calls[-1] == "close" and len(sink.attempts) == 2
         it.say("h")
         assert not it.flush()
         assert it.health().dropped_by_reason == {"closed": 8}
         health = it.close()
-    assert (health.state, health.pending, sink.calls.count("close"), len(sink.attempts)) == ("closed", 0, 1, 2)
+    assert (health.state, health.pending, sink.calls.count("close"), len(sink.attempts)) == (
+        "closed",
+        0,
+        1,
+        2,
+    )
     assert said(caplog) == [
-        (logging.ERROR, "sink 'it' takes nothing any more, and is closed: PermanentSinkError: gone; "
-                        "what waits and comes is lost"),
+        (
+            logging.ERROR,
+            "sink 'it' takes nothing any more, and is closed: PermanentSinkError: gone; "
+            "what waits and comes is lost",
+        ),
         (logging.WARNING, "sink 'it': 2 events were not taken and are lost (closed: 2)"),
-        (logging.WARNING, "sink 'it': 6 events were not taken and are lost (closed: 6)")]
+        (logging.WARNING, "sink 'it': 6 events were not taken and are lost (closed: 6)"),
+    ]
 
 
-def test_what_waits_and_comes_for_a_sink_that_takes_nothing_any_more_is_parked(tmp_path: Path) -> None:
+def test_what_waits_and_comes_for_a_sink_that_takes_nothing_any_more_is_parked(
+    tmp_path: Path,
+) -> None:
     sink = FlakySink(fail(1, GONE))
     with line(sink, park=tmp_path / "park", batch_size=2) as it:
         it.say(*"abc")
@@ -492,7 +555,12 @@ def test_what_waits_and_comes_for_a_sink_that_takes_nothing_any_more_is_parked(t
         health = it.close()
     assert (health.state, health.parked, health.dropped) == ("closed", 4, 0)
     parked = [json.loads(each) for each in (tmp_path / "park").read_bytes().splitlines()]
-    assert [(each["event"]["payload"], each["attempts"]) for each in parked] == [("a", 1), ("b", 1), ("c", 0), ("d", 0)]
+    assert [(each["event"]["payload"], each["attempts"]) for each in parked] == [
+        ("a", 1),
+        ("b", 1),
+        ("c", 0),
+        ("d", 0),
+    ]
     assert {each["error"] for each in parked} == {"PermanentSinkError: gone"}
 
 
@@ -516,7 +584,11 @@ def test_a_sink_that_hangs_in_the_close_that_ends_it_is_left_to_itself_at_the_de
             assert hang.entered.wait(SOON)
             it.say("b")
             health = it.close(0.05)
-            assert (health.state, health.pending, health.dropped_by_reason) == ("closed", 0, {"closed": 2})
+            assert (health.state, health.pending, health.dropped_by_reason) == (
+                "closed",
+                0,
+                {"closed": 2},
+            )
         finally:
             hang.release()
 
@@ -605,8 +677,9 @@ def test_a_sink_that_hangs_in_open_holds_up_its_registration_only_for_the_timeou
     it.courier.thread.join(SOON)
     assert it.health().dropped_by_reason == {"failed": 1}
     wait_for_reports(time.monotonic() + SOON)
-    assert [record.levelno for record in caplog.records if "does not open" in record.message] == [logging.ERROR], \
-        "nobody is left to be told but the log"
+    assert [record.levelno for record in caplog.records if "does not open" in record.message] == [
+        logging.ERROR
+    ], "nobody is left to be told but the log"
 
 
 def test_closing_while_the_sink_does_not_open_ends_in_time_with_a_last_attempt() -> None:
@@ -639,13 +712,16 @@ def test_closing_ends_a_wait_for_a_retry_and_gives_each_waiting_batch_one_attemp
         wait_until(lambda: len(sink.attempts) == 1)
     health = it.health()
     assert health.dropped_by_reason == {"failed": 4}
-    assert [payloads(batch) for batch in sink.attempts if not losses(batch)] == [["a", "b"], ["a", "b"]], \
-        "the second batch's attempt ends with the announcement that fails"
+    assert [payloads(batch) for batch in sink.attempts if not losses(batch)] == [
+        ["a", "b"],
+        ["a", "b"],
+    ], "the second batch's attempt ends with the announcement that fails"
     assert sink.calls[-1] == "close"
 
 
 def abandoned(sink: FlakySink, hang: Hang, *, batch_size: int = 500, **options: Any) -> Line:
-    """Close a courier whose sink hangs; return it once closing has come back, which it does in time or never."""
+    """Close a courier whose sink hangs; return it once closing has come back, which it does in time
+    or never."""
     it = Line(sink, batch_size=batch_size, **options)
     it.courier.start(SOON)
     it.say(*"abcde")
@@ -666,14 +742,22 @@ def abandoned(sink: FlakySink, hang: Hang, *, batch_size: int = 500, **options: 
     return it
 
 
-def test_a_sink_that_hangs_in_write_is_left_to_itself_at_the_deadline_and_what_waits_is_counted() -> None:
+def test_a_sink_that_hangs_in_write_is_left_to_itself_at_the_deadline_and_what_waits_is_counted() -> (
+    None
+):
     hang = Hang()
     sink = FlakySink(hang)
     it = abandoned(sink, hang, batch_size=2)
-    assert (it.health().state, it.health().dropped_by_reason, it.health().pending) == ("closed", {"closed": 5}, 0)
+    assert (it.health().state, it.health().dropped_by_reason, it.health().pending) == (
+        "closed",
+        {"closed": 5},
+        0,
+    )
     hang.release()
     it.courier.thread.join(SOON)
-    assert it.health().dropped_by_reason == {"closed": 5}, "the account is final, whatever the sink does then"
+    assert it.health().dropped_by_reason == {
+        "closed": 5
+    }, "the account is final, whatever the sink does then"
     assert sink.calls[-1] == "close" and len(sink.attempts) == 1
 
 
@@ -741,7 +825,9 @@ def test_a_crawling_sink_keeps_what_it_took_and_the_rest_is_counted_at_the_deadl
     assert waited[0] == 0.02
 
 
-def test_hanging_sinks_are_closed_side_by_side_and_a_park_file_gets_its_share_of_the_time(tmp_path: Path) -> None:
+def test_hanging_sinks_are_closed_side_by_side_and_a_park_file_gets_its_share_of_the_time(
+    tmp_path: Path,
+) -> None:
     hangs = [Hang() for _ in range(4)]
     parks = [None, tmp_path / "1", tmp_path / "2", None]
     lines = [Line(FlakySink(hang), park=park) for hang, park in zip(hangs, parks)]
@@ -758,7 +844,12 @@ def test_hanging_sinks_are_closed_side_by_side_and_a_park_file_gets_its_share_of
     threading.Thread(target=close, daemon=True).start()
     try:
         assert returned.wait(SOON)
-        assert [(it.health().parked, it.health().dropped) for it in lines] == [(0, 3), (3, 0), (3, 0), (0, 3)]
+        assert [(it.health().parked, it.health().dropped) for it in lines] == [
+            (0, 3),
+            (3, 0),
+            (3, 0),
+            (0, 3),
+        ]
     finally:
         for hang in hangs:
             hang.release()
@@ -770,11 +861,14 @@ def test_hanging_sinks_are_closed_side_by_side_and_a_park_file_gets_its_share_of
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
-    return [(record.levelno, record.message) for record in caplog.records if record.name == "bgworker"]
+    return [
+        (record.levelno, record.message) for record in caplog.records if record.name == "bgworker"
+    ]
 
 
 def test_a_sink_that_fails_for_long_is_in_the_log_at_its_first_failure_at_each_loss_and_at_its_recovery(
-        caplog: pytest.LogCaptureFixture) -> None:
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     sink = FlakySink(fail(20))
     with line(sink) as it:
         it.say("a")
@@ -782,9 +876,13 @@ def test_a_sink_that_fails_for_long_is_in_the_log_at_its_first_failure_at_each_l
         it.say("b")
         assert it.flush()
     assert said(caplog) == [
-        (logging.WARNING, "sink 'it' failed, and is tried again: TemporarySinkError: failing as scripted"),
+        (
+            logging.WARNING,
+            "sink 'it' failed, and is tried again: TemporarySinkError: failing as scripted",
+        ),
         (logging.ERROR, "sink 'it': 1 events dropped: TemporarySinkError: failing as scripted"),
-        (logging.WARNING, "sink 'it' works again")]
+        (logging.WARNING, "sink 'it' works again"),
+    ]
 
 
 def test_an_overflow_is_in_the_log_and_a_second_one_soon_after_only_at_the_end(
@@ -799,8 +897,10 @@ def test_an_overflow_is_in_the_log_and_a_second_one_soon_after_only_at_the_end(
             it.say(*"abc")
             hang.release()
             it.flush()
-    assert said(caplog) == [(logging.WARNING, "sink 'it': 2 events did not fit and are lost (overflow: 2)"),
-                            (logging.WARNING, "sink 'it': 4 events did not fit and are lost (overflow: 4)")]
+    assert said(caplog) == [
+        (logging.WARNING, "sink 'it': 2 events did not fit and are lost (overflow: 2)"),
+        (logging.WARNING, "sink 'it': 4 events did not fit and are lost (overflow: 4)"),
+    ]
 
 
 def test_an_exception_that_cannot_be_shown_does_no_harm() -> None:
@@ -815,7 +915,8 @@ def test_an_exception_that_cannot_be_shown_does_no_harm() -> None:
 
 
 def test_who_comes_back_while_the_account_is_being_changed_gets_an_answer() -> None:
-    """A finaliser that the garbage collector runs right there: it is on the thread that holds the lock."""
+    """A finaliser that the garbage collector runs right there: it is on the thread that holds the
+    lock."""
     answered = threading.Event()
     with line(MemorySink()) as it:
         def come_back() -> None:

@@ -1,4 +1,5 @@
-"""Deadlines: each passes once, on one thread, at its time, however many there are and whoever adds them."""
+"""Deadlines: each passes once, on one thread, at its time, however many there are and whoever adds
+them."""
 
 from __future__ import annotations
 
@@ -120,7 +121,9 @@ def test_no_deadline_is_missed_when_many_threads_add_and_forget(watch: Watch) ->
         sleep(0.005)
 
 
-def test_an_expiry_that_fails_is_logged_and_the_others_pass(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_expiry_that_fails_is_logged_and_the_others_pass(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     passed = threading.Event()
 
     def expire(task: Any, thread: int) -> None:
@@ -138,7 +141,9 @@ def test_an_expiry_that_fails_is_logged_and_the_others_pass(caplog: pytest.LogCa
     deadlines.stop()
 
 
-def test_the_thread_starts_once_and_ends_when_stopped_but_not_before_what_it_still_watches() -> None:
+def test_the_thread_starts_once_and_ends_when_stopped_but_not_before_what_it_still_watches() -> (
+    None
+):
     watch = Watch()
     thread = watch.deadlines._thread
     watch.deadlines.start()
@@ -151,7 +156,9 @@ def test_the_thread_starts_once_and_ends_when_stopped_but_not_before_what_it_sti
     assert not thread.is_alive()
 
 
-def test_a_ring_that_is_lost_delays_a_deadline_and_no_more(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ring_that_is_lost_delays_a_deadline_and_no_more(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a processor that lets a load overtake a store, or whatever nobody has thought of."""
     monkeypatch.setattr(watch.deadlines, "_ring", lambda: None)
     sleep(0.02)  # it sleeps, with nothing to wait for

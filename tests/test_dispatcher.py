@@ -1,4 +1,5 @@
-"""Numbering and fanning out, registration, flush and the end; with the whole Scheduler around, and real sinks."""
+"""Numbering and fanning out, registration, flush and the end; with the whole Scheduler around, and
+real sinks."""
 
 from __future__ import annotations
 
@@ -13,8 +14,17 @@ from typing import Any, TypeVar
 
 import pytest
 
-from bgworker import (ConfigurationError, EventType, LossEvent, PermanentSinkError, Scheduler, ShutdownError, SinkError,
-                      SinkOptions, current_task)
+from bgworker import (
+    ConfigurationError,
+    EventType,
+    LossEvent,
+    PermanentSinkError,
+    Scheduler,
+    ShutdownError,
+    SinkError,
+    SinkOptions,
+    current_task,
+)
 from bgworker.delivery.backlog import Backlog
 from bgworker.delivery.dispatcher import Dispatcher
 from bgworker.delivery.intake import Intake
@@ -47,7 +57,8 @@ def say(pool: Scheduler, *texts: str) -> str:
 
 
 def in_time(function: Callable[[], T]) -> T:
-    """Call something that must return by itself, on another thread, so that a hang is a failure and not the end."""
+    """Call something that must return by itself, on another thread, so that a hang is a failure and
+    not the end."""
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -67,7 +78,10 @@ def in_time(function: Callable[[], T]) -> T:
 
 
 def balanced(health: SinkHealth) -> bool:
-    return health.emitted == health.delivered + health.coalesced + health.dropped + health.parked + health.pending
+    return (
+        health.emitted
+        == health.delivered + health.coalesced + health.dropped + health.parked + health.pending
+    )
 
 
 # -- numbering, without a thread: the dispatcher's own steps --
@@ -94,7 +108,10 @@ class Gatherer:
         backlog = Backlog(1 << 20, 1 << 40)
         backlog.extend(chunk)
         backlog._forget(list(backlog._queue))
-        assert (backlog._streams, backlog._bytes) == (0, 0), "the dispatcher counts bytes unlike the backlog"
+        assert (backlog._streams, backlog._bytes) == (
+            0,
+            0,
+        ), "the dispatcher counts bytes unlike the backlog"
 
     def refuse(self, kind: int, reason: str, count: int) -> None:
         self.refused.append((kind, reason, count))
@@ -119,8 +136,14 @@ def test_each_task_is_numbered_from_one_without_a_gap_and_created_stands_for_sch
     intake.emit_lifecycle(one, COMPLETED, 3)
     dispatcher._drain()
     assert [(record[0].id[-1], record[1], record[2]) for record in gatherer.records] == [
-        ("1", 1, CREATED), ("1", 2, CREATED + 1), ("2", 1, CREATED), ("2", 2, CREATED + 1), ("1", 3, OUTPUT),
-        ("2", 3, OUTPUT), ("1", 4, COMPLETED)]
+        ("1", 1, CREATED),
+        ("1", 2, CREATED + 1),
+        ("2", 1, CREATED),
+        ("2", 2, CREATED + 1),
+        ("1", 3, OUTPUT),
+        ("2", 3, OUTPUT),
+        ("1", 4, COMPLETED),
+    ]
 
 
 def test_what_comes_after_the_terminal_event_is_discarded_and_counted_as_late(
@@ -150,26 +173,40 @@ def test_the_lines_of_a_block_are_numbered_kept_and_counted_like_single_ones(
     dispatcher.intake.emit_lines(one, OUTPUT, ["late"] * 5)
     dispatcher._drain()
     said = [(record[0].id[-1], record[1], record[4]) for record in gatherer.records]
-    assert said == [("1", 1, "a"), ("1", 2, "gr\xfc\xdfe"), ("1", 3, "c"), ("2", 1, "a"), ("2", 2, "gr\xfc\xdfe"),
-                    ("2", 3, "c"), ("1", 4, "d"), ("1", 5, "e"), ("1", 6, None)]
+    assert said == [
+        ("1", 1, "a"),
+        ("1", 2, "gr\xfc\xdfe"),
+        ("1", 3, "c"),
+        ("2", 1, "a"),
+        ("2", 2, "gr\xfc\xdfe"),
+        ("2", 3, "c"),
+        ("1", 4, "d"),
+        ("1", 5, "e"),
+        ("1", 6, None),
+    ]
     assert [record[4] for record in one.tail or ()] == ["a", "gr\xfc\xdfe", "c", "d", "e"]
     assert dispatcher.intake.late.read() == 5
 
 
 @pytest.mark.parametrize("text", ["", "plain", "\0", "a\0b" * 10, "gr\xfc\xdfe", "\ud800", "\U0001f642\0"])
-def test_every_payload_is_clean_and_counted_as_the_queue_counts_it(still: tuple[Dispatcher, Gatherer],
-                                                                  text: str) -> None:
+def test_every_payload_is_clean_and_counted_as_the_queue_counts_it(
+    still: tuple[Dispatcher, Gatherer], text: str
+) -> None:
     dispatcher, gatherer = still
     state = TaskState("1" * 32, "", "", 0)
     dispatcher.intake.emit(state, OUTPUT, text)
-    dispatcher.intake.emit(state, OUTPUT, (text.replace("\0", "").encode(errors="replace").decode(), "json", False, 0))
+    dispatcher.intake.emit(
+        state, OUTPUT, (text.replace("\0", "").encode(errors="replace").decode(), "json", False, 0)
+    )
     dispatcher._drain()  # the check stands in Gatherer.put
     payload = gatherer.records[0][4]
     assert "\0" not in payload and payload.encode().decode() == payload
 
 
 @pytest.mark.parametrize("text", ["x" * 100, "\0" * 100, "\xfc" * 100, ""])
-def test_the_tail_of_a_task_is_bounded_and_holds_the_newest(still: tuple[Dispatcher, Gatherer], text: str) -> None:
+def test_the_tail_of_a_task_is_bounded_and_holds_the_newest(
+    still: tuple[Dispatcher, Gatherer], text: str
+) -> None:
     dispatcher, _ = still
     state = TaskState("1" * 32, "", "", 0)
     for _ in range(3_000):
@@ -181,7 +218,9 @@ def test_the_tail_of_a_task_is_bounded_and_holds_the_newest(still: tuple[Dispatc
     assert 60 < len(tail) <= 256
 
 
-def test_the_tail_of_a_task_takes_no_more_memory_than_said(still: tuple[Dispatcher, Gatherer]) -> None:
+def test_the_tail_of_a_task_takes_no_more_memory_than_said(
+    still: tuple[Dispatcher, Gatherer],
+) -> None:
     dispatcher, gatherer = still
     for size in (0, 10, 60, 4_000, 60_000):
         state = TaskState("1" * 32, "", "", 0)
@@ -193,11 +232,15 @@ def test_the_tail_of_a_task_takes_no_more_memory_than_said(still: tuple[Dispatch
         gatherer.records.clear()
         tail = list(state.tail or ())
         taken = sum(sys.getsizeof(part) for record in tail for part in (record, *record[1:]))
-        assert taken + 16 * len(tail) <= TAIL_BYTES, "with what the collector puts before each tuple"
+        assert (
+            taken + 16 * len(tail) <= TAIL_BYTES
+        ), "with what the collector puts before each tuple"
         assert taken >= TAIL_BYTES // 3 or size == 60_000
 
 
-def test_the_newest_event_stays_in_the_tail_however_large(still: tuple[Dispatcher, Gatherer]) -> None:
+def test_the_newest_event_stays_in_the_tail_however_large(
+    still: tuple[Dispatcher, Gatherer],
+) -> None:
     dispatcher, _ = still
     state = TaskState("1" * 32, "", "", 0)
     for text in ("small", "x" * (2 * TAIL_BYTES), "y" * (3 * TAIL_BYTES)):
@@ -221,7 +264,9 @@ def test_the_tails_of_all_tasks_together_are_bounded_and_those_go_first_that_spo
     assert all(state.tail_bytes == 0 for state in states if state.tail is None)
 
 
-def test_refusals_go_to_every_sink_registered_at_the_time_once(still: tuple[Dispatcher, Gatherer]) -> None:
+def test_refusals_go_to_every_sink_registered_at_the_time_once(
+    still: tuple[Dispatcher, Gatherer],
+) -> None:
     dispatcher, first = still
     second = Gatherer()
     dispatcher.intake.refuse(OUTPUT, "intake")
@@ -237,12 +282,15 @@ def test_refusals_go_to_every_sink_registered_at_the_time_once(still: tuple[Disp
 # -- when it works, and when it sleeps --
 
 
-def test_it_stays_awake_while_events_flow_and_sleeps_when_they_stop(still: tuple[Dispatcher, Gatherer]) -> None:
+def test_it_stays_awake_while_events_flow_and_sleeps_when_they_stop(
+    still: tuple[Dispatcher, Gatherer],
+) -> None:
     dispatcher, gatherer = still
     state, steps = TaskState("1" * 32, "", "", 0), []
 
     class Scripted(Intake):
-        """Something comes in while it sleeps, and during each of the next three turns; the second time it is to end."""
+        """Something comes in while it sleeps, and during each of the next three turns; the second
+        time it is to end."""
 
         __slots__ = ()
 
@@ -259,13 +307,21 @@ def test_it_stays_awake_while_events_flow_and_sleeps_when_they_stop(still: tuple
     dispatcher.intake = Scripted()
     dispatcher._run()
     assert steps == ["wait", *["gather"] * 4, "wait", "gather"]  # the fourth found nothing
-    assert [record[4] for record in gatherer.records] == ["rings", "flows", "flows", "flows", "rings"]
+    assert [record[4] for record in gatherer.records] == [
+        "rings",
+        "flows",
+        "flows",
+        "flows",
+        "rings",
+    ]
 
 
 # -- the order that sinks see --
 
 
-def test_every_sink_sees_the_same_order_and_each_task_gap_free_with_its_terminal_event_last() -> None:
+def test_every_sink_sees_the_same_order_and_each_task_gap_free_with_its_terminal_event_last() -> (
+    None
+):
     sinks = [MemorySink() for _ in range(3)]
 
     def chat() -> None:
@@ -303,14 +359,19 @@ def test_oversize_payloads_are_refused_counted_and_announced_if_told_so() -> Non
     for _ in range(20):  # right after its registration, too, a refusal counts for the sink
         sink = MemorySink()
         with Scheduler(1, max_payload=64, oversize="reject") as pool:
-            pool.register_sink(sink, name="it", options=SinkOptions(types=["TaskOutput", "EventsLost"]))
+            pool.register_sink(
+                sink, name="it", options=SinkOptions(types=["TaskOutput", "EventsLost"])
+            )
             say(pool, "x" * 65, "short")
             assert not pool.flush(SOON)
             sink.wait_for(2, SOON)
         assert pool.sinks["it"].dropped_by_reason == {"oversize": 1}
-        assert [event.reason for event in sink.events if isinstance(event, LossEvent)] == ["oversize"]
+        assert [event.reason for event in sink.events if isinstance(event, LossEvent)] == [
+            "oversize"
+        ]
         assert [event.payload for event in sink.events if not isinstance(event, LossEvent)] == [  # type: ignore[union-attr]
-            "short"]
+            "short"
+        ]
 
 
 # -- one sink does not hurt another, nor the tasks --
@@ -333,7 +394,9 @@ def test_a_hanging_sink_holds_up_neither_the_tasks_nor_a_healthy_sink(pool: Sche
         hang.release()
 
 
-def test_flush_returns_by_its_timeout_though_a_sink_hangs_and_tells_what_waits(pool: Scheduler) -> None:
+def test_flush_returns_by_its_timeout_though_a_sink_hangs_and_tells_what_waits(
+    pool: Scheduler,
+) -> None:
     hang, healthy = Hang(), MemorySink()
     pool.register_sink(FlakySink(hang), name="hanging")
     pool.register_sink(healthy, name="healthy")
@@ -367,7 +430,9 @@ def test_flush_is_true_though_more_is_emitted_all_the_time(pool: Scheduler) -> N
         stop.set()
 
 
-def test_a_flush_without_timeout_comes_back_when_the_sink_that_it_waits_for_is_unregistered(pool: Scheduler) -> None:
+def test_a_flush_without_timeout_comes_back_when_the_sink_that_it_waits_for_is_unregistered(
+    pool: Scheduler,
+) -> None:
     hang = Hang()
     pool.register_sink(FlakySink(hang), name="hanging")
     say(pool, "a")
@@ -390,7 +455,11 @@ def test_unregister_returns_by_its_timeout_with_the_final_account(pool: Schedule
     try:
         health = in_time(lambda: pool.unregister_sink("hanging", timeout=0.1))
         assert balanced(health)
-        assert (health.state, health.pending, health.dropped_by_reason) == ("closed", 0, {"closed": 5})
+        assert (health.state, health.pending, health.dropped_by_reason) == (
+            "closed",
+            0,
+            {"closed": 5},
+        )
         assert "hanging" not in pool.sinks
         say(pool, "b")
     finally:
@@ -403,7 +472,11 @@ def test_shutdown_returns_in_time_though_several_sinks_hang_fail_and_crawl() -> 
     pool = Scheduler(1, close_timeout=0.5)
     for number, hang in enumerate(hangs):
         pool.register_sink(FlakySink(hang), name=f"hanging-{number}")
-    pool.register_sink(FlakySink(fail(None)), name="failing", options=SinkOptions(retry=RetryPolicy(base=1000, cap=1000)))
+    pool.register_sink(
+        FlakySink(fail(None)),
+        name="failing",
+        options=SinkOptions(retry=RetryPolicy(base=1000, cap=1000)),
+    )
     healthy = MemorySink()
     pool.register_sink(healthy, name="healthy")
     say(pool, *"abc")
@@ -411,7 +484,10 @@ def test_shutdown_returns_in_time_though_several_sinks_hang_fail_and_crawl() -> 
     try:
         in_time(pool.shutdown)
         assert time.monotonic() - began < 10, "one deadline covers all sinks: 0.5 s here"
-        assert all(balanced(health) and health.pending == 0 and health.state == "closed" for health in pool.sinks.values())
+        assert all(
+            balanced(health) and health.pending == 0 and health.state == "closed"
+            for health in pool.sinks.values()
+        )
         assert pool.sinks["healthy"].delivered == len(healthy.events) == 7
         assert pool.sinks["failing"].dropped_by_reason == {"failed": 7}
         assert pool.sinks["hanging-4"].dropped_by_reason == {"closed": 7}
@@ -431,28 +507,39 @@ def test_a_sink_gets_what_is_emitted_from_its_registration_on(pool: Scheduler) -
     say(pool, "after")
     assert pool.flush(SOON)
     assert {event.payload for event in sink.events if event.type == EventType.TASK_OUTPUT} == {  # type: ignore[union-attr]
-        "after"}
+        "after"
+    }
     assert name == "memory"
 
 
 def test_names_are_made_unique_and_a_taken_one_is_refused(pool: Scheduler) -> None:
-    assert [pool.register_sink(MemorySink()) for _ in range(3)] == ["memory", "memory-2", "memory-3"]
+    assert [pool.register_sink(MemorySink()) for _ in range(3)] == [
+        "memory",
+        "memory-2",
+        "memory-3",
+    ]
     with pytest.raises(ConfigurationError, match="a sink called 'memory' is registered already"):
         pool.register_sink(MemorySink(), name="memory")
     pool.unregister_sink("memory")
     assert pool.register_sink(MemorySink(), name="memory") == "memory"
 
 
-def test_a_sink_that_refuses_to_open_is_not_registered_and_its_name_stays_free(pool: Scheduler) -> None:
+def test_a_sink_that_refuses_to_open_is_not_registered_and_its_name_stays_free(
+    pool: Scheduler,
+) -> None:
     with pytest.raises(PermanentSinkError, match="no such table"):
-        pool.register_sink(FlakySink(on_open=[fail(error=PermanentSinkError("no such table"))]), name="it")
+        pool.register_sink(
+            FlakySink(on_open=[fail(error=PermanentSinkError("no such table"))]), name="it"
+        )
     assert "it" not in pool.sinks
     pool.register_sink(MemorySink(), name="it")
 
 
 @pytest.mark.parametrize("sink", [object(), MemorySink, None, 3])
 def test_what_is_no_sink_is_refused(pool: Scheduler, sink: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"expected an object with write\(events\) and close\(\)"):
+    with pytest.raises(
+        ConfigurationError, match=r"expected an object with write\(events\) and close\(\)"
+    ):
         pool.register_sink(sink)
 
 
@@ -483,7 +570,9 @@ def test_sinks_come_and_go_while_tasks_talk_and_every_account_balances() -> None
                 name = pool.register_sink(sink, options=SinkOptions(retry=FAST, queue_size=500))
                 health = in_time(lambda: pool.unregister_sink(name, timeout=SOON))
                 assert balanced(health) and health.pending == 0 and health.state == "closed"
-                assert health.delivered == sum(not isinstance(event, LossEvent) for event in sink.acknowledged)
+                assert health.delivered == sum(
+                    not isinstance(event, LossEvent) for event in sink.acknowledged
+                )
         finally:
             stop.set()
 
@@ -579,11 +668,15 @@ def test_a_defect_in_the_dispatcher_is_reported_and_the_next_events_are_delivere
 
 # -- fork --
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork")
+needs_fork = pytest.mark.skipif(
+    not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork"
+)
 
 
 @needs_fork
-def test_a_forked_child_starts_with_an_empty_account_and_the_parents_tasks_are_silent_there(tmp_path: Path) -> None:
+def test_a_forked_child_starts_with_an_empty_account_and_the_parents_tasks_are_silent_there(
+    tmp_path: Path,
+) -> None:
     sink = MemorySink()
     with Scheduler(1, sinks=[sink]) as pool:
         say(pool, "parent")

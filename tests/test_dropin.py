@@ -1,4 +1,5 @@
-"""The Scheduler is a ``ThreadPoolExecutor``: by type, by constructor, by what others read, and by what tasks see."""
+"""The Scheduler is a ``ThreadPoolExecutor``: by type, by constructor, by what others read, and by
+what tasks see."""
 
 from __future__ import annotations
 
@@ -46,7 +47,10 @@ def name_of_thread() -> str:
 
 def test_a_scheduler_is_a_thread_pool_executor(pool: Scheduler) -> None:
     assert isinstance(pool, ThreadPoolExecutor)
-    assert set(vars(ThreadPoolExecutor(1))) - {"_create_worker_context", "_resolve_work_item_task"} <= set(dir(pool))
+    assert set(vars(ThreadPoolExecutor(1))) - {
+        "_create_worker_context",
+        "_resolve_work_item_task",
+    } <= set(dir(pool))
 
 
 @pytest.mark.parametrize("arguments, keywords", [
@@ -54,7 +58,9 @@ def test_a_scheduler_is_a_thread_pool_executor(pool: Scheduler) -> None:
     ((2, "io"), {"initializer": variable.set, "initargs": ("ready",)}),
     ((), {"max_workers": 2, "thread_name_prefix": "io", "initializer": variable.set, "initargs": ("ready",)}),
 ])
-def test_it_takes_what_the_standard_library_takes_in_its_order(arguments: Any, keywords: Any) -> None:
+def test_it_takes_what_the_standard_library_takes_in_its_order(
+    arguments: Any, keywords: Any
+) -> None:
     with Scheduler(*arguments, **keywords) as pool:
         assert re.fullmatch(r"io_\d+", pool.submit(name_of_thread).result(LONG))
         assert pool.submit(variable.get).result(LONG) == "ready"
@@ -79,7 +85,9 @@ def test_an_event_loop_takes_it_as_its_default_executor_and_shuts_it_down() -> N
 
 
 @pytest.mark.skipif(not hasattr(os, "process_cpu_count"), reason="before 3.13 the standard library counts all processors")
-def test_the_default_counts_the_processors_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_counts_the_processors_that_the_process_may_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(os, "process_cpu_count", lambda: 3)
     with Scheduler() as pool, ThreadPoolExecutor() as standard:
         assert pool._max_workers == standard._max_workers == 7
@@ -100,7 +108,10 @@ def test_a_pool_whose_initializer_failed_is_broken_as_in_the_standard_library() 
 
     with Scheduler(1, initializer=fail) as pool:
         assert pool._broken is False
-        with pytest.raises(BrokenThreadPool, match="A thread initializer failed, the thread pool is not usable anymore"):
+        with pytest.raises(
+            BrokenThreadPool,
+            match="A thread initializer failed, the thread pool is not usable anymore",
+        ):
             pool.submit(int).result(LONG)
         with pytest.raises(BrokenExecutor):
             pool.submit(int)
@@ -135,7 +146,10 @@ def test_more_workers_come_when_somebody_sets_max_workers(pool: Scheduler) -> No
     pool._max_workers = 5
     pool._adjust_thread_count()
     together = threading.Barrier(5)
-    assert len({task.result(LONG) for task in [pool.submit(together.wait, LONG) for _ in range(5)]}) == 5
+    assert (
+        len({task.result(LONG) for task in [pool.submit(together.wait, LONG) for _ in range(5)]})
+        == 5
+    )
 
 
 # -- map --
@@ -161,7 +175,9 @@ def test_map_takes_no_more_than_the_buffer_holds(mapper: Scheduler | TaskOptions
 
 
 @pytest.mark.parametrize("buffersize, error", [(0, ValueError), (-3, ValueError), ("foo", TypeError), (2.0, TypeError)])
-def test_map_refuses_a_wrong_buffer(mapper: Scheduler | TaskOptions, buffersize: Any, error: type[Exception]) -> None:
+def test_map_refuses_a_wrong_buffer(
+    mapper: Scheduler | TaskOptions, buffersize: Any, error: type[Exception]
+) -> None:
     with pytest.raises(error, match="buffersize must be"):
         mapper.map(str, range(3), buffersize=buffersize)
 
@@ -228,7 +244,9 @@ def test_what_the_initializer_sets_wins_over_what_the_submitter_had_set() -> Non
 
 def test_a_task_that_runs_inside_another_sees_what_the_initializer_has_set() -> None:
     with Scheduler(1, initializer=variable.set, initargs=("initializer's",)) as pool:
-        assert pool.submit(lambda: pool.submit(variable.get).result()).result(LONG) == "initializer's"
+        assert (
+            pool.submit(lambda: pool.submit(variable.get).result()).result(LONG) == "initializer's"
+        )
 
 
 def test_a_coroutine_sees_what_the_initializer_has_set() -> None:
@@ -327,9 +345,18 @@ def test_a_scheduler_that_was_shut_down_leaves_no_cycle_of_references() -> None:
     gc.disable()
     try:
         scheduler = Scheduler(2)
-        assert scheduler.options(timeout=LONG).submit(lambda: scheduler.submit(int).result()).result(LONG) == 0
+        assert (
+            scheduler.options(timeout=LONG)
+            .submit(lambda: scheduler.submit(int).result())
+            .result(LONG)
+            == 0
+        )
         scheduler.shutdown()
-        gone = [weakref.ref(scheduler), weakref.ref(scheduler._pool), weakref.ref(scheduler._dispatcher)]
+        gone = [
+            weakref.ref(scheduler),
+            weakref.ref(scheduler._pool),
+            weakref.ref(scheduler._dispatcher),
+        ]
         del scheduler
         deadline = time.monotonic() + LONG
         while any(each() is not None for each in gone):

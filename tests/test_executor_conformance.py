@@ -1,13 +1,16 @@
 """CPython's own tests of executors, run over `Scheduler` in the place of ``ThreadPoolExecutor``.
 
-Every test class of ``test.test_concurrent_futures`` that is about thread pools is subclassed here with another executor
-type; what is not about thread pools (process pools, interpreter pools, ``Future`` by itself) is not ours. All tests run as
-CPython wrote them, but for these, and nothing else:
+Every test class of ``test.test_concurrent_futures`` that is about thread pools is subclassed here
+with another executor type; what is not about thread pools (process pools, interpreter pools,
+``Future`` by itself) is not ours. All tests run as CPython wrote them, but for these, and nothing
+else:
 
 * `LEFT_OUT` names the tests that are not run, each with its reason. They show as skipped.
 * `Adapted` holds the tests that run in another wording, each with its reason.
-* `ThreadPoolExecutor` below answers, from the outside, what the tests look at inside a pool (``_threads``, ``_broken``).
-* Scripts for a child interpreter import `Scheduler` under the name of the executor; see `assert_python_ok`.
+* `ThreadPoolExecutor` below answers, from the outside, what the tests look at inside a pool
+    (``_threads``, ``_broken``).
+* Scripts for a child interpreter import `Scheduler` under the name of the executor; see
+    `assert_python_ok`.
 
 Needs the standard library's ``test`` package, which some distributions leave out.
 """
@@ -44,15 +47,18 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in ("test", PACKAGE):
         raise
-    pytest.skip("this interpreter comes without the standard library's own tests", allow_module_level=True)
+    pytest.skip(
+        "this interpreter comes without the standard library's own tests", allow_module_level=True
+    )
 
 from test import support  # noqa: E402
 from test.support import script_helper  # noqa: E402
 
 LEFT_OUT = {
-    "test_thread_names_default": "wants the class name 'ThreadPoolExecutor' in the names of threads",
+    "test_thread_names_default": "wants the class name 'ThreadPoolExecutor' in the names of threads"
 }
-"""Test -> why it is not run. `Scheduler` calls its threads ``bgworker_0`` and so on, as documented."""
+"""Test -> why it is not run. `Scheduler` calls its threads ``bgworker_0`` and so on, as
+documented."""
 
 SLOW = {"test_map_timeout", "test_timeout", "test_hang_global_shutdown_lock"}
 """Tests that take 5 seconds or more, most of them by sleeping."""
@@ -61,26 +67,34 @@ _numbers = itertools.count()
 
 
 def assert_python_ok(*args: str, **env_vars: str) -> tuple[int, bytes, bytes]:
-    """Run a script of CPython's tests, in which `Scheduler` goes by the name of the executor that it imports."""
+    """Run a script of CPython's tests, in which `Scheduler` goes by the name of the executor that
+    it imports."""
     *options, script = args
-    script, count = re.subn(r"from concurrent\.futures import (\w+)",
-                            f"import sys; sys.path.insert(0, {ROOT!r}); from bgworker import Scheduler as \\1", script)
+    script, count = re.subn(
+        r"from concurrent\.futures import (\w+)",
+        f"import sys; sys.path.insert(0, {ROOT!r}); from bgworker import Scheduler as \\1",
+        script,
+    )
     assert count == 1, f"expected a script that imports one executor, got {script}"
     code, out, err = script_helper.assert_python_ok(*options, script, **env_vars)
-    # A ShutdownError is a RuntimeError, as which the scripts catch it; a traceback shows its own name only.
+    # A ShutdownError is a RuntimeError, as which the scripts catch it; a traceback shows its own
+    # name only.
     return code, out, err.replace(b"bgworker.model.errors.ShutdownError: ", b"RuntimeError: ")
 
 
 class Adapted:
-    """What the tests of one class have in common here, and the tests that need another wording. First of its bases."""
+    """What the tests of one class have in common here, and the tests that need another wording.
+    First of its bases."""
 
     module: types.ModuleType
-    """Where CPython defines the class: its tests find ``futures`` and ``assert_python_ok`` there."""
+    """Where CPython defines the class: its tests find ``futures`` and ``assert_python_ok``
+    there."""
     executor_type = Scheduler
 
     def setUp(self) -> None:
         _wait_for_dying_threads()
-        self._put_in_place(futures, "ThreadPoolExecutor", Scheduler)  # several tests name it themselves
+        # several tests name it themselves
+        self._put_in_place(futures, "ThreadPoolExecutor", Scheduler)
         if hasattr(self.module, "assert_python_ok"):
             self._put_in_place(self.module, "assert_python_ok", assert_python_ok)
         super().setUp()  # type: ignore[misc]
@@ -91,18 +105,21 @@ class Adapted:
 
 
 def _wait_for_dying_threads() -> None:
-    """Let what the last test left end, in C too: CPython 3.10 takes it for a leak if there are fewer threads afterwards.
+    """Let what the last test left end, in C too: CPython 3.10 takes it for a leak if there are
+    fewer threads afterwards.
 
     It then waits, and collects garbage, a hundred times.
     """
     gc.collect()
     deadline = time.monotonic() + support.SHORT_TIMEOUT
-    while _thread._count() >= threading.active_count() and time.monotonic() < deadline:  # the main thread is not in it
+    while _thread._count() >= threading.active_count() and time.monotonic() < deadline:
+        # the main thread is not in it
         time.sleep(0.001)
 
 
 def test_cancel_futures_wait_false(self: Any) -> None:
-    """The same script, in the wording of CPython 3.13: the cancel may come before a worker takes the task (gh-116682)."""
+    """The same script, in the wording of CPython 3.13: the cancel may come before a worker takes
+    the task (gh-116682)."""
     _, out, err = assert_python_ok("-c", f"""if True:
         from concurrent.futures import ThreadPoolExecutor
         from {self.module.__name__} import sleep_and_print
@@ -124,11 +141,18 @@ def thread_pool_cases() -> Iterator[tuple[types.ModuleType, type[unittest.TestCa
     package = importlib.import_module(PACKAGE)
     modules = [package]
     for folder in getattr(package, "__path__", ()):  # a package since 3.12
-        modules += [importlib.import_module(f"{PACKAGE}.{path.stem}") for path in sorted(Path(folder).glob("test_*.py"))]
+        modules += [
+            importlib.import_module(f"{PACKAGE}.{path.stem}")
+            for path in sorted(Path(folder).glob("test_*.py"))
+        ]
     for module in modules:
         for value in list(vars(module).values()):
-            if isinstance(value, type) and issubclass(value, unittest.TestCase) and value.__module__ == module.__name__ \
-                    and getattr(value, "executor_type", None) is REAL:
+            if (
+                isinstance(value, type)
+                and issubclass(value, unittest.TestCase)
+                and value.__module__ == module.__name__
+                and getattr(value, "executor_type", None) is REAL
+            ):
                 yield module, value
 
 
@@ -146,7 +170,8 @@ def our_own(module: types.ModuleType, case: type[unittest.TestCase]) -> type[uni
 
 
 def _forward(name: str) -> Any:
-    """A test of our own that a mark can be put on: CPython's function is shared with its own classes."""
+    """A test of our own that a mark can be put on: CPython's function is shared with its own
+    classes."""
     def test(self: Any) -> None:
         getattr(super(type(self), self), name)()
 
@@ -160,23 +185,33 @@ globals().update({case.__name__: case for case in CASES})
 
 
 def setUpModule() -> None:
-    gc.freeze()  # the tests collect garbage often; what was there before them needs no look each time
+    # the tests collect garbage often; what was there before them needs no look each time
+    gc.freeze()
 
 
 def tearDownModule() -> None:
     gc.unfreeze()
-    multiprocessing.util._cleanup_tests()  # ends the helpers of the process pools that one test forks
+    # ends the helpers of the process pools that one test forks
+    multiprocessing.util._cleanup_tests()
 
 
 def test_none_of_CPythons_classes_about_thread_pools_is_missed() -> None:
     found = {case.__name__ for case in CASES}
-    assert found >= {"SchedulerExecutorTest", "SchedulerShutdownTest", "SchedulerWaitTests", "SchedulerAsCompletedTest",
-                     "SchedulerInitializerTest", "SchedulerFailingInitializerTest"}
+    assert found >= {
+        "SchedulerExecutorTest",
+        "SchedulerShutdownTest",
+        "SchedulerWaitTests",
+        "SchedulerAsCompletedTest",
+        "SchedulerInitializerTest",
+        "SchedulerFailingInitializerTest",
+    }
     names = {name for case in CASES for name in unittest.defaultTestLoader.getTestCaseNames(case)}
     assert names >= {*LEFT_OUT, *REWORDED, *SLOW}
     assert len(names) >= 40
 
 
 def test_a_script_of_CPythons_tests_runs_over_the_scheduler() -> None:
-    _, out, _ = assert_python_ok("-c", "from concurrent.futures import ThreadPoolExecutor; print(ThreadPoolExecutor)")
+    _, out, _ = assert_python_ok(
+        "-c", "from concurrent.futures import ThreadPoolExecutor; print(ThreadPoolExecutor)"
+    )
     assert out.strip() == b"<class 'bgworker.running.scheduler.Scheduler'>"

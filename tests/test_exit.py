@@ -1,4 +1,5 @@
-"""The end of a process: what was queued still runs, what was said is in the file, and nobody keeps the interpreter alive."""
+"""The end of a process: what was queued still runs, what was said is in the file, and nobody keeps
+the interpreter alive."""
 
 from __future__ import annotations
 
@@ -23,26 +24,36 @@ from bgworker import Scheduler, ShutdownError, current_task
 
 
 def run(tmp_path: Path, program: str, *, code: int = 0) -> tuple[str, str, list[dict[str, Any]]]:
-    """Run a script to its end; return what it printed, on both streams, and the events of its JSONL sink."""
+    """Run a script to its end; return what it printed, on both streams, and the events of its JSONL
+    sink."""
     script, record = tmp_path / "script.py", tmp_path / "debug.jsonl"
     script.write_text(BEGIN + textwrap.dedent(program), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "BGWORKER_SINKS": f"jsonl:{record}"}
-    done = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=LONG,
-                          env=environment, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        env=environment,
+        cwd=tmp_path,
+    )
     assert done.returncode == code, done.stderr
     lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
     return done.stdout, done.stderr, [json.loads(line) for line in lines]
 
 
 def ends(events: list[dict[str, Any]]) -> Counter[str]:
-    """Count the terminal events, having checked that each task has one, as its last, and no number missing."""
+    """Count the terminal events, having checked that each task has one, as its last, and no number
+    missing."""
     by_task: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         by_task.setdefault(event["task_id"], []).append(event)
     terminal = ("TaskCompleted", "TaskFailed", "TaskCancelled", "TaskTimedOut")
     for of_task in by_task.values():
         assert [event["seq"] for event in of_task] == list(range(1, len(of_task) + 1))
-        assert [event["type"] in terminal for event in of_task] == [False] * (len(of_task) - 1) + [True]
+        assert [event["type"] in terminal for event in of_task] == [False] * (len(of_task) - 1) + [
+            True
+        ]
     return Counter(of_task[-1]["type"] for of_task in by_task.values())
 
 
@@ -61,11 +72,16 @@ for n in range(20):
     ("", 0, ""), ("sys.exit(3)", 3, ""), ("raise ValueError('uncaught')", 1, "uncaught"),
     ("threading.Thread(target=lambda: time.sleep(0.3)).start()", 0, ""), ("del pool", 0, ""),
     ("pool.shutdown(wait=False)", 0, "")])
-def test_however_a_script_ends_its_queued_tasks_finish_and_the_record_is_complete(tmp_path: Path, ending: str, code: int,
-                                                                                complaint: str) -> None:
+def test_however_a_script_ends_its_queued_tasks_finish_and_the_record_is_complete(
+    tmp_path: Path, ending: str, code: int, complaint: str
+) -> None:
     _, errors, events = run(tmp_path, QUEUE + ending, code=code)
-    assert ends(events) == {"TaskCompleted": 20} and (complaint in errors if complaint else errors == "")
-    assert sorted(int(event["payload"]) for event in events if event["type"] == "TaskOutput") == list(range(20))
+    assert ends(events) == {"TaskCompleted": 20} and (
+        complaint in errors if complaint else errors == ""
+    )
+    assert sorted(
+        int(event["payload"]) for event in events if event["type"] == "TaskOutput"
+    ) == list(range(20))
 
 
 def test_a_timed_out_task_that_never_looks_keeps_nobody_alive(tmp_path: Path) -> None:
@@ -78,7 +94,9 @@ def test_a_timed_out_task_that_never_looks_keeps_nobody_alive(tmp_path: Path) ->
     assert ends(events) == {"TaskTimedOut": 1, "TaskCompleted": 1} and errors == ""
 
 
-def test_a_task_whose_time_is_over_only_during_the_exit_keeps_nobody_alive_either(tmp_path: Path) -> None:
+def test_a_task_whose_time_is_over_only_during_the_exit_keeps_nobody_alive_either(
+    tmp_path: Path,
+) -> None:
     _, _, events = run(tmp_path, """
         started = threading.Event()
         pool = Scheduler(2)
@@ -98,7 +116,9 @@ def test_a_task_with_a_timeout_that_starts_only_during_the_exit_times_out(tmp_pa
     assert ends(events) == {"TaskTimedOut": 1, "TaskCompleted": 1}
 
 
-def test_what_waits_behind_the_only_worker_that_is_stuck_at_exit_runs_or_is_cancelled_but_ends(tmp_path: Path) -> None:
+def test_what_waits_behind_the_only_worker_that_is_stuck_at_exit_runs_or_is_cancelled_but_ends(
+    tmp_path: Path,
+) -> None:
     _, _, events = run(tmp_path, """
         started = threading.Event()
         pool = Scheduler(1)
@@ -108,7 +128,10 @@ def test_what_waits_behind_the_only_worker_that_is_stuck_at_exit_runs_or_is_canc
             pool.submit(len, "")
     """)
     # an interpreter that exits may start no worker in place of the stuck one (3.12)
-    assert ends(events) in ({"TaskTimedOut": 1, "TaskCompleted": 3}, {"TaskTimedOut": 1, "TaskCancelled": 3})
+    assert ends(events) in (
+        {"TaskTimedOut": 1, "TaskCompleted": 3},
+        {"TaskTimedOut": 1, "TaskCancelled": 3},
+    )
 
 
 def test_a_task_given_up_by_a_shutdown_keeps_nobody_alive(tmp_path: Path) -> None:
@@ -135,10 +158,14 @@ def test_submit_at_exit_is_a_runtime_error(tmp_path: Path) -> None:
                 except RuntimeError as error:
                     print(type(error).__name__)
     """)
-    assert output.split() == ["ShutdownError", "ShutdownError"] and ends(events) == {"TaskCompleted": 1}
+    assert output.split() == ["ShutdownError", "ShutdownError"] and ends(events) == {
+        "TaskCompleted": 1
+    }
 
 
-def test_a_task_that_submits_another_during_the_exit_gets_a_runtime_error_and_ends(tmp_path: Path) -> None:
+def test_a_task_that_submits_another_during_the_exit_gets_a_runtime_error_and_ends(
+    tmp_path: Path,
+) -> None:
     output, _, events = run(tmp_path, """
         pool = Scheduler(1)
 
@@ -154,7 +181,9 @@ def test_a_task_that_submits_another_during_the_exit_gets_a_runtime_error_and_en
     assert output.split() == ["ShutdownError"] and ends(events) == {"TaskCompleted": 1}
 
 
-def test_a_scheduler_that_was_shut_down_or_never_used_costs_the_exit_nothing(tmp_path: Path) -> None:
+def test_a_scheduler_that_was_shut_down_or_never_used_costs_the_exit_nothing(
+    tmp_path: Path,
+) -> None:
     _, errors, events = run(tmp_path, """
         unused = Scheduler(1)
         with Scheduler(1) as pool:
@@ -189,15 +218,21 @@ def test_a_task_around_one_that_timed_out_is_waited_for_at_exit(tmp_path: Path) 
         started.wait(30)
     """)
     assert ends(events) == {"TaskCompleted": 1, "TaskTimedOut": 1} and errors == ""
-    assert [event["payload"] for event in events if event["type"] == "TaskOutput"] == ["TaskTimedOut", "the end"]
+    assert [event["payload"] for event in events if event["type"] == "TaskOutput"] == [
+        "TaskTimedOut",
+        "the end",
+    ]
 
 
 def test_threads_that_die_before_their_first_task_keep_nobody_alive(tmp_path: Path) -> None:
-    _, _, events = run(tmp_path, """
+    _, _, events = run(
+        tmp_path,
+        """
         pool = Scheduler(1, name="mortal")
         pool.flush(30)
         alive = threading.Thread.run
         threading.Thread.run = lambda thread: None if thread.name.startswith("mortal_") else alive(thread)
         pool.submit(len, "")
-    """)
+    """,
+    )
     assert ends(events) in ({"TaskFailed": 1}, {"TaskCancelled": 1})

@@ -44,14 +44,18 @@ def run(error: BaseException, **settings: Any) -> Any:
 def test_a_plain_exception_is_told_as_python_tells_it() -> None:
     kind, message, trace = describe_failure(raised(KeyError("gone")), 65536)
     assert (kind, message) == ("KeyError", "'gone'")
-    assert trace.startswith("Traceback (most recent call last):\n  File") and trace.endswith("\nKeyError: 'gone'\n")
+    assert trace.startswith("Traceback (most recent call last):\n  File") and trace.endswith(
+        "\nKeyError: 'gone'\n"
+    )
     assert describe_failure(ValueError(), 64) == ("ValueError", "", "ValueError\n")
     assert describe_failure(TaskTimedOut("late"), 64)[0] == "TaskTimedOut"
 
 
 def test_what_led_to_an_exception_stands_before_it() -> None:
     trace = describe_failure(raised(KeyError("last"), raised(ValueError("first"))), 65536)[2]
-    assert trace.index("ValueError: first\n\nThe above exception was the direct cause") < trace.index("KeyError: 'last'")
+    assert trace.index(
+        "ValueError: first\n\nThe above exception was the direct cause"
+    ) < trace.index("KeyError: 'last'")
     try:
         try:
             raise ValueError("early")
@@ -59,7 +63,9 @@ def test_what_led_to_an_exception_stands_before_it() -> None:
             raise KeyError("late")
     except KeyError as error:
         assert "ValueError: early\n\nDuring handling of" in describe_failure(error, 65536)[2]
-        assert "early" not in describe_failure(raised(error, None), 65536)[2], "``from None`` hides it"
+        assert (
+            "early" not in describe_failure(raised(error, None), 65536)[2]
+        ), "``from None`` hides it"
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="has neither groups nor notes")
@@ -67,7 +73,13 @@ def test_members_of_groups_and_notes_are_shown() -> None:
     group = ExceptionGroup("all", [raised(ValueError("one")), ExceptionGroup("inner", [TypeError("two")])])  # type: ignore[name-defined]
     group.add_note("a note\ud800")
     trace = describe_failure(raised(group), 65536)[2]
-    parts = ["ExceptionGroup: all (2 sub-exceptions)", "a note\ufffd", "| ValueError: one", "inner", "| TypeError: two"]
+    parts = [
+        "ExceptionGroup: all (2 sub-exceptions)",
+        "a note\ufffd",
+        "| ValueError: one",
+        "inner",
+        "| TypeError: two",
+    ]
     assert sorted(parts, key=trace.index) == parts
 
 
@@ -108,17 +120,45 @@ def test_an_exception_with_a_huge_text_costs_no_more_memory_than_fits(text: str)
         assert tracemalloc.get_traced_memory()[1] < 2 ** 21
     finally:
         tracemalloc.stop()
-    assert len(message.encode()) <= 1000 and len(trace.encode()) <= 1000 and message.startswith(text[:400])
+    assert (
+        len(message.encode()) <= 1000
+        and len(trace.encode()) <= 1000
+        and message.startswith(text[:400])
+    )
 
 
 class LyingClass(type):
     __eq__ = __hash__ = __instancecheck__ = __getattribute__ = raising(GeneratorExit())  # type: ignore[assignment]
 
 
-SPEAKING = ("__str__", "__repr__", "__getattribute__", "with_traceback", "add_note", "__eq__", "__hash__", "__bool__",
-            "__reduce_ex__", "__format__", "__len__", "__iter__")
-TOLD = ("__class__", "__traceback__", "__cause__", "__context__", "__suppress_context__", "__notes__", "args", "reason",
-        "__dict__", "exceptions", "code", "__module__")
+SPEAKING = (
+    "__str__",
+    "__repr__",
+    "__getattribute__",
+    "with_traceback",
+    "add_note",
+    "__eq__",
+    "__hash__",
+    "__bool__",
+    "__reduce_ex__",
+    "__format__",
+    "__len__",
+    "__iter__",
+)
+TOLD = (
+    "__class__",
+    "__traceback__",
+    "__cause__",
+    "__context__",
+    "__suppress_context__",
+    "__notes__",
+    "args",
+    "reason",
+    "__dict__",
+    "exceptions",
+    "code",
+    "__module__",
+)
 
 
 def hostile(base: type, error: BaseException) -> Any:
@@ -133,13 +173,18 @@ def hostile(base: type, error: BaseException) -> Any:
                                   GeneratorExit, KeyboardInterrupt, StopIteration, BaseException])
 @pytest.mark.parametrize("error", [RuntimeError(), SystemExit(), KeyboardInterrupt(), TaskCancelled(), GeneratorExit()],
                          ids=repr)
-def test_a_task_ends_as_it_did_whatever_its_exception_answers(base: type, error: BaseException) -> None:
+def test_a_task_ends_as_it_did_whatever_its_exception_answers(
+    base: type, error: BaseException
+) -> None:
     arguments = ("utf-8", b"x", 0, 1, "no") if base is UnicodeDecodeError else ("text",)
     odd = hostile(base, error)(*arguments)
     task = run(odd)
     assert task.exception(LONG) is odd and task.status is TaskStatus.FAILED
     snapshot = task.snapshot()
-    assert snapshot.failure_type.endswith("Hostile") and snapshot.failure_message == "<unprintable object>"
+    assert (
+        snapshot.failure_type.endswith("Hostile")
+        and snapshot.failure_message == "<unprintable object>"
+    )
     assert "in method" in snapshot.invocation_info
 
 
@@ -151,11 +196,18 @@ def test_an_exception_is_what_it_is_and_not_what_it_claims(pretends: type) -> No
 
 
 def test_a_class_whose_module_is_no_text_has_a_type_that_is_text() -> None:
-    for module, shown in ((sys, "?.Odd"), (None, "?.Odd"), (7, "?.Odd"), ("a\ud800b", "a\ufffdb.Odd")):
+    for module, shown in (
+        (sys, "?.Odd"),
+        (None, "?.Odd"),
+        (7, "?.Odd"),
+        ("a\ud800b", "a\ufffdb.Odd"),
+    ):
         odd = type("Odd", (ValueError,), {"__module__": module})
         assert describe_failure(odd(), 65536)[0] == shown
     kind = type("Odd", (ValueError,), {})
-    kind.__qualname__ = type("Lie", (str,), {"__str__": raising(GeneratorExit()), "encode": raising(GeneratorExit())})("O\0dd")
+    kind.__qualname__ = type(
+        "Lie", (str,), {"__str__": raising(GeneratorExit()), "encode": raising(GeneratorExit())}
+    )("O\0dd")
     assert describe_failure(kind(), 65536)[0] == f"{__name__}.O\ufffddd"
 
 
@@ -163,7 +215,11 @@ def test_a_class_whose_module_is_no_text_has_a_type_that_is_text() -> None:
                                     type("Odd", (), {"__bool__": raising(KeyboardInterrupt())})()], ids=range(8))
 def test_a_task_that_cancels_itself_for_whatever_reason_is_cancelled(reason: Any) -> None:
     task = run(TaskCancelled(reason))
-    assert task.cancelled() and type(task.snapshot().failure_message) is str and task.snapshot().failure_message
+    assert (
+        task.cancelled()
+        and type(task.snapshot().failure_message) is str
+        and task.snapshot().failure_message
+    )
     assert run(BaseException.__new__(hostile(TaskCancelled, SystemExit()), "x")).cancelled()
 
 
@@ -191,7 +247,9 @@ def module_of(loader: OddLoader, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("answer", [raising(SystemExit()), raising(KeyboardInterrupt()), lambda name: 7, lambda name: "x"],
                          ids=range(4))
-def test_the_loader_of_a_module_ends_no_task(answer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loader_of_a_module_ends_no_task(
+    answer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = module_of(OddLoader(answer), monkeypatch)
     with Scheduler(1, record_source=True) as pool:
         task = pool.submit(module.run, ValueError("bad"))
@@ -202,7 +260,9 @@ def test_the_loader_of_a_module_ends_no_task(answer: Callable[..., Any], monkeyp
 
 @pytest.mark.leaks_threads("the text that never comes is waited for by its own thread until the test releases it")
 @pytest.mark.parametrize("place", ["text", "note", "cause", "loader"])
-def test_an_exception_whose_text_never_comes_ends_its_task(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_whose_text_never_comes_ends_its_task(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = threading.Event()
     monkeypatch.setattr(failure, "PATIENCE", 0.1)
     stuck = type("Stuck", (ValueError,), {"__str__": lambda self: str(gate.wait(LONG))})
@@ -220,7 +280,9 @@ def test_an_exception_whose_text_never_comes_ends_its_task(place: str, monkeypat
             task = pool.submit(function(error))
             assert task.exception(LONG) is error
             snapshot = task.snapshot()
-            assert snapshot.failure_message == ("(its text takes too long)" if place == "text" else "bad")
+            assert snapshot.failure_message == (
+                "(its text takes too long)" if place == "text" else "bad"
+            )
             assert snapshot.status is TaskStatus.FAILED
             assert "in " in (snapshot.invocation_info or "")
     finally:
@@ -232,13 +294,27 @@ def test_only_code_of_others_needs_a_thread(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("a thread is started")
 
     monkeypatch.setattr(failure, "own_thread", refuse)
-    monkeypatch.setattr(failure, "_LOADERS", (*failure._LOADERS, type(__loader__)))  # pytest has one of its own
+    # pytest has one of its own
+    monkeypatch.setattr(failure, "_LOADERS", (*failure._LOADERS, type(__loader__)))
     class Own(ValueError):
         """As most exceptions are: with a name of its own and nothing else."""
 
-    for error in (ValueError("x"), KeyError(1), OSError(2, "no", "file", None, b"other"), Own("x", 1.5, None), SystemExit(3)):
-        assert describe_failure(raised(error, raised(Own("cause"))), 65536)[2].count("Own: cause") == 1
+    for error in (
+        ValueError("x"),
+        KeyError(1),
+        OSError(2, "no", "file", None, b"other"),
+        Own("x", 1.5, None),
+        SystemExit(3),
+    ):
+        assert (
+            describe_failure(raised(error, raised(Own("cause"))), 65536)[2].count("Own: cause") == 1
+        )
     assert describe_failure(TaskCancelled("why"), 65536) == (None, "why", None)
-    for odd in (ValueError([1]), OSError(2, "no", [1]), raised(ValueError(), ValueError(object())), UnicodeEncodeError("utf-8", "x", 0, 1, "")):
+    for odd in (
+        ValueError([1]),
+        OSError(2, "no", [1]),
+        raised(ValueError(), ValueError(object())),
+        UnicodeEncodeError("utf-8", "x", 0, 1, ""),
+    ):
         with pytest.raises(AssertionError, match="a thread is started"):
             describe_failure(odd, 65536)

@@ -1,7 +1,9 @@
-"""Delivery in the midst of signals, finalisers, forks, a stalled sink, and the ways in which a process ends.
+"""Delivery in the midst of signals, finalisers, forks, a stalled sink, and the ways in which a
+process ends.
 
-The scenarios are functions that run in a child process of their own, so that a deadlock is a failure with a traceback of
-all threads instead of the end of the test run. `tools/stress.py` runs them for longer.
+The scenarios are functions that run in a child process of their own, so that a deadlock is a
+failure with a traceback of all threads instead of the end of the test run. `tools/stress.py` runs
+them for longer.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from bgworker.testing import FlakySink, Hang, MemorySink
 
 ROOT = Path(__file__).resolve().parents[1]
 SOON = 60.0
-posix = pytest.mark.skipif(not hasattr(signal, "setitimer") or not hasattr(os, "fork"), reason="needs POSIX")
+posix = pytest.mark.skipif(
+    not hasattr(signal, "setitimer") or not hasattr(os, "fork"), reason="needs POSIX"
+)
 
 
 def in_child(scenario: str, *arguments: Any, seconds: float = 120, code: int = 0) -> str:
@@ -37,9 +41,15 @@ def in_child(scenario: str, *arguments: Any, seconds: float = 120, code: int = 0
     script = (f"import faulthandler; faulthandler.dump_traceback_later({seconds!r}, exit=True)\n"
               f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}\n"
               f"import {__name__} as scenarios; scenarios.{scenario}(*{arguments!r})")
-    done = subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", script], capture_output=True,
-                          text=True, timeout=seconds + 60)
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=seconds + 60,
+    )
+    assert (
+        done.returncode == code
+    ), f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done.stdout
 
 
@@ -62,7 +72,8 @@ def check_numbers(events: list[Event]) -> None:
 
 
 def signal_storm(seconds: float) -> None:
-    """Emit from a signal handler that interrupts emits, flushes and reads of the account on the main thread."""
+    """Emit from a signal handler that interrupts emits, flushes and reads of the account on the
+    main thread."""
     sink = MemorySink()
     said = itertools.count()
     over = threading.Event()
@@ -100,14 +111,19 @@ def signal_storm(seconds: float) -> None:
         assert pool.flush(SOON)
     handled = next(said)
     texts = Counter(str(getattr(event, "payload", "")).partition(" ")[0] for event in sink.events)
-    assert (texts["main"], texts["signal"], texts['{"signal":true}']) == (in_main, handled, handled), texts
+    assert (texts["main"], texts["signal"], texts['{"signal":true}']) == (
+        in_main,
+        handled,
+        handled,
+    ), texts
     check_numbers(sink.events)
     check_account(pool.sinks["memory"], delivered=len(sink.events))
     print(handled, "signals")
 
 
 def collector_storm(seconds: float) -> None:
-    """Emit from finalisers that the garbage collector runs at every allocation, in whatever thread and place."""
+    """Emit from finalisers that the garbage collector runs at every allocation, in whatever thread
+    and place."""
     sink = MemorySink()
     said = itertools.count()
     over = threading.Event()
@@ -172,7 +188,14 @@ def collector_storm(seconds: float) -> None:
     health = pool.sinks["memory"]
     check_account(health, delivered=len(events))
     said_in_all = texts["task"] + texts["finaliser"] + health.dropped + late
-    assert said_in_all == in_tasks + finalised, (texts["task"], texts["finaliser"], health, late, in_tasks, finalised)
+    assert said_in_all == in_tasks + finalised, (
+        texts["task"],
+        texts["finaliser"],
+        health,
+        late,
+        in_tasks,
+        finalised,
+    )
     if not health.dropped:  # on a busy machine the sink may starve so long that its queue overflows
         check_numbers(events)
     print(finalised, "finalisers")
@@ -218,7 +241,8 @@ def test_the_same_storm_catches_an_intake_with_a_lock() -> None:
 
 
 def forks(times: int, folder: str) -> None:
-    """Fork in the middle of bursts; each child runs a task of its own, over the same sinks, and looks at its account."""
+    """Fork in the middle of bursts; each child runs a task of its own, over the same sinks, and
+    looks at its account."""
     memory = MemorySink()
     over = threading.Event()
 
@@ -262,7 +286,10 @@ def forks(times: int, folder: str) -> None:
     assert sorted(runs.values()) == [1] * times + [2], "each process has a run of its own"
     payloads = Counter(getattr(event, "payload", None) for event in events)
     assert payloads[f"parent {parent}"] == said
-    assert sum(count for payload, count in payloads.items() if payload and payload.startswith("child")) == 100 * times
+    assert (
+        sum(count for payload, count in payloads.items() if payload and payload.startswith("child"))
+        == 100 * times
+    )
     print("ok")
 
 
@@ -303,7 +330,9 @@ def _reap(pid: int) -> None:
 
 
 @posix
-def test_forks_in_the_middle_of_bursts_repeat_nothing_and_lose_nothing_on_either_side(tmp_path: Path) -> None:
+def test_forks_in_the_middle_of_bursts_repeat_nothing_and_lose_nothing_on_either_side(
+    tmp_path: Path,
+) -> None:
     assert in_child("forks", 20, str(tmp_path)) == "ok\n"
 
 
@@ -315,8 +344,11 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def stalled(count: int, queue_bytes: int, text: str, repeat: int, says_progress: bool = False) -> None:
-    """Emit into a sink that hangs; memory stays within the queue's bound, and nothing goes uncounted."""
+def stalled(
+    count: int, queue_bytes: int, text: str, repeat: int, says_progress: bool = False
+) -> None:
+    """Emit into a sink that hangs; memory stays within the queue's bound, and nothing goes
+    uncounted."""
     hang = Hang()
     sink = FlakySink(hang)
     text *= repeat
@@ -362,7 +394,9 @@ def stalled(count: int, queue_bytes: int, text: str, repeat: int, says_progress:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
-def test_a_million_events_into_a_stalled_sink_stay_within_the_memory_bound_and_are_all_accounted_for() -> None:
+def test_a_million_events_into_a_stalled_sink_stay_within_the_memory_bound_and_are_all_accounted_for() -> (
+    None
+):
     in_child("stalled", 1_000_000, SinkOptions().queue_bytes, "x", 100, seconds=240)
 
 
@@ -370,8 +404,9 @@ def test_a_million_events_into_a_stalled_sink_stay_within_the_memory_bound_and_a
 @pytest.mark.parametrize(("count", "text", "repeat", "says_progress"), [
     (200_000, "x", 1000, False), (30_000, "\U0001f642", 4090, False), (8_000, "x", 60_000, False), (30_000, "x", 10_000, True)],
     ids=["1 kB", "emoji", "60 kB", "progress"])
-def test_memory_stays_within_its_bound_whatever_the_size_of_the_payloads(count: int, text: str, repeat: int,
-                                                                         says_progress: bool) -> None:
+def test_memory_stays_within_its_bound_whatever_the_size_of_the_payloads(
+    count: int, text: str, repeat: int, says_progress: bool
+) -> None:
     in_child("stalled", count, 16 * 2**20, text, repeat, says_progress)
 
 
@@ -388,10 +423,24 @@ def run(count):
 """
 
 
-def ended_by(script: str, path: Path, code: int, *, stop: signal.Signals | None = None) -> list[Event]:
-    """Run a script to its end, or send it a signal once it says so; return what its sink has got."""
-    child = subprocess.Popen([sys.executable, "-X", "faulthandler", "-c", BEGIN.format(root=str(ROOT)) + script, str(path)],
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def ended_by(
+    script: str, path: Path, code: int, *, stop: signal.Signals | None = None
+) -> list[Event]:
+    """Run a script to its end, or send it a signal once it says so; return what its sink has
+    got."""
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-X",
+            "faulthandler",
+            "-c",
+            BEGIN.format(root=str(ROOT)) + script,
+            str(path),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         if stop is not None:
             assert child.stdout is not None and child.stdout.readline() == "ready\n"
@@ -422,7 +471,9 @@ def delivered(events: list[Event]) -> int:
     ("pool.submit(run, 3000)\nthreading.Thread(target=lambda: time.sleep(0.2)).start()", 0),
     ("import atexit; atexit.register(lambda: None); pool.submit(run, 3000).result()", 0)],
     ids=["end of main", "sys.exit", "uncaught exception", "forgotten", "a thread outlives main", "atexit"])
-def test_what_was_emitted_is_delivered_however_the_interpreter_ends(tmp_path: Path, script: str, code: int) -> None:
+def test_what_was_emitted_is_delivered_however_the_interpreter_ends(
+    tmp_path: Path, script: str, code: int
+) -> None:
     assert delivered(ended_by(script, tmp_path / "out", code)) == 3000
 
 
@@ -451,7 +502,9 @@ while True: time.sleep(0.01)
 
 
 @posix
-def test_ctrl_c_while_a_result_is_awaited_and_the_pool_shut_down_delivers_what_was_emitted(tmp_path: Path) -> None:
+def test_ctrl_c_while_a_result_is_awaited_and_the_pool_shut_down_delivers_what_was_emitted(
+    tmp_path: Path,
+) -> None:
     script = """
 signal.signal(signal.SIGINT, signal.default_int_handler)
 def stubborn():
@@ -465,7 +518,9 @@ with pool:
     assert delivered(ended_by(script, tmp_path / "out", -signal.SIGINT, stop=signal.SIGINT)) == 3000
 
 
-def test_the_harness_sees_what_a_process_that_is_killed_outright_did_not_deliver(tmp_path: Path) -> None:
+def test_the_harness_sees_what_a_process_that_is_killed_outright_did_not_deliver(
+    tmp_path: Path,
+) -> None:
     script = "pool.flush()\npool.submit(run, 3000).result()\nos._exit(0)"
     path = tmp_path / "out"
     path.touch()
@@ -473,7 +528,9 @@ def test_the_harness_sees_what_a_process_that_is_killed_outright_did_not_deliver
         assert delivered(ended_by(script, path, 0)) == 3000
 
 
-def test_a_sink_that_flushes_its_own_scheduler_gets_a_report_instead_of_waiting_for_itself() -> None:
+def test_a_sink_that_flushes_its_own_scheduler_gets_a_report_instead_of_waiting_for_itself() -> (
+    None
+):
     reports: list[object] = []
 
     class Flushes:

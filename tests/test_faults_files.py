@@ -1,11 +1,14 @@
-"""Files in the hands of others: a folder that another user can write to, and files of ours that were changed.
+"""Files in the hands of others: a folder that another user can write to, and files of ours that
+were changed.
 
-*Links.* The other user plants links, pipes, devices, folders and forged files at every name that is or was ours. A child process
-then uses every sink and verb there. No file outside of the folder may change, nothing of them may be copied into it, no event
-that was parked may be gone, and nothing may hang or end in a traceback.
+*Links.* The other user plants links, pipes, devices, folders and forged files at every name that is
+or was ours. A child process then uses every sink and verb there. No file outside of the folder may
+change, nothing of them may be copied into it, no event that was parked may be gone, and nothing may
+hang or end in a traceback.
 
-*Mutations.* Park files and JSONL files are changed at random and then replayed, appended to, and taken through a history and its
-export. What cannot be read stays as it is, and nothing takes long or much memory.
+*Mutations.* Park files and JSONL files are changed at random and then replayed, appended to, and
+taken through a history and its export. What cannot be read stays as it is, and nothing takes long
+or much memory.
 
 `tools/stress.py links mutated` does both for longer.
 """
@@ -35,8 +38,23 @@ from typing import Any
 
 import pytest
 
-from bgworker import (BgworkerError, Event, EventType, JsonlSink, LossEvent, PermanentSinkError, RetryPolicy, Scheduler, SinkError,
-                      SinkOptions, SqliteSink, StreamEvent, StreamType, TemporarySinkError, current_task)
+from bgworker import (
+    BgworkerError,
+    Event,
+    EventType,
+    JsonlSink,
+    LossEvent,
+    PermanentSinkError,
+    RetryPolicy,
+    Scheduler,
+    SinkError,
+    SinkOptions,
+    SqliteSink,
+    StreamEvent,
+    StreamType,
+    TemporarySinkError,
+    current_task,
+)
 from bgworker.cli import main
 from bgworker.model import wire
 from bgworker.park import replay
@@ -48,36 +66,66 @@ OTHER = 65534
 SECRET, PARKED = "TOP-SECRET-TEXT", "PARKED-TEXT"
 MOST_MEMORY = 200  # MiB
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
-posix = pytest.mark.skipif(os.name == "nt", reason="Windows has neither links nor FIFOs for everybody")
+posix = pytest.mark.skipif(
+    os.name == "nt", reason="Windows has neither links nor FIFOs for everybody"
+)
 
 FILES = ("events.jsonl", "park.jsonl", "out.jsonl", "run.jsonl", "exported.jsonl", "history.db")
-ENDINGS = (".lock", ".torn", ".tmp", ".replay", ".replay.tmp", ".replay.lock", ".gz.tmp", ".1", ".2", ".1.gz", ".2.gz", "-wal",
-           "-shm", "-journal")
+ENDINGS = (
+    ".lock",
+    ".torn",
+    ".tmp",
+    ".replay",
+    ".replay.tmp",
+    ".replay.lock",
+    ".gz.tmp",
+    ".1",
+    ".2",
+    ".1.gz",
+    ".2.gz",
+    "-wal",
+    "-shm",
+    "-journal",
+)
 
 
 def said(*numbers: int, text: str = "x" * 20) -> list[Event]:
-    return [StreamEvent(EventType.TASK_OUTPUT, f"{0:032}", n, NOW, StreamType.OUTPUT, text) for n in numbers]
+    return [
+        StreamEvent(EventType.TASK_OUTPUT, f"{0:032}", n, NOW, StreamType.OUTPUT, text)
+        for n in numbers
+    ]
 
 
 def wrapped(event: Event) -> bytes:
-    return (b'{"v":1,"sink":"dead","error":"OSError: away","attempts":8,"parked_at":"2026-11-23T14:46:00.000000Z","event":'
-            + wire.encode(event).encode() + b"}\n")
+    return (
+        b'{"v":1,"sink":"dead","error":"OSError: away","attempts":8,"parked_at":"2026-11-23T14:46:00.000000Z","event":'
+        + wire.encode(event).encode()
+        + b"}\n"
+    )
 
 
-def in_child(scenario: str, *arguments: Any, seconds: float = 100) -> subprocess.CompletedProcess[str]:
-    """Run one of this module's scenarios in a fresh process, which is ended with a traceback if it hangs."""
+def in_child(
+    scenario: str, *arguments: Any, seconds: float = 100
+) -> subprocess.CompletedProcess[str]:
+    """Run one of this module's scenarios in a fresh process, which is ended with a traceback if it
+    hangs."""
     script = (f"import faulthandler; faulthandler.dump_traceback_later({seconds!r}, exit=True)\n"
               f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}\n"
               f"import test_faults_files as scenarios; scenarios.{scenario}(*{arguments!r})")
-    return subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", script], capture_output=True, text=True,
-                          timeout=seconds + 60)
+    return subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=seconds + 60,
+    )
 
 
 def check_memory() -> None:
     status = Path("/proc/self/status")
     if not status.exists():
         return
-    # not ru_maxrss, which a process begins with as its parent's: that of a long run of tests is large
+    # not ru_maxrss, which a process begins with as its parent's: that of a long run of tests is
+    # large
     used = int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
     assert used < MOST_MEMORY, f"{used:.0f} MiB"
 
@@ -88,9 +136,15 @@ def check_memory() -> None:
 def victims(folder: Path) -> None:
     folder.mkdir(mode=0o700)
     lines = wire.encode_lines(said(1, 2))
-    for name, content in {"notes.txt": b"keep me\n", "secret": SECRET.encode() * 9, "empty": b"", "log.jsonl": lines,
-                          "settings.json": b'{"a":1}', "secret.jsonl": wire.encode_lines(said(1, text=SECRET)),
-                          "park.jsonl": wrapped(said(3)[0])}.items():
+    for name, content in {
+        "notes.txt": b"keep me\n",
+        "secret": SECRET.encode() * 9,
+        "empty": b"",
+        "log.jsonl": lines,
+        "settings.json": b'{"a":1}',
+        "secret.jsonl": wire.encode_lines(said(1, text=SECRET)),
+        "park.jsonl": wrapped(said(3)[0]),
+    }.items():
         (folder / name).write_bytes(content)
         (folder / name).chmod(0o600)
     sink = SqliteSink(folder / "history.db")
@@ -103,12 +157,19 @@ def pictures(folder: Path) -> dict[str, tuple[Any, ...]]:
     found = {}
     for path in sorted(folder.rglob("*")):
         status = path.stat()
-        found[path.name] = status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, path.read_bytes()
+        found[path.name] = (
+            status.st_mode,
+            status.st_uid,
+            status.st_gid,
+            status.st_mtime_ns,
+            path.read_bytes(),
+        )
     return found
 
 
 def plant(path: str, targets: list[str], chance: random.Random, is_free: bool) -> str:
-    """Put something at a path that nobody expects there, as another user unless ``is_free``; return what."""
+    """Put something at a path that nobody expects there, as another user unless ``is_free``; return
+    what."""
     kind = chance.choice([*KINDS, *(FREE_KINDS if is_free else {})])
     if not is_free and IS_ROOT:
         os.seteuid(OTHER)
@@ -124,20 +185,34 @@ Plant = Callable[[str, "list[str]", random.Random], object]
 
 KINDS: dict[str, Plant] = {
     "symlink": lambda path, targets, chance: os.symlink(chance.choice(targets), path),
-    "dangling": lambda path, targets, chance: os.symlink(os.path.join(os.path.dirname(targets[0]), "made"), path),
+    "dangling": lambda path, targets, chance: os.symlink(
+        os.path.join(os.path.dirname(targets[0]), "made"), path
+    ),
     "loop": lambda path, targets, chance: os.symlink(os.path.basename(path), path),
     "fifo": lambda path, targets, chance: os.mkfifo(path, 0o666),
     "folder": lambda path, targets, chance: os.mkdir(path),
     "folder link": lambda path, targets, chance: os.symlink(os.path.dirname(targets[0]), path),
     "socket": lambda path, targets, chance: bound(path),
-    "file": lambda path, targets, chance: make_file(path, chance.choice([b"", b"rubbish", b"{}\n", b"\n1\n"])),
+    "file": lambda path, targets, chance: make_file(
+        path, chance.choice([b"", b"rubbish", b"{}\n", b"\n1\n"])
+    ),
     "sparse": lambda path, targets, chance: make_file(path, b"", 20 << 30),
 }
 
 FREE_KINDS: dict[str, Plant] = {
     "hard link": lambda path, targets, chance: os.link(chance.choice(targets), path),
-    **({"null": lambda path, targets, chance: os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3)),
-        "zero": lambda path, targets, chance: os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))} if IS_ROOT else {}),
+    **(
+        {
+            "null": lambda path, targets, chance: os.mknod(
+                path, stat.S_IFCHR | 0o666, os.makedev(1, 3)
+            ),
+            "zero": lambda path, targets, chance: os.mknod(
+                path, stat.S_IFCHR | 0o666, os.makedev(1, 5)
+            ),
+        }
+        if IS_ROOT
+        else {}
+    ),
 }
 """What a system may keep other users from doing."""
 
@@ -160,7 +235,9 @@ def prepare(folder: Path) -> None:
     torn = b'{"v":1,"type":"TaskOu'
     (folder / "events.jsonl").write_bytes(wire.encode_lines(said(1)) + torn)
     (folder / "run.jsonl").write_bytes(wire.encode_lines(said(1)) + torn)
-    (folder / "park.jsonl").write_bytes(b"".join(wrapped(each) for each in said(1, 2, 3, text=PARKED)))
+    (folder / "park.jsonl").write_bytes(
+        b"".join(wrapped(each) for each in said(1, 2, 3, text=PARKED))
+    )
     sink = SqliteSink(folder / "history.db")
     sink.write(said(1))
     sink.close()
@@ -175,15 +252,21 @@ def attack(folder: Path, targets: list[str], chance: random.Random) -> dict[str,
     for name in FILES:
         for ending in ENDINGS:
             if chance.random() < density:
-                planted[name + ending] = plant(str(folder / (name + ending)), targets, chance, chance.random() < 0.5)
+                planted[name + ending] = plant(
+                    str(folder / (name + ending)), targets, chance, chance.random() < 0.5
+                )
         if chance.random() < 0.1:
             with contextlib.suppress(FileNotFoundError):
                 (folder / name).unlink()
             planted[name] = plant(str(folder / name), targets, chance, False)
     if chance.random() < 0.5 and "park.jsonl.replay" not in planted and "park.jsonl" not in planted:
         status = (folder / "park.jsonl").stat()
-        make_file(str(folder / "park.jsonl.replay"), json.dumps(
-            {"identity": [status.st_dev, status.st_ino], "done": status.st_size, "kept": []}).encode())
+        make_file(
+            str(folder / "park.jsonl.replay"),
+            json.dumps(
+                {"identity": [status.st_dev, status.st_ino], "done": status.st_size, "kept": []}
+            ).encode(),
+        )
         planted["park.jsonl.replay"] = "forged note"
     return planted
 
@@ -247,11 +330,34 @@ def use_everything(folder: str, times: int = 1) -> None:
         attempt("replay", replaying)
         attempt("sqlite", sqlite)
         verb("replay", "park.jsonl", "--to", "jsonl:out.jsonl?max_bytes=200&compress=yes")
-        for words in (["tasks"], ["show", "last"], ["tail", "last"], ["stats"], ["prune", "--keep", "1"],
-                      ["export", "--jsonl", "exported.jsonl"]):
+        for words in (
+            ["tasks"],
+            ["show", "last"],
+            ["tail", "last"],
+            ["stats"],
+            ["prune", "--keep", "1"],
+            ["export", "--jsonl", "exported.jsonl"],
+        ):
             verb(*words, "--db", "history.db")
-    done = subprocess.run([sys.executable, "-m", "bgworker", "run", "--jsonl", "run.jsonl", "--db", "history.db", "--", "echo", "hi"],
-                          capture_output=True, text=True, timeout=100, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "bgworker",
+            "run",
+            "--jsonl",
+            "run.jsonl",
+            "--db",
+            "history.db",
+            "--",
+            "echo",
+            "hi",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     print("run", done.returncode, done.stderr.strip(), flush=True)
     assert "Traceback" not in done.stderr, done.stderr
     check_memory()
@@ -260,7 +366,12 @@ def use_everything(folder: str, times: int = 1) -> None:
 @contextlib.contextmanager
 def harassed(folder: Path, targets: list[str], seed: int) -> Iterator[None]:
     """Have another user put something else at our names all the time."""
-    names = [name + ending for name in FILES for ending in ENDINGS if name != "history.db" or ending == ".lock"]
+    names = [
+        name + ending
+        for name in FILES
+        for ending in ENDINGS
+        if name != "history.db" or ending == ".lock"
+    ]
     if IS_ROOT:  # else the links are ours, and followed as they should be
         names += [name for name in FILES if name != "history.db"]
     pid = os.fork()
@@ -273,9 +384,15 @@ def harassed(folder: Path, targets: list[str], seed: int) -> Iterator[None]:
             while True:
                 path = str(folder / chance.choice(names))
                 with contextlib.suppress(OSError):
-                    os.rmdir(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+                    (
+                        os.rmdir(path)
+                        if os.path.isdir(path) and not os.path.islink(path)
+                        else os.unlink(path)
+                    )
                 with contextlib.suppress(OSError):
-                    KINDS[chance.choice(["symlink", "dangling", "loop", "fifo", "folder", "file"])](path, targets, chance)
+                    KINDS[chance.choice(["symlink", "dangling", "loop", "fifo", "folder", "file"])](
+                        path, targets, chance
+                    )
         finally:
             os._exit(0)
     try:
@@ -286,7 +403,8 @@ def harassed(folder: Path, targets: list[str], seed: int) -> Iterator[None]:
 
 
 def run_links(seed: int, *, moving: bool = False) -> None:
-    """Use everything in a folder that somebody has prepared, or goes on changing; check what became of others' files."""
+    """Use everything in a folder that somebody has prepared, or goes on changing; check what became
+    of others' files."""
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as top:
         os.chmod(top, 0o755)
@@ -309,11 +427,18 @@ def run_links(seed: int, *, moving: bool = False) -> None:
         for name in before:
             assert after[name] == before[name], f"{name} is not what it was: {told}"
         assert done.returncode == 0, told
-        contents = [gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data for data in contents_of(folder)]
-        assert not any(SECRET.encode() in content for content in contents), f"something secret was copied: {told}"
+        contents = [
+            gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+            for data in contents_of(folder)
+        ]
+        assert not any(
+            SECRET.encode() in content for content in contents
+        ), f"something secret was copied: {told}"
         if "park.jsonl" not in planted:
             for event in said(1, 2, 3, text=PARKED):
-                assert any(wire.encode(event).encode() in content for content in contents), f"a parked event is gone: {told}"
+                assert any(
+                    wire.encode(event).encode() in content for content in contents
+                ), f"a parked event is gone: {told}"
 
 
 def targets_in(outside: Path) -> list[str]:
@@ -332,7 +457,9 @@ def contents_of(folder: Path) -> list[bytes]:
 
 @posix
 @pytest.mark.parametrize("seed", range(3))
-def test_nothing_that_others_put_beside_our_files_is_followed_waited_for_or_believed(seed: int) -> None:
+def test_nothing_that_others_put_beside_our_files_is_followed_waited_for_or_believed(
+    seed: int,
+) -> None:
     run_links(seed)
 
 
@@ -354,13 +481,41 @@ def test_the_harness_notices_who_follows_a_link(tmp_path: Path) -> None:
 
 # -- files that were changed --
 
-HUGE = [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 10_000, b"9e999", b"-0", b"1e-400", b"NaN", b"null", b"true", b"{}", b"[]", b'""', b"\0",
-        b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\r\n", b"\n\n", b'"\\ud800"', b"\\u0000", b"x" * 3_000_000, b"[]," * 1_000_000,
-        b'"0001-01-01T00:00:00Z"', b'"9999-12-31T23:59:60Z"', b'"event":', b'"type":', b'"v":2,', b"\xe2\x80\xae"]
+HUGE = [
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b"9" * 10_000,
+    b"9e999",
+    b"-0",
+    b"1e-400",
+    b"NaN",
+    b"null",
+    b"true",
+    b"{}",
+    b"[]",
+    b'""',
+    b"\0",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\r",
+    b"\r\n",
+    b"\n\n",
+    b'"\\ud800"',
+    b"\\u0000",
+    b"x" * 3_000_000,
+    b"[]," * 1_000_000,
+    b'"0001-01-01T00:00:00Z"',
+    b'"9999-12-31T23:59:60Z"',
+    b'"event":',
+    b'"type":',
+    b'"v":2,',
+    b"\xe2\x80\xae",
+]
 
 
 def specimens() -> list[bytes]:
-    """Return what our own files look like: a park file and one of wire lines, with every type of event."""
+    """Return what our own files look like: a park file and one of wire lines, with every type of
+    event."""
     sink = MemorySink()
 
     def talk() -> None:
@@ -372,10 +527,20 @@ def specimens() -> list[bytes]:
 
     with Scheduler(1, sinks=[sink], record_source=True) as pool:
         pool.options(name="talk", metadata={"a": 1}).submit(talk).result(60)
-        wait([pool.submit(int, "x"), pool.options(timeout=0.01).submit(lambda: current_task().sleep(60))], 60)
+        wait(
+            [
+                pool.submit(int, "x"),
+                pool.options(timeout=0.01).submit(lambda: current_task().sleep(60)),
+            ],
+            60,
+        )
     loss = LossEvent(EventType.EVENTS_LOST, NOW, "hook", 120, "overflow", {"TaskOutput": 120})
     events = [*sink.events, loss]
-    return [b"".join(map(wrapped, events)), wire.encode_lines(events), b"".join(map(wrapped, events[:3])) + wire.encode_lines(events)]
+    return [
+        b"".join(map(wrapped, events)),
+        wire.encode_lines(events),
+        b"".join(map(wrapped, events[:3])) + wire.encode_lines(events),
+    ]
 
 
 def changed(data: bytes, chance: random.Random) -> bytes:
@@ -397,10 +562,16 @@ def changed(data: bytes, chance: random.Random) -> bytes:
         elif kind == 4:
             data = b"".join(lines[:number] + lines[number + 1:])
         elif kind == 5:
-            data = b"".join(lines[:number] + [lines[number][:chance.randrange(len(lines[number]) + 1)]] + lines[number + 1:])
+            data = b"".join(
+                lines[:number]
+                + [lines[number][: chance.randrange(len(lines[number]) + 1)]]
+                + lines[number + 1 :]
+            )
         else:
             with contextlib.suppress(ValueError, RecursionError):
-                lines[number] = json.dumps(other_value(json.loads(lines[number]), chance)).encode() + b"\n"
+                lines[number] = (
+                    json.dumps(other_value(json.loads(lines[number]), chance)).encode() + b"\n"
+                )
                 data = b"".join(lines)
     return data
 
@@ -411,8 +582,32 @@ def other_value(value: Any, chance: random.Random) -> Any:
         key = chance.choice(list(value))
         return {**value, key: other_value(value[key], chance)} if chance.random() < 0.9 else {
             each: value[each] for each in value if each != key}
-    return chance.choice([None, True, -1, 0, 1.5, 2**63, 10**400, "", "x", "\0", "\ud800", [], {}, [[]], {"": {}}, "0" * 32, "z" * 32,
-                          "1" * 70_000, "0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "2026-13-01", [value, value]])
+    return chance.choice(
+        [
+            None,
+            True,
+            -1,
+            0,
+            1.5,
+            2**63,
+            10**400,
+            "",
+            "x",
+            "\0",
+            "\ud800",
+            [],
+            {},
+            [[]],
+            {"": {}},
+            "0" * 32,
+            "z" * 32,
+            "1" * 70_000,
+            "0001-01-01T00:00:00Z",
+            "9999-12-31T23:59:59.999999Z",
+            "2026-13-01",
+            [value, value],
+        ]
+    )
 
 
 class Picky:
@@ -470,9 +665,13 @@ def check_replay(data: bytes, chance: random.Random) -> None:
         replay(path, sink, batch_size=chance.choice([1, 3, 500]))
     left, before = path.read_bytes().split(b"\n") if path.exists() else [b""], data.split(b"\n")
     remaining = iter(before)
-    assert all(line in remaining for line in left), "a line that stayed is another, or in another place"
+    assert all(
+        line in remaining for line in left
+    ), "a line that stayed is another, or in another place"
     assert len(before) - len(left) <= sink.taken
-    assert left != before or path.stat().st_ino == inode, "nothing was removed, and yet the file was written anew"
+    assert (
+        left != before or path.stat().st_ino == inode
+    ), "nothing was removed, and yet the file was written anew"
 
 
 def check_reopened(data: bytes) -> None:
@@ -490,7 +689,11 @@ def check_reopened(data: bytes) -> None:
     after, whole = path.read_bytes(), data[:data.rfind(b"\n") + 1]
     torn = Path("lines.jsonl.torn").read_bytes() if Path("lines.jsonl.torn").exists() else b""
     new = wire.encode_lines(said(1))
-    assert after == whole + new and torn in (b"", data[len(whole):] + b"\n") or after == data + b"\n" + new
+    assert (
+        after == whole + new
+        and torn in (b"", data[len(whole) :] + b"\n")
+        or after == data + b"\n" + new
+    )
 
 
 def check_copied(data: bytes) -> None:
@@ -498,8 +701,14 @@ def check_copied(data: bytes) -> None:
     Path("copied").write_bytes(data)
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-        codes = [main(["replay", "copied", "--to", "sqlite:copy.db"]), main(["export", "--db", "copy.db", "--jsonl", "again.jsonl"])]
-    assert codes[0] in (0, 1) and codes[1] == 0 and "Traceback" not in errors.getvalue(), (codes, errors.getvalue())
+        codes = [
+            main(["replay", "copied", "--to", "sqlite:copy.db"]),
+            main(["export", "--db", "copy.db", "--jsonl", "again.jsonl"]),
+        ]
+    assert codes[0] in (0, 1) and codes[1] == 0 and "Traceback" not in errors.getvalue(), (
+        codes,
+        errors.getvalue(),
+    )
     with open("again.jsonl", encoding="utf-8") as lines:
         for line in lines:
             wire.decode(line)

@@ -1,7 +1,8 @@
 """Code that is not ours, wherever a sink or the log lets it run: it harms nobody but itself.
 
-What a sink raises, and whatever is asked of that, runs on the sink's own thread, under no lock; so does a handler of the
-log, on a thread of its own. Each scenario has a healthy sink beside the hostile one, and asks everything that could wait.
+What a sink raises, and whatever is asked of that, runs on the sink's own thread, under no lock; so
+does a handler of the log, on a thread of its own. Each scenario has a healthy sink beside the
+hostile one, and asks everything that could wait.
 """
 
 from __future__ import annotations
@@ -18,8 +19,19 @@ from typing import Any, TypeVar
 
 import pytest
 
-from bgworker import (ConfigurationError, Event, EventType, RetryPolicy, Scheduler, ShutdownError, SinkError, SinkOptions,
-                      StreamEvent, TemporarySinkError, current_task)
+from bgworker import (
+    ConfigurationError,
+    Event,
+    EventType,
+    RetryPolicy,
+    Scheduler,
+    ShutdownError,
+    SinkError,
+    SinkOptions,
+    StreamEvent,
+    TemporarySinkError,
+    current_task,
+)
 from bgworker.model.reports import wait_for_reports
 from bgworker.testing import FlakySink, Hang, MemorySink, fail
 
@@ -30,7 +42,8 @@ logger = logging.getLogger("bgworker")
 
 
 def in_time(function: Callable[[], T], seconds: float = SOON) -> T:
-    """Call something that must return by itself, on another thread, so that a hang is a failure and not the end."""
+    """Call something that must return by itself, on another thread, so that a hang is a failure and
+    not the end."""
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -70,7 +83,9 @@ def check_all_goes_on(pool: Scheduler, healthy: MemorySink) -> None:
     in_time(pool.tasks)
     in_time(lambda: pool.flush(0.05))
     in_time(lambda: pool.submit(int).streams())
-    in_time(lambda: pool.unregister_sink(pool.register_sink(MemorySink(), name="passing"), timeout=5))
+    in_time(
+        lambda: pool.unregister_sink(pool.register_sink(MemorySink(), name="passing"), timeout=5)
+    )
 
 
 class Slow(Exception):
@@ -103,7 +118,9 @@ def test_an_exception_whose_text_takes_for_ever_holds_up_its_own_sink_alone() ->
 
 
 @pytest.mark.parametrize("where", ["on_open", "on_flush", "on_close"])
-def test_an_exception_whose_text_takes_for_ever_holds_up_nobody_wherever_it_comes_from(where: str) -> None:
+def test_an_exception_whose_text_takes_for_ever_holds_up_nobody_wherever_it_comes_from(
+    where: str,
+) -> None:
     slow, healthy = Slow(), MemorySink()
     pool = Scheduler(2, close_timeout=0.2)
     pool.register_sink(healthy, name="healthy")
@@ -124,7 +141,9 @@ def test_an_exception_whose_text_takes_for_ever_holds_up_nobody_wherever_it_come
                                  lambda pool: pool.flush(1), lambda pool: pool.health(),
                                  lambda pool: pool.submit(current_task).result(SOON)],
                          ids=["sinks", "flush", "tasks", "flush(1)", "health", "submit"])
-def test_an_exception_may_ask_the_scheduler_for_its_text(ask: Callable[[Scheduler], object]) -> None:
+def test_an_exception_may_ask_the_scheduler_for_its_text(
+    ask: Callable[[Scheduler], object],
+) -> None:
     healthy = MemorySink()
 
     class Curious(Exception):
@@ -148,11 +167,23 @@ def test_whatever_an_exceptions_text_raises_its_sink_goes_on(error: BaseExceptio
         raise error
 
     names = ("__str__", "__repr__", "__format__", "__eq__")
-    hostile = type("Hostile", (Exception,), {**dict.fromkeys(names, raising), "__hash__": None,
-                                             "__class__": property(raising), "args": property(raising)})
+    hostile = type(
+        "Hostile",
+        (Exception,),
+        {
+            **dict.fromkeys(names, raising),
+            "__hash__": None,
+            "__class__": property(raising),
+            "args": property(raising),
+        },
+    )
     sink = FlakySink(fail(3, hostile()))
     with Scheduler(1) as pool:
-        pool.register_sink(sink, name="it", options=SinkOptions(retry=RetryPolicy(attempts=5, base=0.001, cap=0.01)))
+        pool.register_sink(
+            sink,
+            name="it",
+            options=SinkOptions(retry=RetryPolicy(attempts=5, base=0.001, cap=0.01)),
+        )
         say(pool, "a", "b")
         assert in_time(lambda: pool.flush(SOON))
         assert pool.sinks["it"].last_error == "Hostile: (its text cannot be had)"
@@ -161,7 +192,9 @@ def test_whatever_an_exceptions_text_raises_its_sink_goes_on(error: BaseExceptio
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()],
                          ids=lambda error: type(error).__name__)
-def test_whatever_a_sink_raises_in_whatever_method_it_goes_on_and_is_closed(error: BaseException) -> None:
+def test_whatever_a_sink_raises_in_whatever_method_it_goes_on_and_is_closed(
+    error: BaseException,
+) -> None:
     sink = FlakySink(fail(2, error), on_flush=[fail(1, error)], on_close=[fail(1, error)])
     with Scheduler(1) as pool:
         pool.register_sink(sink, name="it", options=SinkOptions(retry=RetryPolicy(5, 0.001, 0.01)))
@@ -173,11 +206,14 @@ def test_whatever_a_sink_raises_in_whatever_method_it_goes_on_and_is_closed(erro
     assert pool.sinks["it"].state == "closed"
 
 
-def test_texts_of_errors_are_bounded_in_the_account_the_log_and_the_park_file(tmp_path: Path,
-                                                                             caplog: pytest.LogCaptureFixture) -> None:
+def test_texts_of_errors_are_bounded_in_the_account_the_log_and_the_park_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     sink = FlakySink(fail(None, OSError("x" * 1_000_000 + "\0\ud800")))
     with Scheduler(1, close_timeout=1) as pool:
-        pool.register_sink(sink, name="it", options=SinkOptions(retry=FAST.retry, park=tmp_path / "park"))
+        pool.register_sink(
+            sink, name="it", options=SinkOptions(retry=FAST.retry, park=tmp_path / "park")
+        )
         say(pool, *map(str, range(100)))
         pool.flush(1)
     health = pool.sinks["it"]
@@ -232,7 +268,9 @@ def handled() -> Iterator[Callable[[Callable[[], object]], None]]:
 
 
 @pytest.mark.parametrize("error", [ValueError("boom"), SystemExit(3), KeyboardInterrupt()], ids=lambda each: type(each).__name__)
-def test_a_handler_that_raises_ends_no_sink(handled: Callable[[Callable[[], object]], None], error: BaseException) -> None:
+def test_a_handler_that_raises_ends_no_sink(
+    handled: Callable[[Callable[[], object]], None], error: BaseException
+) -> None:
     def act() -> None:
         raise error
 
@@ -248,7 +286,9 @@ def test_a_handler_that_raises_ends_no_sink(handled: Callable[[Callable[[], obje
     assert "closed" not in health.dropped_by_reason and said(sink.acknowledged)[-1] == "after"
 
 
-def test_a_handler_that_blocks_holds_up_no_sink_and_no_shutdown(handled: Callable[[Callable[[], object]], None]) -> None:
+def test_a_handler_that_blocks_holds_up_no_sink_and_no_shutdown(
+    handled: Callable[[Callable[[], object]], None],
+) -> None:
     entered, go_on = threading.Event(), threading.Event()
 
     def act() -> None:
@@ -289,8 +329,12 @@ def test_a_sink_that_changes_its_batch_changes_nothing_of_ours() -> None:
     class Thief(MemorySink):
         def write(self, events: Any) -> None:
             super().write(events)
-            for act in (lambda: events.records.clear(), lambda: events.records.pop(), lambda: events.records.append(1),
-                        lambda: setattr(events, "records", [])):
+            for act in (
+                lambda: events.records.clear(),
+                lambda: events.records.pop(),
+                lambda: events.records.append(1),
+                lambda: setattr(events, "records", []),
+            ):
                 try:
                     act()
                 except (AttributeError, TypeError):
@@ -327,7 +371,9 @@ def test_one_sink_object_has_one_registration_at_a_time() -> None:
     assert said(sink.events) == ["a"]
 
 
-def test_a_sink_that_is_left_to_itself_in_a_write_cannot_be_registered_again_before_it_comes_back() -> None:
+def test_a_sink_that_is_left_to_itself_in_a_write_cannot_be_registered_again_before_it_comes_back() -> (
+    None
+):
     hang = Hang()
     sink = FlakySink(hang)
     with Scheduler(1) as pool:
@@ -393,7 +439,9 @@ def test_a_sink_that_unregisters_itself_is_closed_after_its_write(tmp_path: Path
 @pytest.mark.parametrize("act", [lambda pool: pool.shutdown(), lambda pool: pool.shutdown(timeout=20),
                                  lambda pool: pool.flush(), lambda pool: pool.flush(20)],
                          ids=["shutdown", "shutdown(20)", "flush", "flush(20)"])
-def test_a_sink_that_waits_for_all_delivery_does_not_wait_for_itself(act: Callable[[Scheduler], object]) -> None:
+def test_a_sink_that_waits_for_all_delivery_does_not_wait_for_itself(
+    act: Callable[[Scheduler], object],
+) -> None:
     done = threading.Event()
     healthy = MemorySink()
     pool = Scheduler(1, close_timeout=20)
@@ -428,7 +476,9 @@ def test_two_sinks_that_flush_in_their_writes_do_not_wait_for_each_other() -> No
     dones = [threading.Event(), threading.Event()]
     pool = Scheduler(1, close_timeout=5)
     for number, done in enumerate(dones):
-        pool.register_sink(sink_that(lambda: (both.wait(SOON), pool.flush()), done), name=f"sink-{number}")
+        pool.register_sink(
+            sink_that(lambda: (both.wait(SOON), pool.flush()), done), name=f"sink-{number}"
+        )
     say(pool, "a")
     for done in dones:
         assert done.wait(SOON), "they wait for each other"
@@ -477,7 +527,9 @@ def no_threads() -> Iterator[Callable[[], None]]:
     threading.stack_size(before)
 
 
-def test_a_callback_without_a_thread_is_refused_and_leaves_nothing_behind(no_threads: Callable[[], None]) -> None:
+def test_a_callback_without_a_thread_is_refused_and_leaves_nothing_behind(
+    no_threads: Callable[[], None],
+) -> None:
     with Scheduler(1) as pool:
         say(pool, "a")
         no_threads()
@@ -486,7 +538,9 @@ def test_a_callback_without_a_thread_is_refused_and_leaves_nothing_behind(no_thr
         assert pool._dispatcher.outlets == ()
 
 
-def test_a_sink_without_a_thread_is_refused_and_may_be_registered_later(no_threads: Callable[[], None]) -> None:
+def test_a_sink_without_a_thread_is_refused_and_may_be_registered_later(
+    no_threads: Callable[[], None],
+) -> None:
     sink = MemorySink()
     with Scheduler(1) as pool:
         say(pool, "a")
@@ -501,7 +555,9 @@ def test_a_sink_without_a_thread_is_refused_and_may_be_registered_later(no_threa
 
 @pytest.mark.parametrize("error", [ValueError("boom"), SystemExit(3), asyncio.CancelledError(), GeneratorExit()],
                          ids=lambda error: type(error).__name__)
-def test_whatever_a_callback_raises_the_next_event_follows(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+def test_whatever_a_callback_raises_the_next_event_follows(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     seen: list[Event] = []
 
     def callback(event: Event) -> None:
@@ -532,14 +588,18 @@ def test_the_close_timeout_is_spent_on_retries() -> None:
 def test_a_sink_that_stays_down_ends_within_the_close_timeout_and_is_closed_in_order() -> None:
     sink = FlakySink(fail(None, TemporarySinkError("busy", retry_after=0.05)))
     pool = Scheduler(1, close_timeout=1)
-    pool.register_sink(sink, name="it", options=SinkOptions(batch_size=20, retry=RetryPolicy(attempts=1000)))
+    pool.register_sink(
+        sink, name="it", options=SinkOptions(batch_size=20, retry=RetryPolicy(attempts=1000))
+    )
     say(pool, *map(str, range(80)))
     in_time(pool.shutdown)
     assert pool.sinks["it"].dropped_by_reason == {"failed": 84}
     assert sink.calls[-1] == "close" and len(sink.attempts) > 5
 
 
-def test_a_sink_that_takes_the_small_and_refuses_the_rest_is_not_said_to_work(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sink_that_takes_the_small_and_refuses_the_rest_is_not_said_to_work(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Narrow(MemorySink):
         def write(self, events: Sequence[Event]) -> None:
             if any(event.type != EventType.EVENTS_LOST for event in events):

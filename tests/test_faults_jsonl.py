@@ -1,6 +1,7 @@
 """The JSONL sink when things break: killed processes, full disks, torn lines, many writers at once.
 
-Each fault has a twin: the same harness over a sink that lacks the very part under test must complain.
+Each fault has a twin: the same harness over a sink that lacks the very part under test must
+complain.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def events(*numbers: int) -> Sequence[Event]:
-    return [StreamEvent(EventType.TASK_OUTPUT, f"{0:032}", n, NOW, StreamType.OUTPUT, "x" * 20) for n in numbers]
+    return [
+        StreamEvent(EventType.TASK_OUTPUT, f"{0:032}", n, NOW, StreamType.OUTPUT, "x" * 20)
+        for n in numbers
+    ]
 
 
 SIZE = len(wire.encode_lines(events(100)))
@@ -90,7 +94,8 @@ def careless(path: Any, **config: Any) -> JsonlSink:
 
 
 def careless_rotate(path: str, backups: int, *, compress: bool) -> None:
-    """The twin that copies and truncates instead of renaming, which doubles lines when killed between."""
+    """The twin that copies and truncates instead of renaming, which doubles lines when killed
+    between."""
     for number in range(backups, 1, -1):
         if os.path.exists(f"{path}.{number - 1}"):
             os.replace(f"{path}.{number - 1}", f"{path}.{number}")
@@ -125,8 +130,15 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def spawn(script: str, *arguments: object) -> subprocess.Popen[str]:
-        started.append(subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", script, *map(str, arguments)],
+                cwd=ROOT,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        )
         return started[-1]
 
     yield spawn
@@ -148,7 +160,17 @@ def die_at(point: int) -> None:
             return call(*args, **kwargs)
         return wrapper
 
-    for name in ("open", "write", "rename", "replace", "unlink", "ftruncate", "fsync", "utime", "close"):
+    for name in (
+        "open",
+        "write",
+        "rename",
+        "replace",
+        "unlink",
+        "ftruncate",
+        "fsync",
+        "utime",
+        "close",
+    ):
         setattr(os, name, armed(getattr(os, name)))
 
 
@@ -179,7 +201,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 def check_after_kill(sink: JsonlSink, keeps_all: bool) -> None:
-    """Go on with the file as the next process would; nothing acknowledged may be missing, nothing doubled or torn."""
+    """Go on with the file as the next process would; nothing acknowledged may be missing, nothing
+    doubled or torn."""
     here = os.path.dirname(sink.path)
     acknowledged = [int(word) for word in Path(here, "acknowledged").read_text().split()]
     sink.write(events(901, 902))
@@ -189,17 +212,24 @@ def check_after_kill(sink: JsonlSink, keeps_all: bool) -> None:
     assert found[-2:] == [903, 904]
     before = [number for number in found if number < 900]
     if before:
-        assert before == list(range(before[0], before[-1] + 1)), "a line is doubled, missing or out of order"
+        assert before == list(
+            range(before[0], before[-1] + 1)
+        ), "a line is doubled, missing or out of order"
     if keeps_all:
         last = max(acknowledged, default=99)
         assert found[-4:] == [901, 902, 903, 904]
-        assert before[:1] in ([], [100]) and max(before, default=99) >= last, "an acknowledged line is missing"
+        assert (
+            before[:1] in ([], [100]) and max(before, default=99) >= last
+        ), "an acknowledged line is missing"
     names = os.listdir(here)
-    assert not [name for name in names if name.endswith(".tmp") or f"{name}.gz" in names], "half-done work is left"
+    assert not [
+        name for name in names if name.endswith(".tmp") or f"{name}.gz" in names
+    ], "half-done work is left"
 
 
 def kill_everywhere(top: Path, make: Callable[..., JsonlSink], **config: Any) -> int:
-    """Run the sink once for each place where it can be killed, up to the run that no kill ends; check each."""
+    """Run the sink once for each place where it can be killed, up to the run that no kill ends;
+    check each."""
     for point in itertools.count(1):
         (top / str(point)).mkdir()
         sink = make(top / str(point) / "f.jsonl", **config)
@@ -213,7 +243,9 @@ def kill_everywhere(top: Path, make: Callable[..., JsonlSink], **config: Any) ->
 
 @posix
 @pytest.mark.parametrize("name", list(SETTINGS))
-def test_wherever_the_process_is_killed_no_line_is_lost_doubled_or_torn(tmp_path: Path, name: str) -> None:
+def test_wherever_the_process_is_killed_no_line_is_lost_doubled_or_torn(
+    tmp_path: Path, name: str
+) -> None:
     assert kill_everywhere(tmp_path, JsonlSink, **SETTINGS[name]) > 15
 
 
@@ -234,7 +266,8 @@ def test_the_kill_harness_notices_a_rotation_that_is_not_atomic(
 # -- a write that fails --
 
 def write_past_a_limit(sink: JsonlSink) -> list[list[Any]]:
-    """Write twice against a limit that cuts the second of three lines, then without; return the errors and sizes."""
+    """Write twice against a limit that cuts the second of three lines, then without; return the
+    errors and sizes."""
     import resource
 
     def run() -> None:
@@ -259,7 +292,9 @@ LIMIT = 3 * SIZE + SIZE // 2
 
 
 @posix
-def test_a_batch_that_hits_the_file_size_limit_is_taken_back_and_written_once_by_the_retry(path: str) -> None:
+def test_a_batch_that_hits_the_file_size_limit_is_taken_back_and_written_once_by_the_retry(
+    path: str,
+) -> None:
     message = f"cannot append to {path!r}: File too large; raise the limit for file sizes, or set max_bytes below it"
     assert write_past_a_limit(JsonlSink(path)) == [[message, 2 * SIZE]] * 2
     assert numbers_in(path) == [101, 102, 103, 104, 105]
@@ -283,7 +318,14 @@ class FailingFile(linefile.LineFile):
 @posix
 def test_what_could_not_be_taken_back_is_mended_before_the_next_write(path: str) -> None:
     assert [size for _, size in write_past_a_limit(sink_over(FailingFile(path)))] == [LIMIT, LIMIT]
-    assert numbers_in(path) == [101, 102, 103, 103, 104, 105], "the line that was whole stays, and came again"
+    assert numbers_in(path) == [
+        101,
+        102,
+        103,
+        103,
+        104,
+        105,
+    ], "the line that was whole stays, and came again"
     assert len(Path(f"{path}.torn").read_bytes().splitlines()) == 2
 
 
@@ -310,7 +352,9 @@ def test_a_failed_write_leaves_alone_what_a_stranger_has_appended_behind_it(
 
 
 @posix
-def test_a_batch_that_could_not_be_synced_is_taken_back(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_could_not_be_synced_is_taken_back(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sink = JsonlSink(path, durability="power")
     sink.write(events(101))
 
@@ -331,16 +375,23 @@ def test_a_batch_that_could_not_be_synced_is_taken_back(path: str, monkeypatch: 
 def test_a_full_device_is_a_temporary_error_naming_it() -> None:
     sink = JsonlSink("/dev/full")
     sink.open()
-    with pytest.raises(TemporarySinkError, match="append to '/dev/full': No space left on device; make room") as caught:
+    with pytest.raises(
+        TemporarySinkError, match="append to '/dev/full': No space left on device; make room"
+    ) as caught:
         sink.write(events(1))
-    assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
+    assert (
+        isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
+    )
     sink.close()
-    JsonlSink("/dev/null").write(events(1))  # the twin: the same harness with a device that takes it
+    # the twin: the same harness with a device that takes it
+    JsonlSink("/dev/null").write(events(1))
 
 
 @posix
 @pytest.mark.parametrize("deletes_lock", [True, False])
-def test_while_the_directory_is_gone_the_error_is_temporary(tmp_path: Path, deletes_lock: bool) -> None:
+def test_while_the_directory_is_gone_the_error_is_temporary(
+    tmp_path: Path, deletes_lock: bool
+) -> None:
     home, away = tmp_path / "home", tmp_path / "away"
     home.mkdir()
     sink = JsonlSink(home / "f.jsonl")
@@ -358,7 +409,9 @@ def test_while_the_directory_is_gone_the_error_is_temporary(tmp_path: Path, dele
 
 
 @posix
-def test_a_failed_compression_is_raised_once_and_made_up_for_later(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_compression_is_raised_once_and_made_up_for_later(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sink = JsonlSink(path, max_bytes=SIZE, compress=True)
     sink.write(events(101))
 
@@ -373,7 +426,12 @@ def test_a_failed_compression_is_raised_once_and_made_up_for_later(path: str, mo
     assert sorted(os.listdir(os.path.dirname(path))) == ["f.jsonl", "f.jsonl.1", "f.jsonl.lock"]
     sink.write(events(103))
     sink.close()
-    assert sorted(os.listdir(os.path.dirname(path))) == ["f.jsonl", "f.jsonl.1.gz", "f.jsonl.2.gz", "f.jsonl.lock"]
+    assert sorted(os.listdir(os.path.dirname(path))) == [
+        "f.jsonl",
+        "f.jsonl.1.gz",
+        "f.jsonl.2.gz",
+        "f.jsonl.lock",
+    ]
     assert numbers_in_all(path) == [101, 102, 103]
 
 
@@ -408,7 +466,9 @@ def test_the_torn_line_harness_notices_a_sink_that_does_not_repair(path: str) ->
 @pytest.mark.parametrize(("torn", "whole"), [
     (b"{" + b"x" * 300_000, ()), (b"{" + b"x" * 300_000, (101,)), (b"{", ()), (b"\0" * 70_000, ()),
     (b"\0" * 70_000, (101,)), (b"\r", ()), (b"\r", (101,)), (b"\xff", (101,)), (b"SQLite format 3\0", (101,))])
-def test_a_torn_line_may_be_long_and_hold_anything(path: str, torn: bytes, whole: tuple[int, ...]) -> None:
+def test_a_torn_line_may_be_long_and_hold_anything(
+    path: str, torn: bytes, whole: tuple[int, ...]
+) -> None:
     Path(path).write_bytes(wire.encode_lines(events(*whole)) + torn)
     sink = JsonlSink(path)
     sink.write(events(102))
@@ -451,7 +511,8 @@ def test_what_a_killed_compression_left_is_tidied_up_by_the_next_open(path: str)
 # -- several processes --
 
 def run_crowd(path: str) -> None:
-    """Let four processes write in short pieces and rotate at once; all lines must be there, each process's in order."""
+    """Let four processes write in short pieces and rotate at once; all lines must be there, each
+    process's in order."""
     gate, opener = os.pipe()
 
     def run(first: int) -> None:
@@ -470,7 +531,9 @@ def run_crowd(path: str) -> None:
     found = numbers_in_all(path)
     assert len(found) == 800
     for n in range(1, 5):
-        assert [number for number in found if number // 1000 == n] == list(range(1000 * n, 1000 * n + 200))
+        assert [number for number in found if number // 1000 == n] == list(
+            range(1000 * n, 1000 * n + 200)
+        )
 
 
 @posix
@@ -480,7 +543,9 @@ def test_four_processes_append_and_rotate_at_once_and_nothing_is_lost(path: str)
 
 
 @posix
-def test_the_crowd_harness_notices_a_missing_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_crowd_harness_notices_a_missing_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(LockFile, "__enter__", lambda self: None)
     monkeypatch.setattr(LockFile, "__exit__", lambda self, *args: None)
     with pytest.raises(AssertionError):
@@ -508,8 +573,15 @@ os.wait()
 def try_lock(lock: str, kind: str) -> bool:
     """Ask without waiting, in a process of its own; True when the lock was free."""
     call = "lockf" if kind == "LockFile" else "flock"
-    script = f"import fcntl, sys; fcntl.{call}(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    return subprocess.run([sys.executable, "-c", script, lock], stderr=subprocess.DEVNULL, timeout=60).returncode == 0
+    script = (
+        f"import fcntl, sys; fcntl.{call}(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    )
+    return (
+        subprocess.run(
+            [sys.executable, "-c", script, lock], stderr=subprocess.DEVNULL, timeout=60
+        ).returncode
+        == 0
+    )
 
 
 @posix
@@ -525,7 +597,9 @@ def test_the_lock_is_freed_by_kill_though_a_forked_child_lives_on(
 
 
 @posix
-def test_two_processes_that_share_two_files_in_either_order_are_not_taken_for_a_deadlock(tmp_path: Path) -> None:
+def test_two_processes_that_share_two_files_in_either_order_are_not_taken_for_a_deadlock(
+    tmp_path: Path,
+) -> None:
     one, two = LockFile.share(str(tmp_path / "one")), LockFile.share(str(tmp_path / "two"))
     gate, opener = os.pipe()
 
@@ -540,7 +614,8 @@ def test_two_processes_that_share_two_files_in_either_order_are_not_taken_for_a_
             thread.start()
             assert waits.wait(10)
             os.write(opener, b"!")
-            time.sleep(0.1)  # the kernel, which takes the threads of a process for one, would see a circle now
+            # the kernel, which takes the threads of a process for one, would see a circle now
+            time.sleep(0.1)
         thread.join(30)
         assert not thread.is_alive()
 
@@ -558,15 +633,23 @@ def test_two_processes_that_share_two_files_in_either_order_are_not_taken_for_a_
 
 @posix
 def test_a_lock_that_somebody_never_gives_back_is_an_error_that_names_it_and_not_a_hang(
-        path: str, spawn: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    path: str, spawn: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path(f"{path}.lock").touch()
-    holder = spawn("import fcntl, sys; file = open(sys.argv[1], 'rb'); fcntl.lockf(file, fcntl.LOCK_SH)\n"
-                   "print('held', flush=True); sys.stdin.readline()", f"{path}.lock")  # to read it is enough
+    holder = spawn(
+        "import fcntl, sys; file = open(sys.argv[1], 'rb'); fcntl.lockf(file, fcntl.LOCK_SH)\n"
+        # to read it is enough
+        "print('held', flush=True); sys.stdin.readline()",
+        f"{path}.lock",
+    )
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     monkeypatch.setattr(lockfile, "PATIENCE", 0.2)
     sink = JsonlSink(path)
     for attempt in (sink.open, lambda: sink.write(events(1))):
-        with pytest.raises(TemporarySinkError, match=r"kept it locked for 0.2 s \('.*f.jsonl.lock'\); find the process"):
+        with pytest.raises(
+            TemporarySinkError,
+            match=r"kept it locked for 0.2 s \('.*f.jsonl.lock'\); find the process",
+        ):
             attempt()
     holder.kill()
     holder.wait(60)

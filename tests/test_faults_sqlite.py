@@ -1,7 +1,7 @@
 """The SQLite history when things break: killed processes, many writers at once, full disks.
 
-Each fault has a twin: the same harness over a sink that lacks the very part under test must complain. `tools/stress.py`
-runs the kills and the crowd for longer.
+Each fault has a twin: the same harness over a sink that lacks the very part under test must
+complain. `tools/stress.py` runs the kills and the crowd for longer.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def forked(run: Callable[[], object]) -> int:
 
 
 def read_only(path: str) -> closing[sqlite3.Connection]:
-    """Open a file as any other program would; the log stays as it is, so that the next process has to recover it."""
+    """Open a file as any other program would; the log stays as it is, so that the next process has
+    to recover it."""
     return closing(sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True, timeout=SOON))
 
 
@@ -69,7 +70,8 @@ PATIENCE = 3.0
 
 
 class Point(NamedTuple):
-    """Where a process dies. Neither a statement nor an acknowledgement: at a random moment, or in a checkpoint."""
+    """Where a process dies. Neither a statement nor an acknowledgement: at a random moment, or in a
+    checkpoint."""
 
     statement: str = ""
     """It dies as SQLite begins a statement that begins so, the ``nth`` one."""
@@ -136,7 +138,8 @@ def said(number: int) -> str:
 
 
 def talk_until_killed(sink: SqliteSink, acknowledged: int, deaths: int) -> None:
-    """Run tasks that talk; tell after each flush what each of them had said by then, and which had ended."""
+    """Run tasks that talk; tell after each flush what each of them had said by then, and which had
+    ended."""
     counts: Counter[str] = Counter()
 
     def talk(many: int) -> None:
@@ -186,7 +189,9 @@ class Kills:
         chance: decides moments and numbers.
     """
 
-    def __init__(self, path: str, make: Callable[[str, Point, int], SqliteSink], chance: random.Random) -> None:
+    def __init__(
+        self, path: str, make: Callable[[str, Point, int], SqliteSink], chance: random.Random
+    ) -> None:
         self._path = path
         self._make = make
         self._chance = chance
@@ -200,7 +205,11 @@ class Kills:
         point = POINTS[name]
         nth = self._chance.randint(1, 4)
         out, into = os.pipe()
-        pid = forked(lambda: talk_until_killed(self._make(self._path, point, nth), into, nth * point.acknowledges))
+        pid = forked(
+            lambda: talk_until_killed(
+                self._make(self._path, point, nth), into, nth * point.acknowledges
+            )
+        )
         os.close(into)
         moment = PATIENCE if name != "at random" else self._chance.uniform(0, 0.2)
         text, is_there = self._watch(pid, out, moment, point.checkpoints)
@@ -211,8 +220,11 @@ class Kills:
         self._note(text, point.prunes)
         self.check()
 
-    def _watch(self, pid: int, out: int, seconds: float, until_checkpoint: bool) -> tuple[str, bool]:
-        """Read what the process acknowledges; kill it after so many seconds, or as soon as a checkpoint writes.
+    def _watch(
+        self, pid: int, out: int, seconds: float, until_checkpoint: bool
+    ) -> tuple[str, bool]:
+        """Read what the process acknowledges; kill it after so many seconds, or as soon as a
+        checkpoint writes.
 
         Returns:
             What it acknowledged, and whether its time did not run out.
@@ -229,13 +241,19 @@ class Kills:
                     if not part:
                         return b"".join(parts).decode(), not is_late
                     parts.append(part)
-                    before = before if len(parts) > 1 else self._written()  # what opened the file may have written, too
-                elif (is_late := time.monotonic() >= deadline) or self._written() != before and until_checkpoint:
+                    # what opened the file may have written, too
+                    before = before if len(parts) > 1 else self._written()
+                elif (
+                    (is_late := time.monotonic() >= deadline)
+                    or self._written() != before
+                    and until_checkpoint
+                ):
                     os.kill(pid, signal.SIGKILL)
                     is_killed = True
 
     def _written(self) -> int:
-        """Return when the file was last written to: with a write-ahead log, only checkpoints do that."""
+        """Return when the file was last written to: with a write-ahead log, only checkpoints do
+        that."""
         try:
             return os.stat(self._path).st_mtime_ns
         except FileNotFoundError:
@@ -244,7 +262,8 @@ class Kills:
     def _is_checkpoint_unfinished(self) -> bool:
         """Tell from the index of the log whether a checkpoint was begun that did not end.
 
-        Source: https://sqlite.org/walformat.html, nBackfill at byte 96, nBackfillAttempted at byte 128.
+        Source: https://sqlite.org/walformat.html, nBackfill at byte 96, nBackfillAttempted at byte
+            128.
         """
         index = Path(f"{self._path}-shm").read_bytes()
         return index[96:100] != index[128:132]
@@ -278,16 +297,31 @@ class Kills:
                                       "HAVING max(seq) - min(seq) + 1 > count(*)")
             assert gaps.fetchall() == [], "rows are missing in the midst of a task"
             tasks = dict(connection.execute("SELECT id, status FROM tasks").fetchall())
-            ends = {task_id: (low, high) for task_id, low, high in
-                    connection.execute("SELECT task_id, min(seq), max(seq) FROM task_streams GROUP BY 1")}
-            rows = {task_id: connection.execute("SELECT seq, payload FROM task_streams WHERE task_id = ? ORDER BY seq",
-                                                (task_id,)).fetchall() for task_id in self._latest[-1]}
-        for task_id, (last_seq, is_over) in {**self._earlier, **self._latest[0], **self._latest[1]}.items():
+            ends = {
+                task_id: (low, high)
+                for task_id, low, high in connection.execute(
+                    "SELECT task_id, min(seq), max(seq) FROM task_streams GROUP BY 1"
+                )
+            }
+            rows = {
+                task_id: connection.execute(
+                    "SELECT seq, payload FROM task_streams WHERE task_id = ? ORDER BY seq",
+                    (task_id,),
+                ).fetchall()
+                for task_id in self._latest[-1]
+            }
+        for task_id, (last_seq, is_over) in {
+            **self._earlier,
+            **self._latest[0],
+            **self._latest[1],
+        }.items():
             assert task_id in tasks, f"an acknowledged task is missing: {task_id}"
             low, high = ends.get(task_id, (FIRST, 0))
             assert low == FIRST and high >= last_seq, (
                 f"an acknowledged row is missing: {task_id} has {low} to {high} of {last_seq}")
-            assert not is_over or tasks[task_id] == "completed", f"an acknowledged end is missing: {task_id}"
+            assert (
+                not is_over or tasks[task_id] == "completed"
+            ), f"an acknowledged end is missing: {task_id}"
         for task_id, found in rows.items():
             wanted = [(FIRST + number, said(number)) for number in range(len(found))]
             assert found == wanted, "a row is not what was said"
@@ -297,8 +331,10 @@ class Kills:
         with History(self._path) as history:
             seen = {task.task_id: task.status for task in history.tasks(limit=None)}
             final = {"completed", "failed", "cancelled", "timed_out"}
-            assert seen == {task_id: TaskStatus(status) if status in final else TaskStatus.INTERRUPTED
-                            for task_id, status in tasks.items()}, "the reader does not agree about the tasks"
+            assert seen == {
+                task_id: TaskStatus(status) if status in final else TaskStatus.INTERRUPTED
+                for task_id, status in tasks.items()
+            }, "the reader does not agree about the tasks"
             for task_id, found in rows.items():
                 assert [(event.seq, event.payload) for event in history.streams(task_id)] == found
             assert not any(run.is_alive for run in history.runs())
@@ -311,20 +347,25 @@ def run_many(path: str) -> None:
 
 
 def run_kills(path: str, rounds: int, seed: int) -> Counter[str]:
-    """Run so many rounds on one file, the points taking turns; return how often each was reached."""
+    """Run so many rounds on one file, the points taking turns; return how often each was
+    reached."""
     kills = Kills(path, MortalSink, random.Random(seed))
     for number, name in enumerate(itertools.islice(itertools.cycle(POINTS), rounds)):
         if number == len(POINTS) // 2:  # from here on there is something to prune
             assert os.waitstatus_to_exitcode(os.waitpid(forked(lambda: run_many(path)), 0)[1]) == 0
         kills.round(name)
     assert kills.acknowledged > rounds, kills.acknowledged
-    assert all(kills.reached[name] for name in POINTS), f"never reached: {POINTS.keys() - (+kills.reached).keys()}"
+    assert all(
+        kills.reached[name] for name in POINTS
+    ), f"never reached: {POINTS.keys() - (+kills.reached).keys()}"
     return kills.reached
 
 
 @posix
 @pytest.mark.slow
-def test_wherever_the_process_is_killed_the_file_is_sound_and_holds_all_that_was_acknowledged(tmp_path: Path) -> None:
+def test_wherever_the_process_is_killed_the_file_is_sound_and_holds_all_that_was_acknowledged(
+    tmp_path: Path,
+) -> None:
     seed = random.SystemRandom().randrange(2 ** 32)
     print("seed", seed)
     run_kills(str(tmp_path / "history.db"), 50, seed)
@@ -332,7 +373,9 @@ def test_wherever_the_process_is_killed_the_file_is_sound_and_holds_all_that_was
 
 @posix
 @pytest.mark.parametrize("name", ["acknowledged", "mid-batch, commit"])
-def test_the_kill_harness_notices_a_sink_that_acknowledges_before_the_commit(tmp_path: Path, name: str) -> None:
+def test_the_kill_harness_notices_a_sink_that_acknowledges_before_the_commit(
+    tmp_path: Path, name: str
+) -> None:
     kills = Kills(str(tmp_path / "history.db"), HastySink, random.Random(1))
     with pytest.raises(AssertionError, match="an acknowledged (row|task|end) is missing"):
         for _ in range(20):
@@ -367,7 +410,8 @@ class Log(logging.Handler):
 
 
 def write_in_a_crowd(sink: SqliteSink, seconds: float, gate: int, told: int) -> None:
-    """Run tasks that talk for so many seconds; tell how much each said, and whether anything went wrong."""
+    """Run tasks that talk for so many seconds; tell how much each said, and whether anything went
+    wrong."""
     counts: dict[str, int] = {}
 
     def talk(many: int) -> None:
@@ -387,17 +431,25 @@ def write_in_a_crowd(sink: SqliteSink, seconds: float, gate: int, told: int) -> 
                 task.result(SOON)
             if time.monotonic() > until:
                 break
-            if turn % 10 == 0:  # more than this the queue may not hold while the others have their turn
+            if turn % 10 == 0:
+                # more than this the queue may not hold while the others have their turn
                 assert pool.flush(SOON)
     health = pool.sinks["history"]
-    report = {"log": log.messages, "last_error": health.last_error, "counts": counts, "emitted": health.emitted,
-              "delivered": health.delivered, "run": pool.run_id}
+    report = {
+        "log": log.messages,
+        "last_error": health.last_error,
+        "counts": counts,
+        "emitted": health.emitted,
+        "delivered": health.delivered,
+        "run": pool.run_id,
+    }
     with open(told, "w") as pipe:
         json.dump(report, pipe)
 
 
 def run_crowd(path: str, make: Callable[[str], SqliteSink], seconds: float) -> int:
-    """Let four processes write to one file while a reader follows; return how many rows they wrote."""
+    """Let four processes write to one file while a reader follows; return how many rows they
+    wrote."""
     first = make(path)
     first.open()
     first.close()
@@ -435,13 +487,20 @@ def run_crowd(path: str, make: Callable[[str], SqliteSink], seconds: float) -> i
 
 def check_crowd(path: str, reports: list[dict[str, Any]]) -> None:
     for report in reports:
-        assert report["log"] == [] and report["last_error"] is None, (report["log"], report["last_error"])
+        assert report["log"] == [] and report["last_error"] is None, (
+            report["log"],
+            report["last_error"],
+        )
         said_all = sum(report["counts"].values())
-        assert report["emitted"] == report["delivered"] == said_all + 4 * len(report["counts"]), report
+        assert (
+            report["emitted"] == report["delivered"] == said_all + 4 * len(report["counts"])
+        ), report
     with read_only(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        found = connection.execute("SELECT t.id, t.status, t.run_id, count(s.seq), max(s.seq) FROM tasks t "
-                                   "LEFT JOIN task_streams s ON s.task_id = t.id GROUP BY t.id").fetchall()
+        found = connection.execute(
+            "SELECT t.id, t.status, t.run_id, count(s.seq), max(s.seq) FROM tasks t "
+            "LEFT JOIN task_streams s ON s.task_id = t.id GROUP BY t.id"
+        ).fetchall()
         assert connection.execute("SELECT count(*) FROM losses").fetchone() == (0,)
     wanted = [(task_id, "completed", report["run"], many, FIRST + many - 1 if many else None)
               for report in reports for task_id, many in report["counts"].items()]
@@ -450,7 +509,9 @@ def check_crowd(path: str, reports: list[dict[str, Any]]) -> None:
 
 @posix
 @pytest.mark.slow
-def test_four_processes_write_one_history_while_a_reader_follows_and_nobody_is_locked_out(tmp_path: Path) -> None:
+def test_four_processes_write_one_history_while_a_reader_follows_and_nobody_is_locked_out(
+    tmp_path: Path,
+) -> None:
     assert run_crowd(str(tmp_path / "history.db"), SqliteSink, 6.0) > 1000
 
 
@@ -493,7 +554,8 @@ class ForgetfulSink(BoundedSink):
 
 
 def fill_and_go_on(sink: SqliteSink, make_room: Callable[[], object]) -> Counter[str]:
-    """Fill the disk, go on for a while, make room; return what was lost, by type. Nothing else may be missing."""
+    """Fill the disk, go on for a while, make room; return what was lost, by type. Nothing else may
+    be missing."""
     talked: dict[str, int] = {}
 
     def talk(many: int) -> None:
@@ -504,13 +566,18 @@ def fill_and_go_on(sink: SqliteSink, make_room: Callable[[], object]) -> Counter
 
     retry = RetryPolicy(attempts=3, base=0.01, cap=0.05)
     with Scheduler(2, keep_seconds=0) as pool:
-        pool.register_sink(sink, name="history", options=SinkOptions(queue_size=2000, batch_size=500, retry=retry))
+        pool.register_sink(
+            sink, name="history", options=SinkOptions(queue_size=2000, batch_size=500, retry=retry)
+        )
 
         def health() -> SinkHealth:
             return pool.sinks["history"]
 
         deadline = time.monotonic() + SOON
-        while health().state != "open" or health().dropped_by_reason.keys() != {"overflow", "failed"}:
+        while health().state != "open" or health().dropped_by_reason.keys() != {
+            "overflow",
+            "failed",
+        }:
             assert time.monotonic() < deadline, f"the disk does not fill up: {health()}"
             pool.submit(talk, 100).result(SOON)  # tasks complete, whatever becomes of the sink
         assert "disk is full; make room" in str(health().last_error), health()
@@ -523,14 +590,19 @@ def fill_and_go_on(sink: SqliteSink, make_room: Callable[[], object]) -> Counter
         make_room()
         pool.flush(SOON)
         after = health()
-        assert (after.state, after.pending, after.dropped) == ("ok", 0, before.dropped), (before, after)
+        assert (after.state, after.pending, after.dropped) == ("ok", 0, before.dropped), (
+            before,
+            after,
+        )
         assert after.delivered == before.delivered + before.pending
         last = pool.submit(talk, 5)
         last.result(SOON)
     return check_what_was_lost(sink.path, talked, pool.sinks["history"], last.id)
 
 
-def check_what_was_lost(path: str, talked: dict[str, int], health: SinkHealth, last: str) -> Counter[str]:
+def check_what_was_lost(
+    path: str, talked: dict[str, int], health: SinkHealth, last: str
+) -> Counter[str]:
     """Compare the rows, the losses in the file, and the account."""
     lost: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -539,9 +611,13 @@ def check_what_was_lost(path: str, talked: dict[str, int], health: SinkHealth, l
             assert loss.sink == "history"
             lost.update(loss.by_type)
             reasons[loss.reason] += loss.count
-        assert [event.payload for event in history.streams(last)] == [said(number) for number in range(5)]
+        assert [event.payload for event in history.streams(last)] == [
+            said(number) for number in range(5)
+        ]
         assert history.task(last).status == "completed"
-    assert reasons == health.dropped_by_reason, "the losses in the file are not those of the account"
+    assert (
+        reasons == health.dropped_by_reason
+    ), "the losses in the file are not those of the account"
     assert health.emitted == health.delivered + health.dropped and lost.total() == health.dropped
     with read_only(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -553,12 +629,19 @@ def check_what_was_lost(path: str, talked: dict[str, int], health: SinkHealth, l
 
 def test_when_the_file_may_not_grow_tasks_go_on_and_what_is_lost_is_counted(tmp_path: Path) -> None:
     sink = BoundedSink(tmp_path / "history.db")
-    assert fill_and_go_on(sink, lambda: setattr(sink, "most_pages", 1_000_000))[EventType.TASK_OUTPUT] > 1000
+    assert (
+        fill_and_go_on(sink, lambda: setattr(sink, "most_pages", 1_000_000))[EventType.TASK_OUTPUT]
+        > 1000
+    )
 
 
-def test_the_full_disk_harness_notices_a_sink_that_takes_for_stored_what_was_not(tmp_path: Path) -> None:
+def test_the_full_disk_harness_notices_a_sink_that_takes_for_stored_what_was_not(
+    tmp_path: Path,
+) -> None:
     sink = ForgetfulSink(tmp_path / "history.db")
-    with pytest.raises(AssertionError, match="rows are missing that were not counted as lost|losses in the file"):
+    with pytest.raises(
+        AssertionError, match="rows are missing that were not counted as lost|losses in the file"
+    ):
         fill_and_go_on(sink, lambda: setattr(sink, "most_pages", 1_000_000))
 
 
@@ -567,8 +650,14 @@ def mounted(directory: Path) -> bool:
     if not shutil.which("mount"):
         return False
     directory.mkdir()
-    return subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(directory)], capture_output=True,
-                          timeout=SOON).returncode == 0
+    return (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(directory)],
+            capture_output=True,
+            timeout=SOON,
+        ).returncode
+        == 0
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs")
@@ -579,6 +668,9 @@ def test_when_the_disk_is_full_tasks_go_on_and_what_is_lost_is_counted(tmp_path:
     try:
         ballast = disk / "ballast"
         ballast.write_bytes(bytes(3 << 20))
-        assert fill_and_go_on(SqliteSink(disk / "history.db"), ballast.unlink)[EventType.TASK_OUTPUT] > 1000
+        assert (
+            fill_and_go_on(SqliteSink(disk / "history.db"), ballast.unlink)[EventType.TASK_OUTPUT]
+            > 1000
+        )
     finally:
         subprocess.run(["umount", str(disk)], check=True, timeout=SOON)

@@ -1,4 +1,5 @@
-"""Hostile objects in every place where a user can put one: every task ends, and nobody else's events suffer."""
+"""Hostile objects in every place where a user can put one: every task ends, and nobody else's
+events suffer."""
 
 from __future__ import annotations
 
@@ -24,8 +25,19 @@ from typing import Any
 
 import pytest
 
-from bgworker import (JsonlSink, PermanentSinkError, RetryPolicy, Scheduler, SinkOptions, SqliteSink, StreamEvent, Task,
-                      TaskCancelled, WebhookSink, current_task)
+from bgworker import (
+    JsonlSink,
+    PermanentSinkError,
+    RetryPolicy,
+    Scheduler,
+    SinkOptions,
+    SqliteSink,
+    StreamEvent,
+    Task,
+    TaskCancelled,
+    WebhookSink,
+    current_task,
+)
 from bgworker.model import wire
 from bgworker.model.errors import BgworkerError
 from bgworker.model.ids import new_id
@@ -37,26 +49,125 @@ ROOT = Path(__file__).resolve().parent.parent
 LONG = 30.0
 """Seconds that nothing here takes."""
 
-RAISED = (RuntimeError, ValueError, RecursionError, MemoryError, StopIteration, SystemExit, KeyboardInterrupt,
-          GeneratorExit, TaskCancelled, asyncio.CancelledError)
+RAISED = (
+    RuntimeError,
+    ValueError,
+    RecursionError,
+    MemoryError,
+    StopIteration,
+    SystemExit,
+    KeyboardInterrupt,
+    GeneratorExit,
+    TaskCancelled,
+    asyncio.CancelledError,
+)
 ATTRIBUTES = (
-    "__str__", "__repr__", "__format__", "__hash__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__len__",
-    "__bool__", "__iter__", "__contains__", "__getitem__", "__float__", "__int__", "__index__", "__add__", "__sub__",
-    "__rmul__", "__mul__", "__truediv__", "__rtruediv__", "__neg__", "__round__", "__getattribute__", "__getattr__",
-    "__dir__", "__reduce_ex__", "__call__", "__await__", "keys", "items", "values", "get", "copy", "encode", "decode",
-    "isascii", "replace", "startswith", "splitlines", "partition", "split", "strip", "lower", "join", "is_integer",
-    "with_traceback", "add_note", "as_integer_ratio", "write", "close", "open", "flush")
-PROPERTIES = ("__class__", "__traceback__", "__cause__", "__context__", "__suppress_context__", "__notes__", "args",
-              "__name__", "__module__", "__code__", "__wrapped__", "__func__", "reason", "code",
-              "exceptions", "message", "value", "name", "source", "retry_after", "concerns", "hold", "preferred_batch")
+    "__str__",
+    "__repr__",
+    "__format__",
+    "__hash__",
+    "__eq__",
+    "__ne__",
+    "__lt__",
+    "__le__",
+    "__gt__",
+    "__ge__",
+    "__len__",
+    "__bool__",
+    "__iter__",
+    "__contains__",
+    "__getitem__",
+    "__float__",
+    "__int__",
+    "__index__",
+    "__add__",
+    "__sub__",
+    "__rmul__",
+    "__mul__",
+    "__truediv__",
+    "__rtruediv__",
+    "__neg__",
+    "__round__",
+    "__getattribute__",
+    "__getattr__",
+    "__dir__",
+    "__reduce_ex__",
+    "__call__",
+    "__await__",
+    "keys",
+    "items",
+    "values",
+    "get",
+    "copy",
+    "encode",
+    "decode",
+    "isascii",
+    "replace",
+    "startswith",
+    "splitlines",
+    "partition",
+    "split",
+    "strip",
+    "lower",
+    "join",
+    "is_integer",
+    "with_traceback",
+    "add_note",
+    "as_integer_ratio",
+    "write",
+    "close",
+    "open",
+    "flush",
+)
+PROPERTIES = (
+    "__class__",
+    "__traceback__",
+    "__cause__",
+    "__context__",
+    "__suppress_context__",
+    "__notes__",
+    "args",
+    "__name__",
+    "__module__",
+    "__code__",
+    "__wrapped__",
+    "__func__",
+    "reason",
+    "code",
+    "exceptions",
+    "message",
+    "value",
+    "name",
+    "source",
+    "retry_after",
+    "concerns",
+    "hold",
+    "preferred_batch",
+)
 BASES: tuple[tuple[type, tuple[Any, ...]], ...] = (
-    (object, ()), (str, ("text\0\ud800",)), (bytes, (b"\xff\0",)), (int, (7,)), (float, (7.5,)), (dict, ({1: "x"},)),
-    (list, ([1],)), (tuple, ((1,),)), (set, ({1},)), (Mapping, ()), (Exception, ("text",)), (Exception, ()),
-    (KeyError, ("k",)), (OSError, (2, "no")), (BaseException, ("base",)), (TaskCancelled, ("why",)), (SystemExit, (3,)))
+    (object, ()),
+    (str, ("text\0\ud800",)),
+    (bytes, (b"\xff\0",)),
+    (int, (7,)),
+    (float, (7.5,)),
+    (dict, ({1: "x"},)),
+    (list, ([1],)),
+    (tuple, ((1,),)),
+    (set, ({1},)),
+    (Mapping, ()),
+    (Exception, ("text",)),
+    (Exception, ()),
+    (KeyError, ("k",)),
+    (OSError, (2, "no")),
+    (BaseException, ("base",)),
+    (TaskCancelled, ("why",)),
+    (SystemExit, (3,)),
+)
 
 
 def recurse(depth: int) -> Any:
-    """Run into the limit. Not by ``*args`` and ``**kwargs``: 3.15.2 does not notice those calls, and hangs."""
+    """Run into the limit. Not by ``*args`` and ``**kwargs``: 3.15.2 does not notice those calls,
+    and hangs."""
     return recurse(depth + 1)
 
 
@@ -74,10 +185,31 @@ class Hostility:
 
     def behaviour(self) -> Callable[..., Any]:
         """Return what one hostile method does, each time that it is called."""
-        kind = self.random.choice(("raise", "raise", "raise", "lie", "lie", "call back", "sleep", "recurse"))
+        kind = self.random.choice(
+            ("raise", "raise", "raise", "lie", "lie", "call back", "sleep", "recurse")
+        )
         error = self.random.choice(RAISED)
-        lie = self.random.choice((None, "", "\0\udfff", 10 ** 30, -1, float("nan"), NotImplemented, True, [], b"\0", str,
-                                  int, TaskCancelled, KeyboardInterrupt, object(), ["\ud800"], {}))
+        lie = self.random.choice(
+            (
+                None,
+                "",
+                "\0\udfff",
+                10**30,
+                -1,
+                float("nan"),
+                NotImplemented,
+                True,
+                [],
+                b"\0",
+                str,
+                int,
+                TaskCancelled,
+                KeyboardInterrupt,
+                object(),
+                ["\ud800"],
+                {},
+            )
+        )
 
         def behave(*args: Any, **kwargs: Any) -> Any:
             if kind == "raise":
@@ -102,9 +234,12 @@ class Hostility:
         if base is Mapping:
             for name in ("__iter__", "__len__", "__getitem__"):
                 attributes.setdefault(name, self.behaviour())
-        name = self.random.choice(("Hostile", "str", "int", "Expl\ud800ive", "")) + str(self._number())
+        name = self.random.choice(("Hostile", "str", "int", "Expl\ud800ive", "")) + str(
+            self._number()
+        )
         kind = _make(name, base, attributes)
-        made = object.__new__(kind) if base is Mapping else base.__new__(kind, *arguments)  # its own ``__init__`` may not do
+        # its own ``__init__`` may not do
+        made = object.__new__(kind) if base is Mapping else base.__new__(kind, *arguments)
         if base in (dict, list, set):
             base.__init__(made, *arguments)
         return made
@@ -117,7 +252,9 @@ class Hostility:
 
     def error(self) -> BaseException:
         """Return a hostile exception."""
-        base, arguments = self.random.choice([pair for pair in BASES if issubclass(pair[0], BaseException)])
+        base, arguments = self.random.choice(
+            [pair for pair in BASES if issubclass(pair[0], BaseException)]
+        )
         error: BaseException = self.of(base, arguments)
         if self.random.random() < 0.3:
             BaseException.__cause__.__set__(error, self.of(ValueError, ("cause",)))  # type: ignore[attr-defined]
@@ -163,15 +300,40 @@ def _function(**attributes: Any) -> Any:
 
 
 ODD: tuple[Callable[[], Any], ...] = (
-    lambda: "\ud800", lambda: "\0" * 10, lambda: "x" * 300_000, lambda: "\U0001f600" * 30_000, lambda: b"\xff" * 1000,
-    lambda: 10 ** 5000, lambda: float("nan"), lambda: float("-inf"), lambda: Decimal("sNaN"), lambda: Fraction(1, 3),
-    lambda: 1e300, lambda: -1, lambda: 0, lambda: True, lambda: None, _deep, _cyclic, lambda: (each for each in "abc"),
-    lambda: {float("nan"): 1, None: 2, (1, 2): 3, b"k": 4}, lambda: Colour.RED, lambda: object, lambda: os, object,
-    lambda: {"k": {1, 2}}, lambda: 1j, lambda: memoryview(b"x"), lambda: range(3), lambda: NotImplemented)
+    lambda: "\ud800",
+    lambda: "\0" * 10,
+    lambda: "x" * 300_000,
+    lambda: "\U0001f600" * 30_000,
+    lambda: b"\xff" * 1000,
+    lambda: 10**5000,
+    lambda: float("nan"),
+    lambda: float("-inf"),
+    lambda: Decimal("sNaN"),
+    lambda: Fraction(1, 3),
+    lambda: 1e300,
+    lambda: -1,
+    lambda: 0,
+    lambda: True,
+    lambda: None,
+    _deep,
+    _cyclic,
+    lambda: (each for each in "abc"),
+    lambda: {float("nan"): 1, None: 2, (1, 2): 3, b"k": 4},
+    lambda: Colour.RED,
+    lambda: object,
+    lambda: os,
+    object,
+    lambda: {"k": {1, 2}},
+    lambda: 1j,
+    lambda: memoryview(b"x"),
+    lambda: range(3),
+    lambda: NotImplemented,
+)
 
 
 class Round:
-    """One scheduler with three sinks, some hostile tasks, some innocent ones, and calls with hostile arguments."""
+    """One scheduler with three sinks, some hostile tasks, some innocent ones, and calls with
+    hostile arguments."""
 
     def __init__(self, seed: int, folder: Path) -> None:
         self.hostility = Hostility(seed, self._call_back)
@@ -182,9 +344,15 @@ class Round:
         self.innocents: list[Task[Any]] = []
         self.failed: dict[Task[Any], BaseException] = {}
         self.is_over = False
-        self.pool = Scheduler(self.random.randint(1, 4), sinks=[f"jsonl:{folder}/events.jsonl", f"sqlite:{folder}/history.db"],
-                              record_arguments=True, record_source=self.random.random() < 0.5, max_stuck=None,
-                              max_payload=self.random.choice((64, 1000, 65536)), close_timeout=LONG)
+        self.pool = Scheduler(
+            self.random.randint(1, 4),
+            sinks=[f"jsonl:{folder}/events.jsonl", f"sqlite:{folder}/history.db"],
+            record_arguments=True,
+            record_source=self.random.random() < 0.5,
+            max_stuck=None,
+            max_payload=self.random.choice((64, 1000, 65536)),
+            close_timeout=LONG,
+        )
         self.pool.register_sink(self.memory, name="memory")
 
     def _call_back(self) -> None:
@@ -210,8 +378,11 @@ class Round:
         kind = self.random.randrange(4)
         if kind == 0:
             return self.hostility.of(object, (), always=("__call__",))
-        attributes = {name: self.hostility.thing() for name in ("__wrapped__", "source", "__func__", "__module__")
-                      if self.random.random() < 0.4}
+        attributes = {
+            name: self.hostility.thing()
+            for name in ("__wrapped__", "source", "__func__", "__module__")
+            if self.random.random() < 0.4
+        }
         function = _function(**attributes)
         if kind == 1:
             function.__name__ = function.__qualname__ = self.hostility.of(str, ("name\0\ud800",))
@@ -219,7 +390,9 @@ class Round:
 
     def attack_submit(self) -> None:
         arguments = [self.hostility.thing() for _ in range(2)]
-        self.tasks.append(self.pool.submit(self._callable(), *arguments, key=self.hostility.thing()))
+        self.tasks.append(
+            self.pool.submit(self._callable(), *arguments, key=self.hostility.thing())
+        )
 
     def attack_options(self) -> None:
         settings = {name: self.hostility.thing() for name in (
@@ -228,7 +401,11 @@ class Round:
         self.tasks.append(self.pool.options(**settings).submit(int))
 
     def attack_metadata(self) -> None:
-        self.tasks.append(self.pool.options(metadata={"k": self.hostility.thing(), 1: [self.hostility.thing()]}).submit(int))
+        self.tasks.append(
+            self.pool.options(
+                metadata={"k": self.hostility.thing(), 1: [self.hostility.thing()]}
+            ).submit(int)
+        )
 
     def attack_streams(self) -> None:
         things = [self.hostility.thing() for _ in range(3)]
@@ -265,7 +442,11 @@ class Round:
         log = logging.getLogger("hostile")
 
         def work() -> None:
-            for act in (lambda: print("line", thing), lambda: log.warning("line %s", thing), lambda: log.warning(thing)):
+            for act in (
+                lambda: print("line", thing),
+                lambda: log.warning("line %s", thing),
+                lambda: log.warning(thing),
+            ):
                 try:
                     act()
                 except BaseException:
@@ -293,28 +474,65 @@ class Round:
     def attack_questions(self) -> None:
         thing = self.hostility.thing()
         task = self.random.choice(self.tasks or self.innocents)
-        ask = self.random.choice((
-            lambda: self.pool.get(thing), lambda: self.pool.tasks(status=thing), lambda: task.streams(types=thing),
-            lambda: task.streams(since=thing), lambda: task.streams(types=[thing]), lambda: self.pool.resize(thing),
-            lambda: self.pool.subscribe(types=thing).close(), lambda: self.pool.subscribe(types=[thing]).close(),
-            lambda: self.pool.subscribe(task=thing).close(), lambda: self.pool.subscribe(maxsize=thing).close(),
-            lambda: self.pool.unregister_sink(thing), lambda: self.pool.register_sink(thing).upper(),
-            lambda: self.pool.register_sink(MemorySink(), name=thing).upper(),
-            lambda: self.pool.register_sink(MemorySink(), options=thing).upper(), lambda: self.pool.flush(thing)))
+        ask = self.random.choice(
+            (
+                lambda: self.pool.get(thing),
+                lambda: self.pool.tasks(status=thing),
+                lambda: task.streams(types=thing),
+                lambda: task.streams(since=thing),
+                lambda: task.streams(types=[thing]),
+                lambda: self.pool.resize(thing),
+                lambda: self.pool.subscribe(types=thing).close(),
+                lambda: self.pool.subscribe(types=[thing]).close(),
+                lambda: self.pool.subscribe(task=thing).close(),
+                lambda: self.pool.subscribe(maxsize=thing).close(),
+                lambda: self.pool.unregister_sink(thing),
+                lambda: self.pool.register_sink(thing).upper(),
+                lambda: self.pool.register_sink(MemorySink(), name=thing).upper(),
+                lambda: self.pool.register_sink(MemorySink(), options=thing).upper(),
+                lambda: self.pool.flush(thing),
+            )
+        )
         ask()
 
     def attack_settings(self) -> None:
-        name = self.random.choice(("queue_size", "queue_bytes", "batch_size", "linger", "overflow", "types", "retry",
-                                   "park_bytes"))
+        name = self.random.choice(
+            (
+                "queue_size",
+                "queue_bytes",
+                "batch_size",
+                "linger",
+                "overflow",
+                "types",
+                "retry",
+                "park_bytes",
+            )
+        )
         SinkOptions(**{name: self.hostility.thing()})
         name = self.random.choice(("attempts", "base", "cap", "jitter"))
         RetryPolicy(**{name: self.hostility.thing()})
 
     def attack_scheduler(self) -> None:
-        name = self.random.choice(("max_workers", "name", "max_pending", "keep_finished", "keep_seconds", "close_timeout",
-                                   "max_payload", "oversize", "progress_interval", "progress_step", "max_stuck", "sinks",
-                                   "thread_name_prefix", "initializer", "initargs",
-                                   "capture_output"))
+        name = self.random.choice(
+            (
+                "max_workers",
+                "name",
+                "max_pending",
+                "keep_finished",
+                "keep_seconds",
+                "close_timeout",
+                "max_payload",
+                "oversize",
+                "progress_interval",
+                "progress_step",
+                "max_stuck",
+                "sinks",
+                "thread_name_prefix",
+                "initializer",
+                "initargs",
+                "capture_output",
+            )
+        )
         Scheduler(**{name: self.hostility.thing()}).shutdown(wait=False)
 
     def attack_sink(self) -> None:
@@ -333,7 +551,8 @@ class Round:
     def attack_callbacks(self) -> None:
         callback = self.hostility.of(object, (), always=("__call__",))
         gate = threading.Event()
-        task = self.pool.submit(gate.wait, LONG)  # of a task that has ended it would run here, as a future's does
+        # of a task that has ended it would run here, as a future's does
+        task = self.pool.submit(gate.wait, LONG)
         task.add_done_callback(callback)
         self.tasks.append(task)
         gate.set()
@@ -358,14 +577,17 @@ class Round:
             try:
                 attack()
             except (BgworkerError, KeyError, TypeError, ValueError) as error:
-                assert "of hostile origin" not in BaseException.__repr__(error), f"{attack.__name__} lets an exception out"
+                assert "of hostile origin" not in BaseException.__repr__(
+                    error
+                ), f"{attack.__name__} lets an exception out"
             except BaseException as error:
                 raise AssertionError(f"{attack.__name__} raises {type(error).__name__}") from error
             self.innocent()
         for task in (*self.tasks, *self.innocents):
             assert task.wait(LONG), f"a task does not end: {task.name!r}"
         for name in [name for name in self.pool.sinks if name.startswith("odd")]:
-            self.pool.unregister_sink(name, timeout=0.1)  # else they are tried for all of the close timeout
+            # else they are tried for all of the close timeout
+            self.pool.unregister_sink(name, timeout=0.1)
         self.is_over = True
         self.pool.shutdown(timeout=LONG)
         self.check()
@@ -377,22 +599,46 @@ class Round:
         ids = {task.id for task in self.innocents}
         for name in ("jsonl", "sqlite", "memory"):
             health = self.pool.sinks[name]
-            assert health.emitted == health.delivered + health.coalesced + health.dropped + health.parked + health.pending
+            assert (
+                health.emitted
+                == health.delivered
+                + health.coalesced
+                + health.dropped
+                + health.parked
+                + health.pending
+            )
             assert (health.dropped, health.parked, health.pending) == (0, 0, 0), f"{name}: {health}"
-        lines = [wire.decode(line) for line in (self.folder / "events.jsonl").read_bytes().splitlines()]
+        lines = [
+            wire.decode(line) for line in (self.folder / "events.jsonl").read_bytes().splitlines()
+        ]
         for events in (lines, self.memory.events):
             self.check_events(events, ids)
-        assert [wire.decode(wire.encode(event)) for event in self.memory.events] == self.memory.events
+        assert [
+            wire.decode(wire.encode(event)) for event in self.memory.events
+        ] == self.memory.events
         with sqlite3.connect(self.folder / "history.db") as connection:
-            rows = connection.execute("SELECT id, status, arg_json, metadata_json, last_seq FROM tasks").fetchall()
-            spoken = connection.execute("SELECT task_id, count(*) FROM task_streams GROUP BY 1").fetchall()
+            rows = connection.execute(
+                "SELECT id, status, arg_json, metadata_json, last_seq FROM tasks"
+            ).fetchall()
+            spoken = connection.execute(
+                "SELECT task_id, count(*) FROM task_streams GROUP BY 1"
+            ).fetchall()
         connection.close()
         assert ids <= {row[0] for row in rows}
         for task_id, status, arguments, metadata, last_seq in rows:
-            assert status in ("completed", "failed", "cancelled", "timed_out"), f"{task_id} is {status}"
-            assert all(text is None or isinstance(json.loads(text), dict) for text in (arguments, metadata))
+            assert status in (
+                "completed",
+                "failed",
+                "cancelled",
+                "timed_out",
+            ), f"{task_id} is {status}"
+            assert all(
+                text is None or isinstance(json.loads(text), dict) for text in (arguments, metadata)
+            )
             assert status == "completed" and last_seq == 7 or task_id not in ids
-        assert {task_id: count for task_id, count in spoken if task_id in ids} == dict.fromkeys(ids, 3)
+        assert {task_id: count for task_id, count in spoken if task_id in ids} == dict.fromkeys(
+            ids, 3
+        )
 
     def check_events(self, events: list[Any], ids: set[str]) -> None:
         by_task: dict[str, list[Any]] = {}
@@ -400,11 +646,13 @@ class Round:
             by_task.setdefault(event.task_id, []).append(event)
         for task_id, told in by_task.items():
             assert [event.seq for event in told] == list(range(1, len(told) + 1))
-            assert [event.type.is_terminal for event in told] == [False] * (len(told) - 1) + [True], [
-                f"{event.type} {getattr(event, 'task', '')}" for event in told]
+            assert [event.type.is_terminal for event in told] == [False] * (len(told) - 1) + [
+                True
+            ], [f"{event.type} {getattr(event, 'task', '')}" for event in told]
         for task_id in ids:
-            assert [event.payload for event in by_task[task_id] if isinstance(event, StreamEvent)] == [
-                "line 0", "line 1", "line 2"]
+            assert [
+                event.payload for event in by_task[task_id] if isinstance(event, StreamEvent)
+            ] == ["line 0", "line 1", "line 2"]
         for task in self.tasks:
             last = by_task[task.id][-1]
             assert last.task.status is task.status and task.done()
@@ -413,12 +661,19 @@ class Round:
 def run_hostile(seed: int, folder: str, *, rounds: int | None = None, seconds: float = 0.0) -> str:
     """Play rounds in a fresh process, whose log and output nobody reads; return what was done.
 
-    An `AssertionError` tells the seed of the round that failed: ``run_hostile(that, folder, rounds=1)`` plays it again.
+    An `AssertionError` tells the seed of the round that failed: ``run_hostile(that, folder,
+    rounds=1)`` plays it again.
     """
-    script = (f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}\n"
-              f"import test_faults_values as scenario; scenario.play_rounds({seed}, {folder!r}, {rounds}, {seconds})")
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                          timeout=seconds + 20 * LONG)
+    script = (
+        f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}\n"
+        f"import test_faults_values as scenario; scenario.play_rounds({seed}, {folder!r}, {rounds}, {seconds})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        timeout=seconds + 20 * LONG,
+    )
     told = done.stderr.decode(errors="replace")
     assert done.returncode == 0, told[-6000:]
     return told.splitlines()[-1]
@@ -433,7 +688,9 @@ def play_rounds(seed: int, folder: str, rounds: int | None, seconds: float) -> N
     sys.stdout = open(os.devnull, "w", errors="replace")
     faulthandler.dump_traceback_later(seconds + 18 * LONG, exit=True)
     outcome: list[str] = []
-    thread = threading.Thread(target=_play, args=(seed, Path(folder), rounds, time.monotonic() + seconds, outcome))
+    thread = threading.Thread(
+        target=_play, args=(seed, Path(folder), rounds, time.monotonic() + seconds, outcome)
+    )
     thread.start()
     thread.join()
     print(outcome[0], file=sys.stderr, flush=True)
@@ -460,7 +717,9 @@ def _play(seed: int, folder: Path, rounds: int | None, until: float, outcome: li
 
 
 @pytest.mark.parametrize("seed", [1000, 2000])
-def test_hostile_objects_everywhere_end_no_worker_and_cost_nobody_an_event(seed: int, tmp_path: Path) -> None:
+def test_hostile_objects_everywhere_end_no_worker_and_cost_nobody_an_event(
+    seed: int, tmp_path: Path
+) -> None:
     assert run_hostile(seed, str(tmp_path), rounds=4) == "ok: 4 rounds"
 
 
@@ -476,6 +735,8 @@ def test_what_cannot_be_encoded_is_refused_for_itself_whatever_the_encoder_raise
     try:
         with pytest.raises(PermanentSinkError) as refusal:
             sink.write(Batch([odd]))
-        assert refusal.value.concerns == "event", "delivery halves the batch, and its neighbours go on"
+        assert (
+            refusal.value.concerns == "event"
+        ), "delivery halves the batch, and its neighbours go on"
     finally:
         sink.close()

@@ -1,4 +1,5 @@
-"""The webhook sink against receivers that refuse, break off, crawl, flood, lie and die: what becomes of each event."""
+"""The webhook sink against receivers that refuse, break off, crawl, flood, lie and die: what
+becomes of each event."""
 
 from __future__ import annotations
 
@@ -23,15 +24,36 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bgworker import (Event, PermanentSinkError, RetryPolicy, Scheduler, SinkError, SinkHealth, SinkOptions,
-                      TemporarySinkError, WebhookSink, current_task)
+from bgworker import (
+    Event,
+    PermanentSinkError,
+    RetryPolicy,
+    Scheduler,
+    SinkError,
+    SinkHealth,
+    SinkOptions,
+    TemporarySinkError,
+    WebhookSink,
+    current_task,
+)
 from bgworker.park.replay import replay
 from bgworker.delivery.retry import Breaker, Trouble
 from bgworker.model.records import OUTPUT, Batch, TaskState
 from bgworker.webhook import posting
 from bgworker.webhook.sink import verify
 from certificates import EXPIRED, GOOD, OTHER_NAME, server_context, trust
-from receiver import OTHER_SECRET, SECRET, SOON, Behaviour, Connection, Receiver, Request, answer, judge, raw
+from receiver import (
+    OTHER_SECRET,
+    SECRET,
+    SOON,
+    Behaviour,
+    Connection,
+    Receiver,
+    Request,
+    answer,
+    judge,
+    raw,
+)
 from test_courier import FAST, Line, line, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +62,9 @@ STATE = TaskState("1" * 32, "task", "2" * 32, 0)
 
 
 def batch(*texts: str) -> Batch:
-    return Batch([(STATE, seq, OUTPUT, int(NOW * 1e9) + seq, text) for seq, text in enumerate(texts, 1)])
+    return Batch(
+        [(STATE, seq, OUTPUT, int(NOW * 1e9) + seq, text) for seq, text in enumerate(texts, 1)]
+    )
 
 
 TAKE = judge(lambda request: 204)
@@ -236,7 +260,8 @@ def endless(piece: bytes) -> Callable[[], Iterator[bytes]]:
 def drip(data: bytes, seconds: float, size: int = 1000) -> Callable[[], Iterator[bytes]]:
     """Piece by piece; before each of the first, the clock goes on, until that makes ``seconds``.
 
-    A reader takes 8 KiB at once, so with more data than fits into the first pieces it looks at the clock in between.
+    A reader takes 8 KiB at once, so with more data than fits into the first pieces it looks at the
+    clock in between.
     """
     def pieces() -> Iterator[bytes]:
         for start in range(0, len(data), size):
@@ -252,36 +277,77 @@ TEMPORARY: dict[str, tuple[Behaviour, str]] = {
     "reset at once": (reset_at_once, "cannot reach URL: "),
     "reset before the body": (reset_before_the_body, "cannot reach URL: "),
     "reset after the body": (reset_after_the_body, "cannot reach URL: Connection reset by peer"),
-    "closed without a word": (raw(b""), "cannot reach URL: it closed the connection without an answer"),
+    "closed without a word": (
+        raw(b""),
+        "cannot reach URL: it closed the connection without an answer",
+    ),
     "half a status line": (raw(b"HTTP/1."), "URL does not answer in HTTP (BadStatusLine)"),
     "half a status": (raw(b"HTTP/1.1 2"), "URL does not answer in HTTP (BadStatusLine)"),
-    "half of the headers": (raw(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"),
-                            "URL does not answer in HTTP (IncompleteRead)"),
-    "half a header": (raw(b"HTTP/1.1 200 OK\r\nContent-Le"), "URL does not answer in HTTP (IncompleteRead)"),
-    "a status line alone": (raw(b"HTTP/1.1 204 No Content\r\n"), "URL does not answer in HTTP (IncompleteRead)"),
-    "another protocol": (raw(b"SSH-2.0-OpenSSH_9.2\r\n"), "URL does not answer in HTTP (BadStatusLine)"),
-    "a status that is none": (raw(b"HTTP/1.1 2e2 OK\r\n\r\n"), "URL does not answer in HTTP (BadStatusLine)"),
+    "half of the headers": (
+        raw(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"),
+        "URL does not answer in HTTP (IncompleteRead)",
+    ),
+    "half a header": (
+        raw(b"HTTP/1.1 200 OK\r\nContent-Le"),
+        "URL does not answer in HTTP (IncompleteRead)",
+    ),
+    "a status line alone": (
+        raw(b"HTTP/1.1 204 No Content\r\n"),
+        "URL does not answer in HTTP (IncompleteRead)",
+    ),
+    "another protocol": (
+        raw(b"SSH-2.0-OpenSSH_9.2\r\n"),
+        "URL does not answer in HTTP (BadStatusLine)",
+    ),
+    "a status that is none": (
+        raw(b"HTTP/1.1 2e2 OK\r\n\r\n"),
+        "URL does not answer in HTTP (BadStatusLine)",
+    ),
     "noise": (raw(bytes(range(256)) * 10), "URL does not answer in HTTP (BadStatusLine)"),
-    "endless headers": (send_until_closed(b"HTTP/1.1 200 OK\r\n", endless(b"X: y\r\n" * 1000)),
-                        "URL does not answer in HTTP (HTTPException)"),
-    "an endless line": (send_until_closed(b"HTTP/1.1 200 OK\r\nX: ", endless(b"y" * 65_536)),
-                        "URL does not answer in HTTP (LineTooLong)"),
-    "slow headers": (send_until_closed(b"HTTP/1.1 200 OK\r\n", drip(SLOW, 16)),
-                     "cannot reach URL: no answer within 15 s"),
-    "endless continuation": (send_until_closed(b"", drip(b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000, 16)),
-                             "cannot reach URL: no answer within 15 s"),
+    "endless headers": (
+        send_until_closed(b"HTTP/1.1 200 OK\r\n", endless(b"X: y\r\n" * 1000)),
+        "URL does not answer in HTTP (HTTPException)",
+    ),
+    "an endless line": (
+        send_until_closed(b"HTTP/1.1 200 OK\r\nX: ", endless(b"y" * 65_536)),
+        "URL does not answer in HTTP (LineTooLong)",
+    ),
+    "slow headers": (
+        send_until_closed(b"HTTP/1.1 200 OK\r\n", drip(SLOW, 16)),
+        "cannot reach URL: no answer within 15 s",
+    ),
+    "endless continuation": (
+        send_until_closed(b"", drip(b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000, 16)),
+        "cannot reach URL: no answer within 15 s",
+    ),
     "408": (answer(408), "URL answered 408 Request Timeout"),
     "429": (answer(429), "URL answered 429 Too Many Requests"),
-    "429 with Retry-After in seconds": (answer(429, {"Retry-After": "7"}), "URL answered 429 Too Many Requests"),
-    "429 with Retry-After as a date": (answer(429, {"Retry-After": "Mon, 23 Nov 2099 14:46:30 GMT"}),
-                                       "URL answered 429 Too Many Requests"),
-    "429 with a garbled Retry-After": (answer(429, {"Retry-After": "soon"}), "URL answered 429 Too Many Requests"),
-    "429 with a huge Retry-After": (answer(429, {"Retry-After": "9" * 5000}), "URL answered 429 Too Many Requests"),
-    "429 with a negative Retry-After": (answer(429, {"Retry-After": "-5"}), "URL answered 429 Too Many Requests"),
+    "429 with Retry-After in seconds": (
+        answer(429, {"Retry-After": "7"}),
+        "URL answered 429 Too Many Requests",
+    ),
+    "429 with Retry-After as a date": (
+        answer(429, {"Retry-After": "Mon, 23 Nov 2099 14:46:30 GMT"}),
+        "URL answered 429 Too Many Requests",
+    ),
+    "429 with a garbled Retry-After": (
+        answer(429, {"Retry-After": "soon"}),
+        "URL answered 429 Too Many Requests",
+    ),
+    "429 with a huge Retry-After": (
+        answer(429, {"Retry-After": "9" * 5000}),
+        "URL answered 429 Too Many Requests",
+    ),
+    "429 with a negative Retry-After": (
+        answer(429, {"Retry-After": "-5"}),
+        "URL answered 429 Too Many Requests",
+    ),
     "500": (answer(500), "URL answered 500 Internal Server Error"),
     "503": (answer(503), "URL answered 503 Service Unavailable"),
-    "503 with an endless body": (send_until_closed(b"HTTP/1.1 503 No\r\n\r\n", endless(b"x" * 65_536)),
-                                 "URL answered 503 Service Unavailable"),
+    "503 with an endless body": (
+        send_until_closed(b"HTTP/1.1 503 No\r\n\r\n", endless(b"x" * 65_536)),
+        "URL answered 503 Service Unavailable",
+    ),
 }
 """Faults that may pass -> what the sink says of them."""
 
@@ -290,11 +356,19 @@ TAKEN: dict[str, Behaviour] = {
     "a body that is reset": reset_in_the_body,
     "a body in broken chunks": raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
     "an endless body": send_until_closed(b"HTTP/1.1 200 OK\r\n\r\n", endless(b"x" * 65_536)),
-    "an endless body in chunks": send_until_closed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-                                                   endless(b"1000\r\n" + b"x" * 4096 + b"\r\n")),
-    "a body of absurd length": raw(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nx"),
-    "a slow body": send_until_closed(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", drip(b"x" * 999, 2, 1)),
-    "headers that are slow, but not too slow": send_until_closed(b"HTTP/1.1 200 OK\r\n", drip(SLOW, 14)),
+    "an endless body in chunks": send_until_closed(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        endless(b"1000\r\n" + b"x" * 4096 + b"\r\n"),
+    ),
+    "a body of absurd length": raw(
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nx"
+    ),
+    "a slow body": send_until_closed(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", drip(b"x" * 999, 2, 1)
+    ),
+    "headers that are slow, but not too slow": send_until_closed(
+        b"HTTP/1.1 200 OK\r\n", drip(SLOW, 14)
+    ),
     "no reason and no headers": raw(b"HTTP/1.1 200\r\n\r\n"),
     "HTTP/1.0": raw(b"HTTP/1.0 200 OK\r\n\r\nthanks"),
 }
@@ -303,7 +377,8 @@ TAKEN: dict[str, Behaviour] = {
 
 @contextmanager
 def delivery(receiver: Receiver, folder: Path, **config: Any) -> Iterator[tuple[Watched, Line]]:
-    """A sink with a courier of its own, and a park file; when "abcd" is said, that is two batches of two events."""
+    """A sink with a courier of its own, and a park file; when "abcd" is said, that is two batches
+    of two events."""
     sink = Watched(receiver.url, **config)
     with line(sink, park=folder / "park", batch_size=2) as it:
         yield sink, it
@@ -327,11 +402,17 @@ def told_of(error: str, receiver: Receiver, name: str) -> str:
 @pytest.mark.parametrize("name", TEMPORARY)
 def test_a_fault_that_passes_delays_a_batch_and_changes_nothing(name: str, tmp_path: Path) -> None:
     fault, message = TEMPORARY[name]
-    with Receiver(fault, fault, always=TAKE) as receiver, delivery(receiver, tmp_path) as (sink, it):
+    with (
+        Receiver(fault, fault, always=TAKE) as receiver,
+        delivery(receiver, tmp_path) as (sink, it),
+    ):
         it.say(*"abcd")
         assert it.flush()
         health = it.health()
-    assert account(health) == {"emitted": 4, "delivered": 4} and (health.retries, health.state) == (2, "ok")
+    assert account(health) == {"emitted": 4, "delivered": 4} and (health.retries, health.state) == (
+        2,
+        "ok",
+    )
     assert receiver.payloads == list("abcd") and parked(tmp_path / "park") == []
     assert receiver.connections == 4, "two faults and two batches"
     assert len({request.message_id for request in receiver.requests}) == 2, "each has kept its id"
@@ -342,13 +423,17 @@ def test_a_fault_that_passes_delays_a_batch_and_changes_nothing(name: str, tmp_p
 
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("name", TEMPORARY)
-def test_a_fault_that_stays_has_a_batch_parked_and_the_next_held_until_it_is_mended(name: str, tmp_path: Path) -> None:
+def test_a_fault_that_stays_has_a_batch_parked_and_the_next_held_until_it_is_mended(
+    name: str, tmp_path: Path
+) -> None:
     fault, message = TEMPORARY[name]
     with Receiver(always=fault) as receiver, delivery(receiver, tmp_path) as (_, it):
         it.say(*"abcd")
         wait_until(lambda: it.health().parked == 2 and it.health().retries > FAST.attempts + 3)
         health = it.health()
-        assert account(health) == {"emitted": 4, "parked": 2, "pending": 2} and health.state == "open"
+        assert (
+            account(health) == {"emitted": 4, "parked": 2, "pending": 2} and health.state == "open"
+        )
         assert receiver.taken == []
         receiver.always = TAKE
         assert it.flush()
@@ -367,8 +452,14 @@ def test_a_yes_is_a_yes_whatever_follows_it(name: str, tmp_path: Path) -> None:
         it.say(*"abcd")
         assert it.flush()
         health = it.health()
-    assert account(health) == {"emitted": 4, "delivered": 4} and (health.retries, health.last_error) == (0, None)
-    assert [request.payloads for request in receiver.requests] == [["a", "b"], ["c", "d"]] and sink.errors == []
+    assert account(health) == {"emitted": 4, "delivered": 4} and (
+        health.retries,
+        health.last_error,
+    ) == (0, None)
+    assert [request.payloads for request in receiver.requests] == [
+        ["a", "b"],
+        ["c", "d"],
+    ] and sink.errors == []
 
 
 def test_nobody_listens_until_somebody_does(tmp_path: Path) -> None:
@@ -388,11 +479,17 @@ def test_nobody_listens_until_somebody_does(tmp_path: Path) -> None:
 
 def test_a_receiver_that_says_nothing_costs_the_timeout_and_no_more(tmp_path: Path) -> None:
     """No clock can stand in here: it is the system that has to end the wait."""
-    with Receiver(say_nothing, always=TAKE) as receiver, delivery(receiver, tmp_path, timeout=1) as (sink, it):
+    with (
+        Receiver(say_nothing, always=TAKE) as receiver,
+        delivery(receiver, tmp_path, timeout=1) as (sink, it),
+    ):
         it.say(*"abcd")
         assert it.flush()
         health = it.health()
-    assert account(health) == {"emitted": 4, "delivered": 4} and (health.retries, health.state) == (1, "ok")
+    assert account(health) == {"emitted": 4, "delivered": 4} and (health.retries, health.state) == (
+        1,
+        "ok",
+    )
     [error] = sink.errors
     assert str(error) == f"cannot reach http://127.0.0.1:{receiver.port}: no answer within 1 s"
 
@@ -404,7 +501,10 @@ def test_a_receiver_that_reads_nothing_costs_the_timeout_and_no_more(tmp_path: P
         assert is_over.wait(SOON)
 
     script = [read_nothing] * FAST.attempts
-    with Receiver(*script, always=TAKE) as receiver, delivery(receiver, tmp_path, timeout=0.5) as (sink, it):
+    with (
+        Receiver(*script, always=TAKE) as receiver,
+        delivery(receiver, tmp_path, timeout=0.5) as (sink, it),
+    ):
         it.say("x" * 20_000_000)  # more than the buffers of both sides hold
         wait_until(lambda: it.health().parked == 1)
         is_over.set()
@@ -417,21 +517,31 @@ def test_a_receiver_that_reads_nothing_costs_the_timeout_and_no_more(tmp_path: P
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 404, 405, 415])
-def test_what_is_about_the_request_parks_each_batch_whole_after_one_attempt(status: int, tmp_path: Path) -> None:
-    with Receiver() as elsewhere, Receiver(always=answer(status, {"Location": elsewhere.url})) as receiver:
+def test_what_is_about_the_request_parks_each_batch_whole_after_one_attempt(
+    status: int, tmp_path: Path
+) -> None:
+    with (
+        Receiver() as elsewhere,
+        Receiver(always=answer(status, {"Location": elsewhere.url})) as receiver,
+    ):
         with delivery(receiver, tmp_path) as (_, it):
             it.say(*"abcd")
             assert it.flush()
             wait_until(lambda: it.health().parked == 4)
             health = it.health()
-    assert account(health) == {"emitted": 4, "parked": 4} and (health.retries, health.state) == (0, "ok")
+    assert account(health) == {"emitted": 4, "parked": 4} and (health.retries, health.state) == (
+        0,
+        "ok",
+    )
     assert (receiver.connections, elsewhere.connections) == (2, 0), "and a redirect is not followed"
     assert parked_payloads(tmp_path / "park") == list("abcd")
     assert {each["attempts"] for each in parked(tmp_path / "park")} == {1}
 
 
 @pytest.mark.parametrize("status", [400, 409, 422])
-def test_what_is_about_an_event_parks_that_one_and_delivers_its_neighbours(status: int, tmp_path: Path) -> None:
+def test_what_is_about_an_event_parks_that_one_and_delivers_its_neighbours(
+    status: int, tmp_path: Path
+) -> None:
     picky = judge(lambda request: status if "bad" in request.payloads else 204)
     with Receiver(always=picky) as receiver:
         with line(Watched(receiver.url), park=tmp_path / "park") as it:
@@ -444,7 +554,9 @@ def test_what_is_about_an_event_parks_that_one_and_delivers_its_neighbours(statu
     assert receiver.payloads == list("abcd") and parked_payloads(tmp_path / "park") == ["bad"]
 
 
-def test_a_batch_that_is_too_large_comes_in_parts_and_an_event_that_is_too_large_is_parked(tmp_path: Path) -> None:
+def test_a_batch_that_is_too_large_comes_in_parts_and_an_event_that_is_too_large_is_parked(
+    tmp_path: Path,
+) -> None:
     limited = judge(lambda request: 413 if sum(map(len, request.payloads)) > 100 else 204)
     with Receiver(always=limited) as receiver:
         with line(Watched(receiver.url), park=tmp_path / "park") as it:
@@ -453,13 +565,16 @@ def test_a_batch_that_is_too_large_comes_in_parts_and_an_event_that_is_too_large
             wait_until(lambda: it.health().parked)
             health = it.health()
     assert account(health) == {"emitted": 16, "delivered": 15, "parked": 1}
-    assert receiver.payloads == ["x" * 30] * 8 + ["z" * 30] * 7 and parked_payloads(tmp_path / "park") == ["y" * 101]
+    assert receiver.payloads == ["x" * 30] * 8 + ["z" * 30] * 7 and parked_payloads(
+        tmp_path / "park"
+    ) == ["y" * 101]
     ids = [request.message_id for request in receiver.requests]
     assert len(ids) == len(set(ids)), "parts are other messages"
 
 
 def test_a_413_that_comes_before_the_body_was_read_is_heard(tmp_path: Path) -> None:
-    """The receiver answers by the headers and closes; the sender is still sending, and gets a reset besides."""
+    """The receiver answers by the headers and closes; the sender is still sending, and gets a reset
+    besides."""
     def by_length(connection: Connection) -> None:
         _, headers, _ = connection.read_head()
         if int(headers["content-length"]) > 4_000_000:
@@ -473,11 +588,16 @@ def test_a_413_that_comes_before_the_body_was_read_is_heard(tmp_path: Path) -> N
         assert it.flush()
         health = it.health()
     assert account(health) == {"emitted": 2, "delivered": 2} and receiver.connections == 3
-    assert [str(error)[-len("Large"):] for error in sink.errors] in (["Large"], ["large"]), sink.errors
+    assert [str(error)[-len("Large") :] for error in sink.errors] in (
+        ["Large"],
+        ["large"],
+    ), sink.errors
 
 
 @pytest.mark.parametrize("status", [401, 403, 407])
-def test_what_somebody_has_to_mend_holds_everything_beyond_all_attempts(status: int, tmp_path: Path) -> None:
+def test_what_somebody_has_to_mend_holds_everything_beyond_all_attempts(
+    status: int, tmp_path: Path
+) -> None:
     with Receiver(always=answer(status)) as receiver, delivery(receiver, tmp_path) as (sink, it):
         it.say(*"abcd")
         wait_until(lambda: it.health().retries > 5 * FAST.attempts)
@@ -499,16 +619,23 @@ def test_a_receiver_that_is_gone_gets_no_further_request_and_all_is_parked(tmp_p
         assert not it.flush()
         wait_until(lambda: it.health().parked == 5)
         health = it.health()
-        assert account(health) == {"emitted": 7, "delivered": 2, "parked": 5} and health.state == "failed"
-        assert health.last_error == (f"PermanentSinkError: http://127.0.0.1:{receiver.port} answered 410 Gone: "
-                                     "it wants no events any more")
+        assert (
+            account(health) == {"emitted": 7, "delivered": 2, "parked": 5}
+            and health.state == "failed"
+        )
+        assert health.last_error == (
+            f"PermanentSinkError: http://127.0.0.1:{receiver.port} answered 410 Gone: "
+            "it wants no events any more"
+        )
         health = it.close()
     assert (health.state, receiver.connections) == ("closed", 2)
     assert receiver.payloads == ["a", "b"] and parked_payloads(tmp_path / "park") == list("cdefg")
 
 
 @pytest.mark.parametrize(("status", "reason"), [(503, "failed"), (404, "refused"), (410, "closed")])
-def test_without_a_park_file_what_is_given_up_is_dropped_and_counted_by_its_reason(status: int, reason: str) -> None:
+def test_without_a_park_file_what_is_given_up_is_dropped_and_counted_by_its_reason(
+    status: int, reason: str
+) -> None:
     with Receiver(always=answer(status)) as receiver, line(Watched(receiver.url)) as it:
         it.say(*"abcd")
         wait_until(lambda: it.health().dropped == 4)
@@ -524,16 +651,26 @@ def test_without_a_park_file_what_is_given_up_is_dropped_and_counted_by_its_reas
     (EXPIRED, True, "certificate has expired"),
 ])
 def test_a_certificate_that_is_not_to_be_trusted_keeps_everything_here(
-        certificate: str, is_trusted: bool, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate: str,
+    is_trusted: bool,
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     monkeypatch.setenv("SSL_CERT_FILE", trust(tmp_path) if is_trusted else os.devnull)
-    with Receiver(tls=server_context(certificate, tmp_path)) as receiver, delivery(receiver, tmp_path) as (sink, it):
+    with (
+        Receiver(tls=server_context(certificate, tmp_path)) as receiver,
+        delivery(receiver, tmp_path) as (sink, it),
+    ):
         it.say(*"ab")
         wait_until(lambda: it.health().parked == 2)
         health = it.health()
     assert account(health) == {"emitted": 2, "parked": 2} and health.state == "open"
     assert receiver.requests == [], "not a byte of it was sent"
-    assert "its certificate is not trusted" in str(sink.errors[0]) and complaint in str(sink.errors[0])
+    assert "its certificate is not trusted" in str(sink.errors[0]) and complaint in str(
+        sink.errors[0]
+    )
     assert "SSL_CERT_FILE" in str(sink.errors[0])
 
 
@@ -583,7 +720,10 @@ class Swallowing(Watched):
 
 
 def test_a_sink_that_takes_any_answer_for_a_delivery_would_not_pass(tmp_path: Path) -> None:
-    with Receiver(answer(503), always=TAKE) as receiver, line(Swallowing(receiver.url), batch_size=2) as it:
+    with (
+        Receiver(answer(503), always=TAKE) as receiver,
+        line(Swallowing(receiver.url), batch_size=2) as it,
+    ):
         it.say(*"abcd")
         assert it.flush()
         assert account(it.health()) == {"emitted": 4, "delivered": 4}
@@ -594,11 +734,19 @@ def test_a_sink_that_takes_any_answer_for_a_delivery_would_not_pass(tmp_path: Pa
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "bgworker", *arguments], cwd=ROOT, env={**os.environ, **environment},
-                          capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "bgworker", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
-def test_what_was_parked_arrives_after_a_replay_with_the_ids_that_its_batches_had(tmp_path: Path) -> None:
+def test_what_was_parked_arrives_after_a_replay_with_the_ids_that_its_batches_had(
+    tmp_path: Path,
+) -> None:
     texts = [f"line {number} \U0001f642" for number in range(24)]
     with Receiver(always=answer(503)) as receiver:
         once = RetryPolicy(attempts=1, base=0.001, cap=0.002)
@@ -611,7 +759,9 @@ def test_what_was_parked_arrives_after_a_replay_with_the_ids_that_its_batches_ha
         report = replay(tmp_path / "park", Watched(receiver.url), batch_size=7)
         assert (report.delivered, report.refused, report.skipped) == (24, 0, 0)
         assert receiver.payloads == texts and not (tmp_path / "park").exists()
-        assert [request.message_id for request in receiver.taken] == attempted and len(attempted) == 4
+        assert [request.message_id for request in receiver.taken] == attempted and len(
+            attempted
+        ) == 4
         first_ids = {each for request in receiver.requests[:1] for each in request.ids}
         assert {each for request in receiver.taken[:1] for each in request.ids} == first_ids
         with pytest.raises(FileNotFoundError):
@@ -621,7 +771,8 @@ def test_what_was_parked_arrives_after_a_replay_with_the_ids_that_its_batches_ha
 
 @pytest.fixture
 def parked_run(tmp_path: Path) -> tuple[Path, list[Request]]:
-    """The park file of a whole run, each event a batch of its own, and the requests that were not taken."""
+    """The park file of a whole run, each event a batch of its own, and the requests that were not
+    taken."""
     def talk(number: int) -> None:
         current_task().progress(number, 10)
         current_task().output({"number": number, "text": "\xe9\U0001f642"})
@@ -629,15 +780,26 @@ def parked_run(tmp_path: Path) -> tuple[Path, list[Request]]:
             raise ValueError("three")
 
     with Receiver(always=answer(503)) as receiver, Scheduler(1) as pool:
-        pool.register_sink(Watched(receiver.url), options=SinkOptions(
-            park=tmp_path / "park", batch_size=1, retry=RetryPolicy(attempts=1, base=0.001, cap=0.001)))
-        for task in [pool.options(metadata={"n": number, "\xe9": None}).submit(talk, number) for number in range(5)]:
+        pool.register_sink(
+            Watched(receiver.url),
+            options=SinkOptions(
+                park=tmp_path / "park",
+                batch_size=1,
+                retry=RetryPolicy(attempts=1, base=0.001, cap=0.001),
+            ),
+        )
+        for task in [
+            pool.options(metadata={"n": number, "\xe9": None}).submit(talk, number)
+            for number in range(5)
+        ]:
             assert task.wait(SOON)
     assert account(pool.sinks["watched"]) == {"emitted": 30, "parked": 30}
     return tmp_path / "park", receiver.requests
 
 
-def test_a_run_comes_from_the_park_file_in_the_same_bytes(parked_run: tuple[Path, list[Request]]) -> None:
+def test_a_run_comes_from_the_park_file_in_the_same_bytes(
+    parked_run: tuple[Path, list[Request]],
+) -> None:
     park, attempted = parked_run
     with Receiver(always=TAKE) as receiver:
         assert replay(park, Watched(receiver.url), batch_size=1).delivered == 30
@@ -646,27 +808,46 @@ def test_a_run_comes_from_the_park_file_in_the_same_bytes(parked_run: tuple[Path
     assert len(receiver.taken) == 30
 
 
-def test_a_run_comes_from_the_park_file_by_the_command_line(parked_run: tuple[Path, list[Request]]) -> None:
+def test_a_run_comes_from_the_park_file_by_the_command_line(
+    parked_run: tuple[Path, list[Request]],
+) -> None:
     park, attempted = parked_run
     with Receiver(always=TAKE) as receiver:
         arguments = "replay", str(park), "--to", f"webhook:{receiver.url}"
         done = command(*arguments, BGWORKER_WEBHOOK_SECRET=SECRET)
-        assert (done.returncode, done.stdout) == (0, "30 delivered, 0 refused, 0 skipped\n"), done.stderr
-        assert command(*arguments, BGWORKER_WEBHOOK_SECRET=SECRET).returncode == 2, "there is no file any more"
+        assert (done.returncode, done.stdout) == (
+            0,
+            "30 delivered, 0 refused, 0 skipped\n",
+        ), done.stderr
+        assert (
+            command(*arguments, BGWORKER_WEBHOOK_SECRET=SECRET).returncode == 2
+        ), "there is no file any more"
     [request] = receiver.taken
     assert verify(SECRET, request.headers, request.body)
     known = {element["id"]: element for each in attempted for element in each.elements}
-    assert request.elements == [known[each] for each in request.ids] and len(known) == len(request.ids) == 30
+    assert (
+        request.elements == [known[each] for each in request.ids]
+        and len(known) == len(request.ids) == 30
+    )
 
 
-def test_a_replay_to_a_receiver_that_does_not_take_it_says_why_and_leaves_all_in_the_file(tmp_path: Path) -> None:
+def test_a_replay_to_a_receiver_that_does_not_take_it_says_why_and_leaves_all_in_the_file(
+    tmp_path: Path,
+) -> None:
     with Receiver(always=answer(503)) as receiver:
-        with line(Watched(receiver.url), park=tmp_path / "park", retry=RetryPolicy(attempts=1)) as it:
+        with line(
+            Watched(receiver.url), park=tmp_path / "park", retry=RetryPolicy(attempts=1)
+        ) as it:
             it.say(*"abc")
             it.close()
         before = (tmp_path / "park").read_bytes()
         arguments = "replay", str(tmp_path / "park"), "--to", f"webhook:{receiver.url}"
-        for status, words in ((503, "Service Unavailable"), (401, "Unauthorized"), (404, "Not Found"), (410, "Gone")):
+        for status, words in (
+            (503, "Service Unavailable"),
+            (401, "Unauthorized"),
+            (404, "Not Found"),
+            (410, "Gone"),
+        ):
             receiver.always, sent = answer(status), len(receiver.requests)
             done = command(*arguments, BGWORKER_WEBHOOK_SECRET=SECRET)
             assert done.returncode == 1 and words in done.stderr and "is still in" in done.stderr
@@ -704,7 +885,8 @@ while True:
         time.sleep(0.001)  # its work on it: who dies now has kept a message and not taken it
         sock.sendall(b"HTTP/1.1 204 No Content\\r\\nConnection: close\\r\\n\\r\\n")
 """
-"""A receiver that writes each message down before it takes it. (With a third argument it forgets to.)"""
+"""A receiver that writes each message down before it takes it. (With a third argument it forgets
+to.)"""
 
 
 class Mortal:
@@ -720,8 +902,18 @@ class Mortal:
 
     def start(self, *, forgets: bool = False) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-S", "-c", MORTAL, str(self.log), str(self.port), *["forgets"] * forgets],
-            stdout=subprocess.PIPE, text=True)
+            [
+                sys.executable,
+                "-S",
+                "-c",
+                MORTAL,
+                str(self.log),
+                str(self.port),
+                *["forgets"] * forgets,
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self._process.stdout is not None and self._process.stdout.readline() == "ready\n"
 
     def wait_for_load(self) -> None:
@@ -736,7 +928,8 @@ class Mortal:
         self._process.stdout.close()
 
     def messages(self) -> list[tuple[str, bytes]]:
-        """What was written down, message by message; a line that a death has torn is none: it was not taken."""
+        """What was written down, message by message; a line that a death has torn is none: it was
+        not taken."""
         found = []
         for each in self.log.read_bytes().split(b"\n"):
             message_id, _, body = each.partition(b" ")
@@ -749,13 +942,16 @@ class Mortal:
 
 
 def check_messages(messages: list[tuple[str, bytes]], wanted: set[str]) -> int:
-    """Check that every event came, and what came again was the same; return how many messages came again."""
+    """Check that every event came, and what came again was the same; return how many messages came
+    again."""
     bodies: dict[str, bytes] = {}
     events: dict[str, Any] = {}
     for message_id, body in messages:
         assert bodies.setdefault(message_id, body) == body, f"{message_id} came with other bytes"
         for element in json.loads(body):
-            assert events.setdefault(element["id"], element) == element, f"{element['id']} came with another content"
+            assert (
+                events.setdefault(element["id"], element) == element
+            ), f"{element['id']} came with another content"
     missing = wanted - set(events)
     assert not missing, f"{len(missing)} of {len(wanted)} events never came"
     assert set(events) == wanted, "an event came that nobody has sent"
@@ -774,7 +970,9 @@ def chat(pool: Scheduler, is_over: threading.Event, tasks: list[Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_receiver_that_is_killed_and_restarted_fifty_times_under_load_gets_everything(tmp_path: Path) -> None:
+def test_a_receiver_that_is_killed_and_restarted_fifty_times_under_load_gets_everything(
+    tmp_path: Path,
+) -> None:
     seed = random.randrange(2**32)
     print("seed", seed)
     rng = random.Random(seed)
@@ -802,10 +1000,17 @@ def test_a_receiver_that_is_killed_and_restarted_fifty_times_under_load_gets_eve
         health = pool.sinks["it"]
     receiver.kill()
     wanted = {f"{task.id}:{seq}" for task in tasks for seq in range(1, 105)}
-    assert account(health) == {"emitted": len(wanted), "delivered": len(wanted)} and health.retries >= 25
+    assert (
+        account(health) == {"emitted": len(wanted), "delivered": len(wanted)}
+        and health.retries >= 25
+    )
     twice = check_messages(receiver.messages(), wanted)
-    assert twice, "no death has hit the moment between keeping and taking; the test has to be made harder"
-    print(f"{len(wanted)} events, {len(receiver.messages())} messages, {twice} of them again, {health.retries} retries")
+    assert (
+        twice
+    ), "no death has hit the moment between keeping and taking; the test has to be made harder"
+    print(
+        f"{len(wanted)} events, {len(receiver.messages())} messages, {twice} of them again, {health.retries} retries"
+    )
 
 
 def test_a_receiver_that_takes_what_it_does_not_keep_would_be_noticed(tmp_path: Path) -> None:
@@ -822,7 +1027,12 @@ def test_a_receiver_that_takes_what_it_does_not_keep_would_be_noticed(tmp_path: 
         check_messages(receiver.messages(), {f"{'1' * 32}:1"})
     same, other = b'[{"id":"a"}]', b'[{"id":"a","x":1}]'
     assert check_messages([("m", same), ("m", same), ("n", same)], {"a"}) == 1
-    for messages in ([("m", same), ("m", other)], [("m", same), ("n", other)], [("m", same)], [("m", b'[{"id":"b"}]')]):
+    for messages in (
+        [("m", same), ("m", other)],
+        [("m", same), ("n", other)],
+        [("m", same)],
+        [("m", b'[{"id":"b"}]')],
+    ):
         with pytest.raises(AssertionError):
             check_messages(messages, {"a", "c"} if len(messages) == 1 else {"a"})
 
@@ -836,8 +1046,10 @@ def echo(connection: Connection) -> None:
     """Answer with all that came, wherever an answer has room for it."""
     line, headers, _ = connection.read_head()
     everything = f"{line} {' '.join(headers.values())}"
-    connection.sock.sendall(f"HTTP/1.1 500 {everything}\r\nRetry-After: {everything}\r\nLocation: {everything}\r\n"
-                            f"WWW-Authenticate: {everything}\r\nContent-Length: 9\r\n\r\n{everything}".encode())
+    connection.sock.sendall(
+        f"HTTP/1.1 500 {everything}\r\nRetry-After: {everything}\r\nLocation: {everything}\r\n"
+        f"WWW-Authenticate: {everything}\r\nContent-Length: 9\r\n\r\n{everything}".encode()
+    )
 
 
 def echo_as_a_status(connection: Connection) -> None:
@@ -900,12 +1112,21 @@ def test_no_secret_is_in_a_repr_a_log_line_a_health_record_an_event_a_park_file_
                 told += [done.stdout, done.stderr]
     told += [caplog.text, *(repr(record.args) for record in caplog.records)]
     assert leaks("\n".join(told)) == []
-    assert "answered 500 Internal Server Error" in caplog.text and "BadStatusLine" in caplog.text, "both echoes"
+    assert (
+        "answered 500 Internal Server Error" in caplog.text and "BadStatusLine" in caplog.text
+    ), "both echoes"
 
 
 def test_a_secret_that_leaks_would_be_found() -> None:
     key = b"0123456789abcdef0123456789abcdef"
-    for text in (f"x{SECRET}x", SECRET.removeprefix("whsec_"), repr(key), key.hex(), f"?{TOKEN}", repr([PASSWORD])):
+    for text in (
+        f"x{SECRET}x",
+        SECRET.removeprefix("whsec_"),
+        repr(key),
+        key.hex(),
+        f"?{TOKEN}",
+        repr([PASSWORD]),
+    ):
         assert leaks(text), text
     assert leaks("whsec_ and nothing else") == []
     try:

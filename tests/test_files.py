@@ -1,4 +1,5 @@
-"""The lock file: bytes that tell other processes that something is alive. (What its lock excludes: test_faults_jsonl.)"""
+"""The lock file: bytes that tell other processes that something is alive. (What its lock excludes:
+test_faults_jsonl.)"""
 
 from __future__ import annotations
 
@@ -52,8 +53,13 @@ Ask = Callable[[str], str]
 @pytest.fixture
 def other(path: str) -> Iterator[subprocess.Popen[str]]:
     """Another process that uses the lock file as it is told, line by line."""
-    process = subprocess.Popen([sys.executable, "-c", OTHER, path], cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", OTHER, path],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     yield process
     process.kill()
     process.communicate(timeout=60)
@@ -86,7 +92,9 @@ def test_a_byte_that_another_process_holds_is_free_at_once_when_it_is_killed(
     assert not lock.is_held(7)
 
 
-def test_a_byte_held_twice_stays_held_until_it_is_released_twice(lock: LockFile, other: subprocess.Popen[str]) -> None:
+def test_a_byte_held_twice_stays_held_until_it_is_released_twice(
+    lock: LockFile, other: subprocess.Popen[str]
+) -> None:
     lock.hold(7)
     lock.hold(7)
     lock.release(7)
@@ -113,7 +121,9 @@ def test_asking_creates_no_lock_file(lock: LockFile, path: str) -> None:
 
 
 @posix
-def test_a_process_that_asked_first_can_still_lock_and_hold(lock: LockFile, other: subprocess.Popen[str]) -> None:
+def test_a_process_that_asked_first_can_still_lock_and_hold(
+    lock: LockFile, other: subprocess.Popen[str]
+) -> None:
     ask(other, "hold 7")
     assert lock.is_held(7)
     lock.hold(8)
@@ -122,7 +132,9 @@ def test_a_process_that_asked_first_can_still_lock_and_hold(lock: LockFile, othe
 
 @posix
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write to everything")
-def test_who_may_only_read_the_lock_file_may_ask(lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
+def test_who_may_only_read_the_lock_file_may_ask(
+    lock: LockFile, path: str, other: subprocess.Popen[str]
+) -> None:
     ask(other, "hold 7")
     os.chmod(path, 0o444)
     assert lock.is_held(7) and not lock.is_held(8)
@@ -130,7 +142,8 @@ def test_who_may_only_read_the_lock_file_may_ask(lock: LockFile, path: str, othe
 
 @posix
 def test_who_asked_through_a_descriptor_that_only_reads_can_still_lock_later(
-        lock: LockFile, path: str, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    lock: LockFile, path: str, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ask(other, "hold 7")
     real_open = os.open
 
@@ -176,7 +189,9 @@ def test_a_byte_counts_as_abandoned_only_on_the_file_on_which_it_was_held(
     assert lock.is_abandoned(7) and lock.is_abandoned(9) and not lock.is_abandoned(8)
 
 
-def test_nothing_is_held_once_the_last_user_has_left(path: str, other: subprocess.Popen[str]) -> None:
+def test_nothing_is_held_once_the_last_user_has_left(
+    path: str, other: subprocess.Popen[str]
+) -> None:
     lock, again = LockFile.share(path), LockFile.share(path)
     lock.hold(7)
     lock.leave()
@@ -252,7 +267,8 @@ def test_the_file_notes_who_died_and_who_has_not_recorded_its_end_and_does_not_g
 
 
 def test_a_file_full_of_notes_forgets_the_dead_and_keeps_the_living(
-        lock: LockFile, path: str, monkeypatch: pytest.MonkeyPatch, other: subprocess.Popen[str]) -> None:
+    lock: LockFile, path: str, monkeypatch: pytest.MonkeyPatch, other: subprocess.Popen[str]
+) -> None:
     monkeypatch.setattr(files, "_NOTE_BYTES", 200)
     lock.hold(9999)
     ask(other, "hold 8888")
@@ -296,7 +312,9 @@ def test_a_huge_file_is_not_read(lock: LockFile, path: str) -> None:
 
 
 @posix
-def test_a_hard_link_to_another_file_is_not_written_to(lock: LockFile, path: str, tmp_path: Path) -> None:
+def test_a_hard_link_to_another_file_is_not_written_to(
+    lock: LockFile, path: str, tmp_path: Path
+) -> None:
     (tmp_path / "victim").touch()
     os.link(tmp_path / "victim", path)
     lock.hold(7)

@@ -1,4 +1,5 @@
-"""A task behaves under `concurrent.futures` as any future does, although it makes nothing before somebody waits."""
+"""A task behaves under `concurrent.futures` as any future does, although it makes nothing before
+somebody waits."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def until(condition: Callable[[], object]) -> None:
 
 
 class TellsTwice(Task[Any]):
-    """What a future must not do: write the state first, without the lock, and look for waiters second."""
+    """What a future must not do: write the state first, without the lock, and look for waiters
+    second."""
 
     has_shown: threading.Event
     go_on: threading.Event
@@ -145,10 +147,14 @@ with bgworker.Scheduler(2) as pool:
     assert {task._new for task in tasks} == {"attribute"} and called == tasks[:1]
 """
     root = str(Path(bgworker.__file__).parents[1])
-    subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=root, check=True, timeout=2 * LONG)
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], cwd=root, check=True, timeout=2 * LONG
+    )
 
 
-def test_a_waiter_that_holds_the_lock_does_not_see_the_task_end_under_its_hands(pool: Scheduler) -> None:
+def test_a_waiter_that_holds_the_lock_does_not_see_the_task_end_under_its_hands(
+    pool: Scheduler,
+) -> None:
     task, gate = running(pool)
     with task._condition:
         gate.set()
@@ -167,8 +173,9 @@ def hasty_switching() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-def test_no_waiter_and_no_callback_is_lost_however_they_race_with_the_end(pool: Scheduler,
-                                                                          hasty_switching: None) -> None:
+def test_no_waiter_and_no_callback_is_lost_however_they_race_with_the_end(
+    pool: Scheduler, hasty_switching: None
+) -> None:
     rounds, problems = 150, []
     for number in range(rounds):
         start = threading.Barrier(7)
@@ -200,4 +207,6 @@ def test_a_task_of_a_burst_keeps_its_attributes_in_place() -> None:
         gate.set()
         assert tasks[-1].result(LONG) == 0 and blocker.done()
         for owner in (tasks[50], tasks[50].state):
-            assert not any(type(held) is dict for held in gc.get_referents(owner)), "it has a dict of its own"
+            assert not any(
+                type(held) is dict for held in gc.get_referents(owner)
+            ), "it has a dict of its own"

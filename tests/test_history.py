@@ -1,4 +1,5 @@
-"""What a `History` answers about files with known rows: which tasks and streams, what is interrupted or refused."""
+"""What a `History` answers about files with known rows: which tasks and streams, what is
+interrupted or refused."""
 
 from __future__ import annotations
 
@@ -22,7 +23,14 @@ from bgworker.history import schema
 from bgworker.cli.reading import json_line
 from bgworker.history.answers import TOO_LONG, Durations, Failures, Losses
 from bgworker.model.errors import AmbiguousTask, ConfigurationError, HistoryError, UnknownTask
-from bgworker.model.events import EventType, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
+from bgworker.model.events import (
+    EventType,
+    LossEvent,
+    StreamEvent,
+    StreamType,
+    TaskSnapshot,
+    TaskStatus,
+)
 from bgworker.sinks.lockfile import LockFile
 from bgworker.history.reader import History
 from bgworker.model.ids import new_id
@@ -57,7 +65,10 @@ def names(tasks: list[TaskSnapshot]) -> list[str]:
 
 # ---------------------------------------------------------------- tasks
 
-def test_tasks_come_newest_first_by_creation_not_by_insertion(record: Recorder, history: History) -> None:
+
+def test_tasks_come_newest_first_by_creation_not_by_insertion(
+    record: Recorder, history: History
+) -> None:
     for name, hours in (("second", 2), ("first", 3), ("third", 1)):
         record.task(name, created=record.ago(hours=hours))
     assert names(history.tasks()) == ["third", "second", "first"]
@@ -87,10 +98,22 @@ def test_since_keeps_what_has_not_ended_or_ended_later(record: Recorder, history
     record.task("old and running", "running", created=record.ago(days=4))
     record.task("new", created=record.ago(hours=2))
     record.task("new failure", "failed", created=record.ago(hours=3))
-    assert names(history.tasks(since=timedelta(days=1))) == ["new", "new failure", "old but long", "old and running"]
-    assert names(history.tasks(since=record.ago(days=1), limit=3)) == ["new", "new failure", "old but long"]
+    assert names(history.tasks(since=timedelta(days=1))) == [
+        "new",
+        "new failure",
+        "old but long",
+        "old and running",
+    ]
+    assert names(history.tasks(since=record.ago(days=1), limit=3)) == [
+        "new",
+        "new failure",
+        "old but long",
+    ]
     assert names(history.tasks(since=timedelta(days=1), limit=1)) == ["new"]
-    assert names(history.tasks(since=timedelta(days=1), status="completed")) == ["old but long", "new"]
+    assert names(history.tasks(since=timedelta(days=1), status="completed")) == [
+        "old but long",
+        "new",
+    ]
     assert names(history.tasks(since=timedelta(days=1), status="running")) == ["old and running"]
     assert names(history.tasks(since=timedelta(minutes=1))) == ["old and running"]
     assert len(history.tasks(since=timedelta.max)) == 5
@@ -102,7 +125,9 @@ def test_a_name_is_a_pattern_that_heeds_case(record: Recorder, history: History)
     assert sorted(names(history.tasks(name="load*"))) == ["load orders", "load users"]
     assert names(history.tasks(name="[Ll]oad i????")) == ["Load items"]
     assert names(history.tasks(name="[[]odd]")) == ["[odd]"]
-    assert names(history.tasks(name="load orders", status="completed", since=timedelta(hours=1))) == ["load orders"]
+    assert names(
+        history.tasks(name="load orders", status="completed", since=timedelta(hours=1))
+    ) == ["load orders"]
     assert history.tasks(name="%") == []
     assert history.tasks(name="' OR 1 --") == []
 
@@ -124,36 +149,81 @@ def test_every_field_of_a_task_is_read(record: Recorder, history: History) -> No
     record.run()
     record.insert("scripts", hash="ab" * 32, script_id="mod:fn", text="def fn(): ...\n")
     created = datetime(2026, 11, 23, 14, 46, 0, 123456, timezone.utc)
-    task_id = record.task("all", "failed", created=created, took=2.5, run_id=RUN, metadata={"a": [1, None]},
-                          timeout_sec=60.0,
-                          last_progress_pct=40.0, last_progress_msg="2 of 5", script_id="mod:fn", script_hash="ab" * 32,
-                          arg_json='{"args":[1],"kwargs":{}}', failure_type="ValueError", failure_message="bad",
-                          invocation_info="Traceback ...", last_seq=9)
+    task_id = record.task(
+        "all",
+        "failed",
+        created=created,
+        took=2.5,
+        run_id=RUN,
+        metadata={"a": [1, None]},
+        timeout_sec=60.0,
+        last_progress_pct=40.0,
+        last_progress_msg="2 of 5",
+        script_id="mod:fn",
+        script_hash="ab" * 32,
+        arg_json='{"args":[1],"kwargs":{}}',
+        failure_type="ValueError",
+        failure_message="bad",
+        invocation_info="Traceback ...",
+        last_seq=9,
+    )
     assert history.task(task_id) == TaskSnapshot(
-        task_id, "all", TaskStatus.FAILED, RUN, created, created, created, created + timedelta(seconds=2.5), 2.5, 60.0,
+        task_id,
+        "all",
+        TaskStatus.FAILED,
+        RUN,
+        created,
+        created,
+        created,
+        created + timedelta(seconds=2.5),
+        2.5,
+        60.0,
         40.0,
-        "2 of 5", "mod:fn", "ab" * 32, "def fn(): ...\n", '{"args":[1],"kwargs":{}}', "ValueError", "bad",
+        "2 of 5",
+        "mod:fn",
+        "ab" * 32,
+        "def fn(): ...\n",
+        '{"args":[1],"kwargs":{}}',
+        "ValueError",
+        "bad",
         "Traceback ...",
-        {"a": [1, None]}, 9)
+        {"a": [1, None]},
+        9,
+    )
     assert history.tasks() == [history.task(task_id)]
 
 
-def test_a_search_agrees_with_a_plain_filter_over_all_tasks(record: Recorder, history: History) -> None:
+def test_a_search_agrees_with_a_plain_filter_over_all_tasks(
+    record: Recorder, history: History
+) -> None:
     dice = random.Random(7)
     for number in range(200):
-        status = dice.choice(["created", "scheduled", "running", "completed", "failed", "cancelled", "timed_out"])
-        record.task(dice.choice("abc"), status, created=record.ago(seconds=dice.randrange(1, 200_000) + number / 1000),
-                    took=dice.choice([0.5, 1000.0, 90_000.0]))
+        status = dice.choice(
+            ["created", "scheduled", "running", "completed", "failed", "cancelled", "timed_out"]
+        )
+        record.task(
+            dice.choice("abc"),
+            status,
+            created=record.ago(seconds=dice.randrange(1, 200_000) + number / 1000),
+            took=dice.choice([0.5, 1000.0, 90_000.0]),
+        )
     everything = history.tasks(limit=None)
     assert len(everything) == 200
-    assert [task.task_id for task in everything] == sorted((task.task_id for task in everything), reverse=True)
+    assert [task.task_id for task in everything] == sorted(
+        (task.task_id for task in everything), reverse=True
+    )
     for _ in range(200):
         status, name = dice.choice([None, *TaskStatus]), dice.choice([None, "a", "[ab]"])
-        since, limit = dice.choice([None, *(record.ago(hours=hours) for hours in (1, 24, 40))]), dice.choice([None, 1,
-                                                                                                              5, 30])
-        expected = [task for task in everything if (status is None or task.status is status)
-                    and (name is None or task.name in name)
-                    and (since is None or task.completed_utc is None or task.completed_utc >= since)]
+        since, limit = dice.choice(
+            [None, *(record.ago(hours=hours) for hours in (1, 24, 40))]
+        ), dice.choice([None, 1, 5, 30])
+        expected = [
+            task
+            for task in everything
+            if (status is None or task.status is status)
+            and (name is None or task.name in name)
+            and (since is None or task.completed_utc is None or task.completed_utc >= since)
+        ]
         if status is not None and status.is_final:
             expected.sort(key=lambda task: (task.completed_utc or task.created_utc), reverse=True)
         assert history.tasks(status=status, name=name, since=since, limit=limit) == expected[:limit]
@@ -161,7 +231,10 @@ def test_a_search_agrees_with_a_plain_filter_over_all_tasks(record: Recorder, hi
 
 # ---------------------------------------------------------------- one task
 
-def test_a_task_is_named_by_its_id_a_beginning_of_it_its_name_or_last(record: Recorder, history: History) -> None:
+
+def test_a_task_is_named_by_its_id_a_beginning_of_it_its_name_or_last(
+    record: Recorder, history: History
+) -> None:
     old = record.task("nightly", created=record.ago(days=2))
     new = record.task("nightly", created=record.ago(days=1))
     last = record.task("other", created=record.ago(hours=1))
@@ -181,12 +254,17 @@ def test_what_is_exact_goes_before_what_is_abbreviated(record: Recorder, history
     assert history.task("last").task_id == named_last
 
 
-def test_an_ambiguous_beginning_is_refused_with_the_candidates(record: Recorder, history: History) -> None:
+def test_an_ambiguous_beginning_is_refused_with_the_candidates(
+    record: Recorder, history: History
+) -> None:
     ids = [record.task(f"n{number}", id=f"abc{number:029x}") for number in range(12)]
-    with pytest.raises(AmbiguousTask,
-                       match="^more than 10 tasks have ids that begin with 'abc'; give more digits$") as caught:
+    with pytest.raises(
+        AmbiguousTask, match="^more than 10 tasks have ids that begin with 'abc'; give more digits$"
+    ) as caught:
         history.task("abc")
-    assert caught.value.candidates == tuple(f"{ids[number]} n{number} (completed)" for number in range(11, 1, -1))
+    assert caught.value.candidates == tuple(
+        f"{ids[number]} n{number} (completed)" for number in range(11, 1, -1)
+    )
     for number in range(2):
         record.task(id=f"fff{number:029x}")
     with pytest.raises(AmbiguousTask, match="^2 tasks have ids") as caught:
@@ -195,8 +273,9 @@ def test_an_ambiguous_beginning_is_refused_with_the_candidates(record: Recorder,
 
 
 @pytest.mark.parametrize("name", ["", "nope", "0" * 33, "\udc80", "'", "ab%", "é" * 10_000])
-def test_a_task_that_is_not_there_is_an_unknown_task_and_a_key_error(record: Recorder, history: History,
-                                                                     name: str) -> None:
+def test_a_task_that_is_not_there_is_an_unknown_task_and_a_key_error(
+    record: Recorder, history: History, name: str
+) -> None:
     record.task()
     for ask in (history.task, history.streams, lambda name: next(history.follow(name))):
         with pytest.raises(UnknownTask, match="^there is no task .*last$") as caught:
@@ -209,7 +288,9 @@ def test_last_of_no_tasks_is_an_unknown_task(history: History) -> None:
         history.task("last")
 
 
-def test_ids_are_shown_as_long_as_it_takes_to_tell_them_apart(record: Recorder, history: History) -> None:
+def test_ids_are_shown_as_long_as_it_takes_to_tell_them_apart(
+    record: Recorder, history: History
+) -> None:
     ids = [record.task(id=each.ljust(32, "0")) for each in ("01a2b3c4d5e6", "01a2b3c4d5e7", "02")]
     assert history.id_length(ids) == 12
     assert history.id_length([ids[2]]) == 8
@@ -231,9 +312,20 @@ def test_streams_are_read_as_the_events_that_they_were(record: Recorder, history
     assert history.streams(task_id) == [
         StreamEvent(EventType.TASK_OUTPUT, task_id, 4, at, StreamType.OUTPUT, "hello"),
         StreamEvent(EventType.TASK_ERROR, task_id, 5, at, StreamType.ERROR, '{"a": 1}', "json"),
-        StreamEvent(EventType.TASK_WARNING, task_id, 6, at, StreamType.WARNING, "cut", "text", True, 100_000),
-        StreamEvent(EventType.TASK_PROGRESS, task_id, 7, at, StreamType.PROGRESS, percent=50.0, message="half"),
-        StreamEvent(EventType.TASK_VERBOSE, task_id, 20, at, StreamType.VERBOSE, "detail")]
+        StreamEvent(
+            EventType.TASK_WARNING, task_id, 6, at, StreamType.WARNING, "cut", "text", True, 100_000
+        ),
+        StreamEvent(
+            EventType.TASK_PROGRESS,
+            task_id,
+            7,
+            at,
+            StreamType.PROGRESS,
+            percent=50.0,
+            message="half",
+        ),
+        StreamEvent(EventType.TASK_VERBOSE, task_id, 20, at, StreamType.VERBOSE, "detail"),
+    ]
 
 
 def test_streams_can_be_asked_for_in_parts(record: Recorder, history: History) -> None:
@@ -260,23 +352,38 @@ def test_streams_can_be_asked_for_in_parts(record: Recorder, history: History) -
 
 # ---------------------------------------------------------------- follow
 
-def test_following_ends_with_the_task_and_misses_nothing_that_came_before(record: Recorder, history: History) -> None:
+
+def test_following_ends_with_the_task_and_misses_nothing_that_came_before(
+    record: Recorder, history: History
+) -> None:
     task_id = record.task("job", "running")
     record.said(task_id, "before")
-    script = iter([lambda: record.said(task_id, "one"), lambda: None, lambda: record.said(task_id, "two", "error"),
-                   lambda: (record.said(task_id, "three"), record.end(task_id))])
+    script = iter(
+        [
+            lambda: record.said(task_id, "one"),
+            lambda: None,
+            lambda: record.said(task_id, "two", "error"),
+            lambda: (record.said(task_id, "three"), record.end(task_id)),
+        ]
+    )
     waited: list[float] = []
 
     def wait(seconds: float) -> None:
         waited.append(seconds)
         next(script)()
 
-    assert [event.payload for event in history.follow("job", wait=wait, interval=7.0)] == ["before", "one", "two",
-                                                                                           "three"]
+    assert [event.payload for event in history.follow("job", wait=wait, interval=7.0)] == [
+        "before",
+        "one",
+        "two",
+        "three",
+    ]
     assert waited == [7.0] * 4
 
 
-def test_following_can_begin_later_and_keep_to_some_streams(record: Recorder, history: History) -> None:
+def test_following_can_begin_later_and_keep_to_some_streams(
+    record: Recorder, history: History
+) -> None:
     task_id = record.task("job", "running")
     for number in range(4):
         record.said(task_id, str(number), "error" if number % 2 else "output")
@@ -286,10 +393,14 @@ def test_following_can_begin_later_and_keep_to_some_streams(record: Recorder, hi
         record.said(task_id, "5", "error")
         record.end(task_id, "failed")
 
-    assert [event.payload for event in history.follow(task_id, since=5, types=["error"], wait=wait)] == ["3", "5"]
+    assert [
+        event.payload for event in history.follow(task_id, since=5, types=["error"], wait=wait)
+    ] == ["3", "5"]
 
 
-def test_a_task_that_has_ended_is_followed_without_waiting(record: Recorder, history: History) -> None:
+def test_a_task_that_has_ended_is_followed_without_waiting(
+    record: Recorder, history: History
+) -> None:
     task_id = record.task("job")
     record.many_said(task_id, 2500)
 
@@ -308,8 +419,9 @@ def test_following_a_task_that_is_removed_ends(record: Recorder, history: Histor
     assert list(history.follow(task_id, wait=wait)) == []
 
 
-def test_what_is_committed_between_two_looks_of_one_round_is_not_missed(record: Recorder, history: History,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_committed_between_two_looks_of_one_round_is_not_missed(
+    record: Recorder, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task_id = record.task("job", "running")
     version, calls = history.version, []
 
@@ -325,11 +437,15 @@ def test_what_is_committed_between_two_looks_of_one_round_is_not_missed(record: 
         return found
 
     monkeypatch.setattr(history, "version", interrupted_version)
-    assert [event.payload for event in history.follow(task_id, wait=lambda seconds: None)] == ["between", "late"]
+    assert [event.payload for event in history.follow(task_id, wait=lambda seconds: None)] == [
+        "between",
+        "late",
+    ]
 
 
 def test_a_follower_that_stands_still_neither_keeps_the_writer_waiting_nor_the_log_from_being_emptied(
-        record: Recorder, history: History) -> None:
+    record: Recorder, history: History
+) -> None:
     task_id = record.task("job", "running")
     record.many_said(task_id, 3000)
     following = history.follow(task_id)
@@ -343,7 +459,9 @@ def test_a_follower_that_stands_still_neither_keeps_the_writer_waiting_nor_the_l
     exporting.close()
 
 
-def test_a_reader_inside_a_transaction_would_keep_the_log_from_being_emptied(record: Recorder, path: str) -> None:
+def test_a_reader_inside_a_transaction_would_keep_the_log_from_being_emptied(
+    record: Recorder, path: str
+) -> None:
     """The twin of the test before: its measure notices."""
     record.task("job")
     reader = sqlite3.connect(path, isolation_level=None)
@@ -360,9 +478,22 @@ def test_a_reader_inside_a_transaction_would_keep_the_log_from_being_emptied(rec
 def test_stats_count_and_group(record: Recorder, history: History) -> None:
     for number in range(1, 101):
         record.task("many", created=record.ago(hours=2), took=float(number))
-    record.task("one", "failed", created=record.ago(hours=5), took=3.0, failure_type="OSError", failure_message="old")
-    latest = record.task("one", "failed", created=record.ago(hours=1), took=4.0, failure_type="OSError",
-                         failure_message="new")
+    record.task(
+        "one",
+        "failed",
+        created=record.ago(hours=5),
+        took=3.0,
+        failure_type="OSError",
+        failure_message="old",
+    )
+    latest = record.task(
+        "one",
+        "failed",
+        created=record.ago(hours=1),
+        took=4.0,
+        failure_type="OSError",
+        failure_message="new",
+    )
     record.task("two", "failed", created=record.ago(hours=3), took=None, failure_type="mod.Odd")
     record.task("waits", "scheduled")
     record.task("never ran", "cancelled", took=None)
@@ -370,12 +501,19 @@ def test_stats_count_and_group(record: Recorder, history: History) -> None:
         record.lost(count, at=record.ago(hours=hours))
     record.lost(1, reason="oversize")
     stats = history.stats()
-    assert stats.counts == {"completed": 100, "failed": 3, "scheduled": 1, "cancelled": 1} == history.counts()
+    assert (
+        stats.counts
+        == {"completed": 100, "failed": 3, "scheduled": 1, "cancelled": 1}
+        == history.counts()
+    )
     assert list(stats.counts) == sorted(stats.counts, key=list(TaskStatus).index)
     assert stats.failures == (
         Failures("OSError", 2, record.ago(hours=1) + timedelta(seconds=4), latest, "new"),
         Failures("mod.Odd", 1, record.ago(hours=3), stats.failures[1].latest_task_id, None))
-    assert stats.durations == (Durations("many", 100, 50.0, 95.0, 100.0), Durations("one", 2, 3.0, 4.0, 4.0))
+    assert stats.durations == (
+        Durations("many", 100, 50.0, 95.0, 100.0),
+        Durations("one", 2, 3.0, 4.0, 4.0),
+    )
     assert stats.losses == (Losses("hook", "overflow", 12, record.ago(hours=1)),
                             Losses("hook", "oversize", 1, record.now))
 
@@ -392,19 +530,27 @@ def test_stats_of_a_time_leave_out_what_ended_before(record: Recorder, history: 
     assert stats.losses == ()
 
 
-def test_percentiles_are_the_nearest_rank_whichever_way_they_are_found(record: Recorder, history: History) -> None:
+def test_percentiles_are_the_nearest_rank_whichever_way_they_are_found(
+    record: Recorder, history: History
+) -> None:
     dice = random.Random(3)
     for name in range(1, 30):
         for _ in range(name):
             record.task(f"n{name}", created=record.ago(hours=1), took=round(dice.uniform(0, 50), 3))
-    by_index, by_sorting = history.stats().durations, history.stats(since=timedelta(days=1)).durations
+    by_index, by_sorting = (
+        history.stats().durations,
+        history.stats(since=timedelta(days=1)).durations,
+    )
     assert by_index == by_sorting and len(by_index) == 29
     for each in by_index:
         seconds = sorted(task.duration or 0.0 for task in history.tasks(name=each.name, limit=None))
         assert len(seconds) == each.count
         for share, found in ((0.50, each.p50), (0.95, each.p95), (1.0, each.max)):
-            assert found == next(value for value in seconds
-                                 if sum(other <= value for other in seconds) >= share * len(seconds))
+            assert found == next(
+                value
+                for value in seconds
+                if sum(other <= value for other in seconds) >= share * len(seconds)
+            )
 
 
 def test_losses_and_runs_are_listed(record: Recorder, history: History) -> None:
@@ -412,21 +558,33 @@ def test_losses_and_runs_are_listed(record: Recorder, history: History) -> None:
     record.lost(1, at=record.ago(hours=2))
     first = record.run(new_id(1), ended=record.now)
     second = record.run(new_id(2), host="elsewhere.example")
-    assert [(loss.count, loss.by_type) for loss in history.losses()] == [(1, {"TaskOutput": 1}), (2, {"TaskOutput": 2})]
-    assert history.losses()[0] == LossEvent(EventType.EVENTS_LOST, record.ago(hours=2), "hook", 1, "overflow",
-                                            {"TaskOutput": 1})
+    assert [(loss.count, loss.by_type) for loss in history.losses()] == [
+        (1, {"TaskOutput": 1}),
+        (2, {"TaskOutput": 2}),
+    ]
+    assert history.losses()[0] == LossEvent(
+        EventType.EVENTS_LOST, record.ago(hours=2), "hook", 1, "overflow", {"TaskOutput": 1}
+    )
     assert [(run.run_id, run.host, run.is_alive) for run in history.runs()] == [
         (second, "elsewhere.example", None), (first, None, False)]
-    assert (history.runs()[0].pid, history.runs()[0].python, history.runs()[0].started_utc) == (4711, "3.11.7",
-                                                                                                record.now)
+    assert (history.runs()[0].pid, history.runs()[0].python, history.runs()[0].started_utc) == (
+        4711,
+        "3.11.7",
+        record.now,
+    )
 
 
 def test_completions_are_counted_by_source_and_metadata(record: Recorder, history: History) -> None:
     record.insert("scripts", hash="a")
     record.insert("scripts", hash="b")
-    for status, script, metadata in (("completed", "a", {"cwd": "/x", "n": 1}), ("completed", "a", {"cwd": "/x"}),
-                                     ("failed", "a", {"cwd": "/x"}), ("completed", "a", {"cwd": "/y"}),
-                                     ("completed", "b", {"cwd": "/x"}), ("completed", "a", None)):
+    for status, script, metadata in (
+        ("completed", "a", {"cwd": "/x", "n": 1}),
+        ("completed", "a", {"cwd": "/x"}),
+        ("failed", "a", {"cwd": "/x"}),
+        ("completed", "a", {"cwd": "/y"}),
+        ("completed", "b", {"cwd": "/x"}),
+        ("completed", "a", None),
+    ):
         record.task(status=status, script_hash=script, metadata=metadata)
     assert history.completed(["a", "b", "c"], {"cwd": "/x"}) == {"a": 2, "b": 1, "c": 0}
 
@@ -447,8 +605,9 @@ sys.stdin.read()
 def holder(path: str) -> Iterator[subprocess.Popen[str]]:
     """A process that records the run, as far as its lock tells."""
     code = PRESENT.format(root=str(ROOT), path=path, run=RUN)
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
@@ -458,19 +617,30 @@ def holder(path: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def running(record: Recorder) -> list[str]:
-    """Tasks of a run of this machine: one of each status that is not final, and one that has ended."""
+    """Tasks of a run of this machine: one of each status that is not final, and one that has
+    ended."""
     record.run(RUN, host=schema.this_host())
-    return [record.task(status, status, run_id=RUN) for status in ("created", "scheduled", "running", "completed")]
+    return [
+        record.task(status, status, run_id=RUN)
+        for status in ("created", "scheduled", "running", "completed")
+    ]
 
 
 def test_tasks_are_interrupted_once_the_process_that_ran_them_is_killed(
         history: History, running: list[str], holder: subprocess.Popen[str]) -> None:
-    assert [history.task(task_id).status for task_id in running] == ["created", "scheduled", "running", "completed"]
+    assert [history.task(task_id).status for task_id in running] == [
+        "created",
+        "scheduled",
+        "running",
+        "completed",
+    ]
     assert history.runs()[0].is_alive is True
     assert history.tasks(status="interrupted") == []
     holder.kill()
     assert holder.wait(WAIT) is not None
-    assert [history.task(task_id).status for task_id in running] == ["interrupted"] * 3 + ["completed"]
+    assert [history.task(task_id).status for task_id in running] == ["interrupted"] * 3 + [
+        "completed"
+    ]
     assert history.task("running").completed_utc is None
     assert history.runs()[0].is_alive is False
     assert sorted(names(history.tasks(status="interrupted"))) == ["created", "running", "scheduled"]
@@ -480,15 +650,18 @@ def test_tasks_are_interrupted_once_the_process_that_ran_them_is_killed(
     assert history.stats(since=timedelta(minutes=1)).counts == {}
 
 
-def test_a_limit_counts_only_tasks_that_are_shown(record: Recorder, history: History, running: list[str]) -> None:
+def test_a_limit_counts_only_tasks_that_are_shown(
+    record: Recorder, history: History, running: list[str]
+) -> None:
     record.connection.execute("UPDATE runs SET ended_utc = ?", (text_of(record.now),))
     record.run(other := new_id(1))
     record.task("alive", "running", run_id=other, created=record.ago(days=1))
     assert names(history.tasks(status="running", limit=1)) == ["alive"]
 
 
-def test_following_ends_when_the_process_dies(history: History, record: Recorder, running: list[str],
-                                              holder: subprocess.Popen[str]) -> None:
+def test_following_ends_when_the_process_dies(
+    history: History, record: Recorder, running: list[str], holder: subprocess.Popen[str]
+) -> None:
     record.said(running[2], "said")
 
     def wait(seconds: float) -> None:
@@ -500,14 +673,16 @@ def test_following_ends_when_the_process_dies(history: History, record: Recorder
 
 
 def test_a_run_whose_record_was_closed_is_over_though_its_process_lives(
-        history: History, record: Recorder, running: list[str], holder: subprocess.Popen[str]) -> None:
+    history: History, record: Recorder, running: list[str], holder: subprocess.Popen[str]
+) -> None:
     record.connection.execute("UPDATE runs SET ended_utc = ?", (text_of(record.now),))
     assert history.task("running").status == "interrupted"
 
 
 @pytest.mark.parametrize("host", [None, "another.example"])
-def test_a_run_of_another_machine_or_a_copied_one_is_never_judged(record: Recorder, history: History,
-                                                                  host: str | None) -> None:
+def test_a_run_of_another_machine_or_a_copied_one_is_never_judged(
+    record: Recorder, history: History, host: str | None
+) -> None:
     record.run(RUN, host=host)
     record.task("job", "running", run_id=RUN, created=record.ago(days=3000))
     assert history.task("job").status == "running"
@@ -519,7 +694,9 @@ def test_a_task_without_a_run_is_never_judged(record: Recorder, history: History
     assert (history.task("job").status, history.task("job").run_id) == ("running", "")
 
 
-def test_a_run_of_this_very_process_is_alive(record: Recorder, history: History, running: list[str], path: str) -> None:
+def test_a_run_of_this_very_process_is_alive(
+    record: Recorder, history: History, running: list[str], path: str
+) -> None:
     lock, offset = LockFile.share(schema.lock_path(path)), schema.presence(RUN)
     assert offset is not None
     try:
@@ -548,8 +725,10 @@ def test_a_run_whose_lock_file_was_deleted_is_not_taken_for_dead(
 
 
 def test_what_ended_between_the_look_at_the_process_and_the_look_at_the_row_is_not_interrupted(
-        record: Recorder, history: History, running: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process ends right after it was found alive: its last rows count, and it is judged at the next question."""
+    record: Recorder, history: History, running: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends right after it was found alive: its last rows count, and it is judged at the
+    next question."""
     def ends(run_id: str, lock: LockFile) -> bool:
         record.end(running[2])
         return True
@@ -558,12 +737,17 @@ def test_what_ended_between_the_look_at_the_process_and_the_look_at_the_row_is_n
     assert history.task("running").status == "completed"
 
 
-def test_interrupted_tasks_count_since_their_last_sign_of_life(record: Recorder, history: History) -> None:
+def test_interrupted_tasks_count_since_their_last_sign_of_life(
+    record: Recorder, history: History
+) -> None:
     for name, created, ended in (("a", 5, 4), ("b", 5, 1)):
         run = record.run(new_id(created * 10 + ended), ended=record.ago(hours=ended))
         record.task(name, "running", run_id=run, created=record.ago(hours=created))
-    assert names(history.tasks(since=timedelta(hours=2))) == ["b"] == names(history.tasks(since=timedelta(hours=2),
-                                                                                          status="interrupted"))
+    assert (
+        names(history.tasks(since=timedelta(hours=2)))
+        == ["b"]
+        == names(history.tasks(since=timedelta(hours=2), status="interrupted"))
+    )
     assert history.stats(since=timedelta(hours=2)).counts == {"interrupted": 1}
     assert len(history.tasks(status="interrupted")) == 2
     record.said(history.task("a").task_id, "I am alive")  # now
@@ -576,7 +760,8 @@ def test_interrupted_tasks_count_since_their_last_sign_of_life(record: Recorder,
 
 def test_nothing_that_is_asked_changes_the_file_or_its_log(record: Recorder, path: str) -> None:
     task_id = record.task("job")
-    record.many_said(task_id, 5000)  # more than SQLite lets a log grow before it would check-point by itself
+    # more than SQLite lets a log grow before it would check-point by itself
+    record.many_said(task_id, 5000)
     before = files_beside(path)
     assert len(before) == 2
     with History(path) as history:
@@ -586,9 +771,13 @@ def test_nothing_that_is_asked_changes_the_file_or_its_log(record: Recorder, pat
     assert files_beside(path) == before
 
 
-def test_a_history_is_read_after_its_writer_has_closed_it_or_was_killed(path: str, tmp_path: Path) -> None:
-    code = (f"import sys, os; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\nfrom histories import Recorder\n"
-            "record = Recorder(sys.argv[1]); record.task('job')\nif sys.argv[2] == 'kill': os._exit(9)\nrecord.close()")
+def test_a_history_is_read_after_its_writer_has_closed_it_or_was_killed(
+    path: str, tmp_path: Path
+) -> None:
+    code = (
+        f"import sys, os; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\nfrom histories import Recorder\n"
+        "record = Recorder(sys.argv[1]); record.task('job')\nif sys.argv[2] == 'kill': os._exit(9)\nrecord.close()"
+    )
     for how in ("kill", "close"):
         file = str(tmp_path / how)
         subprocess.run([sys.executable, "-c", code, file, how], timeout=WAIT, check=how == "close")
@@ -598,7 +787,8 @@ def test_a_history_is_read_after_its_writer_has_closed_it_or_was_killed(path: st
 
 
 def as_nobody(act: Any) -> str:
-    """Return what ``act`` returns in a child process that may not write to files of others (or raised there)."""
+    """Return what ``act`` returns in a child process that may not write to files of others (or
+    raised there)."""
     return in_child(act, user=65534)
 
 
@@ -623,7 +813,9 @@ def in_child(act: Any, user: int | None = None) -> str:
 
 
 @POSIX
-def test_a_forked_child_may_go_on_asking_and_so_may_its_parent(record: Recorder, history: History) -> None:
+def test_a_forked_child_may_go_on_asking_and_so_may_its_parent(
+    record: Recorder, history: History
+) -> None:
     record.task("before")
     following = history.follow(record.task("job", "running"))
     record.said(history.task("job").task_id, "one")
@@ -647,7 +839,9 @@ def test_a_forked_child_may_go_on_asking_and_so_may_its_parent(record: Recorder,
 def locked_folder(tmp_path: Path) -> Iterator[Path]:
     """A directory in which `as_nobody` can create nothing, and the way to it."""
     for folder in (tmp_path, *tmp_path.parents):
-        if os.stat(folder).st_uid == os.geteuid() and folder.name.startswith(("pytest-", tmp_path.name)):
+        if os.stat(folder).st_uid == os.geteuid() and folder.name.startswith(
+            ("pytest-", tmp_path.name)
+        ):
             folder.chmod(0o755)
     folder = tmp_path / "locked"
     folder.mkdir()
@@ -656,7 +850,9 @@ def locked_folder(tmp_path: Path) -> Iterator[Path]:
 
 
 @POSIX
-def test_a_closed_history_is_read_in_a_directory_that_cannot_be_written_to(locked_folder: Path) -> None:
+def test_a_closed_history_is_read_in_a_directory_that_cannot_be_written_to(
+    locked_folder: Path,
+) -> None:
     path = str(locked_folder / "history.db")
     record = Recorder(path)
     record.task("job")
@@ -698,7 +894,9 @@ def test_there_a_writer_that_comes_later_is_noticed(locked_folder: Path) -> None
 
 
 @POSIX
-def test_a_log_that_cannot_be_read_there_is_told_of_and_not_passed_over(locked_folder: Path) -> None:
+def test_a_log_that_cannot_be_read_there_is_told_of_and_not_passed_over(
+    locked_folder: Path,
+) -> None:
     path = str(locked_folder / "history.db")
     record = Recorder(path)
     record.task("job")
@@ -712,7 +910,9 @@ def test_a_log_that_cannot_be_read_there_is_told_of_and_not_passed_over(locked_f
 @pytest.mark.parametrize("content, message", [
     (None, "there is no history at"), (b"", "is empty"), (b"x" * 5000, "it is no SQLite file"),
 ])
-def test_a_file_that_is_no_history_is_refused_and_not_touched(path: str, content: bytes | None, message: str) -> None:
+def test_a_file_that_is_no_history_is_refused_and_not_touched(
+    path: str, content: bytes | None, message: str
+) -> None:
     if content is not None:
         Path(path).write_bytes(content)
     with pytest.raises(HistoryError, match=message):
@@ -840,8 +1040,9 @@ def test_a_closed_history_says_so_and_may_be_closed_again(record: Recorder, path
             ask()
 
 
-def test_a_file_that_is_deleted_is_told_of_and_one_made_anew_is_read(record: Recorder, history: History,
-                                                                     path: str) -> None:
+def test_a_file_that_is_deleted_is_told_of_and_one_made_anew_is_read(
+    record: Recorder, history: History, path: str
+) -> None:
     record.task("old")
     version = history.version()
     record.close()

@@ -40,7 +40,10 @@ def test_ids_of_the_same_moment_differ_and_ascend() -> None:
 
 def test_ids_of_many_threads_differ() -> None:
     found: list[list[str]] = []
-    threads = [threading.Thread(target=lambda: found.append([new_id(NOW) for _ in range(5000)])) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append([new_id(NOW) for _ in range(5000)]))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -51,10 +54,14 @@ def test_ids_of_many_threads_differ() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_does_not_continue_its_parents_ids() -> None:
-    program = ("import os, sys\nfrom bgworker.model.ids import new_id\nnew_id(5)\nread, write = os.pipe()\n"
-               "if os.fork() == 0:\n    os.write(write, new_id(5).encode()); os._exit(0)\n"
-               "os.wait()\nchild = os.read(read, 100).decode()\nprint(child, new_id(5))")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    program = (
+        "import os, sys\nfrom bgworker.model.ids import new_id\nnew_id(5)\nread, write = os.pipe()\n"
+        "if os.fork() == 0:\n    os.write(write, new_id(5).encode()); os._exit(0)\n"
+        "os.wait()\nchild = os.read(read, 100).decode()\nprint(child, new_id(5))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
     child, parent = done.stdout.split()
     assert child[:24] == parent[:24] and child != parent and child[24:] != parent[24:]
 
@@ -65,12 +72,18 @@ def test_a_process_knows_its_own_runs_from_others() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_the_runs_of_its_parent_are_not_a_forked_childs_own_but_those_that_its_schedulers_go_on_under_are() -> None:
-    program = ("import os\nfrom bgworker import Scheduler\nfrom bgworker.model.ids import is_own_run\n"
-               "pool = Scheduler()\nbefore = pool.run_id\nassert is_own_run(before)\n"
-               "if os.fork() == 0:\n    os._exit(2 * is_own_run(before) + (not is_own_run(pool.run_id)))\n"
-               "assert os.wait()[1] == 0 and is_own_run(before)\npool.shutdown()")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+def test_the_runs_of_its_parent_are_not_a_forked_childs_own_but_those_that_its_schedulers_go_on_under_are() -> (
+    None
+):
+    program = (
+        "import os\nfrom bgworker import Scheduler\nfrom bgworker.model.ids import is_own_run\n"
+        "pool = Scheduler()\nbefore = pool.run_id\nassert is_own_run(before)\n"
+        "if os.fork() == 0:\n    os._exit(2 * is_own_run(before) + (not is_own_run(pool.run_id)))\n"
+        "assert os.wait()[1] == 0 and is_own_run(before)\npool.shutdown()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -45,7 +45,11 @@ def test_a_full_intake_refuses_stream_events_and_counts_them_by_kind_and_reason(
     intake.emit(STATE, PROGRESS, (1.0, ""))
     intake.refuse(ERROR, "oversize")
     assert len(intake.take()) == 10
-    assert sorted(intake.take_refusals()) == [(PROGRESS, "intake", 1), (OUTPUT, "intake", 4), (ERROR, "oversize", 1)]
+    assert sorted(intake.take_refusals()) == [
+        (PROGRESS, "intake", 1),
+        (OUTPUT, "intake", 4),
+        (ERROR, "oversize", 1),
+    ]
     assert intake.take_refusals() == [], "no news"
     intake.refuse(ERROR, "oversize")
     assert (ERROR, "oversize", 2) in intake.take_refusals(), "totals, not news"
@@ -121,7 +125,9 @@ def slots(intake: Intake) -> int:
 @pytest.mark.parametrize(("text", "bytes"), [("x" * 60, 60), ("x" * 1000, 1000), ("x" * 60_000, 60_000), ("\xfc" * 200, 800),
                                              ("\U0001f642" * 4090, 16_360)], ids=lambda value: str(value)[:3])
 @pytest.mark.parametrize("kind", [OUTPUT, PROGRESS])
-def test_a_record_takes_as_many_slots_as_its_text_takes_memory(text: str, bytes: int, kind: int) -> None:
+def test_a_record_takes_as_many_slots_as_its_text_takes_memory(
+    text: str, bytes: int, kind: int
+) -> None:
     intake = Intake()
     data = text if kind == OUTPUT else (None, text)
     intake.emit_weighed(STATE, kind, data)
@@ -236,7 +242,8 @@ def test_a_tally_loses_no_step_to_other_threads() -> None:
 
 
 class InOrder:
-    """Truth in disguise: asking for it runs the other side first, which is the race at its worst."""
+    """Truth in disguise: asking for it runs the other side first, which is the race at its
+    worst."""
 
     def __init__(self, meanwhile: Callable[[], object], inner: Any) -> None:
         self._meanwhile: Callable[[], object] | None = meanwhile
@@ -257,7 +264,8 @@ class InOrder:
 
 
 class Drowsy(Intake):
-    """The twin with the classical mistake: it looks at the deque before it declares itself asleep."""
+    """The twin with the classical mistake: it looks at the deque before it declares itself
+    asleep."""
 
     def wait(self, backstop: float) -> None:
         if not self._records and not self._has_refused:
@@ -267,7 +275,8 @@ class Drowsy(Intake):
 
 
 def sleeps_on(intake: Intake) -> bool:
-    """Emit just after the consumer has looked at the deque; tell whether the consumer sleeps all the same."""
+    """Emit just after the consumer has looked at the deque; tell whether the consumer sleeps all
+    the same."""
     intake._records = InOrder(lambda: intake.emit(STATE, OUTPUT, ""), intake._records)  # type: ignore[assignment]
     woke = threading.Event()
 

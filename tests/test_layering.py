@@ -1,4 +1,5 @@
-"""Every module imports only from its own room and the floors below, and leaves its neighbours' internals alone.
+"""Every module imports only from its own room and the floors below, and leaves its neighbours'
+internals alone.
 
 Read from the source: imports inside functions and for type checkers count as well.
 """
@@ -22,12 +23,14 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-"""The rooms, from the ground up. A module imports from its own room and from lower floors, never from beside."""
+"""The rooms, from the ground up. A module imports from its own room and from lower floors, never
+from beside."""
 
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, 1) for room in rooms}
 
 DOORS = {("delivery.courier", "park.park"): "opened only where a sink's options name a park file"}
-"""Ways up, each loaded when it is first used. The other doors, `__init__` and `sinks.specs`, name modules as text."""
+"""Ways up, each loaded when it is first used. The other doors, `__init__` and `sinks.specs`, name
+modules as text."""
 
 CONCRETE_SINKS = ("sinks.jsonl",)
 """What neither `delivery` nor `running` may import: a module that is one transport."""
@@ -37,14 +40,21 @@ ALLOWED_FROM_TOP = ("__version__",)
 
 
 def breaches(package: Path) -> list[str]:
-    """Return one line, "module:line what", for every import in the package that the floors forbid."""
+    """Return one line, "module:line what", for every import in the package that the floors
+    forbid."""
     modules = {dotted(path, package): path for path in sorted(package.rglob("*.py"))}
-    found = [breach for module, path in modules.items() for breach in breaches_of(module, path, package, set(modules))]
-    return list(dict.fromkeys(found))  # one line of code may import several names from the same wrong place
+    found = [
+        breach
+        for module, path in modules.items()
+        for breach in breaches_of(module, path, package, set(modules))
+    ]
+    # one line of code may import several names from the same wrong place
+    return list(dict.fromkeys(found))
 
 
 def dotted(path: Path, package: Path) -> str:
-    """Return "sinks.jsonl" for sinks/jsonl.py, "sinks" for sinks/__init__.py, "__init__" for the top."""
+    """Return "sinks.jsonl" for sinks/jsonl.py, "sinks" for sinks/__init__.py, "__init__" for the
+    top."""
     parts = path.relative_to(package).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
@@ -70,7 +80,11 @@ def breaches_of(module: str, path: Path, package: Path, modules: set[str]) -> It
                 for wrong in judged(module, target, name):
                     yield f"{module}:{node.lineno} {wrong}"
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in bound:
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in bound
+        ):
             if is_private(node.attr):
                 yield f"{module}:{node.lineno} touches {node.value.id}.{node.attr}"
 
@@ -90,9 +104,14 @@ def absolute(module: str, line: int, imported: str, package: str) -> Iterator[st
         yield f"{module}:{line} imports {imported}, which is neither relative nor standard library"
 
 
-def targets(node: ast.ImportFrom, folder: list[str], modules: set[str]) -> Iterator[tuple[str, str | None, str]]:
-    """Yield (module imported from, name taken from it or None for the module itself, name bound)."""
-    base = folder[:len(folder) - (node.level - 1)] if node.level <= len(folder) + 1 else ["<outside>"]
+def targets(
+    node: ast.ImportFrom, folder: list[str], modules: set[str]
+) -> Iterator[tuple[str, str | None, str]]:
+    """Yield (module imported from, name taken from it or None for the module itself, name
+    bound)."""
+    base = (
+        folder[: len(folder) - (node.level - 1)] if node.level <= len(folder) + 1 else ["<outside>"]
+    )
     origin = ".".join([*base, *(node.module or "").split(".")]).strip(".")
     for alias in node.names:
         inner = f"{origin}.{alias.name}".strip(".")
@@ -123,7 +142,8 @@ def judged(module: str, target: str, name: str | None) -> Iterator[str]:
         yield f"imports {target}: {source} knows no concrete sink"
 
 
-# --- the package --------------------------------------------------------------------------------------------------------
+# --- the package
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_no_module_imports_from_a_higher_floor_or_touches_a_neighbours_internals() -> None:
@@ -131,7 +151,8 @@ def test_no_module_imports_from_a_higher_floor_or_touches_a_neighbours_internals
     assert not found, "\n".join(found)
 
 
-# --- the checker itself -------------------------------------------------------------------------------------------------
+# --- the checker itself
+# -------------------------------------------------------------------------------------------------
 
 
 def tree_of(folder: Path, files: dict[str, str]) -> Path:
@@ -144,70 +165,78 @@ def tree_of(folder: Path, files: dict[str, str]) -> Path:
 
 
 def test_the_checker_accepts_what_the_floors_allow(tmp_path: Path) -> None:
-    package = tree_of(tmp_path, {
-        "__init__.py": "__version__ = '1'\nfrom .running.scheduler import Scheduler\n",
-        "model/__init__.py": "",
-        "model/events.py": "import json\n",
-        "model/records.py": "from . import events\nevents.Event\nevents.__name__\n",
-        "sinks/__init__.py": "from .base import Sink\n",
-        "sinks/base.py": "from ..model.events import Event\n",
-        "sinks/jsonl.py": "from .. import __version__\nfrom .base import Sink\nfrom . import base\n",
-        "delivery/__init__.py": "",
-        "delivery/courier.py": "from ..sinks.base import Sink\ndef late():\n    from ..park.park import Park\n",
-        "park/__init__.py": "",
-        "park/park.py": "from ..delivery import courier\n",
-        "running/__init__.py": "",
-        "running/scheduler.py": "from ..sinks import Sink, open_sink\nfrom . import task as t\nt.Task\n",
-        "running/task.py": "from ..delivery.courier import Courier\n",
-        "cli/__init__.py": "",
-        "cli/run.py": "def main():\n    from .. import Scheduler\n",
-        "__main__.py": "from .cli import main\n",
-    })
+    package = tree_of(
+        tmp_path,
+        {
+            "__init__.py": "__version__ = '1'\nfrom .running.scheduler import Scheduler\n",
+            "model/__init__.py": "",
+            "model/events.py": "import json\n",
+            "model/records.py": "from . import events\nevents.Event\nevents.__name__\n",
+            "sinks/__init__.py": "from .base import Sink\n",
+            "sinks/base.py": "from ..model.events import Event\n",
+            "sinks/jsonl.py": "from .. import __version__\nfrom .base import Sink\nfrom . import base\n",
+            "delivery/__init__.py": "",
+            "delivery/courier.py": "from ..sinks.base import Sink\ndef late():\n    from ..park.park import Park\n",
+            "park/__init__.py": "",
+            "park/park.py": "from ..delivery import courier\n",
+            "running/__init__.py": "",
+            "running/scheduler.py": "from ..sinks import Sink, open_sink\nfrom . import task as t\nt.Task\n",
+            "running/task.py": "from ..delivery.courier import Courier\n",
+            "cli/__init__.py": "",
+            "cli/run.py": "def main():\n    from .. import Scheduler\n",
+            "__main__.py": "from .cli import main\n",
+        },
+    )
     assert breaches(package) == []
 
 
 def test_the_checker_reports_each_kind_of_breach(tmp_path: Path) -> None:
-    package = tree_of(tmp_path, {
-        "__init__.py": "",
-        "model/__init__.py": "",
-        "model/events.py": "def late():\n    from ..running.task import Task\n",
-        "model/errors.py": "if TYPE_CHECKING:\n    from ..running.task import Task\n",
-        "model/wire.py": "import bgworker.model.events\nfrom bgworker import Task\n",
-        "model/records.py": "import numpy\nfrom orjson import dumps\n",
-        "sinks/__init__.py": "",
-        "sinks/base.py": "",
-        "sinks/jsonl.py": "from ..delivery.courier import Courier\nfrom .base import _inner\n",
-        "delivery/__init__.py": "",
-        "delivery/courier.py": "from ..sinks.jsonl import JsonlSink\nfrom ..sinks import jsonl\n",
-        "delivery/registry.py": "from ..park.park import Park\n",
-        "park/__init__.py": "",
-        "park/park.py": "from ..shell import command\n",
-        "shell/__init__.py": "",
-        "shell/command.py": "from ..model import records as r, events\nr._secret\nevents._Text.x\n",
-        "running/__init__.py": "",
-        "running/task.py": "from ... import elsewhere\nfrom ..nowhere import a\nfrom ..delivery._inside import a\n",
-        "cli/__init__.py": "",
-        "history/__init__.py": "from .. import Scheduler\n",
-        "mystery.py": "",
-    })
-    assert sorted(breaches(package)) == sorted([
-        "model.events:2 (floor 1) imports running.task (floor 4)",
-        "model.errors:2 (floor 1) imports running.task (floor 4)",
-        "model.wire:1 imports bgworker.model.events by its absolute name, which a vendored copy does not have",
-        "model.wire:2 imports bgworker by its absolute name, which a vendored copy does not have",
-        "model.records:1 imports numpy, which is neither relative nor standard library",
-        "model.records:2 imports orjson, which is neither relative nor standard library",
-        "sinks.jsonl:1 (floor 2) imports delivery.courier (floor 3)",
-        "sinks.jsonl:2 touches sinks.base._inner",
-        "delivery.courier:1 imports sinks.jsonl: delivery knows no concrete sink",
-        "delivery.courier:2 imports sinks.jsonl: delivery knows no concrete sink",
-        "delivery.registry:1 (floor 3) imports park.park (floor 5)",
-        "park.park:1 imports shell.command, a room beside its own",
-        "shell.command:2 touches r._secret",
-        "shell.command:3 touches events._Text",
-        "running.task:1 imports <outside>, which is on no floor",
-        "running.task:2 imports nowhere, which is on no floor",
-        "running.task:3 touches delivery._inside",
-        "history:1 (floor 5) imports __init__ (floor 6)",
-        "mystery:1 is on no floor: place it in FLOORS of tests/test_layering.py, and in the design",
-    ])
+    package = tree_of(
+        tmp_path,
+        {
+            "__init__.py": "",
+            "model/__init__.py": "",
+            "model/events.py": "def late():\n    from ..running.task import Task\n",
+            "model/errors.py": "if TYPE_CHECKING:\n    from ..running.task import Task\n",
+            "model/wire.py": "import bgworker.model.events\nfrom bgworker import Task\n",
+            "model/records.py": "import numpy\nfrom orjson import dumps\n",
+            "sinks/__init__.py": "",
+            "sinks/base.py": "",
+            "sinks/jsonl.py": "from ..delivery.courier import Courier\nfrom .base import _inner\n",
+            "delivery/__init__.py": "",
+            "delivery/courier.py": "from ..sinks.jsonl import JsonlSink\nfrom ..sinks import jsonl\n",
+            "delivery/registry.py": "from ..park.park import Park\n",
+            "park/__init__.py": "",
+            "park/park.py": "from ..shell import command\n",
+            "shell/__init__.py": "",
+            "shell/command.py": "from ..model import records as r, events\nr._secret\nevents._Text.x\n",
+            "running/__init__.py": "",
+            "running/task.py": "from ... import elsewhere\nfrom ..nowhere import a\nfrom ..delivery._inside import a\n",
+            "cli/__init__.py": "",
+            "history/__init__.py": "from .. import Scheduler\n",
+            "mystery.py": "",
+        },
+    )
+    assert sorted(breaches(package)) == sorted(
+        [
+            "model.events:2 (floor 1) imports running.task (floor 4)",
+            "model.errors:2 (floor 1) imports running.task (floor 4)",
+            "model.wire:1 imports bgworker.model.events by its absolute name, which a vendored copy does not have",
+            "model.wire:2 imports bgworker by its absolute name, which a vendored copy does not have",
+            "model.records:1 imports numpy, which is neither relative nor standard library",
+            "model.records:2 imports orjson, which is neither relative nor standard library",
+            "sinks.jsonl:1 (floor 2) imports delivery.courier (floor 3)",
+            "sinks.jsonl:2 touches sinks.base._inner",
+            "delivery.courier:1 imports sinks.jsonl: delivery knows no concrete sink",
+            "delivery.courier:2 imports sinks.jsonl: delivery knows no concrete sink",
+            "delivery.registry:1 (floor 3) imports park.park (floor 5)",
+            "park.park:1 imports shell.command, a room beside its own",
+            "shell.command:2 touches r._secret",
+            "shell.command:3 touches events._Text",
+            "running.task:1 imports <outside>, which is on no floor",
+            "running.task:2 imports nowhere, which is on no floor",
+            "running.task:3 touches delivery._inside",
+            "history:1 (floor 5) imports __init__ (floor 6)",
+            "mystery:1 is on no floor: place it in FLOORS of tests/test_layering.py, and in the design",
+        ]
+    )

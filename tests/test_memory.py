@@ -1,4 +1,5 @@
-"""The memory of tasks: all that have not ended, the newest of those that have, none for longer than asked."""
+"""The memory of tasks: all that have not ended, the newest of those that have, none for longer than
+asked."""
 
 from __future__ import annotations
 

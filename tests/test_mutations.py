@@ -54,7 +54,9 @@ def test_a_value_of_hundreds_of_megabytes_is_not_read(tmp_path: Path) -> None:
         record.said(record.task(f"task {number}", created=record.ago(minutes=number)), "said")
     record.connection.execute("UPDATE stream_rows SET payload = printf('%.*c', 120000000, 'x') "
                               "WHERE task = 1")
-    record.connection.execute("UPDATE tasks SET arg_json = printf('%.*c', 120000000, 'x') WHERE key = 2")
+    record.connection.execute(
+        "UPDATE tasks SET arg_json = printf('%.*c', 120000000, 'x') WHERE key = 2"
+    )
     record.close()
     for words in mutations.HISTORY.verbs:
         if words[0] != "watch" and "-f" not in words:

@@ -1,4 +1,5 @@
-"""Opening, creating and replacing files: whose they are, what they may be, and what becomes of what lies in the way."""
+"""Opening, creating and replacing files: whose they are, what they may be, and what becomes of what
+lies in the way."""
 
 from __future__ import annotations
 
@@ -15,8 +16,20 @@ from typing import Any
 
 import pytest
 
-from bgworker import (ConfigurationError, Event, EventType, JsonlSink, PermanentSinkError, Scheduler, SinkError, SinkOptions,
-                      SqliteSink, StreamEvent, StreamType, open_sink)
+from bgworker import (
+    ConfigurationError,
+    Event,
+    EventType,
+    JsonlSink,
+    PermanentSinkError,
+    Scheduler,
+    SinkError,
+    SinkOptions,
+    SqliteSink,
+    StreamEvent,
+    StreamType,
+    open_sink,
+)
 from bgworker.model import wire
 from bgworker.park import replay
 from bgworker.sinks import opening
@@ -25,8 +38,12 @@ from bgworker.testing import FlakySink
 ROOT = Path(opening.__file__).parents[2]
 NOW = datetime(2026, 11, 23, 14, 46, tzinfo=timezone.utc)
 OTHER = 65534
-posix = pytest.mark.skipif(os.name == "nt", reason="Windows has neither links for everybody nor permissions like these")
-as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to act as two users")
+posix = pytest.mark.skipif(
+    os.name == "nt", reason="Windows has neither links for everybody nor permissions like these"
+)
+as_root = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to act as two users"
+)
 
 Place = Callable[[Path, Path], object]
 
@@ -39,7 +56,10 @@ IN_THE_WAY: dict[str, Place] = {
 
 
 def said(*numbers: int) -> list[Event]:
-    return [StreamEvent(EventType.TASK_OUTPUT, f"{0:032}", n, NOW, StreamType.OUTPUT, "x" * 20) for n in numbers]
+    return [
+        StreamEvent(EventType.TASK_OUTPUT, f"{0:032}", n, NOW, StreamType.OUTPUT, "x" * 20)
+        for n in numbers
+    ]
 
 
 SIZE = len(wire.encode_lines(said(1)))
@@ -75,16 +95,24 @@ def mode_of(path: str | Path) -> int:
 @posix
 @pytest.mark.parametrize("kind", IN_THE_WAY)
 @pytest.mark.parametrize("ending", [".lock", ".torn"])
-def test_what_is_no_regular_file_is_refused_beside_ours_and_named(tmp_path: Path, kind: str, ending: str) -> None:
+def test_what_is_no_regular_file_is_refused_beside_ours_and_named(
+    tmp_path: Path, kind: str, ending: str
+) -> None:
     path, victim = tmp_path / "f.jsonl", tmp_path / "victim"
     victim.write_bytes(b"keep me")
     path.write_bytes(wire.encode_lines(said(1)) + b'{"v":1,"ty')
     IN_THE_WAY[kind](Path(f"{path}{ending}"), victim)
     sink, before = JsonlSink(path), path.read_bytes()
     word = "symbolic link" if "link" in kind else kind
-    with pytest.raises(PermanentSinkError, match=rf"it is a {word}, where there should be a regular file; .*f.jsonl{ending}'\)"):
+    with pytest.raises(
+        PermanentSinkError,
+        match=rf"it is a {word}, where there should be a regular file; .*f.jsonl{ending}'\)",
+    ):
         sink.open()
-    assert (victim.read_bytes(), path.read_bytes()) == (b"keep me", before) and not victim.with_name("made").exists()
+    assert (victim.read_bytes(), path.read_bytes()) == (
+        b"keep me",
+        before,
+    ) and not victim.with_name("made").exists()
     os.rmdir(f"{path}{ending}") if kind == "directory" else os.unlink(f"{path}{ending}")
     sink.write(said(2))
     sink.close()
@@ -93,7 +121,9 @@ def test_what_is_no_regular_file_is_refused_beside_ours_and_named(tmp_path: Path
 
 @posix
 @pytest.mark.parametrize("kind", ["link", "dangling link", "FIFO"])
-def test_what_lies_where_a_backup_is_compressed_or_was_is_removed_or_left_and_never_followed(tmp_path: Path, kind: str) -> None:
+def test_what_lies_where_a_backup_is_compressed_or_was_is_removed_or_left_and_never_followed(
+    tmp_path: Path, kind: str
+) -> None:
     path, victim = tmp_path / "f.jsonl", tmp_path / "victim"
     victim.write_bytes(b"keep me")
     for ending in (".gz.tmp", ".2", ".3.gz"):
@@ -112,7 +142,9 @@ def test_a_torn_line_is_not_appended_to_a_second_name_of_another_file(tmp_path: 
     victim.write_bytes(b"keep me")
     path.write_bytes(b'{"v":1,"ty')
     os.link(victim, f"{path}.torn")
-    with pytest.raises(PermanentSinkError, match="has another name too .a hard link.; move it away"):
+    with pytest.raises(
+        PermanentSinkError, match="has another name too .a hard link.; move it away"
+    ):
         JsonlSink(path).open()
     assert (victim.read_bytes(), path.read_bytes()) == (b"keep me", b'{"v":1,"ty')
 
@@ -124,14 +156,18 @@ def test_what_lies_where_a_replay_writes_is_not_followed(tmp_path: Path) -> None
     for ending in (".replay.tmp", ".tmp", ".replay", ".replay.lock"):
         Path(f"{path}{ending}").symlink_to(victim)
     event = wire.encode(said(1)[0])
-    path.write_text(f'{{"v":1,"sink":"it","error":"","attempts":1,"parked_at":"","event":{event}}}\nrubbish\n')
+    path.write_text(
+        f'{{"v":1,"sink":"it","error":"","attempts":1,"parked_at":"","event":{event}}}\nrubbish\n'
+    )
     assert replay(path, FlakySink()).delivered == 1
     assert (victim.read_bytes(), path.read_bytes()) == (b"keep me", b"rubbish\n")
 
 
 @posix
 @as_root
-def test_our_backup_is_not_removed_for_what_another_user_calls_its_compressed_form(shared: Path) -> None:
+def test_our_backup_is_not_removed_for_what_another_user_calls_its_compressed_form(
+    shared: Path,
+) -> None:
     path = shared / "f.jsonl"
     for name in ("f.jsonl", "f.jsonl.1"):
         (shared / name).write_bytes(wire.encode_lines(said(1)))
@@ -149,13 +185,18 @@ def test_our_backup_is_not_removed_for_what_another_user_calls_its_compressed_fo
 @posix
 @as_root
 @pytest.mark.parametrize("beside", ["", ".lock", ".torn"])
-def test_a_file_that_another_user_has_put_there_is_refused_and_left_as_it_is(shared: Path, beside: str) -> None:
+def test_a_file_that_another_user_has_put_there_is_refused_and_left_as_it_is(
+    shared: Path, beside: str
+) -> None:
     path = shared / "f.jsonl"
     if beside:
         path.write_bytes(b'{"v":1,"ty')
     with acting_as(OTHER):
         Path(f"{path}{beside}").touch(0o666)
-    with pytest.raises(PermanentSinkError, match=f"it is a file of another user .uid {OTHER}.; name a path in a directory that only"):
+    with pytest.raises(
+        PermanentSinkError,
+        match=f"it is a file of another user .uid {OTHER}.; name a path in a directory that only",
+    ):
         JsonlSink(path).open()
     assert Path(f"{path}{beside}").read_bytes() == b""
     if not beside:
@@ -173,7 +214,10 @@ def test_a_link_of_another_user_is_not_followed_and_one_of_ours_is(shared: Path,
         with acting_as(OTHER):
             (shared / "theirs").symlink_to(victim)
         (shared / "ours").symlink_to(victim)
-        with pytest.raises((FileExistsError, PermanentSinkError), match=f"a symbolic link of another user .uid {OTHER}."):
+        with pytest.raises(
+            (FileExistsError, PermanentSinkError),
+            match=f"a symbolic link of another user .uid {OTHER}.",
+        ):
             make(shared / "theirs").open()
         assert victim.stat().st_size == 0 and os.listdir(top) == ["victim"]
         sink = make(shared / "ours")
@@ -205,12 +249,16 @@ def test_a_user_follows_the_links_of_the_owner_of_the_folder_and_root_does_not()
 
 
 @posix
-def test_a_second_name_of_a_file_is_refused_where_everybody_could_have_given_it(shared: Path) -> None:
+def test_a_second_name_of_a_file_is_refused_where_everybody_could_have_given_it(
+    shared: Path,
+) -> None:
     with tempfile.TemporaryDirectory(dir=shared.parent) as top:
         victim = Path(top, "victim")
         victim.touch()
         os.link(victim, shared / "f.jsonl")
-        with pytest.raises(PermanentSinkError, match="has another name too .a hard link., and everybody can write"):
+        with pytest.raises(
+            PermanentSinkError, match="has another name too .a hard link., and everybody can write"
+        ):
             JsonlSink(shared / "f.jsonl").open()
         assert victim.read_bytes() == b""
 
@@ -230,12 +278,26 @@ def test_a_file_of_ours_is_used_there(shared: Path) -> None:
 @pytest.mark.parametrize("mode", [0o600, 0o660])
 def test_a_mode_holds_for_all_that_is_created_whatever_the_umask(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "f.jsonl"
-    sinks = [JsonlSink(path, max_bytes=SIZE, compress=True, mode=mode), open_sink(f"sqlite:{tmp_path}/h.db?mode={mode:o}")]
+    sinks = [
+        JsonlSink(path, max_bytes=SIZE, compress=True, mode=mode),
+        open_sink(f"sqlite:{tmp_path}/h.db?mode={mode:o}"),
+    ]
     for number in range(3):
         for sink in sinks:
             sink.write(said(number))
     assert {name: mode_of(tmp_path / name) for name in os.listdir(tmp_path)} == dict.fromkeys(
-        ["f.jsonl", "f.jsonl.1.gz", "f.jsonl.2.gz", "f.jsonl.lock", "h.db", "h.db-wal", "h.db-shm", "h.db.lock"], mode)
+        [
+            "f.jsonl",
+            "f.jsonl.1.gz",
+            "f.jsonl.2.gz",
+            "f.jsonl.lock",
+            "h.db",
+            "h.db-wal",
+            "h.db-shm",
+            "h.db.lock",
+        ],
+        mode,
+    )
     for sink in sinks:
         sink.close()
     path.write_bytes(b'{"v":1,"ty')
@@ -247,11 +309,15 @@ def test_a_mode_holds_for_all_that_is_created_whatever_the_umask(tmp_path: Path,
 def test_the_park_file_has_a_mode_too_and_without_one_the_umask_decides(tmp_path: Path) -> None:
     with Scheduler(1) as pool:
         for name, options in (("a", {"park_mode": 0o600}), ("b", {})):
-            pool.register_sink(FlakySink(), name=name, options=SinkOptions(park=tmp_path / name, **options))
+            pool.register_sink(
+                FlakySink(), name=name, options=SinkOptions(park=tmp_path / name, **options)
+            )
     mask = os.umask(0)
     os.umask(mask)
     assert (mode_of(tmp_path / "a"), mode_of(tmp_path / "b")) == (0o600, 0o666 & ~mask)
-    with pytest.raises(ConfigurationError, match="park_mode: expected None, or permissions .*, got 0o1130"):
+    with pytest.raises(
+        ConfigurationError, match="park_mode: expected None, or permissions .*, got 0o1130"
+    ):
         SinkOptions(park_mode=600)
 
 
@@ -279,14 +345,23 @@ def test_rotation_keeps_the_owner_of_the_file(tmp_path: Path) -> None:
 
 @posix
 @as_root
-def test_a_file_of_another_user_is_not_replaced_by_one_that_could_not_keep_its_owner(shared: Path) -> None:
+def test_a_file_of_another_user_is_not_replaced_by_one_that_could_not_keep_its_owner(
+    shared: Path,
+) -> None:
     shared.chmod(0o770)
     os.chown(shared, OTHER, -1)
     path, event = shared / "park", wire.encode(said(1)[0])
-    path.write_text(f'{{"v":1,"sink":"it","error":"","attempts":1,"parked_at":"","event":{event}}}\nrubbish\n')
+    path.write_text(
+        f'{{"v":1,"sink":"it","error":"","attempts":1,"parked_at":"","event":{event}}}\nrubbish\n'
+    )
     path.chmod(0o666)
     before = path.read_bytes()
-    with acting_as(OTHER), pytest.raises(PermissionError, match="belongs to another user .uid 0., and only that user and root"):
+    with (
+        acting_as(OTHER),
+        pytest.raises(
+            PermissionError, match="belongs to another user .uid 0., and only that user and root"
+        ),
+    ):
         replay(path, FlakySink())
     assert (path.read_bytes(), path.stat().st_uid) == (before, 0)
 
@@ -304,13 +379,28 @@ def test_a_message_shows_a_path_on_one_line_with_single_backslashes(tmp_path: Pa
 
 
 @posix
-def test_a_relative_path_in_a_directory_that_is_gone_is_an_error_of_one_line(tmp_path: Path) -> None:
+def test_a_relative_path_in_a_directory_that_is_gone_is_an_error_of_one_line(
+    tmp_path: Path,
+) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
-    program = ("import os, sys\nfrom bgworker import ConfigurationError, JsonlSink, SqliteSink\nos.rmdir(os.getcwd())\n"
-               "for make in (JsonlSink, SqliteSink):\n    try: make('x')\n    except ConfigurationError as error: print(error)\n"
-               "    make('/tmp/x')\n")
-    done = subprocess.run([sys.executable, "-c", program], cwd=gone, capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    program = (
+        "import os, sys\nfrom bgworker import ConfigurationError, JsonlSink, SqliteSink\nos.rmdir(os.getcwd())\n"
+        "for make in (JsonlSink, SqliteSink):\n    try: make('x')\n    except ConfigurationError as error: print(error)\n"
+        "    make('/tmp/x')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=gone,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert (done.stderr, done.stdout.count("\n")) == ("", 2)
-    assert done.stdout.count("path: 'x' starts from the current directory, which is gone; change to another, or give") == 2
+    assert (
+        done.stdout.count(
+            "path: 'x' starts from the current directory, which is gone; change to another, or give"
+        )
+        == 2
+    )

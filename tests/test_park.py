@@ -29,7 +29,10 @@ STATE = TaskState("1" * 32, "task", "r" * 32, 0)
 
 
 def records(*texts: str) -> list[Record]:
-    return [(STATE, seq, OUTPUT, 1_700_000_000_000_000_000 + seq, text) for seq, text in enumerate(texts, 1)]
+    return [
+        (STATE, seq, OUTPUT, 1_700_000_000_000_000_000 + seq, text)
+        for seq, text in enumerate(texts, 1)
+    ]
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -37,7 +40,9 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def parked(path: Path) -> list[str]:
-    return [line["event"]["payload"] for line in lines_of(path) if line["event"]["type"] == "TaskOutput"]
+    return [
+        line["event"]["payload"] for line in lines_of(path) if line["event"]["type"] == "TaskOutput"
+    ]
 
 
 def losses(events: Sequence[Event]) -> list[str]:
@@ -80,8 +85,14 @@ def test_a_line_tells_all_that_a_replay_needs(tmp_path: Path) -> None:
     assert closed(park)
     assert (answers.taken, answers.refused) == (["a\n\u2028b", "c"], [])
     first, second = lines_of(tmp_path / "park")
-    assert {**first, "event": None, "parked_at": None} == {"v": 1, "sink": "it", "error": "OSError: down", "attempts": 8,
-                                                           "event": None, "parked_at": None}
+    assert {**first, "event": None, "parked_at": None} == {
+        "v": 1,
+        "sink": "it",
+        "error": "OSError: down",
+        "attempts": 8,
+        "event": None,
+        "parked_at": None,
+    }
     assert first["parked_at"].endswith("Z")
     event = wire.decode(json.dumps(second["event"]))
     assert (event.task_id, event.seq, event.payload) == (STATE.id, 2, "c")  # type: ignore[union-attr]
@@ -96,7 +107,9 @@ def test_no_thread_and_no_line_comes_of_a_park_that_was_not_needed(tmp_path: Pat
     assert not (tmp_path / "park").exists() or (tmp_path / "park").read_bytes() == b""
 
 
-def test_a_file_at_its_bound_takes_what_fits_and_refuses_the_rest_line_by_line(tmp_path: Path) -> None:
+def test_a_file_at_its_bound_takes_what_fits_and_refuses_the_rest_line_by_line(
+    tmp_path: Path,
+) -> None:
     answers = Answers()
     park = park_of(tmp_path / "park", answers, max_bytes=1000)
     park.put(records(*"abcdefgh"), "overflow", 0)
@@ -118,7 +131,9 @@ def test_a_full_disk_refuses_and_the_park_goes_on() -> None:
     assert answers.refused == [("a", "OSError"), ("b", "OSError")]
 
 
-def test_no_more_waits_for_the_disk_than_the_bounds_by_count_and_by_bytes_allow(tmp_path: Path) -> None:
+def test_no_more_waits_for_the_disk_than_the_bounds_by_count_and_by_bytes_allow(
+    tmp_path: Path,
+) -> None:
     for most, most_bytes in ((3, 1 << 20), (100, 3 * 257)):
         answers = Answers()
         answers.go_on.clear()
@@ -170,9 +185,13 @@ def say(pool: Scheduler, *texts: str) -> None:
 OUTPUTS = ["TaskOutput", "EventsLost"]
 
 
-def test_a_batch_that_is_given_up_is_parked_with_its_error_and_attempts(pool: Scheduler, tmp_path: Path) -> None:
+def test_a_batch_that_is_given_up_is_parked_with_its_error_and_attempts(
+    pool: Scheduler, tmp_path: Path
+) -> None:
     sink = FlakySink(fail(FAST.attempts))
-    pool.register_sink(sink, name="it", options=SinkOptions(retry=FAST, park=tmp_path / "park", types=OUTPUTS))
+    pool.register_sink(
+        sink, name="it", options=SinkOptions(retry=FAST, park=tmp_path / "park", types=OUTPUTS)
+    )
     say(pool, "a", "b")
     pool.flush(SOON)
     say(pool, "c")
@@ -181,13 +200,21 @@ def test_a_batch_that_is_given_up_is_parked_with_its_error_and_attempts(pool: Sc
     assert (health.emitted, health.delivered, health.parked, health.dropped) == (3, 1, 2, 0)
     assert parked(tmp_path / "park") == ["a", "b"]
     (line, _) = lines_of(tmp_path / "park")
-    assert (line["sink"], line["error"], line["attempts"]) == ("it", "TemporarySinkError: failing as scripted", 2)
-    assert [event.type for event in sink.acknowledged] == [EventType.TASK_OUTPUT], "parked is not lost: no announcement"
+    assert (line["sink"], line["error"], line["attempts"]) == (
+        "it",
+        "TemporarySinkError: failing as scripted",
+        2,
+    )
+    assert [event.type for event in sink.acknowledged] == [
+        EventType.TASK_OUTPUT
+    ], "parked is not lost: no announcement"
 
 
 def test_poison_is_parked_alone(pool: Scheduler, tmp_path: Path) -> None:
     sink = FlakySink(poison=lambda event: getattr(event, "payload", "") == "c")
-    pool.register_sink(sink, name="it", options=SinkOptions(retry=FAST, park=tmp_path / "park", types=OUTPUTS))
+    pool.register_sink(
+        sink, name="it", options=SinkOptions(retry=FAST, park=tmp_path / "park", types=OUTPUTS)
+    )
     say(pool, *"abcde")
     pool.flush(SOON)
     health = pool.unregister_sink("it", timeout=SOON)
@@ -195,10 +222,14 @@ def test_poison_is_parked_alone(pool: Scheduler, tmp_path: Path) -> None:
     assert parked(tmp_path / "park") == ["c"]
 
 
-def test_what_overflows_a_small_queue_is_parked_however_much_comes_at_once(pool: Scheduler, tmp_path: Path) -> None:
+def test_what_overflows_a_small_queue_is_parked_however_much_comes_at_once(
+    pool: Scheduler, tmp_path: Path
+) -> None:
     hang = Hang()
     sink = FlakySink(hang)
-    pool.register_sink(sink, name="it", options=SinkOptions(queue_size=10, park=tmp_path / "park", types=OUTPUTS))
+    pool.register_sink(
+        sink, name="it", options=SinkOptions(queue_size=10, park=tmp_path / "park", types=OUTPUTS)
+    )
     say(pool, "first")
     pool.flush(0)
     assert hang.entered.wait(SOON)
@@ -214,12 +245,19 @@ def test_what_overflows_a_small_queue_is_parked_however_much_comes_at_once(pool:
 def test_what_waits_for_a_hanging_sink_at_the_end_is_parked(tmp_path: Path) -> None:
     hang = Hang()
     with Scheduler(1, close_timeout=1.0) as pool:
-        pool.register_sink(FlakySink(hang), name="it", options=SinkOptions(park=tmp_path / "park", types=OUTPUTS))
+        pool.register_sink(
+            FlakySink(hang), name="it", options=SinkOptions(park=tmp_path / "park", types=OUTPUTS)
+        )
         say(pool, *"abc")
         assert hang.entered.wait(SOON)
     hang.release()
     health = pool.sinks["it"]
-    assert (health.emitted, health.parked, health.dropped_by_reason, health.pending) == (3, 3, {}, 0)
+    assert (health.emitted, health.parked, health.dropped_by_reason, health.pending) == (
+        3,
+        3,
+        {},
+        0,
+    )
     assert parked(tmp_path / "park") == [*"abc"]
     assert [line["error"] for line in lines_of(tmp_path / "park")] == ["closed"] * 3
 
@@ -228,7 +266,9 @@ def test_what_waits_for_a_hanging_sink_at_the_end_is_parked(tmp_path: Path) -> N
 def test_what_the_park_file_does_not_take_is_dropped_counted_and_announced(
         pool: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
     sink = FlakySink(work(), poison=lambda event: getattr(event, "payload", "") == "b")
-    pool.register_sink(sink, name="it", options=SinkOptions(retry=FAST, park="/dev/full", types=OUTPUTS))
+    pool.register_sink(
+        sink, name="it", options=SinkOptions(retry=FAST, park="/dev/full", types=OUTPUTS)
+    )
     say(pool, *"abc")
     pool.flush(SOON)
     sink.sink.wait_for(lambda events: losses(events) and len(events) == 3, SOON)
@@ -240,7 +280,9 @@ def test_what_the_park_file_does_not_take_is_dropped_counted_and_announced(
 
 def test_a_full_park_file_is_in_the_account(pool: Scheduler, tmp_path: Path) -> None:
     sink = FlakySink(poison=lambda event: event.type == EventType.TASK_OUTPUT)
-    pool.register_sink(sink, name="it", options=SinkOptions(retry=FAST, park=tmp_path / "park", park_bytes=1000))
+    pool.register_sink(
+        sink, name="it", options=SinkOptions(retry=FAST, park=tmp_path / "park", park_bytes=1000)
+    )
     say(pool, *map(str, range(20)))
     pool.flush(SOON)
     health = pool.unregister_sink("it", timeout=SOON)
@@ -249,16 +291,27 @@ def test_a_full_park_file_is_in_the_account(pool: Scheduler, tmp_path: Path) -> 
     assert health.emitted == health.delivered + health.parked + health.dropped
 
 
-def test_a_file_of_something_else_is_no_park_file_and_stays_as_it_is(pool: Scheduler, tmp_path: Path) -> None:
+def test_a_file_of_something_else_is_no_park_file_and_stays_as_it_is(
+    pool: Scheduler, tmp_path: Path
+) -> None:
     (tmp_path / "park").write_bytes(b"SQLite format 3\0and more")
-    with pytest.raises(SinkError, match="park file of sink 'it' cannot be used: .*name another file, or move .*/park'"):
+    with pytest.raises(
+        SinkError,
+        match="park file of sink 'it' cannot be used: .*name another file, or move .*/park'",
+    ):
         pool.register_sink(FlakySink(), name="it", options=SinkOptions(park=tmp_path / "park"))
-    assert (tmp_path / "park").read_bytes() == b"SQLite format 3\0and more" and os.listdir(tmp_path) == ["park"]
+    assert (tmp_path / "park").read_bytes() == b"SQLite format 3\0and more" and os.listdir(
+        tmp_path
+    ) == ["park"]
 
 
-def test_a_park_file_that_cannot_be_opened_refuses_the_registration(pool: Scheduler, tmp_path: Path) -> None:
+def test_a_park_file_that_cannot_be_opened_refuses_the_registration(
+    pool: Scheduler, tmp_path: Path
+) -> None:
     sink = FlakySink()
-    with pytest.raises(SinkError, match="the park file of sink 'it' cannot be used: FileNotFoundError"):
+    with pytest.raises(
+        SinkError, match="the park file of sink 'it' cannot be used: FileNotFoundError"
+    ):
         pool.register_sink(sink, name="it", options=SinkOptions(park=tmp_path / "no" / "park"))
     assert not sink.calls and "it" not in pool.sinks
 
@@ -278,8 +331,12 @@ def test_a_life_cycle_event_is_parked_whole(tmp_path: Path) -> None:
 
 def test_the_park_file_names_each_sink_as_it_is_registered(tmp_path: Path) -> None:
     with Scheduler(1, close_timeout=1) as pool:
-        names = [pool.register_sink(FlakySink(fail(None)), options=SinkOptions(park=tmp_path / "park", retry=FAST))
-                 for _ in range(2)]
+        names = [
+            pool.register_sink(
+                FlakySink(fail(None)), options=SinkOptions(park=tmp_path / "park", retry=FAST)
+            )
+            for _ in range(2)
+        ]
         say(pool, "a")
         pool.flush(SOON)
     assert {line["sink"] for line in lines_of(tmp_path / "park")} == set(names)

@@ -10,7 +10,8 @@ STEP = 0.005
 
 
 class Sink:
-    """Asks as the dispatcher does, every few milliseconds, while a sink takes so many events a second."""
+    """Asks as the dispatcher does, every few milliseconds, while a sink takes so many events a
+    second."""
 
     def __init__(self) -> None:
         self.patience = Patience()
@@ -22,7 +23,9 @@ class Sink:
         """Return for how many seconds it was waited for."""
         waited = 0.0
         for _ in range(round(seconds / STEP)):
-            waited += STEP * (self.patience.lasts(crowded, int(self.delivered), self.now) and crowded)
+            waited += STEP * (
+                self.patience.lasts(crowded, int(self.delivered), self.now) and crowded
+            )
             self.now += STEP
             self.delivered += rate * STEP
         return waited

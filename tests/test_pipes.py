@@ -63,8 +63,12 @@ def test_a_late_ring_writes_to_no_descriptor() -> None:
 def test_a_drain_takes_what_is_in_the_pipe_and_does_not_wait_for_more() -> None:
     seen: list[str] = []
     lines = Lines(seen.extend)
-    with subprocess.Popen(["sh", "-c", "echo one; echo two; echo ready >&2; exec sleep 1000"], bufsize=0,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as proc:
+    with subprocess.Popen(
+        ["sh", "-c", "echo one; echo two; echo ready >&2; exec sleep 1000"],
+        bufsize=0,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as proc:
         try:
             assert proc.stderr is not None and proc.stderr.read(6) == b"ready\n"
             pump = PolledPump()

@@ -21,7 +21,15 @@ import pytest
 
 import bgworker.running.pool
 import bgworker.running.task
-from bgworker import PoolStuck, Scheduler, ShutdownError, Task, TaskStatus, TaskTimedOut, current_task
+from bgworker import (
+    PoolStuck,
+    Scheduler,
+    ShutdownError,
+    Task,
+    TaskStatus,
+    TaskTimedOut,
+    current_task,
+)
 from bgworker.model.reports import wait_for_reports
 from bgworker.testing import MemorySink
 
@@ -58,7 +66,10 @@ def test_workers_are_started_as_tasks_need_them_and_never_more_than_allowed() ->
     with Scheduler(3) as pool:
         barrier = threading.Barrier(3)
         tasks = [pool.submit(barrier.wait, LONG) for _ in range(9)]
-        assert sorted(each.result(LONG) for each in tasks) == [0, 0, 0, 1, 1, 1, 2, 2, 2] and workers_of(pool) == 3
+        assert (
+            sorted(each.result(LONG) for each in tasks) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+            and workers_of(pool) == 3
+        )
 
 
 def test_tasks_start_in_the_order_in_which_they_were_submitted() -> None:
@@ -89,7 +100,10 @@ def test_idle_workers_after_a_resize_to_less_end() -> None:
 def test_submits_of_many_threads_are_all_run() -> None:
     ran: list[int] = []
     with Scheduler(3) as pool:
-        threads = [threading.Thread(target=lambda: [pool.submit(ran.append, 1) for _ in range(500)]) for _ in range(4)]
+        threads = [
+            threading.Thread(target=lambda: [pool.submit(ran.append, 1) for _ in range(500)])
+            for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -117,7 +131,9 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_submit_is_refused_when_no_first_thread_can_be_started_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submit_is_refused_when_no_first_thread_can_be_started_and_leaves_no_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with Scheduler(2) as pool:
         pool._dispatcher.start()
         with no_threads(monkeypatch):
@@ -128,7 +144,9 @@ def test_submit_is_refused_when_no_first_thread_can_be_started_and_leaves_no_tra
         assert pool.submit(len, "abc").result(LONG) == 3
 
 
-def test_without_threads_the_workers_that_are_there_do_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_threads_the_workers_that_are_there_do_it_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with Scheduler(4) as pool:
         gate = threading.Event()
         first = pool.submit(gate.wait, LONG)
@@ -155,7 +173,8 @@ def test_a_worker_that_cannot_be_replaced_at_a_deadline_goes_on_when_its_task_re
 
 
 def test_what_waits_is_cancelled_when_the_last_worker_is_stuck_in_a_closed_pool_and_cannot_be_replaced(
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pool = Scheduler(1)
     gate = threading.Event()
     task = pool.options(timeout=0.2).submit(gate.wait, LONG)
@@ -169,7 +188,9 @@ def test_what_waits_is_cancelled_when_the_last_worker_is_stuck_in_a_closed_pool_
     gate.set()
 
 
-def test_a_pool_whose_initializer_fails_fails_all_that_waits_and_takes_no_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pool_whose_initializer_fails_fails_all_that_waits_and_takes_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Odd(Exception):
         def __repr__(self) -> str:
             raise ValueError("not even this")
@@ -222,7 +243,9 @@ def test_a_hundred_tasks_that_never_look_cost_a_hundred_quick_ones_nothing() -> 
         slow = sleepers.submit(100)
         quick = [sleepers.pool.submit(len, "abc") for _ in range(100)]
         assert [each.result(LONG) for each in quick] == [3] * 100
-        assert not sleepers.go.is_set() and all(isinstance(each.exception(LONG), TaskTimedOut) for each in slow)
+        assert not sleepers.go.is_set() and all(
+            isinstance(each.exception(LONG), TaskTimedOut) for each in slow
+        )
         health = sleepers.pool.health()
         assert len(health.stuck) == health.replaced == 100 and health.workers <= 4
     by_task: dict[str, list[Any]] = {}
@@ -231,12 +254,21 @@ def test_a_hundred_tasks_that_never_look_cost_a_hundred_quick_ones_nothing() -> 
     assert set(by_task) == {each.id for each in (*slow, *quick)}
     for task in (*slow, *quick):
         end = "TaskTimedOut" if task in slow else "TaskCompleted"
-        assert [each.type.value for each in by_task[task.id]] == ["TaskCreated", "TaskScheduled", "TaskStarted", end]
+        assert [each.type.value for each in by_task[task.id]] == [
+            "TaskCreated",
+            "TaskScheduled",
+            "TaskStarted",
+            end,
+        ]
         assert [each.seq for each in by_task[task.id]] == [1, 2, 3, 4]
 
 
-def test_without_replacing_the_stuck_the_quick_ones_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bgworker.running.pool.Pool, "_expire", lambda pool, task, thread: task.time_out())
+def test_without_replacing_the_stuck_the_quick_ones_would_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        bgworker.running.pool.Pool, "_expire", lambda pool, task, thread: task.time_out()
+    )
     with stuck(Scheduler(4)) as sleepers:
         slow = sleepers.submit(4)
         quick = sleepers.pool.submit(len, "abc")
@@ -264,7 +296,10 @@ def test_beyond_the_bound_the_workers_that_are_left_go_on(caplog: pytest.LogCapt
         health = sleepers.pool.health()
         assert (health.workers, health.replaced, len(health.stuck)) == (1, 0, 1)
     wait_for_reports(time.monotonic() + LONG)
-    assert f"task {slow.id} past its deadline cannot be replaced" in caplog.text and "max_stuck=0" in caplog.text
+    assert (
+        f"task {slow.id} past its deadline cannot be replaced" in caplog.text
+        and "max_stuck=0" in caplog.text
+    )
 
 
 def test_when_all_are_stuck_what_waits_fails_and_submit_is_refused_until_one_comes_back(
@@ -276,7 +311,9 @@ def test_when_all_are_stuck_what_waits_fails_and_submit_is_refused_until_one_com
         slow = sleepers.submit(5)
         errors = [each.exception(LONG) for each in slow]
         assert [type(each) for each in errors] == [TaskTimedOut] * 3 + [PoolStuck] * 2
-        assert "stuck in tasks past their deadline: 3, and max_stuck=1 allows no other" in str(errors[-1])
+        assert "stuck in tasks past their deadline: 3, and max_stuck=1 allows no other" in str(
+            errors[-1]
+        )
         with pytest.raises(PoolStuck, match="Scheduler.health\\(\\) names the tasks"):
             pool.submit(len, "")
         assert isinstance(PoolStuck(""), RuntimeError), "as what a broken executor raises"
@@ -309,11 +346,17 @@ def test_a_shutdown_while_all_are_stuck_cancels_what_waits_and_ends() -> None:
     until(lambda: pool.health().workers == 0)
     waiting = pool.submit(len, "")
     pool.shutdown()
-    assert waiting.cancelled() and waiting.cancel_reason == "shutdown" and pool._dispatcher.closed.is_set()
+    assert (
+        waiting.cancelled()
+        and waiting.cancel_reason == "shutdown"
+        and pool._dispatcher.closed.is_set()
+    )
     sleepers.go.set()
 
 
-def test_a_pool_that_got_no_thread_for_a_while_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_that_got_no_thread_for_a_while_goes_on_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(bgworker.running.pool, "STANDSTILL", 0.3)
     with stuck(Scheduler(1)) as sleepers:
         [slow] = sleepers.submit(1)
@@ -332,7 +375,8 @@ def test_without_a_bound_all_are_replaced() -> None:
 
 
 def test_a_worker_that_finds_a_task_which_another_has_begun_is_not_taken_for_its_runner() -> None:
-    """The task stands in the queue still, and is past its deadline in the hands of who waits for it."""
+    """The task stands in the queue still, and is past its deadline in the hands of who waits for
+    it."""
     with stuck(Scheduler(2)) as sleepers:
         pool = sleepers.pool
         gate = threading.Event()
@@ -363,8 +407,17 @@ def test_health_tells_what_runs_what_waits_and_what_is_stuck_on_what_since_when(
     before = datetime.datetime.now(datetime.timezone.utc)
     with stuck(Scheduler(2)) as sleepers:
         pool = sleepers.pool
-        assert pool.health() == dataclasses.replace(pool.health(), max_workers=2, workers=0, idle=0, running=0, pending=0,
-                                                    stuck=(), replaced=0, late_events=0)
+        assert pool.health() == dataclasses.replace(
+            pool.health(),
+            max_workers=2,
+            workers=0,
+            idle=0,
+            running=0,
+            pending=0,
+            stuck=(),
+            replaced=0,
+            late_events=0,
+        )
         gate = threading.Event()
         busy = [pool.submit(gate.wait, LONG) for _ in range(2)]
         until(lambda: all(each.running() for each in busy))
@@ -378,14 +431,21 @@ def test_health_tells_what_runs_what_waits_and_what_is_stuck_on_what_since_when(
         until(lambda: pool.health().idle == pool.health().workers)
         health = pool.health()
         [thread] = health.stuck
-        assert (thread.task_id, thread.task_name, thread.thread[:9]) == (task.id, "nightly", "bgworker_")
+        assert (thread.task_id, thread.task_name, thread.thread[:9]) == (
+            task.id,
+            "nightly",
+            "bgworker_",
+        )
         assert before < thread.since_utc < datetime.datetime.now(datetime.timezone.utc)
         assert (health.running, health.pending, health.replaced) == (0, 0, 1)
         with pytest.raises(dataclasses.FrozenInstanceError):
             health.running = 3  # type: ignore[misc]
         sleepers.go.set()
         until(lambda: pool.health().stuck == ())
-    assert (pool.health().workers, pool.health().replaced) == (0, 1), "it answers after the shutdown, too"
+    assert (pool.health().workers, pool.health().replaced) == (
+        0,
+        1,
+    ), "it answers after the shutdown, too"
 
 
 def test_health_counts_late_events_whoever_asks_at_once() -> None:
@@ -399,13 +459,19 @@ def test_health_counts_late_events_whoever_asks_at_once() -> None:
                 task.output("late")
             said.set()
 
-        assert isinstance(sleepers.pool.options(timeout=0.05).submit(chatty).exception(LONG), TaskTimedOut)
+        assert isinstance(
+            sleepers.pool.options(timeout=0.05).submit(chatty).exception(LONG), TaskTimedOut
+        )
         assert sleepers.pool.health().late_events == 0
         sleepers.go.set()
         assert said.wait(LONG)
         figures: list[int] = []
-        askers = [threading.Thread(target=lambda: figures.extend(sleepers.pool.health().late_events for _ in range(50)))
-                  for _ in range(4)]
+        askers = [
+            threading.Thread(
+                target=lambda: figures.extend(sleepers.pool.health().late_events for _ in range(50))
+            )
+            for _ in range(4)
+        ]
         for asker in askers:
             asker.start()
         for asker in askers:
@@ -421,12 +487,17 @@ def test_a_task_given_up_at_shutdown_is_told_of_as_stuck() -> None:
     until(task.running)
     pool.shutdown(timeout=0.2)
     health = pool.health()
-    assert [each.task_name for each in health.stuck] == ["endless"] and (health.workers, health.running) == (0, 1)
+    assert [each.task_name for each in health.stuck] == ["endless"] and (
+        health.workers,
+        health.running,
+    ) == (0, 1)
     go.set()
     until(lambda: pool.health().stuck == ())
 
 
-def test_a_cancel_callback_that_exits_costs_neither_its_task_its_end_nor_others_their_deadlines() -> None:
+def test_a_cancel_callback_that_exits_costs_neither_its_task_its_end_nor_others_their_deadlines() -> (
+    None
+):
     gate = threading.Event()
 
     def leave() -> None:
@@ -501,7 +572,9 @@ def ends_of(sink: MemorySink) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("late", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2), ()])
-def test_of_tasks_inside_one_another_each_that_is_not_past_its_own_deadline_is_waited_for(late: tuple[int, ...]) -> None:
+def test_of_tasks_inside_one_another_each_that_is_not_past_its_own_deadline_is_waited_for(
+    late: tuple[int, ...],
+) -> None:
     """Those of depth in ``late`` have a deadline that passes while the innermost runs."""
     sink = MemorySink()
     pool = Scheduler(1, sinks=[sink], max_stuck=2)
@@ -542,7 +615,8 @@ def test_of_tasks_inside_one_another_each_that_is_not_past_its_own_deadline_is_w
 @pytest.mark.parametrize("max_stuck", [0, 256])
 @pytest.mark.parametrize("seconds", [0.05, LONG])
 def test_a_cancel_callback_that_takes_its_time_at_a_deadline_costs_neither_the_end_nor_others_their_deadlines(
-        seconds: float, max_stuck: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds: float, max_stuck: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bgworker.running.task, "PATIENCE", 0.2)
     sink = MemorySink()
     go, gone = threading.Event(), threading.Event()
@@ -561,8 +635,9 @@ def test_a_cancel_callback_that_takes_its_time_at_a_deadline_costs_neither_the_e
     closing.start()
     if max_stuck:  # else the only thread for the callback is that of the deadlines
         assert isinstance(other.exception(LONG), TaskTimedOut)
-    assert isinstance(task.exception(LONG), TaskTimedOut) and told.wait(LONG if max_stuck or seconds < LONG else 0) in (
-        True, False)
+    assert isinstance(task.exception(LONG), TaskTimedOut) and told.wait(
+        LONG if max_stuck or seconds < LONG else 0
+    ) in (True, False)
     go.set()
     gone.set()
     closing.join(LONG)
@@ -588,7 +663,9 @@ def test_a_cancel_callback_that_blocks_does_not_hold_up_a_shutdown_with_a_timeou
     assert task.wait(LONG)
 
 
-def test_what_is_cancelled_at_shutdown_has_its_end_in_the_record_also_where_the_last_worker_is_stuck() -> None:
+def test_what_is_cancelled_at_shutdown_has_its_end_in_the_record_also_where_the_last_worker_is_stuck() -> (
+    None
+):
     for _ in range(20):
         sink = MemorySink()
         pool = Scheduler(1, max_stuck=0, sinks=[sink])
@@ -599,7 +676,9 @@ def test_what_is_cancelled_at_shutdown_has_its_end_in_the_record_also_where_the_
         pool.shutdown(cancel_futures=True)
         go.set()
         ends = ends_of(sink)
-        assert ends[slow.id] == ["TaskTimedOut"] and all(ends[each.id] == ["TaskCancelled"] for each in waiting)
+        assert ends[slow.id] == ["TaskTimedOut"] and all(
+            ends[each.id] == ["TaskCancelled"] for each in waiting
+        )
 
 
 # -- interrupts, and whoever comes between two steps --
@@ -609,12 +688,16 @@ OURS = os.path.dirname(bgworker.__file__)
 
 
 class AtStep:
-    """A trace function that does something once, before the n-th step of bgworker's own code on this thread.
+    """A trace function that does something once, before the n-th step of bgworker's own code on
+    this thread.
 
-    A step is where the interpreter looks for interrupts: after a call, at the start of a function, at the end of a loop.
+    A step is where the interpreter looks for interrupts: after a call, at the start of a function,
+    at the end of a loop.
     """
 
-    def __init__(self, number: int, action: Callable[[], object], inside: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, number: int, action: Callable[[], object], inside: tuple[str, ...] = ()
+    ) -> None:
         self.left = number
         self.action = action
         self.inside = inside
@@ -622,7 +705,11 @@ class AtStep:
         self.before: dict[Any, str] = {}
 
     def __call__(self, frame: Any, event: str, arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(OURS) or self.inside and frame.f_code.co_name not in self.inside:
+        if (
+            not frame.f_code.co_filename.startswith(OURS)
+            or self.inside
+            and frame.f_code.co_name not in self.inside
+        ):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self.step
@@ -659,7 +746,9 @@ def interrupt() -> None:
     raise Interrupt
 
 
-one_step_at_a_time = pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="3.12 does not trace single opcodes so")
+one_step_at_a_time = pytest.mark.skipif(
+    sys.version_info[:2] == (3, 12), reason="3.12 does not trace single opcodes so"
+)
 
 
 def joined(pool: Scheduler, **how: Any) -> bool:
@@ -672,7 +761,9 @@ def joined(pool: Scheduler, **how: Any) -> bool:
 
 @one_step_at_a_time
 @pytest.mark.parametrize("timeout", [None, LONG])
-def test_wherever_an_interrupt_strikes_a_submit_the_pool_ends_and_what_it_took_has_one_end(timeout: float | None) -> None:
+def test_wherever_an_interrupt_strikes_a_submit_the_pool_ends_and_what_it_took_has_one_end(
+    timeout: float | None,
+) -> None:
     number = 0
     while True:
         sink = MemorySink()
@@ -688,8 +779,9 @@ def test_wherever_an_interrupt_strikes_a_submit_the_pool_ends_and_what_it_took_h
         assert joined(pool), f"step {number}, in {steps.struck}"
         for task_id in {event.task_id for event in sink.events}:  # type: ignore[union-attr]
             names = [event.type.value for event in sink.events if event.task_id == task_id]  # type: ignore[union-attr]
-            assert names[:2] == ["TaskCreated", "TaskScheduled"] and [name in ENDS for name in names] == [
-                *[False] * (len(names) - 1), True], f"step {number}, in {steps.struck}"
+            assert names[:2] == ["TaskCreated", "TaskScheduled"] and [
+                name in ENDS for name in names
+            ] == [*[False] * (len(names) - 1), True], f"step {number}, in {steps.struck}"
         if not steps.struck:
             break
         number += 1
@@ -697,16 +789,33 @@ def test_wherever_an_interrupt_strikes_a_submit_the_pool_ends_and_what_it_took_h
 
 
 @one_step_at_a_time
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # one that strikes a thread's end
+# one that strikes a thread's end
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("timeout", [None, LONG])
 @pytest.mark.parametrize("function", [len, lambda text: text.nothing])
-def test_wherever_an_interrupt_strikes_a_run_the_task_and_the_pool_end(function: Callable[[str], Any],
-                                                                      timeout: float | None) -> None:
+def test_wherever_an_interrupt_strikes_a_run_the_task_and_the_pool_end(
+    function: Callable[[str], Any], timeout: float | None
+) -> None:
     number = 0
     while True:
         sink = MemorySink()
-        steps = AtStep(number, interrupt, inside=("run", "_end", "_record_end", "_resolve", "tell", "emit_lifecycle",
-                                                  "watch", "forget", "_verdict", "_run_tasks", "_next"))
+        steps = AtStep(
+            number,
+            interrupt,
+            inside=(
+                "run",
+                "_end",
+                "_record_end",
+                "_resolve",
+                "tell",
+                "emit_lifecycle",
+                "watch",
+                "forget",
+                "_verdict",
+                "_run_tasks",
+                "_next",
+            ),
+        )
         pool = Scheduler(1, sinks=[sink], initializer=sys.settrace, initargs=(steps,))
         tasks = [pool.options(timeout=timeout).submit(function, "text") for _ in range(2)]
         for task in tasks:
@@ -730,7 +839,8 @@ def test_at_whatever_step_of_a_shutdown_a_stuck_thread_comes_back_nothing_is_rai
 
         def come_back() -> None:
             go.set()
-            threads[0].join(0.05)  # where the shutdown holds the lock that this needs, it has to go on without
+            # where the shutdown holds the lock that this needs, it has to go on without
+            threads[0].join(0.05)
 
         def work() -> None:
             threads.append(threading.current_thread())
@@ -741,7 +851,9 @@ def test_at_whatever_step_of_a_shutdown_a_stuck_thread_comes_back_nothing_is_rai
         task = pool.options(timeout=0.01).submit(work)
         assert isinstance(task.exception(LONG), TaskTimedOut)
         until(lambda: pool.health().stuck)
-        steps = AtStep(number, come_back, inside=("join", "reacts", "_reacts", "reacts_to_cancel", "awaited"))
+        steps = AtStep(
+            number, come_back, inside=("join", "reacts", "_reacts", "reacts_to_cancel", "awaited")
+        )
         threading.Timer(1.0, go.set).start() if number > 200 else None
         with traced(steps):
             pool.shutdown(timeout=0.3)
@@ -754,7 +866,9 @@ def test_at_whatever_step_of_a_shutdown_a_stuck_thread_comes_back_nothing_is_rai
 
 @one_step_at_a_time
 @pytest.mark.parametrize("way", ["cancel", "cancel_futures", "broken"])
-def test_at_whatever_step_of_a_cancel_the_last_worker_leaves_the_end_is_in_the_record(way: str) -> None:
+def test_at_whatever_step_of_a_cancel_the_last_worker_leaves_the_end_is_in_the_record(
+    way: str,
+) -> None:
     number = 0
     while True:
         sink = MemorySink()
@@ -772,8 +886,20 @@ def test_at_whatever_step_of_a_cancel_the_last_worker_leaves_the_end_is_in_the_r
             if not worker.is_alive():
                 dispatcher.closed.wait(0.05)
 
-        steps = AtStep(number, leave, inside=("cancel", "cancel_pending", "cancel_quietly", "_end_before_begun", "_end",
-                                              "_record_end", "_take_all", "fail"))
+        steps = AtStep(
+            number,
+            leave,
+            inside=(
+                "cancel",
+                "cancel_pending",
+                "cancel_quietly",
+                "_end_before_begun",
+                "_end",
+                "_record_end",
+                "_take_all",
+                "fail",
+            ),
+        )
         with traced(steps):
             if way == "cancel":
                 pool.shutdown(wait=False)
@@ -827,7 +953,8 @@ def test_a_task_that_waits_for_another_near_the_recursion_limit_costs_neither_it
 
 @pytest.mark.parametrize("deaths", [1, 2, 1000])
 def test_threads_that_die_before_their_first_task_are_replaced_or_what_waits_fails_and_the_pool_ends(
-        deaths: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    deaths: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bgworker.running.task, "LOOK_AGAIN", 0.05)
     left = [deaths]
     run = threading.Thread.run
@@ -844,12 +971,16 @@ def test_threads_that_die_before_their_first_task_are_replaced_or_what_waits_fai
     if deaths < 3:
         assert task.result() == 3
     else:
-        assert isinstance(task.exception(), ShutdownError) and "died before their first task" in str(task.exception())
+        assert isinstance(
+            task.exception(), ShutdownError
+        ) and "died before their first task" in str(task.exception())
     waiting = pool.submit(len, "abc")
     assert joined(pool) and waiting.done()
 
 
-def test_a_callback_of_a_task_that_runs_inside_another_does_not_raise_in_that(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_of_a_task_that_runs_inside_another_does_not_raise_in_that(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def leave(task: object) -> None:
         raise SystemExit("from a callback")
 
@@ -881,7 +1012,8 @@ def test_a_callback_on_a_thread_of_the_pool_may_shut_it_down() -> None:
 
 
 def test_a_thread_that_has_come_back_does_not_take_the_work_of_who_helps_in_its_place() -> None:
-    """A helper is stuck, another gets its inbox; when the first comes back it is a worker like any other."""
+    """A helper is stuck, another gets its inbox; when the first comes back it is a worker like any
+    other."""
     made = bgworker.running.pool.Worker(None, bgworker.running.pool.Worker(None))
     made.inbox = object()  # type: ignore[assignment]
     roster = bgworker.running.pool.Roster(1, 1)

@@ -1,4 +1,5 @@
-"""Runs whose process is dead: what the next writer records of them. (How a reader judges them: test_history.)"""
+"""Runs whose process is dead: what the next writer records of them. (How a reader judges them:
+test_history.)"""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def test_the_next_writer_records_that_tasks_of_a_dead_process_were_interrupted(p
 
 @posix
 def test_what_lives_is_left_alone(path: str) -> None:
-    """A run of another machine, a copied one, and one of this very process, which has closed its sink."""
+    """A run of another machine, a copied one, and one of this very process, which has closed its
+    sink."""
     record = Recorder(path)
     for name, host in (("elsewhere", "another.example"), ("copied", None)):
         record.task(name, "running", run_id=record.run(new_id(len(name)), host=host))

@@ -1,8 +1,8 @@
-"""Random control: whatever is done to a pool in whatever order, from however many threads, every task that began has
-exactly one terminal event, that of its future, and the process ends.
+"""Random control: whatever is done to a pool in whatever order, from however many threads, every
+task that began has exactly one terminal event, that of its future, and the process ends.
 
-The tests are a short smoke of what ``tools/stress.py control`` does for minutes. A child process of its own, which is
-told to stop by SIGINT somewhere, runs the same.
+The tests are a short smoke of what ``tools/stress.py control`` does for minutes. A child process of
+its own, which is told to stop by SIGINT somewhere, runs the same.
 """
 
 from __future__ import annotations
@@ -36,8 +36,15 @@ from bgworker.testing import MemorySink
 ROOT = Path(__file__).resolve().parent.parent
 LONG = 60.0
 
-REASONABLE = (BgworkerError, TaskCancelled, concurrent.futures.CancelledError, asyncio.CancelledError,
-              concurrent.futures.TimeoutError, asyncio.TimeoutError, ValueError)
+REASONABLE = (
+    BgworkerError,
+    TaskCancelled,
+    concurrent.futures.CancelledError,
+    asyncio.CancelledError,
+    concurrent.futures.TimeoutError,
+    asyncio.TimeoutError,
+    ValueError,
+)
 """What a wait may raise here: the other was cancelled, timed out, failed, or could not be run."""
 
 ENDS = {"TaskCompleted": "completed", "TaskFailed": "failed", "TaskCancelled": "cancelled",
@@ -63,15 +70,36 @@ class Control:
     def __init__(self, seed: int, sinks: Any) -> None:
         self.random = random.Random(seed)
         choose = self.random.choice
-        self.pool = Scheduler(choose([1, 1, 2, 4]), sinks=sinks, keep_finished=choose([0, 10, None]),
-                              max_stuck=choose([0, 0, 1, 2, 256]), close_timeout=LONG)
+        self.pool = Scheduler(
+            choose([1, 1, 2, 4]),
+            sinks=sinks,
+            keep_finished=choose([0, 10, None]),
+            max_stuck=choose([0, 0, 1, 2, 256]),
+            close_timeout=LONG,
+        )
         self.tasks: list[Task[Any]] = []
         self.is_over = False
         self.kinds: list[Callable[[int], Any]] = [
-            self.returns, self.returns, self.raises, self.is_hostile, self.talks, self.sleeps, self.never_looks,
-            self.reacts, self.blocks_its_cancel, self.waits, self.waits, self.waits_a_little, self.waits_for_all,
-            self.takes_as_completed, self.awaits, self.awaits, self.awaits_and_waits, self.cancels_itself,
-            self.controls]
+            self.returns,
+            self.returns,
+            self.raises,
+            self.is_hostile,
+            self.talks,
+            self.sleeps,
+            self.never_looks,
+            self.reacts,
+            self.blocks_its_cancel,
+            self.waits,
+            self.waits,
+            self.waits_a_little,
+            self.waits_for_all,
+            self.takes_as_completed,
+            self.awaits,
+            self.awaits,
+            self.awaits_and_waits,
+            self.cancels_itself,
+            self.controls,
+        ]
 
     # -- what tasks do --
 
@@ -79,7 +107,9 @@ class Control:
         return depth
 
     def raises(self, depth: int) -> None:
-        raise self.random.choice([ValueError("own"), SystemExit(3), TaskCancelled("own"), KeyboardInterrupt()])
+        raise self.random.choice(
+            [ValueError("own"), SystemExit(3), TaskCancelled("own"), KeyboardInterrupt()]
+        )
 
     def is_hostile(self, depth: int) -> None:
         raise Hostile
@@ -142,7 +172,9 @@ class Control:
                 self.result_of(task)
             else:
                 with contextlib.suppress(*REASONABLE):
-                    await asyncio.wait_for(asyncio.wrap_future(task), self.random.choice([0.001, LONG]))
+                    await asyncio.wait_for(
+                        asyncio.wrap_future(task), self.random.choice([0.001, LONG])
+                    )
 
     def cancels_itself(self, depth: int) -> None:
         for task in self.tasks[-5:]:
@@ -168,8 +200,11 @@ class Control:
             return None
         self.tasks.append(task)
         if self.random.random() < 0.1:
-            with contextlib.suppress(SystemExit):  # of one that is called at once, for the task has ended
-                task.add_done_callback(choose([self.exits, self.raises_in_a_callback, self.submits_another]))
+            with contextlib.suppress(SystemExit):
+                # of one that is called at once, for the task has ended
+                task.add_done_callback(
+                    choose([self.exits, self.raises_in_a_callback, self.submits_another])
+                )
         return task
 
     def exits(self, task: object) -> None:
@@ -182,7 +217,9 @@ class Control:
         self.submit(0)
 
     def several(self, depth: int) -> list[Task[Any]]:
-        tasks = [self.submit(depth) for _ in range(self.random.choice([1, 2, 3]) if depth > 0 else 0)]
+        tasks = [
+            self.submit(depth) for _ in range(self.random.choice([1, 2, 3]) if depth > 0 else 0)
+        ]
         return [task for task in tasks if task is not None]
 
     def act(self) -> None:
@@ -224,14 +261,22 @@ class Control:
 @contextlib.contextmanager
 def short_patience() -> Iterator[None]:
     """Have the pool lose its patience soon, and nobody see what is said."""
-    before = bgworker.running.pool.STANDSTILL, bgworker.running.task.PATIENCE, sys.getswitchinterval()
+    before = (
+        bgworker.running.pool.STANDSTILL,
+        bgworker.running.task.PATIENCE,
+        sys.getswitchinterval(),
+    )
     bgworker.running.pool.STANDSTILL, bgworker.running.task.PATIENCE = 0.05, 0.02
     loggers = [logging.getLogger(name) for name in ("bgworker", "concurrent.futures", "asyncio")]
     levels = [each.level for each in loggers]
     for each in loggers:
         each.setLevel(logging.CRITICAL + 1)
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
             yield
     finally:
         bgworker.running.pool.STANDSTILL, bgworker.running.task.PATIENCE = before[:2]
@@ -245,7 +290,9 @@ def run_one(seed: int) -> collections.Counter[str]:
     sink = MemorySink()
     sys.setswitchinterval(random.Random(seed).choice([0.005, 0.005, 1e-4, 1e-6]))
     control = Control(seed, [sink])
-    drivers = [threading.Thread(target=control.drive, args=(40,), name=f"driver-{n}") for n in range(2)]
+    drivers = [
+        threading.Thread(target=control.drive, args=(40,), name=f"driver-{n}") for n in range(2)
+    ]
     for driver in drivers:
         driver.start()
     control.drive(control.random.choice([0, 5, 20, 40]))
@@ -256,7 +303,9 @@ def run_one(seed: int) -> collections.Counter[str]:
     return check(seed, control.tasks, sink.events, has_all)
 
 
-def check(seed: int, tasks: list[Task[Any]], events: list[Any], has_all: bool) -> collections.Counter[str]:
+def check(
+    seed: int, tasks: list[Task[Any]], events: list[Any], has_all: bool
+) -> collections.Counter[str]:
     """Check what was promised of all tasks."""
     by_task: dict[str, list[Any]] = {}
     for event in events:
@@ -325,7 +374,9 @@ def interrupt_one(seed: int, folder: Path) -> int:
     script = (f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}\n"
               f"import test_properties_control as control; control.in_child({seed}, {str(path)!r})")
     chance = random.Random(seed)
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
         time.sleep(chance.choice([0.0, 0.01, 0.02, 0.05]) + chance.random() * 0.01)
@@ -334,13 +385,16 @@ def interrupt_one(seed: int, folder: Path) -> int:
     finally:
         child.kill()
         child.wait(LONG)
-    # an interrupt inside of `exec` (a dataclass is being made) is the exit code, although it was caught
+    # an interrupt inside of `exec` (a dataclass is being made) is the exit code, although it was
+    # caught
     assert child.returncode in (0, -signal.SIGINT) and "interrupted" in said, (
         f"seed {seed}: {child.returncode} {said} {complaints[-5000:]}")
     began: dict[str, str] = {}
     for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         event = json.loads(line)
-        assert began.get(event["task_id"], "") not in ENDS, f"seed {seed}: {line} comes after the end"
+        assert (
+            began.get(event["task_id"], "") not in ENDS
+        ), f"seed {seed}: {line} comes after the end"
         began[event["task_id"]] = event["type"]
     open_ended = {task: last for task, last in began.items() if last not in ENDS}
     assert not open_ended, f"seed {seed}: {open_ended}\n{complaints[-3000:]}"
@@ -356,7 +410,9 @@ def test_whatever_is_done_to_a_pool_each_task_ends_once_and_as_its_future_says(s
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process there")
-def test_wherever_an_interrupt_strikes_the_process_ends_and_each_task_of_its_record_has_its_end(tmp_path: Path) -> None:
+def test_wherever_an_interrupt_strikes_the_process_ends_and_each_task_of_its_record_has_its_end(
+    tmp_path: Path,
+) -> None:
     assert sum(interrupt_one(seed, tmp_path) for seed in range(6)) > 0
 
 

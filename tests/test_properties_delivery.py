@@ -1,6 +1,8 @@
-"""Delivery under random histories of trouble: a state machine over a real Scheduler and scripted sinks.
+"""Delivery under random histories of trouble: a state machine over a real Scheduler and scripted
+sinks.
 
-`tools/stress.py` runs it for longer. What is checked stands in `complaints`, which the twins at the end have to displease.
+`tools/stress.py` runs it for longer. What is checked stands in `complaints`, which the twins at the
+end have to displease.
 """
 
 from __future__ import annotations
@@ -14,9 +16,24 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from bgworker import Event, EventType, LossEvent, PermanentSinkError, Scheduler, SinkHealth, SinkOptions, TemporarySinkError
+from bgworker import (
+    Event,
+    EventType,
+    LossEvent,
+    PermanentSinkError,
+    Scheduler,
+    SinkHealth,
+    SinkOptions,
+    TemporarySinkError,
+)
 from bgworker.running.context import TaskContext
 from bgworker.delivery import dispatcher, registry
 from bgworker.delivery.courier import Courier
@@ -30,8 +47,14 @@ FAST = RetryPolicy(attempts=3, base=0.0005, cap=0.001)
 POISON = "poison"
 
 
-def complaints(name: str, health: SinkHealth, acknowledged: Sequence[Event], meant: Counter[str] | None = None, *,
-               has_ended: bool = True) -> list[str]:
+def complaints(
+    name: str,
+    health: SinkHealth,
+    acknowledged: Sequence[Event],
+    meant: Counter[str] | None = None,
+    *,
+    has_ended: bool = True,
+) -> list[str]:
     """Return what is wrong with what a sink got, at a moment when nothing is under way.
 
     Args:
@@ -47,7 +70,9 @@ def complaints(name: str, health: SinkHealth, acknowledged: Sequence[Event], mea
         wrong.append(f"{name}: dropped {health.dropped}, but {health.dropped_by_reason}")
     events = [event for event in acknowledged if not isinstance(event, LossEvent)]
     if len(events) != health.delivered:
-        wrong.append(f"{name}: has acknowledged {len(events)}, but the account says {health.delivered}")
+        wrong.append(
+            f"{name}: has acknowledged {len(events)}, but the account says {health.delivered}"
+        )
     last: dict[str, int] = {}
     ended: set[str] = set()
     for event in events:
@@ -64,11 +89,15 @@ def complaints(name: str, health: SinkHealth, acknowledged: Sequence[Event], mea
             if loss.count != sum(loss.by_type.values()) or loss.sink != name:
                 wrong.append(f"{name}: an odd announcement, {loss}")
             announced.update(loss.by_type)
-    if sum(announced.values()) > health.dropped or (has_ended and sum(announced.values()) < health.dropped):
+    if sum(announced.values()) > health.dropped or (
+        has_ended and sum(announced.values()) < health.dropped
+    ):
         wrong.append(f"{name}: dropped {health.dropped}, but was told of {sum(announced.values())}")
     if meant is not None:
         if sum(meant.values()) != health.emitted:
-            wrong.append(f"{name}: {sum(meant.values())} were emitted, but the account says {health.emitted}")
+            wrong.append(
+                f"{name}: {sum(meant.values())} were emitted, but the account says {health.emitted}"
+            )
         missing = meant - Counter(event.type.value for event in events)
         missing.subtract(announced)
         missing["TaskProgress"] -= health.coalesced
@@ -78,7 +107,8 @@ def complaints(name: str, health: SinkHealth, acknowledged: Sequence[Event], mea
 
 
 def refuse(times: int) -> Step:
-    """Refuse events for good, but not the announcement of a loss: who refuses that one gets none any more."""
+    """Refuse events for good, but not the announcement of a loss: who refuses that one gets none
+    any more."""
     def act(events: Sequence[Event], write: Any) -> None:
         if not all(isinstance(event, LossEvent) for event in events):
             raise PermanentSinkError("refused as it is")
@@ -127,10 +157,16 @@ class Watched:
         self.hangs.clear()
 
 
-OPTIONS = st.builds(SinkOptions, queue_size=st.sampled_from([3, 20, 100_000]), queue_bytes=st.sampled_from([2_000, 1 << 26]),
-                    batch_size=st.sampled_from([1, 2, 7, 500]), linger=st.sampled_from([0.0, 0.0, 0.002]),
-                    overflow=st.sampled_from(["drop_oldest", "drop_newest"]), retry=st.just(FAST),
-                    types=st.sampled_from([None, None, ("TaskOutput", "TaskCompleted", "EventsLost")]))
+OPTIONS = st.builds(
+    SinkOptions,
+    queue_size=st.sampled_from([3, 20, 100_000]),
+    queue_bytes=st.sampled_from([2_000, 1 << 26]),
+    batch_size=st.sampled_from([1, 2, 7, 500]),
+    linger=st.sampled_from([0.0, 0.0, 0.002]),
+    overflow=st.sampled_from(["drop_oldest", "drop_newest"]),
+    retry=st.just(FAST),
+    types=st.sampled_from([None, None, ("TaskOutput", "TaskCompleted", "EventsLost")]),
+)
 
 
 class DeliveryMachine(RuleBasedStateMachine):
@@ -195,9 +231,13 @@ class DeliveryMachine(RuleBasedStateMachine):
     @rule(choice=st.integers(0, 2), times=st.integers(1, 8),
           error=st.sampled_from([None, ValueError("unknown"), SystemExit(), TemporarySinkError("mend me", hold=True),
                                  PermanentSinkError("no such place", concerns="batch")]), is_permanent=st.booleans())
-    def fail(self, choice: int, times: int, error: BaseException | None, is_permanent: bool) -> None:
+    def fail(
+        self, choice: int, times: int, error: BaseException | None, is_permanent: bool
+    ) -> None:
         if self.watched:
-            self.watched[choice % len(self.watched)].sink.then(refuse(times) if is_permanent else fail(times, error))
+            self.watched[choice % len(self.watched)].sink.then(
+                refuse(times) if is_permanent else fail(times, error)
+            )
 
     @rule(choice=st.integers(0, 2))
     def crawl(self, choice: int) -> None:
@@ -235,14 +275,20 @@ class DeliveryMachine(RuleBasedStateMachine):
             watched = self.watched.pop(choice % len(self.watched))
             watched.release()
             watched.sink.poison = None
-            self._check({watched: self.pool.unregister_sink(watched.name, timeout=SOON)}, has_ended=False)
+            self._check(
+                {watched: self.pool.unregister_sink(watched.name, timeout=SOON)}, has_ended=False
+            )
 
     # -- what must hold --
 
     def _check(self, health: dict[Watched, SinkHealth], *, has_ended: bool) -> None:
-        wrong = [each for watched, account in health.items()
-                 for each in complaints(watched.name, account, watched.sink.acknowledged, watched.meant,
-                                        has_ended=has_ended)]
+        wrong = [
+            each
+            for watched, account in health.items()
+            for each in complaints(
+                watched.name, account, watched.sink.acknowledged, watched.meant, has_ended=has_ended
+            )
+        ]
         assert not wrong, "\n".join(wrong)
         for watched, account in health.items():
             assert account.pending == 0, account
@@ -250,7 +296,10 @@ class DeliveryMachine(RuleBasedStateMachine):
     @invariant()
     def every_account_balances_at_any_moment(self) -> None:
         for name, each in self.pool.sinks.items():
-            assert each.emitted == each.delivered + each.coalesced + each.dropped + each.parked + each.pending, (name, each)
+            assert (
+                each.emitted
+                == each.delivered + each.coalesced + each.dropped + each.parked + each.pending
+            ), (name, each)
 
     def teardown(self) -> None:
         try:
@@ -259,10 +308,12 @@ class DeliveryMachine(RuleBasedStateMachine):
                 talker.end()
             for watched in self.watched:
                 watched.release()
-                watched.sink.recover()  # from here on all goes well, so that each loss can be announced
+                # from here on all goes well, so that each loss can be announced
+                watched.sink.recover()
             self.pool.flush(SOON)
             for type_ in ("TaskCreated", "TaskScheduled", "TaskStarted", "TaskCompleted"):
-                self._emitted(type_)  # before the events of one more task, each sink is told of what it did not get
+                # before the events of one more task, each sink is told of what it did not get
+                self._emitted(type_)
             Talker(self.pool).end()
             self.pool.flush(SOON)
             self.pool.shutdown()
@@ -274,21 +325,34 @@ class DeliveryMachine(RuleBasedStateMachine):
             self.pool.shutdown()
 
 
-def run_machine(examples: int, steps: int = 20, machine: type[DeliveryMachine] = DeliveryMachine, **more: Any) -> None:
+def run_machine(
+    examples: int, steps: int = 20, machine: type[DeliveryMachine] = DeliveryMachine, **more: Any
+) -> None:
     """Run the state machine; also from tools/stress.py."""
-    run_state_machine_as_test(machine, settings=settings(  # type: ignore[no-untyped-call]
-        max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck), **more))
+    run_state_machine_as_test(
+        machine,
+        settings=settings(  # type: ignore[no-untyped-call]
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            **more,
+        ),
+    )
 
 
 @pytest.fixture
 def no_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save the 50 ms for which the dispatcher gathers, and a million log lines: they add nothing here."""
+    """Save the 50 ms for which the dispatcher gathers, and a million log lines: they add nothing
+    here."""
     monkeypatch.setattr(dispatcher, "GATHER", 0.001)
     monkeypatch.setattr(logging.getLogger("bgworker"), "disabled", True)
 
 
 @pytest.mark.usefixtures("no_gathering")
-def test_whatever_happens_each_account_is_exact_and_each_sink_is_told_of_all_that_it_misses() -> None:
+def test_whatever_happens_each_account_is_exact_and_each_sink_is_told_of_all_that_it_misses() -> (
+    None
+):
     run_machine(200)
 
 
@@ -296,17 +360,26 @@ def test_whatever_happens_each_account_is_exact_and_each_sink_is_told_of_all_tha
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from([0, 0, 0.0001, 0.001, 0.003]), min_size=1, max_size=8), st.integers(1, 50),
        st.sampled_from([1, 7, 500]))
-def test_the_account_is_exact_at_whatever_speed_the_sink_works(pace: list[float], queue_size: int, batch: int) -> None:
+def test_the_account_is_exact_at_whatever_speed_the_sink_works(
+    pace: list[float], queue_size: int, batch: int
+) -> None:
     sink = FlakySink()
     for seconds in pace:
         sink.then(crawl(1 / seconds, 1) if seconds else work())
     with Scheduler(3) as pool:
-        pool.register_sink(sink, name="it", options=SinkOptions(queue_size=queue_size, batch_size=batch))
+        pool.register_sink(
+            sink, name="it", options=SinkOptions(queue_size=queue_size, batch_size=batch)
+        )
         list(pool.map(_say_fifty, range(3)))
         pool.flush(SOON)
         list(pool.map(_say_fifty, range(1)))
         pool.flush(SOON)
-    meant = Counter({"TaskOutput": 4 * 50, **{f"Task{each}": 4 for each in ("Created", "Scheduled", "Started", "Completed")}})
+    meant = Counter(
+        {
+            "TaskOutput": 4 * 50,
+            **{f"Task{each}": 4 for each in ("Created", "Scheduled", "Started", "Completed")},
+        }
+    )
     assert not complaints("it", pool.sinks["it"], sink.acknowledged, meant)
 
 
@@ -360,7 +433,8 @@ class CarelessIntake(Intake):
 
 
 def history() -> list[str]:
-    """Let an intake and a queue overflow and a batch fail twice; return what `complaints` has to say of it."""
+    """Let an intake and a queue overflow and a batch fail twice; return what `complaints` has to
+    say of it."""
     hang = Hang()
     sink = FlakySink(hang, fail(2))
     said = 600
@@ -370,21 +444,29 @@ def history() -> list[str]:
             current_task().output(str(number))
 
     with Scheduler(1) as pool:
-        pool.register_sink(sink, name="it", options=SinkOptions(queue_size=100, batch_size=10, retry=FAST))
+        pool.register_sink(
+            sink, name="it", options=SinkOptions(queue_size=100, batch_size=10, retry=FAST)
+        )
         pool.submit(current_task).result(SOON)
         pool.flush(0)
         assert hang.entered.wait(SOON)
         intake = pool._dispatcher.intake
         intake._most = intake._limit = 400
         intake._unweighed = 200
-        pool._dispatcher.call(lambda: pool.submit(chat).wait(SOON))  # nobody drains the intake meanwhile
+        # nobody drains the intake meanwhile
+        pool._dispatcher.call(lambda: pool.submit(chat).wait(SOON))
         pool.flush(0)
         hang.release()
         pool.flush(SOON)
         pool.submit(current_task).result(SOON)
         pool.flush(SOON)
     health = pool.sinks["it"]
-    meant = Counter({"TaskOutput": said, **{f"Task{each}": 3 for each in ("Created", "Scheduled", "Started", "Completed")}})
+    meant = Counter(
+        {
+            "TaskOutput": said,
+            **{f"Task{each}": 3 for each in ("Created", "Scheduled", "Started", "Completed")},
+        }
+    )
     assert health.retries == 2, "the history lacks its retries"
     return complaints("it", health, sink.acknowledged, meant)
 
@@ -397,8 +479,9 @@ def test_the_history_that_the_twins_go_through_leaves_nothing_to_complain_about(
     (registry, "Courier", Forgetful, "are accounted for"), (registry, "Courier", Stuttering, "has acknowledged"),
     (registry, "Courier", Silent, "was told of 0"), (registry, "Courier", Reordering, "after"),
     (dispatcher, "Intake", CarelessIntake, "612 were emitted, but")])
-def test_the_same_check_catches_delivery_that_is_careless(monkeypatch: pytest.MonkeyPatch, module: Any, name: str,
-                                                          twin: type, complaint: str) -> None:
+def test_the_same_check_catches_delivery_that_is_careless(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, twin: type, complaint: str
+) -> None:
     monkeypatch.setattr(module, name, twin)
     said = "\n".join(history())
     assert re.search(complaint, said), said

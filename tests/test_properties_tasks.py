@@ -1,4 +1,5 @@
-"""Whatever happens to tasks in whatever order: each is numbered without a gap, ends once, and as its future says."""
+"""Whatever happens to tasks in whatever order: each is numbered without a gap, ends once, and as
+its future says."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from bgworker import Event, LifecycleEvent, Scheduler, Task, TaskCancelled, TaskTimedOut, current_task
+from bgworker import (
+    Event,
+    LifecycleEvent,
+    Scheduler,
+    Task,
+    TaskCancelled,
+    TaskTimedOut,
+    current_task,
+)
 
 LONG = 30.0
 
@@ -52,12 +61,20 @@ class Steered:
         return self.ending
 
 
-ACTIONS = st.lists(st.one_of(
-    st.tuples(st.just("submit"), st.sampled_from(["return", "raise", "stop", "look", "sleep", "timeout"])),
-    st.tuples(st.just("cancel"), st.integers(0, 30)),
-    st.tuples(st.just("finish"), st.integers(0, 30)),
-    st.tuples(st.just("resize"), st.integers(1, 4)),
-    st.tuples(st.just("flush"), st.just(0))), min_size=1, max_size=40)
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("submit"),
+            st.sampled_from(["return", "raise", "stop", "look", "sleep", "timeout"]),
+        ),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
+        st.tuples(st.just("finish"), st.integers(0, 30)),
+        st.tuples(st.just("resize"), st.integers(1, 4)),
+        st.tuples(st.just("flush"), st.just(0)),
+    ),
+    min_size=1,
+    max_size=40,
+)
 
 
 def outcome(task: Task[Any]) -> str:
@@ -72,13 +89,19 @@ def outcome(task: Task[Any]) -> str:
     return "TaskCompleted"
 
 
-STATUS = {"TaskCancelled": "cancelled", "TaskTimedOut": "timed_out", "TaskFailed": "failed", "TaskCompleted": "completed"}
+STATUS = {
+    "TaskCancelled": "cancelled",
+    "TaskTimedOut": "timed_out",
+    "TaskFailed": "failed",
+    "TaskCompleted": "completed",
+}
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(ACTIONS, st.integers(1, 3), st.booleans())
-def test_every_task_is_numbered_without_a_gap_and_ends_once_as_its_future_says(actions: list[tuple[str, Any]],
-                                                                               workers: int, cancel_rest: bool) -> None:
+def test_every_task_is_numbered_without_a_gap_and_ends_once_as_its_future_says(
+    actions: list[tuple[str, Any]], workers: int, cancel_rest: bool
+) -> None:
     recorder = Recorder()
     tasks: list[tuple[Task[Any], Steered]] = []
     pool = Scheduler(workers, sinks=[recorder], keep_finished=3)
@@ -86,7 +109,12 @@ def test_every_task_is_numbered_without_a_gap_and_ends_once_as_its_future_says(a
         if action == "submit":
             steered = Steered()
             steered.ending = value
-            tasks.append((pool.options(timeout=0.005 if value == "timeout" else None).submit(steered), steered))
+            tasks.append(
+                (
+                    pool.options(timeout=0.005 if value == "timeout" else None).submit(steered),
+                    steered,
+                )
+            )
         elif action == "resize":
             pool.resize(value)
         elif action == "flush":
@@ -107,7 +135,11 @@ def test_every_task_is_numbered_without_a_gap_and_ends_once_as_its_future_says(a
     pool.shutdown()
     assert [task.status for task, _ in tasks] == [STATUS[each] for each in outcomes]
     for (task, _), end in zip(tasks, outcomes):
-        check(task, end, [each for each in recorder.events if getattr(each, "task_id", None) == task.id])
+        check(
+            task,
+            end,
+            [each for each in recorder.events if getattr(each, "task_id", None) == task.id],
+        )
     assert len(pool.tasks()) == min(3, len(tasks))
     health = pool.sinks["recorder"]
     assert (health.emitted, health.pending, health.dropped) == (len(recorder.events), 0, 0)

@@ -1,4 +1,5 @@
-"""Tasks of every kind that wait for one another in every way, in pools too small for them: each ends, and once."""
+"""Tasks of every kind that wait for one another in every way, in pools too small for them: each
+ends, and once."""
 
 from __future__ import annotations
 
@@ -19,7 +20,12 @@ from bgworker.testing import MemorySink
 
 LONG = 60.0
 
-REASONABLE = (BgworkerError, asyncio.TimeoutError, asyncio.CancelledError, concurrent.futures.CancelledError)
+REASONABLE = (
+    BgworkerError,
+    asyncio.TimeoutError,
+    asyncio.CancelledError,
+    concurrent.futures.CancelledError,
+)
 """What a wait may raise here: the other was cancelled, timed out, or could not be run."""
 
 
@@ -31,12 +37,23 @@ class Forest:
         self.pool = pool
         self.tasks: list[Task[Any]] = []
         self.kinds: list[Callable[[int], Any]] = [
-            self.waits, self.waits_for_all, self.takes_as_completed, self.awaits, self.awaits, self.blocks_or_awaits,
-            self.runs_a_loop, self.looks, self.looks_in_a_loop, self.never_looks]
+            self.waits,
+            self.waits_for_all,
+            self.takes_as_completed,
+            self.awaits,
+            self.awaits,
+            self.blocks_or_awaits,
+            self.runs_a_loop,
+            self.looks,
+            self.looks_in_a_loop,
+            self.never_looks,
+        ]
 
     def submit(self, depth: int) -> Task[Any]:
-        options = self.pool.options(timeout=self.random.choice([None, None, None, 0.01, 0.05, LONG]),
-                                    capture_output=self.random.random() < 0.1)
+        options = self.pool.options(
+            timeout=self.random.choice([None, None, None, 0.01, 0.05, LONG]),
+            capture_output=self.random.random() < 0.1,
+        )
         kind = self.random.choice(self.kinds)
         while True:
             try:
@@ -48,7 +65,9 @@ class Forest:
                 return task
 
     def several(self, depth: int) -> list[Task[Any]]:
-        return [self.submit(depth) for _ in range(self.random.choice([1, 2, 3]) if depth > 0 else 0)]
+        return [
+            self.submit(depth) for _ in range(self.random.choice([1, 2, 3]) if depth > 0 else 0)
+        ]
 
     def waits(self, depth: int) -> None:
         for task in self.several(depth):
@@ -77,7 +96,9 @@ class Forest:
                 self.result_of(task)
             else:
                 try:
-                    await asyncio.wait_for(asyncio.wrap_future(task), self.random.choice([0.001, LONG]))
+                    await asyncio.wait_for(
+                        asyncio.wrap_future(task), self.random.choice([0.001, LONG])
+                    )
                 except REASONABLE:
                     pass
 
@@ -119,9 +140,17 @@ def grow(seed: int, max_stuck: int) -> Forest:
     for task in forest.tasks:
         events = by_task[task.id]
         assert [each.seq for each in events] == list(range(1, len(events) + 1)), f"seed {seed}"
-        ends = [each for each in events if getattr(each, "task", None) is not None and each.task.status.is_final]
+        ends = [
+            each
+            for each in events
+            if getattr(each, "task", None) is not None and each.task.status.is_final
+        ]
         assert ends == events[-1:] and ends[0].task.status is task.status, f"seed {seed}"
-    assert not [each for each in threading.enumerate() if each in {w.thread for w in pool._pool._roster.active()}]
+    assert not [
+        each
+        for each in threading.enumerate()
+        if each in {w.thread for w in pool._pool._roster.active()}
+    ]
     return forest
 
 
@@ -132,8 +161,9 @@ def test_all_tasks_of_a_forest_end_and_none_fails(start: int) -> None:
         assert not failed, f"seed {seed}: {failed[0].snapshot().invocation_info}"
 
 
-def test_all_tasks_of_a_forest_end_also_where_too_many_threads_are_stuck(monkeypatch: pytest.MonkeyPatch,
-                                                                        caplog: pytest.LogCaptureFixture) -> None:
+def test_all_tasks_of_a_forest_end_also_where_too_many_threads_are_stuck(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(bgworker.running.pool, "STANDSTILL", 0.02)
     caplog.set_level(logging.CRITICAL, "bgworker")
     for seed in range(40):

@@ -14,19 +14,36 @@ import bgworker
 
 ROOT = Path(__file__).resolve().parent.parent
 
-DEAR = ("sqlite3", "urllib.request", "ssl", "http", "asyncio", "multiprocessing", "dataclasses", "inspect", "typing")
+DEAR = (
+    "sqlite3",
+    "urllib.request",
+    "ssl",
+    "http",
+    "asyncio",
+    "multiprocessing",
+    "dataclasses",
+    "inspect",
+    "typing",
+)
 """What `import bgworker` alone must not load."""
 
 
 def in_fresh_interpreter(code: str) -> str:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"
-    done = subprocess.run([sys.executable, "-I", "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-I", "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_every_public_name_resolves() -> None:
-    assert sorted(set(bgworker.__all__)) == sorted(bgworker.__all__), "a name stands in __all__ twice"
+    assert sorted(set(bgworker.__all__)) == sorted(
+        bgworker.__all__
+    ), "a name stands in __all__ twice"
     missing = [name for name in bgworker.__all__ if not hasattr(bgworker, name)]
     assert not missing
 
@@ -48,12 +65,19 @@ def test_importing_bgworker_loads_nothing_dear() -> None:
 
 def test_the_list_of_dear_modules_would_notice_one() -> None:
     code = "before = set(sys.modules)\nimport bgworker, sqlite3, urllib.request, asyncio\nprint(*set(sys.modules) - before)"
-    assert {"sqlite3", "urllib.request", "asyncio"} <= set(in_fresh_interpreter(code).split()) & set(DEAR)
+    assert {"sqlite3", "urllib.request", "asyncio"} <= set(
+        in_fresh_interpreter(code).split()
+    ) & set(DEAR)
 
 
 def test_a_star_import_brings_every_public_name() -> None:
-    assert in_fresh_interpreter("from bgworker import *\nimport bgworker\n"
-                                "print([name for name in bgworker.__all__ if name not in globals()])").strip() == "[]"
+    assert (
+        in_fresh_interpreter(
+            "from bgworker import *\nimport bgworker\n"
+            "print([name for name in bgworker.__all__ if name not in globals()])"
+        ).strip()
+        == "[]"
+    )
 
 
 @pytest.mark.parametrize(("home", "names"), [
@@ -89,11 +113,13 @@ def test_the_version_is_the_one_of_the_project() -> None:
     assert bgworker.__version__.count(".") == 2
 
 
-# --- docstrings ---------------------------------------------------------------------------------------------------------
+# --- docstrings
+# ---------------------------------------------------------------------------------------------------------
 
 
 def undocumented(name: str, value: object) -> Iterator[str]:
-    """Yield the dotted names, of the public thing and its public methods and properties, that have no docstring."""
+    """Yield the dotted names, of the public thing and its public methods and properties, that have
+    no docstring."""
     if inspect.isclass(value):
         if not has_own_docstring(value):
             yield name
@@ -112,8 +138,12 @@ def has_own_docstring(cls: type) -> bool:
 
 
 def test_every_public_name_and_method_has_a_docstring() -> None:
-    missing = [dotted for name in bgworker.__all__ for dotted in undocumented(name, getattr(bgworker, name))
-               if not name.startswith("__")]
+    missing = [
+        dotted
+        for name in bgworker.__all__
+        for dotted in undocumented(name, getattr(bgworker, name))
+        if not name.startswith("__")
+    ]
     assert not missing, "\n".join(missing)
 
 
@@ -121,11 +151,21 @@ def test_the_search_for_docstrings_finds_what_has_none() -> None:
     class Bare:
         def method(self) -> None: ...
         @property
-        def value(self) -> int: return 1
+        def value(self) -> int:
+            return 1
+
         @staticmethod
         def static() -> None: ...
+
         @classmethod
         def made(cls) -> None: ...
+
         def _private(self) -> None: ...
 
-    assert list(undocumented("Bare", Bare)) == ["Bare", "Bare.method", "Bare.value", "Bare.static", "Bare.made"]
+    assert list(undocumented("Bare", Bare)) == [
+        "Bare",
+        "Bare.method",
+        "Bare.value",
+        "Bare.static",
+        "Bare.made",
+    ]

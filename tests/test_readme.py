@@ -18,7 +18,10 @@ README = ROOT / "README.md"
 NEWCOMER_COMMANDS = ("python3 tools/check.py", "python3 -m bgworker run ")
 """Set up and test the project; run something with it."""
 
-BLOCK = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=fence)[ ]*$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"^(?P<fence>`{3,})(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=fence)[ ]*$",
+    re.DOTALL | re.MULTILINE,
+)
 NO_RUN = re.compile(r"<!-- no-run: (?P<reason>[^>]*\S) -->\s*\Z")
 
 
@@ -30,11 +33,16 @@ class Block(NamedTuple):
 
 
 def python_blocks(text: str) -> Iterator[Block]:
-    """Yield every ```python block, with the reason of a no-run comment that stands directly before it."""
+    """Yield every ```python block, with the reason of a no-run comment that stands directly before
+    it."""
     for found in BLOCK.finditer(text):
         if found["language"] == "python":
             comment = NO_RUN.search(text, 0, found.start())
-            yield Block(text.count("\n", 0, found.start()) + 1, found["code"], comment["reason"] if comment else None)
+            yield Block(
+                text.count("\n", 0, found.start()) + 1,
+                found["code"],
+                comment["reason"] if comment else None,
+            )
 
 
 def text() -> str:
@@ -42,16 +50,28 @@ def text() -> str:
 
 
 def runnable() -> list[object]:
-    return [pytest.param(block.code, id=f"line {block.line}") for block in python_blocks(text()) if block.no_run is None]
+    return [
+        pytest.param(block.code, id=f"line {block.line}")
+        for block in python_blocks(text())
+        if block.no_run is None
+    ]
 
 
 def run_block(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the code as a script in a folder of its own, with this checkout's bgworker and no setting from outside."""
+    """Run the code as a script in a folder of its own, with this checkout's bgworker and no setting
+    from outside."""
     script = folder / "example.py"
     script.write_text(code, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-W", "error", str(script)], cwd=folder, env=environment, timeout=120,
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        cwd=folder,
+        env=environment,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize("code", runnable())
@@ -79,15 +99,22 @@ def test_every_subcommand_is_mentioned() -> None:
 def subcommands() -> list[str]:
     """Return the verbs that the command line's own help lists."""
     environment = {**os.environ, "COLUMNS": "1000", "NO_COLOR": "1"}
-    done = subprocess.run([sys.executable, "-m", "bgworker", "--help"], cwd=ROOT, env=environment, timeout=60,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "bgworker", "--help"],
+        cwd=ROOT,
+        env=environment,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     listed = re.findall(r"^    ([a-z]+)  ", done.stdout, re.MULTILINE)
     assert listed, done.stdout
     return listed
 
 
-# --- the extraction itself ----------------------------------------------------------------------------------------------
+# --- the extraction itself
+# ----------------------------------------------------------------------------------------------
 
 SAMPLE = """\
 # Title

@@ -1,4 +1,5 @@
-"""The README's window: it compiles everywhere, type-checks where mypy is, and runs where there is a display."""
+"""The README's window: it compiles everywhere, type-checks where mypy is, and runs where there is a
+display."""
 
 from __future__ import annotations
 
@@ -47,13 +48,20 @@ tkinter.Misc.mainloop = driven
 
 
 def sample() -> str:
-    [block] = [each for each in python_blocks(README.read_text(encoding="utf-8")) if "import tkinter" in each.code]
+    [block] = [
+        each
+        for each in python_blocks(README.read_text(encoding="utf-8"))
+        if "import tkinter" in each.code
+    ]
     return block.code
 
 
 def test_the_sample_compiles_and_is_about_thirty_lines_long() -> None:
     code = compile(sample(), "sample", "exec", dont_inherit=True)
-    assert "poll" in code.co_names and len([line for line in sample().splitlines() if line.strip()]) <= 35
+    assert (
+        "poll" in code.co_names
+        and len([line for line in sample().splitlines() if line.strip()]) <= 35
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +70,35 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("mistake, is_found", [(None, False), ("event.task.status", True), ("subscription.poll", True)])
-def test_the_sample_uses_what_is_there(tmp_path: Path, mistake: str | None, is_found: bool, cache: Path) -> None:
+def test_the_sample_uses_what_is_there(
+    tmp_path: Path, mistake: str | None, is_found: bool, cache: Path
+) -> None:
     pytest.importorskip("mypy", reason="needs mypy")
     text = sample() if mistake is None else sample().replace(mistake, mistake + "_")
     assert (text != sample()) is is_found
     (tmp_path / "sample.py").write_text(text, encoding="utf-8")
-    done = subprocess.run([sys.executable, "-m", "mypy", "--check-untyped-defs", "--config-file", os.devnull, "sample.py",
-                           "--cache-dir", str(cache),
-                           "--disable-error-code", "var-annotated", "--disable-error-code", "has-type"], cwd=tmp_path,
-                          timeout=300, capture_output=True, text=True, env={**os.environ, "MYPYPATH": str(ROOT)})
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--check-untyped-defs",
+            "--config-file",
+            os.devnull,
+            "sample.py",
+            "--cache-dir",
+            str(cache),
+            "--disable-error-code",
+            "var-annotated",
+            "--disable-error-code",
+            "has-type",
+        ],
+        cwd=tmp_path,
+        timeout=300,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+    )
     assert done.returncode == is_found, done.stdout + done.stderr
 
 
@@ -85,9 +113,13 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if server is None:
         pytest.skip("needs Xvfb, an X server without a screen")
     reading, writing = os.pipe()
-    with subprocess.Popen([server, "-displayfd", str(writing), "-screen", "0", "800x600x24", "-nolisten", "tcp"],
-                          pass_fds=[writing], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [server, "-displayfd", str(writing), "-screen", "0", "800x600x24", "-nolisten", "tcp"],
+        pass_fds=[writing],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
         try:
             os.close(writing)
             with open(reading, encoding="ascii") as told:

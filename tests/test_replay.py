@@ -1,4 +1,5 @@
-"""Replay: what was parked arrives after all, once, and nothing leaves the file before it has arrived."""
+"""Replay: what was parked arrives after all, once, and nothing leaves the file before it has
+arrived."""
 
 from __future__ import annotations
 
@@ -14,14 +15,23 @@ from typing import Any
 
 import pytest
 
-from bgworker import PermanentSinkError, RetryPolicy, Scheduler, SinkError, SinkOptions, TemporarySinkError, current_task
+from bgworker import (
+    PermanentSinkError,
+    RetryPolicy,
+    Scheduler,
+    SinkError,
+    SinkOptions,
+    TemporarySinkError,
+    current_task,
+)
 from bgworker.park.replay import MOST_BYTES, replay
 from bgworker.model.events import Event, StreamEvent
 from bgworker.model.wire import decode
 
 
 class Store:
-    """Keeps events by (task_id, seq), as a database would; ``refuses`` and ``fails`` tell what it does not take."""
+    """Keeps events by (task_id, seq), as a database would; ``refuses`` and ``fails`` tell what it
+    does not take."""
 
     def __init__(self, refuses: str = "", fails_after: int | None = None) -> None:
         self.rows: dict[tuple[str, int], Event] = {}
@@ -99,18 +109,26 @@ def test_replay_delivers_everything_and_a_second_one_changes_nothing(parked: Pat
     assert not [name for name in os.listdir(parked.parent) if not name.endswith(".lock")]
 
 
-def test_a_sink_that_fails_half_way_leaves_the_rest_in_the_file_for_the_next_replay(parked: Path) -> None:
+def test_a_sink_that_fails_half_way_leaves_the_rest_in_the_file_for_the_next_replay(
+    parked: Path,
+) -> None:
     store = Store(fails_after=2)
     with pytest.raises(SinkError, match="away"):
         replay(parked, store, batch_size=5)
-    assert len(store.rows) == 10 and [line["event"]["seq"] for line in lines(parked)] == list(range(11, 25))
+    assert len(store.rows) == 10 and [line["event"]["seq"] for line in lines(parked)] == list(
+        range(11, 25)
+    )
     rest = Store()
-    assert replay(parked, rest, batch_size=5).delivered == 14, "what was delivered is not delivered again"
+    assert (
+        replay(parked, rest, batch_size=5).delivered == 14
+    ), "what was delivered is not delivered again"
     assert not parked.exists()
     assert sorted(seq for _, seq in {**store.rows, **rest.rows}) == list(range(1, 25))
 
 
-def test_events_that_the_sink_refuses_stay_in_the_file_and_their_neighbours_arrive(parked: Path) -> None:
+def test_events_that_the_sink_refuses_stay_in_the_file_and_their_neighbours_arrive(
+    parked: Path,
+) -> None:
     report = replay(parked, Store(refuses="line 7"))
     assert (report.delivered, report.refused) == (23, 1)
     assert report.problems == ("refused: no line 7",)
@@ -120,8 +138,9 @@ def test_events_that_the_sink_refuses_stay_in_the_file_and_their_neighbours_arri
 
 
 @pytest.mark.parametrize("concerns", ["batch", "sink"])
-def test_a_sink_that_refuses_whatever_comes_ends_the_replay_and_leaves_everything_in_the_file(parked: Path,
-                                                                                            concerns: Any) -> None:
+def test_a_sink_that_refuses_whatever_comes_ends_the_replay_and_leaves_everything_in_the_file(
+    parked: Path, concerns: Any
+) -> None:
     class Refusing(Store):
         def write(self, events: Sequence[Event]) -> None:
             self.writes += 1
@@ -179,7 +198,9 @@ def test_what_is_parked_during_a_replay_stays_for_the_next(parked: Path) -> None
 
 def test_no_note_beside_the_file_is_believed(parked: Path) -> None:
     status = parked.stat()
-    Path(f"{parked}.replay").write_text(json.dumps({"identity": [status.st_dev, status.st_ino], "done": status.st_size, "kept": []}))
+    Path(f"{parked}.replay").write_text(
+        json.dumps({"identity": [status.st_dev, status.st_ino], "done": status.st_size, "kept": []})
+    )
     assert replay(parked, Store()).delivered == 24
 
 
@@ -207,7 +228,9 @@ def test_a_file_that_is_no_park_file_is_not_touched(tmp_path: Path, content: byt
 
 
 def test_of_a_mixed_file_only_what_a_park_wrote_is_removed(parked: Path, tmp_path: Path) -> None:
-    (wire,) = [json.dumps(line["event"]) + "\n" for line in lines(parked) if line["event"]["seq"] == 3]
+    (wire,) = [
+        json.dumps(line["event"]) + "\n" for line in lines(parked) if line["event"]["seq"] == 3
+    ]
     first, *others = parked.read_text().splitlines(keepends=True)
     parked.write_text("".join(["rubbish\n", first, wire, *others, "{}\n"]))
     assert replay(parked, Store(), batch_size=4).delivered == 25
@@ -225,7 +248,11 @@ def test_what_is_left_keeps_the_mode_and_the_owner_of_the_file(parked: Path) -> 
     replay(parked, Store())
     after = parked.stat()
     assert parked.read_bytes() == b"rubbish\n"
-    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert (after.st_mode, after.st_uid, after.st_gid) == (
+        before.st_mode,
+        before.st_uid,
+        before.st_gid,
+    )
 
 
 def test_a_line_that_is_too_long_is_skipped_kept_and_never_in_memory(parked: Path) -> None:
@@ -242,7 +269,10 @@ def test_a_line_that_is_too_long_is_skipped_kept_and_never_in_memory(parked: Pat
         assert tracemalloc.get_traced_memory()[1] < 5 * MOST_BYTES
     finally:
         tracemalloc.stop()
-    assert (report.delivered, report.skipped) == (24, 2) and f"has more than {MOST_BYTES} bytes" in report.problems[0]
+    assert (report.delivered, report.skipped) == (
+        24,
+        2,
+    ) and f"has more than {MOST_BYTES} bytes" in report.problems[0]
     assert 20 * MOST_BYTES < parked.stat().st_size < size
 
 
@@ -304,8 +334,11 @@ def test_a_killed_replay_loses_nothing(parked: Path, tmp_path: Path) -> None:
     """)
     got = tmp_path / "got"
     for kill_at in (1, 2, 3):
-        done = subprocess.run([sys.executable, "-c", script, str(parked), str(got), str(kill_at)], timeout=60,
-                              cwd=Path(__file__).parents[1])
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(parked), str(got), str(kill_at)],
+            timeout=60,
+            cwd=Path(__file__).parents[1],
+        )
         assert done.returncode == -signal.SIGKILL
         assert len(lines(parked)) == 24
     done = subprocess.run([sys.executable, "-c", script, str(parked), str(got), "0"], timeout=60,
@@ -313,4 +346,6 @@ def test_a_killed_replay_loses_nothing(parked: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and not parked.exists()
     seqs = [int(line) for line in got.read_text().split()]
     assert sorted(set(seqs)) == list(range(1, 25))
-    assert len(seqs) == 24 + (1 + 2 + 3) * 3, "what a killed replay had delivered was delivered again"
+    assert (
+        len(seqs) == 24 + (1 + 2 + 3) * 3
+    ), "what a killed replay had delivered was delivered again"

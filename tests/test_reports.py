@@ -110,7 +110,9 @@ def test_where_no_thread_starts_the_lines_come_all_the_same(handler: Handler) ->
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_forked_child_reports_though_the_parents_handler_blocked_at_the_fork(handler: Handler) -> None:
+def test_a_forked_child_reports_though_the_parents_handler_blocked_at_the_fork(
+    handler: Handler,
+) -> None:
     handler.may_go_on.clear()
     report(logging.ERROR, "the parent's")
     assert handler.entered.wait(SOON)

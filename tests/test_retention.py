@@ -1,4 +1,5 @@
-"""How a history is kept within bounds: what goes, what stays whatever happens, and that nobody has to wait for it."""
+"""How a history is kept within bounds: what goes, what stays whatever happens, and that nobody has
+to wait for it."""
 
 from __future__ import annotations
 
@@ -86,11 +87,15 @@ def steps_of(path: str, record: Recorder, **bounds: Any) -> list[int]:
 # -- what goes --
 
 
-def test_by_age_goes_what_ended_longer_ago_with_all_that_belongs_to_it(path: str, record: Recorder) -> None:
+def test_by_age_goes_what_ended_longer_ago_with_all_that_belongs_to_it(
+    path: str, record: Recorder
+) -> None:
     for name, days in (("old", 3), ("older", 9), ("new", 1)):
         run = record.run(new_id(days))
         record.insert("scripts", hash=f"script of {name}")
-        task_id = record.task(name, created=record.ago(days=days), run_id=run, script_hash=f"script of {name}")
+        task_id = record.task(
+            name, created=record.ago(days=days), run_id=run, script_hash=f"script of {name}"
+        )
         record.said(task_id, name)
     record.lost(3, at=record.ago(days=3))
     record.lost(1, at=record.ago(days=1))
@@ -119,7 +124,9 @@ def test_by_number_those_go_first_that_ended_first(path: str, record: Recorder) 
     assert value_of(path, "SELECT count(*) FROM stream_rows") == 0
 
 
-def test_by_bytes_the_oldest_go_until_what_is_left_fits_and_the_file_shrinks_to_it(path: str, record: Recorder) -> None:
+def test_by_bytes_the_oldest_go_until_what_is_left_fits_and_the_file_shrinks_to_it(
+    path: str, record: Recorder
+) -> None:
     fill(record, 900, rows=20, text="x" * 200)
     before = value_of(path, "PRAGMA page_count") * value_of(path, "PRAGMA page_size")
     assert before > 4_000_000
@@ -138,17 +145,26 @@ def test_the_room_of_what_went_is_given_back_but_for_a_reserve(path: str, record
     before = value_of(path, "PRAGMA page_count")
     steps_of(path, record, max_tasks=10)
     after, free = value_of(path, "PRAGMA page_count"), value_of(path, "PRAGMA freelist_count")
-    assert before > 1000 and after < before / 3 and free <= max(retention.MOST_PAGES, after // 8 + retention.MOST_PAGES)
+    assert (
+        before > 1000
+        and after < before / 3
+        and free <= max(retention.MOST_PAGES, after // 8 + retention.MOST_PAGES)
+    )
 
 
-def test_a_script_and_a_run_stay_as_long_as_one_task_refers_to_them(path: str, record: Recorder) -> None:
+def test_a_script_and_a_run_stay_as_long_as_one_task_refers_to_them(
+    path: str, record: Recorder
+) -> None:
     run = record.run()
     record.insert("scripts", hash="shared", text="def load(): ...")
     for days in (1, 2, 3):
         record.task(f"{days} days", created=record.ago(days=days), run_id=run, script_hash="shared")
     steps_of(path, record, max_tasks=1)
-    assert (names(path), query(path, "SELECT hash FROM scripts"), query(path, "SELECT run_id FROM runs")) == (
-        ["1 days"], [("shared",)], [(run,)])
+    assert (
+        names(path),
+        query(path, "SELECT hash FROM scripts"),
+        query(path, "SELECT run_id FROM runs"),
+    ) == (["1 days"], [("shared",)], [(run,)])
     steps_of(path, record, max_tasks=0)
     assert query(path, "SELECT hash FROM scripts UNION SELECT run_id FROM runs") == []
 
@@ -156,7 +172,9 @@ def test_a_script_and_a_run_stay_as_long_as_one_task_refers_to_them(path: str, r
 def test_without_a_bound_nothing_goes(path: str, record: Recorder) -> None:
     fill(record, 10, days=9999)
     assert not Retention().is_bounded
-    assert [Retention(**{name: 1}).is_bounded for name in ("max_age", "max_tasks", "max_bytes")] == [True] * 3
+    assert [
+        Retention(**{name: 1}).is_bounded for name in ("max_age", "max_tasks", "max_bytes")
+    ] == [True] * 3
     assert steps_of(path, record) == []
     assert len(names(path)) == 10
 
@@ -175,25 +193,39 @@ def test_a_task_that_has_not_ended_stays_whatever_the_bound(
     lock = LockFile.share(schema.lock_path(path))
     lock.hold(schema.presence(run) or 0)  # what a sink of this process does
     for number, status in enumerate(UNENDED):
-        here = record.task(f"here {status}", status, created=record.ago(days=9, hours=-number), run_id=run)
+        here = record.task(
+            f"here {status}", status, created=record.ago(days=9, hours=-number), run_id=run
+        )
         record.said(here, "x" * 9000)
-        record.task(f"there {status}", status, created=record.ago(days=8, hours=-number), run_id=other)
+        record.task(
+            f"there {status}", status, created=record.ago(days=8, hours=-number), run_id=other
+        )
     record.task("ended", created=record.ago(days=7), run_id=run)
     steps_of(path, record, **bounds)
     lock.leave()
-    assert names(path) == [*(f"here {status}" for status in UNENDED), *(f"there {status}" for status in UNENDED)]
+    assert names(path) == [
+        *(f"here {status}" for status in UNENDED),
+        *(f"there {status}" for status in UNENDED),
+    ]
     assert value_of(path, "SELECT count(*) FROM stream_rows") == len(UNENDED)
 
 
 @contextmanager
 def holder(path: str, run: str) -> Iterator[None]:
     """A process that shows that a run lives, and is killed at the end."""
-    program = ("import sys\nfrom bgworker.history import schema\nfrom bgworker.sinks.lockfile import LockFile\n"
-               "lock = LockFile.share(schema.lock_path(sys.argv[1]))\nlock.hold(schema.presence(sys.argv[2]))\n"
-               "print('held', flush=True)\nsys.stdin.read()")
+    program = (
+        "import sys\nfrom bgworker.history import schema\nfrom bgworker.sinks.lockfile import LockFile\n"
+        "lock = LockFile.share(schema.lock_path(sys.argv[1]))\nlock.hold(schema.presence(sys.argv[2]))\n"
+        "print('held', flush=True)\nsys.stdin.read()"
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path(schema.__file__).parents[2])}
-    with subprocess.Popen([sys.executable, "-c", program, path, run], env=environment, text=True, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program, path, run],
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
         try:
             assert process.stdout is not None and process.stdout.readline() == "held\n"
             yield
@@ -203,7 +235,9 @@ def holder(path: str, run: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("status", UNENDED)
-def test_a_task_whose_process_is_dead_goes_like_one_that_has_ended(path: str, record: Recorder, status: str) -> None:
+def test_a_task_whose_process_is_dead_goes_like_one_that_has_ended(
+    path: str, record: Recorder, status: str
+) -> None:
     dead = record.run(new_id(1), host=schema.this_host())
     with holder(path, dead):
         pass
@@ -228,7 +262,9 @@ def test_a_run_is_dead_once_the_process_that_held_its_byte_is(path: str, record:
     lock.leave()
 
 
-def test_a_replayed_start_of_a_pruned_task_comes_under_a_new_key(path: str, record: Recorder) -> None:
+def test_a_replayed_start_of_a_pruned_task_comes_under_a_new_key(
+    path: str, record: Recorder
+) -> None:
     task_id = record.task("first", created=record.ago(days=1))
     (key,) = record.connection.execute("SELECT key FROM tasks").fetchone()
     steps_of(path, record, max_tasks=0)
@@ -239,12 +275,16 @@ def test_a_replayed_start_of_a_pruned_task_comes_under_a_new_key(path: str, reco
 # -- by small steps --
 
 
-def test_no_step_removes_more_than_its_share_however_much_there_is(path: str, record: Recorder) -> None:
+def test_no_step_removes_more_than_its_share_however_much_there_is(
+    path: str, record: Recorder
+) -> None:
     fill(record, 3 * MOST_TASKS + 1, rows=2)
     big = record.task("big", created=record.ago(days=9))
     record.many_said(big, 3 * MOST_ROWS)
     changes, transactions = [record.connection.total_changes], []
-    record.connection.set_trace_callback(lambda sql: transactions.append(sql) if sql.startswith("COMMIT") else None)
+    record.connection.set_trace_callback(
+        lambda sql: transactions.append(sql) if sql.startswith("COMMIT") else None
+    )
     keeping, lock = Retention(max_tasks=0), LockFile.share(schema.lock_path(path))
     look(path, keeping, lock)
     while keeping.step(record.connection):
@@ -260,7 +300,9 @@ def test_no_step_removes_more_than_its_share_however_much_there_is(path: str, re
     check_whole(path)
 
 
-def test_no_step_removes_more_text_than_its_share_but_for_one_row(path: str, record: Recorder) -> None:
+def test_no_step_removes_more_text_than_its_share_but_for_one_row(
+    path: str, record: Recorder
+) -> None:
     text = "x" * (retention.MOST_CHARACTERS // 4 + 1)
     fill(record, 3, rows=4, text=text)
     fill(record, 1, rows=1, text=text * 8, days=1)
@@ -271,7 +313,11 @@ def test_no_step_removes_more_text_than_its_share_but_for_one_row(path: str, rec
 
 def test_between_two_steps_of_a_prune_a_batch_is_stored(path: str, record: Recorder) -> None:
     fill(record, 5 * MOST_TASKS)
-    sink, keeping, lock = SqliteSink(path), Retention(max_tasks=0), LockFile.share(schema.lock_path(path))
+    sink, keeping, lock = (
+        SqliteSink(path),
+        Retention(max_tasks=0),
+        LockFile.share(schema.lock_path(path)),
+    )
     look(path, keeping, lock)
     steps = 0
     for number in range(100):
@@ -291,7 +337,10 @@ def test_between_two_steps_of_a_prune_a_batch_is_stored(path: str, record: Recor
 def test_wherever_a_prune_is_left_off_no_reference_dangles(path: str, record: Recorder) -> None:
     run = record.run()
     record.insert("scripts", hash="h")
-    record.many_said(record.task("big", created=record.ago(days=9), run_id=run, script_hash="h"), 2 * MOST_ROWS + 5)
+    record.many_said(
+        record.task("big", created=record.ago(days=9), run_id=run, script_hash="h"),
+        2 * MOST_ROWS + 5,
+    )
     fill(record, MOST_TASKS + 5)
     keeping, lock = Retention(max_tasks=1), LockFile.share(schema.lock_path(path))
     look(path, keeping, lock)
@@ -317,7 +366,11 @@ def states(numbers: range) -> Batch:
     records: list[Any] = []
     for number in numbers:
         state = TaskState(f"{number:032}", f"{number}", "b" * 32, 10**18 + number)
-        state.started_ns, state.completed_ns, state.duration = 10**18 + number, 10**18 + number * 1000, 0.5
+        state.started_ns, state.completed_ns, state.duration = (
+            10**18 + number,
+            10**18 + number * 1000,
+            0.5,
+        )
         kinds = (CREATED, None), (STARTED, None), (OUTPUT, "x" * 100), (COMPLETED, None)
         records += [(state, seq, kind, 10**18, data) for seq, (kind, data) in enumerate(kinds, 1)]
     return Batch(records)
@@ -342,7 +395,9 @@ def test_a_sink_prunes_while_it_is_written_to(path: str, monkeypatch: pytest.Mon
     sink.close()
 
 
-def test_a_large_batch_is_followed_by_as_much_more_pruning(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_batch_is_followed_by_as_much_more_pruning(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sink, seconds = SqliteSink(path, max_tasks=7), []
     monkeypatch.setattr(sink, "_prune", seconds.append)
     for count in (1, PRUNE_BATCH // 2, 2 * PRUNE_BATCH):
@@ -364,7 +419,10 @@ def test_trouble_with_pruning_is_no_trouble_of_the_batch(
     sink.write(states(range(5)))
     sink.close()
     assert len(names(path)) == 5
-    assert f"the history {path!r} could not be pruned, which is tried again in a minute: no such table" in caplog.text
+    assert (
+        f"the history {path!r} could not be pruned, which is tried again in a minute: no such table"
+        in caplog.text
+    )
 
 
 def test_a_running_task_of_a_real_scheduler_is_never_pruned(path: str) -> None:
@@ -382,21 +440,32 @@ def test_a_running_task_of_a_real_scheduler_is_never_pruned(path: str) -> None:
     assert query(path, "SELECT run_id FROM runs") == []
 
 
-def test_a_running_task_whose_sink_was_closed_is_alive_again_once_a_sink_hears_of_it(path: str) -> None:
+def test_a_running_task_whose_sink_was_closed_is_alive_again_once_a_sink_hears_of_it(
+    path: str,
+) -> None:
     state = TaskState("a" * 32, "runs", new_run_id(10**18), 10**18)
-    before = Batch([(state, seq, kind, 10**18, None) for seq, kind in enumerate((CREATED, SCHEDULED, STARTED), 1)])
+    before = Batch(
+        [
+            (state, seq, kind, 10**18, None)
+            for seq, kind in enumerate((CREATED, SCHEDULED, STARTED), 1)
+        ]
+    )
     first, second = SqliteSink(path), SqliteSink(path, max_age=1.0)
     first.write(before)
     first.close()
     second.write(Batch([(state, 4, OUTPUT, 10**18, "still here")]))
     assert prune(path, max_tasks=0).tasks == 0
-    assert query(path, "SELECT name, ended_utc FROM tasks JOIN runs USING (run_id)") == [("runs", None)]
+    assert query(path, "SELECT name, ended_utc FROM tasks JOIN runs USING (run_id)") == [
+        ("runs", None)
+    ]
     second.close()
     assert value_of(path, "SELECT count(*) FROM runs WHERE ended_utc IS NULL") == 0
     check_whole(path)
 
 
-def test_by_hand_the_file_shrinks_without_a_reserve_and_what_went_is_told(path: str, record: Recorder) -> None:
+def test_by_hand_the_file_shrinks_without_a_reserve_and_what_went_is_told(
+    path: str, record: Recorder
+) -> None:
     fill(record, 600, rows=10, text="x" * 200)
     record.close()
     told = prune(path, max_tasks=5)
@@ -427,20 +496,31 @@ STATUSES = ["completed", "failed", "cancelled", "timed_out", "interrupted", "run
                           st.sampled_from("xyz")), max_size=12),
        st.none() | st.integers(1, 100), st.none() | st.integers(0, 12))
 def test_what_is_left_is_what_a_plain_filter_leaves(
-        tmp_path_factory: pytest.TempPathFactory, tasks: list[Any], max_hours: int | None, most: int | None) -> None:
+    tmp_path_factory: pytest.TempPathFactory,
+    tasks: list[Any],
+    max_hours: int | None,
+    most: int | None,
+) -> None:
     path = str(tmp_path_factory.mktemp("plain") / "history.db")
     record = Recorder(path)
-    runs = {letter: record.run(new_id(number), host="elsewhere.example") for number, letter in enumerate("ab", 1)}
+    runs = {
+        letter: record.run(new_id(number), host="elsewhere.example")
+        for number, letter in enumerate("ab", 1)
+    }
     for letter in "xyz":
         record.insert("scripts", hash=letter)
     rows = []
     for number, (status, hours, said, run, script) in enumerate(tasks):
         created = record.ago(hours=hours - 0.5, seconds=-number)
-        task_id = record.task(str(number), status, created=created, took=1.0, run_id=runs[run], script_hash=script)
+        task_id = record.task(
+            str(number), status, created=created, took=1.0, run_id=runs[run], script_hash=script
+        )
         for _ in range(said):
             record.said(task_id, "x")
         rows.append((status == "running", record.now - created, number))
-    steps_of(path, record, max_tasks=most, max_age=None if max_hours is None else max_hours * 3600.0)
+    steps_of(
+        path, record, max_tasks=most, max_age=None if max_hours is None else max_hours * 3600.0
+    )
     record.close()
     ended = sorted((age, number) for runs_on, age, number in rows if not runs_on)  # newest first
     running = [number for runs_on, _, number in rows if runs_on]
@@ -450,7 +530,9 @@ def test_what_is_left_is_what_a_plain_filter_leaves(
         ended = ended[:max(0, most - len(running))]
     expected = {*running, *(number for _, number in ended)}
     assert {int(name) for name in names(path)} == expected
-    assert value_of(path, "SELECT count(*) FROM stream_rows") == sum(tasks[number][2] for number in expected)
+    assert value_of(path, "SELECT count(*) FROM stream_rows") == sum(
+        tasks[number][2] for number in expected
+    )
     gone = {number for number in range(len(tasks))} - expected
     unused = {tasks[number][4] for number in gone} - {tasks[number][4] for number in expected}
     assert {hash_ for hash_, in query(path, "SELECT hash FROM scripts")} == set("xyz") - unused

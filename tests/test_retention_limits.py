@@ -40,7 +40,8 @@ def record(path: str) -> Iterator[Recorder]:
 # ---------------------------------------------------------------- forks
 
 def fork_while_asked(path: str, ask: Callable[[], object], asking: threading.Event) -> bool:
-    """Fork with the lock held, as a writer holds it that waits for the fork; tell whether the child kept the file."""
+    """Fork with the lock held, as a writer holds it that waits for the fork; tell whether the child
+    kept the file."""
     lock = LockFile.share(schema.lock_path(path))
     thread = threading.Thread(target=ask)
     try:
@@ -79,16 +80,18 @@ def unended(record: Recorder) -> None:
 
 
 @POSIX
-def test_a_history_that_is_asked_keeps_no_fork_waiting_for_the_lock_file(path: str, unended: None,
-                                                                         asking: threading.Event) -> None:
+def test_a_history_that_is_asked_keeps_no_fork_waiting_for_the_lock_file(
+    path: str, unended: None, asking: threading.Event
+) -> None:
     with History(path) as history:
         asking.clear()
         assert fork_while_asked(path, history.counts, asking)
 
 
 @POSIX
-def test_a_look_at_what_is_to_be_pruned_keeps_no_fork_waiting_for_the_lock_file(path: str, unended: None,
-                                                                                asking: threading.Event) -> None:
+def test_a_look_at_what_is_to_be_pruned_keeps_no_fork_waiting_for_the_lock_file(
+    path: str, unended: None, asking: threading.Event
+) -> None:
     database = Database(path, lambda: schema.connect_to_read(path))
     lock = LockFile.share(schema.lock_path(path))
     try:
@@ -121,7 +124,9 @@ def test_the_harness_would_notice_who_asks_the_lock_file_with_the_connection_in_
 def steps_of(path: str, **bounds: int) -> list[int]:
     """Prune to these bounds; return how many rows each step removed."""
     bounded, connection, found = Retention(**bounds), schema.connect_to_write(path), []
-    database, lock = Database(path, lambda: schema.connect_to_write(path)), LockFile.share(schema.lock_path(path))
+    database, lock = Database(path, lambda: schema.connect_to_write(path)), LockFile.share(
+        schema.lock_path(path)
+    )
     try:
         bounded.look(database, lock)
         while bounded.step(connection):
@@ -145,7 +150,9 @@ def test_a_step_removes_fewer_rows_when_they_are_long(record: Recorder, path: st
     assert rows_of(path, "SELECT count(*) FROM tasks") == [(0,)]
 
 
-def test_a_step_removes_many_rows_of_many_tasks_when_they_are_short(record: Recorder, path: str) -> None:
+def test_a_step_removes_many_rows_of_many_tasks_when_they_are_short(
+    record: Recorder, path: str
+) -> None:
     for number in range(3):
         record.many_said(record.task(f"{number}"), 1500)
     assert steps_of(path, max_tasks=1) == [2000, 1000]
@@ -171,7 +178,9 @@ def many_tasks(record: Recorder, count: int, run_id: str, status: str = "running
 
 def test_a_trial_counts_all_tasks_of_dead_runs(record: Recorder, path: str) -> None:
     for number in (1, 2):
-        many_tasks(record, retention.MOST_LOOKED_AT + 200, record.run(new_id(number), ended=record.now))
+        many_tasks(
+            record, retention.MOST_LOOKED_AT + 200, record.run(new_id(number), ended=record.now)
+        )
     would = prune(path, max_age=60.0, is_trial=True)
     does = prune(path, max_age=60.0)
     assert (would.tasks, does.tasks) == (2 * retention.MOST_LOOKED_AT + 400,) * 2
@@ -180,10 +189,15 @@ def test_a_trial_counts_all_tasks_of_dead_runs(record: Recorder, path: str) -> N
 
 def test_dead_tasks_behind_many_live_ones_are_found_by_hand_at_once_and_by_a_sink_look_by_look(
         record: Recorder, path: str) -> None:
-    many_tasks(record, 2 * retention.MOST_LOOKED_AT, record.run(new_id(1), host="elsewhere.example"))  # it may be alive
+    # it may be alive
+    many_tasks(
+        record, 2 * retention.MOST_LOOKED_AT, record.run(new_id(1), host="elsewhere.example")
+    )
     many_tasks(record, 3, record.run(new_id(2), ended=record.now))
     assert prune(path, max_age=60.0, is_trial=True).tasks == 3
-    database, lock = Database(path, lambda: schema.connect_to_write(path)), LockFile.share(schema.lock_path(path))
+    database, lock = Database(path, lambda: schema.connect_to_write(path)), LockFile.share(
+        schema.lock_path(path)
+    )
     bounded, removed = Retention(max_age=60.0), []
     try:
         for _ in range(4):
@@ -199,9 +213,13 @@ def test_dead_tasks_behind_many_live_ones_are_found_by_hand_at_once_and_by_a_sin
     assert rows_of(path, "SELECT count(*) FROM tasks") == [(2 * retention.MOST_LOOKED_AT,)]
 
 
-def test_tasks_that_others_removed_since_the_look_keep_nobody_from_going_on(record: Recorder, path: str) -> None:
+def test_tasks_that_others_removed_since_the_look_keep_nobody_from_going_on(
+    record: Recorder, path: str
+) -> None:
     many_tasks(record, 2 * retention.MOST_TASKS, record.run(RUN, ended=record.now))
-    database, lock = Database(path, lambda: schema.connect_to_write(path)), LockFile.share(schema.lock_path(path))
+    database, lock = Database(path, lambda: schema.connect_to_write(path)), LockFile.share(
+        schema.lock_path(path)
+    )
     bounded = Retention(max_age=60.0)
     try:
         bounded.look(database, lock)
@@ -225,12 +243,16 @@ def pruned(path: str, **bounds: int) -> Pruned | str:
         return str(error)
 
 
-def test_rows_that_an_index_names_though_they_are_gone_end_a_prune(record: Recorder, path: str) -> None:
+def test_rows_that_an_index_names_though_they_are_gone_end_a_prune(
+    record: Recorder, path: str
+) -> None:
     for number in range(600):
         record.task(f"task {number}")
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA writable_schema = ON")
-        index = connection.execute("SELECT * FROM sqlite_master WHERE name = 'tasks_status'").fetchone()
+        index = connection.execute(
+            "SELECT * FROM sqlite_master WHERE name = 'tasks_status'"
+        ).fetchone()
         connection.execute("DELETE FROM sqlite_master WHERE name = 'tasks_status'")
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("DELETE FROM tasks WHERE key < 500")
@@ -242,7 +264,8 @@ def test_rows_that_an_index_names_though_they_are_gone_end_a_prune(record: Recor
 
 
 def test_a_file_that_cannot_shrink_ends_a_prune(record: Recorder, path: str) -> None:
-    """A history that was restored from a dump has no map of its pages, and keeps those that are free."""
+    """A history that was restored from a dump has no map of its pages, and keeps those that are
+    free."""
     record.many_said(record.task("chatty"), 40_000)
     record.connection.execute("PRAGMA journal_mode = DELETE")
     record.connection.execute("PRAGMA auto_vacuum = NONE")

@@ -35,7 +35,12 @@ def test_full_jitter_draws_each_wait_between_nothing_and_its_upper_end() -> None
 def test_the_last_attempt_gives_up_and_opens_the_breaker_which_then_probes_once_per_cap() -> None:
     breaker = Breaker(RetryPolicy(attempts=3, base=1, cap=10, jitter="none"))
     assert [failed(breaker, DOWN, 5) for _ in range(5)] == [
-        Decision("retry", 1), Decision("retry", 2), Decision("give_up"), Decision("retry", 10), Decision("retry", 10)]
+        Decision("retry", 1),
+        Decision("retry", 2),
+        Decision("give_up"),
+        Decision("retry", 10),
+        Decision("retry", 10),
+    ]
     assert breaker.is_open
 
 
@@ -64,14 +69,25 @@ def test_the_other_sides_wish_goes_before_the_backoff_but_not_beyond_the_cap() -
 def test_what_is_refused_for_good_is_halved_until_it_stands_alone() -> None:
     breaker = Breaker(RetryPolicy())
     refused = PermanentSinkError("bad event")
-    assert [failed(breaker, refused, size).action for size in (100, 3, 2, 1)] == ["split", "split", "split", "give_up"]
-    assert (breaker.failures, breaker.is_open) == (0, False), "the sink works; the events are at fault"
+    assert [failed(breaker, refused, size).action for size in (100, 3, 2, 1)] == [
+        "split",
+        "split",
+        "split",
+        "give_up",
+    ]
+    assert (breaker.failures, breaker.is_open) == (
+        0,
+        False,
+    ), "the sink works; the events are at fault"
 
 
 def test_what_is_refused_whatever_is_in_it_is_not_halved() -> None:
     breaker = Breaker(RetryPolicy())
     refused = PermanentSinkError("no such place", concerns="batch")
-    assert [failed(breaker, refused, size) for size in (100, 1)] == [Decision("give_up"), Decision("give_up")]
+    assert [failed(breaker, refused, size) for size in (100, 1)] == [
+        Decision("give_up"),
+        Decision("give_up"),
+    ]
     assert (breaker.failures, breaker.is_open) == (0, False)
 
 
@@ -88,7 +104,9 @@ def test_what_is_to_be_held_opens_the_breaker_at_once_and_is_never_given_up() ->
     breaker = Breaker(RetryPolicy(attempts=3, base=1, cap=10, jitter="none"))
     held = TemporarySinkError("wrong password", hold=True)
     assert failed(breaker, DOWN, 5) == Decision("retry", 1)
-    assert [failed(breaker, error, 5) for error in (held, held, DOWN, held, DOWN, held, DOWN)] == [Decision("retry", 10)] * 7
+    assert [failed(breaker, error, 5) for error in (held, held, DOWN, held, DOWN, held, DOWN)] == [
+        Decision("retry", 10)
+    ] * 7
     assert breaker.is_open
     breaker.succeeded()
     assert waits(breaker, 2) == [1, 2], "the count of attempts starts again"
@@ -97,7 +115,9 @@ def test_what_is_to_be_held_opens_the_breaker_at_once_and_is_never_given_up() ->
 def test_who_asks_to_be_held_may_say_how_long_within_the_cap() -> None:
     policy = RetryPolicy(base=1, cap=10, jitter="none")
     asked = [TemporarySinkError("no", hold=True, retry_after=seconds) for seconds in (3.5, 1e9, -1)]
-    assert [failed(Breaker(policy), error, 1) for error in asked] == [Decision("retry", wait) for wait in (3.5, 10, 0)]
+    assert [failed(Breaker(policy), error, 1) for error in asked] == [
+        Decision("retry", wait) for wait in (3.5, 10, 0)
+    ]
 
 
 def test_an_error_that_forgets_to_initialise_its_base_is_as_good_as_any() -> None:
@@ -115,9 +135,17 @@ def test_an_error_that_forgets_to_initialise_its_base_is_as_good_as_any() -> Non
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), TypeError(), KeyError("x"), UnicodeEncodeError("a", "b", 0, 1, "c")])
-def test_an_error_that_one_value_may_cause_halves_a_batch_and_is_temporary_for_an_event_alone(error: Exception) -> None:
+def test_an_error_that_one_value_may_cause_halves_a_batch_and_is_temporary_for_an_event_alone(
+    error: Exception,
+) -> None:
     breaker = Breaker(RetryPolicy(attempts=2, base=1, jitter="none"))
-    assert [failed(breaker, error, size).action for size in (100, 50, 2, 1, 1)] == ["split", "split", "split", "retry", "give_up"]
+    assert [failed(breaker, error, size).action for size in (100, 50, 2, 1, 1)] == [
+        "split",
+        "split",
+        "split",
+        "retry",
+        "give_up",
+    ]
 
 
 class Hostile:
@@ -143,9 +171,15 @@ class Odd(float):
 
 @pytest.mark.parametrize("error", [ValueError(), SystemExit(), KeyboardInterrupt(), GeneratorExit()])
 @pytest.mark.parametrize("base", [TemporarySinkError, PermanentSinkError, OSError])
-def test_the_attributes_of_an_exception_may_raise_whatever_they_like(base: type, error: BaseException) -> None:
+def test_the_attributes_of_an_exception_may_raise_whatever_they_like(
+    base: type, error: BaseException
+) -> None:
     trap = Hostile(error)
-    hostile = type("Hostile", (base,), {name: trap for name in ("concerns", "retry_after", "hold", "__class__", "args")})
+    hostile = type(
+        "Hostile",
+        (base,),
+        {name: trap for name in ("concerns", "retry_after", "hold", "__class__", "args")},
+    )
     trouble: list[Trouble] = []
     thread = threading.Thread(target=lambda: trouble.append(Trouble.of(hostile())))
     thread.start()
@@ -175,7 +209,9 @@ def test_a_thousand_failures_overflow_nothing() -> None:
 
 
 @given(st.integers(1, 50), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.lists(st.booleans(), max_size=100))
-def test_no_wait_is_negative_or_beyond_the_cap(attempts: int, base: float, cap: float, outcomes: list[bool]) -> None:
+def test_no_wait_is_negative_or_beyond_the_cap(
+    attempts: int, base: float, cap: float, outcomes: list[bool]
+) -> None:
     breaker = Breaker(RetryPolicy(attempts=attempts, base=base, cap=cap))
     in_a_row = 0
     for has_worked in outcomes:

@@ -1,4 +1,5 @@
-"""Where descriptors or processes run out, commands wait for one another. Each limit is real, in a process of its own."""
+"""Where descriptors or processes run out, commands wait for one another. Each limit is real, in a
+process of its own."""
 
 from __future__ import annotations
 
@@ -33,8 +34,14 @@ with Scheduler({workers}) as pool:
 def run(code: str, limit: str) -> str:
     """Run Python code under a limit that the shell sets."""
     code = textwrap.dedent(code)
-    done = subprocess.run(["sh", "-c", f'{limit}; exec "$@"', "sh", sys.executable, "-W", "error", "-c", code],
-                          cwd=ROOT, capture_output=True, text=True, timeout=WAIT, check=False)
+    done = subprocess.run(
+        ["sh", "-c", f'{limit}; exec "$@"', "sh", sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -42,11 +49,19 @@ def run(code: str, limit: str) -> str:
 
 @pytest.mark.parametrize("descriptors", [20, 40, 64])
 def test_commands_wait_for_descriptors(descriptors: int) -> None:
-    assert run(RUN.format(workers=40, count=120, command="exec sleep 0.05"), f"ulimit -n {descriptors}") == "{'NoneType': 120}\n"
+    assert (
+        run(
+            RUN.format(workers=40, count=120, command="exec sleep 0.05"), f"ulimit -n {descriptors}"
+        )
+        == "{'NoneType': 120}\n"
+    )
 
 
 def test_what_fails_by_itself_fails_under_a_limit_too() -> None:
-    assert run(RUN.format(workers=40, count=60, command="exit 3"), "ulimit -n 40") == "{'CalledProcessError': 60}\n"
+    assert (
+        run(RUN.format(workers=40, count=60, command="exit 3"), "ulimit -n 40")
+        == "{'CalledProcessError': 60}\n"
+    )
 
 
 def test_where_there_will_never_be_room_a_command_fails_with_a_remedy() -> None:
@@ -72,7 +87,9 @@ def test_where_there_will_never_be_room_a_command_fails_with_a_remedy() -> None:
             pool.submit(shell("true")).result(30)
         print(type(error).__name__, error)
         """, "ulimit -n 64")
-    assert told.startswith("OSError [Errno 24] there is no room for a process (Too many open files), and no command")
+    assert told.startswith(
+        "OSError [Errno 24] there is no room for a process (Too many open files), and no command"
+    )
     assert "raise the limit (ulimit -n" in told
 
 
@@ -110,7 +127,10 @@ def few_processes() -> Iterator[str]:
 
 
 def test_commands_wait_for_processes(few_processes: str) -> None:
-    assert run(RUN.format(workers=7, count=100, command="exec sleep 0.05"), few_processes) == "{'NoneType': 100}\n"
+    assert (
+        run(RUN.format(workers=7, count=100, command="exec sleep 0.05"), few_processes)
+        == "{'NoneType': 100}\n"
+    )
 
 
 CLI = """
@@ -122,21 +142,34 @@ sys.exit(main(["run", "-q", "-j", "40", "-f", "commands"]))
 
 
 def run_line(limit: str, folder: Path) -> str:
-    """Run two hundred commands, forty at a time, under a limit; return the last line of what is said."""
-    done = subprocess.run(["sh", "-c", f'{limit}; exec "$@"', "sh", sys.executable, "-c", CLI], cwd=folder,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=WAIT,
-                          check=False)
+    """Run two hundred commands, forty at a time, under a limit; return the last line of what is
+    said."""
+    done = subprocess.run(
+        ["sh", "-c", f'{limit}; exec "$@"', "sh", sys.executable, "-c", CLI],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("descriptors", [40, 64])
-def test_the_command_line_runs_all_though_descriptors_are_few(tmp_path: Path, descriptors: int) -> None:
-    assert run_line(f"ulimit -n {descriptors}", tmp_path).startswith("200 commands: 200 completed in ")
+def test_the_command_line_runs_all_though_descriptors_are_few(
+    tmp_path: Path, descriptors: int
+) -> None:
+    assert run_line(f"ulimit -n {descriptors}", tmp_path).startswith(
+        "200 commands: 200 completed in "
+    )
     with History(tmp_path / "bgworker.db") as history:
         assert history.counts() == {"completed": 200}
 
 
-def test_the_command_line_runs_all_though_processes_are_few(tmp_path: Path, few_processes: str) -> None:
+def test_the_command_line_runs_all_though_processes_are_few(
+    tmp_path: Path, few_processes: str
+) -> None:
     """Forty threads would take all fourteen places, and leave none for a command."""
     assert run_line(few_processes, tmp_path).startswith("200 commands: 200 completed in ")

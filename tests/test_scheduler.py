@@ -1,4 +1,5 @@
-"""The `Scheduler` as a whole: a drop-in for ``ThreadPoolExecutor`` that tells exactly what its tasks did."""
+"""The `Scheduler` as a whole: a drop-in for ``ThreadPoolExecutor`` that tells exactly what its
+tasks did."""
 
 from __future__ import annotations
 
@@ -25,8 +26,23 @@ from typing import Any
 
 import pytest
 
-from bgworker import (BgworkerError, ConfigurationError, Event, LifecycleEvent, PendingFull, Scheduler, ShutdownError,
-                      SinkError, Task, TaskCancelled, TaskSnapshot, TaskStatus, TaskTimedOut, checkpoint, current_task)
+from bgworker import (
+    BgworkerError,
+    ConfigurationError,
+    Event,
+    LifecycleEvent,
+    PendingFull,
+    Scheduler,
+    ShutdownError,
+    SinkError,
+    Task,
+    TaskCancelled,
+    TaskSnapshot,
+    TaskStatus,
+    TaskTimedOut,
+    checkpoint,
+    current_task,
+)
 from bgworker.model.records import TaskState
 from bgworker.testing import MemorySink
 
@@ -108,8 +124,21 @@ def echo(*args: object, **kwargs: object) -> tuple[tuple[object, ...], dict[str,
 
 
 def test_submit_passes_every_argument_to_the_function_whatever_its_name(pool: Scheduler) -> None:
-    kwargs: dict[str, Any] = {"name": "n", "timeout": 0.001, "metadata": 1, "fn": 2, "self": 3, "sinks": 4, "reason": "r",
-                              "capture_output": 5, "options": 6, "task": 7, "function": 8, "context": 9, "args": 10}
+    kwargs: dict[str, Any] = {
+        "name": "n",
+        "timeout": 0.001,
+        "metadata": 1,
+        "fn": 2,
+        "self": 3,
+        "sinks": 4,
+        "reason": "r",
+        "capture_output": 5,
+        "options": 6,
+        "task": 7,
+        "function": 8,
+        "context": 9,
+        "args": 10,
+    }
     assert pool.submit(echo, 1, 2, **kwargs).result(LONG) == ((1, 2), kwargs)
     assert pool.options(name="given").submit(echo, 1, **kwargs).result(LONG) == ((1,), kwargs)
 
@@ -123,7 +152,9 @@ def test_a_scheduler_is_an_executor_and_its_tasks_run_on_named_threads() -> None
 
 def test_map_keeps_the_order_and_cancels_the_rest_when_its_time_runs_out(pool: Scheduler) -> None:
     assert list(pool.map(pow, range(5), [2] * 5)) == [0, 1, 4, 9, 16]
-    assert list(pool.options(name="squares", timeout=LONG).map(pow, range(5), [2] * 5, timeout=LONG)) == [0, 1, 4, 9, 16]
+    assert list(
+        pool.options(name="squares", timeout=LONG).map(pow, range(5), [2] * 5, timeout=LONG)
+    ) == [0, 1, 4, 9, 16]
     assert [each.name for each in pool.tasks()].count("squares") == 5
     gate = Gate()
     with Scheduler(1) as one:
@@ -147,8 +178,9 @@ def test_map_raises_what_the_function_raised(pool: Scheduler) -> None:
     ({"timeout": float("nan")}, "timeout: expected a number > 0 or None, got nan"),
     ({"name": 5}, "name: expected a str or None, got 5"),
     ({"metadata": [1]}, "metadata: expected a mapping of JSON values, got [1]")])
-def test_wrong_options_are_refused_with_their_value_and_what_was_expected(pool: Scheduler, settings: dict[str, Any],
-                                                                          message: str) -> None:
+def test_wrong_options_are_refused_with_their_value_and_what_was_expected(
+    pool: Scheduler, settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigurationError) as caught:
         pool.options(**settings)
     assert str(caught.value) == message and isinstance(caught.value, (ValueError, BgworkerError))
@@ -203,7 +235,13 @@ def test_a_completed_tasks_events_are_exactly_these(recorder: Recorder) -> None:
         current_task().error("b")
 
     task = played(work, recorder)
-    assert recorder.names(task) == [*START, "TaskOutput", "TaskProgress", "TaskError", "TaskCompleted"]
+    assert recorder.names(task) == [
+        *START,
+        "TaskOutput",
+        "TaskProgress",
+        "TaskError",
+        "TaskCompleted",
+    ]
     assert [each.seq for each in recorder.of(task)] == list(range(1, 8))
     assert recorder.closed.is_set() and len(recorder.events) == 7
 
@@ -212,8 +250,15 @@ def test_a_failed_tasks_last_event_tells_what_it_raised_and_where(recorder: Reco
     task = played(lambda: fail(KeyError("missing")), recorder)
     assert recorder.names(task) == [*START, "TaskFailed"]
     end = recorder.of(task)[-1].task
-    assert (end.status, end.failure_type, end.failure_message) == (TaskStatus.FAILED, "KeyError", "'missing'")
-    assert end.invocation_info.startswith("Traceback (most recent call last):") and "in fail" in end.invocation_info
+    assert (end.status, end.failure_type, end.failure_message) == (
+        TaskStatus.FAILED,
+        "KeyError",
+        "'missing'",
+    )
+    assert (
+        end.invocation_info.startswith("Traceback (most recent call last):")
+        and "in fail" in end.invocation_info
+    )
     assert end.invocation_info.rstrip().endswith("KeyError: 'missing'")
 
 
@@ -225,7 +270,12 @@ def test_a_task_cancelled_before_its_start_was_never_started(recorder: Recorder)
         gate.open()
     assert recorder.names(task) == ["TaskCreated", "TaskScheduled", "TaskCancelled"]
     end = recorder.of(task)[-1].task
-    assert (end.started_utc, end.duration, end.failure_type, end.failure_message) == (None, None, None, "changed my mind")
+    assert (end.started_utc, end.duration, end.failure_type, end.failure_message) == (
+        None,
+        None,
+        None,
+        "changed my mind",
+    )
     assert end.completed_utc is not None
 
 
@@ -236,7 +286,9 @@ def test_a_task_cancelled_while_it_runs_has_a_duration_and_a_reason(recorder: Re
     assert end.duration is not None and (end.failure_type, end.failure_message) == (None, "enough")
 
 
-def test_a_timed_out_tasks_last_event_tells_so_and_what_comes_later_is_discarded_and_counted(recorder: Recorder) -> None:
+def test_a_timed_out_tasks_last_event_tells_so_and_what_comes_later_is_discarded_and_counted(
+    recorder: Recorder,
+) -> None:
     with Scheduler(1, sinks=[recorder]) as pool:
         gate = Gate()
 
@@ -257,11 +309,17 @@ def test_a_timed_out_tasks_last_event_tells_so_and_what_comes_later_is_discarded
         assert task.status is TaskStatus.TIMED_OUT and isinstance(task.exception(0), TaskTimedOut)
     assert recorder.names(task) == [*START, "TaskOutput", "TaskTimedOut"]
     end = recorder.of(task)[-1].task
-    assert (end.status, end.duration, end.timeout, end.failure_type) == (TaskStatus.TIMED_OUT, 0.05, 0.05, "TaskTimedOut")
+    assert (end.status, end.duration, end.timeout, end.failure_type) == (
+        TaskStatus.TIMED_OUT,
+        0.05,
+        0.05,
+        "TaskTimedOut",
+    )
 
 
-def test_a_task_whose_worker_cannot_be_initialized_fails_without_a_start(recorder: Recorder,
-                                                                         caplog: pytest.LogCaptureFixture) -> None:
+def test_a_task_whose_worker_cannot_be_initialized_fails_without_a_start(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
     held = threading.Event()
 
     def initializer() -> None:
@@ -272,7 +330,9 @@ def test_a_task_whose_worker_cannot_be_initialized_fails_without_a_start(recorde
         tasks = [pool.submit(len, "") for _ in range(3)]
         held.set()
         for task in tasks:
-            assert isinstance(task.exception(LONG), BrokenExecutor) and "no database" in str(task.exception())
+            assert isinstance(task.exception(LONG), BrokenExecutor) and "no database" in str(
+                task.exception()
+            )
         with pytest.raises(BrokenExecutor, match="no database"):
             pool.submit(len, "")
     for task in tasks:
@@ -286,26 +346,62 @@ def test_snapshots_know_nothing_that_happened_later(recorder: Recorder) -> None:
         raise ValueError("boom")
 
     task = played(work, recorder, timeout=60.0, metadata={"a": [1]})
-    created, scheduled, started, ended = (each.task for each in recorder.of(task) if isinstance(each, LifecycleEvent))
-    assert [each.status for each in (created, scheduled, started, ended)] == ["created", "scheduled", "running", "failed"]
+    created, scheduled, started, ended = (
+        each.task for each in recorder.of(task) if isinstance(each, LifecycleEvent)
+    )
+    assert [each.status for each in (created, scheduled, started, ended)] == [
+        "created",
+        "scheduled",
+        "running",
+        "failed",
+    ]
     assert [each.last_seq for each in (created, scheduled, started, ended)] == [1, 2, 3, 5]
-    assert [each.scheduled_utc is None for each in (created, scheduled, started, ended)] == [True, False, False, False]
-    assert [each.started_utc is None for each in (created, scheduled, started, ended)] == [True, True, False, False]
+    assert [each.scheduled_utc is None for each in (created, scheduled, started, ended)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert [each.started_utc is None for each in (created, scheduled, started, ended)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     for early in (created, scheduled, started):
-        assert (early.completed_utc, early.duration, early.last_progress_percent, early.last_progress_message,
-                early.failure_type, early.failure_message, early.invocation_info) == (None,) * 7
+        assert (
+            early.completed_utc,
+            early.duration,
+            early.last_progress_percent,
+            early.last_progress_message,
+            early.failure_type,
+            early.failure_message,
+            early.invocation_info,
+        ) == (None,) * 7
     assert (ended.last_progress_percent, ended.last_progress_message) == (40, "so far")
     for each in (created, scheduled, started, ended):
-        assert each.timeout == 60.0 and each.metadata == {"a": [1]} and each.task_id == task.id and each.name == task.name
+        assert (
+            each.timeout == 60.0
+            and each.metadata == {"a": [1]}
+            and each.task_id == task.id
+            and each.name == task.name
+        )
     assert ended == task.snapshot()
 
 
 def test_times_are_aware_ascend_and_agree_with_the_events(recorder: Recorder) -> None:
     task = played(lambda: time.sleep(0.02), recorder)
     end = recorder.of(task)[-1].task
-    assert end.created_utc <= end.started_utc <= end.completed_utc and end.created_utc.utcoffset() == timedelta(0)
-    assert [each.created_utc for each in recorder.of(task)] == [end.created_utc, end.scheduled_utc, end.started_utc,
-                                                                 end.completed_utc]
+    assert (
+        end.created_utc <= end.started_utc <= end.completed_utc
+        and end.created_utc.utcoffset() == timedelta(0)
+    )
+    assert [each.created_utc for each in recorder.of(task)] == [
+        end.created_utc,
+        end.scheduled_utc,
+        end.started_utc,
+        end.completed_utc,
+    ]
     assert end.duration >= 0.015
 
 
@@ -315,13 +411,17 @@ def test_no_live_object_sits_in_an_event(recorder: Recorder) -> None:
 
     error = Live("x")
     followed = weakref.ref(error)
-    task = played(functools.partial(fail, error), recorder, metadata={"key": Live}, record_arguments=True)
+    task = played(
+        functools.partial(fail, error), recorder, metadata={"key": Live}, record_arguments=True
+    )
     del error, task
     gc.collect()
     assert followed() is None and recorder.events
 
 
-def test_the_record_of_source_and_arguments_is_switched_on_per_scheduler_or_per_task(recorder: Recorder) -> None:
+def test_the_record_of_source_and_arguments_is_switched_on_per_scheduler_or_per_task(
+    recorder: Recorder,
+) -> None:
     with Scheduler(1, sinks=[recorder], record_source=True, record_arguments=True) as pool:
         on = pool.submit(echo, 1, "zwei", drei={3})
         off = pool.options(record_source=False, record_arguments=False).submit(echo, 1)
@@ -332,7 +432,9 @@ def test_the_record_of_source_and_arguments_is_switched_on_per_scheduler_or_per_
         assert (event.task.arguments, event.task.script_text) == (None, None)
         assert event.task.script_hash == recorder.of(on)[0].task.script_hash
     with Scheduler(1) as plain:
-        switched = plain.options(record_source=True, record_arguments=True).submit(echo, 1).snapshot()
+        switched = (
+            plain.options(record_source=True, record_arguments=True).submit(echo, 1).snapshot()
+        )
         assert switched.arguments == '{"args":[1],"kwargs":{}}' and switched.script_text
         assert plain.submit(echo).snapshot().arguments is None
 
@@ -346,7 +448,10 @@ def test_arguments_are_recorded_as_they_were_at_submit_and_bounded() -> None:
         task.result(LONG)
         assert task.snapshot().arguments == '{"args":[2],"kwargs":{}}'
         assert len(long.snapshot().arguments or "") <= 64
-        assert json.loads(long.snapshot().arguments or "") == {"truncated": 1025, "head": '{"args":["' + "x" * 23}
+        assert json.loads(long.snapshot().arguments or "") == {
+            "truncated": 1025,
+            "head": '{"args":["' + "x" * 23,
+        }
 
 
 def test_what_is_recorded_of_a_task_is_json_however_large_it_is(tmp_path: Path) -> None:
@@ -381,7 +486,9 @@ class Odd:
     {"name": Odd}, {"name": lambda: b"x"}, {"timeout": Odd}, {"timeout": lambda: 1e300}, {"timeout": lambda: 10 ** 400},
     {"timeout": lambda: math.nan}, {"metadata": Odd}, {"metadata": lambda: OddMapping(a=1)}, {"metadata": lambda: [1]}, {"capture_output": Odd},
     {"record_source": Odd}, {"record_arguments": Odd}], ids=lambda settings: next(iter(settings)))
-def test_an_option_that_cannot_be_used_is_refused_by_name_whatever_it_is(settings: dict[str, Any], pool: Scheduler) -> None:
+def test_an_option_that_cannot_be_used_is_refused_by_name_whatever_it_is(
+    settings: dict[str, Any], pool: Scheduler
+) -> None:
     (name, make), = settings.items()
     with pytest.raises(ConfigurationError, match=f"^{name}: expected .*, got .+"):
         pool.options(**{name: make()})
@@ -422,7 +529,9 @@ def test_no_object_but_a_known_text_is_a_key(ask: Any, pool: Scheduler) -> None:
     lambda pool, odd: pool.resize(odd), lambda pool, odd: pool.flush(odd), lambda pool, odd: pool.submit(int).streams(types=[odd]),
     lambda pool, odd: pool.shutdown(timeout=odd), lambda pool, odd: Scheduler(name=odd),
     lambda pool, odd: Scheduler(oversize=odd), lambda pool, odd: Scheduler(keep_seconds=odd)])
-def test_an_argument_that_cannot_be_used_is_refused_whatever_it_is(ask: Any, pool: Scheduler) -> None:
+def test_an_argument_that_cannot_be_used_is_refused_whatever_it_is(
+    ask: Any, pool: Scheduler
+) -> None:
     with pytest.raises(ConfigurationError, match=": expected "):
         ask(pool, Odd())
 
@@ -430,9 +539,14 @@ def test_an_argument_that_cannot_be_used_is_refused_whatever_it_is(ask: Any, poo
 def test_every_sink_sees_the_same_events_in_the_same_order() -> None:
     recorders = [Recorder() for _ in range(3)]
     with Scheduler(4, sinks=recorders) as pool:
-        for task in [pool.submit(lambda: [current_task().output(n) for n in range(20)]) for _ in range(30)]:
+        for task in [
+            pool.submit(lambda: [current_task().output(n) for n in range(20)]) for _ in range(30)
+        ]:
             task.result(LONG)
-    keys = [[(each.task_id, each.seq) for each in recorder.events if hasattr(each, "task_id")] for recorder in recorders]
+    keys = [
+        [(each.task_id, each.seq) for each in recorder.events if hasattr(each, "task_id")]
+        for recorder in recorders
+    ]
     assert keys[0] == keys[1] == keys[2] and len(keys[0]) == 30 * 24
 
 
@@ -452,9 +566,14 @@ def test_tasks_tells_waiting_running_and_finished_ones_in_order_and_by_status() 
         assert [each.task_id for each in pool.tasks(status="running")] == [running.id]
         assert [each.task_id for each in pool.tasks(status=TaskStatus.SCHEDULED)] == [waiting.id]
         assert pool.tasks(status="failed") == []
-        with pytest.raises(ConfigurationError, match="status: expected 'created' or .*, got 'gone'"):
+        with pytest.raises(
+            ConfigurationError, match="status: expected 'created' or .*, got 'gone'"
+        ):
             pool.tasks(status="gone")
-        assert isinstance(pool.get(running.id), TaskSnapshot) and pool.get(running.id).completed_utc is None
+        assert (
+            isinstance(pool.get(running.id), TaskSnapshot)
+            and pool.get(running.id).completed_utc is None
+        )
         gate.open()
 
 
@@ -478,7 +597,9 @@ def test_the_newest_finished_tasks_are_kept(keep: int | None, left: int) -> None
         assert tasks[0].snapshot().status == "completed", "who holds the task can always ask it"
 
 
-def test_finished_tasks_are_forgotten_after_keep_seconds_and_running_ones_never(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_tasks_are_forgotten_after_keep_seconds_and_running_ones_never(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [1000.0]
     monkeypatch.setattr("bgworker.running.finished.monotonic", lambda: now[0])
     with Scheduler(2, keep_seconds=60.0) as pool:
@@ -512,18 +633,30 @@ def test_twenty_thousand_tasks_leave_no_more_behind_than_are_kept() -> None:
             tasks = [pool.submit(len, "") for _ in range(1000)]
             concurrent.futures.wait(tasks, timeout=LONG)
         del tasks
-        assert len(pool.tasks()) == 100 and len(pool._memory._states) == 100 == len(pool._memory._finished)
+        assert len(pool.tasks()) == 100 and len(pool._memory._states) == 100 == len(
+            pool._memory._finished
+        )
 
         def leftovers() -> list[object]:
             gc.collect()
-            # by type(): isinstance() asks each object for its __class__, and other tests' objects explode
-            return [each for each in gc.get_objects() if type(each) is Task and each._runner is pool._pool]
+            # by type(): isinstance() asks each object for its __class__, and other tests' objects
+            # explode
+            return [
+                each
+                for each in gc.get_objects()
+                if type(each) is Task and each._runner is pool._pool
+            ]
 
         until = time.monotonic() + LONG
-        while leftovers() and time.monotonic() < until:  # a worker lets go of its last task a moment after its end
+        while leftovers() and time.monotonic() < until:
+            # a worker lets go of its last task a moment after its end
             time.sleep(0.01)
         assert not leftovers()
-        ours = [each for each in gc.get_objects() if type(each) is TaskState and each.run_id == pool.run_id]
+        ours = [
+            each
+            for each in gc.get_objects()
+            if type(each) is TaskState and each.run_id == pool.run_id
+        ]
         assert len(ours) == 100
 
 
@@ -567,13 +700,21 @@ MANY = """if True:
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("how", ["as it is", "hoard"])
-def test_a_hundred_thousand_tasks_leave_no_argument_and_no_result_behind_and_the_memory_flat(how: str) -> None:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", MANY, how], cwd=Path(__file__).parent.parent, timeout=300,
-                          capture_output=True, text=True)
+def test_a_hundred_thousand_tasks_leave_no_argument_and_no_result_behind_and_the_memory_flat(
+    how: str,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", MANY, how],
+        cwd=Path(__file__).parent.parent,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     known, alive, grown = map(int, done.stdout.split())
     assert known == 100
-    if how == "hoard":  # whoever keeps the tasks keeps the results, which shows that all this would notice
+    if how == "hoard":
+        # whoever keeps the tasks keeps the results, which shows that all this would notice
         assert alive == 100_000 and grown > 50
     else:
         assert alive == 0 and grown < 8
@@ -582,7 +723,9 @@ def test_a_hundred_thousand_tasks_leave_no_argument_and_no_result_behind_and_the
 # -- bounds --
 
 
-def test_submit_refuses_at_once_what_does_not_fit_into_max_pending_and_cancelled_tasks_make_room() -> None:
+def test_submit_refuses_at_once_what_does_not_fit_into_max_pending_and_cancelled_tasks_make_room() -> (
+    None
+):
     with Scheduler(1, max_pending=3) as pool:
         gate = blocked(pool)
         waiting = [pool.submit(len, "") for _ in range(3)]
@@ -594,7 +737,13 @@ def test_submit_refuses_at_once_what_does_not_fit_into_max_pending_and_cancelled
         with pytest.raises(PendingFull):
             pool.submit(len, "")
         gate.open()
-        assert [each.wait(LONG) and each.cancelled() for each in waiting] == [True, True, False, False, False]
+        assert [each.wait(LONG) and each.cancelled() for each in waiting] == [
+            True,
+            True,
+            False,
+            False,
+            False,
+        ]
         for _ in range(3):
             pool.submit(len, "").result(LONG)
 
@@ -611,7 +760,8 @@ def test_signs_to_stop_after_a_resize_take_no_room_in_max_pending() -> None:
 
 
 def most_at_once(pool: Scheduler, tasks: int) -> int:
-    """Run tasks that all wait for a moment; return how many of them ran at the same time at most."""
+    """Run tasks that all wait for a moment; return how many of them ran at the same time at
+    most."""
     lock, now, most = threading.Lock(), [0], [0]
 
     def work() -> None:
@@ -637,7 +787,9 @@ def test_resize_up_starts_workers_for_what_waits() -> None:
         gate.open()
 
 
-def test_resize_down_lets_surplus_workers_end_after_their_task_and_not_after_the_whole_queue() -> None:
+def test_resize_down_lets_surplus_workers_end_after_their_task_and_not_after_the_whole_queue() -> (
+    None
+):
     with Scheduler(4) as pool:
         gate = blocked(pool, 4)
         counting = threading.Thread(target=lambda: found.append(most_at_once(pool, 20)))
@@ -660,7 +812,9 @@ def test_resize_down_and_up_while_idle_keeps_the_bound() -> None:
         pool.resize(0)
 
 
-def test_what_waits_runs_even_if_signs_to_stop_of_several_resizes_stand_before_it_at_shutdown() -> None:
+def test_what_waits_runs_even_if_signs_to_stop_of_several_resizes_stand_before_it_at_shutdown() -> (
+    None
+):
     pool = Scheduler(4)
     gate = blocked(pool, 4)
     for size in (1, 2, 1):
@@ -713,7 +867,9 @@ def test_a_task_that_ends_in_time_is_left_alone(pool: Scheduler) -> None:
 
 def test_the_end_and_the_timeout_race_and_exactly_one_of_them_counts(recorder: Recorder) -> None:
     with Scheduler(4, sinks=[recorder]) as pool:
-        tasks = [pool.options(timeout=0.02).submit(time.sleep, 0.015 + n % 10 / 1000) for n in range(100)]
+        tasks = [
+            pool.options(timeout=0.02).submit(time.sleep, 0.015 + n % 10 / 1000) for n in range(100)
+        ]
         concurrent.futures.wait(tasks, timeout=LONG)
     for task in tasks:
         late = isinstance(task.exception(0), TaskTimedOut)
@@ -731,10 +887,14 @@ def test_the_initializer_runs_once_in_each_worker_with_its_arguments() -> None:
         local.value = value
 
     with Scheduler(3, initializer=initialize, initargs=("ready",)) as pool:
-        assert {each.result(LONG) for each in [pool.submit(lambda: local.value) for _ in range(20)]} == {"ready"}
+        assert {
+            each.result(LONG) for each in [pool.submit(lambda: local.value) for _ in range(20)]
+        } == {"ready"}
         stuck = threading.Event()
         assert pool.options(timeout=0.02).submit(stuck.wait, LONG).wait(LONG)
-        assert [each.result(LONG) for each in [pool.submit(lambda: local.value) for _ in range(20)]] == ["ready"] * 20
+        assert [
+            each.result(LONG) for each in [pool.submit(lambda: local.value) for _ in range(20)]
+        ] == ["ready"] * 20
         stuck.set()
 
 
@@ -751,7 +911,9 @@ def test_the_with_statement_waits_for_the_tasks_and_closes_the_sinks(recorder: R
 
 @pytest.mark.parametrize("use", [lambda pool: pool.submit(len, ""), lambda pool: pool.options(name="x").submit(len, ""),
                                  lambda pool: list(pool.map(len, [""]))])
-def test_submit_after_shutdown_is_a_runtime_error_and_leaves_no_trace(use: Callable[[Scheduler], object]) -> None:
+def test_submit_after_shutdown_is_a_runtime_error_and_leaves_no_trace(
+    use: Callable[[Scheduler], object],
+) -> None:
     pool = Scheduler(1)
     pool.shutdown()
     pool.shutdown()
@@ -789,7 +951,9 @@ def test_shutdown_can_cancel_what_waits_and_lets_finish_what_runs(recorder: Reco
     assert [recorder.names(each)[-1] for each in waiting] == ["TaskCancelled"] * 5
 
 
-def test_shutdown_with_a_timeout_leaves_a_stuck_task_to_itself_and_still_delivers(recorder: Recorder) -> None:
+def test_shutdown_with_a_timeout_leaves_a_stuck_task_to_itself_and_still_delivers(
+    recorder: Recorder,
+) -> None:
     pool = Scheduler(2, sinks=[recorder])
     gate = Gate()
     stuck = pool.submit(gate)
@@ -804,7 +968,9 @@ def test_shutdown_with_a_timeout_leaves_a_stuck_task_to_itself_and_still_deliver
     assert stuck.result(LONG) is None, "it is resolved even so, when it ends"
 
 
-def test_a_task_that_stops_when_the_shutdown_runs_out_of_time_has_its_end_recorded(recorder: Recorder) -> None:
+def test_a_task_that_stops_when_the_shutdown_runs_out_of_time_has_its_end_recorded(
+    recorder: Recorder,
+) -> None:
     pool = Scheduler(1, sinks=[recorder])
     reached = threading.Event()
 
@@ -816,7 +982,10 @@ def test_a_task_that_stops_when_the_shutdown_runs_out_of_time_has_its_end_record
     assert reached.wait(LONG)
     pool.shutdown(timeout=1.0)
     assert task.cancelled() and waiting.cancelled() and recorder.closed.wait(LONG)
-    assert recorder.names(task)[-1] == "TaskCancelled" and recorder.names(waiting)[-1] == "TaskCancelled"
+    assert (
+        recorder.names(task)[-1] == "TaskCancelled"
+        and recorder.names(waiting)[-1] == "TaskCancelled"
+    )
 
 
 def test_a_task_given_up_by_shutdown_still_times_out() -> None:
@@ -829,7 +998,9 @@ def test_a_task_given_up_by_shutdown_still_times_out() -> None:
     gate.open()
 
 
-def test_shutdown_does_not_wait_for_a_task_that_times_out_meanwhile_and_never_looks(recorder: Recorder) -> None:
+def test_shutdown_does_not_wait_for_a_task_that_times_out_meanwhile_and_never_looks(
+    recorder: Recorder,
+) -> None:
     pool = Scheduler(1, sinks=[recorder])
     gate = Gate()
     task = pool.options(timeout=0.2).submit(gate)
@@ -893,17 +1064,24 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_environment_adds_sinks_to_every_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BGWORKER_SINKS", f"jsonl:{tmp_path / 'a.jsonl'}, jsonl:{tmp_path / 'b.jsonl'}")
+def test_the_environment_adds_sinks_to_every_scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "BGWORKER_SINKS", f"jsonl:{tmp_path / 'a.jsonl'}, jsonl:{tmp_path / 'b.jsonl'}"
+    )
     with Scheduler(1, sinks=[Recorder()]) as pool:
         task = pool.submit(lambda: current_task().output("hello"))
         assert len(pool.sinks) == 3
     for name in ("a.jsonl", "b.jsonl"):
-        assert [line["type"] for line in lines_of(tmp_path / name) if line["task_id"] == task.id] == [
-            *START, "TaskOutput", "TaskCompleted"]
+        assert [
+            line["type"] for line in lines_of(tmp_path / name) if line["task_id"] == task.id
+        ] == [*START, "TaskOutput", "TaskCompleted"]
 
 
-def test_a_wrong_sink_in_the_environment_is_refused_and_nothing_is_left_running(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_sink_in_the_environment_is_refused_and_nothing_is_left_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("BGWORKER_SINKS", "jsonl:")
     with pytest.raises(SinkError, match="BGWORKER_SINKS.*" + re.escape("'jsonl:'")):
         Scheduler(1)
@@ -920,7 +1098,10 @@ def test_a_sink_is_told_apart_from_its_class_and_from_what_is_none() -> None:
         for wrong in (Recorder, 5, object()):
             with pytest.raises(ConfigurationError, match="sink: expected an object with"):
                 pool.register_sink(wrong)  # type: ignore[arg-type]
-        assert pool.register_sink(Recorder(), name="mine") == "mine" and pool.register_sink(Recorder()) == "recorder"
+        assert (
+            pool.register_sink(Recorder(), name="mine") == "mine"
+            and pool.register_sink(Recorder()) == "recorder"
+        )
         with pytest.raises(KeyError):
             pool.unregister_sink("nobody")
         assert pool.unregister_sink("mine").state == "closed" and list(pool.sinks) == ["recorder"]

@@ -1,4 +1,5 @@
-"""The history file: made, known again, refused when it is something else, and led from one version to the next."""
+"""The history file: made, known again, refused when it is something else, and led from one version
+to the next."""
 
 from __future__ import annotations
 
@@ -26,7 +27,11 @@ from bgworker.model.errors import HistoryError, PermanentSinkError
 ROOT = Path(schema.__file__).parents[2]
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX")
 
-SECOND_STEP = ("ALTER TABLE runs ADD COLUMN cwd TEXT", "UPDATE runs SET cwd = '?'", "CREATE INDEX runs_cwd ON runs(cwd)")
+SECOND_STEP = (
+    "ALTER TABLE runs ADD COLUMN cwd TEXT",
+    "UPDATE runs SET cwd = '?'",
+    "CREATE INDEX runs_cwd ON runs(cwd)",
+)
 STEPS = (*schema.STEPS, SECOND_STEP)
 
 
@@ -41,9 +46,11 @@ def make(path: str) -> None:
     connection.execute("INSERT INTO runs (run_id) VALUES ('r')")
     connection.execute("INSERT INTO tasks (id, run_id, name, status, created_utc, last_seq) "
                        "VALUES ('t', 'r', 'load', 'running', '2026-11-23T14:46:00.000000Z', 3)")
-    connection.execute("INSERT INTO stream_rows VALUES (1, 4, 0, 1795445160123456, 'hello', NULL, NULL, NULL), "
-                       "(1, 5, 4, 1795445160000007, 'half', 50.0, NULL, NULL), "
-                       "(1, 6, 1, 1795445161000000, '[1]', NULL, 9, 1)")
+    connection.execute(
+        "INSERT INTO stream_rows VALUES (1, 4, 0, 1795445160123456, 'hello', NULL, NULL, NULL), "
+        "(1, 5, 4, 1795445160000007, 'half', 50.0, NULL, NULL), "
+        "(1, 6, 1, 1795445161000000, '[1]', NULL, 9, 1)"
+    )
     connection.close()
 
 
@@ -90,12 +97,26 @@ def test_the_view_of_the_streams_reads_well_and_finds_a_task_by_its_id(path: str
     connection = schema.connect_to_read(path)
     found = connection.execute("SELECT * FROM task_streams WHERE task_id = 't'")
     assert [column[0] for column in found.description] == [
-        "task_id", "seq", "stream_type", "payload", "format", "truncated", "created_utc", "percent", "original_bytes"]
+        "task_id",
+        "seq",
+        "stream_type",
+        "payload",
+        "format",
+        "truncated",
+        "created_utc",
+        "percent",
+        "original_bytes",
+    ]
     assert found.fetchall() == [
         ("t", 4, "output", "hello", "text", 0, "2026-11-23T14:46:00.123456Z", None, None),
         ("t", 5, "progress", "half", "text", 0, "2026-11-23T14:46:00.000007Z", 50.0, None),
         ("t", 6, "error", "[1]", "json", 1, "2026-11-23T14:46:01.000000Z", None, 9)]
-    plan = " ".join(row[3] for row in connection.execute("EXPLAIN QUERY PLAN SELECT * FROM task_streams WHERE task_id = 't'"))
+    plan = " ".join(
+        row[3]
+        for row in connection.execute(
+            "EXPLAIN QUERY PLAN SELECT * FROM task_streams WHERE task_id = 't'"
+        )
+    )
     assert "SCAN" not in plan, plan
     connection.close()
 
@@ -105,7 +126,9 @@ def test_every_reference_is_declared_and_checked_by_sqlite(path: str) -> None:
     connection = schema.connect_to_write(path)
     assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
     connection.execute("DELETE FROM tasks")
-    assert {(row[0], row[2]) for row in connection.execute("PRAGMA foreign_key_check")} == {("stream_rows", "tasks")}
+    assert {(row[0], row[2]) for row in connection.execute("PRAGMA foreign_key_check")} == {
+        ("stream_rows", "tasks")
+    }
     connection.close()
 
 
@@ -114,7 +137,9 @@ def test_the_key_of_a_removed_task_is_not_given_to_another(path: str) -> None:
     connection = schema.connect_to_write(path)
     connection.execute("DELETE FROM stream_rows")
     connection.execute("DELETE FROM tasks")
-    connection.execute("INSERT INTO tasks (id, name, status, created_utc, last_seq) VALUES ('u', '', 'running', '', 0)")
+    connection.execute(
+        "INSERT INTO tasks (id, name, status, created_utc, last_seq) VALUES ('u', '', 'running', '', 0)"
+    )
     assert connection.execute("SELECT key FROM tasks").fetchall() == [(2,)]
     connection.close()
 
@@ -214,7 +239,8 @@ def history_without_a_table(path: str) -> None:
 ])
 @pytest.mark.parametrize("connect", [schema.connect_to_read, schema.connect_to_write])
 def test_a_file_that_cannot_be_used_is_refused_with_its_reason_and_left_as_it_is(
-        path: str, spoil: Callable[[str], None], said: str, connect: Callable[[str], sqlite3.Connection]) -> None:
+    path: str, spoil: Callable[[str], None], said: str, connect: Callable[[str], sqlite3.Connection]
+) -> None:
     spoil(path)
     before = fingerprint(path)
     with pytest.raises(HistoryError, match=said) as caught:
@@ -224,8 +250,10 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_reason_and_left_as_it_is
 
 
 def test_a_foreign_file_whose_log_is_not_yet_checkpointed_is_left_as_it_is(path: str) -> None:
-    program = ("import os, sqlite3, sys\nc = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
-               "c.execute('PRAGMA journal_mode = WAL')\nc.execute('CREATE TABLE t (a)')\nos._exit(0)")
+    program = (
+        "import os, sqlite3, sys\nc = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "c.execute('PRAGMA journal_mode = WAL')\nc.execute('CREATE TABLE t (a)')\nos._exit(0)"
+    )
     subprocess.run([sys.executable, "-c", program, path], check=True, timeout=60)
     before = fingerprint(path), fingerprint(f"{path}-wal")
     assert before[1][0], "there is a log"
@@ -235,7 +263,9 @@ def test_a_foreign_file_whose_log_is_not_yet_checkpointed_is_left_as_it_is(path:
 
 
 @pytest.mark.parametrize("spoil", [None, lambda path: Path(path).touch()])
-def test_there_is_nothing_to_read_where_no_history_has_been_made(path: str, spoil: Callable[[str], None] | None) -> None:
+def test_there_is_nothing_to_read_where_no_history_has_been_made(
+    path: str, spoil: Callable[[str], None] | None
+) -> None:
     if spoil is not None:
         spoil(path)
     with pytest.raises(HistoryError, match="is empty" if spoil else "there is no history"):
@@ -437,7 +467,9 @@ def test_a_file_of_version_1_is_led_to_the_next_and_keeps_what_is_in_it(path: st
     assert connection.execute("SELECT name FROM tasks").fetchall() == [("load",)]
     connection.close()
     assert version_of(path) == 2
-    with pytest.raises(HistoryError, match="has version 2, and this bgworker knows versions up to 1; upgrade"):
+    with pytest.raises(
+        HistoryError, match="has version 2, and this bgworker knows versions up to 1; upgrade"
+    ):
         schema.connect_to_write(path)
 
 
@@ -477,19 +509,26 @@ schema.migrate(connection, int(sys.argv[3]), test_schema.STEPS)
 
 
 @posix
-def test_wherever_an_upgrade_is_killed_the_file_has_the_old_version_whole_or_the_new_one(path: str) -> None:
+def test_wherever_an_upgrade_is_killed_the_file_has_the_old_version_whole_or_the_new_one(
+    path: str,
+) -> None:
     make(path)
     before = dump(path)
     found = []
     for point in range(1, 100):
-        done = subprocess.run([sys.executable, "-c", UPGRADE, path, str(point), "1"], timeout=60, env={
-            **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])})
+        done = subprocess.run(
+            [sys.executable, "-c", UPGRADE, path, str(point), "1"],
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        )
         found.append(version_of(path))
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL
         assert (found[-1], dump(path)) == (1, before)
-    assert found == [1] * 7 + [2], "BEGIN, three statements, two ids, COMMIT: each of them was a place to be killed"
+    assert found == [1] * 7 + [
+        2
+    ], "BEGIN, three statements, two ids, COMMIT: each of them was a place to be killed"
     connection = schema.connect_to_write(path, STEPS)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert connection.execute("SELECT cwd FROM runs").fetchall() == [("?",)]
@@ -498,13 +537,20 @@ def test_wherever_an_upgrade_is_killed_the_file_has_the_old_version_whole_or_the
 
 @posix
 def test_a_file_whose_making_was_killed_at_any_statement_is_made_anew(path: str) -> None:
-    program = UPGRADE.replace('schema._connect(sys.argv[1], "rw")', 'schema._connect(sys.argv[1], "rwc")').replace(
-        "schema.migrate", 'connection.execute("PRAGMA auto_vacuum = INCREMENTAL"); '
-        'connection.execute("PRAGMA journal_mode = WAL"); schema.migrate')
+    program = UPGRADE.replace(
+        'schema._connect(sys.argv[1], "rw")', 'schema._connect(sys.argv[1], "rwc")'
+    ).replace(
+        "schema.migrate",
+        'connection.execute("PRAGMA auto_vacuum = INCREMENTAL"); '
+        'connection.execute("PRAGMA journal_mode = WAL"); schema.migrate',
+    )
     for point in range(1, 100):
         here = f"{path}{point}"
-        done = subprocess.run([sys.executable, "-c", program, here, str(point), "0"], timeout=60, env={
-            **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])})
+        done = subprocess.run(
+            [sys.executable, "-c", program, here, str(point), "0"],
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        )
         make(here if done.returncode else f"{here}.new")
         assert version_of(here) == (1 if done.returncode else 2)
         if done.returncode == 0:
@@ -518,7 +564,9 @@ def test_a_file_whose_making_was_killed_at_any_statement_is_made_anew(path: str)
 
 def test_the_byte_of_a_run_fits_a_lock_and_what_is_no_run_id_has_none() -> None:
     assert 1 <= (schema.presence("0" * 32) or 0) != schema.presence("f" * 32) <= 2**42
-    assert [schema.presence(text) for text in ("", "-1", "0" * 31, "0" * 33, "G" * 32, "F" * 32)] == [None] * 6
+    assert [
+        schema.presence(text) for text in ("", "-1", "0" * 31, "0" * 33, "G" * 32, "F" * 32)
+    ] == [None] * 6
     assert schema.presence(b"0" * 32) is schema.presence(7) is None
 
 

@@ -17,8 +17,16 @@ from hypothesis import given, settings, strategies as st
 
 import bgworker.sinks
 from bgworker.model.errors import ConfigurationError, SinkError
-from bgworker.model.events import (Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot,
-                             TaskStatus)
+from bgworker.model.events import (
+    Event,
+    EventType,
+    LifecycleEvent,
+    LossEvent,
+    StreamEvent,
+    StreamType,
+    TaskSnapshot,
+    TaskStatus,
+)
 from bgworker.sinks import HookSink, SinkSpecError, open_sink, sinks_from_environ
 from bgworker.sinks.base import HOOKS
 from bgworker.sinks.jsonl import JsonlSink
@@ -55,7 +63,9 @@ def test_a_sink_without_hooks_takes_every_event_and_closes() -> None:
     sink.close()
 
 
-def test_plain_hooks_before_the_first_async_one_run_inside_write_and_the_rest_runs_in_order_as_a_coroutine() -> None:
+def test_plain_hooks_before_the_first_async_one_run_inside_write_and_the_rest_runs_in_order_as_a_coroutine() -> (
+    None
+):
     called: list[str] = []
 
     class Mixed(HookSink):
@@ -107,12 +117,16 @@ def test_a_hook_that_raises_ends_the_batch_with_its_exception(is_async: bool) ->
 @pytest.mark.parametrize("hook", [
     lambda self, event: None, staticmethod(lambda event: None), classmethod(lambda cls, event: None)])
 def test_a_misspelled_hook_is_refused_with_the_close_match(hook: Any) -> None:
-    with pytest.raises(TypeError, match=r"Typo\.on_task_complete is not a hook.*did you mean on_task_completed\?"):
+    with pytest.raises(
+        TypeError, match=r"Typo\.on_task_complete is not a hook.*did you mean on_task_completed\?"
+    ):
         type("Typo", (HookSink,), {"on_task_complete": hook})
 
 
 def test_a_hook_like_nothing_known_is_refused_with_the_list_of_hooks() -> None:
-    with pytest.raises(TypeError, match="the hooks are on_event, on_events_lost, on_task_cancelled"):
+    with pytest.raises(
+        TypeError, match="the hooks are on_event, on_events_lost, on_task_cancelled"
+    ):
         type("Typo", (HookSink,), {"on_zzzzzzzzzzzzzz": lambda self, event: None})
 
 
@@ -130,10 +144,17 @@ def test_what_is_no_method_or_comes_from_another_base_may_be_called_on_something
 
 
 def test_a_jsonl_spec_takes_options_in_the_types_of_the_sinks_keywords(tmp_path: Path) -> None:
-    sink = open_sink(f"jsonl:{tmp_path}/a%20b.jsonl?max_bytes=10M&backups=3&compress=yes&durability=p%6fwer")
+    sink = open_sink(
+        f"jsonl:{tmp_path}/a%20b.jsonl?max_bytes=10M&backups=3&compress=yes&durability=p%6fwer"
+    )
     assert isinstance(sink, JsonlSink)
     assert sink.path == f"{tmp_path}{os.sep}a%20b.jsonl", "a path is not percent-decoded"
-    assert (sink._file._max_bytes, sink._file._backups, sink._file._compress, sink._file._is_power_safe) == (10 * 1024**2, 3, True, True)
+    assert (
+        sink._file._max_bytes,
+        sink._file._backups,
+        sink._file._compress,
+        sink._file._is_power_safe,
+    ) == (10 * 1024**2, 3, True, True)
     assert os.listdir(tmp_path) == []
 
 
@@ -146,7 +167,9 @@ def test_sizes_in_bytes_take_a_unit(text: str, value: int) -> None:
 @pytest.mark.parametrize("text", ["true", "1", "yes", "on", "ON", "false", "0", "no", "off"])
 def test_booleans_have_eight_spellings(text: str) -> None:
     sink = open_sink(f"jsonl:x?compress={text}")
-    assert isinstance(sink, JsonlSink) and sink._file._compress is (text.lower() in ("true", "1", "yes", "on"))
+    assert isinstance(sink, JsonlSink) and sink._file._compress is (
+        text.lower() in ("true", "1", "yes", "on")
+    )
 
 
 def test_keywords_go_to_the_sink_as_they_are() -> None:
@@ -154,7 +177,9 @@ def test_keywords_go_to_the_sink_as_they_are() -> None:
     assert isinstance(sink, JsonlSink) and (sink._file._backups, sink._file._max_bytes) == (2, 7)
 
 
-def test_a_factory_is_imported_and_called_with_the_keywords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_factory_is_imported_and_called_with_the_keywords(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my_sinks.py").write_text(FACTORIES)
     monkeypatch.syspath_prepend(tmp_path)
     sink: Any = open_sink("my_sinks:make", colour="red")
@@ -209,7 +234,8 @@ number = 5
     ("my_sinks:broken", {}, "cannot be built .RuntimeError: two lines.; correct its options"),
 ])
 def test_a_spec_that_cannot_be_used_says_why_on_one_line(
-        spec: str, config: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec: str, config: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my_sinks.py").write_text(FACTORIES)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SinkSpecError, match=message) as caught:
@@ -219,7 +245,9 @@ def test_a_spec_that_cannot_be_used_says_why_on_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_built_in_sink_whose_module_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_built_in_sink_whose_module_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(bgworker.sinks.specs._BUILT_IN, "pigeon", ("pigeon.sink", "PigeonSink"))
     with pytest.raises(SinkSpecError, match="made without its part 'pigeon'"):
         open_sink("pigeon:x")
@@ -238,7 +266,9 @@ def test_a_built_in_sink_whose_module_is_not_there_is_named(monkeypatch: pytest.
     ("postgres:user:s3cret@example.com", "'...'"),
     ("s3cret@host:80", "'...'"),
 ])
-def test_no_secret_of_a_url_is_shown(spec: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_of_a_url_is_shown(
+    spec: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(bgworker.sinks.specs._BUILT_IN, "webhook", "NoSuchClass")
     monkeypatch.setattr(bgworker.sinks.specs, "_built_in", lambda spec, scheme: refuse)
     with pytest.raises(SinkSpecError) as caught:
@@ -251,8 +281,25 @@ def refuse(url: str) -> None:
     raise ConfigurationError("refused")
 
 
-WORDS = st.sampled_from([
-    "jsonl:", "x", "?", "backups", "compress", "=", "&", "%", "1", "K", ":", "//", "@", "\0", "\ud800"])
+WORDS = st.sampled_from(
+    [
+        "jsonl:",
+        "x",
+        "?",
+        "backups",
+        "compress",
+        "=",
+        "&",
+        "%",
+        "1",
+        "K",
+        ":",
+        "//",
+        "@",
+        "\0",
+        "\ud800",
+    ]
+)
 
 
 @settings(max_examples=50)
@@ -269,10 +316,14 @@ def test_any_text_is_a_sink_or_a_spec_error(spec: str) -> None:
 
 
 def test_importing_the_package_imports_nothing_but_the_contract() -> None:
-    code = ("import sys, typing, bgworker, bgworker.model.events, bgworker.model.errors; before = set(sys.modules); import bgworker.sinks; "
-            "print(*sorted(set(sys.modules) - before - {'bgworker.sinks', 'bgworker.sinks.base', 'bgworker.sinks.specs'}), end='')")
+    code = (
+        "import sys, typing, bgworker, bgworker.model.events, bgworker.model.errors; before = set(sys.modules); import bgworker.sinks; "
+        "print(*sorted(set(sys.modules) - before - {'bgworker.sinks', 'bgworker.sinks.base', 'bgworker.sinks.specs'}), end='')"
+    )
     root = Path(bgworker.sinks.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=root, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout + done.stderr == ""
 
 

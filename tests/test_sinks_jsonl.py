@@ -32,7 +32,10 @@ posix = pytest.mark.skipif(os.name == "nt", reason="Windows has neither")
 
 
 def events(*numbers: int) -> Sequence[Event]:
-    return [StreamEvent(EventType.TASK_OUTPUT, f"{0:032}", n, NOW, StreamType.OUTPUT, "x" * 20) for n in numbers]
+    return [
+        StreamEvent(EventType.TASK_OUTPUT, f"{0:032}", n, NOW, StreamType.OUTPUT, "x" * 20)
+        for n in numbers
+    ]
 
 
 SIZE = len(wire.encode_lines(events(1)))
@@ -78,7 +81,9 @@ def test_each_event_becomes_one_wire_line_in_order(make: Any, path: str) -> None
 
 
 def test_a_batch_of_records_is_written_as_its_events_are(make: Any, path: str) -> None:
-    batch = Batch([(TaskState("a" * 32, "load", "b" * 32, 0), n, OUTPUT, 10**18, "hello\n") for n in (1, 2)])
+    batch = Batch(
+        [(TaskState("a" * 32, "load", "b" * 32, 0), n, OUTPUT, 10**18, "hello\n") for n in (1, 2)]
+    )
     make().write(batch)
     assert [wire.decode(line) for line in Path(path).read_text().splitlines()] == list(batch)
 
@@ -124,7 +129,9 @@ def test_the_descriptor_is_not_inherited_by_programs(make: Any) -> None:
         assert not os.get_inheritable(sink._file._fd)
 
 
-def test_no_descriptor_is_left_open_after_close_or_a_failed_open(make: Any, tmp_path: Path, path: str) -> None:
+def test_no_descriptor_is_left_open_after_close_or_a_failed_open(
+    make: Any, tmp_path: Path, path: str
+) -> None:
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("no /proc")
     before = os.listdir("/proc/self/fd")
@@ -204,28 +211,56 @@ def test_a_path_that_cannot_be_used_is_refused_for_good_and_leaves_no_trace(
 @posix
 @pytest.mark.parametrize("what", ["file", "directory"])
 def test_without_permission_it_is_refused_for_good_and_leaves_no_trace(what: str) -> None:
-    script = ("import os, sys\nfrom bgworker.sinks.jsonl import JsonlSink, PermanentSinkError\n"
-              "if os.geteuid() == 0: os.seteuid(65534)\n"
-              "try: JsonlSink(sys.argv[1]).open()\nexcept PermanentSinkError as error: print(error)\n")
+    script = (
+        "import os, sys\nfrom bgworker.sinks.jsonl import JsonlSink, PermanentSinkError\n"
+        "if os.geteuid() == 0: os.seteuid(65534)\n"
+        "try: JsonlSink(sys.argv[1]).open()\nexcept PermanentSinkError as error: print(error)\n"
+    )
     with tempfile.TemporaryDirectory() as top:
         target = Path(top, "debug.jsonl")
         if what == "file":
             target.touch(0o444)
         os.chmod(top, 0o777 if what == "file" else 0o555)
-        done = subprocess.run([sys.executable, "-c", script, str(target)], capture_output=True, text=True, timeout=60,
-                              cwd=Path(wire.__file__).parents[2])
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(target)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=Path(wire.__file__).parents[2],
+        )
         assert os.listdir(top) == (["debug.jsonl"] if what == "file" else [])
         os.chmod(top, 0o700)
-    assert re.search("Permission denied.*; name a file, in a directory, that this process may", done.stdout), done
+    assert re.search(
+        "Permission denied.*; name a file, in a directory, that this process may", done.stdout
+    ), done
 
 
 # -- files of somebody else --
 
 
-FOREIGN = [b"SQLite format 3\0" + b"\0" * 5000, b"hello", b"hello\n{}\n", b"\n\n# a comment\n{}\n", b"[1]\n", b"\xff",
-           b"\x1f\x8b\x08", b"\0" * 32768 + b"\1CD001" + b"\0" * 9,
-           b'{"a":1}', b'{"a":1}\n', b' \n{"a":1}\r\n', b'{\n  "a": 1\n}', b'{\n  "a": 1\n}\n', b'{"a":1}{"b":2}', b'{"a":1}\nhello\n', b"{}",
-           b'{"v": 1}', b'{"a":1}\n{"b":', b"{'a': 1}\n{'b': 2}\n", b'{"a":' + b'"x"' * 400_000 + b"}", b"\0" * 2_000_000]
+FOREIGN = [
+    b"SQLite format 3\0" + b"\0" * 5000,
+    b"hello",
+    b"hello\n{}\n",
+    b"\n\n# a comment\n{}\n",
+    b"[1]\n",
+    b"\xff",
+    b"\x1f\x8b\x08",
+    b"\0" * 32768 + b"\1CD001" + b"\0" * 9,
+    b'{"a":1}',
+    b'{"a":1}\n',
+    b' \n{"a":1}\r\n',
+    b'{\n  "a": 1\n}',
+    b'{\n  "a": 1\n}\n',
+    b'{"a":1}{"b":2}',
+    b'{"a":1}\nhello\n',
+    b"{}",
+    b'{"v": 1}',
+    b'{"a":1}\n{"b":',
+    b"{'a': 1}\n{'b': 2}\n",
+    b'{"a":' + b'"x"' * 400_000 + b"}",
+    b"\0" * 2_000_000,
+]
 
 
 @pytest.mark.parametrize("content", FOREIGN, ids=[repr(content[-16:]) for content in FOREIGN])
@@ -238,7 +273,8 @@ def test_a_file_of_anything_but_lines_of_objects_is_refused_for_good_and_untouch
             attempt()
         assert str(caught.value) == (
             f"cannot open {path!r}: it holds something else than lines of JSON objects, and was left as it is; "
-            "name another file, or move this one away")
+            "name another file, or move this one away"
+        )
     assert Path(path).read_bytes() == content and os.listdir(tmp_path) == ["debug.jsonl"]
     os.rename(path, f"{path}.away")
     sink.write(events(1))
@@ -259,7 +295,9 @@ def test_a_history_is_refused_and_stays_readable(make: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("begin", [b"", b"\n", b" \r\n\t\n", b"\xef\xbb\xbf", b"\n" * 70_000, b'{"others": true}\n'])
-def test_a_file_that_begins_blank_or_with_objects_of_others_is_appended_to(make: Any, path: str, begin: bytes) -> None:
+def test_a_file_that_begins_blank_or_with_objects_of_others_is_appended_to(
+    make: Any, path: str, begin: bytes
+) -> None:
     whole = begin + wire.encode_lines(events(1))
     Path(path).write_bytes(whole)
     make().write(events(2))
@@ -275,16 +313,23 @@ def test_lines_of_others_without_a_last_line_end_stay_whole(make: Any, path: str
 
 
 @posix
-def test_a_last_line_that_no_sink_writes_is_refused_and_not_copied(make: Any, path: str, tmp_path: Path) -> None:
+def test_a_last_line_that_no_sink_writes_is_refused_and_not_copied(
+    make: Any, path: str, tmp_path: Path
+) -> None:
     Path(path).write_bytes(wire.encode_lines(events(1)))
     os.truncate(path, 20 << 30)
-    with pytest.raises(PermanentSinkError, match="its last line has more than 67108864 bytes, which no sink writes; name another"):
+    with pytest.raises(
+        PermanentSinkError,
+        match="its last line has more than 67108864 bytes, which no sink writes; name another",
+    ):
         make().open()
     assert os.path.getsize(path) == 20 << 30 and not os.path.exists(f"{path}.torn")
 
 
 @posix
-def test_a_strange_file_that_takes_the_place_of_ours_is_left_alone_until_it_is_gone(make: Any, path: str) -> None:
+def test_a_strange_file_that_takes_the_place_of_ours_is_left_alone_until_it_is_gone(
+    make: Any, path: str
+) -> None:
     sink = make()
     sink.write(events(1))
     Path(f"{path}.strange").write_bytes(b"hello")
@@ -331,10 +376,17 @@ def test_what_is_no_regular_file_cannot_be_rotated(make: Any) -> None:
 
 @posix
 def test_the_error_output_of_a_process_is_a_sink() -> None:
-    script = ("import sys; from bgworker.model import wire; from bgworker.sinks import open_sink\n"
-              "open_sink('jsonl:/dev/stderr').write([wire.decode(line) for line in sys.stdin.read().splitlines()])")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=Path(wire.__file__).parents[2],
-                          input=wire.encode_lines(events(1, 2)), timeout=60)
+    script = (
+        "import sys; from bgworker.model import wire; from bgworker.sinks import open_sink\n"
+        "open_sink('jsonl:/dev/stderr').write([wire.decode(line) for line in sys.stdin.read().splitlines()])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        cwd=Path(wire.__file__).parents[2],
+        input=wire.encode_lines(events(1, 2)),
+        timeout=60,
+    )
     assert done.stderr == wire.encode_lines(events(1, 2))
 
 
@@ -342,10 +394,18 @@ def test_the_error_output_of_a_process_is_a_sink() -> None:
 def test_lines_go_among_the_text_of_a_redirected_stderr(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("no JSON, and no line end")
-    program = ("import sys\nfrom bgworker import open_sink\nfrom bgworker.model import wire\nprint(file=sys.stderr)\n"
-               "open_sink('jsonl:/dev/stderr').write([wire.decode(line) for line in sys.stdin.read().splitlines()])")
+    program = (
+        "import sys\nfrom bgworker import open_sink\nfrom bgworker.model import wire\nprint(file=sys.stderr)\n"
+        "open_sink('jsonl:/dev/stderr').write([wire.decode(line) for line in sys.stdin.read().splitlines()])"
+    )
     with log.open("ab") as stderr:
-        subprocess.run([sys.executable, "-c", program], input=wire.encode_lines(events(1)), stderr=stderr, timeout=60, check=True)
+        subprocess.run(
+            [sys.executable, "-c", program],
+            input=wire.encode_lines(events(1)),
+            stderr=stderr,
+            timeout=60,
+            check=True,
+        )
     first, line = log.read_text().splitlines()
     assert first == "no JSON, and no line end" and [wire.decode(line)] == events(1)
     assert os.listdir(tmp_path) == ["log.txt"]
@@ -354,11 +414,17 @@ def test_lines_go_among_the_text_of_a_redirected_stderr(tmp_path: Path) -> None:
 # -- rotation --
 
 
-def test_a_file_is_rotated_before_it_would_exceed_max_bytes_and_the_oldest_goes(make: Any, path: str) -> None:
+def test_a_file_is_rotated_before_it_would_exceed_max_bytes_and_the_oldest_goes(
+    make: Any, path: str
+) -> None:
     sink = make(max_bytes=2 * SIZE, backups=2)
     for number in range(8):
         sink.write(events(number))
-    assert [numbers_in(name) for name in (f"{path}.2", f"{path}.1", path)] == [[2, 3], [4, 5], [6, 7]]
+    assert [numbers_in(name) for name in (f"{path}.2", f"{path}.1", path)] == [
+        [2, 3],
+        [4, 5],
+        [6, 7],
+    ]
     assert not os.path.exists(f"{path}.3")
 
 
@@ -369,7 +435,9 @@ def test_a_batch_is_written_whole_however_large(make: Any, path: str) -> None:
     assert (numbers_in(f"{path}.1"), numbers_in(path)) == ([1, 2, 3], [4, 5])
 
 
-def test_a_file_that_is_over_the_limit_when_opened_is_rotated_by_the_first_write(make: Any, path: str) -> None:
+def test_a_file_that_is_over_the_limit_when_opened_is_rotated_by_the_first_write(
+    make: Any, path: str
+) -> None:
     make().write(events(1, 2, 3))
     make(max_bytes=SIZE).write(events(4))
     assert (numbers_in(f"{path}.1"), numbers_in(path)) == ([1, 2, 3], [4])
@@ -383,7 +451,9 @@ def test_without_backups_the_full_file_is_removed(make: Any, path: str, tmp_path
     assert sorted(os.listdir(tmp_path)) == ["debug.jsonl", "debug.jsonl.lock"]
 
 
-def test_rotated_files_are_compressed_and_move_up_with_plain_ones(make: Any, path: str, tmp_path: Path) -> None:
+def test_rotated_files_are_compressed_and_move_up_with_plain_ones(
+    make: Any, path: str, tmp_path: Path
+) -> None:
     plain = make(max_bytes=SIZE, backups=3)
     for number in range(3):
         plain.write(events(number))
@@ -403,7 +473,11 @@ def test_rotation_moves_no_further_than_the_first_free_number(tmp_path: Path) ->
     for name, content in names.items():
         (tmp_path / name).write_bytes(content)
     rotate(str(tmp_path / "f"), 5, compress=False)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"f.1": b"0", "f.2.gz": b"1", "f.3": b"3"}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "f.1": b"0",
+        "f.2.gz": b"1",
+        "f.3": b"3",
+    }
 
 
 @posix
@@ -422,19 +496,30 @@ def test_behind_a_symbolic_link_all_happens_where_it_leads(make: Any, tmp_path: 
     (tmp_path / "there").mkdir()
     link = tmp_path / "link.jsonl"
     link.symlink_to("there/real.jsonl")
-    sink, other = make(link, max_bytes=SIZE), make(tmp_path / "there" / "real.jsonl", max_bytes=SIZE)
+    sink, other = make(link, max_bytes=SIZE), make(
+        tmp_path / "there" / "real.jsonl", max_bytes=SIZE
+    )
     sink.write(events(1))
     other.write(events(2))
     sink.write(events(3))
     assert sorted(os.listdir(tmp_path)) == ["link.jsonl", "there"]
-    assert sorted(os.listdir(tmp_path / "there")) == ["real.jsonl", "real.jsonl.1", "real.jsonl.2", "real.jsonl.lock"]
+    assert sorted(os.listdir(tmp_path / "there")) == [
+        "real.jsonl",
+        "real.jsonl.1",
+        "real.jsonl.2",
+        "real.jsonl.lock",
+    ]
     assert numbers_in(link) == [3]
 
 
 def test_where_a_file_that_is_read_cannot_be_renamed_it_grows_until_it_can(
         make: Any, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "The process cannot access the file because it is being used by another process", path)
+        raise PermissionError(
+            13,
+            "The process cannot access the file because it is being used by another process",
+            path,
+        )
 
     monkeypatch.setattr(linefile, "_IS_WINDOWS", True)
     sink = make(max_bytes=SIZE)
@@ -470,7 +555,9 @@ def test_several_sinks_of_one_process_share_a_path_from_several_threads(
     rotated = [name for n in range(1000, 0, -1) if os.path.exists(name := f"{path}.{n}")]
     found = [number for name in [*rotated, path] for number in numbers_in(name)]
     for n in range(4):
-        assert [number for number in found if number // 1000 == n] == list(range(1000 * n, 1000 * n + 200))
+        assert [number for number in found if number // 1000 == n] == list(
+            range(1000 * n, 1000 * n + 200)
+        )
     assert len(found) == 800 and bool(rotated) == bool(max_bytes)
 
 
@@ -483,7 +570,11 @@ def test_a_file_renamed_by_logrotate_is_left_and_a_new_one_begun(make: Any, path
     Path(path).rename(f"{path}.older")
     Path(path).write_bytes(wire.encode_lines(events(7)))
     sink.write(events(3))
-    assert [numbers_in(name) for name in (f"{path}.old", f"{path}.older", path)] == [[1], [2], [7, 3]]
+    assert [numbers_in(name) for name in (f"{path}.old", f"{path}.older", path)] == [
+        [1],
+        [2],
+        [7, 3],
+    ]
 
 
 @posix

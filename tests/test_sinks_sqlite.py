@@ -1,4 +1,5 @@
-"""The SQLite sink when all goes well: what it stores, that it stores it once, where, and what it refuses.
+"""The SQLite sink when all goes well: what it stores, that it stores it once, where, and what it
+refuses.
 
 Black box: a real Scheduler or plain batches go in, SQL on the file looks at what is there.
 """
@@ -27,19 +28,49 @@ from reading import check_whole, dicts, query, value_of
 
 from bgworker import Scheduler, __version__, current_task, open_sink
 from bgworker.history import schema
-from bgworker.model.errors import ConfigurationError, PermanentSinkError, SinkError, TemporarySinkError
-from bgworker.model.events import (Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot,
-                             TaskStatus)
+from bgworker.model.errors import (
+    ConfigurationError,
+    PermanentSinkError,
+    SinkError,
+    TemporarySinkError,
+)
+from bgworker.model.events import (
+    Event,
+    EventType,
+    LifecycleEvent,
+    LossEvent,
+    StreamEvent,
+    StreamType,
+    TaskSnapshot,
+    TaskStatus,
+)
 from bgworker.model.ids import new_id, new_run_id
-from bgworker.model.records import (CANCELLED, COMPLETED, CREATED, ERROR, FAILED, LOST, OUTPUT, PROGRESS, SCHEDULED, STARTED,
-                              TIMED_OUT, VERBOSE, WARNING, Batch, TaskState)
+from bgworker.model.records import (
+    CANCELLED,
+    COMPLETED,
+    CREATED,
+    ERROR,
+    FAILED,
+    LOST,
+    OUTPUT,
+    PROGRESS,
+    SCHEDULED,
+    STARTED,
+    TIMED_OUT,
+    VERBOSE,
+    WARNING,
+    Batch,
+    TaskState,
+)
 from bgworker.history.sink import SqliteSink
 
 SOON = 30.0
 Record = Tuple[Any, int, int, int, Any]
 Make = Callable[..., SqliteSink]
 Form = Callable[[List[Record]], Sequence[Event]]
-in_both_forms = pytest.mark.parametrize("form", [Batch, lambda records: list(Batch(records))], ids=["records", "DTOs"])
+in_both_forms = pytest.mark.parametrize(
+    "form", [Batch, lambda records: list(Batch(records))], ids=["records", "DTOs"]
+)
 NOW_NS = 1_795_445_160_123_456_000
 NOW = datetime(2026, 11, 23, 14, 46, 0, 123456, tzinfo=timezone.utc)
 NOW_TEXT = "2026-11-23T14:46:00.123456Z"
@@ -64,10 +95,17 @@ def make(path: str) -> Iterator[Callable[..., SqliteSink]]:
 
 
 def contents(path: str) -> dict[str, list[Any]]:
-    """All that a reader of the file can see, in an order of its own, but for the keys, which tell what came first."""
-    found = {table: sorted((list(row.items()) for row in dicts(path, f"SELECT * FROM {table}")), key=repr)
-             for table in TABLES}
-    found["tasks"] = sorted(([column for column in row if column[0] != "key"] for row in found["tasks"]), key=repr)
+    """All that a reader of the file can see, in an order of its own, but for the keys, which tell
+    what came first."""
+    found = {
+        table: sorted(
+            (list(row.items()) for row in dicts(path, f"SELECT * FROM {table}")), key=repr
+        )
+        for table in TABLES
+    }
+    found["tasks"] = sorted(
+        ([column for column in row if column[0] != "key"] for row in found["tasks"]), key=repr
+    )
     return found
 
 
@@ -83,12 +121,26 @@ def a_life(state: TaskState, end: int = COMPLETED) -> list[Record]:
     state.started_ns, state.completed_ns, state.duration = NOW_NS + 10**9, NOW_NS + 3 * 10**9, 2.0
     state.recorded_percent, state.recorded_message = 50.0, "half"
     if end == FAILED:
-        state.failure_type, state.failure_message, state.invocation_info = "ValueError", "bad", "Traceback ..."
+        state.failure_type, state.failure_message, state.invocation_info = (
+            "ValueError",
+            "bad",
+            "Traceback ...",
+        )
     data: list[tuple[int, Any]] = [
-        (CREATED, None), (SCHEDULED, None), (STARTED, None), (OUTPUT, "hello\n"), (PROGRESS, (25.0, "quarter")),
-        (ERROR, ('{"a":[1]}', "json", False, 0)), (PROGRESS, (50.0, "half")), (WARNING, ("cut", "text", True, 4711)),
-        (VERBOSE, ""), (end, None)]
-    return [(state, seq, kind, NOW_NS + seq * 10**6, datum) for seq, (kind, datum) in enumerate(data, 1)]
+        (CREATED, None),
+        (SCHEDULED, None),
+        (STARTED, None),
+        (OUTPUT, "hello\n"),
+        (PROGRESS, (25.0, "quarter")),
+        (ERROR, ('{"a":[1]}', "json", False, 0)),
+        (PROGRESS, (50.0, "half")),
+        (WARNING, ("cut", "text", True, 4711)),
+        (VERBOSE, ""),
+        (end, None),
+    ]
+    return [
+        (state, seq, kind, NOW_NS + seq * 10**6, datum) for seq, (kind, datum) in enumerate(data, 1)
+    ]
 
 
 def store(path: str, *batches: Sequence[Event]) -> dict[str, list[Any]]:
@@ -123,16 +175,24 @@ def fail(message: str) -> None:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Tasks with every way to end, recorded by a real Scheduler: the path, and what it knew of them."""
+    """Tasks with every way to end, recorded by a real Scheduler: the path, and what it knew of
+    them."""
     path = str(tmp_path_factory.mktemp("recorded") / "history.db")
     release, tasks = threading.Event(), {}
     pool = Scheduler(1, sinks=[SqliteSink(path)], max_payload=100, progress_interval=0.0)
     try:
-        special = pool.options(name="talk", timeout=3600.0, metadata={"ticket": 7}, record_source=True,
-                               record_arguments=True)
+        special = pool.options(
+            name="talk",
+            timeout=3600.0,
+            metadata={"ticket": 7},
+            record_source=True,
+            record_arguments=True,
+        )
         tasks["completed"] = special.submit(talk, 3)
         tasks["failed"] = pool.options(name="fails").submit(fail, "bad row\nsecond line")
-        tasks["timed_out"] = pool.options(name="slow", timeout=0.05).submit(lambda: current_task().sleep(SOON))
+        tasks["timed_out"] = pool.options(name="slow", timeout=0.05).submit(
+            lambda: current_task().sleep(SOON)
+        )
         for task in tasks.values():
             assert task.wait(SOON)
         blocker = pool.options(name="blocker").submit(release.wait, SOON)
@@ -156,63 +216,113 @@ def text_of(time: datetime | None) -> str | None:
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "timed_out", "cancelled"])
-def test_the_row_of_a_task_says_what_its_snapshot_says(recorded: dict[str, Any], status: str) -> None:
+def test_the_row_of_a_task_says_what_its_snapshot_says(
+    recorded: dict[str, Any], status: str
+) -> None:
     task = recorded[status].snapshot()
     row = row_of(recorded, status)
     metadata = json.dumps(dict(task.metadata), separators=(",", ":")) if task.metadata else None
     assert isinstance(row.pop("key"), int)
     assert row == {
-        "id": task.task_id, "run_id": task.run_id, "name": task.name, "status": status,
-        "created_utc": text_of(task.created_utc), "scheduled_utc": text_of(task.scheduled_utc),
-        "started_utc": text_of(task.started_utc), "completed_utc": text_of(task.completed_utc),
-        "duration_sec": task.duration, "timeout_sec": task.timeout, "last_progress_pct": task.last_progress_percent,
-        "last_progress_msg": task.last_progress_message, "script_id": task.script_id, "script_hash": task.script_hash,
-        "arg_json": task.arguments, "metadata_json": metadata, "failure_type": task.failure_type,
-        "failure_message": task.failure_message, "invocation_info": task.invocation_info, "last_seq": task.last_seq}
+        "id": task.task_id,
+        "run_id": task.run_id,
+        "name": task.name,
+        "status": status,
+        "created_utc": text_of(task.created_utc),
+        "scheduled_utc": text_of(task.scheduled_utc),
+        "started_utc": text_of(task.started_utc),
+        "completed_utc": text_of(task.completed_utc),
+        "duration_sec": task.duration,
+        "timeout_sec": task.timeout,
+        "last_progress_pct": task.last_progress_percent,
+        "last_progress_msg": task.last_progress_message,
+        "script_id": task.script_id,
+        "script_hash": task.script_hash,
+        "arg_json": task.arguments,
+        "metadata_json": metadata,
+        "failure_type": task.failure_type,
+        "failure_message": task.failure_message,
+        "invocation_info": task.invocation_info,
+        "last_seq": task.last_seq,
+    }
 
 
 def test_the_columns_of_a_task_hold_what_was_asked_for(recorded: dict[str, Any]) -> None:
     row = row_of(recorded, "completed")
-    assert (row["name"], row["timeout_sec"], row["last_progress_pct"], row["last_progress_msg"]) == (
-        "talk", 3600.0, 50.0, "two of four")
+    assert (
+        row["name"],
+        row["timeout_sec"],
+        row["last_progress_pct"],
+        row["last_progress_msg"],
+    ) == ("talk", 3600.0, 50.0, "two of four")
     assert json.loads(row["arg_json"]) == {"args": [3], "kwargs": {}}
     assert json.loads(row["metadata_json"]) == {"ticket": 7}
     assert row["script_id"].endswith(":talk")
     assert row["created_utc"] <= row["scheduled_utc"] <= row["started_utc"] <= row["completed_utc"]
     assert row["last_seq"] == 11, "three before the streams, seven streams, one end"
     failed = row_of(recorded, "failed")
-    assert (failed["failure_type"], failed["failure_message"]) == ("ValueError", "bad row\nsecond line")
+    assert (failed["failure_type"], failed["failure_message"]) == (
+        "ValueError",
+        "bad row\nsecond line",
+    )
     assert failed["invocation_info"].startswith("Traceback (most recent call last)")
     queued = row_of(recorded, "cancelled")
-    assert (queued["started_utc"], queued["duration_sec"], queued["failure_message"]) == (None, None, "not tonight")
+    assert (queued["started_utc"], queued["duration_sec"], queued["failure_message"]) == (
+        None,
+        None,
+        "not tonight",
+    )
     assert queued["completed_utc"] is not None
 
 
 def test_every_stream_of_a_task_stands_in_the_view_in_order(recorded: dict[str, Any]) -> None:
     task = recorded["completed"]
-    found = query(recorded["path"], "SELECT seq, stream_type, payload, format, truncated, percent, original_bytes "
-                  "FROM task_streams WHERE task_id = ? ORDER BY seq", task.id)
+    found = query(
+        recorded["path"],
+        "SELECT seq, stream_type, payload, format, truncated, percent, original_bytes "
+        "FROM task_streams WHERE task_id = ? ORDER BY seq",
+        task.id,
+    )
     (cut,) = [row for row in found if row[1] == "warning"]
     assert cut[2].startswith("x") and len(cut[2].encode()) <= 100
     assert found == [
-        (4, "progress", "one of four", "text", 0, 25.0, None), (5, "output", "plain", "text", 0, None, None),
-        (6, "output", '{"rows":[3,null]}', "json", 0, None, None), (7, "error", "no good", "text", 0, None, None),
-        (8, "warning", cut[2], "text", 1, None, 200), (9, "verbose", "by the way", "text", 0, None, None),
-        (10, "progress", "two of four", "text", 0, 50.0, None)]
-    times = query(recorded["path"], "SELECT seq, created_utc FROM task_streams WHERE task_id = ? ORDER BY seq", task.id)
+        (4, "progress", "one of four", "text", 0, 25.0, None),
+        (5, "output", "plain", "text", 0, None, None),
+        (6, "output", '{"rows":[3,null]}', "json", 0, None, None),
+        (7, "error", "no good", "text", 0, None, None),
+        (8, "warning", cut[2], "text", 1, None, 200),
+        (9, "verbose", "by the way", "text", 0, None, None),
+        (10, "progress", "two of four", "text", 0, 50.0, None),
+    ]
+    times = query(
+        recorded["path"],
+        "SELECT seq, created_utc FROM task_streams WHERE task_id = ? ORDER BY seq",
+        task.id,
+    )
     assert times == [(event.seq, text_of(event.created_utc)) for event in task.streams()]
 
 
-def test_a_run_of_this_process_is_described_and_ends_with_the_sink(recorded: dict[str, Any]) -> None:
+def test_a_run_of_this_process_is_described_and_ends_with_the_sink(
+    recorded: dict[str, Any],
+) -> None:
     (run,) = dicts(recorded["path"], "SELECT * FROM runs")
     started, ended = run.pop("started_utc"), run.pop("ended_utc")
-    assert run == {"run_id": recorded["completed"].snapshot().run_id, "host": platform.node(), "pid": os.getpid(),
-                   "python": platform.python_version(), "version": __version__}
-    first, last = query(recorded["path"], "SELECT min(created_utc), max(completed_utc) FROM tasks")[0]
+    assert run == {
+        "run_id": recorded["completed"].snapshot().run_id,
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "version": __version__,
+    }
+    first, last = query(recorded["path"], "SELECT min(created_utc), max(completed_utc) FROM tasks")[
+        0
+    ]
     assert started <= first and last <= ended
 
 
-def test_the_text_of_a_script_is_kept_only_where_that_was_asked_for(recorded: dict[str, Any]) -> None:
+def test_the_text_of_a_script_is_kept_only_where_that_was_asked_for(
+    recorded: dict[str, Any],
+) -> None:
     scripts = {row["script_id"]: row for row in dicts(recorded["path"], "SELECT * FROM scripts")}
     (with_text,) = [row for row in scripts.values() if row["text"] is not None]
     assert with_text["script_id"].endswith(":talk") and with_text["text"] == getsource(talk)
@@ -222,7 +332,9 @@ def test_the_text_of_a_script_is_kept_only_where_that_was_asked_for(recorded: di
     check_whole(recorded["path"])
 
 
-def test_a_script_is_stored_once_for_all_of_its_tasks_and_its_text_may_come_later(path: str) -> None:
+def test_a_script_is_stored_once_for_all_of_its_tasks_and_its_text_may_come_later(
+    path: str,
+) -> None:
     with Scheduler(1, sinks=[SqliteSink(path)]) as pool:
         for options in (pool.options(), pool.options(record_source=True), pool.options()):
             assert options.submit(talk, 1).wait(SOON) and pool.flush(SOON)
@@ -253,9 +365,18 @@ def test_losses_are_kept_apart_by_all_that_they_say(path: str) -> None:
               LossEvent(EventType.EVENTS_LOST, NOW, "park", 3, "overflow", {"TaskOutput": 3}),
               LossEvent(EventType.EVENTS_LOST, NOW, "hook", 3, "failed", {"TaskOutput": 3})]
     store(path, losses, losses)
-    assert query(path, "SELECT sink, reason, count, by_type, created_utc FROM losses ORDER BY rowid") == [
-        (loss.sink, loss.reason, loss.count, json.dumps({"TaskOutput": loss.count}, separators=(",", ":")), NOW_TEXT)
-        for loss in losses]
+    assert query(
+        path, "SELECT sink, reason, count, by_type, created_utc FROM losses ORDER BY rowid"
+    ) == [
+        (
+            loss.sink,
+            loss.reason,
+            loss.count,
+            json.dumps({"TaskOutput": loss.count}, separators=(",", ":")),
+            NOW_TEXT,
+        )
+        for loss in losses
+    ]
 
 
 @in_both_forms
@@ -263,7 +384,12 @@ def test_losses_are_kept_apart_by_all_that_they_say(path: str) -> None:
 def test_a_start_that_is_replayed_does_not_undo_the_end(path: str, form: Form, end: int) -> None:
     life = a_life(a_state(), end)
     once = store(path, form(life))
-    status = {COMPLETED: "completed", FAILED: "failed", CANCELLED: "cancelled", TIMED_OUT: "timed_out"}[end]
+    status = {
+        COMPLETED: "completed",
+        FAILED: "failed",
+        CANCELLED: "cancelled",
+        TIMED_OUT: "timed_out",
+    }[end]
     assert value_of(path, "SELECT status FROM tasks") == status
     assert store(path, form(life[:3]), form(life[2:3]), form(life[4:5])) == once
 
@@ -280,13 +406,33 @@ def test_streams_that_come_before_their_task_is_known_are_kept_and_the_task_is_c
 
 
 def test_a_task_of_which_only_streams_are_told_has_a_row_without_a_run(path: str) -> None:
-    store(path, [StreamEvent(EventType.TASK_OUTPUT, "c" * 32, 7, NOW, StreamType.OUTPUT, "alone"),
-                 StreamEvent(EventType.TASK_PROGRESS, "c" * 32, 8, NOW, StreamType.PROGRESS, "", percent=3.0,
-                             message="third")])
+    store(
+        path,
+        [
+            StreamEvent(EventType.TASK_OUTPUT, "c" * 32, 7, NOW, StreamType.OUTPUT, "alone"),
+            StreamEvent(
+                EventType.TASK_PROGRESS,
+                "c" * 32,
+                8,
+                NOW,
+                StreamType.PROGRESS,
+                "",
+                percent=3.0,
+                message="third",
+            ),
+        ],
+    )
     (row,) = dicts(path, "SELECT * FROM tasks")
     assert {name: value for name, value in row.items() if value is not None} == {
-        "key": 1, "id": "c" * 32, "name": "", "status": "running", "created_utc": NOW_TEXT, "last_progress_pct": 3.0,
-        "last_progress_msg": "third", "last_seq": 0}
+        "key": 1,
+        "id": "c" * 32,
+        "name": "",
+        "status": "running",
+        "created_utc": NOW_TEXT,
+        "last_progress_pct": 3.0,
+        "last_progress_msg": "third",
+        "last_seq": 0,
+    }
     assert query(path, "SELECT payload FROM task_streams ORDER BY seq") == [("alone",), ("third",)]
 
 
@@ -302,7 +448,9 @@ def test_the_row_of_a_running_task_follows_its_progress(path: str, form: Form) -
 
 
 def test_a_snapshot_that_was_judged_interrupted_is_stored_as_it_is(path: str) -> None:
-    task = TaskSnapshot("a" * 32, "load", TaskStatus.INTERRUPTED, "b" * 32, NOW, NOW, NOW, last_seq=3)
+    task = TaskSnapshot(
+        "a" * 32, "load", TaskStatus.INTERRUPTED, "b" * 32, NOW, NOW, NOW, last_seq=3
+    )
     store(path, [LifecycleEvent(EventType.TASK_STARTED, "a" * 32, 3, NOW, task)])
     assert query(path, "SELECT status, completed_utc FROM tasks") == [("interrupted", None)]
 
@@ -316,15 +464,22 @@ def test_an_end_without_its_time_gets_the_time_of_its_event(path: str) -> None:
 _messages = st.text(st.characters(blacklist_categories=["Cs"]), max_size=8)
 _speech = st.one_of(
     st.tuples(st.sampled_from([OUTPUT, ERROR, WARNING, VERBOSE]), _messages),
-    st.tuples(st.sampled_from([OUTPUT, ERROR, WARNING, VERBOSE]),
-              st.tuples(_messages, st.sampled_from(["text", "json"]), st.just(True), st.integers(1, 10**9))),
+    st.tuples(
+        st.sampled_from([OUTPUT, ERROR, WARNING, VERBOSE]),
+        st.tuples(
+            _messages, st.sampled_from(["text", "json"]), st.just(True), st.integers(1, 10**9)
+        ),
+    ),
     st.tuples(st.sampled_from([OUTPUT, ERROR]), st.just(('{"a":1}', "json", False, 0))),
-    st.tuples(st.just(PROGRESS), st.tuples(st.none() | st.floats(0, 100), _messages)))
+    st.tuples(st.just(PROGRESS), st.tuples(st.none() | st.floats(0, 100), _messages)),
+)
 
 
 @st.composite
 def _lives(draw: st.DrawFn, number: int, *, is_whole: bool) -> list[Record]:
-    state = TaskState(f"{number:032x}", draw(_messages), f"{draw(st.integers(0, 1)):032x}", NOW_NS + number * 1000)
+    state = TaskState(
+        f"{number:032x}", draw(_messages), f"{draw(st.integers(0, 1)):032x}", NOW_NS + number * 1000
+    )
     state.timeout = draw(st.none() | st.floats(0.1, 100))
     state.arguments = draw(st.none() | st.just('{"args":[]}'))
     state.metadata_json = draw(st.sampled_from(["", '{"a":1}']))
@@ -335,17 +490,25 @@ def _lives(draw: st.DrawFn, number: int, *, is_whole: bool) -> list[Record]:
     state.completed_ns = NOW_NS + 9_000_000
     state.duration = 0.25 if has_begun else None
     if end == FAILED:
-        state.failure_type, state.failure_message, state.invocation_info = "ValueError", draw(_messages), "Traceback"
+        state.failure_type, state.failure_message, state.invocation_info = (
+            "ValueError",
+            draw(_messages),
+            "Traceback",
+        )
     elif end == CANCELLED:
         state.failure_message = draw(st.none() | _messages)
     for kind, data in speech:
         if kind == PROGRESS:
             state.recorded_percent, state.recorded_message = data
-    begin: list[tuple[int, Any]] = [(CREATED, None), (SCHEDULED, None), (STARTED, None)][:3 if has_begun else 2]
+    begin: list[tuple[int, Any]] = [(CREATED, None), (SCHEDULED, None), (STARTED, None)][
+        : 3 if has_begun else 2
+    ]
     kinds = [*begin, *speech, (end, None)]
     if not is_whole:
         kinds = kinds[:draw(st.integers(1, len(kinds)))]
-    return [(state, seq, kind, NOW_NS + seq * 1000, data) for seq, (kind, data) in enumerate(kinds, 1)]
+    return [
+        (state, seq, kind, NOW_NS + seq * 1000, data) for seq, (kind, data) in enumerate(kinds, 1)
+    ]
 
 
 @st.composite
@@ -382,7 +545,8 @@ def test_dtos_give_the_rows_that_records_give(batches: list[list[Record]]) -> No
     st.lists(st.booleans(), min_size=2 * len(records), max_size=2 * len(records)))))
 def test_events_that_come_twice_and_in_any_order_give_the_rows_that_they_give_in_order(
         drawn: tuple[list[Record], list[int], list[bool]]) -> None:
-    """As batches of one event: within a batch those of a task ascend. As DTOs, as records, and mixed in one file."""
+    """As batches of one event: within a batch those of a task ascend. As DTOs, as records, and
+    mixed in one file."""
     records, order, forms = drawn
     shuffled = [Batch([records[number % len(records)]]) for number in order]
     mixed = [list(batch) if is_dto else batch for batch, is_dto in zip(shuffled, forms)]
@@ -394,8 +558,13 @@ def test_events_that_come_twice_and_in_any_order_give_the_rows_that_they_give_in
 
 @settings(max_examples=30)
 @given(_merged(is_whole=False).flatmap(_cut), st.data())
-def test_what_is_delivered_again_later_changes_nothing(batches: list[list[Record]], data: st.DataObject) -> None:
-    again = [batches[number] for number in data.draw(st.lists(st.integers(0, len(batches) - 1), max_size=4))]
+def test_what_is_delivered_again_later_changes_nothing(
+    batches: list[list[Record]], data: st.DataObject
+) -> None:
+    again = [
+        batches[number]
+        for number in data.draw(st.lists(st.integers(0, len(batches) - 1), max_size=4))
+    ]
     expected = _stored(*map(Batch, batches))
     assert _stored(*map(Batch, batches + again)) == expected
     assert _stored(*[list(Batch(batch)) for batch in batches + again]) == expected
@@ -407,15 +576,26 @@ PLAIN = (CREATED, SCHEDULED, STARTED, COMPLETED, FAILED, CANCELLED, TIMED_OUT)
 
 
 def silent_tasks() -> list[TaskState]:
-    """Tasks without anything beside: of many names and two runs, begun and ended at all sorts of times."""
-    times = [(NOW_NS, 1, 10**6 + 2), (NOW_NS + 999_999_000, 7_000, 123_456_789_012), (5, 10**9, 10**10), (NOW_NS, 0, 10**9),
-             (NOW_NS - 10**18, 10**17, 86_400 * 10**9), (NOW_NS + 876_543_999, 10**8, 10**8)]
+    """Tasks without anything beside: of many names and two runs, begun and ended at all sorts of
+    times."""
+    times = [
+        (NOW_NS, 1, 10**6 + 2),
+        (NOW_NS + 999_999_000, 7_000, 123_456_789_012),
+        (5, 10**9, 10**10),
+        (NOW_NS, 0, 10**9),
+        (NOW_NS - 10**18, 10**17, 86_400 * 10**9),
+        (NOW_NS + 876_543_999, 10**8, 10**8),
+    ]
     states = []
     for number in range(60):
         created, wait, run = times[number % len(times)]
         state = a_state(f"{number:032x}", run_id="bc"[number % 2] * 32)
         state.name = ("load", f'"{number % 11}\u20ac"')[number % 5 > 2]
-        state.created_ns, state.completed_ns, state.duration = created, created + wait + run, run / 1e9
+        state.created_ns, state.completed_ns, state.duration = (
+            created,
+            created + wait + run,
+            run / 1e9,
+        )
         if wait:
             state.started_ns = created + wait
         else:
@@ -427,8 +607,13 @@ def silent_tasks() -> list[TaskState]:
 @pytest.mark.parametrize("kinds", [[kind] for kind in PLAIN] + [[SCHEDULED, STARTED, COMPLETED]], ids=str)
 def test_tasks_that_say_nothing_have_the_rows_of_their_snapshots_whatever_their_names_and_times(
         path: str, kinds: list[int]) -> None:
-    batches = [[(state, kind + 1, kind, state.created_ns, None) for state in silent_tasks()] for kind in kinds]
-    expected = store(str(Path(path).with_name("once.db")), *[list(Batch(batch)) for batch in batches])
+    batches = [
+        [(state, kind + 1, kind, state.created_ns, None) for state in silent_tasks()]
+        for kind in kinds
+    ]
+    expected = store(
+        str(Path(path).with_name("once.db")), *[list(Batch(batch)) for batch in batches]
+    )
     assert store(path, *map(Batch, batches)) == expected
     assert len(expected["tasks"]) == 60
     together = [record for batch in batches for record in batch]
@@ -436,11 +621,18 @@ def test_tasks_that_say_nothing_have_the_rows_of_their_snapshots_whatever_their_
 
 
 def said(state: TaskState, numbers: range, kind: int = OUTPUT) -> Batch:
-    return Batch([(state, seq, kind, NOW_NS + seq * 1000, f"{seq}: \u20ac\U0001f600'\"" * (seq % 3)) for seq in numbers])
+    return Batch(
+        [
+            (state, seq, kind, NOW_NS + seq * 1000, f"{seq}: \u20ac\U0001f600'\"" * (seq % 3))
+            for seq in numbers
+        ]
+    )
 
 
 @pytest.mark.parametrize("count", [1, 40, 3000])
-def test_what_one_task_says_is_stored_like_anything_else_and_once(path: str, make: Make, count: int) -> None:
+def test_what_one_task_says_is_stored_like_anything_else_and_once(
+    path: str, make: Make, count: int
+) -> None:
     sink, state = make(), a_state(run_id=new_run_id(NOW_NS))
     state.started_ns = NOW_NS
     speech = said(state, range(4, 4 + count), ERROR)
@@ -458,7 +650,9 @@ def test_what_one_task_says_is_stored_like_anything_else_and_once(path: str, mak
 
 
 @pytest.mark.parametrize(("count", "statements"), [(1, 1), (100, 1), (3000, 2 + 3)], ids=str)
-def test_what_a_known_task_says_is_one_statement_as_long_as_it_is_short(make: Make, count: int, statements: int) -> None:
+def test_what_a_known_task_says_is_one_statement_as_long_as_it_is_short(
+    make: Make, count: int, statements: int
+) -> None:
     sink, state, seen = make(), a_state(run_id=new_run_id(NOW_NS)), []
     state.started_ns = NOW_NS
     sink.write(said(state, range(4, 5)))
@@ -476,7 +670,9 @@ def test_what_is_said_about_1970_has_the_same_time_whichever_way_it_is_stored(
     sink.write(said(state, range(4, 5)))  # from here on the file knows the task
     records = [(state, seq, OUTPUT, ns, "x") for seq, ns in enumerate(times, 5)]
     sink.write(Batch(records))
-    assert query(path, "SELECT created_us FROM stream_rows WHERE seq > 4") == [(ns // 1000,) for ns in times]
+    assert query(path, "SELECT created_us FROM stream_rows WHERE seq > 4") == [
+        (ns // 1000,) for ns in times
+    ]
 
 
 def test_who_talks_is_known_again_though_the_task_or_the_run_was_removed_or_closed_meanwhile(
@@ -484,8 +680,16 @@ def test_who_talks_is_known_again_though_the_task_or_the_run_was_removed_or_clos
     sink, state = make(), a_state(run_id=new_run_id(NOW_NS))
     state.started_ns = NOW_NS
     expected = 0
-    for number, damage in enumerate(("SELECT 1", "DELETE FROM runs", "UPDATE runs SET ended_utc = 'then'",
-                                     "UPDATE runs SET host = NULL", "DELETE FROM tasks", "SELECT 1")):
+    for number, damage in enumerate(
+        (
+            "SELECT 1",
+            "DELETE FROM runs",
+            "UPDATE runs SET ended_utc = 'then'",
+            "UPDATE runs SET host = NULL",
+            "DELETE FROM tasks",
+            "SELECT 1",
+        )
+    ):
         with sqlite3.connect(path) as connection:
             if number:
                 connection.execute(damage)
@@ -495,8 +699,12 @@ def test_who_talks_is_known_again_though_the_task_or_the_run_was_removed_or_clos
         connection.close()
         sink.write(said(state, range(number * 2 + 4, number * 2 + 6)))
         expected += 2
-        assert query(path, "SELECT host, pid, ended_utc FROM runs") == [(platform.node(), os.getpid(), None)]
-        assert query(path, "SELECT id, status, run_id FROM tasks") == [(state.id, "running", state.run_id)]
+        assert query(path, "SELECT host, pid, ended_utc FROM runs") == [
+            (platform.node(), os.getpid(), None)
+        ]
+        assert query(path, "SELECT id, status, run_id FROM tasks") == [
+            (state.id, "running", state.run_id)
+        ]
         assert value_of(path, "SELECT count(*) FROM task_streams") == expected
 
 
@@ -535,7 +743,9 @@ def test_a_run_of_ours_has_no_end_until_the_sink_is_closed_and_none_again_once_i
         act()
         ends.append(value_of(path, "SELECT ended_utc FROM runs") is not None)
     assert ends == [False, True, False, True]
-    assert value_of(path, "SELECT started_utc FROM runs") == "2026-11-23T14:46:00.123000Z", "the time in its id"
+    assert (
+        value_of(path, "SELECT started_utc FROM runs") == "2026-11-23T14:46:00.123000Z"
+    ), "the time in its id"
 
 
 # -- the file --
@@ -544,21 +754,35 @@ def test_a_run_of_ours_has_no_end_until_the_sink_is_closed_and_none_again_once_i
 def test_the_file_is_known_by_its_header_and_written_ahead(path: str, make: Make) -> None:
     make().open()
     names = "application_id", "user_version", "journal_mode", "auto_vacuum"
-    assert [value_of(path, f"PRAGMA {name}") for name in names] == [schema.APPLICATION_ID, schema.VERSION, "wal", 2]
+    assert [value_of(path, f"PRAGMA {name}") for name in names] == [
+        schema.APPLICATION_ID,
+        schema.VERSION,
+        "wal",
+        2,
+    ]
     assert value_of(path, "SELECT count(*) FROM tasks") == 0
 
 
 @pytest.mark.parametrize(("durability", "level"), [("process", 1), ("power", 2)])
 def test_a_connection_that_is_to_survive_a_power_failure_syncs_each_commit(
-        path: str, make: Make, monkeypatch: pytest.MonkeyPatch, durability: str, level: int) -> None:
+    path: str, make: Make, monkeypatch: pytest.MonkeyPatch, durability: str, level: int
+) -> None:
     opened: list[sqlite3.Connection] = []
     connect = schema.connect_to_write
-    monkeypatch.setattr(schema, "connect_to_write", lambda *arguments: opened.append(connect(*arguments)) or opened[-1])
+    monkeypatch.setattr(
+        schema,
+        "connect_to_write",
+        lambda *arguments: opened.append(connect(*arguments)) or opened[-1],
+    )
     make(durability=durability).open()
-    assert [connection.execute("PRAGMA synchronous").fetchone() for connection in opened] == [(level,)]
+    assert [connection.execute("PRAGMA synchronous").fetchone() for connection in opened] == [
+        (level,)
+    ]
 
 
-def test_a_path_is_made_absolute_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
+def test_a_path_is_made_absolute_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make
+) -> None:
     monkeypatch.chdir(tmp_path)
     sink = make(Path("here.db"))
     monkeypatch.chdir("/")
@@ -606,7 +830,9 @@ def test_two_sinks_of_one_process_write_one_file_at_once(path: str, make: Make) 
         thread.join(60)
         assert not thread.is_alive()
     assert broken == []
-    assert query(path, "SELECT (SELECT count(*) FROM tasks), (SELECT count(*) FROM stream_rows)") == [(50, 300)]
+    assert query(
+        path, "SELECT (SELECT count(*) FROM tasks), (SELECT count(*) FROM stream_rows)"
+    ) == [(50, 300)]
     check_whole(path)
 
 
@@ -622,7 +848,9 @@ def test_a_file_that_is_deleted_meanwhile_is_made_anew(path: str, make: Make) ->
 
 
 @posix
-def test_a_forked_child_neither_disturbs_its_parents_file_nor_ends_its_runs(path: str, make: Make) -> None:
+def test_a_forked_child_neither_disturbs_its_parents_file_nor_ends_its_runs(
+    path: str, make: Make
+) -> None:
     sink, run_id = make(), new_run_id(NOW_NS)
     sink.write(Batch(a_life(a_state("1" * 32, run_id))[:4]))
     pid = os.fork()
@@ -682,7 +910,9 @@ def test_a_spec_names_the_sink_and_its_options(path: str) -> None:
     ("max_rows=1", "there is no option 'max_rows'; expected one of durability, max_age, max_bytes, max_tasks"),
     ("durability=paper", "durability: expected 'process' or 'power', got 'paper'"),
 ])
-def test_a_spec_with_an_option_that_cannot_be_used_is_refused(path: str, query_text: str, said: str) -> None:
+def test_a_spec_with_an_option_that_cannot_be_used_is_refused(
+    path: str, query_text: str, said: str
+) -> None:
     with pytest.raises(SinkError, match=said):
         open_sink(f"sqlite:{path}?{query_text}")
     assert not os.path.exists(path)
@@ -725,7 +955,10 @@ def test_a_file_that_is_no_history_of_ours_is_refused_at_registration_and_left_a
 
 
 def test_a_directory_or_a_path_in_a_missing_one_is_refused_at_registration(tmp_path: Path) -> None:
-    for where, said in ((tmp_path, "[Dd]irectory"), (tmp_path / "missing" / "h.db", "No such file or directory")):
+    for where, said in (
+        (tmp_path, "[Dd]irectory"),
+        (tmp_path / "missing" / "h.db", "No such file or directory"),
+    ):
         with pytest.raises(PermanentSinkError, match=said) as caught:
             Scheduler(1, sinks=[SqliteSink(where)])
         assert str(where) in str(caught.value)
@@ -733,7 +966,8 @@ def test_a_directory_or_a_path_in_a_missing_one_is_refused_at_registration(tmp_p
 
 
 def refusal_as_nobody(path: str) -> str:
-    """Return what a Scheduler says to the path in a process that may do no more than its permissions say."""
+    """Return what a Scheduler says to the path in a process that may do no more than its
+    permissions say."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -756,7 +990,9 @@ def refusal_as_nobody(path: str) -> str:
 
 @posix
 @pytest.mark.parametrize(("file_mode", "folder_mode"), [(0o444, 0o777), (0o444, 0o555), (0o666, 0o555), (0o000, 0o777)])
-def test_a_place_that_may_not_be_written_to_is_refused_at_registration(file_mode: int, folder_mode: int) -> None:
+def test_a_place_that_may_not_be_written_to_is_refused_at_registration(
+    file_mode: int, folder_mode: int
+) -> None:
     with tempfile.TemporaryDirectory() as folder:  # pytest's own lie where nobody else may go
         path = os.path.join(folder, "h.db")
         schema.connect_to_write(path).close()
@@ -783,7 +1019,9 @@ def test_another_programs_lock_is_a_temporary_trouble_and_nothing_of_the_batch_i
     sink.open()
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(TemporarySinkError, match="is locked; another program holds it locked; end its transaction"):
+    with pytest.raises(
+        TemporarySinkError, match="is locked; another program holds it locked; end its transaction"
+    ):
         sink.write(Batch(a_life(a_state())))
     other.execute("ROLLBACK")
     other.close()
@@ -792,7 +1030,9 @@ def test_another_programs_lock_is_a_temporary_trouble_and_nothing_of_the_batch_i
     assert value_of(path, "SELECT count(*) FROM tasks") == 1
 
 
-def test_an_event_that_never_fits_is_refused_for_good_and_takes_nothing_in_with_it(path: str, make: Make) -> None:
+def test_an_event_that_never_fits_is_refused_for_good_and_takes_nothing_in_with_it(
+    path: str, make: Make
+) -> None:
     sink, life = make(), a_life(a_state())
     with pytest.raises(PermanentSinkError, match="cannot store an event in"):
         sink.write(Batch([*life[:4], (life[0][0], 2**70, OUTPUT, NOW_NS, "too far")]))
@@ -802,11 +1042,15 @@ def test_an_event_that_never_fits_is_refused_for_good_and_takes_nothing_in_with_
 
 
 def test_nothing_that_was_written_is_lost_when_the_process_dies_without_closing(path: str) -> None:
-    program = ("import os, sys\nfrom bgworker.model.records import *\nfrom bgworker.history.sink import SqliteSink\n"
-               "sink = SqliteSink(sys.argv[1])\nstate = TaskState('a' * 32, 'load', 'b' * 32, 1)\n"
-               "sink.write(Batch([(state, 1, CREATED, 1, None), (state, 2, OUTPUT, 2, 'there')]))\nos._exit(9)")
+    program = (
+        "import os, sys\nfrom bgworker.model.records import *\nfrom bgworker.history.sink import SqliteSink\n"
+        "sink = SqliteSink(sys.argv[1])\nstate = TaskState('a' * 32, 'load', 'b' * 32, 1)\n"
+        "sink.write(Batch([(state, 1, CREATED, 1, None), (state, 2, OUTPUT, 2, 'there')]))\nos._exit(9)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path(schema.__file__).parents[2])}
-    ended = subprocess.run([sys.executable, "-c", program, path], env=environment, timeout=60, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, path], env=environment, timeout=60, check=False
+    )
     assert ended.returncode == 9
     assert query(path, "SELECT payload FROM task_streams") == [("there",)]
     check_whole(path)

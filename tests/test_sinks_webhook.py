@@ -1,4 +1,5 @@
-"""The webhook sink when all goes well: what it sends, how that is signed and verified, what it refuses."""
+"""The webhook sink when all goes well: what it sends, how that is signed and verified, what it
+refuses."""
 
 from __future__ import annotations
 
@@ -24,10 +25,30 @@ from hypothesis import given, strategies as st
 from pytest import MonkeyPatch
 
 import bgworker
-from bgworker import (ConfigurationError, Event, EventType, PermanentSinkError, Scheduler, StreamEvent, StreamType,
-                      TemporarySinkError, WebhookSink, current_task, open_sink)
+from bgworker import (
+    ConfigurationError,
+    Event,
+    EventType,
+    PermanentSinkError,
+    Scheduler,
+    StreamEvent,
+    StreamType,
+    TemporarySinkError,
+    WebhookSink,
+    current_task,
+    open_sink,
+)
 from bgworker.model import records, wire
-from bgworker.model.records import COMPLETED, CREATED, LOST, OUTPUT, PROGRESS, STARTED, Batch, TaskState
+from bgworker.model.records import (
+    COMPLETED,
+    CREATED,
+    LOST,
+    OUTPUT,
+    PROGRESS,
+    STARTED,
+    Batch,
+    TaskState,
+)
 from bgworker.webhook import cloudevents, signing
 from bgworker.webhook.cloudevents import Runs, encode_batch
 from bgworker.webhook.sink import VerificationError, new_secret, verify
@@ -46,9 +67,13 @@ def batch(*texts: str, first: int = 1) -> Batch:
 def life() -> list[records.Record]:
     state = TaskState("c" * 32, "life", "d" * 32, NS)
     state.started_ns, state.completed_ns, state.duration = NS + 1, NS + 2_000_000, 0.5
-    return [(state, 1, CREATED, NS, None), (state, 2, STARTED, NS + 1000, None),
-            (state, 3, PROGRESS, NS + 2000, (40.0, "2 of 5")),
-            (state, 4, OUTPUT, NS + 3000, ('{"a":[1,null]}', "json", False, 0)), (state, 5, COMPLETED, NS + 4000, None)]
+    return [
+        (state, 1, CREATED, NS, None),
+        (state, 2, STARTED, NS + 1000, None),
+        (state, 3, PROGRESS, NS + 2000, (40.0, "2 of 5")),
+        (state, 4, OUTPUT, NS + 3000, ('{"a":[1,null]}', "json", False, 0)),
+        (state, 5, COMPLETED, NS + 4000, None),
+    ]
 
 
 LOSS: records.Record = (None, 0, LOST, NS, ("hook", "overflow", 3, {"TaskOutput": 3}))
@@ -70,8 +95,13 @@ def sink_to(url: str, **config: Any) -> WebhookSink:
 
 def in_fresh_interpreter(code: str, **environment: str) -> str:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"
-    done = subprocess.run([sys.executable, "-W", "error", "-W", "ignore:This process", "-c", code], timeout=120,
-                          env={**os.environ, **environment}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore:This process", "-c", code],
+        timeout=120,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -80,7 +110,9 @@ def in_fresh_interpreter(code: str, **environment: str) -> str:
 
 
 def test_a_batch_is_one_post_with_the_headers_of_both_standards(receiver: Receiver) -> None:
-    sink = sink_to(receiver.url + "?a=b&c", headers={"Authorization": "Bearer t0ken", "X-Team": "blue"})
+    sink = sink_to(
+        receiver.url + "?a=b&c", headers={"Authorization": "Bearer t0ken", "X-Team": "blue"}
+    )
     sink.open()
     sink.write(batch("hello", "there"))
     sink.close()
@@ -109,18 +141,28 @@ def test_the_signature_is_the_one_that_the_standard_describes(receiver: Receiver
     assert request.headers["webhook-signature"] == f"v1,{base64.b64encode(mac.digest()).decode()}"
 
 
-def test_several_secrets_sign_each_and_a_receiver_with_any_of_them_is_content(receiver: Receiver) -> None:
-    for secrets in ([SECRET, OTHER_SECRET], f"{SECRET} {OTHER_SECRET}", (each for each in (SECRET, OTHER_SECRET))):
+def test_several_secrets_sign_each_and_a_receiver_with_any_of_them_is_content(
+    receiver: Receiver,
+) -> None:
+    for secrets in (
+        [SECRET, OTHER_SECRET],
+        f"{SECRET} {OTHER_SECRET}",
+        (each for each in (SECRET, OTHER_SECRET)),
+    ):
         sink_to(receiver.url, secret=secrets).write(batch("hello"))
     for request in receiver.requests:
         assert len(request.headers["webhook-signature"].split(" ")) == 2
         for known in (SECRET, OTHER_SECRET, [new_secret(), OTHER_SECRET]):
             assert verify(known, request.headers, request.body) == request.message_id
-        with pytest.raises(VerificationError, match="webhook-signature: none was made with a secret"):
+        with pytest.raises(
+            VerificationError, match="webhook-signature: none was made with a secret"
+        ):
             verify(new_secret(), request.headers, request.body)
 
 
-def test_the_same_batch_has_the_same_id_and_bytes_and_a_fresh_time_and_signature_on_each_attempt() -> None:
+def test_the_same_batch_has_the_same_id_and_bytes_and_a_fresh_time_and_signature_on_each_attempt() -> (
+    None
+):
     with Receiver(answer(503), answer(500), answer(204)) as receiver:
         sink = sink_to(receiver.url)
         for now in (1_000.0, 2_000.0):
@@ -130,7 +172,11 @@ def test_the_same_batch_has_the_same_id_and_bytes_and_a_fresh_time_and_signature
         sink._now = lambda: 3_000.0  # type: ignore[method-assign]
         sink.write(batch("hello", "there"))
     first, second, third = receiver.requests
-    assert [request.headers["webhook-timestamp"] for request in receiver.requests] == ["1000", "2000", "3000"]
+    assert [request.headers["webhook-timestamp"] for request in receiver.requests] == [
+        "1000",
+        "2000",
+        "3000",
+    ]
     assert first.body == second.body == third.body
     assert first.message_id == second.message_id == third.message_id
     assert len({request.headers["webhook-signature"] for request in receiver.requests}) == 3
@@ -138,8 +184,14 @@ def test_the_same_batch_has_the_same_id_and_bytes_and_a_fresh_time_and_signature
 
 def test_other_events_have_another_id(receiver: Receiver) -> None:
     sink = sink_to(receiver.url)
-    for each in (batch("a", "b"), batch("a"), batch("b", first=2), batch("a", "c"), batch("a", "b", first=2),
-                 batch("b", "a")):
+    for each in (
+        batch("a", "b"),
+        batch("a"),
+        batch("b", first=2),
+        batch("a", "c"),
+        batch("a", "b", first=2),
+        batch("b", "a"),
+    ):
         sink.write(each)
     assert len({request.message_id for request in receiver.requests}) == 6
 
@@ -161,7 +213,10 @@ def test_a_batch_has_the_same_id_and_bytes_though_its_task_goes_on_between_two_a
         current_task().progress(10, 10, "ten")
 
     with Receiver(fail) as receiver, Scheduler(1) as pool:
-        pool.register_sink(sink_to(receiver.url), options=bgworker.SinkOptions(retry=bgworker.RetryPolicy(base=0.001)))
+        pool.register_sink(
+            sink_to(receiver.url),
+            options=bgworker.SinkOptions(retry=bgworker.RetryPolicy(base=0.001)),
+        )
         task = pool.submit(run)
         assert task.wait(SOON)
         pool.get(task.id)
@@ -180,9 +235,17 @@ def test_an_element_wraps_the_wire_object_as_it_is(receiver: Receiver) -> None:
     [element] = receiver.requests[0].elements
     data = element.pop("data")
     assert element == {
-        "specversion": "1.0", "id": f"{TASK}:1", "source": f"/bgworker/{RUN}", "type": "io.bgworker.TaskOutput.v1",
-        "subject": TASK, "time": "2026-11-23T14:46:00.123456Z", "sequence": "0000000001"}
-    assert data == json.loads(wire.encode(records.event(batch('say "hi" \u2028 \U0001f642').records[0])))
+        "specversion": "1.0",
+        "id": f"{TASK}:1",
+        "source": f"/bgworker/{RUN}",
+        "type": "io.bgworker.TaskOutput.v1",
+        "subject": TASK,
+        "time": "2026-11-23T14:46:00.123456Z",
+        "sequence": "0000000001",
+    }
+    assert data == json.loads(
+        wire.encode(records.event(batch('say "hi" \u2028 \U0001f642').records[0]))
+    )
 
 
 def test_every_kind_of_event_has_its_type_its_time_and_its_number() -> None:
@@ -190,9 +253,14 @@ def test_every_kind_of_event_has_its_type_its_time_and_its_number() -> None:
     elements = json.loads(body)
     names = ["TaskCreated", "TaskStarted", "TaskProgress", "TaskOutput", "TaskCompleted"]
     assert [element["type"] for element in elements] == [f"io.bgworker.{name}.v1" for name in names]
-    assert [element["sequence"] for element in elements] == [f"000000000{number}" for number in (1, 2, 3, 4, 5)]
+    assert [element["sequence"] for element in elements] == [
+        f"000000000{number}" for number in (1, 2, 3, 4, 5)
+    ]
     for element, event in zip(elements, dtos(life())):
-        assert (element["time"], element["data"]) == (element["data"]["time"], json.loads(wire.encode(event)))
+        assert (element["time"], element["data"]) == (
+            element["data"]["time"],
+            json.loads(wire.encode(event)),
+        )
         assert (element["source"], element["subject"]) == (f"/bgworker/{'d' * 32}", "c" * 32)
 
 
@@ -202,7 +270,11 @@ def test_a_loss_has_an_id_of_its_own_that_stays_and_the_sink_as_its_subject() ->
     losses = [Batch([each]) for each in (LOSS, LOSS, later, nameless)]
     first, again, other, empty = (json.loads(encode_batch(each, {})[0])[0] for each in losses)
     assert first == again and re.fullmatch("lost:[0-9a-f]{32}", first["id"])
-    assert (first["source"], first["subject"], first["type"]) == ("/bgworker", "hook", "io.bgworker.EventsLost.v1")
+    assert (first["source"], first["subject"], first["type"]) == (
+        "/bgworker",
+        "hook",
+        "io.bgworker.EventsLost.v1",
+    )
     assert (first["time"], first["data"]["count"]) == ("2026-11-23T14:46:00.123456Z", 3)
     assert "sequence" not in first and other["id"] != first["id"]
     assert "subject" not in empty, "CloudEvents forbid an empty one"
@@ -216,7 +288,9 @@ ids = texts.filter(bool)
 @st.composite
 def batches(draw: Any) -> list[records.Record]:
     names = draw(st.lists(ids, min_size=1, max_size=3, unique=True))
-    states = [TaskState(name, draw(texts), draw(texts), draw(st.integers(0, 2**61))) for name in names]
+    states = [
+        TaskState(name, draw(texts), draw(texts), draw(st.integers(0, 2**61))) for name in names
+    ]
     numbered: list[records.Record] = []
     for seq in range(1, draw(st.integers(1, 8))):
         kind = draw(st.integers(CREATED, LOST))
@@ -229,12 +303,16 @@ def batches(draw: Any) -> list[records.Record]:
             data = draw(st.tuples(st.none() | st.floats(0, 100), texts))
         elif kind > PROGRESS:
             data = draw(texts | st.tuples(texts, st.just("text"), st.booleans(), st.integers(0, 9)))
-        numbered.append((state, 0 if state is None else seq, kind, draw(st.integers(0, 2**61)), data))
+        numbered.append(
+            (state, 0 if state is None else seq, kind, draw(st.integers(0, 2**61)), data)
+        )
     return numbered
 
 
 @given(batches())
-def test_a_batch_and_its_dtos_are_the_same_bytes_where_their_runs_are_known(numbered: list[records.Record]) -> None:
+def test_a_batch_and_its_dtos_are_the_same_bytes_where_their_runs_are_known(
+    numbered: list[records.Record],
+) -> None:
     runs = {record[0].id: record[0].run_id for record in numbered if record[0] is not None}
     body, text = encode_batch(Batch(numbered), {})
     assert encode_batch(dtos(numbered), runs) == (body, text)
@@ -243,10 +321,15 @@ def test_a_batch_and_its_dtos_are_the_same_bytes_where_their_runs_are_known(numb
         line = wire.encode(records.event(record))
         assert element["data"] == json.loads(line) and element["time"] == element["data"]["time"]
         assert re.fullmatch(r"/bgworker(/[\w.%~-]+)?", element["source"], re.ASCII)
-        assert record[0] is None or (element["id"], element["subject"]) == (f"{record[0].id}:{record[1]}", record[0].id)
+        assert record[0] is None or (element["id"], element["subject"]) == (
+            f"{record[0].id}:{record[1]}",
+            record[0].id,
+        )
 
 
-def test_the_run_of_what_a_task_says_is_learnt_from_the_life_cycle_events_of_batches_that_were_taken() -> None:
+def test_the_run_of_what_a_task_says_is_learnt_from_the_life_cycle_events_of_batches_that_were_taken() -> (
+    None
+):
     events = dtos(life())
     with Receiver(answer(503), answer(), answer(503), answer()) as receiver:
         sink = sink_to(receiver.url)
@@ -259,7 +342,9 @@ def test_the_run_of_what_a_task_says_is_learnt_from_the_life_cycle_events_of_bat
     sources = [[element["source"] for element in request.elements] for request in receiver.requests]
     known, unknown = f"/bgworker/{'d' * 32}", "/bgworker"
     assert sources[:2] == [[unknown] * 2] * 2, "nothing has told it yet"
-    assert sources[2:4] == [[known] * 2] * 2 and receiver.requests[2].body == receiver.requests[3].body
+    assert (
+        sources[2:4] == [[known] * 2] * 2 and receiver.requests[2].body == receiver.requests[3].body
+    )
     assert sources[4:7] == [[known] * 2, [known] * 2, [known] * 3]
     assert sources[7] == [unknown] * 2, "the task has ended: it is forgotten"
 
@@ -272,8 +357,12 @@ def test_no_more_runs_are_remembered_than_the_bound(monkeypatch: MonkeyPatch) ->
     assert runs.known == {"b": "run b", "c": "run c"}
 
 
-def test_an_event_without_a_wire_form_is_refused_for_good_and_nothing_is_sent(receiver: Receiver) -> None:
-    bad = StreamEvent(EventType.TASK_OUTPUT, TASK, 1, datetime(2026, 1, 1), StreamType.OUTPUT, "naive")
+def test_an_event_without_a_wire_form_is_refused_for_good_and_nothing_is_sent(
+    receiver: Receiver,
+) -> None:
+    bad = StreamEvent(
+        EventType.TASK_OUTPUT, TASK, 1, datetime(2026, 1, 1), StreamType.OUTPUT, "naive"
+    )
     complaint = f"cannot encode an event for http://127.0.0.1:{receiver.port}: a time needs"
     with pytest.raises(PermanentSinkError, match=complaint) as caught:
         sink_to(receiver.url).write([bad])
@@ -286,11 +375,14 @@ def test_an_event_without_a_wire_form_is_refused_for_good_and_nothing_is_sent(re
 def independent(name: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # theirs
-        return pytest.importorskip(name, reason=f"needs {name.partition('.')[0]}, of the extra 'integration'")
+        return pytest.importorskip(
+            name, reason=f"needs {name.partition('.')[0]}, of the extra 'integration'"
+        )
 
 
 def requests_of_a_run() -> list[Request]:
-    """Let a Scheduler deliver tasks of every sort of ending, and a loss, to a receiver that is down now and then."""
+    """Let a Scheduler deliver tasks of every sort of ending, and a loss, to a receiver that is down
+    now and then."""
     def run(number: int) -> None:
         task = current_task()
         task.progress(number, 10, "\u2026")
@@ -302,8 +394,10 @@ def requests_of_a_run() -> list[Request]:
 
     with Receiver(answer(503), answer(), answer(500)) as receiver:
         with Scheduler(2) as pool:
-            pool.register_sink(sink_to(receiver.url, secret=[OTHER_SECRET, SECRET]), options=bgworker.SinkOptions(
-                batch_size=7, retry=bgworker.RetryPolicy(base=0.001)))
+            pool.register_sink(
+                sink_to(receiver.url, secret=[OTHER_SECRET, SECRET]),
+                options=bgworker.SinkOptions(batch_size=7, retry=bgworker.RetryPolicy(base=0.001)),
+            )
             pool._dispatcher.intake.refuse(OUTPUT, "oversize")
             tasks = [pool.submit(run, number) for number in range(10)]
             for task in tasks:
@@ -317,7 +411,10 @@ def test_every_request_verifies_with_the_independent_library_of_standard_webhook
     webhooks = independent("standardwebhooks.webhooks")
     for request in requests_of_a_run():
         for secret in (SECRET, OTHER_SECRET):
-            assert webhooks.Webhook(secret).verify(request.body, dict(request.headers)) == request.elements
+            assert (
+                webhooks.Webhook(secret).verify(request.body, dict(request.headers))
+                == request.elements
+            )
         with pytest.raises(webhooks.WebhookVerificationError):
             webhooks.Webhook(new_secret()).verify(request.body, dict(request.headers))
         with pytest.raises(webhooks.WebhookVerificationError):
@@ -338,13 +435,22 @@ def test_every_element_is_an_event_to_the_independent_library_of_cloudevents() -
     events = independent("cloudevents.core.v1.event")
     formats = independent("cloudevents.core.formats.json").JSONFormat()
     elements = [element for request in requests_of_a_run() for element in request.elements]
-    assert {element["type"] for element in elements} >= {"io.bgworker.EventsLost.v1", "io.bgworker.TaskFailed.v1"}
+    assert {element["type"] for element in elements} >= {
+        "io.bgworker.EventsLost.v1",
+        "io.bgworker.TaskFailed.v1",
+    }
     for element in elements:
         event = formats.read(events.CloudEvent, json.dumps(element))
         assert (event.get_id(), event.get_subject()) == (element["id"], element["subject"])
         assert event.get_time() == datetime.fromisoformat(element["time"].replace("Z", "+00:00"))
         assert event.get_data() == element["data"]
-    for broken in ({"id": ""}, {"source": ""}, {"subject": ""}, {"Sequence": "1"}, {"specversion": "2"}):
+    for broken in (
+        {"id": ""},
+        {"source": ""},
+        {"subject": ""},
+        {"Sequence": "1"},
+        {"specversion": "2"},
+    ):
         with pytest.raises(Exception, match="validation errors"):
             formats.read(events.CloudEvent, json.dumps({**elements[0], **broken}))
 
@@ -387,7 +493,9 @@ def at_1000(monkeypatch: MonkeyPatch) -> None:
     (signed(timestamp="699"), "signed 301 s ago, more than 300 s"),
     (signed(timestamp="1301"), "signed 301 s ahead, more than 300 s"),
 ])
-def test_a_request_that_is_not_genuine_is_refused_with_the_reason(changes: dict[str, str | None], message: str) -> None:
+def test_a_request_that_is_not_genuine_is_refused_with_the_reason(
+    changes: dict[str, str | None], message: str
+) -> None:
     headers = {name: value for name, value in {**signed(), **changes}.items() if value is not None}
     with pytest.raises(VerificationError, match=message) as caught:
         verify(SECRET, headers, b"[]")
@@ -420,11 +528,19 @@ def test_a_receiver_that_is_set_up_wrongly_is_told(arguments: Any, message: str)
         verify(*arguments)
 
 
-def test_the_comparison_goes_through_the_function_that_takes_the_same_time(monkeypatch: MonkeyPatch) -> None:
+def test_the_comparison_goes_through_the_function_that_takes_the_same_time(
+    monkeypatch: MonkeyPatch,
+) -> None:
     compared: list[tuple[bytes, bytes]] = []
     monkeypatch.setattr(signing, "_now", lambda: 1000.0)
-    monkeypatch.setattr(signing.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
-    verify([SECRET, OTHER_SECRET], {**signed(), "webhook-signature": signed()["webhook-signature"] + " v1,x"}, b"[]")
+    monkeypatch.setattr(
+        signing.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b
+    )
+    verify(
+        [SECRET, OTHER_SECRET],
+        {**signed(), "webhook-signature": signed()["webhook-signature"] + " v1,x"},
+        b"[]",
+    )
     assert len(compared) == 4, "all with all, though the first fits"
 
 
@@ -465,18 +581,27 @@ def test_a_new_secret_is_random_and_good() -> None:
     WebhookSink("https://example.com", secret=new_secret())
 
 
-def test_without_a_secret_the_environment_has_to_give_it(receiver: Receiver, monkeypatch: MonkeyPatch) -> None:
+def test_without_a_secret_the_environment_has_to_give_it(
+    receiver: Receiver, monkeypatch: MonkeyPatch
+) -> None:
     for nothing in (None, "", "  "):
         if nothing is not None:
             monkeypatch.setenv("BGWORKER_WEBHOOK_SECRET", nothing)
-        with pytest.raises(ConfigurationError, match="give it as secret=, or in the environment variable BGWORKER_WEB"):
+        with pytest.raises(
+            ConfigurationError,
+            match="give it as secret=, or in the environment variable BGWORKER_WEB",
+        ):
             WebhookSink(receiver.url)
     monkeypatch.setenv("BGWORKER_WEBHOOK_SECRET", f" {SECRET}\n{OTHER_SECRET} ")
     WebhookSink(receiver.url).write(batch("a"))
     [request] = receiver.requests
-    assert verify(SECRET, request.headers, request.body) and verify(OTHER_SECRET, request.headers, request.body)
+    assert verify(SECRET, request.headers, request.body) and verify(
+        OTHER_SECRET, request.headers, request.body
+    )
     monkeypatch.setenv("BGWORKER_WEBHOOK_SECRET", f"{SECRET} sup3r")
-    with pytest.raises(ConfigurationError, match="BGWORKER_WEBHOOK_SECRET 2 of 2: it does not begin with") as caught:
+    with pytest.raises(
+        ConfigurationError, match="BGWORKER_WEBHOOK_SECRET 2 of 2: it does not begin with"
+    ) as caught:
         WebhookSink(receiver.url)
     assert "sup3r" not in str(caught.value)
 
@@ -519,7 +644,9 @@ def test_keys_are_not_pickled() -> None:
     ("http://localhost.example.com/sup3r", "url: http://localhost.example.com would"),
     ("http://2130706433/sup3r", "url: http://2130706433 would"),
 ])
-def test_a_url_that_cannot_be_used_is_refused_without_showing_what_may_be_secret(url: Any, message: str) -> None:
+def test_a_url_that_cannot_be_used_is_refused_without_showing_what_may_be_secret(
+    url: Any, message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message) as caught:
         WebhookSink(url, secret=SECRET)
     assert "sup3r" not in str(caught.value).replace("http://2130706433", "")
@@ -576,19 +703,29 @@ def test_its_repr_shows_where_it_goes_and_no_more(url: str, shown: str) -> None:
 # -- specifications, the environment, a fork --
 
 
-def test_a_specification_is_the_url_with_its_query_and_settings_go_beside_it(receiver: Receiver) -> None:
+def test_a_specification_is_the_url_with_its_query_and_settings_go_beside_it(
+    receiver: Receiver,
+) -> None:
     with Scheduler(1) as pool:
         name = pool.register_sink(f"webhook:{receiver.url}?secret=none", secret=SECRET, timeout=3)
         pool.submit(len, "")
         assert pool.flush(SOON)
     assert name == "webhook" and receiver.requests[0].line == "POST /hook?secret=none HTTP/1.1"
-    with pytest.raises(ConfigurationError, match="sink spec 'webhook:https://example.com': secret: expected the one"):
+    with pytest.raises(
+        ConfigurationError,
+        match="sink spec 'webhook:https://example.com': secret: expected the one",
+    ):
         open_sink("webhook:https://example.com/sup3r")
 
 
-def test_the_environment_adds_the_sink_to_a_script_that_knows_nothing_of_it(receiver: Receiver) -> None:
-    in_fresh_interpreter("import bgworker\nwith bgworker.Scheduler() as pool: pool.submit(print, 'hello').result()",
-                         BGWORKER_SINKS=f"webhook:{receiver.url}", BGWORKER_WEBHOOK_SECRET=SECRET)
+def test_the_environment_adds_the_sink_to_a_script_that_knows_nothing_of_it(
+    receiver: Receiver,
+) -> None:
+    in_fresh_interpreter(
+        "import bgworker\nwith bgworker.Scheduler() as pool: pool.submit(print, 'hello').result()",
+        BGWORKER_SINKS=f"webhook:{receiver.url}",
+        BGWORKER_WEBHOOK_SECRET=SECRET,
+    )
     assert receiver.requests[-1].elements[-1]["type"] == "io.bgworker.TaskCompleted.v1"
     for request in receiver.requests:
         assert verify(SECRET, request.headers, request.body)
@@ -616,8 +753,12 @@ pool.shutdown()
     printed = {task_id for line in out.splitlines() for task_id in line.split()}
     assert len(printed) == 3
     assert {element["subject"] for element in receiver.elements} <= printed
-    assert {element["subject"] for request in receiver.requests for element in request.elements} == printed
-    assert sum(len(request.ids) for request in receiver.requests) == 12, "no event of the parent's came twice"
+    assert {
+        element["subject"] for request in receiver.requests for element in request.elements
+    } == printed
+    assert (
+        sum(len(request.ids) for request in receiver.requests) == 12
+    ), "no event of the parent's came twice"
 
 
 # -- proxies --
@@ -652,11 +793,17 @@ def test_plain_http_to_this_machine_does_not_leave_it_through_a_proxy(
         sink_to(receiver.url).write(batch("a"))
         assert (len(receiver.requests), len(proxy.requests)) == (1, 0)
         sink_to(receiver.url, allow_http=True).write(batch("a"))
-        assert (len(receiver.requests), len(proxy.requests)) == (1, 1), "who allows plain HTTP has what urllib does"
+        assert (len(receiver.requests), len(proxy.requests)) == (
+            1,
+            1,
+        ), "who allows plain HTTP has what urllib does"
 
 
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # http.client of 3.10 forgets what a proxy has answered
-def test_a_proxy_that_wants_a_password_is_named_and_its_own_words_are_not_repeated(monkeypatch: MonkeyPatch) -> None:
+# http.client of 3.10 forgets what a proxy has answered
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_proxy_that_wants_a_password_is_named_and_its_own_words_are_not_repeated(
+    monkeypatch: MonkeyPatch,
+) -> None:
     heads: list[str] = []
 
     def refuse(connection: Any) -> None:
@@ -667,39 +814,55 @@ def test_a_proxy_that_wants_a_password_is_named_and_its_own_words_are_not_repeat
         through(monkeypatch, https_proxy=proxy.url)
         with pytest.raises(TemporarySinkError) as caught:
             sink_to("https://receiver.invalid/hook").write(batch("a"))
-    assert heads == ["CONNECT receiver.invalid:443 HTTP/1.0"] or heads == ["CONNECT receiver.invalid:443 HTTP/1.1"]
-    assert str(caught.value) == "cannot reach https://receiver.invalid: Tunnel connection failed: 407"
+    assert heads == ["CONNECT receiver.invalid:443 HTTP/1.0"] or heads == [
+        "CONNECT receiver.invalid:443 HTTP/1.1"
+    ]
+    assert (
+        str(caught.value) == "cannot reach https://receiver.invalid: Tunnel connection failed: 407"
+    )
     del caught
     gc.collect()
 
 
 @pytest.mark.parametrize("url", ["https://receiver.invalid", "http://receiver.invalid"])
-def test_a_proxy_that_is_dead_or_speaks_no_http_is_what_the_error_names(url: str, monkeypatch: MonkeyPatch) -> None:
+def test_a_proxy_that_is_dead_or_speaks_no_http_is_what_the_error_names(
+    url: str, monkeypatch: MonkeyPatch
+) -> None:
     def babble(connection: Any) -> None:
         connection.read_head()
         connection.sock.sendall(b"SSH-2.0-babble\r\n\r\n")
 
     with Receiver() as gone, Receiver(babble) as babbling:
         gone.__exit__(None, None, None)
-        for proxy, said in ((f"http://user:sup3r@127.0.0.1:{gone.port}", "Connection refused"),
-                            (f"127.0.0.1:{gone.port}", "Connection refused"), ("http://proxy.invalid:3128", r"[\w ]+"),
-                            (f"http://127.0.0.1:{babbling.port}/", r"no answer in HTTP \(BadStatusLine\)")):
+        for proxy, said in (
+            (f"http://user:sup3r@127.0.0.1:{gone.port}", "Connection refused"),
+            (f"127.0.0.1:{gone.port}", "Connection refused"),
+            ("http://proxy.invalid:3128", r"[\w ]+"),
+            (f"http://127.0.0.1:{babbling.port}/", r"no answer in HTTP \(BadStatusLine\)"),
+        ):
             through(monkeypatch, http_proxy=proxy, https_proxy=proxy)
             with pytest.raises(TemporarySinkError) as caught:
                 sink_to(url, allow_http=True).write(batch("a"))
-            assert re.fullmatch(f"cannot reach {url} through the proxy in the environment: {said}", str(caught.value))
+            assert re.fullmatch(
+                f"cannot reach {url} through the proxy in the environment: {said}",
+                str(caught.value),
+            )
 
 
 @pytest.mark.parametrize("proxy", [
     "http:/user:sup3r@proxy.invalid:3128", "http://user:sup3r@.proxy.invalid:3128", "socks5://user:sup3r@127.0.0.1:1", "ftp://a:1",
     "http://127.0.0.1:sup3r", "http://127.0.0.1:-1", "http://127.0.0.1:123456", "http://sup3r sup3r:80", "http://[::1:80", "://",
     "http://", "http://:80", "file:///etc/sup3r", "direct://"])
-def test_a_malformed_proxy_is_reported_without_its_password(proxy: str, monkeypatch: MonkeyPatch) -> None:
+def test_a_malformed_proxy_is_reported_without_its_password(
+    proxy: str, monkeypatch: MonkeyPatch
+) -> None:
     through(monkeypatch, https_proxy=proxy)
     with pytest.raises(TemporarySinkError) as caught:
         sink_to("https://receiver.invalid/hook").write(batch("a"))
-    assert str(caught.value) == ("cannot reach https://receiver.invalid: the proxy in the environment is malformed; "
-                                 "set it as http://HOST:PORT")
+    assert str(caught.value) == (
+        "cannot reach https://receiver.invalid: the proxy in the environment is malformed; "
+        "set it as http://HOST:PORT"
+    )
     assert caught.value.__cause__ is None and caught.value.__context__ is None
 
 
@@ -725,6 +888,8 @@ assert "urllib.request" in loaded()
 def test_a_python_without_ssl_is_told_so(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "bgworker.webhook.posting", raising=False)
     monkeypatch.setitem(sys.modules, "ssl", None)
-    complaint = "this Python cannot post to https://example.com: .*ssl.*; use one with the ssl module"
+    complaint = (
+        "this Python cannot post to https://example.com: .*ssl.*; use one with the ssl module"
+    )
     with pytest.raises(PermanentSinkError, match=complaint):
         sink_to("https://example.com/").open()

@@ -68,8 +68,9 @@ def sha(text: str) -> str:
     (decorated, "decorated", inspect.unwrap(decorated)), (functools.lru_cache(plain), "plain", plain),
     (Worker().method, "Worker.method", Worker.method), (Worker.of_class, "Worker.of_class", Worker.of_class),
     (Worker.static, "Worker.static", Worker.static), (Worker(), "Worker.__call__", Worker.__call__)])
-def test_the_source_of_what_is_made_of_a_function_is_that_functions(function: Callable[..., Any], name: str,
-                                                                    origin: Any) -> None:
+def test_the_source_of_what_is_made_of_a_function_is_that_functions(
+    function: Callable[..., Any], name: str, origin: Any
+) -> None:
     source = source_of(function)
     text = inspect.getsource(origin)
     assert (source.name, source.script_id) == (name, f"{__name__}:{name}")
@@ -79,9 +80,15 @@ def test_the_source_of_what_is_made_of_a_function_is_that_functions(function: Ca
 @pytest.mark.parametrize(("function", "script_id"), [
     (len, "builtins:len"), (dict, "builtins:dict"), ("".join, "?:str.join"), (Worker, f"{__name__}:Worker"),
     (print, "builtins:print")])
-def test_where_there_is_no_source_the_hash_is_that_of_the_name(function: Callable[..., Any], script_id: str) -> None:
+def test_where_there_is_no_source_the_hash_is_that_of_the_name(
+    function: Callable[..., Any], script_id: str
+) -> None:
     source = source_of(function)
-    assert (source.script_id, source.script_text, source.script_hash) == (script_id, None, sha(script_id))
+    assert (source.script_id, source.script_text, source.script_hash) == (
+        script_id,
+        None,
+        sha(script_id),
+    )
 
 
 def test_a_lambda_has_the_source_of_its_lines() -> None:
@@ -108,7 +115,9 @@ class BrokenLoader(importlib.abc.InspectLoader):
         raise RuntimeError("this archive is encrypted")
 
 
-def test_a_module_whose_loader_will_not_tell_its_source_has_a_hash_of_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_whose_loader_will_not_tell_its_source_has_a_hash_of_the_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     spec = importlib.util.spec_from_loader("encrypted", BrokenLoader())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -118,7 +127,11 @@ def test_a_module_whose_loader_will_not_tell_its_source_has_a_hash_of_the_name(m
         task = pool.submit(module.run)
         assert task.result(LONG) == 8
         snapshot = task.snapshot()
-    assert (snapshot.script_id, snapshot.script_text, snapshot.script_hash) == ("encrypted:run", None, sha("encrypted:run"))
+    assert (snapshot.script_id, snapshot.script_text, snapshot.script_hash) == (
+        "encrypted:run",
+        None,
+        sha("encrypted:run"),
+    )
 
 
 class Proxy:
@@ -158,7 +171,9 @@ def test_callables_that_answer_oddly_run_and_have_a_name(kind: type[Any]) -> Non
 
 def test_a_function_that_claims_to_wrap_itself_has_a_source() -> None:
     source = source_of(wraps_itself)
-    assert source.name == "wraps_itself" and source.script_hash == sha(inspect.getsource(wraps_itself.__code__))
+    assert source.name == "wraps_itself" and source.script_hash == sha(
+        inspect.getsource(wraps_itself.__code__)
+    )
 
 
 def test_what_is_not_callable_has_a_source_too_and_fails_when_it_runs() -> None:
@@ -215,8 +230,11 @@ def named(module: Any, qualname: str = "run", **attributes: Any) -> Any:
 def test_whatever_a_callable_is_called_it_runs_and_costs_its_neighbours_no_event(
         make: Callable[[], Any], script_id: str, tmp_path: Path) -> None:
     memory = MemorySink()
-    with Scheduler(1, sinks=[f"jsonl:{tmp_path}/events.jsonl", f"sqlite:{tmp_path}/history.db", memory],
-                   record_source=True) as pool:
+    with Scheduler(
+        1,
+        sinks=[f"jsonl:{tmp_path}/events.jsonl", f"sqlite:{tmp_path}/history.db", memory],
+        record_source=True,
+    ) as pool:
         for _ in range(3):
             pool.submit(len, "")
         task = pool.submit(make())
@@ -226,7 +244,9 @@ def test_whatever_a_callable_is_called_it_runs_and_costs_its_neighbours_no_event
         assert (pool.sinks[name].delivered, pool.sinks[name].dropped) == (16, 0)
 
 
-def test_the_source_of_a_function_in_a_zip_archive_is_read_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_of_a_function_in_a_zip_archive_is_read_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with zipfile.ZipFile(tmp_path / "code.zip", "w") as archive:
         archive.writestr("zipped_module.py", "X = 1\n\ndef run():\n    return X\n\nY = 2\n")
     monkeypatch.syspath_prepend(str(tmp_path / "code.zip"))
@@ -234,7 +254,9 @@ def test_the_source_of_a_function_in_a_zip_archive_is_read_from_there(tmp_path: 
     assert source_of(module.run).script_text == "def run():\n    return X\n"
 
 
-def test_no_module_is_asked_for_anything_when_a_source_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_module_is_asked_for_anything_when_a_source_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Lazy(ModuleType):
         def __getattribute__(self, name: str) -> Any:
             asked.append(name)

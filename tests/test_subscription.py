@@ -54,14 +54,22 @@ def test_a_subscription_to_a_task_that_has_ended_tells_what_is_in_memory_and_end
 
 def test_it_ends_with_the_task_even_if_the_terminal_event_is_filtered_out() -> None:
     with Scheduler(1) as pool:
-        assert types(pool.subscribe(task=pool.submit(say), types=["TaskOutput"])) == ["TaskOutput"] * 3
+        assert (
+            types(pool.subscribe(task=pool.submit(say), types=["TaskOutput"])) == ["TaskOutput"] * 3
+        )
 
 
 def test_a_subscription_to_all_ends_with_the_scheduler() -> None:
     with Scheduler(1) as pool:
         subscription = pool.subscribe()
         pool.submit(say).result(LONG)
-    assert types(subscription) == ["TaskCreated", "TaskScheduled", "TaskStarted", *["TaskOutput"] * 3, "TaskCompleted"]
+    assert types(subscription) == [
+        "TaskCreated",
+        "TaskScheduled",
+        "TaskStarted",
+        *["TaskOutput"] * 3,
+        "TaskCompleted",
+    ]
 
 
 def test_poll_never_waits_and_get_waits_no_longer_than_asked() -> None:
@@ -97,10 +105,14 @@ def test_a_reader_that_never_reads_loses_the_oldest_counted_and_keeps_nobody_wai
         said = [each.payload for each in subscription.poll() if isinstance(each, StreamEvent)]
         assert said == [str(number) for number in range(90, 100)]
         health = subscription.health()
-        assert health.emitted == health.delivered + health.coalesced + health.dropped + health.pending
+        assert (
+            health.emitted == health.delivered + health.coalesced + health.dropped + health.pending
+        )
 
 
-def test_a_callback_runs_on_a_thread_of_its_own_and_what_it_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_runs_on_a_thread_of_its_own_and_what_it_raises_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     seen: list[tuple[str, str]] = []
 
     def callback(event: StreamEvent) -> None:
@@ -127,8 +139,9 @@ def test_after_close_nothing_more_comes_and_what_was_emitted_before_can_be_read(
 
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(),
                                    concurrent.futures.CancelledError(), TaskCancelled("own")], ids=lambda each: type(each).__name__)
-def test_whatever_a_callback_raises_is_logged_and_the_next_event_follows(error: BaseException,
-                                                                         caplog: pytest.LogCaptureFixture) -> None:
+def test_whatever_a_callback_raises_is_logged_and_the_next_event_follows(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     got: list[Event] = []
 
     def callback(event: Event) -> None:
@@ -158,14 +171,20 @@ def test_a_callback_that_hangs_holds_up_neither_tasks_nor_the_shutdown() -> None
 
 
 @pytest.mark.parametrize("back_pressure", [True, False])
-def test_a_command_waits_for_a_reader_that_asked_for_it_and_for_no_other(back_pressure: bool) -> None:
+def test_a_command_waits_for_a_reader_that_asked_for_it_and_for_no_other(
+    back_pressure: bool,
+) -> None:
     count = 5_000
     with Scheduler(1) as pool:
-        subscription = pool.subscribe(types=["TaskOutput"], maxsize=400, back_pressure=back_pressure)
+        subscription = pool.subscribe(
+            types=["TaskOutput"], maxsize=400, back_pressure=back_pressure
+        )
         task = pool.submit(shell(["seq", str(count)]))
         said: list[str] = []
         while not task.done():
-            said += [each.payload for each in subscription.poll(50) if isinstance(each, StreamEvent)]
+            said += [
+                each.payload for each in subscription.poll(50) if isinstance(each, StreamEvent)
+            ]
             time.sleep(0.0005)
         pool.flush(LONG)
         said += [each.payload for each in subscription.poll() if isinstance(each, StreamEvent)]
@@ -184,7 +203,9 @@ def test_a_function_does_not_wait_for_a_reader_with_back_pressure() -> None:
         assert subscription.health().dropped == 4900
 
 
-def test_a_command_ends_although_a_reader_with_back_pressure_never_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_ends_although_a_reader_with_back_pressure_never_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(patience, "PATIENCE", 0.3)
     with Scheduler(1) as pool:
         subscription = pool.subscribe(types=["TaskOutput"], maxsize=100, back_pressure=True)
@@ -196,9 +217,13 @@ def test_a_command_ends_although_a_reader_with_back_pressure_never_reads(monkeyp
 
 def test_wrong_arguments_are_refused_with_the_value() -> None:
     with Scheduler(1) as pool:
-        with pytest.raises(ConfigurationError, match="maxsize: expected a whole number >= 1, got 0"):
+        with pytest.raises(
+            ConfigurationError, match="maxsize: expected a whole number >= 1, got 0"
+        ):
             pool.subscribe(maxsize=0)
-        with pytest.raises(ConfigurationError, match="callback: expected a callable or None, got 5"):
+        with pytest.raises(
+            ConfigurationError, match="callback: expected a callable or None, got 5"
+        ):
             pool.subscribe(5)  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError, match="'Nope'"):
             pool.subscribe(types=["Nope"])
@@ -214,7 +239,8 @@ def test_the_dispatcher_lets_go_of_subscriptions_that_have_ended() -> None:
         pool.subscribe(lambda event: seen.append(event.type.value), task=pool.submit(say, 1))
         standing = pool.subscribe()
         deadline = time.monotonic() + LONG
-        while len(pool._dispatcher.outlets) > 1:  # the callback's goes with the next drain after its thread's end
+        while len(pool._dispatcher.outlets) > 1:
+            # the callback's goes with the next drain after its thread's end
             assert time.monotonic() < deadline, pool._dispatcher.outlets
             pool.submit(say, 0).result()
             pool.flush()

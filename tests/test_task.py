@@ -1,4 +1,5 @@
-"""A task is a `concurrent.futures.Future`: whatever waits on futures waits on tasks, and no waiter is lost or told twice."""
+"""A task is a `concurrent.futures.Future`: whatever waits on futures waits on tasks, and no waiter
+is lost or told twice."""
 
 from __future__ import annotations
 
@@ -19,7 +20,16 @@ from typing import Any
 import pytest
 
 import bgworker
-from bgworker import Scheduler, StreamType, Task, TaskCancelled, TaskStatus, TaskTimedOut, checkpoint, current_task
+from bgworker import (
+    Scheduler,
+    StreamType,
+    Task,
+    TaskCancelled,
+    TaskStatus,
+    TaskTimedOut,
+    checkpoint,
+    current_task,
+)
 from free_threading import runs_on
 
 from bgworker.testing import MemorySink
@@ -88,7 +98,12 @@ def test_a_task_that_returns_is_done_and_has_a_result_and_no_exception(pool: Sch
     task = pool.submit(divmod, 7, 2)
     assert task.result(LONG) == (3, 1)
     assert task.exception(LONG) is None
-    assert (task.done(), task.running(), task.cancelled(), task.status) == (True, False, False, TaskStatus.COMPLETED)
+    assert (task.done(), task.running(), task.cancelled(), task.status) == (
+        True,
+        False,
+        False,
+        TaskStatus.COMPLETED,
+    )
     assert isinstance(task, Future) and task.wait(0)
 
 
@@ -102,7 +117,9 @@ def test_a_task_that_raises_has_that_very_exception(pool: Scheduler) -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), StopIteration(1)])
-def test_what_is_no_ordinary_exception_reaches_the_waiter_too_and_the_worker_lives_on(error: BaseException) -> None:
+def test_what_is_no_ordinary_exception_reaches_the_waiter_too_and_the_worker_lives_on(
+    error: BaseException,
+) -> None:
     with Scheduler(1) as pool:
         task = pool.submit(fail, error)
         assert task.exception(LONG) is error
@@ -135,7 +152,12 @@ def test_the_end_of_a_tasks_own_time_is_no_timeout_error(pool: Scheduler) -> Non
     with pytest.raises(TaskTimedOut, match=r"0\.05 s") as caught:
         task.result(LONG)
     assert not isinstance(caught.value, (TimeoutError, concurrent.futures.TimeoutError))
-    assert (task.status, task.done(), task.cancelled(), task.running()) == (TaskStatus.TIMED_OUT, True, False, False)
+    assert (task.status, task.done(), task.cancelled(), task.running()) == (
+        TaskStatus.TIMED_OUT,
+        True,
+        False,
+        False,
+    )
     assert (task.cancel_requested, task.cancel_reason) == (True, "timeout")
     gate.open()
 
@@ -158,7 +180,9 @@ def test_cancelling_a_queued_task_ends_it_at_once_and_its_function_never_runs() 
             with pytest.raises(CancelledError):
                 ask(LONG)
         assert task.cancel() is True, "Future's contract: true again for what will never run"
-        assert task.cancel_reason == "not needed" and task.snapshot().failure_message == "not needed"
+        assert (
+            task.cancel_reason == "not needed" and task.snapshot().failure_message == "not needed"
+        )
         gate.open()
         first.result(LONG)
     assert not ran.is_set()
@@ -181,7 +205,9 @@ def test_cancelling_a_running_task_asks_it_and_returns_false(pool: Scheduler) ->
     assert task.cancelled() and task.cancel_reason == "enough" and task.cancel() is True
 
 
-def test_cancelling_returns_false_though_the_running_task_ends_before_it_returns(pool: Scheduler) -> None:
+def test_cancelling_returns_false_though_the_running_task_ends_before_it_returns(
+    pool: Scheduler,
+) -> None:
     begun = threading.Event()
 
     def work() -> None:
@@ -195,7 +221,9 @@ def test_cancelling_returns_false_though_the_running_task_ends_before_it_returns
     assert task.status is TaskStatus.CANCELLED
 
 
-def test_a_task_that_ignores_its_cancellation_completes_and_only_the_first_reason_counts(pool: Scheduler) -> None:
+def test_a_task_that_ignores_its_cancellation_completes_and_only_the_first_reason_counts(
+    pool: Scheduler,
+) -> None:
     gate = Gate(5)
     task = entered(pool.submit(gate), gate)
     assert (task.cancel("first"), task.cancel("second")) == (False, False)
@@ -248,7 +276,9 @@ def test_except_exception_does_not_swallow_a_cancellation(pool: Scheduler) -> No
 # -- callbacks --
 
 
-def test_callbacks_added_before_during_and_after_the_run_are_each_called_once_with_the_task_in_order() -> None:
+def test_callbacks_added_before_during_and_after_the_run_are_each_called_once_with_the_task_in_order() -> (
+    None
+):
     with Scheduler(1) as pool:
         called: list[tuple[str, object]] = []
         blocker, gate = Gate(), Gate()
@@ -265,8 +295,9 @@ def test_callbacks_added_before_during_and_after_the_run_are_each_called_once_wi
     assert called == [("before", task), ("during", task), ("after", task)]
 
 
-def test_a_callback_that_raises_is_logged_and_the_others_are_called(pool: Scheduler,
-                                                                    caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_that_raises_is_logged_and_the_others_are_called(
+    pool: Scheduler, caplog: pytest.LogCaptureFixture
+) -> None:
     gate, last = Gate(), threading.Event()
     task = entered(pool.submit(gate), gate)
     task.add_done_callback(lambda each: fail(ValueError("callback's own")))
@@ -279,7 +310,9 @@ def test_a_callback_that_raises_is_logged_and_the_others_are_called(pool: Schedu
     assert task.result(LONG) is None
 
 
-def test_a_callback_that_exits_costs_no_worker_and_no_task(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_that_exits_costs_no_worker_and_no_task(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with Scheduler(1) as pool:
         gate = Gate()
         task = entered(pool.submit(gate), gate)
@@ -290,7 +323,9 @@ def test_a_callback_that_exits_costs_no_worker_and_no_task(caplog: pytest.LogCap
     assert "exception in worker" in caplog.text
 
 
-def test_callbacks_of_a_timed_out_task_are_called_while_its_thread_is_still_stuck(pool: Scheduler) -> None:
+def test_callbacks_of_a_timed_out_task_are_called_while_its_thread_is_still_stuck(
+    pool: Scheduler,
+) -> None:
     gate, called = Gate(), threading.Event()
     task = pool.options(timeout=0.05).submit(gate)
     task.add_done_callback(lambda each: called.set())
@@ -348,7 +383,9 @@ def test_wait_and_as_completed_see_cancelled_and_timed_out_tasks() -> None:
         assert concurrent.futures.wait([slow, running, queued], timeout=LONG).not_done == set()
 
 
-def test_an_event_loop_awaits_tasks_and_sees_their_results_exceptions_and_cancellations(pool: Scheduler) -> None:
+def test_an_event_loop_awaits_tasks_and_sees_their_results_exceptions_and_cancellations(
+    pool: Scheduler,
+) -> None:
     async def main() -> None:
         assert await asyncio.wait_for(asyncio.wrap_future(pool.submit(len, "abc")), LONG) == 3
         with pytest.raises(ValueError, match="no"):
@@ -360,7 +397,9 @@ def test_an_event_loop_awaits_tasks_and_sees_their_results_exceptions_and_cancel
     asyncio.run(main())
 
 
-def test_cancelling_on_the_event_loop_reaches_the_running_task_at_its_next_checkpoint(pool: Scheduler) -> None:
+def test_cancelling_on_the_event_loop_reaches_the_running_task_at_its_next_checkpoint(
+    pool: Scheduler,
+) -> None:
     reached = threading.Event()
 
     def sleep() -> None:
@@ -421,18 +460,27 @@ def frames_of(traceback: TracebackType | None) -> list[str]:
     return files
 
 
-def test_a_failed_task_keeps_the_users_traceback_and_none_of_bgworkers_frames(pool: Scheduler) -> None:
+def test_a_failed_task_keeps_the_users_traceback_and_none_of_bgworkers_frames(
+    pool: Scheduler,
+) -> None:
     task = pool.submit(fail, ValueError("no"))
     error = task.exception(LONG)
     assert error is not None and frames_of(error.__traceback__) == [__file__]
     info = task.snapshot().invocation_info
-    assert info is not None and info.startswith("Traceback") and INSIDE not in info and "raise error" in info
+    assert (
+        info is not None
+        and info.startswith("Traceback")
+        and INSIDE not in info
+        and "raise error" in info
+    )
 
 
 def test_a_call_with_the_wrong_arguments_fails_with_no_frame_at_all(pool: Scheduler) -> None:
     task = pool.submit(Gate, 1, 2, 3)
     error = task.exception(LONG)
-    assert isinstance(error, TypeError) and not [each for each in frames_of(error.__traceback__) if INSIDE in each]
+    assert isinstance(error, TypeError) and not [
+        each for each in frames_of(error.__traceback__) if INSIDE in each
+    ]
     assert pool.submit(None).exception(LONG).__class__ is TypeError  # type: ignore[arg-type]
 
 
@@ -467,7 +515,9 @@ def test_a_task_lets_go_of_its_function_and_arguments_when_it_ends_and_dies_with
         until(lambda: runs_on(pool) and ended() is None and result() is None)
 
 
-def test_the_exception_of_a_failed_task_dies_with_the_task_even_after_waiting_for_the_result(no_collector: None) -> None:
+def test_the_exception_of_a_failed_task_dies_with_the_task_even_after_waiting_for_the_result(
+    no_collector: None,
+) -> None:
     class Failure(Exception):
         pass
 
@@ -504,7 +554,9 @@ def test_a_cancelled_queued_task_lets_go_of_its_function_at_once(no_collector: N
         gate.open()
 
 
-def test_a_timed_out_task_is_not_kept_alive_by_the_worker_that_replaced_its_own(no_collector: None) -> None:
+def test_a_timed_out_task_is_not_kept_alive_by_the_worker_that_replaced_its_own(
+    no_collector: None,
+) -> None:
     with Scheduler(1) as pool:
         gate = Gate()
         task = pool.options(timeout=0.05).submit(gate)
@@ -537,10 +589,18 @@ def test_streams_are_there_at_once_and_can_be_asked_for_by_number_and_type(pool:
     task = pool.submit(talk)
     task.result(LONG)
     assert [(each.stream_type, each.payload) for each in task.streams()] == [
-        (StreamType.OUTPUT, "one"), (StreamType.ERROR, "two"), (StreamType.OUTPUT, "three"), (StreamType.PROGRESS, "")]
+        (StreamType.OUTPUT, "one"),
+        (StreamType.ERROR, "two"),
+        (StreamType.OUTPUT, "three"),
+        (StreamType.PROGRESS, ""),
+    ]
     assert [each.payload for each in task.streams(types=["output"])] == ["one", "three"]
     first = task.streams()[0]
-    assert [each.seq for each in task.streams(since=first.seq)] == [first.seq + 1, first.seq + 2, first.seq + 3]
+    assert [each.seq for each in task.streams(since=first.seq)] == [
+        first.seq + 1,
+        first.seq + 2,
+        first.seq + 3,
+    ]
     assert task.streams(types=[StreamType.VERBOSE]) == []
     with pytest.raises(ValueError):
         task.streams(types=["stdout"])
@@ -574,7 +634,9 @@ class Obscure(Exception):
 
 
 @pytest.mark.parametrize("kind", [Explosive, Obscure])
-def test_an_exception_that_cannot_be_shown_still_ends_its_task(pool: Scheduler, kind: type[Exception]) -> None:
+def test_an_exception_that_cannot_be_shown_still_ends_its_task(
+    pool: Scheduler, kind: type[Exception]
+) -> None:
     task = pool.submit(fail, kind())
     assert isinstance(task.exception(LONG), kind)
     snapshot = task.snapshot()
@@ -604,7 +666,9 @@ def test_a_cancel_reason_that_is_no_text_reaches_the_record_as_text(tmp_path: An
 
 
 @pytest.mark.parametrize("reason, shown", [(None, "user"), ("", ""), ("no more", "no more")])
-def test_a_running_task_can_be_cancelled_with_any_reason_and_with_none(pool: Scheduler, reason: Any, shown: str) -> None:
+def test_a_running_task_can_be_cancelled_with_any_reason_and_with_none(
+    pool: Scheduler, reason: Any, shown: str
+) -> None:
     gate = threading.Event()
 
     def work() -> None:
@@ -618,7 +682,9 @@ def test_a_running_task_can_be_cancelled_with_any_reason_and_with_none(pool: Sch
     assert task.wait(LONG) and task.cancelled()
 
 
-def test_an_exception_that_takes_for_ever_to_be_shown_does_so_in_its_tasks_own_time(pool: Scheduler) -> None:
+def test_an_exception_that_takes_for_ever_to_be_shown_does_so_in_its_tasks_own_time(
+    pool: Scheduler,
+) -> None:
     go = threading.Event()
 
     class Slow(Exception):
@@ -628,7 +694,9 @@ def test_an_exception_that_takes_for_ever_to_be_shown_does_so_in_its_tasks_own_t
 
     task = pool.options(timeout=0.1).submit(fail, Slow())
     try:
-        assert isinstance(task.exception(LONG), TaskTimedOut) and task.status is TaskStatus.TIMED_OUT
+        assert (
+            isinstance(task.exception(LONG), TaskTimedOut) and task.status is TaskStatus.TIMED_OUT
+        )
     finally:
         go.set()
 
@@ -656,7 +724,9 @@ def test_who_sees_the_end_of_a_task_can_count_on_its_event() -> None:
             until(lambda: stopped.is_set() or task.done())
             if task.status.is_final or task.done():
                 assert pool.flush(LONG)
-                assert [each.type.value for each in sink.events][-1] == "TaskCompleted", f"line {seen[-1]}"
+                assert [each.type.value for each in sink.events][
+                    -1
+                ] == "TaskCompleted", f"line {seen[-1]}"
             go_on.set()
             task.result(LONG)
         if len(seen) < step:

@@ -9,8 +9,27 @@ from typing import Any
 
 import pytest
 
-from bgworker import Event, EventType, HookSink, PermanentSinkError, Scheduler, SinkOptions, TemporarySinkError, current_task
-from bgworker.testing import FlakySink, Hang, MemorySink, Step, check_sink, crawl, fail, partial, work
+from bgworker import (
+    Event,
+    EventType,
+    HookSink,
+    PermanentSinkError,
+    Scheduler,
+    SinkOptions,
+    TemporarySinkError,
+    current_task,
+)
+from bgworker.testing import (
+    FlakySink,
+    Hang,
+    MemorySink,
+    Step,
+    check_sink,
+    crawl,
+    fail,
+    partial,
+    work,
+)
 from bgworker.testing import _sample  # the events that sinks are checked with
 from bgworker.model import records
 
@@ -78,8 +97,15 @@ def outcome(sink: FlakySink, events: Sequence[Event] = ()) -> str:
 
 def test_a_script_is_followed_step_by_step_and_then_all_goes_through() -> None:
     sink = FlakySink(fail(2), work(), fail(error=PermanentSinkError("no")), fail(error=KeyError))
-    assert [outcome(sink) for _ in range(7)] == ["TemporarySinkError", "TemporarySinkError", "ok", "PermanentSinkError",
-                                                 "KeyError", "ok", "ok"]
+    assert [outcome(sink) for _ in range(7)] == [
+        "TemporarySinkError",
+        "TemporarySinkError",
+        "ok",
+        "PermanentSinkError",
+        "KeyError",
+        "ok",
+        "ok",
+    ]
     assert len(sink.attempts) == 7
     assert sink.acknowledged == sink.sink.events == EVENTS[:1] * 3
 
@@ -103,7 +129,11 @@ def test_poison_refuses_every_batch_that_holds_it() -> None:
 
 def test_a_partial_write_takes_some_in_and_acknowledges_none() -> None:
     sink = FlakySink(partial(2), partial(0))
-    assert [outcome(sink, EVENTS[:3]) for _ in range(3)] == ["TemporarySinkError", "TemporarySinkError", "ok"]
+    assert [outcome(sink, EVENTS[:3]) for _ in range(3)] == [
+        "TemporarySinkError",
+        "TemporarySinkError",
+        "ok",
+    ]
     assert sink.sink.events == EVENTS[:2] + EVENTS[:3]
     assert sink.acknowledged == EVENTS[:3]
 
@@ -132,8 +162,14 @@ def test_a_hanging_call_tells_that_it_hangs_and_goes_on_when_released() -> None:
 
 def test_every_call_can_be_scripted_and_is_noted() -> None:
     sink = FlakySink(on_open=[fail()], on_flush=[work(), fail()], on_close=[fail()])
-    for call, raises in ((sink.open, True), (sink.open, False), (sink.flush, False), (sink.flush, True),
-                         (sink.close, True), (sink.close, False)):
+    for call, raises in (
+        (sink.open, True),
+        (sink.open, False),
+        (sink.flush, False),
+        (sink.flush, True),
+        (sink.close, True),
+        (sink.close, False),
+    ):
         if raises:
             with pytest.raises(TemporarySinkError):
                 call()
@@ -222,8 +258,14 @@ class Garbling(Fine):
     @property
     def events(self) -> list[Event]:
         import dataclasses
-        return [dataclasses.replace(event, payload=event.payload.strip()) if event.type == EventType.TASK_OUTPUT else event
-                for event in super().events]  # type: ignore[union-attr, type-var]
+        return [
+            (
+                dataclasses.replace(event, payload=event.payload.strip())
+                if event.type == EventType.TASK_OUTPUT
+                else event
+            )
+            for event in super().events
+        ]  # type: ignore[union-attr, type-var]
 
 
 class BrokenByFailure(Fine):
@@ -347,7 +389,9 @@ def test_a_sink_that_knows_events_again_passes() -> None:
 
 def test_a_sink_that_hangs_is_told_where() -> None:
     try:
-        with pytest.raises(AssertionError, match="open has not returned: the check took longer than 0.5 s"):
+        with pytest.raises(
+            AssertionError, match="open has not returned: the check took longer than 0.5 s"
+        ):
             check_sink(Stubborn, timeout=0.5)
     finally:
         Stubborn.go_on.set()

@@ -1,4 +1,5 @@
-"""Untrusted values made fit for every sink. More of it, with random values, is in the tests of the wire format."""
+"""Untrusted values made fit for every sink. More of it, with random values, is in the tests of the
+wire format."""
 
 from __future__ import annotations
 
@@ -21,9 +22,18 @@ from hypothesis import given, strategies as st
 
 from bgworker import ConfigurationError, EventType, Scheduler, TaskCancelled
 from bgworker.model.checks import members
-from bgworker.model.text import (ask, clean, describe, fit, fit_json, json_text, number_of, sanitise, show,
-                                 text_of)
-
+from bgworker.model.text import (
+    ask,
+    clean,
+    describe,
+    fit,
+    fit_json,
+    json_text,
+    number_of,
+    sanitise,
+    show,
+    text_of,
+)
 
 class Explosive:
     def __str__(self) -> str:
@@ -57,7 +67,9 @@ def test_nul_and_surrogates_are_replaced_and_all_else_is_kept(text: str, clean: 
 
 
 @given(st.text(st.characters()), st.integers(0, 40))
-def test_what_fits_is_kept_and_what_does_not_is_cut_to_the_longest_whole_characters(text: str, most: int) -> None:
+def test_what_fits_is_kept_and_what_does_not_is_cut_to_the_longest_whole_characters(
+    text: str, most: int
+) -> None:
     clean = sanitise(text)
     left, original = fit(text, most)
     assert clean.startswith(left) and len(left.encode()) <= most
@@ -87,7 +99,12 @@ def test_there_is_a_text_of_everything(value: object, text: str) -> None:
     (Explosive(), "<unprintable Explosive object>"), ([Nameless()], ["<unprintable object>"])])
 def test_json_text_tells_what_json_can_tell(value: object, meaning: object) -> None:
     text = json_text(value)
-    assert json.loads(text) == meaning and text.isascii() and "\n" not in text and json_text(json.loads(text)) == text
+    assert (
+        json.loads(text) == meaning
+        and text.isascii()
+        and "\n" not in text
+        and json_text(json.loads(text)) == text
+    )
 
 
 def test_a_mapping_whose_own_code_raises_becomes_some_json() -> None:
@@ -136,7 +153,8 @@ class LyingClass(type):
 @pytest.mark.parametrize(("text", "shown"), [
     ("a\n b\0", "Odd: a b\ufffd"), ("", "Odd"), ("\ud800", "Odd: \ufffd"), (LyingText("lies"), "Odd: lies"),
     ("x" * 10**6, f"Odd: {'x' * 994}\u2026"), (" " * 10**6 + "x", "Odd")],
-    ids=["lines", "none", "surrogate", "lying", "long", "blank"])  # pytest would make some of the texts
+    # pytest would make some of the texts
+    ids=["lines", "none", "surrogate", "lying", "long", "blank"])
 def test_an_exception_is_described_in_one_line_of_clean_bounded_text(text: str, shown: str) -> None:
     odd = LyingClass("Odd", (Exception,), {"__str__": lambda self: text})
     assert describe(odd()) == shown
@@ -150,9 +168,18 @@ def aside(function: Callable[..., Any], *args: Any) -> Any:
 
 @pytest.mark.parametrize("error", [ValueError(), SystemExit(), KeyboardInterrupt(), GeneratorExit(), TaskCancelled()],
                          ids=repr)
-def test_an_exception_that_cannot_say_what_it_is_is_described_all_the_same(error: BaseException) -> None:
-    odd = type("Odd", (Exception,), {"__str__": raising(error), "__class__": property(raising(error)),
-                                     "__repr__": raising(error)})
+def test_an_exception_that_cannot_say_what_it_is_is_described_all_the_same(
+    error: BaseException,
+) -> None:
+    odd = type(
+        "Odd",
+        (Exception,),
+        {
+            "__str__": raising(error),
+            "__class__": property(raising(error)),
+            "__repr__": raising(error),
+        },
+    )
     assert aside(describe, odd()) == "Odd: (its text cannot be had)"
 
 
@@ -181,7 +208,9 @@ def lying(kind: type, *names: str, value: Any = None) -> Any:
 
 LYING_STR = lying(str, "__str__", "__len__", "__contains__", "__getitem__", "__mul__", "encode",
                   "isascii", "replace", "__iter__", "__format__", "__repr__")
-LYING_INT = lying(int, "__str__", "__repr__", "__int__", "__index__", "__float__", "__lt__", "__bool__")
+LYING_INT = lying(
+    int, "__str__", "__repr__", "__int__", "__index__", "__float__", "__lt__", "__bool__"
+)
 LYING_FLOAT = lying(float, "__str__", "__repr__", "__float__", "__lt__", "__sub__", "is_integer")
 LYING_BYTES = lying(bytes, "__str__", "decode", "__len__", "__iter__", "__getitem__", "__buffer__")
 
@@ -195,7 +224,11 @@ class Level(IntEnum):
 
 
 def test_text_of_a_subclass_that_lies_is_the_text_that_it_holds() -> None:
-    for door in (sanitise, lambda text: fit(text, 100)[0], lambda text: fit(text, 3)[0] + "id \ufffd\ufffd"):
+    for door in (
+        sanitise,
+        lambda text: fit(text, 100)[0],
+        lambda text: fit(text, 3)[0] + "id \ufffd\ufffd",
+    ):
         text = aside(door, LYING_STR("solid \0\ud800"))
         assert type(text) is str and text == "solid \ufffd\ufffd"
     assert clean(LYING_BYTES(b"caf\xc3\xa9\0"), 100) == "caf\u00e9\ufffd"
@@ -204,9 +237,15 @@ def test_text_of_a_subclass_that_lies_is_the_text_that_it_holds() -> None:
 @pytest.mark.parametrize(("kind", "held", "meaning"), [
     (LYING_STR, "\ud800", "\ufffd"), (LYING_INT, 7, 7), (LYING_FLOAT, 7.5, 7.5), (LYING_FLOAT, "nan", None),
     (Word, "o\0dd", "o\ufffddd"), (Level, 3, 3), (LYING_BYTES, b"x", "x")])
-def test_json_text_of_a_subclass_tells_the_value_that_it_holds(kind: Any, held: object, meaning: object) -> None:
+def test_json_text_of_a_subclass_tells_the_value_that_it_holds(
+    kind: Any, held: object, meaning: object
+) -> None:
     value = kind(held)
-    for given_, expected in ((value, meaning), ([value, math.nan], [meaning, None]), ({"k": value}, {"k": meaning})):
+    for given_, expected in (
+        (value, meaning),
+        ([value, math.nan], [meaning, None]),
+        ({"k": value}, {"k": meaning}),
+    ):
         text = aside(json_text, given_)
         assert json.loads(text) == expected and type(json.loads(text)) is type(expected)
     if not isinstance(value, bytes):
@@ -228,8 +267,14 @@ class PretendedStr:
     lying(object, "__str__", value=7), lying(Exception, "__str__", "__repr__")])
 def test_every_door_answers_whatever_a_value_does(kind: Any) -> None:
     value = kind()
-    for door, kind in ((text_of, str), (json_text, str), (show, str), (lambda it: clean(it, 64), str),
-                       (number_of, type(None)), (lambda it: json_text([it, {1: it}, math.nan]), str)):
+    for door, kind in (
+        (text_of, str),
+        (json_text, str),
+        (show, str),
+        (lambda it: clean(it, 64), str),
+        (number_of, type(None)),
+        (lambda it: json_text([it, {1: it}, math.nan]), str),
+    ):
         answer = aside(door, value)
         assert type(answer) is kind
         if kind is str:
@@ -270,11 +315,17 @@ def test_json_is_nested_no_deeper_than_every_reader_bears() -> None:
             value = kind(value)
         return value
 
-    for kind, levels in ((lambda inner: [inner], 1), (lambda inner: {"{": inner}, 1), (lambda inner: [{"k": inner}], 2),
-                         (lambda inner: {"k": [inner]}, 2)):
+    for kind, levels in (
+        (lambda inner: [inner], 1),
+        (lambda inner: {"{": inner}, 1),
+        (lambda inner: [{"k": inner}], 2),
+        (lambda inner: {"k": [inner]}, 2),
+    ):
         fine, deep = nested(100 // levels, kind), nested(100 // levels + 1, kind)
         assert json.loads(json_text(fine)) == fine
-        assert "unprintable" in json_text(deep) and json_text(json.loads(json_text(deep))) == json_text(deep)
+        assert "unprintable" in json_text(deep) and json_text(
+            json.loads(json_text(deep))
+        ) == json_text(deep)
     flat = [[], {}] * 500
     assert json.loads(json_text(flat)) == flat
 
@@ -317,8 +368,15 @@ class EndlessMapping(Mapping):  # type: ignore[type-arg]
 
 
 def test_what_gives_for_ever_is_not_waited_for() -> None:
-    for value in (EndlessMapping(), [EndlessMapping(), math.nan], type("EndlessSet", (set,), {"__iter__": Endless.__iter__})([1])):
+    for value in (
+        EndlessMapping(),
+        [EndlessMapping(), math.nan],
+        type("EndlessSet", (set,), {"__iter__": Endless.__iter__})([1]),
+    ):
         assert "unprintable" in json_text(value)
-    for check in (lambda: members("types", EventType, EndlessMapping()), lambda: Scheduler(sinks=Endless())):
+    for check in (
+        lambda: members("types", EventType, EndlessMapping()),
+        lambda: Scheduler(sinks=Endless()),
+    ):
         with pytest.raises(ConfigurationError, match="expected a "):
             check()

@@ -88,8 +88,13 @@ print(sorted(seen.items()), [event.payload for event in task.streams() if isinst
 
 
 def test_no_thread_that_a_task_starts_takes_the_tasks_context_for_its_own() -> None:
-    done = subprocess.run([sys.executable, "-X", "thread_inherit_context=1", "-W", "error", "-c", INHERITED],
-                          cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-X", "thread_inherit_context=1", "-W", "error", "-c", INHERITED],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     bare = {("empty", False)}
     wheres = ["initializer", "later sink", "sink", "subscription"]

@@ -1,4 +1,5 @@
-"""The command that sets up the checks: it finds interpreters, and says in one line what is missing."""
+"""The command that sets up the checks: it finds interpreters, and says in one line what is
+missing."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="interpreters and scripts as 
 HERE = check.own_version()
 
 
-def run(*arguments: object, tool: Path = TOOL, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: object, tool: Path = TOOL, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(tool), *map(str, arguments)], capture_output=True,
                           text=True, timeout=300, env={**os.environ, **environment})
 
@@ -109,5 +112,8 @@ def test_an_environment_that_somebody_else_made_is_left_alone(tmp_path: Path) ->
     (root / ".venv").mkdir()
     (root / ".venv" / "mine").write_text("precious", encoding="utf-8")
     done = run(tool=root / "tools" / "check.py", CI="")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "was not made by this tool" in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (
+        2,
+        1,
+    ) and "was not made by this tool" in done.stderr
     assert [each.name for each in (root / ".venv").iterdir()] == ["mine"]

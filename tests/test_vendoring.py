@@ -1,4 +1,5 @@
-"""A copy of the package works under another name, beside the original, as a folder and as a zip file."""
+"""A copy of the package works under another name, beside the original, as a folder and as a zip
+file."""
 
 from __future__ import annotations
 
@@ -79,17 +80,29 @@ def vendored(*arguments: str | Path) -> str:
 
 
 def run_both(entry: Path) -> None:
-    done = subprocess.run([sys.executable, "-I", "-B", "-W", "error", "-c", BOTH, str(entry), str(ROOT)],
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-I", "-B", "-W", "error", "-c", BOTH, str(entry), str(ROOT)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "both ran"), done.stderr
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def sources() -> dict[str, bytes]:
-    return {name: data for name, data in files_under(ROOT / "bgworker").items() if "__pycache__" not in name}
+    return {
+        name: data
+        for name, data in files_under(ROOT / "bgworker").items()
+        if "__pycache__" not in name
+    }
 
 
 def test_a_vendored_folder_runs_tasks_beside_the_original(tmp_path: Path) -> None:
@@ -99,7 +112,9 @@ def test_a_vendored_folder_runs_tasks_beside_the_original(tmp_path: Path) -> Non
 
 def test_vendoring_writes_the_package_and_nothing_else(tmp_path: Path) -> None:
     vendored(tmp_path / "new" / "project", "--name", "_bg")
-    assert files_under(tmp_path) == {f"new/project/_bg/{name}": data for name, data in sources().items()}
+    assert files_under(tmp_path) == {
+        f"new/project/_bg/{name}": data for name, data in sources().items()
+    }
 
 
 def test_a_vendored_zip_runs_tasks_beside_the_original(tmp_path: Path) -> None:
@@ -109,13 +124,29 @@ def test_a_vendored_zip_runs_tasks_beside_the_original(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_the_core_alone_runs_and_says_of_each_part_that_it_is_missing(tmp_path: Path, kind: str) -> None:
+def test_the_core_alone_runs_and_says_of_each_part_that_it_is_missing(
+    tmp_path: Path, kind: str
+) -> None:
     parts = "history,webhook,park,shell,testing,cli"
     options = ["--name", "_bg", "--without", parts, *(["--zip"] if kind == "zip" else [])]
     vendored(tmp_path, *options)
     entry = tmp_path / "_bg.zip" if kind == "zip" else tmp_path
-    done = subprocess.run([sys.executable, "-I", "-B", "-W", "error", "-c", CORE_ALONE, str(entry), str(tmp_path / "out")],
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-B",
+            "-W",
+            "error",
+            "-c",
+            CORE_ALONE,
+            str(entry),
+            str(tmp_path / "out"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "1 line"), done.stderr
     assert "updated bgworker" in vendored(tmp_path, *options)
 
@@ -126,7 +157,11 @@ def test_a_copy_lacks_the_files_of_a_part_left_out_and_no_others(tmp_path: Path,
     vendored(tmp_path, "--name", "_bg", "--without", part + others)
     lacking = sources().keys() - {name.partition("/")[2] for name in files_under(tmp_path)}
     of_cli = {name for name in sources() if name.startswith("cli/")} | {"__main__.py"}
-    own = of_cli if part == "cli" else {name for name in sources() if name.startswith((f"{part}/", f"{part}.py"))}
+    own = (
+        of_cli
+        if part == "cli"
+        else {name for name in sources() if name.startswith((f"{part}/", f"{part}.py"))}
+    )
     assert lacking == own | (of_cli if others else set())
 
 
@@ -167,7 +202,9 @@ def test_a_wrong_command_line_is_refused_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("content", [{}, {"__init__.py": "mine"}, {"errors.py": "class MyError(Exception): ..."}])
-def test_a_folder_that_is_no_copy_is_never_replaced(tmp_path: Path, content: dict[str, str]) -> None:
+def test_a_folder_that_is_no_copy_is_never_replaced(
+    tmp_path: Path, content: dict[str, str]
+) -> None:
     (tmp_path / "_bg").mkdir()
     for name, text in content.items():
         (tmp_path / "_bg" / name).write_text(text, encoding="utf-8")
@@ -199,12 +236,16 @@ def test_the_original_is_never_replaced_by_its_own_copy() -> None:
     ("raise RuntimeError('broken copy')", "broken copy"),
     ("__import__('bg' + 'worker.model.errors')", "No module named 'bgworker'"),
 ])
-def test_a_copy_that_fails_its_verification_does_not_replace_a_good_one(tmp_path: Path, line: str, complaint: str) -> None:
+def test_a_copy_that_fails_its_verification_does_not_replace_a_good_one(
+    tmp_path: Path, line: str, complaint: str
+) -> None:
     good = tmp_path / "project"
     vendored(good, "--name", "_bg")
     before = files_under(good)
     for folder in ("bgworker", "tools"):
-        shutil.copytree(ROOT / folder, tmp_path / "root" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / folder, tmp_path / "root" / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
     events = tmp_path / "root" / "bgworker" / "model" / "events.py"
     events.write_text(f"{events.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
 

@@ -35,7 +35,9 @@ def test_a_recursive_fan_out_completes_on_two_workers() -> None:
         def count(depth: int) -> int:
             if depth == 0:
                 return 1
-            return 1 + sum(each.result() for each in [pool.submit(count, depth - 1) for _ in range(3)])
+            return 1 + sum(
+                each.result() for each in [pool.submit(count, depth - 1) for _ in range(3)]
+            )
 
         assert pool.submit(count, 6).result(LONG) == sum(3 ** level for level in range(7))
         tasks = {each.task_id for each in pool.tasks()}
@@ -43,10 +45,15 @@ def test_a_recursive_fan_out_completes_on_two_workers() -> None:
     for each in events.got:
         by_task.setdefault(each.task_id, []).append(each.type.value)
     assert set(by_task) == tasks and len(tasks) == 1093
-    assert all(types == ["TaskCreated", "TaskScheduled", "TaskStarted", "TaskCompleted"] for types in by_task.values())
+    assert all(
+        types == ["TaskCreated", "TaskScheduled", "TaskStarted", "TaskCompleted"]
+        for types in by_task.values()
+    )
 
 
-def test_without_running_them_inline_the_same_fan_out_would_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_running_them_inline_the_same_fan_out_would_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with Scheduler(1) as pool:
         monkeypatch.setattr(pool._pool.waits, "begin", lambda task: False)
         asked = threading.Event()
@@ -79,8 +86,14 @@ def test_an_inline_task_has_its_own_context_events_and_name() -> None:
             return name, current_task().name
 
         assert pool.options(name="outer").submit(outer).result(LONG) == ("inner", "outer")
-    names = {each.task_id: each.task.name for each in events.got if isinstance(each, LifecycleEvent)}
-    said = {names[each.task_id]: each.payload for each in events.got if not isinstance(each, LifecycleEvent)}
+    names = {
+        each.task_id: each.task.name for each in events.got if isinstance(each, LifecycleEvent)
+    }
+    said = {
+        names[each.task_id]: each.payload
+        for each in events.got
+        if not isinstance(each, LifecycleEvent)
+    }
     assert said == {"inner": "from inside", "outer": "from outside"}
 
 
@@ -127,7 +140,9 @@ def test_two_tasks_that_wait_for_each_other_get_an_error_instead_of_hanging() ->
         box["a"], box["b"] = pool.submit(wait_for, "b"), pool.submit(wait_for, "a")
         there.set()
         errors = [box[name].exception(LONG) for name in "ab"]
-        assert all(isinstance(each, PoolDeadlock) for each in errors), "the second fails because the first did"
+        assert all(
+            isinstance(each, PoolDeadlock) for each in errors
+        ), "the second fails because the first did"
 
 
 def test_the_depth_of_inline_runs_is_bounded_with_a_clear_error() -> None:
@@ -193,7 +208,9 @@ async def in_executor(pool: Scheduler, depth: int) -> int:
         return asyncio.run(in_executor(pool, depth - 1))
 
     loop = asyncio.get_running_loop()
-    return 1 + sum([await loop.run_in_executor(pool, run_another_loop) for _ in range(2 if depth else 0)])
+    return 1 + sum(
+        [await loop.run_in_executor(pool, run_another_loop) for _ in range(2 if depth else 0)]
+    )
 
 
 async def blocking_the_loop(pool: Scheduler, depth: int) -> int:
@@ -205,15 +222,18 @@ async def blocking_for_a_loop(pool: Scheduler, depth: int) -> int:
     def run_another_loop() -> int:
         return asyncio.run(blocking_for_a_loop(pool, depth - 1))
 
-    return 1 + sum(each.result() for each in [pool.submit(run_another_loop) for _ in range(2 if depth else 0)])
+    return 1 + sum(
+        each.result() for each in [pool.submit(run_another_loop) for _ in range(2 if depth else 0)]
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("function, depth, expected", [
     (as_completed, 6, 1093), (wait_for_all, 6, 1093), (awaiting, 6, 1093), (in_executor, 4, 31),
     (blocking_the_loop, 4, 31), (blocking_for_a_loop, 4, 31)])
-def test_a_fan_out_completes_however_the_tasks_wait(function: Callable[..., Any], depth: int, expected: int,
-                                                    workers: int) -> None:
+def test_a_fan_out_completes_however_the_tasks_wait(
+    function: Callable[..., Any], depth: int, expected: int, workers: int
+) -> None:
     with Scheduler(workers, keep_finished=None) as pool:
         assert pool.submit(function, pool, depth).result(LONG) == expected
         assert {each.status.value for each in pool.tasks()} == {"completed"}
@@ -222,18 +242,26 @@ def test_a_fan_out_completes_however_the_tasks_wait(function: Callable[..., Any]
 
 
 @pytest.mark.parametrize("function", [as_completed, wait_for_all, awaiting])
-def test_without_helpers_the_same_would_hang(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_helpers_the_same_would_hang(
+    function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Scheduler(1) as pool:
         asked = threading.Event()
         monkeypatch.setattr(pool._pool.waits, "_lend", lambda worker, task: asked.set())
         outer = pool.submit(function, pool, 1)
         assert asked.wait(LONG) and not outer.wait(0.3), "it waits for tasks that have no worker"
-        while (queued := pool._pool._queue.get(timeout=LONG)) is not None and queued.run() and pool.health().pending:
+        while (
+            (queued := pool._pool._queue.get(timeout=LONG)) is not None
+            and queued.run()
+            and pool.health().pending
+        ):
             pass  # somebody has to
         assert outer.result(LONG) == 4
 
 
-def test_a_helper_serves_its_worker_as_long_as_its_task_runs_has_been_initialized_and_then_ends() -> None:
+def test_a_helper_serves_its_worker_as_long_as_its_task_runs_has_been_initialized_and_then_ends() -> (
+    None
+):
     local, seen = threading.local(), []
 
     def initializer() -> None:
@@ -249,7 +277,9 @@ def test_a_helper_serves_its_worker_as_long_as_its_task_runs_has_been_initialize
         return threading.current_thread().name
 
     with Scheduler(1, initializer=initializer) as pool:
-        assert len(pool.submit(outer, 50).result(LONG)) == 1 and len(seen) == 2, "one helper did it all"
+        assert (
+            len(pool.submit(outer, 50).result(LONG)) == 1 and len(seen) == 2
+        ), "one helper did it all"
         seen[1].join(LONG)
         assert not seen[1].is_alive() and seen[0].is_alive()
         assert len(pool.submit(outer, 2).result(LONG)) == 1 and len(seen) == 3
@@ -264,7 +294,9 @@ def test_while_a_worker_is_idle_no_helper_is_started() -> None:
         async def outer() -> str:
             while pool._pool.idle < 2:
                 await asyncio.sleep(0.001)
-            return await asyncio.get_running_loop().run_in_executor(pool, lambda: threading.current_thread().name)
+            return await asyncio.get_running_loop().run_in_executor(
+                pool, lambda: threading.current_thread().name
+            )
 
         assert pool.submit(outer).result(LONG) in {"bgworker_0", "bgworker_1", "bgworker_2"}
         assert pool._pool._started == 3
@@ -291,13 +323,17 @@ def test_a_task_run_by_a_helper_that_never_looks_is_timed_out_and_the_helper_rep
     async def outer() -> list[Any]:
         slow = pool.options(timeout=0.1, name="slow").submit(go_on.wait, LONG)
         quick = pool.submit(len, "four")
-        return await asyncio.gather(asyncio.wrap_future(slow), asyncio.wrap_future(quick), return_exceptions=True)
+        return await asyncio.gather(
+            asyncio.wrap_future(slow), asyncio.wrap_future(quick), return_exceptions=True
+        )
 
     with Scheduler(1) as pool:
         try:
             first, second = pool.submit(outer).result(LONG)
             assert isinstance(first, TaskTimedOut) and second == 4
-            assert [each.task_name for each in pool.health().stuck] == ["slow"] and pool.health().replaced == 1
+            assert [each.task_name for each in pool.health().stuck] == [
+                "slow"
+            ] and pool.health().replaced == 1
             assert pool.submit(len, "ab").result(LONG) == 2
         finally:
             go_on.set()
@@ -309,13 +345,17 @@ def test_where_no_thread_can_be_had_a_loop_runs_the_task_itself_and_a_wait_for_s
         raise ShutdownError("no thread can be started")
 
     async def outer() -> str:
-        return await asyncio.get_running_loop().run_in_executor(pool, lambda: threading.current_thread().name)
+        return await asyncio.get_running_loop().run_in_executor(
+            pool, lambda: threading.current_thread().name
+        )
 
     with Scheduler(1) as pool:
         pool.submit(len, "").result(LONG)
         monkeypatch.setattr(pool._pool, "_start_helper", refuse)
         assert pool.submit(outer).result(LONG) == "bgworker_0"
-        with pytest.raises(PoolDeadlock, match="which has no thread to run on: no thread can be started"):
+        with pytest.raises(
+            PoolDeadlock, match="which has no thread to run on: no thread can be started"
+        ):
             pool.submit(as_completed, pool, 1).result(LONG)
         with pytest.raises(PoolDeadlock, match="no thread can be started to run that"):
             pool.submit(blocking_the_loop, pool, 1).result(LONG)
@@ -341,7 +381,9 @@ def test_a_coroutine_that_awaits_itself_gets_an_error() -> None:
             assert isinstance(box[0].exception(LONG), PoolDeadlock)
 
 
-def test_coroutines_and_functions_that_wait_for_each_other_get_an_error_instead_of_hanging() -> None:
+def test_coroutines_and_functions_that_wait_for_each_other_get_an_error_instead_of_hanging() -> (
+    None
+):
     box: dict[str, Task[Any]] = {}
 
     async def awaits(name: str, both: threading.Barrier) -> None:

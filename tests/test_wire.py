@@ -1,4 +1,5 @@
-"""The wire format by example: the lines as documented, the lines that are refused, and the sanitiser."""
+"""The wire format by example: the lines as documented, the lines that are refused, and the
+sanitiser."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ import pytest
 
 from bgworker.model import records, wire
 from bgworker.model.errors import WireError
-from bgworker.model.events import EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
+from bgworker.model.events import (
+    EventType,
+    LifecycleEvent,
+    LossEvent,
+    StreamEvent,
+    StreamType,
+    TaskSnapshot,
+    TaskStatus,
+)
 
 TASK_ID = "0193a5f2c4d17e80b1c2d3e4f5061728"
 RUN_ID = "0193a5f2c4d07e80b1c2d3e4f5061700"
@@ -22,17 +31,34 @@ LINE = '{"v":1,"type":"TaskOutput",' + HEAD + ',"stream":"output","payload":"hel
 
 
 def output(payload="hello", **fields):
-    return StreamEvent(EventType.TASK_OUTPUT, TASK_ID, 4, TIME, StreamType.OUTPUT, payload, **fields)
+    return StreamEvent(
+        EventType.TASK_OUTPUT, TASK_ID, 4, TIME, StreamType.OUTPUT, payload, **fields
+    )
 
 
 def progress(percent, message="", **fields):
-    return StreamEvent(EventType.TASK_PROGRESS, TASK_ID, 5, TIME, StreamType.PROGRESS, percent=percent,
-                       message=message, **fields)
+    return StreamEvent(
+        EventType.TASK_PROGRESS,
+        TASK_ID,
+        5,
+        TIME,
+        StreamType.PROGRESS,
+        percent=percent,
+        message=message,
+        **fields,
+    )
 
 
 def failed(**fields):
-    task = {"task_id": TASK_ID, "name": "load", "status": TaskStatus.FAILED, "run_id": RUN_ID, "created_utc": TIME,
-            "last_seq": 9, **fields}
+    task = {
+        "task_id": TASK_ID,
+        "name": "load",
+        "status": TaskStatus.FAILED,
+        "run_id": RUN_ID,
+        "created_utc": TIME,
+        "last_seq": 9,
+        **fields,
+    }
     return LifecycleEvent(EventType.TASK_FAILED, TASK_ID, 9, TIME, TaskSnapshot(**task))
 
 
@@ -46,24 +72,46 @@ def changed(**fields):
 
 GOLDEN = [
     (output(), LINE),
-    (progress(40.0, "2 of 5"),
-     f'{{"v":1,"type":"TaskProgress","task_id":"{TASK_ID}","seq":5,"time":"2026-11-23T14:46:00.123456Z",'
-     '"stream":"progress","percent":40.0,"message":"2 of 5"}'),
-    (failed(started_utc=TIME, duration=0.25, failure_type="KeyError", failure_message="'x'", metadata={"a": [1]}),
-     f'{{"v":1,"type":"TaskFailed","task_id":"{TASK_ID}","seq":9,"time":"2026-11-23T14:46:00.123456Z",'
-     f'"task":{{"name":"load","status":"failed","run_id":"{RUN_ID}","created_utc":"2026-11-23T14:46:00.123456Z",'
-     '"started_utc":"2026-11-23T14:46:00.123456Z","duration":0.25,"failure_type":"KeyError",'
-     '"failure_message":"\'x\'","metadata":{"a":[1]},"last_seq":9}}'),
-    (LossEvent(EventType.EVENTS_LOST, TIME, "hook", 120, "overflow", {"TaskOutput": 120}),
-     '{"v":1,"type":"EventsLost","time":"2026-11-23T14:46:00.123456Z","sink":"hook","count":120,'
-     '"reason":"overflow","by_type":{"TaskOutput":120}}'),
-    (output('{"a": 1}', format="json"),
-     '{"v":1,"type":"TaskOutput",' + HEAD + ',"stream":"output","payload":{"a": 1},"format":"json"}'),
-    (output("hel", truncated=True, original_bytes=5),
-     '{"v":1,"type":"TaskOutput",' + HEAD + ',"stream":"output","payload":"hel","truncated":true,"original_bytes":5}'),
-    (progress(None),
-     f'{{"v":1,"type":"TaskProgress","task_id":"{TASK_ID}","seq":5,"time":"2026-11-23T14:46:00.123456Z",'
-     '"stream":"progress","percent":null,"message":""}'),
+    (
+        progress(40.0, "2 of 5"),
+        f'{{"v":1,"type":"TaskProgress","task_id":"{TASK_ID}","seq":5,"time":"2026-11-23T14:46:00.123456Z",'
+        '"stream":"progress","percent":40.0,"message":"2 of 5"}',
+    ),
+    (
+        failed(
+            started_utc=TIME,
+            duration=0.25,
+            failure_type="KeyError",
+            failure_message="'x'",
+            metadata={"a": [1]},
+        ),
+        f'{{"v":1,"type":"TaskFailed","task_id":"{TASK_ID}","seq":9,"time":"2026-11-23T14:46:00.123456Z",'
+        f'"task":{{"name":"load","status":"failed","run_id":"{RUN_ID}","created_utc":"2026-11-23T14:46:00.123456Z",'
+        '"started_utc":"2026-11-23T14:46:00.123456Z","duration":0.25,"failure_type":"KeyError",'
+        '"failure_message":"\'x\'","metadata":{"a":[1]},"last_seq":9}}',
+    ),
+    (
+        LossEvent(EventType.EVENTS_LOST, TIME, "hook", 120, "overflow", {"TaskOutput": 120}),
+        '{"v":1,"type":"EventsLost","time":"2026-11-23T14:46:00.123456Z","sink":"hook","count":120,'
+        '"reason":"overflow","by_type":{"TaskOutput":120}}',
+    ),
+    (
+        output('{"a": 1}', format="json"),
+        '{"v":1,"type":"TaskOutput",'
+        + HEAD
+        + ',"stream":"output","payload":{"a": 1},"format":"json"}',
+    ),
+    (
+        output("hel", truncated=True, original_bytes=5),
+        '{"v":1,"type":"TaskOutput",'
+        + HEAD
+        + ',"stream":"output","payload":"hel","truncated":true,"original_bytes":5}',
+    ),
+    (
+        progress(None),
+        f'{{"v":1,"type":"TaskProgress","task_id":"{TASK_ID}","seq":5,"time":"2026-11-23T14:46:00.123456Z",'
+        '"stream":"progress","percent":null,"message":""}',
+    ),
 ]
 
 
@@ -109,9 +157,15 @@ def test_a_json_payload_takes_one_line_whatever_it_holds():
 def test_a_json_payload_is_found_in_lines_laid_out_by_others():
     spread = json.dumps(json.loads(wire.encode(output('{"a": [1, 2]}', format="json"))), indent=2)
     assert wire.decode(spread).payload.replace("\n", "").replace(" ", "") == '{"a":[1,2]}'
-    spaced = '{ "payload" : [1] , "format":"json", "v": 1, "stream":"output", "type":"TaskOutput", %s, "p":"}" }' % HEAD
+    spaced = (
+        '{ "payload" : [1] , "format":"json", "v": 1, "stream":"output", "type":"TaskOutput", %s, "p":"}" }'
+        % HEAD
+    )
     assert wire.decode(spaced) == output("[1]", format="json")
-    twice = '{"v":1,"payload":1,"pay\\u006coad":2,"format":"json","stream":"output","type":"TaskOutput",%s}' % HEAD
+    twice = (
+        '{"v":1,"payload":1,"pay\\u006coad":2,"format":"json","stream":"output","type":"TaskOutput",%s}'
+        % HEAD
+    )
     assert wire.decode(twice) == output("2", format="json")
 
 
@@ -125,9 +179,12 @@ def test_a_json_payload_that_nobody_could_read_is_not_written(payload):
 
 def test_a_wire_object_parsed_by_somebody_else_is_read_too():
     assert wire.decode_object(json.loads(LINE)) == output()
-    assert wire.decode_object(json.loads(wire.encode(output('{"a": "é"}', format="json")))) == output(
-        '{"a":"\\u00e9"}', format="json")
-    assert wire.decode_object(json.loads(wire.encode(failed(metadata={"a": 1})))) == failed(metadata={"a": 1})
+    assert wire.decode_object(
+        json.loads(wire.encode(output('{"a": "é"}', format="json")))
+    ) == output('{"a":"\\u00e9"}', format="json")
+    assert wire.decode_object(json.loads(wire.encode(failed(metadata={"a": 1})))) == failed(
+        metadata={"a": 1}
+    )
 
 
 def test_fields_of_a_later_minor_change_are_ignored():
@@ -177,7 +234,9 @@ def test_a_time_that_is_no_moment_in_utc_is_not_written(time):
 def test_numbers_that_json_lacks_become_null(percent):
     assert wire.decode(wire.encode(progress(percent))) == progress(None)
     assert wire.decode(wire.encode(failed(timeout=percent))) == failed()
-    assert wire.decode(wire.encode(failed(metadata={"a": [percent]}))) == failed(metadata={"a": [None]})
+    assert wire.decode(wire.encode(failed(metadata={"a": [percent]}))) == failed(
+        metadata={"a": [None]}
+    )
 
 
 @pytest.mark.parametrize("percent", [0, 40, 1 / 3, 1e-320, 5e-324, 1.7976931348623157e308, -0.0, 10**30])
@@ -196,8 +255,15 @@ def test_a_snapshot_of_another_task_keeps_its_own_id():
 
 def test_every_field_of_a_snapshot_is_on_the_wire_in_its_order():
     full = {name: "x" for name in TaskSnapshot.__dataclass_fields__}
-    full.update(status=TaskStatus.FAILED, duration=1.5, timeout=2, last_progress_percent=3.5, metadata={"k": "\0"},
-                last_seq=9, **{name: TIME for name in full if name.endswith("_utc")})
+    full.update(
+        status=TaskStatus.FAILED,
+        duration=1.5,
+        timeout=2,
+        last_progress_percent=3.5,
+        metadata={"k": "\0"},
+        last_seq=9,
+        **{name: TIME for name in full if name.endswith("_utc")},
+    )
     line = wire.encode(failed(**full))
     assert list(json.loads(line)["task"]) == list(TaskSnapshot.__dataclass_fields__)
     assert wire.decode(line) == failed(**full)
@@ -290,7 +356,12 @@ def test_integers_beyond_what_the_interpreter_reads_are_refused():
 
 
 def test_messages_show_little_of_a_huge_line():
-    for line in ["x" * 10**6, b"\xff" * 10**6, LINE + "x" * 10**6, json.dumps({"v": ["x" * 10**6] * 100})]:
+    for line in [
+        "x" * 10**6,
+        b"\xff" * 10**6,
+        LINE + "x" * 10**6,
+        json.dumps({"v": ["x" * 10**6] * 100}),
+    ]:
         with pytest.raises(WireError) as caught:
             wire.decode(line)
         assert len(str(caught.value)) < 500
@@ -301,11 +372,17 @@ def test_messages_show_little_of_a_huge_line():
 def test_a_batch_of_records_is_encoded_without_building_a_dto(monkeypatch):
     state = records.TaskState(TASK_ID, "load", RUN_ID, 1_795_445_160_000_000_000)
     data = [("hello"), ('{"a":1}', "json", False, 0), ("hel", "text", True, 5)]
-    batch = records.Batch([(state, seq, records.OUTPUT, 1_795_445_160_123_456_789, item)
-                           for seq, item in enumerate(data, 4)]
-                          + [(state, 7, records.PROGRESS, 1_795_445_161_000_000_999, (40.0, "2 of 5")),
-                             (state, 8, records.COMPLETED, 1_795_445_161_000_000_999, None),
-                             (None, 0, records.LOST, 0, ("hook", "overflow", 1, {"TaskOutput": 1}))])
+    batch = records.Batch(
+        [
+            (state, seq, records.OUTPUT, 1_795_445_160_123_456_789, item)
+            for seq, item in enumerate(data, 4)
+        ]
+        + [
+            (state, 7, records.PROGRESS, 1_795_445_161_000_000_999, (40.0, "2 of 5")),
+            (state, 8, records.COMPLETED, 1_795_445_161_000_000_999, None),
+            (None, 0, records.LOST, 0, ("hook", "overflow", 1, {"TaskOutput": 1})),
+        ]
+    )
     expected = "".join(f"{wire.encode(event)}\n" for event in records.Batch(batch.records)).encode()
     monkeypatch.setattr(records, "event", None)
     monkeypatch.setattr(records.TaskState, "snapshot_at", None)
@@ -394,7 +471,9 @@ def test_any_value_becomes_json_text(value, text):
 @pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"), reason="prints integers of any length")
 def test_integers_too_long_to_be_read_back_become_hexadecimal():
     huge = 16**5000
-    assert wire.json_text([huge, {huge: -huge}]) == '["0x1%s",{"0x1%s":"-0x1%s"}]' % (("0" * 5000,) * 3)
+    assert wire.json_text([huge, {huge: -huge}]) == '["0x1%s",{"0x1%s":"-0x1%s"}]' % (
+        ("0" * 5000,) * 3
+    )
 
 
 def test_a_circular_value_says_so_only_where_it_is_circular():
@@ -410,7 +489,11 @@ def test_a_value_nested_too_deep_keeps_its_outer_part():
     for _ in range(100_000):
         value = [value]
     text = wire.json_text(value)
-    assert text.startswith("[[[[") and "unprintable list" in text and wire.json_text(json.loads(text)) == text
+    assert (
+        text.startswith("[[[[")
+        and "unprintable list" in text
+        and wire.json_text(json.loads(text)) == text
+    )
 
 
 def test_json_text_returns_even_when_the_stack_is_full():

@@ -5,10 +5,12 @@
     python3 tools/bench.py emit tasks           only these
     python3 tools/bench.py --json --rounds 9    the same as JSON, from more rounds
 
-Absolute figures drift with the machine and its other work, so nothing is judged by them: in each round all variants of a
-bench are measured one after the other, in an order that changes, and compared with one another. A row shows the median,
-the least and the greatest ratio of all rounds. Each bench has an interpreter of its own, the one that runs this tool, and the
-bgworker of this checkout, installed or not. A bench that shows less than all events delivered says so under the table.
+Absolute figures drift with the machine and its other work, so nothing is judged by them: in each
+round all variants of a bench are measured one after the other, in an order that changes, and
+compared with one another. A row shows the median, the least and the greatest ratio of all rounds.
+Each bench has an interpreter of its own, the one that runs this tool, and the bgworker of this
+checkout, installed or not. A bench that shows less than all events delivered says so under the
+table.
 
 Exit code: 0 measured (whatever came out), 1 a bench failed, 2 a wrong command line.
 """
@@ -47,15 +49,18 @@ sys.path.insert(0, str(ROOT))
 
 PAYLOAD = "x" * 60
 PAUSE = 0.03
-"""Seconds between two slices of emits, not measured: with it the delivery of one slice runs beside the next."""
+"""Seconds between two slices of emits, not measured: with it the delivery of one slice runs beside
+the next."""
 
 
-# --- the frame ----------------------------------------------------------------------------------------------------------
+# --- the frame
+# ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one row of the table compares: the figures of two variants, as a ratio or a difference, or whether a check held."""
+    """What one row of the table compares: the figures of two variants, as a ratio or a difference,
+    or whether a check held."""
 
     what: str
     """With ``{0}`` and ``{1}`` where the two figures go."""
@@ -95,12 +100,16 @@ BENCHES: dict[str, Bench] = {}
 def bench(rows: Sequence[Row], *, is_fresh: bool = False) -> Callable[[Any], Any]:
     """Make a function a bench, which goes by the function's name (without a last underscore).
 
-    The function returns its variants by name; each call of a variant measures one figure. The table shows the ``rows``.
+    The function returns its variants by name; each call of a variant measures one figure. The table
+    shows the ``rows``.
 
     Args:
-        is_fresh: each round has an interpreter of its own, in which the variants run in the order of the mapping.
+        is_fresh: each round has an interpreter of its own, in which the variants run in the order
+            of the mapping.
     """
-    def register(function: Callable[[], Mapping[str, Variant]]) -> Callable[[], Mapping[str, Variant]]:
+    def register(
+        function: Callable[[], Mapping[str, Variant]],
+    ) -> Callable[[], Mapping[str, Variant]]:
         BENCHES[function.__name__.rstrip("_")] = Bench(rows, function, is_fresh)
         return function
 
@@ -108,13 +117,15 @@ def bench(rows: Sequence[Row], *, is_fresh: bool = False) -> Callable[[Any], Any
 
 
 def run_bench(name: str, rounds: int) -> dict[str, Any]:
-    """Measure in this process; return figures by variant and checks by name, one of each per round, and the notes."""
+    """Measure in this process; return figures by variant and checks by name, one of each per round,
+    and the notes."""
     found = BENCHES[name]
     variants = found.variants()
     figures: dict[str, list[float]] = {variant: [] for variant in variants}
     checks: dict[str, list[bool]] = {}
     notes: list[str] = []
-    for number in range(0 if found.is_fresh else -1, rounds):  # the first of several rounds warms up, and is forgotten
+    for number in range(0 if found.is_fresh else -1, rounds):
+        # the first of several rounds warms up, and is forgotten
         said = Round()
         order = list(variants) if found.is_fresh or number % 2 else list(reversed(variants))
         for variant in order:
@@ -134,11 +145,19 @@ def run_bench(name: str, rounds: int) -> dict[str, Any]:
 def run_in_child(name: str, rounds: int) -> dict[str, Any]:
     """Measure in a fresh interpreter, or in one per round."""
     shares = [1] * rounds if BENCHES[name].is_fresh else [rounds]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "BGWORKER_"))}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PYTHON", "BGWORKER_"))
+    }
     merged: dict[str, Any] = {"figures": {}, "checks": {}, "notes": []}
     for share in shares:
-        done = subprocess.run([sys.executable, __file__, "--child", name, "--rounds", str(share)], env=environment,
-                              stdout=subprocess.PIPE, check=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", name, "--rounds", str(share)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
         part = json.loads(done.stdout)
         for kind in ("figures", "checks"):
             for key, values in part[kind].items():
@@ -152,17 +171,38 @@ def rows_of(name: str, measured: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for row in BENCHES[name].rows:
         if isinstance(row.over, str):
             held = measured["checks"].get(row.over, [])
-            yield {"name": name, "what": row.what, "is_difference": False, "median": None, "least": None, "greatest": None, "figures": None,
-                   "held": sum(held), "of": len(held), "wanted": "always", "met": bool(held) and all(held)}
+            yield {
+                "name": name,
+                "what": row.what,
+                "is_difference": False,
+                "median": None,
+                "least": None,
+                "greatest": None,
+                "figures": None,
+                "held": sum(held),
+                "of": len(held),
+                "wanted": "always",
+                "met": bool(held) and all(held),
+            }
             continue
         ours, other = (measured["figures"][variant] for variant in row.over)
         ratios = [a - b if row.is_difference else a / b for a, b in zip(ours, other)]
         median = statistics.median(ratios)
         middle = [statistics.median(ours), statistics.median(other)]
         what = row.what.format(*map(row.figure.format, middle))
-        yield {"name": name, "what": what, "is_difference": row.is_difference, "median": median, "least": min(ratios), "greatest": max(ratios),
-               "figures": middle, "held": None, "of": len(ratios), "wanted": row.wanted or None,
-               "met": is_met(median, row.wanted) if row.wanted else None}
+        yield {
+            "name": name,
+            "what": what,
+            "is_difference": row.is_difference,
+            "median": median,
+            "least": min(ratios),
+            "greatest": max(ratios),
+            "figures": middle,
+            "held": None,
+            "of": len(ratios),
+            "wanted": row.wanted or None,
+            "met": is_met(median, row.wanted) if row.wanted else None,
+        }
 
 
 def is_met(ratio: float, wanted: str) -> bool:
@@ -178,15 +218,26 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         else:
             ratio, spread = f"{row['median']:.3g}", f"{row['least']:.3g} .. {row['greatest']:.3g}"
         met = {True: "yes", False: "**no**", None: ""}[row["met"]]
-        lines.append(f"| {row['name']} | {row['what']} | {ratio} | {spread} | {row['wanted'] or ''} | {met} |")
+        lines.append(
+            f"| {row['name']} | {row['what']} | {ratio} | {spread} | {row['wanted'] or ''} | {met} |"
+        )
     return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description="Measure bgworker beside its limits and beside the standard library.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benches to run, of: {', '.join(BENCHES)} (default: all)")
+    parser = argparse.ArgumentParser(
+        description="Measure bgworker beside its limits and beside the standard library."
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"benches to run, of: {', '.join(BENCHES)} (default: all)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds to measure (default: 5)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="rounds to measure (default: 5)"
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     unknown = [name for name in options.names if name not in BENCHES]
@@ -211,8 +262,18 @@ def main(argv: list[str]) -> int:
         rows += rows_of(name, measured)
         notes += [f"{name}: {note}" for note in measured["notes"]]
     if options.json:
-        print(json.dumps({"python": platform.python_version(), "rounds": options.rounds, "rows": rows, "notes": notes,
-                          "failed": failed}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "python": platform.python_version(),
+                    "rounds": options.rounds,
+                    "rows": rows,
+                    "notes": notes,
+                    "failed": failed,
+                },
+                indent=2,
+            )
+        )
     else:
         print(f"Python {platform.python_version()}, {options.rounds} rounds\n\n{table(rows)}")
         for line in dict.fromkeys(notes + failed):
@@ -220,7 +281,8 @@ def main(argv: list[str]) -> int:
     return 1 if failed else 0
 
 
-# --- what the benches share ---------------------------------------------------------------------------------------------
+# --- what the benches share
+# ---------------------------------------------------------------------------------------------
 
 
 class NullSink:
@@ -248,12 +310,15 @@ def note_losses(said: Round, scheduler: Any) -> None:
     """Tell if a sink did not get all events: then the figure is that of less work."""
     for name, health in scheduler.sinks.items():
         if health.delivered != health.emitted:
-            said.notes.append(f"sink {name!r} got {health.delivered:,} of {health.emitted:,} events: "
-                              f"{dict(health.dropped_by_reason)}, {health.pending:,} pending")
+            said.notes.append(
+                f"sink {name!r} got {health.delivered:,} of {health.emitted:,} events: "
+                f"{dict(health.dropped_by_reason)}, {health.pending:,} pending"
+            )
 
 
 def in_slices(emit: Callable[[Any], object], slices: int, size: int, pause: float = PAUSE) -> float:
-    """Call ``emit`` with a fresh text of 60 characters, slices * size times; return nanoseconds per call."""
+    """Call ``emit`` with a fresh text of 60 characters, slices * size times; return nanoseconds per
+    call."""
     total = 0
     for _ in range(slices):
         texts = fresh_texts(size)
@@ -270,7 +335,8 @@ def fresh_texts(count: int) -> list[str]:
 
 
 def paced(emit: Callable[[Any], object], count: int, pace_ns: int) -> list[int]:
-    """Call ``emit`` every ``pace_ns``, waiting busily in between; return the nanoseconds that each call took, sorted."""
+    """Call ``emit`` every ``pace_ns``, waiting busily in between; return the nanoseconds that each
+    call took, sorted."""
     took = []
     due = perf_counter_ns()
     for _ in range(count):
@@ -290,7 +356,8 @@ def percentile(ordered: Sequence[int], percent: float) -> float:
 
 
 def emit_patiently(texts: Sequence[str]) -> None:
-    """Emit texts no faster than the sinks keep up, as the reader of a pipe does, so that all of them arrive."""
+    """Emit texts no faster than the sinks keep up, as the reader of a pipe does, so that all of
+    them arrive."""
     from bgworker import current_task
 
     task = current_task()
@@ -303,7 +370,9 @@ def emit_patiently(texts: Sequence[str]) -> None:
 def check_delivered(scheduler: Any, sink: str, count: int) -> None:
     delivered = scheduler.sinks[sink].delivered
     if delivered != count:
-        raise RuntimeError(f"sink {sink!r} got {delivered} of {count} events: {scheduler.sinks[sink]}")
+        raise RuntimeError(
+            f"sink {sink!r} got {delivered} of {count} events: {scheduler.sinks[sink]}"
+        )
 
 
 def task_output() -> Callable[[Any], None]:
@@ -340,7 +409,8 @@ def bare_put() -> Callable[[Any], None]:
     return lambda text: put((state, 8, time_ns(), text))
 
 
-# --- the benches --------------------------------------------------------------------------------------------------------
+# --- the benches
+# --------------------------------------------------------------------------------------------------------
 
 IMPORTS = 15
 """Interpreters started per variant and round."""
@@ -349,15 +419,26 @@ IMPORTS = 15
 @bench([Row("import bgworker {0} over import concurrent.futures.thread, dataclasses, json {1}", ("bgworker", "standard"),
             "<= 1.3", "{:.1f} ms")])
 def import_() -> Mapping[str, Variant]:
-    """Start of an interpreter that imports, less that of a bare one right after it, with warm bytecode."""
+    """Start of an interpreter that imports, less that of a bare one right after it, with warm
+    bytecode."""
     def milliseconds(statement: str) -> float:
         begun = perf_counter()
-        subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {statement}"], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-I",
+                "-c",
+                f"import sys; sys.path.insert(0, {str(ROOT)!r}); {statement}",
+            ],
+            check=True,
+        )
         return (perf_counter() - begun) * 1000
 
     def over_bare(statement: str) -> Variant:
         milliseconds(statement)  # writes the bytecode
-        return lambda said: statistics.median(milliseconds(statement) - milliseconds("pass") for _ in range(IMPORTS))
+        return lambda said: statistics.median(
+            milliseconds(statement) - milliseconds("pass") for _ in range(IMPORTS)
+        )
 
     return {"bgworker": over_bare("import bgworker"),
             "standard": over_bare("import concurrent.futures.thread, dataclasses, json")}
@@ -415,7 +496,12 @@ def emit() -> Mapping[str, Variant]:
         with queue_logger(NullHandler()) as logger:
             return in_slices(logger.info, 10, 3_000)
 
-    return {"bare": lambda said: in_slices(bare_put(), 10, 20_000), "one": ours(1), "three": ours(3), "logging": logs}
+    return {
+        "bare": lambda said: in_slices(bare_put(), 10, 20_000),
+        "one": ours(1),
+        "three": ours(3),
+        "logging": logs,
+    }
 
 
 @bench([Row("p99.9 of output() every 20 us: microseconds that a JSONL sink {0} has over a no-op sink {1}", ("jsonl", "null"),
@@ -497,29 +583,50 @@ WAYS: dict[str, tuple[Callable[[Any, int], None], int]] = {
     "wait": (lambda executor, count: wait_for_all(executor.submit, count), TASKS),
     "as_completed": (lambda executor, count: take_as_completed(executor.submit, count), TASKS),
     "add_done_callback": (lambda executor, count: be_called_back(executor.submit, count), TASKS),
-    "one at a time": (lambda executor, count: take_one_at_a_time(executor.submit, count), TASKS // 4),
+    "one at a time": (
+        lambda executor, count: take_one_at_a_time(executor.submit, count),
+        TASKS // 4,
+    ),
 }
 """How results are collected, and for how many tasks."""
 
-RECORDERS = {"no sink": (), "JSONL": ("jsonl",), "SQLite": ("sqlite",), "JSONL and SQLite": ("jsonl", "sqlite")}
+RECORDERS = {
+    "no sink": (),
+    "JSONL": ("jsonl",),
+    "SQLite": ("sqlite",),
+    "JSONL and SQLite": ("jsonl", "sqlite"),
+}
 
 
 def task_rows() -> Iterator[Row]:
     for way in WAYS:
         for recorder in RECORDERS:
             least = 0.7 if recorder != "no sink" else 0.8 if way == "one at a time" else 1
-            yield Row(f"tasks, {way}, {recorder} {{0}} over ThreadPoolExecutor {{1}}", (f"{way}, {recorder}", way),
-                      f">= {least}", "{:,.0f}/s")
+            yield Row(
+                f"tasks, {way}, {recorder} {{0}} over ThreadPoolExecutor {{1}}",
+                (f"{way}, {recorder}", way),
+                f">= {least}",
+                "{:,.0f}/s",
+            )
     for recorder in ("JSONL", "SQLite"):
-        yield Row(f"tasks, a loop of result(), until {recorder} has all of it {{0}} over ThreadPoolExecutor {{1}}",
-                  (f"{recorder}, delivered", "a loop of result()"), ">= 0.7", "{:,.0f}/s")
-    yield Row("tasks, a loop of result(), no sink {0} over four threads and a SimpleQueue, nothing to wait for {1}",
-              ("a loop of result(), no sink", "bare"), "", "{:,.0f}/s")
+        yield Row(
+            f"tasks, a loop of result(), until {recorder} has all of it {{0}} over ThreadPoolExecutor {{1}}",
+            (f"{recorder}, delivered", "a loop of result()"),
+            ">= 0.7",
+            "{:,.0f}/s",
+        )
+    yield Row(
+        "tasks, a loop of result(), no sink {0} over four threads and a SimpleQueue, nothing to wait for {1}",
+        ("a loop of result(), no sink", "bare"),
+        "",
+        "{:,.0f}/s",
+    )
 
 
 @bench(list(task_rows()))
 def tasks() -> Mapping[str, Variant]:
-    """No-op tasks on 4 threads, their results collected in the usual ways, with and without a record of them."""
+    """No-op tasks on 4 threads, their results collected in the usual ways, with and without a
+    record of them."""
     from bgworker import Scheduler
 
     def rate_of(executor: Any, way: str) -> float:
@@ -596,7 +703,8 @@ LINES = 200_000
         Row("events from emit to closed file {0} over json.dumps and a buffered write {1}", ("ours", "dumps"), ">= 2",
             "{:,.0f}/s")])
 def jsonl() -> Mapping[str, Variant]:
-    """200,000 output events of 60 characters into a file. The others do it on one thread, with nothing in between."""
+    """200,000 output events of 60 characters into a file. The others do it on one thread, with
+    nothing in between."""
     from bgworker import Scheduler
 
     def ours(said: Round) -> float:
@@ -607,7 +715,8 @@ def jsonl() -> Mapping[str, Variant]:
                 task = scheduler.submit(emit_patiently, texts)
             took = perf_counter() - begun
         task.result()  # a figure of a task that failed would be none
-        check_delivered(scheduler, "jsonl", LINES + 4)  # its output, and the four events of its life
+        # its output, and the four events of its life
+        check_delivered(scheduler, "jsonl", LINES + 4)
         return LINES / took
 
     def template(said: Round) -> float:
@@ -621,9 +730,11 @@ def jsonl() -> Mapping[str, Variant]:
                     micros = time_ns() // 1000
                     if not seq % 1000:
                         second = strftime("%Y-%m-%dT%H:%M:%S", gmtime(micros // 1_000_000))
-                    lines.append(f'{{"v":1,"type":"TaskOutput","task_id":"{task_id}","seq":{seq},"time":"{second}.'
-                                 f'{micros % 1_000_000:06}Z","stream":"output",'
-                                 f'"payload":{encode_basestring_ascii(texts[seq])}}}\n')
+                    lines.append(
+                        f'{{"v":1,"type":"TaskOutput","task_id":"{task_id}","seq":{seq},"time":"{second}.'
+                        f'{micros % 1_000_000:06}Z","stream":"output",'
+                        f'"payload":{encode_basestring_ascii(texts[seq])}}}\n'
+                    )
                 os.write(file, "".join(lines).encode())
             os.close(file)
             return LINES / (perf_counter() - begun)
@@ -637,9 +748,20 @@ def jsonl() -> Mapping[str, Variant]:
                     seconds, nanos = divmod(time_ns(), 1_000_000_000)
                     if not seq % 1000:
                         second = strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds))
-                    file.write(json.dumps({"v": 1, "type": "TaskOutput", "task_id": task_id, "seq": seq,
-                                           "time": f"{second}.{nanos // 1000:06}Z", "stream": "output",
-                                           "payload": text}) + "\n")
+                    file.write(
+                        json.dumps(
+                            {
+                                "v": 1,
+                                "type": "TaskOutput",
+                                "task_id": task_id,
+                                "seq": seq,
+                                "time": f"{second}.{nanos // 1000:06}Z",
+                                "stream": "output",
+                                "payload": text,
+                            }
+                        )
+                        + "\n"
+                    )
             return LINES / (perf_counter() - begun)
 
     return {"ours": ours, "template": template, "dumps": dumps}
@@ -674,7 +796,8 @@ class CrawlingSink(HangingSink):
             "{:.2f} us"),
         Row("the healthy sink got everything", "healthy")])
 def isolation() -> Mapping[str, Variant]:
-    """One sink raises, one hangs, one takes an event a second: neither the task nor a healthy sink may notice."""
+    """One sink raises, one hangs, one takes an event a second: neither the task nor a healthy sink
+    may notice."""
     from bgworker import Scheduler
 
     log = logging.getLogger("bgworker")  # it would tell of the dead sinks
@@ -696,7 +819,8 @@ def isolation() -> Mapping[str, Variant]:
         try:
             figure = scheduler.submit(lambda: measure(task_output())).result()
             scheduler.flush(0.5)
-            said.checks["healthy"] = healthy.count == count + 4  # created, scheduled, started, completed
+            # created, scheduled, started, completed
+            said.checks["healthy"] = healthy.count == count + 4
             if not said.checks["healthy"]:
                 said.notes.append(f"the healthy sink got {healthy.count:,} of {count + 4:,} events")
         finally:
@@ -711,7 +835,8 @@ def isolation() -> Mapping[str, Variant]:
     return {"alone": alone, "dead": dead, "logging": logs}
 
 
-# --- beside tasks that compute --------------------------------------------------------------------------------------------
+# --- beside tasks that compute
+# --------------------------------------------------------------------------------------------
 
 
 def compute(steps: int) -> int:
@@ -758,8 +883,11 @@ server.serve_forever()
 
 @contextmanager
 def receiver_process(secret: str) -> Iterator[str]:
-    """A receiver of the standard library in a process of its own; yields its address. Paths: /verify and /read."""
-    process = subprocess.Popen([sys.executable, "-c", RECEIVER, str(ROOT), secret], stdout=subprocess.PIPE, text=True)
+    """A receiver of the standard library in a process of its own; yields its address. Paths:
+    /verify and /read."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", RECEIVER, str(ROOT), secret], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     try:
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"
@@ -780,8 +908,8 @@ SAID = 10_000
         Row("events until all is in the three sinks {0} over the obvious design {1}", ("our rate", "obvious rate"), ">= 4",
             "{:,.0f}/s")])
 def pipeline() -> Mapping[str, Variant]:
-    """Everything at once, beside the design that one writes first: a frozen dataclass an event, a `queue.Queue` a sink,
-    `json.dumps` a line, `executemany` a batch, `urlopen` a batch."""
+    """Everything at once, beside the design that one writes first: a frozen dataclass an event, a
+    `queue.Queue` a sink, `json.dumps` a line, `executemany` a batch, `urlopen` a batch."""
     from bgworker import Scheduler, current_task
     from bgworker.webhook.signing import new_secret
 
@@ -804,8 +932,15 @@ def pipeline() -> Mapping[str, Variant]:
             return tasks_in(scheduler, lambda: lambda text: None)
 
     def ours(said: Round) -> float:
-        with receiver_process(secret) as url, tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder:
-            scheduler = Scheduler(TALKERS, sinks=[f"jsonl:{folder}/events.jsonl", f"sqlite:{folder}/history.db"], close_timeout=60)
+        with (
+            receiver_process(secret) as url,
+            tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder,
+        ):
+            scheduler = Scheduler(
+                TALKERS,
+                sinks=[f"jsonl:{folder}/events.jsonl", f"sqlite:{folder}/history.db"],
+                close_timeout=60,
+            )
             scheduler.register_sink(f"webhook:{url}/read", secret=secret)
             begun = perf_counter()
             took = tasks_in(scheduler, task_output)
@@ -815,7 +950,11 @@ def pipeline() -> Mapping[str, Variant]:
         return took
 
     def obvious(said: Round) -> float:
-        with receiver_process(secret) as url, tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder, Scheduler(TALKERS) as scheduler:
+        with (
+            receiver_process(secret) as url,
+            tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder,
+            Scheduler(TALKERS) as scheduler,
+        ):
             recorder = Obvious(folder, f"{url}/read")
             begun = perf_counter()
             took = tasks_in(scheduler, lambda: recorder.emit_of(current_task().id))
@@ -854,7 +993,9 @@ class Obvious:
         numbers = itertools.count(1)
 
         def emit(text: str) -> None:
-            event = Said(task_id, next(numbers), datetime.now(timezone.utc).isoformat(), "output", text)
+            event = Said(
+                task_id, next(numbers), datetime.now(timezone.utc).isoformat(), "output", text
+            )
             for events in self._queues:
                 events.put(event)
 
@@ -887,11 +1028,15 @@ class Obvious:
 
         with closing(sqlite3.connect(f"{self._folder}/obvious.db")) as database:
             database.execute("PRAGMA journal_mode=WAL")
-            database.execute("CREATE TABLE events (task_id TEXT, seq INTEGER, time TEXT, stream TEXT, payload TEXT)")
+            database.execute(
+                "CREATE TABLE events (task_id TEXT, seq INTEGER, time TEXT, stream TEXT, payload TEXT)"
+            )
             database.execute("CREATE INDEX events_by_task ON events (task_id, seq)")
             for batch in self._batches(events, 1000):
                 with database:
-                    database.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", map(astuple, batch))
+                    database.executemany(
+                        "INSERT INTO events VALUES (?, ?, ?, ?, ?)", map(astuple, batch)
+                    )
 
     def _to_webhook(self, events: queue.Queue[Said | None]) -> None:
         from urllib.request import Request, urlopen
@@ -904,8 +1049,8 @@ class Obvious:
 @bench([Row("a busy task that says 1,000 things a second, JSONL and SQLite behind it {0}, over the same saying nothing {1}",
             ("talking", "silent"), "<= 1.03", "{:.0f} ms")])
 def overhead() -> Mapping[str, Variant]:
-    """Seconds of computing, half of them talking, side by side: a machine's drift is as much as what is measured. The events of
-    a second's last twentieth are delivered after it."""
+    """Seconds of computing, half of them talking, side by side: a machine's drift is as much as
+    what is measured. The events of a second's last twentieth are delivered after it."""
     from bgworker import Scheduler
 
     steps = steps_of(1e-3)
@@ -924,7 +1069,9 @@ def overhead() -> Mapping[str, Variant]:
     def talking(said: Round) -> float:
         seconds: dict[bool, list[float]] = {False: [], True: []}
         with tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder:
-            with Scheduler(1, sinks=[f"jsonl:{folder}/events.jsonl", f"sqlite:{folder}/history.db"]) as scheduler:
+            with Scheduler(
+                1, sinks=[f"jsonl:{folder}/events.jsonl", f"sqlite:{folder}/history.db"]
+            ) as scheduler:
                 for is_talking in [False, True, True, False, False, True, True, False]:
                     seconds[is_talking].append(scheduler.submit(second, is_talking).result())
                     scheduler.flush()  # what was said in this second is no burden to the next
@@ -953,8 +1100,12 @@ def idle() -> Mapping[str, Variant]:
         return (after.ru_nvcsw + after.ru_nivcsw - before.ru_nvcsw - before.ru_nivcsw) / WATCHED
 
     def idle(said: Round) -> float:
-        with tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder, Scheduler(
-                4, sinks=[f"jsonl:{folder}/events.jsonl", f"sqlite:{folder}/history.db", NullSink()]) as scheduler:
+        with (
+            tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder,
+            Scheduler(
+                4, sinks=[f"jsonl:{folder}/events.jsonl", f"sqlite:{folder}/history.db", NullSink()]
+            ) as scheduler,
+        ):
             for task in [scheduler.submit(nothing) for _ in range(100)]:
                 task.result()
             scheduler.flush()
@@ -964,7 +1115,8 @@ def idle() -> Mapping[str, Variant]:
 
 
 ALLOWED = 30
-"""MiB beside the queues: the intake, what the dispatcher and the sinks have in hands, the tails, the allocator's fragments."""
+"""MiB beside the queues: the intake, what the dispatcher and the sinks have in hands, the tails,
+the allocator's fragments."""
 
 
 @dataclass(frozen=True)
@@ -982,11 +1134,30 @@ class Flood:
     events: int = 400_000
 
     def grown(self, said: Round) -> float:
-        """Return by how many MiB an interpreter of its own grows at most; what it freed before would count for nothing."""
+        """Return by how many MiB an interpreter of its own grows at most; what it freed before
+        would count for nothing."""
         script = "import json, sys; sys.path.insert(0, sys.argv[1]); import bench; bench.Flood(*json.loads(sys.argv[2])).run()"
-        fields = [self.what, self.say, self.text, self.size, self.tasks, self.sinks, self.queue_mib, self.events]
-        done = subprocess.run([sys.executable, "-c", script, os.path.dirname(os.path.abspath(__file__)), json.dumps(fields)],
-                              stdout=subprocess.PIPE, check=True)
+        fields = [
+            self.what,
+            self.say,
+            self.text,
+            self.size,
+            self.tasks,
+            self.sinks,
+            self.queue_mib,
+            self.events,
+        ]
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                script,
+                os.path.dirname(os.path.abspath(__file__)),
+                json.dumps(fields),
+            ],
+            stdout=subprocess.PIPE,
+            check=True,
+        )
         result = json.loads(done.stdout)
         said.checks["exact"] = said.checks.get("exact", True) and result["exact"]
         return float(result["grown"])
@@ -999,20 +1170,30 @@ class Flood:
         from bgworker import Scheduler, SinkOptions
 
         release = threading.Event()
-        options = SinkOptions(queue_bytes=self.queue_mib * 2 ** 20, queue_size=10_000_000)  # the bytes are what bounds
+        # the bytes are what bounds
+        options = SinkOptions(queue_bytes=self.queue_mib * 2 ** 20, queue_size=10_000_000)
         scheduler = Scheduler(4, close_timeout=0.5, progress_interval=0)
         with tempfile.TemporaryDirectory(prefix="bgworker-bench-") as folder:
             for sink in self.sinks:
-                scheduler.register_sink(HangingSink(release) if sink == "stalled" else f"{sink}:{folder}/{sink}", options=options)
+                scheduler.register_sink(
+                    HangingSink(release) if sink == "stalled" else f"{sink}:{folder}/{sink}",
+                    options=options,
+                )
             scheduler.submit(nothing).result()
             scheduler.flush(0.2)
             gc.collect()
             before = resident_mib()
             sizes = [before]
             is_over = threading.Event()
-            watch = threading.Thread(target=lambda: [sizes.append(resident_mib()) for _ in iter(lambda: is_over.wait(0.002), True)])
+            watch = threading.Thread(
+                target=lambda: [
+                    sizes.append(resident_mib()) for _ in iter(lambda: is_over.wait(0.002), True)
+                ]
+            )
             watch.start()
-            for task in [scheduler.submit(self.say_all, self.events // self.tasks) for _ in range(self.tasks)]:
+            for task in [
+                scheduler.submit(self.say_all, self.events // self.tasks) for _ in range(self.tasks)
+            ]:
                 task.result()
             scheduler.flush(1)
             is_over.set()
@@ -1020,8 +1201,12 @@ class Flood:
             release.set()
             scheduler.shutdown()
         emitted = self.events // self.tasks * self.tasks + (self.tasks + 1) * 4
-        is_exact = all(health.emitted == emitted == health.delivered + health.coalesced + health.dropped + health.parked
-                       + health.pending for health in scheduler.sinks.values())
+        is_exact = all(
+            health.emitted
+            == emitted
+            == health.delivered + health.coalesced + health.dropped + health.parked + health.pending
+            for health in scheduler.sinks.values()
+        )
         print(json.dumps({"grown": max(sizes) - before, "exact": is_exact}))
 
     def say_all(self, count: int) -> None:
@@ -1038,15 +1223,24 @@ class Flood:
 
 
 FLOODS = {
-    "10": Flood("lines of 10 bytes into a stalled sink", size=10), "60": Flood("... of 60 bytes"),
-    "1k": Flood("... of 1 kB", size=1000), "4k": Flood("... of 4 kB", size=4000, events=100_000),
+    "10": Flood("lines of 10 bytes into a stalled sink", size=10),
+    "60": Flood("... of 60 bytes"),
+    "1k": Flood("... of 1 kB", size=1000),
+    "4k": Flood("... of 4 kB", size=4000, events=100_000),
     "emoji": Flood("... of 4,090 emoji", text="\U0001f642", size=4090, events=30_000),
     "60k": Flood("... of 60 kB", size=60_000, events=10_000),
     "progress": Flood("progress messages of 10 kB", say="progress", size=10_000, events=40_000),
-    "tasks": Flood("10,000 tasks of 40 lines", tasks=10_000), "tasks, 4k": Flood("... of 4 kB", tasks=10_000, size=4000, events=100_000),
-    "jsonl": Flood("lines of 1 kB into a JSONL sink that does not keep up", size=1000, sinks=("jsonl",)),
+    "tasks": Flood("10,000 tasks of 40 lines", tasks=10_000),
+    "tasks, 4k": Flood("... of 4 kB", tasks=10_000, size=4000, events=100_000),
+    "jsonl": Flood(
+        "lines of 1 kB into a JSONL sink that does not keep up", size=1000, sinks=("jsonl",)
+    ),
     "sqlite": Flood("... a SQLite sink, of 60 kB", size=60_000, sinks=("sqlite",), events=10_000),
-    "three": Flood("... a stalled sink, a JSONL and a SQLite sink, of 1 kB", size=1000, sinks=("stalled", "jsonl", "sqlite")),
+    "three": Flood(
+        "... a stalled sink, a JSONL and a SQLite sink, of 1 kB",
+        size=1000,
+        sinks=("stalled", "jsonl", "sqlite"),
+    ),
 }
 
 
@@ -1078,7 +1272,8 @@ BATCH, BATCHES = 500, 100
             "and parses", ("verified", "bare, verified"), ">= 0.6", "{:,.0f}/s"),
         Row("... {0} over {1}; the receiver only reads", ("read", "bare, read"), ">= 0.6", "{:,.0f}/s")])
 def webhook() -> Mapping[str, Variant]:
-    """50,000 output events of 60 characters that wait in a queue, from the first request to the answer of the last."""
+    """50,000 output events of 60 characters that wait in a queue, from the first request to the
+    answer of the last."""
     import urllib.request
 
     from bgworker import Scheduler, SinkOptions, WebhookSink, current_task
@@ -1107,7 +1302,9 @@ def webhook() -> Mapping[str, Variant]:
         def figure(said: Round) -> float:
             gate = threading.Event()
             with receiver_process(secret) as address, Scheduler(1) as scheduler:
-                scheduler.register_sink(Gated(address + path, gate), options=SinkOptions(batch_size=BATCH))
+                scheduler.register_sink(
+                    Gated(address + path, gate), options=SinkOptions(batch_size=BATCH)
+                )
                 try:
                     task = scheduler.submit(emit_all)
                     task.result()
@@ -1129,8 +1326,12 @@ def webhook() -> Mapping[str, Variant]:
 
         def figure(said: Round) -> float:
             now = time_ns() // 1_000_000_000
-            headers = {"content-type": CONTENT_TYPE, "webhook-id": message_id, "webhook-timestamp": str(now),
-                       "webhook-signature": " ".join(Keys(secret).signatures(message_id, now, body))}
+            headers = {
+                "content-type": CONTENT_TYPE,
+                "webhook-id": message_id,
+                "webhook-timestamp": str(now),
+                "webhook-signature": " ".join(Keys(secret).signatures(message_id, now, body)),
+            }
             with receiver_process(secret) as address:
                 begun = perf_counter()
                 for _ in range(BATCHES):
@@ -1155,7 +1356,8 @@ HISTORY_TASKS, HISTORY_ROWS = 100_000, 10
         Row("stats {0} over {1}", ("stats", "sum"), "<= 1", "{:.0f} ms"),
         Row("... over the bare GROUP BY of its counts {1}", ("stats", "counts"), "", "{:.0f} ms")])
 def history() -> Mapping[str, Variant]:
-    """Questions to a history file of 100,000 tasks and 1,000,000 stream rows, from its DTOs down to the disk's cache."""
+    """Questions to a history file of 100,000 tasks and 1,000,000 stream rows, from its DTOs down to
+    the disk's cache."""
     import atexit
     import sqlite3
     from datetime import timedelta
@@ -1189,16 +1391,24 @@ def history() -> Mapping[str, Variant]:
 
         return figure
 
-    return {"newest": milliseconds(opened.tasks, 50),
-            "streams": milliseconds(lambda: opened.streams(some_task), HISTORY_ROWS),
-            "failures": milliseconds(lambda: opened.tasks(status="failed", since=timedelta(days=1)), 50),
-            "stats": milliseconds(lambda: opened.stats().durations, 50),
-            "counts": milliseconds(lambda: bare.execute("SELECT status, count(*) FROM tasks GROUP BY status").fetchall(), 4),
-            "answer": lambda said: 2.0, "sum": lambda said: 100.0}
+    return {
+        "newest": milliseconds(opened.tasks, 50),
+        "streams": milliseconds(lambda: opened.streams(some_task), HISTORY_ROWS),
+        "failures": milliseconds(
+            lambda: opened.tasks(status="failed", since=timedelta(days=1)), 50
+        ),
+        "stats": milliseconds(lambda: opened.stats().durations, 50),
+        "counts": milliseconds(
+            lambda: bare.execute("SELECT status, count(*) FROM tasks GROUP BY status").fetchall(), 4
+        ),
+        "answer": lambda said: 2.0,
+        "sum": lambda said: 100.0,
+    }
 
 
 def fill_history(path: str) -> None:
-    """Write a history of three days by hand: a run of a thousand tasks each, of 50 names, 7 % of them failed."""
+    """Write a history of three days by hand: a run of a thousand tasks each, of 50 names, 7 % of
+    them failed."""
     from bgworker.history import schema
     from bgworker.model.ids import new_id
 
@@ -1207,26 +1417,53 @@ def fill_history(path: str) -> None:
     statuses = ["completed"] * 90 + ["failed"] * 7 + ["timed_out"] * 2 + ["cancelled"]
 
     def text(ns: int) -> str:
-        return strftime("%Y-%m-%dT%H:%M:%S", gmtime(ns // 10 ** 9)) + f".{ns // 1000 % 1_000_000:06}Z"
+        return strftime("%Y-%m-%dT%H:%M:%S", gmtime(ns // 10**9)) + f".{ns // 1000 % 1_000_000:06}Z"
 
     tasks = []
     for number in range(HISTORY_TASKS):
         created, status = begun + length * number // HISTORY_TASKS, statuses[number * 37 % 100]
         took = number * 7919 % 100_003 * 10 ** 6
         failure = ("ValueError", f"bad row {number}", "Traceback (most recent call last):\n" * 20)
-        tasks.append((number + 1, new_id(created), f"{number // 1000:032x}", f"job {number % 50}", status, text(created),
-                      text(created), text(created + 1000), text(created + 1000 + took), took / 10 ** 9, 100.0, f"{number} rows",
-                      "0" * 64, '{"cwd":"/srv"}', *(failure if status == "failed" else (None,) * 3), HISTORY_ROWS + 4))
+        tasks.append(
+            (
+                number + 1,
+                new_id(created),
+                f"{number // 1000:032x}",
+                f"job {number % 50}",
+                status,
+                text(created),
+                text(created),
+                text(created + 1000),
+                text(created + 1000 + took),
+                took / 10**9,
+                100.0,
+                f"{number} rows",
+                "0" * 64,
+                '{"cwd":"/srv"}',
+                *(failure if status == "failed" else (None,) * 3),
+                HISTORY_ROWS + 4,
+            )
+        )
     with schema.transaction(connection):
         connection.execute("INSERT INTO scripts VALUES (?, 'jobs:run', NULL)", ("0" * 64,))
-        connection.executemany("INSERT INTO runs (run_id, ended_utc) VALUES (?, ?)",
-                               ((f"{number:032x}", text(time_ns())) for number in range(HISTORY_TASKS // 1000)))
-        connection.executemany("INSERT INTO tasks (key, id, run_id, name, status, created_utc, scheduled_utc, started_utc, "
-                               "completed_utc, duration_sec, last_progress_pct, last_progress_msg, script_hash, metadata_json, "
-                               f"failure_type, failure_message, invocation_info, last_seq) VALUES ({', '.join('?' * 18)})", tasks)
-        connection.executemany("INSERT INTO stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, ?, ?, ?)",
-                               ((key, seq, seq % 2, begun // 1000, PAYLOAD) for key in range(1, HISTORY_TASKS + 1)
-                                for seq in range(4, 4 + HISTORY_ROWS)))
+        connection.executemany(
+            "INSERT INTO runs (run_id, ended_utc) VALUES (?, ?)",
+            ((f"{number:032x}", text(time_ns())) for number in range(HISTORY_TASKS // 1000)),
+        )
+        connection.executemany(
+            "INSERT INTO tasks (key, id, run_id, name, status, created_utc, scheduled_utc, started_utc, "
+            "completed_utc, duration_sec, last_progress_pct, last_progress_msg, script_hash, metadata_json, "
+            f"failure_type, failure_message, invocation_info, last_seq) VALUES ({', '.join('?' * 18)})",
+            tasks,
+        )
+        connection.executemany(
+            "INSERT INTO stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, ?, ?, ?)",
+            (
+                (key, seq, seq % 2, begun // 1000, PAYLOAD)
+                for key in range(1, HISTORY_TASKS + 1)
+                for seq in range(4, 4 + HISTORY_ROWS)
+            ),
+        )
     connection.close()
 
 
@@ -1239,7 +1476,8 @@ MOST_BYTES = 110
             ">= 0.8", "{:,.0f}/s"),
         Row("bytes of a history per such event {0} over {1} allowed", ("bytes", "allowed"), "<= 1", "{:,.1f}")])
 def sqlite() -> Mapping[str, Variant]:
-    """200,000 output events of 60 characters into a history. The other does it on one thread, into the same tables."""
+    """200,000 output events of 60 characters into a history. The other does it on one thread, into
+    the same tables."""
     from bgworker import Scheduler
 
     sizes: list[float] = []
@@ -1265,18 +1503,23 @@ def sqlite() -> Mapping[str, Variant]:
 
 
 def insert_bare(path: str, count: int) -> float:
-    """Insert ready-made rows as most programs would; return rows per second until the file is closed."""
+    """Insert ready-made rows as most programs would; return rows per second until the file is
+    closed."""
     from bgworker.history import schema
 
     rows = [(1, seq, 0, time_ns() // 1000, text) for seq, text in enumerate(fresh_texts(count))]
     connection = schema.connect_to_write(path)
     connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("INSERT INTO tasks (id, name, status, created_utc, last_seq) VALUES ('t', 't', 'running', '', 1)")
+    connection.execute(
+        "INSERT INTO tasks (id, name, status, created_utc, last_seq) VALUES ('t', 't', 'running', '', 1)"
+    )
     begun = perf_counter()
     for start in range(0, count, 1000):
         with schema.transaction(connection):
-            connection.executemany("INSERT INTO stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, ?, ?, ?)",
-                                   rows[start:start + 1000])
+            connection.executemany(
+                "INSERT INTO stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, ?, ?, ?)",
+                rows[start : start + 1000],
+            )
     connection.close()
     return count / (perf_counter() - begun)
 

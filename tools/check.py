@@ -14,8 +14,8 @@ folder each time. Every check runs even if an earlier one failed.
 Where several interpreters are named, the last one runs all tests, the others those that are not
 marked slow. With CI in the environment, as CI services set it, two things differ. The interpreters
 are the oldest and the newest of this machine, unless --python names others. And the extra
-`integration` is installed too, for the tests against other people's libraries; elsewhere those tests
-are skipped unless the libraries are there.
+`integration` is installed too, for the tests against other people's libraries; elsewhere those
+tests are skipped unless the libraries are there.
 
 Exit code: 0 all passed, 1 a check failed, 2 the environment could not be set up.
 """
@@ -107,7 +107,8 @@ def split_at(argv: list[str], separator: str) -> tuple[list[str], list[str]]:
     return argv[:at], argv[at + 1:]
 
 
-# --- interpreters ----------------------------------------------------------------------------------
+# --- interpreters
+# ----------------------------------------------------------------------------------
 
 
 def interpreters(named: list[str] | None, environment: dict[str, str]) -> list[Interpreter]:
@@ -169,7 +170,8 @@ def on_ci(environment: dict[str, str]) -> bool:
     return environment.get("CI", "").lower() not in ("", "0", "false")
 
 
-# --- the environment -------------------------------------------------------------------------------
+# --- the environment
+# -------------------------------------------------------------------------------
 
 
 def prepared_venv(python: Interpreter, scratch: Path, environment: dict[str, str]) -> Interpreter:
@@ -232,7 +234,10 @@ def install(inside: Interpreter, extras: str, environment: dict[str, str]) -> No
     writes the root's path into a file that Python before 3.13 reads in the locale's encoding.)
     """
     pip = [inside.command, "-I", "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    for arguments in (["install", "--no-input", f".[{extras}]"], ["uninstall", "--yes", "bgworker"]):
+    for arguments in (
+        ["install", "--no-input", f".[{extras}]"],
+        ["uninstall", "--yes", "bgworker"],
+    ):
         done = subprocess.run([*pip, *arguments], cwd=str(ROOT), env=environment,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode:
@@ -243,12 +248,14 @@ def install(inside: Interpreter, extras: str, environment: dict[str, str]) -> No
                              " --no-install")
 
 
-# --- the checks ------------------------------------------------------------------------------------
+# --- the checks
+# ------------------------------------------------------------------------------------
 
 
 def run_checks(pythons: list[Interpreter], environment: dict[str, str], *, fast: bool,
                for_pytest: list[str]) -> int:
-    """Run all checks, pytest last so that the output ends with its summary; return the exit code."""
+    """Run all checks, pytest last so that the output ends with its summary; return the exit
+    code."""
     *others, last = pythons
     passed = []
     for version in (OLDEST, NEWEST):
@@ -267,7 +274,9 @@ def run_checks(pythons: list[Interpreter], environment: dict[str, str], *, fast:
         begun = time.monotonic()
         passed.append(tests_pass(python, environment, ["-m", "not slow", *for_pytest]))
         report("ok" if passed[-1] else "FAIL", "pytest", python, begun)
-    passed.append(tests_pass(last, environment, [*(["-m", "not slow"] if fast else []), *for_pytest]))
+    passed.append(
+        tests_pass(last, environment, [*(["-m", "not slow"] if fast else []), *for_pytest])
+    )
     return 0 if all(passed) else 1
 
 

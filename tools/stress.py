@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Run the checks of delivery and of the history for longer than the tests do, on random histories from a seed that is printed.
+"""Run the checks of delivery and of the history for longer than the tests do, on random histories
+from a seed that is printed.
 
     python3 tools/stress.py                              all of them
     python3 tools/stress.py machine --examples 20000     one of them
     python3 tools/stress.py machine --seed 17            the same history again
 
-Needs what the tests need: an environment with `.[dev]` installed. `tools/check.py` makes one in `.venv`.
+Needs what the tests need: an environment with `.[dev]` installed. `tools/check.py` makes one in
+`.venv`.
 
 Exit code: 0 all passed, 1 a check failed, 2 wrong arguments.
 """
@@ -27,7 +29,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
 def machine(examples: int, seed: int) -> None:
-    """Sinks come, go, fail, hang, refuse and recover while tasks talk; EXAMPLES random histories."""
+    """Sinks come, go, fail, hang, refuse and recover while tasks talk; EXAMPLES random
+    histories."""
     import hypothesis
 
     from bgworker.delivery import dispatcher
@@ -35,8 +38,13 @@ def machine(examples: int, seed: int) -> None:
 
     dispatcher.GATHER = 0.001  # as the test does: the gathering adds nothing but time
     logging.getLogger("bgworker").disabled = True
-    properties.run_machine(examples, 30, hypothesis.seed(seed)(properties.DeliveryMachine), database=None,
-                           print_blob=True)
+    properties.run_machine(
+        examples,
+        30,
+        hypothesis.seed(seed)(properties.DeliveryMachine),
+        database=None,
+        print_blob=True,
+    )
 
 
 def signals(examples: int, seed: int) -> None:
@@ -66,7 +74,12 @@ def stalled(examples: int, seed: int) -> None:
     import test_faults_delivery as faults
     from bgworker import SinkOptions
 
-    print("      grew by", faults.in_child("stalled", 5_000_000, SinkOptions().queue_bytes, "x", 100, seconds=1200).strip())
+    print(
+        "      grew by",
+        faults.in_child(
+            "stalled", 5_000_000, SinkOptions().queue_bytes, "x", 100, seconds=1200
+        ).strip(),
+    )
 
 
 def kills(examples: int, seed: int) -> None:
@@ -96,7 +109,8 @@ def hostile(examples: int, seed: int) -> None:
 
 
 def links(examples: int, seed: int) -> None:
-    """A hundred folders in which another user has set links, FIFOs and devices; then one that changes all the time."""
+    """A hundred folders in which another user has set links, FIFOs and devices; then one that
+    changes all the time."""
     import test_faults_files as faults
 
     for number in range(100):
@@ -106,7 +120,8 @@ def links(examples: int, seed: int) -> None:
 
 
 def mutated(examples: int, seed: int) -> None:
-    """Five minutes of park files and JSONL files that were changed, through replay, a sink, a history and its export."""
+    """Five minutes of park files and JSONL files that were changed, through replay, a sink, a
+    history and its export."""
     import test_faults_files as faults
 
     print("     ", faults.run_mutations(300.0, seed))
@@ -124,7 +139,11 @@ def control(examples: int, seed: int) -> None:
     import test_properties_control as properties
 
     rounds, ends = properties.run_for(duration * 2 / 3, seed)
-    print(f"      {rounds} pools:", ", ".join(f"{count} {status}" for status, count in sorted(ends.items())), flush=True)
+    print(
+        f"      {rounds} pools:",
+        ", ".join(f"{count} {status}" for status, count in sorted(ends.items())),
+        flush=True,
+    )
     until, children, tasks = time.monotonic() + duration / 3, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         while time.monotonic() < until:
@@ -134,21 +153,49 @@ def control(examples: int, seed: int) -> None:
 
 
 CHECKS: dict[str, Callable[[int, int], None]] = {
-    check.__name__: check for check in (machine, signals, finalisers, forks, stalled, kills, processes, hostile, links,
-                                    control, mutated, histories)}
+    check.__name__: check
+    for check in (
+        machine,
+        signals,
+        finalisers,
+        forks,
+        stalled,
+        kills,
+        processes,
+        hostile,
+        links,
+        control,
+        mutated,
+        histories,
+    )
+}
 
 duration = 300.0  # seconds; set by --seconds
 
 
 def main(argv: list[str]) -> int:
     global duration
-    parser = argparse.ArgumentParser(description="Run the checks of delivery and of the history for longer than the tests do.",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog="\n".join(f"{name:<12}{check.__doc__}" for name, check in CHECKS.items()))
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CHECKS)}; all without any")
+    parser = argparse.ArgumentParser(
+        description="Run the checks of delivery and of the history for longer than the tests do.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(f"{name:<12}{check.__doc__}" for name, check in CHECKS.items()),
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(CHECKS)}; all without any"
+    )
     parser.add_argument("--seed", type=int, help="of the random histories (default: a new one)")
-    parser.add_argument("--examples", type=int, default=2_000, help="histories of the state machine (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=duration, help="of the checks that go on for a time (default: %(default)s)")
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=2_000,
+        help="histories of the state machine (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=duration,
+        help="of the checks that go on for a time (default: %(default)s)",
+    )
     options = parser.parse_args(argv)
     unknown = [name for name in options.names if name not in CHECKS]
     if unknown or options.examples < 1:
@@ -157,7 +204,9 @@ def main(argv: list[str]) -> int:
     duration = options.seconds
     seed = random.SystemRandom().randrange(2 ** 32) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
-    return 0 if all([passes(name, options.examples, seed) for name in options.names or CHECKS]) else 1
+    return (
+        0 if all([passes(name, options.examples, seed) for name in options.names or CHECKS]) else 1
+    )
 
 
 def passes(name: str, examples: int, seed: int) -> bool:

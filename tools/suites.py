@@ -4,10 +4,10 @@
     python3 tools/suites.py                     three of them
     python3 tools/suites.py janus s3transfer    only these
 
-Each suite runs twice, as it is and with nothing but
-`concurrent.futures.ThreadPoolExecutor = bgworker.Scheduler` done before. What fails in the second run alone is run
-once more, since others' tests may be flaky, and printed if it fails again. The projects come from the package index and
-are installed into a temporary folder, with the interpreter that runs this tool.
+Each suite runs twice, as it is and with nothing but `concurrent.futures.ThreadPoolExecutor =
+bgworker.Scheduler` done before. What fails in the second run alone is run once more, since others'
+tests may be flaky, and printed if it fails again. The projects come from the package index and are
+installed into a temporary folder, with the interpreter that runs this tool.
 
 Exit code: 0 nothing fails that does not fail anyway, 1 something does, 2 a suite could not be had.
 """
@@ -59,8 +59,12 @@ class Missing(Exception):
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Run other projects' suites on the Scheduler.")
-    parser.add_argument("names", nargs="*", metavar="NAME",
-                        help=f"suites to run, of: {', '.join(SUITES)} (default: {', '.join(USUAL)})")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"suites to run, of: {', '.join(SUITES)} (default: {', '.join(USUAL)})",
+    )
     names = parser.parse_args(argv).names or USUAL
     unknown = [name for name in names if name not in SUITES]
     if unknown:
@@ -112,12 +116,23 @@ def failures(name: str, source: Path, folder: Path, swap: bool) -> set[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     environment["PYTHONPATH"] = os.pathsep.join([str(hook), str(folder / name / "site")])
     environment["SWAP"] = str(ROOT) if swap else ""
-    done = subprocess.run([sys.executable, *SUITES[name]], cwd=source, env=environment, timeout=1800,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    done = subprocess.run(
+        [sys.executable, *SUITES[name]],
+        cwd=source,
+        env=environment,
+        timeout=1800,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
     summary = SUMMARY.findall(done.stdout)
     if not summary:
         raise Missing(f"the suite of {name} did not run to its end:\n{done.stdout[-2000:]}")
-    print(f"{name}, {'Scheduler' if swap else 'ThreadPoolExecutor'}: {summary[-1].strip()}", flush=True)
+    print(
+        f"{name}, {'Scheduler' if swap else 'ThreadPoolExecutor'}: {summary[-1].strip()}",
+        flush=True,
+    )
     return set(FAILED.findall(done.stdout))
 
 

@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
 """Copy the bgworker package into another project, under any name, and prove that the copy works.
 
-    python3 tools/vendor.py path/to/project                 makes or updates path/to/project/bgworker/
-    python3 tools/vendor.py path/to/project --name _bg      ... path/to/project/_bg/
-    python3 tools/vendor.py path/to/project --zip           ... path/to/project/bgworker.zip, for sys.path
-    python3 tools/vendor.py path/to/project --without history,webhook,park,shell,testing,cli      the core alone
+    python3 tools/vendor.py path/to/project                 makes or updates
+    path/to/project/bgworker/ python3 tools/vendor.py path/to/project --name _bg      ...
+    path/to/project/_bg/ python3 tools/vendor.py path/to/project --zip           ...
+    path/to/project/bgworker.zip, for sys.path python3 tools/vendor.py path/to/project --without
+    history,webhook,park,shell,testing,cli      the core alone
 
-The parts may each be left out. The copy then lacks their files and their public names, and answers whoever asks for one
-of them with an error that names the part.
+The parts may each be left out. The copy then lacks their files and their public names, and answers
+whoever asks for one of them with an error that names the part.
 
-The copy is verified before it takes its place, so that a broken one never replaces a good one: all of its imports are
-relative or from the standard library, and in a fresh interpreter without site-packages it runs a task, alone and beside
-the original. An update replaces the folder as a whole (what was added to it by hand goes) by renaming; something that is
-no copy of bgworker is never replaced. Nothing but the package is left behind.
+The copy is verified before it takes its place, so that a broken one never replaces a good one: all
+of its imports are relative or from the standard library, and in a fresh interpreter without
+site-packages it runs a task, alone and beside the original. An update replaces the folder as a
+whole (what was added to it by hand goes) by renaming; something that is no copy of bgworker is
+never replaced. Nothing but the package is left behind.
 
 Exit code: 0 done, 1 the copy failed its verification, 2 refused.
 """
@@ -42,7 +44,8 @@ PARTS = {
 }
 """Part -> its folders and files in the package. What is not here is the core."""
 
-NOTHING_LEFT_OUT = "_LEFT_OUT: tuple[str, ...] = ()"  # the line of __init__.py that tells a copy what it lacks
+# the line of __init__.py that tells a copy what it lacks
+NOTHING_LEFT_OUT = "_LEFT_OUT: tuple[str, ...] = ()"
 MARK = b"class BgworkerError("  # stands in model/errors.py of every copy, whatever its name
 
 PROOF = """
@@ -111,17 +114,24 @@ def main(argv: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = OneLineParser(description="Copy the bgworker package into another project and verify the copy.")
-    made.add_argument("dest", metavar="DEST", help="folder that gets the copy; made if it is missing")
+    made = OneLineParser(
+        description="Copy the bgworker package into another project and verify the copy."
+    )
+    made.add_argument(
+        "dest", metavar="DEST", help="folder that gets the copy; made if it is missing"
+    )
     made.add_argument("--name", default="bgworker", help="name of the copy (default: bgworker)")
     made.add_argument("--without", metavar="PART,…", default="",
                       help=f"leave these parts out (of {', '.join(PARTS)})")
-    made.add_argument("--zip", action="store_true", help="make DEST/NAME.zip instead of the folder DEST/NAME")
+    made.add_argument(
+        "--zip", action="store_true", help="make DEST/NAME.zip instead of the folder DEST/NAME"
+    )
     return made
 
 
 def checked_name(name: str) -> str:
-    """Return the name when a package can be called so without hiding another; raise Refused otherwise."""
+    """Return the name when a package can be called so without hiding another; raise Refused
+    otherwise."""
     if not name.isidentifier():
         raise Refused(f"expected --name to be one identifier without dots, got {name!r}")
     if keyword.iskeyword(name):
@@ -148,10 +158,13 @@ def vendor(dest: Path, name: str, left_out: tuple[str, ...] = (), *, zipped: boo
         raise Refused(f"{target} is the original: name another folder, or another name with --name")
     is_update = os.path.lexists(target)
     if is_update and not is_copy(target):
-        raise Refused(f"{target} exists and is no copy of bgworker: move it away, or take another name with --name")
+        raise Refused(
+            f"{target} exists and is no copy of bgworker: move it away, or take another name with --name"
+        )
 
     dest.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as folder:  # same disk: rename works
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as folder:
+        # same disk: rename works
         plain = Path(folder) / "plain" / name
         copy_package(plain, left_out)
         made = Path(folder) / target.name
@@ -162,7 +175,9 @@ def vendor(dest: Path, name: str, left_out: tuple[str, ...] = (), *, zipped: boo
         version = verify(made if zipped else made.parent, name)
         replace(made, target, aside=Path(folder) / "replaced")
     lacking = f" without {', '.join(left_out)}" if left_out else ""
-    return f"{'updated' if is_update else 'vendored'} bgworker {version}{lacking} as {name}: {target}"
+    return (
+        f"{'updated' if is_update else 'vendored'} bgworker {version}{lacking} as {name}: {target}"
+    )
 
 
 def copy_package(made: Path, left_out: tuple[str, ...]) -> None:
@@ -175,17 +190,24 @@ def copy_package(made: Path, left_out: tuple[str, ...]) -> None:
         front = made / "__init__.py"
         text = front.read_text(encoding="utf-8")
         if NOTHING_LEFT_OUT not in text:
-            raise Unfit(f"__init__.py lacks the line {NOTHING_LEFT_OUT!r}, which is to say what the copy lacks")
+            raise Unfit(
+                f"__init__.py lacks the line {NOTHING_LEFT_OUT!r}, which is to say what the copy lacks"
+            )
         noted = text.replace(NOTHING_LEFT_OUT, f"_LEFT_OUT: tuple[str, ...] = {left_out!r}")
         front.write_text(noted, encoding="utf-8", newline="\n")
 
 
 def pack(package: Path, archive: Path, name: str) -> None:
-    """Write the package as a zip file that zipimport reads; the same source makes the same bytes."""
+    """Write the package as a zip file that zipimport reads; the same source makes the same
+    bytes."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as writer:
         for path in sorted(package.rglob("*")):
             parts = path.relative_to(package).parts
-            if path.is_file() and path.suffix not in (".pyc", ".pyo") and not any(p.startswith(".") for p in parts):
+            if (
+                path.is_file()
+                and path.suffix not in (".pyc", ".pyo")
+                and not any(p.startswith(".") for p in parts)
+            ):
                 entry = zipfile.ZipInfo("/".join((name, *parts)))
                 entry.external_attr = 0o644 << 16
                 writer.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
@@ -206,26 +228,36 @@ def replace(made: Path, target: Path, *, aside: Path) -> None:
 
 def is_copied_folder(path: Path) -> bool:
     errors = path / "model" / "errors.py"
-    return path.is_dir() and not path.is_symlink() and errors.is_file() and MARK in errors.read_bytes()
+    return (
+        path.is_dir() and not path.is_symlink() and errors.is_file() and MARK in errors.read_bytes()
+    )
 
 
 def is_zipped_copy(path: Path) -> bool:
     if path.is_symlink() or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as reader:
-        marks = [entry for entry in reader.namelist() if entry.count("/") == 2 and entry.endswith("/model/errors.py")]
+        marks = [
+            entry
+            for entry in reader.namelist()
+            if entry.count("/") == 2 and entry.endswith("/model/errors.py")
+        ]
         return any(MARK in reader.read(entry) for entry in marks)
 
 
-# --- verification -------------------------------------------------------------------------------------------------------
+# --- verification
+# -------------------------------------------------------------------------------------------------------
 
 
 def verify(entry: Path, name: str) -> str:
-    """Return the version of the package ``name`` under ``entry`` (a folder or a zip file); raise Unfit if it fails."""
+    """Return the version of the package ``name`` under ``entry`` (a folder or a zip file); raise
+    Unfit if it fails."""
     foreign = foreign_imports(SOURCE)
     if foreign:
         raise Unfit("; ".join(foreign))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("BGWORKER_")}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("BGWORKER_")
+    }
     proof = [sys.executable, "-I", "-S", "-B", "-c", PROOF, str(entry), name, str(SOURCE.parent)]
     try:
         done = subprocess.run(proof, env=environment, capture_output=True, text=True, timeout=120)
@@ -237,7 +269,8 @@ def verify(entry: Path, name: str) -> str:
 
 
 def foreign_imports(package: Path) -> list[str]:
-    """Return a line for each import, on any level of the code, that is neither relative nor standard library."""
+    """Return a line for each import, on any level of the code, that is neither relative nor
+    standard library."""
     found = []
     for path in sorted(package.rglob("*.py")):
         depth = len(path.relative_to(package).parts)
@@ -250,9 +283,12 @@ def foreign_imports(package: Path) -> list[str]:
                 names = ["." * node.level + (node.module or "")]
             else:
                 continue
-            found += [f"{path.relative_to(package)}:{node.lineno} imports {imported}, which is outside the package and "
-                      "the standard library" for imported in names
-                      if imported.partition(".")[0] not in sys.stdlib_module_names]
+            found += [
+                f"{path.relative_to(package)}:{node.lineno} imports {imported}, which is outside the package and "
+                "the standard library"
+                for imported in names
+                if imported.partition(".")[0] not in sys.stdlib_module_names
+            ]
     return found
 
 

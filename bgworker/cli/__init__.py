@@ -1,4 +1,5 @@
-"""The command line: one module per verb, each with ``add_parser`` to describe itself. Nothing else imports this."""
+"""The command line: one module per verb, each with ``add_parser`` to describe itself. Nothing else
+imports this."""
 
 from __future__ import annotations
 
@@ -53,9 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words:
             parser.print_help(sys.stderr)
             return 2
-        # What follows the first -- is a command, to be left alone; argparse treats it differently from version to version.
+        # What follows the first -- is a command, to be left alone; argparse treats it differently
+        # from version to version.
         at = words.index("--") if "--" in words else len(words)
-        options, strange = parser.parse_known_args(words[:at], argparse.Namespace(behind_dashes=words[at + 1:]))
+        options, strange = parser.parse_known_args(
+            words[:at], argparse.Namespace(behind_dashes=words[at + 1 :])
+        )
         used: Parser = getattr(options, "parser", parser)
         if strange:
             used.error(f"unrecognized arguments: {' '.join(strange)}; see {used.prog} --help")
@@ -69,19 +73,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("sqlite3", "_sqlite3"):
             raise
-        print(f"bgworker: error: this Python has no {error.name} module, which a history needs; install it, or use "
-              "another Python (run works without a history: --no-db)", file=sys.stderr)
+        print(
+            f"bgworker: error: this Python has no {error.name} module, which a history needs; install it, or use "
+            "another Python (run works without a history: --no-db)",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:  # before the verb has handlers of its own
         return 130
 
 
 def _occupy_standard_streams() -> None:
-    """Open the null device where we were started without stdin, stdout or stderr: else the next file that is opened, a
-    history perhaps, would get that number, and what is printed."""
+    """Open the null device where we were started without stdin, stdout or stderr: else the next
+    file that is opened, a history perhaps, would get that number, and what is printed."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8", closefd=False))
+            setattr(
+                sys,
+                name,
+                open(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8", closefd=False),
+            )
 
 
 def _flushed() -> bool:
@@ -89,15 +100,20 @@ def _flushed() -> bool:
     try:
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter would try again, and complain
+        # the interpreter would try again, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return False
     return True
 
 
 def make_parser() -> Parser:
-    """Return the parser of the whole command line. Each verb sets ``act`` and ``parser`` in the options."""
-    parser = Parser(prog="bgworker", epilog=EPILOG,
-                    description="Run shell commands in parallel, keep a faithful record of what they did, and read it.")
+    """Return the parser of the whole command line. Each verb sets ``act`` and ``parser`` in the
+    options."""
+    parser = Parser(
+        prog="bgworker",
+        epilog=EPILOG,
+        description="Run shell commands in parallel, keep a faithful record of what they did, and read it.",
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
     for verb in VERBS:

@@ -1,4 +1,5 @@
-"""What ``bgworker run`` is asked to do: the commands and sinks that its options name, checked before anything is started."""
+"""What ``bgworker run`` is asked to do: the commands and sinks that its options name, checked
+before anything is started."""
 
 from __future__ import annotations
 
@@ -48,14 +49,18 @@ def commands_of(options: Namespace) -> list[Command]:
     if options.behind_dashes:
         words = [*words, "--", *options.behind_dashes] if words else options.behind_dashes
     if options.file is not None and words:
-        raise ConfigurationError(f"expected either a command or -f FILE, got both -f {options.file} and "
-                                 f"{shlex.join(words)}; leave one out")
+        raise ConfigurationError(
+            f"expected either a command or -f FILE, got both -f {options.file} and "
+            f"{shlex.join(words)}; leave one out"
+        )
     if options.file is not None:
         calls = [_checked(line, where) for line, where in _lines(options.file)]
     elif words:
         calls = [_checked(words, "COMMAND")]
     else:
-        raise ConfigurationError("expected a command behind --, or -f FILE; see bgworker run --help")
+        raise ConfigurationError(
+            "expected a command behind --, or -f FILE; see bgworker run --help"
+        )
     here = place()
     commands = []
     for number, call in enumerate(calls, 1):
@@ -71,11 +76,15 @@ def commands_of(options: Namespace) -> list[Command]:
 def _recorded(call: ShellCommand) -> dict[str, Any]:
     if isinstance(call.argv, str):
         return {"command": exactly(call.argv)}
-    return {"command": exactly(shlex.join(call.argv)), "argv": [exactly(word) for word in call.argv]}
+    return {
+        "command": exactly(shlex.join(call.argv)),
+        "argv": [exactly(word) for word in call.argv],
+    }
 
 
 def exactly(text: str) -> str | dict[str, str]:
-    """Return what can be recorded of a text that the system knows as bytes, such that the bytes can be had back.
+    """Return what can be recorded of a text that the system knows as bytes, such that the bytes can
+    be had back.
 
     That is the text whose UTF-8 they are; where they are none, an object with their Latin-1 text.
     """
@@ -92,17 +101,22 @@ def _lines(file: str) -> list[tuple[str, str]]:
     try:
         data = _read(file)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ConfigurationError(f"argument -f: cannot read {name!r}: {getattr(error, 'strerror', None) or error}; "
-                                 "expected a file with one command a line") from error
+        raise ConfigurationError(
+            f"argument -f: cannot read {name!r}: {getattr(error, 'strerror', None) or error}; "
+            "expected a file with one command a line"
+        ) from error
     if data.startswith(b"\xef\xbb\xbf"):  # a mark of UTF-8, which editors on Windows write
         data = data[3:]
     lines = []
     for number, line in enumerate(data.split(b"\n"), 1):
         line = line.strip(b" \t\r")
         if line and not line.startswith(b"#"):
-            lines.append((os.fsdecode(line), f"line {number} of {name!r}"))  # whose bytes come out as they went in
+            # whose bytes come out as they went in
+            lines.append((os.fsdecode(line), f"line {number} of {name!r}"))
     if not lines:
-        raise ConfigurationError(f"argument -f: there is no command in {name!r}; expected one a line")
+        raise ConfigurationError(
+            f"argument -f: there is no command in {name!r}; expected one a line"
+        )
     return lines
 
 
@@ -131,17 +145,24 @@ def place() -> dict[str, Any]:
 
 
 def left_of(commands: list[Command], options: Namespace) -> list[Command]:
-    """Return the commands that have not completed before, according to the history that the options name.
+    """Return the commands that have not completed before, according to the history that the options
+    name.
 
-    A command is known by its text and the directory that it is run in. It has completed as often as it was recorded to:
-    of two equal lines, of which one failed, one is left.
+    A command is known by its text and the directory that it is run in. It has completed as often as
+    it was recorded to: of two equal lines, of which one failed, one is left.
 
     Raises:
         BgworkerError: the history cannot be read.
     """
     if options.db is None:
-        raise ConfigurationError("argument --resume: expected a history to look into; leave out --no-db")
-    if not os.path.exists(options.db) or os.path.isfile(options.db) and not os.path.getsize(options.db):
+        raise ConfigurationError(
+            "argument --resume: expected a history to look into; leave out --no-db"
+        )
+    if (
+        not os.path.exists(options.db)
+        or os.path.isfile(options.db)
+        and not os.path.getsize(options.db)
+    ):
         return commands  # nothing is recorded yet; an empty file is filled as a missing one is made
     from ..history.reader import History
     hashes = [command.call.source.script_hash for command in commands]
@@ -156,7 +177,8 @@ def left_of(commands: list[Command], options: Namespace) -> list[Command]:
 
 
 def sinks_of(options: Namespace) -> list[Sink]:
-    """Return the sinks that the options name, files last: they have been looked at, and nothing of them exists yet.
+    """Return the sinks that the options name, files last: they have been looked at, and nothing of
+    them exists yet.
 
     Raises:
         BgworkerError: a specification is wrong, or a file cannot be written to.
@@ -176,8 +198,12 @@ def sinks_of(options: Namespace) -> list[Sink]:
             raise ConfigurationError(f"argument --jsonl: {error}") from error
     given += [("argument --sink", _open_spec("argument --sink", spec)) for spec in options.sink]
     ours = [sink for _, sink in given]
-    given += [("BGWORKER_SINKS", _open_spec("BGWORKER_SINKS", spec)) for spec in sinks_from_environ()
-              if spec.startswith(("jsonl:", "sqlite:"))]  # the Scheduler opens them; a factory is called only once
+    given += [
+        ("BGWORKER_SINKS", _open_spec("BGWORKER_SINKS", spec))
+        for spec in sinks_from_environ()
+        # the Scheduler opens them; a factory is called only once
+        if spec.startswith(("jsonl:", "sqlite:"))
+    ]
     for source, sink in given:
         path = _path_of(sink)
         if path and (trouble := _trouble_with(path)):
@@ -188,7 +214,8 @@ def sinks_of(options: Namespace) -> list[Sink]:
 
 
 def _refuse_shared(given: list[tuple[str, Sink]]) -> None:
-    """Refuse two sinks with one file: a history would be overwritten with lines, or each line come twice."""
+    """Refuse two sinks with one file: a history would be overwritten with lines, or each line come
+    twice."""
     found: dict[str | tuple[int, int], str] = {}
     for source, sink in given:
         if path := _path_of(sink):
@@ -201,7 +228,9 @@ def _refuse_shared(given: list[tuple[str, Sink]]) -> None:
                     continue  # a device or a FIFO takes lines from anybody
                 key = status.st_dev, status.st_ino
             if key in found:
-                raise ConfigurationError(f"{source}: {shown(path)} is the file of {found[key]} already; name another")
+                raise ConfigurationError(
+                    f"{source}: {shown(path)} is the file of {found[key]} already; name another"
+                )
             found[key] = source
 
 

@@ -6,7 +6,17 @@ import os
 import sys
 
 from ..model.wire import encode
-from ..sinks.opening import CURABLE, absolute, check_replaceable, followed, is_stream, open_stream, replacing, shown, trouble
+from ..sinks.opening import (
+    CURABLE,
+    absolute,
+    check_replaceable,
+    followed,
+    is_stream,
+    open_stream,
+    replacing,
+    shown,
+    trouble,
+)
 from .reading import Output, a_path, add_db, exit_codes, harmless_json, opened, quietly
 from .screen import escaped
 
@@ -35,11 +45,20 @@ examples:
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser("export", help="write a history as lines of JSON", description=DESCRIPTION, epilog=EPILOG)
+    parser = verbs.add_parser(
+        "export", help="write a history as lines of JSON", description=DESCRIPTION, epilog=EPILOG
+    )
     add_db(parser)
-    parser.add_argument("--jsonl", metavar="PATH", nargs="?", const="-", type=a_path, required=True,
-                        help="the file to write, which is replaced if it exists, unless it is a device or FIFO; "
-                             "without PATH, or with -, stdout")
+    parser.add_argument(
+        "--jsonl",
+        metavar="PATH",
+        nargs="?",
+        const="-",
+        type=a_path,
+        required=True,
+        help="the file to write, which is replaced if it exists, unless it is a device or FIFO; "
+        "without PATH, or with -, stdout",
+    )
     parser.set_defaults(act=quietly(act), parser=parser)
 
 
@@ -56,22 +75,28 @@ def act(options: Namespace) -> int:
 
 def _to_file(history: History, options: Namespace) -> int:
     try:
-        path = followed(absolute(options.jsonl))  # a symbolic link stays; what it leads to is replaced
+        # a symbolic link stays; what it leads to is replaced
+        path = followed(absolute(options.jsonl))
         if os.path.exists(path) and os.path.samefile(path, history.path):
-            options.parser.error(f"argument --jsonl: {shown(options.jsonl)} is the history itself; name another file")
+            options.parser.error(
+                f"argument --jsonl: {shown(options.jsonl)} is the history itself; name another file"
+            )
         if is_stream(path):
             with open(open_stream(path), "wb") as file:  # a device or FIFO cannot be replaced
                 count = _write(history, file)
         else:
             count = _replace(history, path)
     except OSError as error:
-        options.parser.error(f"argument --jsonl: {trouble('write', options.jsonl, error, CURABLE)}; name another file")
+        options.parser.error(
+            f"argument --jsonl: {trouble('write', options.jsonl, error, CURABLE)}; name another file"
+        )
     print(f"{count} events written to {escaped(options.jsonl)}", file=sys.stderr)
     return 0
 
 
 def _replace(history: History, path: str) -> int:
-    """Write to a file beside the path, which takes its place, owner and permissions when it is complete."""
+    """Write to a file beside the path, which takes its place, owner and permissions when it is
+    complete."""
     like = None
     if os.path.exists(path):
         like = os.stat(path)

@@ -1,7 +1,8 @@
-"""What ``bgworker run`` shows: a subscription's events become lines and rows of a table, on a thread of their own.
+"""What ``bgworker run`` shows: a subscription's events become lines and rows of a table, on a
+thread of their own.
 
-This is how a user interface lives on a subscription: one thread, which waits for the next event or the next tick of its
-clock, takes what else has come meanwhile, and shows it all at once.
+This is how a user interface lives on a subscription: one thread, which waits for the next event or
+the next tick of its clock, takes what else has come meanwhile, and shows it all at once.
 """
 
 from __future__ import annotations
@@ -38,11 +39,13 @@ TICK = 1.0
 
 
 class Printer:
-    """Shows the events of a subscription on the screen, on its own thread, and at the end the account."""
+    """Shows the events of a subscription on the screen, on its own thread, and at the end the
+    account."""
 
     def __init__(self, run: Run, screen: Screen, table: TaskTable, *, quiet: bool) -> None:
         self.notices: deque[str] = deque()
-        """Messages of our own that wait to be shown; whoever has one does not wait for the screen."""
+        """Messages of our own that wait to be shown; whoever has one does not wait for the
+        screen."""
         self._run = run
         self._screen = screen
         self._table = table
@@ -51,7 +54,8 @@ class Printer:
         self._thread: Thread | None = None
 
     def follow(self, subscription: Subscription, pause: float) -> None:
-        """Start the thread. It lets events gather for ``pause`` seconds after it showed some; it ends with the subscription."""
+        """Start the thread. It lets events gather for ``pause`` seconds after it showed some; it
+        ends with the subscription."""
         self._thread = own_thread("bgworker-printer", self._follow, subscription, pause)
         self._thread.start()
 
@@ -75,7 +79,8 @@ class Printer:
         self._guarded(self._screen.close)
 
     def _show(self, records: Sequence[Record]) -> None:
-        """Show what these tell, and redraw the table. Blocks as long as the reader of our output does."""
+        """Show what these tell, and redraw the table. Blocks as long as the reader of our output
+        does."""
         if self._run.output_error is None:
             with self._screen.lock:
                 lines = [line for group in _grouped(records) for line in self._lines_of(group)]
@@ -89,20 +94,34 @@ class Printer:
 
     def finish(self, dropped: int, sinks: Any, seconds: float) -> None:
         """Show the summary, and what was not shown or recorded. Nothing when nobody reads it."""
-        lost = [f"{dropped} events could not be shown"] if dropped and not self._run.output_error else []
-        lost += [f"sink {name!r} lost {each.dropped} events; {each.last_error or 'it did not take them in time'}"
-                 for name, each in sinks.items() if each.dropped]
+        lost = (
+            [f"{dropped} events could not be shown"]
+            if dropped and not self._run.output_error
+            else []
+        )
+        lost += [
+            f"sink {name!r} lost {each.dropped} events; {each.last_error or 'it did not take them in time'}"
+            for name, each in sinks.items()
+            if each.dropped
+        ]
         lines = [*self._notices(), *((OWN, f"bgworker run: {escaped(each)}") for each in lost)]
         error = self._run.output_error
         if isinstance(error, BrokenPipeError):
             return
         if error is not None:
-            lines.append((OWN, f"bgworker run: error: cannot write the output: {error.strerror or error}"))
+            lines.append(
+                (OWN, f"bgworker run: error: cannot write the output: {error.strerror or error}")
+            )
         if not self._is_single:
             counts = self._run.counts()
             how = counted(counts, (TaskStatus.FAILED, TaskStatus.TIMED_OUT, TaskStatus.CANCELLED))
-            lines.append((OWN, f"{len(self._run.commands)} commands: {counts[TaskStatus.COMPLETED]} completed"
-                               f"{', ' if how else ''}{how} in {seconds:.1f} s"))
+            lines.append(
+                (
+                    OWN,
+                    f"{len(self._run.commands)} commands: {counts[TaskStatus.COMPLETED]} completed"
+                    f"{', ' if how else ''}{how} in {seconds:.1f} s",
+                )
+            )
         self._guarded(lambda: self._screen.show(lines), even_if_lost=True)
 
     def _guarded(self, show: Callable[[], object], *, even_if_lost: bool = False) -> None:
@@ -116,8 +135,8 @@ class Printer:
         return [(OWN, escaped(self.notices.popleft())) for _ in range(len(self.notices))]
 
     def _lines_of(self, group: list[Record]) -> Iterator[Line]:
-        """Yield the lines of records of one task and kind. Only one of them becomes an event: a chatty command says
-        a million lines a second."""
+        """Yield the lines of records of one task and kind. Only one of them becomes an event: a
+        chatty command says a million lines a second."""
         latest = event(next((record for record in reversed(group) if record[4]), group[-1]))
         if isinstance(latest, LossEvent):
             return  # `finish` has the whole account
@@ -134,7 +153,11 @@ class Printer:
     def _outcome(self, task: TaskSnapshot, number: int) -> str:
         """Return how the task ended, in words; nothing if that needs no line of its own."""
         status, text = task.status, self._run.commands[number - 1].text
-        if not status.is_final or status is TaskStatus.COMPLETED and (self._is_single or self._quiet):
+        if (
+            not status.is_final
+            or status is TaskStatus.COMPLETED
+            and (self._is_single or self._quiet)
+        ):
             return ""
         if status is TaskStatus.CANCELLED and task.started_utc is None and not self._is_single:
             return ""  # the summary counts it
@@ -168,15 +191,21 @@ def why(task: TaskSnapshot) -> str:
     if task.failure_type == "subprocess.CalledProcessError":
         if found := re.search(r" exit status (\d+)\.$", message):
             return f"exit code {found[1]}"
-        if found := re.search(r" died with (?:<Signals\.(\w+): \d+>|unknown signal (\d+))\.$", message):
+        if found := re.search(
+            r" died with (?:<Signals\.(\w+): \d+>|unknown signal (\d+))\.$", message
+        ):
             return found[1] or f"signal {found[2]}"
     elif task.failure_type and not message.startswith(("[Errno ", "[WinError ")):
         message = f"{task.failure_type}: {message}"
-    return cut(message.partition("] ")[2] if message.startswith("[") else message, 500, "...") or task.status.value
+    return (
+        cut(message.partition("] ")[2] if message.startswith("[") else message, 500, "...")
+        or task.status.value
+    )
 
 
 class Notices(logging.Handler):
-    """While active, what bgworker logs becomes notices on the screen, rather than text amid the table."""
+    """While active, what bgworker logs becomes notices on the screen, rather than text amid the
+    table."""
 
     def __init__(self, notices: deque[str]) -> None:
         super().__init__(logging.WARNING)

@@ -5,7 +5,17 @@ from __future__ import annotations
 import sys
 
 from ..model.errors import ConfigurationError, HistoryError
-from .reading import Output, a_count, a_duration, add_db, add_json, exit_codes, opened, plain, quietly
+from .reading import (
+    Output,
+    a_count,
+    a_duration,
+    add_db,
+    add_json,
+    exit_codes,
+    opened,
+    plain,
+    quietly,
+)
 from .screen import escaped
 
 TYPE_CHECKING = False
@@ -32,13 +42,17 @@ examples:
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser("prune", help="remove old tasks from a history", description=DESCRIPTION, epilog=EPILOG)
+    parser = verbs.add_parser(
+        "prune", help="remove old tasks from a history", description=DESCRIPTION, epilog=EPILOG
+    )
     add_db(parser)
     parser.add_argument("--older-than", metavar="DUR", type=a_duration,
                         help="tasks that ended longer ago than this: 90s, 15m, 2h, 7d ...")
     parser.add_argument("--keep", metavar="N", type=a_count,
                         help="all tasks but N; those that have not ended count, and stay")
-    parser.add_argument("--dry-run", action="store_true", help="remove nothing, and tell what would go")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="remove nothing, and tell what would go"
+    )
     add_json(parser)
     parser.set_defaults(act=quietly(act), parser=parser)
 
@@ -46,7 +60,9 @@ def add_parser(verbs: Any) -> None:
 def act(options: Namespace) -> int:
     """Prune, and tell how much went."""
     if options.older_than is None and options.keep is None:
-        options.parser.error("expected --older-than DUR or --keep N, or both; see bgworker prune --help")
+        options.parser.error(
+            "expected --older-than DUR or --keep N, or both; see bgworker prune --help"
+        )
     with opened(options):
         pass  # what is no history is refused in the same words as everywhere
     import sqlite3
@@ -58,9 +74,11 @@ def act(options: Namespace) -> int:
     except HistoryError as error:
         options.parser.error(f"argument --db: {error}")
     except (ConfigurationError, sqlite3.Error, OSError, MemoryError) as error:
-        print(f"bgworker prune: error: cannot prune {escaped(repr(options.db))}: {escaped(str(error))}; see whether "
-              "this user may write to the file and its directory, and whether there is room on the disk",
-              file=sys.stderr)
+        print(
+            f"bgworker prune: error: cannot prune {escaped(repr(options.db))}: {escaped(str(error))}; see whether "
+            "this user may write to the file and its directory, and whether there is room on the disk",
+            file=sys.stderr,
+        )
         return 1
     output = Output()
     if options.json:

@@ -1,7 +1,9 @@
-"""What the verbs that read a history share: their options, its errors as exit codes, and where their text goes.
+"""What the verbs that read a history share: their options, its errors as exit codes, and where
+their text goes.
 
-Text is for people, and harmless: what a task said is escaped wherever it goes, since a pipe may end at a terminal, too.
-``--json`` is for programs: exact, ASCII, and of a shape that never changes inside a version.
+Text is for people, and harmless: what a task said is escaped wherever it goes, since a pipe may end
+at a terminal, too. ``--json`` is for programs: exact, ASCII, and of a shape that never changes
+inside a version.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from ..history.reader import History
 
 JSON_VERSION = 1
-"""``"v"`` of what ``--json`` prints. Fields may be added; none changes its meaning or goes while this stays."""
+"""``"v"`` of what ``--json`` prints. Fields may be added; none changes its meaning or goes while
+this stays."""
 
 DEFAULT_DB = "bgworker.db"
 
@@ -41,9 +44,12 @@ _BEYOND_ASCII = re.compile("[\x7f-\U0010ffff]")
 
 
 def exit_codes(one: str) -> str:
-    """Return the section of a help that tells of exit codes, of which only the 1 differs from verb to verb."""
-    codes = (f"0 done; 1 {one}; 2 the command line is wrong, or there is no history that can be read; "
-             "141 nobody reads our output any more (as in ... | head)")
+    """Return the section of a help that tells of exit codes, of which only the 1 differs from verb
+    to verb."""
+    codes = (
+        f"0 done; 1 {one}; 2 the command line is wrong, or there is no history that can be read; "
+        "141 nobody reads our output any more (as in ... | head)"
+    )
     return f"exit codes:\n{fill(codes, 78, initial_indent='  ', subsequent_indent='  ')}\n"
 
 
@@ -64,8 +70,11 @@ def add_json(parser: Any, what: str = "print JSON, for programs") -> None:
 
 def add_task(parser: Any) -> None:
     """Add the argument that names a task."""
-    parser.add_argument("task", metavar="TASK",
-                        help="a task's id, the beginning of one, a name (the newest task that has it), or last")
+    parser.add_argument(
+        "task",
+        metavar="TASK",
+        help="a task's id, the beginning of one, a name (the newest task that has it), or last",
+    )
 
 
 def a_duration(text: str) -> Any:
@@ -99,7 +108,8 @@ def _wrong(message: str) -> Exception:
 
 @contextmanager
 def opened(options: Namespace) -> Iterator[History]:
-    """Open the history that the options name; what goes wrong in it ends the program with one line and a code."""
+    """Open the history that the options name; what goes wrong in it ends the program with one line
+    and a code."""
     from ..history.reader import History
     try:
         history = History(options.db)
@@ -114,7 +124,9 @@ def opened(options: Namespace) -> Iterator[History]:
                       f"{history.left_out:,}", file=sys.stderr)
         except UnknownTask as error:
             lines = [str(error), *error.candidates]
-            options.parser.exit(1, "\n".join(f"{options.parser.prog}: {escaped(line)}" for line in lines) + "\n")
+            options.parser.exit(
+                1, "\n".join(f"{options.parser.prog}: {escaped(line)}" for line in lines) + "\n"
+            )
         except (HistoryError, WireError) as error:  # the file went away, or is damaged
             options.parser.error(f"argument --db: {error}")
 
@@ -148,7 +160,8 @@ class Output:
 
     @property
     def columns(self) -> int:
-        """What a line may take: of the terminal, else $COLUMNS if that is set, else as good as any."""
+        """What a line may take: of the terminal, else $COLUMNS if that is set, else as good as
+        any."""
         if self.is_terminal:
             return max(20, self.channel.size()[0])
         given = os.environ.get("COLUMNS", "")
@@ -197,17 +210,21 @@ def _json_pieces(fields: dict[str, Any]) -> Iterator[str]:
 
 
 def json_line(value: Any) -> str:
-    """Return a value, which may hold dataclasses, times and enums, as JSON on one line of plain ASCII."""
+    """Return a value, which may hold dataclasses, times and enums, as JSON on one line of plain
+    ASCII."""
     return harmless_json(json.dumps(plain(value), separators=(",", ":"), allow_nan=False))
 
 
 def harmless_json(text: str) -> str:
     """Return JSON text that says the same in plain ASCII without control characters."""
-    return _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1] if found[0] != "\x7f" else "\\u007f", text)
+    return _BEYOND_ASCII.sub(
+        lambda found: json.dumps(found[0])[1:-1] if found[0] != "\x7f" else "\\u007f", text
+    )
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: dataclasses are objects of their fields, times ISO text in UTC."""
+    """Return a value as JSON can hold it: dataclasses are objects of their fields, times ISO text
+    in UTC."""
     names = getattr(type(value), "__dataclass_fields__", None)
     if names is not None:
         return {name: plain(getattr(value, name)) for name in names}
@@ -217,11 +234,13 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    return str(value) if isinstance(value, str) else value  # an enum, too, is the text that it stands for
+    # an enum, too, is the text that it stands for
+    return str(value) if isinstance(value, str) else value
 
 
 def quietly(act: Any) -> Any:
-    """Wrap a verb so that it ends with 141 and without a word when nobody reads its output any more."""
+    """Wrap a verb so that it ends with 141 and without a word when nobody reads its output any
+    more."""
     def acting(options: Namespace) -> int:
         try:
             code: int = act(options)
@@ -229,7 +248,9 @@ def quietly(act: Any) -> Any:
         except BrokenPipeError:
             return 141
         except OSError as error:
-            trouble = f"{options.parser.prog}: error: cannot write the output: {error.strerror or error}"
+            trouble = (
+                f"{options.parser.prog}: error: cannot write the output: {error.strerror or error}"
+            )
             print(trouble, file=sys.stderr)
             return 1
 

@@ -37,10 +37,16 @@ examples:
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser("replay", help="deliver what was parked", description=DESCRIPTION, epilog=EPILOG)
+    parser = verbs.add_parser(
+        "replay", help="deliver what was parked", description=DESCRIPTION, epilog=EPILOG
+    )
     parser.add_argument("file", metavar="FILE", help="the park file")
-    parser.add_argument("--to", metavar="SPEC", required=True,
-                        help="where to: jsonl:PATH, sqlite:PATH, webhook:URL or package.module:factory")
+    parser.add_argument(
+        "--to",
+        metavar="SPEC",
+        required=True,
+        help="where to: jsonl:PATH, sqlite:PATH, webhook:URL or package.module:factory",
+    )
     parser.set_defaults(act=act, parser=parser)
 
 
@@ -57,8 +63,10 @@ def act(options: Namespace) -> int:
     except ConfigurationError as error:
         options.parser.error(str(error))
     except BgworkerError as error:
-        print(f"bgworker replay: error: {escaped(str(error))}; what was not delivered is still in {escaped(options.file)}",
-              file=sys.stderr)
+        print(
+            f"bgworker replay: error: {escaped(str(error))}; what was not delivered is still in {escaped(options.file)}",
+            file=sys.stderr,
+        )
         return 1
     for problem in report.problems:
         print(f"bgworker replay: {escaped(problem)}", file=sys.stderr)

@@ -1,8 +1,10 @@
-"""``bgworker run``: run commands as tasks, show what they say, and end with an exit code that tells how it went.
+"""``bgworker run``: run commands as tasks, show what they say, and end with an exit code that tells
+how it went.
 
-Who does what. The main thread submits and then only waits: for the end, or for a signal. A worker thread runs each
-command. The printer's thread turns the events of a subscription into lines; while it is blocked (by a pager, say) the
-subscription's queue fills, and then the commands' pipes are read no further. So whatever blocks, a signal is answered.
+Who does what. The main thread submits and then only waits: for the end, or for a signal. A worker
+thread runs each command. The printer's thread turns the events of a subscription into lines; while
+it is blocked (by a pager, say) the subscription's queue fills, and then the commands' pipes are
+read no further. So whatever blocks, a signal is answered.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
     from ..sinks.base import Sink
 
 FOR_EVER = 1e6
-"""Seconds, eleven days: as long as a pager may keep the last lines waiting. (`Thread.join` takes no infinity.)"""
+"""Seconds, eleven days: as long as a pager may keep the last lines waiting. (`Thread.join` takes no
+infinity.)"""
 
 LAST_MOMENT = 2.0
 """Seconds that the sinks get when a second signal ends it all."""
@@ -104,29 +107,59 @@ examples:
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser("run", help="run one command, or a file of commands", description=DESCRIPTION,
-                              epilog=EPILOG, usage="%(prog)s [options] -- COMMAND [ARGUMENT ...]\n"
-                                                   "       %(prog)s [options] -f FILE")
+    parser = verbs.add_parser(
+        "run",
+        help="run one command, or a file of commands",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        usage="%(prog)s [options] -- COMMAND [ARGUMENT ...]\n" "       %(prog)s [options] -f FILE",
+    )
     parser.add_argument("command", nargs="...", metavar="COMMAND ...",
                         help="the program and its arguments, run directly, without a shell")
-    parser.add_argument("-f", "--file", metavar="FILE",
-                        help="run each line of FILE by the shell, - is stdin; blank lines and lines that begin with # are "
-                             "skipped")
-    parser.add_argument("-j", "--jobs", metavar="N", type=_jobs, default=_cpus(),
-                        help="how many commands run at a time (default: the number of CPUs, here %(default)s)")
-    parser.add_argument("--timeout", metavar="S", type=_seconds, help="seconds that each command may run")
+    parser.add_argument(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="run each line of FILE by the shell, - is stdin; blank lines and lines that begin with # are "
+        "skipped",
+    )
+    parser.add_argument(
+        "-j",
+        "--jobs",
+        metavar="N",
+        type=_jobs,
+        default=_cpus(),
+        help="how many commands run at a time (default: the number of CPUs, here %(default)s)",
+    )
+    parser.add_argument(
+        "--timeout", metavar="S", type=_seconds, help="seconds that each command may run"
+    )
     parser.add_argument("--name", metavar="N", type=_name,
                         help="name of the task; of many, N-1, N-2 and so on (default: the command)")
     reading.add_db(parser, "record what happens in this history")
-    parser.add_argument("--no-db", dest="db", action="store_const", const=None, help="record no history")
-    parser.add_argument("--resume", action="store_true",
-                        help="skip the commands that completed in an earlier run of the history, in the same directory")
-    parser.add_argument("--jsonl", metavar="PATH", help="append all events to this file, one JSON object a line")
-    parser.add_argument("--sink", metavar="SPEC", action="append", default=[],
-                        help="send all events to this sink too; may be given several times, see below")
+    parser.add_argument(
+        "--no-db", dest="db", action="store_const", const=None, help="record no history"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="skip the commands that completed in an earlier run of the history, in the same directory",
+    )
+    parser.add_argument(
+        "--jsonl", metavar="PATH", help="append all events to this file, one JSON object a line"
+    )
+    parser.add_argument(
+        "--sink",
+        metavar="SPEC",
+        action="append",
+        default=[],
+        help="send all events to this sink too; may be given several times, see below",
+    )
     parser.add_argument("--fail-fast", action="store_true",
                         help="when a command fails or runs out of time, cancel all others")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no line for each command that completed")
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="no line for each command that completed"
+    )
     parser.set_defaults(act=act, parser=parser)
 
 
@@ -142,7 +175,9 @@ def _jobs(text: str) -> int:
     except ValueError:
         value = 0
     if value < 1:
-        raise _wrong(f"expected a whole number >= 1, got {text!r}; leave it out for one command per CPU")
+        raise _wrong(
+            f"expected a whole number >= 1, got {text!r}; leave it out for one command per CPU"
+        )
     return value
 
 
@@ -158,7 +193,9 @@ def _seconds(text: str) -> float:
 
 def _name(text: str) -> str:
     if not text.strip():
-        raise _wrong(f"expected a name, got {text!r}; leave it out to name tasks after their commands")
+        raise _wrong(
+            f"expected a name, got {text!r}; leave it out to name tasks after their commands"
+        )
     return text
 
 
@@ -180,8 +217,10 @@ def act(options: Namespace) -> int:
     except BgworkerError as error:
         options.parser.error(str(error))
     if len(commands) < count:
-        print(f"bgworker run: {count - len(commands)} of {count} commands completed before, {len(commands)} are left",
-              file=sys.stderr)
+        print(
+            f"bgworker run: {count - len(commands)} of {count} commands completed before, {len(commands)} are left",
+            file=sys.stderr,
+        )
     if not commands:
         return 0
     out, err = Channel(sys.stdout), Channel(sys.stderr)
@@ -197,23 +236,30 @@ def act(options: Namespace) -> int:
         except BgworkerError as error:
             options.parser.error(str(error))
         try:
-            subscription = scheduler.subscribe(maxsize=100_000 + 4 * len(commands), back_pressure=True)
+            subscription = scheduler.subscribe(
+                maxsize=100_000 + 4 * len(commands), back_pressure=True
+            )
             printer.follow(subscription, REDRAW if is_live else 0.0)
             run.submit(scheduler, options.jobs, options.timeout)
             run.wait()
             subscription.close()
             printer.join(FOR_EVER)  # all is shown, however slowly it is read
             scheduler.shutdown()  # waits for commands that are past their deadline to be gone
-            printer.finish(subscription.health().dropped, scheduler.sinks, monotonic() - run.started)
-        except BaseException as error:  # `Killed`, or a defect: in no case may commands go on unseen
+            printer.finish(
+                subscription.health().dropped, scheduler.sinks, monotonic() - run.started
+            )
+        except BaseException as error:
+            # `Killed`, or a defect: in no case may commands go on unseen
             kill_children()
             run.stop("killed")
             scheduler.shutdown(timeout=LAST_MOMENT)
             if isinstance(error, Killed):
                 leave_at_once(run, screen)
             if isinstance(error, (ShutdownError, RuntimeError)) and "thread" in str(error):
-                print(f"bgworker run: error: {error}; raise the limit of processes (ulimit -u, the container's)",
-                      file=sys.stderr)
+                print(
+                    f"bgworker run: error: {error}; raise the limit of processes (ulimit -u, the container's)",
+                    file=sys.stderr,
+                )
                 return 1
             raise
     return run.exit_code()
@@ -248,7 +294,8 @@ class Run:
         self._stop_reason: str | None = None
         self._is_over = False
         self._next_ended = count(1).__next__  # one atomic step, from any thread
-        self._bell = allocate_lock()  # rung by whatever `wait` has to look at; a signal handler may, too
+        # rung by whatever `wait` has to look at; a signal handler may, too
+        self._bell = allocate_lock()
         self._bell.acquire()
 
     # -- the main thread --
@@ -259,7 +306,9 @@ class Run:
         try:
             for command in self.commands:
                 command.call.on_start = self._grow
-                options = scheduler.options(name=command.name, timeout=timeout, metadata=command.metadata)
+                options = scheduler.options(
+                    name=command.name, timeout=timeout, metadata=command.metadata
+                )
                 task = options.submit(command.call)
                 self._tasks.append(task)
                 task.add_done_callback(self._ended)
@@ -272,8 +321,8 @@ class Run:
     def wait(self) -> None:
         """Wait until all have ended, and stop them when a signal says so."""
         while not self._is_over:
-            # In slices: on Windows no signal wakes the waiter for a lock, and elsewhere not the second of two at once,
-            # which the system gives to another thread.
+            # In slices: on Windows no signal wakes the waiter for a lock, and elsewhere not the
+            # second of two at once, which the system gives to another thread.
             self._bell.acquire(True, 0.2)
             self._look_for_signal()
 
@@ -305,7 +354,8 @@ class Run:
         """Cancel what waits, ask what runs to stop; later calls do nothing."""
         if self._stop_reason is None:  # two at once do it twice, which is harmless
             self._stop_reason = reason
-            for task in self._tasks[::-1]:  # those that wait first, so that no worker takes them meanwhile
+            for task in self._tasks[::-1]:
+                # those that wait first, so that no worker takes them meanwhile
                 task.cancel(reason)
 
     def lose_output(self, error: OSError) -> None:
@@ -324,8 +374,9 @@ class Run:
     def _grow(self) -> None:
         """Let one more command run, now that one has started.
 
-        Where processes are few, threads must not take them all. The command that has just started is not reaped before
-        this returns: it holds a place that no thread takes, so that there always is one for a command.
+        Where processes are few, threads must not take them all. The command that has just started
+        is not reaped before this returns: it holds a place that no thread takes, so that there
+        always is one for a command.
         """
         self._submitted.wait()  # from then on no thread is started but here
         with self._growth:

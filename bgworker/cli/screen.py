@@ -1,10 +1,11 @@
 """What people see of running tasks: lines that scroll, and on a terminal a live table below them.
 
-Three parts that know nothing of where events come from: `TaskTable` turns events into rows, `draw` turns rows into
-lines of text for a terminal of some size, `Screen` puts lines and the table on stdout and stderr.
+Three parts that know nothing of where events come from: `TaskTable` turns events into rows, `draw`
+turns rows into lines of text for a terminal of some size, `Screen` puts lines and the table on
+stdout and stderr.
 
-What a task says is untrusted: on a terminal its control characters are shown, never sent. The cursor is hidden only
-inside one write, so that no way of dying leaves it hidden.
+What a task says is untrusted: on a terminal its control characters are shown, never sent. The
+cursor is hidden only inside one write, so that no way of dying leaves it hidden.
 """
 
 from __future__ import annotations
@@ -31,31 +32,48 @@ if TYPE_CHECKING:
     Size = Tuple[int, int]
 
 OUT, ERR, OWN = range(3)
-"""Kinds of lines: a task's to stdout, a task's to stderr, and our own to stderr, which may hold colours."""
+"""Kinds of lines: a task's to stdout, a task's to stderr, and our own to stderr, which may hold
+colours."""
 
 JUST_ENDED = 2.0
 """Seconds that a task stays in the table after its end."""
 
 _WORDS = {TaskStatus.TIMED_OUT: "timed out", TaskStatus.SCHEDULED: "waiting"}
-_COLOURS = {TaskStatus.RUNNING: "36", TaskStatus.COMPLETED: "32", TaskStatus.FAILED: "31", TaskStatus.TIMED_OUT: "31",
-            TaskStatus.CANCELLED: "33"}
+_COLOURS = {
+    TaskStatus.RUNNING: "36",
+    TaskStatus.COMPLETED: "32",
+    TaskStatus.FAILED: "31",
+    TaskStatus.TIMED_OUT: "31",
+    TaskStatus.CANCELLED: "33",
+}
 _COLOUR = re.compile("\x1b\\[[0-9]+m")
-_FINAL = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.TIMED_OUT, TaskStatus.CANCELLED, TaskStatus.INTERRUPTED)
+_FINAL = (
+    TaskStatus.COMPLETED,
+    TaskStatus.FAILED,
+    TaskStatus.TIMED_OUT,
+    TaskStatus.CANCELLED,
+    TaskStatus.INTERRUPTED,
+)
 
 
 # ---------------------------------------------------------------- text
 
-# Controls but the tab, marks and controls of text direction, line separators, annotations, tags, halves of characters.
-_UNSHOWABLE = re.compile("[\0-\x08\n-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-                         "\ud800-\udfff\U000e0000-\U000e007f]")
+# Controls but the tab, marks and controls of text direction, line separators, annotations, tags,
+# halves of characters.
+_UNSHOWABLE = re.compile(
+    "[\0-\x08\n-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 def escaped(text: str) -> str:
-    """Return the text with everything that could steer a terminal, or reorder a line, shown as an escape."""
+    """Return the text with everything that could steer a terminal, or reorder a line, shown as an
+    escape."""
     return _UNSHOWABLE.sub(lambda found: ascii(found[0])[1:-1], text.expandtabs(8))
 
 
-_COLOURING = re.compile("\x1b(?:\\[[0-9;:]*[mK]|\\(B)")  # Source: ECMA-48, SGR and EL; \x1b(B is part of `tput sgr0`
+# Source: ECMA-48, SGR and EL; \x1b(B is part of `tput sgr0`
+_COLOURING = re.compile("\x1b(?:\\[[0-9;:]*[mK]|\\(B)")
 
 
 def said(text: str) -> str:
@@ -89,11 +107,17 @@ def width_of(text: str) -> int:
 def _columns(character: str) -> int:
     if unicodedata.east_asian_width(character) in "WF":
         return 2
-    return 0 if unicodedata.category(character) in ("Mn", "Me", "Cf") or "\u1160" <= character <= "\u11ff" else 1
+    return (
+        0
+        if unicodedata.category(character) in ("Mn", "Me", "Cf")
+        or "\u1160" <= character <= "\u11ff"
+        else 1
+    )
 
 
 def cut(text: str, columns: int, ellipsis: str = "…") -> str:
-    """Return the text, or as much of its beginning as fits the columns with an ellipsis behind it."""
+    """Return the text, or as much of its beginning as fits the columns with an ellipsis behind
+    it."""
     if len(text) * 2 <= columns or width_of(text) <= columns:
         return text
     room = columns - len(ellipsis)
@@ -124,8 +148,11 @@ def word_for(status: TaskStatus) -> str:
 
 
 def counted(counts: Counter[TaskStatus], statuses: Iterable[TaskStatus]) -> str:
-    """Return "180 completed, 19 failed": the counts that are not zero, in the order of ``statuses``."""
-    return ", ".join(f"{counts[status]} {word_for(status)}" for status in statuses if counts[status])
+    """Return "180 completed, 19 failed": the counts that are not zero, in the order of
+    ``statuses``."""
+    return ", ".join(
+        f"{counts[status]} {word_for(status)}" for status in statuses if counts[status]
+    )
 
 
 # ---------------------------------------------------------------- events -> rows
@@ -149,7 +176,8 @@ class Row:
 
 
 class TaskTable:
-    """The tasks that wait, run, or have just ended, and how many there are of each status. Not locked."""
+    """The tasks that wait, run, or have just ended, and how many there are of each status. Not
+    locked."""
 
     def __init__(self) -> None:
         self.counts: Counter[TaskStatus] = Counter()
@@ -198,15 +226,20 @@ class TaskTable:
             self._ended.popleft()
 
     def rows(self) -> list[Row]:
-        """Return those that run, the longest first, then those that have just ended, the latest first."""
-        return [*self._running.values(), *(row for _, row in reversed(self._ended) if row.started is not None)]
+        """Return those that run, the longest first, then those that have just ended, the latest
+        first."""
+        return [
+            *self._running.values(),
+            *(row for _, row in reversed(self._ended) if row.started is not None),
+        ]
 
 
 # ---------------------------------------------------------------- rows -> lines
 
 def draw(table: TaskTable, size: Size, now: datetime, elapsed: float, *, colour: bool = False,
          encoding: str = "utf-8") -> list[str]:
-    """Return the lines of the table: a row per task and a summary, narrower than the terminal and two thirds as high.
+    """Return the lines of the table: a row per task and a summary, narrower than the terminal and
+    two thirds as high.
 
     Args:
         size: columns and lines of the terminal.
@@ -214,14 +247,17 @@ def draw(table: TaskTable, size: Size, now: datetime, elapsed: float, *, colour:
         elapsed: seconds of the whole run.
         encoding: what the terminal can show; other characters are escaped.
     """
-    columns, height = size[0] - 1, max(1, min(max(2, size[1] * 2 // 3), size[1] - 1))  # the last column would wrap
+    # the last column would wrap
+    columns, height = size[0] - 1, max(1, min(max(2, size[1] * 2 // 3), size[1] - 1))
     ellipsis = "…" if _showable("…", encoding) == "…" else "..."
     rows = table.rows()
     shown = rows if len(rows) < height else rows[:max(0, height - 2)]
     lines = list(_row_lines(shown, columns, now, colour, encoding, ellipsis))
     if len(shown) < len(rows) and height > 1:
         lines.append(cut(f"{ellipsis} and {len(rows) - len(shown)} more", columns, ellipsis))
-    summary = counted(table.counts, (TaskStatus.RUNNING, TaskStatus.SCHEDULED, *_FINAL)) or "starting"
+    summary = (
+        counted(table.counts, (TaskStatus.RUNNING, TaskStatus.SCHEDULED, *_FINAL)) or "starting"
+    )
     return [*lines, cut(f"{summary}, {_clock(elapsed)}", columns, ellipsis)]
 
 
@@ -238,8 +274,12 @@ def _row_lines(rows: Sequence[Row], columns: int, now: datetime, colour: bool, e
         word = word_for(row.status)
         seconds = row.duration
         if seconds is None:
-            seconds = 0.0 if row.started is None else ((row.ended or now) - row.started).total_seconds()
-        percent = "" if not has_percent else " " * 6 if row.percent is None else f"{row.percent:4.0f}% "
+            seconds = (
+                0.0 if row.started is None else ((row.ended or now) - row.started).total_seconds()
+            )
+        percent = (
+            "" if not has_percent else " " * 6 if row.percent is None else f"{row.percent:4.0f}% "
+        )
         label = f"[{row.number}]".rjust(label_columns) + " "
         rest = f"{word:<9} {_clock(seconds):>7} {percent} {_padded(name, name_columns)}"
         line = cut(label + rest, columns, ellipsis)
@@ -249,7 +289,8 @@ def _row_lines(rows: Sequence[Row], columns: int, now: datetime, colour: bool, e
 
 
 def painted(line: str, status: TaskStatus, head: str) -> str:
-    """Return the line with its status, which ends ``head``, in colour. A line cut within it stays as it is."""
+    """Return the line with its status, which ends ``head``, in colour. A line cut within it stays
+    as it is."""
     word, code = word_for(status), _COLOURS.get(status)
     if code is None or not line.startswith(head) or not head.endswith(word):
         return line
@@ -257,13 +298,18 @@ def painted(line: str, status: TaskStatus, head: str) -> str:
 
 
 def _showable(text: str, encoding: str) -> str:
-    return text if text.isascii() else text.encode(encoding, "backslashreplace").decode(encoding, "replace")
+    return (
+        text
+        if text.isascii()
+        else text.encode(encoding, "backslashreplace").decode(encoding, "replace")
+    )
 
 
 # ---------------------------------------------------------------- lines -> stdout and stderr
 
 class Channel:
-    """Where text goes: stdout or stderr, written past Python's buffers. `write` blocks until the text is gone.
+    """Where text goes: stdout or stderr, written past Python's buffers. `write` blocks until the
+    text is gone.
 
     Nothing is kept in a buffer that could be lost, or that the interpreter would wait for at exit.
     """
@@ -296,10 +342,12 @@ class Channel:
                 left = left[written:]
 
     def is_foreground(self) -> bool:
-        """Tell whether we are the job that the terminal's user works with; True where that cannot be known."""
+        """Tell whether we are the job that the terminal's user works with; True where that cannot
+        be known."""
         try:
             return os.tcgetpgrp(self._raw.fileno()) == os.getpgrp()
-        except (OSError, ValueError, AttributeError):  # it is not the terminal that started us; Windows
+        except (OSError, ValueError, AttributeError):
+            # it is not the terminal that started us; Windows
             return True
 
     def _wait(self) -> None:
@@ -318,7 +366,8 @@ class Channel:
 
 
 class Screen:
-    """Puts lines on stdout and stderr in their order, and the table below them. Any thread; one at a time.
+    """Puts lines on stdout and stderr in their order, and the table below them. Any thread; one at
+    a time.
 
     Args:
         table: drawn at the bottom of stderr; None shows lines only. Guarded by `lock`.
@@ -328,9 +377,17 @@ class Screen:
         colour: whether the table and our own lines are coloured.
     """
 
-    def __init__(self, out: Channel, err: Channel, table: TaskTable | None, *, clock: Callable[[], float],
-                 size: Callable[[], Size] | None = None, now: Callable[[], datetime] | None = None,
-                 colour: bool = False) -> None:
+    def __init__(
+        self,
+        out: Channel,
+        err: Channel,
+        table: TaskTable | None,
+        *,
+        clock: Callable[[], float],
+        size: Callable[[], Size] | None = None,
+        now: Callable[[], datetime] | None = None,
+        colour: bool = False,
+    ) -> None:
         self.lock = threading.Lock()
         self.colour = colour
         self._channels = (out, err, err)
@@ -365,7 +422,8 @@ class Screen:
 
     @contextmanager
     def taken_off(self) -> Iterator[None]:
-        """Have the table off the terminal, if that can be done at once, and nothing drawn meanwhile."""
+        """Have the table off the terminal, if that can be done at once, and nothing drawn
+        meanwhile."""
         is_ours = self.lock.acquire(timeout=0.1)
         try:
             if is_ours:
@@ -400,28 +458,38 @@ class Screen:
         now, size, encoding = self._now(), self._size(), self._channels[ERR].encoding
         self._drawn_at = self._clock()
         self._table.forget_ended(now)
-        lines = draw(self._table, size, now, self._drawn_at - self._started, colour=self.colour, encoding=encoding)
+        lines = draw(
+            self._table,
+            size,
+            now,
+            self._drawn_at - self._started,
+            colour=self.colour,
+            encoding=encoding,
+        )
         self._widths = [width_of(_COLOUR.sub("", line)) for line in lines]
         return "\x1b[?25l" + "\n".join(lines) + "\x1b[?25h"
 
     def _erasure(self) -> str:
         if not self._widths:
             return ""
-        columns = max(1, self._size()[0])  # the terminal may have become narrower, and have wrapped our lines
+        # the terminal may have become narrower, and have wrapped our lines
+        columns = max(1, self._size()[0])
         rows = sum(max(1, -(-width // columns)) for width in self._widths)
         self._widths = []
         return "\r" + (f"\x1b[{rows - 1}A" if rows > 1 else "") + "\x1b[J"
 
 
 def can_redraw(channel: Channel) -> bool:
-    """Tell whether the channel leads to a terminal that understands ANSI sequences; on Windows, switch that on."""
+    """Tell whether the channel leads to a terminal that understands ANSI sequences; on Windows,
+    switch that on."""
     if not channel.is_terminal or os.environ.get("TERM") == "dumb":
         return False
     return sys.platform != "win32" or _switch_on_ansi()
 
 
 def _switch_on_ansi() -> bool:
-    """Have the console behind stderr process ANSI sequences. Source: "Console Virtual Terminal Sequences", Microsoft."""
+    """Have the console behind stderr process ANSI sequences. Source: "Console Virtual Terminal
+    Sequences", Microsoft."""
     try:
         import ctypes
         kernel32: Any = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]

@@ -36,8 +36,10 @@ examples:
   bgworker show 01a2b3c4 -n 20
 """
 
-_COMMAND_FAILED = re.compile(r"""Traceback[^\n]*\n  File "[^"\n]*[/\\](?:child|command)\.py", line \d+, in """
-                             r"(?:__call__|_start)\n")
+_COMMAND_FAILED = re.compile(
+    r"""Traceback[^\n]*\n  File "[^"\n]*[/\\](?:child|command)\.py", line \d+, in """
+    r"(?:__call__|_start)\n"
+)
 """The beginning of the traceback of a command that failed, or could not be started."""
 
 STREAMS = (StreamType.OUTPUT, StreamType.ERROR, StreamType.WARNING, StreamType.VERBOSE)
@@ -45,7 +47,9 @@ STREAMS = (StreamType.OUTPUT, StreamType.ERROR, StreamType.WARNING, StreamType.V
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser("show", help="show everything about one task", description=DESCRIPTION, epilog=EPILOG)
+    parser = verbs.add_parser(
+        "show", help="show everything about one task", description=DESCRIPTION, epilog=EPILOG
+    )
     add_task(parser)
     add_db(parser)
     parser.add_argument("-n", "--lines", metavar="N", type=a_count, default=5,
@@ -107,11 +111,19 @@ def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, Iterat
 def _facts(task: TaskSnapshot, run: Run | None) -> Iterator[tuple[str, str]]:
     at = now()
     yield "id", escaped(task.task_id)
-    for name, time in (("created", task.created_utc), ("started", task.started_utc), ("ended", task.completed_utc)):
+    for name, time in (
+        ("created", task.created_utc),
+        ("started", task.started_utc),
+        ("ended", task.completed_utc),
+    ):
         yield name, stamp(time) if time is None else f"{stamp(time)} ({ago(time, at)})"
-    yield "duration", took(duration_of(task, at)) + ("" if task.timeout is None else f" (timeout {took(task.timeout)})")
+    yield "duration", took(duration_of(task, at)) + (
+        "" if task.timeout is None else f" (timeout {took(task.timeout)})"
+    )
     if task.last_progress_percent is not None or task.last_progress_message:
-        percent = "" if task.last_progress_percent is None else f"{task.last_progress_percent:.0f}% "
+        percent = (
+            "" if task.last_progress_percent is None else f"{task.last_progress_percent:.0f}% "
+        )
         yield "progress", percent + escaped(task.last_progress_message or "")
     source = "" if task.script_hash is None else f" (sha256 {task.script_hash[:12]})"
     yield "script", escaped((task.script_id or "-") + source)

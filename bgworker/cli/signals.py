@@ -23,11 +23,28 @@ if TYPE_CHECKING:
     from .run import Run
     from .screen import Screen
 
-_OTHERS = frozenset(getattr(signal, name) for name in (
-    # end nobody
-    "SIGKILL", "SIGSTOP", "SIGCONT", "SIGCHLD", "SIGWINCH", "SIGURG", "SIGTTIN", "SIGTTOU", "SIGINFO",
-    "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGSYS", "SIGTRAP"  # the interpreter is broken
-) if hasattr(signal, name))
+_OTHERS = frozenset(
+    getattr(signal, name)
+    for name in (
+        # end nobody
+        "SIGKILL",
+        "SIGSTOP",
+        "SIGCONT",
+        "SIGCHLD",
+        "SIGWINCH",
+        "SIGURG",
+        "SIGTTIN",
+        "SIGTTOU",
+        "SIGINFO",
+        "SIGSEGV",
+        "SIGBUS",
+        "SIGFPE",
+        "SIGILL",
+        "SIGSYS",
+        "SIGTRAP",  # the interpreter is broken
+    )
+    if hasattr(signal, name)
+)
 
 
 class Killed(KeyboardInterrupt):
@@ -97,6 +114,7 @@ def kill_children() -> None:
 
 
 def leave_at_once(run: Run, screen: Screen) -> None:
-    """End the process past whatever is blocked; take the table off the terminal if that can be had at once."""
+    """End the process past whatever is blocked; take the table off the terminal if that can be had
+    at once."""
     with screen.taken_off():
         os._exit(128 + run.signal)

@@ -31,10 +31,16 @@ MOST_ROWS = 20
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser("stats", help="sum up what was run", description=DESCRIPTION, epilog=EPILOG)
+    parser = verbs.add_parser(
+        "stats", help="sum up what was run", description=DESCRIPTION, epilog=EPILOG
+    )
     add_db(parser)
-    parser.add_argument("--since", metavar="DUR", type=a_duration,
-                        help="only tasks that have not ended, or ended less than 90s, 15m, 2h, 7d ... ago")
+    parser.add_argument(
+        "--since",
+        metavar="DUR",
+        type=a_duration,
+        help="only tasks that have not ended, or ended less than 90s, 15m, 2h, 7d ... ago",
+    )
     add_json(parser)
     parser.set_defaults(act=quietly(act), parser=parser)
 
@@ -45,7 +51,12 @@ def act(options: Namespace) -> int:
     with opened(options) as history:
         stats = history.stats(since=options.since)
     if options.json:
-        output.json(counts=stats.counts, failures=stats.failures, durations=stats.durations, losses=stats.losses)
+        output.json(
+            counts=stats.counts,
+            failures=stats.failures,
+            durations=stats.durations,
+            losses=stats.losses,
+        )
     else:
         output.lines(_lines(stats, output))
     return 0
@@ -60,14 +71,41 @@ def _lines(stats: Stats, output: Output) -> Iterator[str]:
         yield painted(head, status, head) if output.colour else head
     if stats.failures:
         yield ""
-        yield from _table([("FAILURES", "TYPE", "LATEST", "MESSAGE"), *(
-            (f"{each.count:,}", cell(each.failure_type or "-", MOST_OF_A_NAME), ago(each.latest_utc, at),
-             cell(each.latest_message or "", MOST_OF_A_MESSAGE)) for each in stats.failures)], "><<<", columns)
+        yield from _table(
+            [
+                ("FAILURES", "TYPE", "LATEST", "MESSAGE"),
+                *(
+                    (
+                        f"{each.count:,}",
+                        cell(each.failure_type or "-", MOST_OF_A_NAME),
+                        ago(each.latest_utc, at),
+                        cell(each.latest_message or "", MOST_OF_A_MESSAGE),
+                    )
+                    for each in stats.failures
+                ),
+            ],
+            "><<<",
+            columns,
+        )
     if stats.durations:
         yield ""
-        yield from _table([("TASKS", "P50", "P95", "MAX", "NAME"), *(
-            (f"{each.count:,}", took(each.p50), took(each.p95), took(each.max), cell(each.name, MOST_OF_A_NAME))
-            for each in stats.durations)], ">>>><", columns)
+        yield from _table(
+            [
+                ("TASKS", "P50", "P95", "MAX", "NAME"),
+                *(
+                    (
+                        f"{each.count:,}",
+                        took(each.p50),
+                        took(each.p95),
+                        took(each.max),
+                        cell(each.name, MOST_OF_A_NAME),
+                    )
+                    for each in stats.durations
+                ),
+            ],
+            ">>>><",
+            columns,
+        )
     if stats.losses:
         yield ""
         yield from _table([("LOST", "SINK", "REASON", "LATEST"), *(

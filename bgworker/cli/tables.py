@@ -1,6 +1,8 @@
-"""Times, durations and tables in front of people: pure functions from values to text that fits a terminal.
+"""Times, durations and tables in front of people: pure functions from values to text that fits a
+terminal.
 
-Whatever comes from a task is untrusted: `cell` makes it one line without anything that could steer a terminal.
+Whatever comes from a task is untrusted: `cell` makes it one line without anything that could steer
+a terminal.
 """
 
 from __future__ import annotations
@@ -44,14 +46,17 @@ def duration(text: str) -> timedelta:
         seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
         if seconds <= _LONGEST * _UNITS["d"]:
             return timedelta(seconds=seconds)
-    raise ConfigurationError(f"expected a duration such as 90s, 15m, 2h, 7d or 1h30m, up to {_LONGEST}d, "
-                             f"got {text[:80]!r}")
+    raise ConfigurationError(
+        f"expected a duration such as 90s, 15m, 2h, 7d or 1h30m, up to {_LONGEST}d, "
+        f"got {text[:80]!r}"
+    )
 
 
 # ---------------------------------------------------------------- values to words
 
 def ago(then: datetime | None, now: datetime) -> str:
-    """Return "12s ago", "5m ago", "7h ago", "3d ago", or the date of what is longer ago than two weeks."""
+    """Return "12s ago", "5m ago", "7h ago", "3d ago", or the date of what is longer ago than two
+    weeks."""
     if then is None:
         return "-"
     seconds = (now - then).total_seconds()
@@ -74,12 +79,21 @@ def took(seconds: float | None) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
-    return f"{days}d{hour:02}h" if days else f"{hours}h{minute:02}m" if hours else f"{minutes}m{second:02}s"
+    return (
+        f"{days}d{hour:02}h"
+        if days
+        else f"{hours}h{minute:02}m" if hours else f"{minutes}m{second:02}s"
+    )
 
 
 def duration_of(task: TaskSnapshot, now: datetime) -> float | None:
-    """Return the seconds that a task ran, or has been running; None if it never started, or nobody knows its end."""
-    if task.duration is not None or task.started_utc is None or task.status is not TaskStatus.RUNNING:
+    """Return the seconds that a task ran, or has been running; None if it never started, or nobody
+    knows its end."""
+    if (
+        task.duration is not None
+        or task.started_utc is None
+        or task.status is not TaskStatus.RUNNING
+    ):
         return task.duration
     return max(0.0, (now - task.started_utc).total_seconds())
 
@@ -90,8 +104,11 @@ def stamp(time: datetime | None) -> str:
 
 
 def message_of(task: TaskSnapshot) -> str:
-    """Return what is most worth knowing of a task in a line: why it failed, else the latest progress message."""
-    if task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED) and (task.failure_type or task.failure_message):
+    """Return what is most worth knowing of a task in a line: why it failed, else the latest
+    progress message."""
+    if task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED) and (
+        task.failure_type or task.failure_message
+    ):
         return why(task)
     return task.last_progress_message or task.failure_message or ""
 
@@ -114,13 +131,23 @@ def task_lines(tasks: Sequence[TaskSnapshot], now: datetime, columns: int, *, id
         id_length: digits of the ids that are shown: enough to tell them apart.
     """
     of_name, of_message = min(MOST_OF_A_NAME, max(8, columns // 4)), min(MOST_OF_A_MESSAGE, columns)
-    rows = [(cell(task.task_id[:id_length], id_length), cell(task.name, of_name), word_for(task.status),
-             "" if task.last_progress_percent is None else f"{task.last_progress_percent:.0f}%",
-             ago(task.started_utc, now), took(duration_of(task, now)), cell(message_of(task), of_message))
-            for task in tasks]
+    rows = [
+        (
+            cell(task.task_id[:id_length], id_length),
+            cell(task.name, of_name),
+            word_for(task.status),
+            "" if task.last_progress_percent is None else f"{task.last_progress_percent:.0f}%",
+            ago(task.started_utc, now),
+            took(duration_of(task, now)),
+            cell(message_of(task), of_message),
+        )
+        for task in tasks
+    ]
     lines = aligned([TASK_HEADINGS, *rows], "<<<>><<", columns)
     if colour:
-        at = sum(max(width_of(row[column]) for row in [TASK_HEADINGS, *rows]) + 2 for column in (0, 1))
+        at = sum(
+            max(width_of(row[column]) for row in [TASK_HEADINGS, *rows]) + 2 for column in (0, 1)
+        )
         lines[1:] = [_coloured(line, task.status, at) for line, task in zip(lines[1:], tasks)]
     return lines
 
@@ -140,10 +167,14 @@ def aligned(rows: Sequence[Sequence[str]], sides: str, columns: int) -> list[str
     """Return the rows as lines of aligned columns, each cut to ``columns``.
 
     Args:
-        sides: "<" or ">" for each column: where its text begins or ends. The last one is not padded.
+        sides: "<" or ">" for each column: where its text begins or ends. The last one is not
+            padded.
     """
     widths = [max(map(width_of, column)) for column in zip(*rows)]
-    lines = ["  ".join(_filled(text, width, side) for text, width, side in zip(row, widths, sides)) for row in rows]
+    lines = [
+        "  ".join(_filled(text, width, side) for text, width, side in zip(row, widths, sides))
+        for row in rows
+    ]
     return [cut(line.rstrip(), columns) for line in lines]
 
 

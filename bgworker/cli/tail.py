@@ -6,8 +6,18 @@ import sys
 
 from ..model.events import StreamType
 from ..model.wire import encode
-from .reading import (NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes, harmless_json, opened,
-                      quietly)
+from .reading import (
+    NO_SUCH_TASK,
+    Output,
+    a_count,
+    add_db,
+    add_json,
+    add_task,
+    exit_codes,
+    harmless_json,
+    opened,
+    quietly,
+)
 from .screen import escaped, escaped_lines, said, word_for
 from .tables import message_of, took
 
@@ -32,18 +42,38 @@ examples:
   bgworker tail -n 100 --stream error nightly
 """
 
-_COLOURS = {StreamType.ERROR: "31", StreamType.WARNING: "33", StreamType.VERBOSE: "2", StreamType.PROGRESS: "36"}
+_COLOURS = {
+    StreamType.ERROR: "31",
+    StreamType.WARNING: "33",
+    StreamType.VERBOSE: "2",
+    StreamType.PROGRESS: "36",
+}
 
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser("tail", help="print what a task said, or says", description=DESCRIPTION, epilog=EPILOG)
+    parser = verbs.add_parser(
+        "tail", help="print what a task said, or says", description=DESCRIPTION, epilog=EPILOG
+    )
     add_task(parser)
     add_db(parser)
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the task has ended")
-    parser.add_argument("-n", "--lines", metavar="N", type=a_count, help="begin with the last N events (default: all)")
-    parser.add_argument("--stream", metavar="S", choices=[str(stream) for stream in StreamType], action="append",
-                        help=f"only this stream: {', '.join(StreamType)}; may be given several times")
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="go on until the task has ended"
+    )
+    parser.add_argument(
+        "-n",
+        "--lines",
+        metavar="N",
+        type=a_count,
+        help="begin with the last N events (default: all)",
+    )
+    parser.add_argument(
+        "--stream",
+        metavar="S",
+        choices=[str(stream) for stream in StreamType],
+        action="append",
+        help=f"only this stream: {', '.join(StreamType)}; may be given several times",
+    )
     add_json(parser, "print an event a line as JSON, in the wire format")
     parser.set_defaults(act=quietly(act), parser=parser)
 
@@ -54,8 +84,11 @@ def act(options: Namespace) -> int:
     with opened(options) as history:
         task_id = history.task(options.task).task_id
         seq = 0
-        if options.lines is not None:  # following goes on from here, also when none of these is to be printed
-            seq = max((event.seq for event in history.streams(task_id, limit=1, newest=True)), default=0)
+        if options.lines is not None:
+            # following goes on from here, also when none of these is to be printed
+            seq = max(
+                (event.seq for event in history.streams(task_id, limit=1, newest=True)), default=0
+            )
         for events in history.pages(task_id, newest=options.lines, types=options.stream):
             output.lines(_lines(events, options, output))
             seq = events[-1].seq if events else seq
@@ -65,8 +98,11 @@ def act(options: Namespace) -> int:
             task = history.task(task_id)
             if not options.json:
                 why = message_of(task) if task.failure_type or task.failure_message else ""
-                print(f"bgworker tail: {word_for(task.status)} after {took(task.duration)}{': ' if why else ''}"
-                      f"{escaped(why[:500])}", file=sys.stderr)
+                print(
+                    f"bgworker tail: {word_for(task.status)} after {took(task.duration)}{': ' if why else ''}"
+                    f"{escaped(why[:500])}",
+                    file=sys.stderr,
+                )
     return 0
 
 

@@ -36,13 +36,21 @@ _TABLE = 1000
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser("tasks", help="list what was run, newest first", description=DESCRIPTION, epilog=EPILOG)
+    parser = verbs.add_parser(
+        "tasks", help="list what was run, newest first", description=DESCRIPTION, epilog=EPILOG
+    )
     add_db(parser)
     parser.add_argument("--status", choices=[str(status) for status in TaskStatus], metavar="S",
                         help=f"only those of one status: {', '.join(TaskStatus)}")
-    parser.add_argument("--name", metavar="GLOB", help="only those whose name matches; *, ? and [...] are wild")
-    parser.add_argument("--since", metavar="DUR", type=a_duration,
-                        help="only those that have not ended, or ended less than 90s, 15m, 2h, 7d ... ago")
+    parser.add_argument(
+        "--name", metavar="GLOB", help="only those whose name matches; *, ? and [...] are wild"
+    )
+    parser.add_argument(
+        "--since",
+        metavar="DUR",
+        type=a_duration,
+        help="only those that have not ended, or ended less than 90s, 15m, 2h, 7d ... ago",
+    )
     parser.add_argument("--limit", metavar="N", type=a_count, default=50,
                         help="at most so many (default: 50; 0 is all)")
     add_json(parser)

@@ -57,7 +57,9 @@ _COLOUR = re.compile("\x1b\\[[0-9]+m")
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser("watch", help="watch a running scheduler", description=DESCRIPTION, epilog=EPILOG)
+    parser = verbs.add_parser(
+        "watch", help="watch a running scheduler", description=DESCRIPTION, epilog=EPILOG
+    )
     add_db(parser)
     add_json(parser, "print a line of JSON for each change")
     parser.set_defaults(act=quietly(act), parser=parser)
@@ -85,7 +87,9 @@ def _draw(history: History, output: Output) -> None:
             version, size = history.version(), output.channel.size()
             if version != seen or monotonic() - drawn_at >= 1.0:  # time goes by, and processes die
                 lines = picture(history, size, colour=output.colour)
-                output.channel.write(f"{_erasure(drawn, size[0])}\x1b[?25l" + "\n".join(lines) + "\x1b[?25h")
+                output.channel.write(
+                    f"{_erasure(drawn, size[0])}\x1b[?25l" + "\n".join(lines) + "\x1b[?25h"
+                )
                 drawn, drawn_at, seen = lines, monotonic(), version
             sleep(INTERVAL)
     except KeyboardInterrupt:
@@ -94,13 +98,15 @@ def _draw(history: History, output: Output) -> None:
 
 
 def _erasure(lines: list[str], columns: int) -> str:
-    """Return what takes lines off the terminal, which may have become narrower and have wrapped them."""
+    """Return what takes lines off the terminal, which may have become narrower and have wrapped
+    them."""
     rows = sum(max(1, -(-width_of(_COLOUR.sub("", line)) // max(1, columns))) for line in lines)
     return "\r" + (f"\x1b[{rows - 1}A" if rows > 1 else "") + "\x1b[J" if rows else ""
 
 
 def picture(history: History, size: Size, *, colour: bool = False) -> list[str]:
-    """Return the lines of the table: what runs, what has just ended, and the counts, within the size of a terminal."""
+    """Return the lines of the table: what runs, what has just ended, and the counts, within the
+    size of a terminal."""
     columns, rows = max(20, size[0] - 1), max(1, size[1] - 3)  # the last column would wrap
     counts = history.counts()
     keys = history.task_keys(status=TaskStatus.RUNNING, limit=rows)
@@ -116,7 +122,9 @@ def _ended(history: History, limit: int, statuses: Collection[TaskStatus],
     """Return tasks that have ended with one of the statuses, the latest first."""
     tasks = [task for status in _FINAL if status in statuses for task in history.tasks_of(
         history.task_keys(status=status, since=since, limit=limit), is_brief=True)]
-    return sorted(tasks, key=lambda task: (task.completed_utc or task.created_utc, task.task_id), reverse=True)
+    return sorted(
+        tasks, key=lambda task: (task.completed_utc or task.created_utc, task.task_id), reverse=True
+    )
 
 
 # ---------------------------------------------------------------- elsewhere
@@ -133,7 +141,11 @@ def _print(history: History, output: Output, *, as_json: bool) -> None:
             ended = _ended(history, MOST, _FINAL, WINDOW)
             if seen is None:
                 known = {task.task_id: task.status for task in ended}  # they are no news
-            news = [task for task in reversed(ended + running) if known.get(task.task_id) is not task.status]
+            news = [
+                task
+                for task in reversed(ended + running)
+                if known.get(task.task_id) is not task.status
+            ]
             ran = {task_id for task_id, status in known.items() if status is TaskStatus.RUNNING}
             gone = ran.difference(task.task_id for task in (*running, *ended))
             news += [task for task in _exact(history, gone)

@@ -194,10 +194,18 @@ class Backlog:
 
     def _forget(self, records: Sequence[Record]) -> list[int]:
         """Take records out of the account; return their weights."""
-        weights = [0 if record[2] == MARK else
-                   RECORD_COST + len(data) if (data := record[4]).__class__ is str and data.isascii()
-                   else weight(record)
-                   for record in records]  # a call for the odd ones only: half the time
+        weights = [
+            (
+                0
+                if record[2] == MARK
+                else (
+                    RECORD_COST + len(data)
+                    if (data := record[4]).__class__ is str and data.isascii()
+                    else weight(record)
+                )
+            )
+            for record in records
+        ]  # a call for the odd ones only: half the time
         self._bytes -= sum(weights)
         self._streams -= sum([record[2] >= PROGRESS for record in records])
         if self._marks:
@@ -236,7 +244,9 @@ class Backlog:
     def _drop_newest(self) -> list[Record]:
         # a task's newest progress record has just replaced its elders: it goes after all other
         # streams
-        return self._pop_newest(lambda kind: kind > PROGRESS) + self._pop_newest(lambda kind: kind == PROGRESS)
+        return self._pop_newest(lambda kind: kind > PROGRESS) + self._pop_newest(
+            lambda kind: kind == PROGRESS
+        )
 
     def _pop_newest(self, may_go: Callable[[int], bool]) -> list[Record]:
         gone: list[Record] = []

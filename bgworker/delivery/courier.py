@@ -291,9 +291,14 @@ class Courier:
             self._give_up(left, "closed")
             self._state = "closed"
             self._news.notify()
-        report(logging.ERROR, "sink %r did not finish in time and is left to itself, in thread %s; "
-               "%d events %s", self.name, self.thread.name, sum(record[2] != MARK for record in left),
-               "are lost" if self._park is None else "go to the park file")
+        report(
+            logging.ERROR,
+            "sink %r did not finish in time and is left to itself, in thread %s; " "%d events %s",
+            self.name,
+            self.thread.name,
+            sum(record[2] != MARK for record in left),
+            "are lost" if self._park is None else "go to the park file",
+        )
 
     # -- the dispatcher's thread --
 
@@ -390,7 +395,8 @@ class Courier:
                 self._breaker.succeeded()
                 self._note_success()
                 break
-            except BaseException as error:  # as in `_call`, but whoever registers the sink gets the error itself
+            except BaseException as error:
+                # as in `_call`, but whoever registers the sink gets the error itself
                 trouble = Trouble.of(error)
                 if not issubclass(type(error), TemporarySinkError):
                     with self._lock:
@@ -438,8 +444,12 @@ class Courier:
     def _linger(self) -> None:
         """Wait for a full batch as long as the options say, unless somebody waits for us."""
         until = monotonic() + self._options.linger
-        while len(self._backlog) < self._batch_size and not (self._closing or self._abandoned
-                                                              or self._backlog.has_marks or self._backlog.fill > CROWDED):
+        while len(self._backlog) < self._batch_size and not (
+            self._closing
+            or self._abandoned
+            or self._backlog.has_marks
+            or self._backlog.fill > CROWDED
+        ):
             if (left := until - monotonic()) <= 0:
                 return
             self._wait(left)
@@ -534,8 +544,13 @@ class Courier:
             self._announces = False
             if not self._abandoned:
                 self._state = "failed"
-        report(logging.ERROR, "sink %r takes nothing any more, and is closed: %s; what waits and comes "
-               "%s", self.name, trouble.text, "is lost" if self._park is None else "goes to the park file")
+        report(
+            logging.ERROR,
+            "sink %r takes nothing any more, and is closed: %s; what waits and comes " "%s",
+            self.name,
+            trouble.text,
+            "is lost" if self._park is None else "goes to the park file",
+        )
         self._say_if_failed("close", self._call("close"))
 
     def _pause(self, seconds: float) -> bool:
@@ -714,8 +729,18 @@ def _new_park(options: SinkOptions, name: str, done: Callable[..., None]) -> Par
     try:
         from ..park.park import Park
     except ModuleNotFoundError as error:
-        raise SinkError(f"SinkOptions(park={os.fspath(options.park)!r}): {MissingPart('park')}") from error
+        raise SinkError(
+            f"SinkOptions(park={os.fspath(options.park)!r}): {MissingPart('park')}"
+        ) from error
     # an overflow sheds up to MOST_TAKEN records at once, however small the queue is, and again
     # before the disk is done
     most_waiting = max(options.queue_size, 4 * MOST_TAKEN)
-    return Park(options.park, options.park_bytes, most_waiting, options.queue_bytes, name, done, options.park_mode)
+    return Park(
+        options.park,
+        options.park_bytes,
+        most_waiting,
+        options.queue_bytes,
+        name,
+        done,
+        options.park_mode,
+    )

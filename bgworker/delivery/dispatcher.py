@@ -72,7 +72,9 @@ class Dispatcher:
         close_timeout: seconds that all sinks together get to finish.
     """
 
-    def __init__(self, name: str, on_ended: Callable[[list[TaskState]], object], close_timeout: float) -> None:
+    def __init__(
+        self, name: str, on_ended: Callable[[list[TaskState]], object], close_timeout: float
+    ) -> None:
         self.intake = Intake()
         self.closed = threading.Event()
         """Set when everything is delivered or counted as lost, and the sinks are closed."""
@@ -105,7 +107,8 @@ class Dispatcher:
                     self._thread = thread
                     thread.start()
                     self.has_started = True
-                except BaseException:  # an interrupt, too: should it start after all, it finds that it is not wanted
+                except BaseException:
+                    # an interrupt, too: should it start after all, it finds that it is not wanted
                     self._thread = None
                     self.has_started = False
                     raise
@@ -183,7 +186,11 @@ class Dispatcher:
             finally:
                 done.set()
 
-        if self.has_started and self._thread is not threading.current_thread() and self.intake.post(run):
+        if (
+            self.has_started
+            and self._thread is not threading.current_thread()
+            and self.intake.post(run)
+        ):
             # `post` may find the intake open and append after the last look at it: then nobody will
             # run the action
             while not done.wait(0.05) and not self._has_drained:
@@ -257,7 +264,8 @@ class Dispatcher:
             if any([outlet.has_ended for outlet in self._outlets]):
                 self.set_outlets(tuple(outlet for outlet in self._outlets if not outlet.has_ended))
             self.intake.congested = any([outlet.is_crowded for outlet in self._outlets])
-        except Exception as error:  # the thread's boundary: a defect in here must not silence every task after it
+        except Exception as error:
+            # the thread's boundary: a defect in here must not silence every task after it
             _report_defect("on a batch of events", error)
         return was_something
 
@@ -283,11 +291,14 @@ class Dispatcher:
                 return
             try:
                 emitted[done][3]()
-            except Exception as error:  # a defect in one action must not swallow what stands behind it
+            except Exception as error:
+                # a defect in one action must not swallow what stands behind it
                 _report_defect("in an action", error)
             emitted = emitted[done + 1:]
 
-    def _number(self, emitted: Sequence[Emitted], records: list[Record], ended: list[TaskState]) -> tuple[int, Chunk]:
+    def _number(
+        self, emitted: Sequence[Emitted], records: list[Record], ended: list[TaskState]
+    ) -> tuple[int, Chunk]:
         """Number records up to the first posted action; return how many and the chunk for the
         couriers."""
         append = records.append
@@ -330,7 +341,9 @@ class Dispatcher:
                         weigh(RECORD_COST + 4 * len(data))  # as in `cost`
                     record = (state, seq, kind, ns, data)
                 elif data.__class__ is list:  # a block of lines: see `Intake.emit_lines`
-                    lines = [(state, number, kind, ns, line) for number, line in enumerate(data, seq)]
+                    lines = [
+                        (state, number, kind, ns, line) for number, line in enumerate(data, seq)
+                    ]
                     state.seq += len(lines) - 1
                     records += lines
                     fresh += lines

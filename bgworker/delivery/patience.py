@@ -40,7 +40,11 @@ class Patience:
             now: seconds on any monotonic clock.
         """
         elapsed = now - self._asked_at
-        used = self._used + (elapsed if self._was_crowded else -elapsed) - PER_EVENT * (delivered - self._delivered)
+        used = (
+            self._used
+            + (elapsed if self._was_crowded else -elapsed)
+            - PER_EVENT * (delivered - self._delivered)
+        )
         self._used = min(max(used, 0.0), PATIENCE)
         self._was_crowded, self._delivered, self._asked_at = is_crowded, delivered, now
         return self._used < PATIENCE

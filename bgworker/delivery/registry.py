@@ -48,7 +48,13 @@ class Registry:
         self._inherited: tuple[Courier, ...] = ()
         self._subscribed = count(1).__next__
 
-    def register(self, sink: Sink | str, name: str | None, options: SinkOptions | None, config: dict[str, Any]) -> str:
+    def register(
+        self,
+        sink: Sink | str,
+        name: str | None,
+        options: SinkOptions | None,
+        config: dict[str, Any],
+    ) -> str:
         """Open a sink and let it have all that is emitted from now on; return its name.
 
         Raises:
@@ -59,15 +65,23 @@ class Registry:
             name = named("name", name)
         sink, kind = _open_spec(sink, config)
         if options is not None and not issubclass(type(options), SinkOptions):
-            raise ConfigurationError(f"options: expected a SinkOptions or None, got {show(options)}")
+            raise ConfigurationError(
+                f"options: expected a SinkOptions or None, got {show(options)}"
+            )
         self._dispatcher.start()
         options = options_for(sink, options or SinkOptions())
         with self._lock:
             if name is None:
-                name = next(each for n in count(1) if (each := kind if n == 1 else f"{kind}-{n}") not in self._sinks)
+                name = next(
+                    each
+                    for n in count(1)
+                    if (each := kind if n == 1 else f"{kind}-{n}") not in self._sinks
+                )
             elif name in self._sinks and self._sinks[name].is_open:
-                raise ConfigurationError(f"name: a sink called {name!r} is registered already; choose another name, "
-                                         "or unregister it first")
+                raise ConfigurationError(
+                    f"name: a sink called {name!r} is registered already; choose another name, "
+                    "or unregister it first"
+                )
             courier = self._sinks[name] = Courier(name, sink, options, self._name)
         try:
             courier.start(self._close_timeout)
@@ -90,7 +104,9 @@ class Registry:
             try:
                 self.register(spec, None, None, {})
             except SinkError as error:
-                raise SinkError(f"the environment variable BGWORKER_SINKS asks for it: {error}") from error
+                raise SinkError(
+                    f"the environment variable BGWORKER_SINKS asks for it: {error}"
+                ) from error
 
     def unregister(self, name: str, timeout: float) -> SinkHealth:
         """Let a sink finish what it has been given, close it and return its final account, by
@@ -112,13 +128,25 @@ class Registry:
                 del self._sinks[name]
         return courier.health()
 
-    def subscribe(self, callback: Callable[[Event], object] | None, state: TaskState | None,
-                  types: Collection[EventType | str] | None, maxsize: int, back_pressure: bool) -> Subscription:
+    def subscribe(
+        self,
+        callback: Callable[[Event], object] | None,
+        state: TaskState | None,
+        types: Collection[EventType | str] | None,
+        maxsize: int,
+        back_pressure: bool,
+    ) -> Subscription:
         """Return a subscription to what is emitted from now on; one to a task begins with what is
         in memory of it."""
         kinds = None if types is None else kinds_of(members("types", EventType, types))
-        subscription = Subscription(f"{self._name}-subscription-{self._subscribed()}", state, kinds, maxsize,
-                                    back_pressure, lambda self_: self._dispatcher.call(lambda: self._detach(self_)))
+        subscription = Subscription(
+            f"{self._name}-subscription-{self._subscribed()}",
+            state,
+            kinds,
+            maxsize,
+            back_pressure,
+            lambda self_: self._dispatcher.call(lambda: self._detach(self_)),
+        )
 
         def attach() -> None:
             subscription.begin()
@@ -156,21 +184,30 @@ class Registry:
         # what comes during the flush does not count
         left = {courier.name: mark.left for courier, mark in marks}
         health = self.health()
-        return FlushReport(pending={name: min(each.pending, left.get(name, 0)) for name, each in health.items()},
-                           lost={name: each.dropped + each.parked for name, each in health.items()}, done=done)
+        return FlushReport(
+            pending={name: min(each.pending, left.get(name, 0)) for name, each in health.items()},
+            lost={name: each.dropped + each.parked for name, each in health.items()},
+            done=done,
+        )
 
     # -- the dispatcher's thread --
 
     def _mark(self) -> list[tuple[Courier, Mark]]:
         # what was refused before the flush is lost before the flush
         self._dispatcher.pass_refusals()
-        return [(outlet, outlet.mark()) for outlet in self._dispatcher.outlets if isinstance(outlet, Courier)]
+        return [
+            (outlet, outlet.mark())
+            for outlet in self._dispatcher.outlets
+            if isinstance(outlet, Courier)
+        ]
 
     def _attach(self, outlet: Outlet) -> bool:
         return self._dispatcher.set_outlets((*self._dispatcher.outlets, outlet))
 
     def _detach(self, outlet: Outlet) -> None:
-        self._dispatcher.set_outlets(tuple(each for each in self._dispatcher.outlets if each is not outlet))
+        self._dispatcher.set_outlets(
+            tuple(each for each in self._dispatcher.outlets if each is not outlet)
+        )
 
     def close_all(self, deadline: float) -> None:
         """Have all sinks finish and close, and all subscriptions end, by ``deadline``
@@ -182,7 +219,11 @@ class Registry:
         close_all([each for each in outlets if isinstance(each, Courier)], deadline)
         for subscription in subscriptions:
             if not subscription.join(deadline):
-                report(logging.ERROR, "the callback of %s did not finish in time and is left to itself", subscription.name)
+                report(
+                    logging.ERROR,
+                    "the callback of %s did not finish in time and is left to itself",
+                    subscription.name,
+                )
 
     # -- a forked child --
 
@@ -193,7 +234,9 @@ class Registry:
             if isinstance(outlet, Subscription):
                 outlet.end_in_child()
         self._lock = threading.RLock()
-        self._sinks = {name: courier.twin() for name, courier in self._sinks.items() if courier.is_open}
+        self._sinks = {
+            name: courier.twin() for name, courier in self._sinks.items() if courier.is_open
+        }
         self._inherited = tuple(self._sinks.values())
 
     def start_inherited(self) -> tuple[Courier, ...]:
@@ -211,9 +254,15 @@ def _open_spec(sink: Sink | str, config: dict[str, Any]) -> tuple[Sink, str]:
         spec = str.__str__(sink)
         return open_sink(spec, **config), spec.partition(":")[0]
     if config:
-        raise ConfigurationError(f"{', '.join(config)}: settings go with a specification such as 'jsonl:PATH'; "
-                                 f"give them to the constructor of {name_of(type(sink))} instead")
-    if issubclass(type(sink), type) or not all([callable(ask(getattr, sink, name)) for name in ("write", "close")]):
-        raise ConfigurationError(f"sink: expected an object with write(events) and close(), or a specification such as "
-                                 f"'jsonl:PATH', got {show(sink)}")
+        raise ConfigurationError(
+            f"{', '.join(config)}: settings go with a specification such as 'jsonl:PATH'; "
+            f"give them to the constructor of {name_of(type(sink))} instead"
+        )
+    if issubclass(type(sink), type) or not all(
+        [callable(ask(getattr, sink, name)) for name in ("write", "close")]
+    ):
+        raise ConfigurationError(
+            f"sink: expected an object with write(events) and close(), or a specification such as "
+            f"'jsonl:PATH', got {show(sink)}"
+        )
     return sink, name_of(type(sink)).lower().removesuffix("sink") or "sink"  # type: ignore[return-value]

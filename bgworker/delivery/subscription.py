@@ -54,8 +54,15 @@ class Subscription:
         detach: takes it off the dispatcher.
     """
 
-    def __init__(self, name: str, state: TaskState | None, kinds: frozenset[int] | None, maxsize: int,
-                 back_pressure: bool, detach: Callable[[Subscription], object]) -> None:
+    def __init__(
+        self,
+        name: str,
+        state: TaskState | None,
+        kinds: frozenset[int] | None,
+        maxsize: int,
+        back_pressure: bool,
+        detach: Callable[[Subscription], object],
+    ) -> None:
         self.name = name
         self._state = state
         self._kinds = kinds
@@ -123,10 +130,15 @@ class Subscription:
         """Return the account: ``emitted == delivered + coalesced + dropped + pending``, where
         delivered means read."""
         with self._lock:
-            return SinkHealth(emitted=self._emitted, delivered=self._delivered, coalesced=self._coalesced,
-                              dropped=sum(self._dropped.values()), pending=len(self._backlog),
-                              dropped_by_reason={reason: n for reason, n in self._dropped.items() if n},
-                              state="closed" if self._is_closed else "ok")
+            return SinkHealth(
+                emitted=self._emitted,
+                delivered=self._delivered,
+                coalesced=self._coalesced,
+                dropped=sum(self._dropped.values()),
+                pending=len(self._backlog),
+                dropped_by_reason={reason: n for reason, n in self._dropped.items() if n},
+                state="closed" if self._is_closed else "ok",
+            )
 
     def close(self) -> None:
         """Take no more events. What was emitted before the call can still be read."""
@@ -153,16 +165,24 @@ class Subscription:
         try:
             thread.start()
         except RuntimeError as error:
-            raise ShutdownError(f"no thread can be started for the callback ({error}); read the subscription instead") from error
+            raise ShutdownError(
+                f"no thread can be started for the callback ({error}); read the subscription instead"
+            ) from error
         self._thread = thread
 
     def _run(self, callback: Callable[[Event], object]) -> None:
         for each in self:
             try:
                 callback(each)
-            except BaseException as error:  # a third party's code on our thread; asyncio's CancelledError is no Exception
-                report(logging.ERROR, "the callback of %s failed on %s\n%s", self.name, each.type.value,
-                       describe_failure(error, 8192)[2] or "")
+            except BaseException as error:
+                # a third party's code on our thread; asyncio's CancelledError is no Exception
+                report(
+                    logging.ERROR,
+                    "the callback of %s failed on %s\n%s",
+                    self.name,
+                    each.type.value,
+                    describe_failure(error, 8192)[2] or "",
+                )
 
     def join(self, deadline: float) -> bool:
         """Wait until ``deadline`` (monotonic) for the callback to have had all; False if it has
@@ -205,7 +225,9 @@ class Subscription:
             self._news.notify_all()
 
     def _wants(self, record: Record) -> bool:
-        return (self._state is None or record[0] is self._state) and (self._kinds is None or record[2] in self._kinds)
+        return (self._state is None or record[0] is self._state) and (
+            self._kinds is None or record[2] in self._kinds
+        )
 
     @property
     def has_ended(self) -> bool:

@@ -1,4 +1,5 @@
-"""What a history answers with: rows of its tables become the DTOs of `events`, or the small records below.
+"""What a history answers with: rows of its tables become the DTOs of `events`, or the small records
+below.
 
 Whoever wrote the file may have put any value anywhere. Here alone values are read, each as the type
 that it must have: what is of another becomes text that says so, or nothing; or the row is left out,
@@ -43,7 +44,8 @@ class Run:
     version: str | None
     """Of bgworker."""
     is_alive: bool | None
-    """Whether its process still records it; None where that cannot be told: another machine, or a copy."""
+    """Whether its process still records it; None where that cannot be told: another machine, or a
+    copy."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,8 @@ def judged(status: TaskStatus, run_id: str | None, run_ended: str | None,
 LAST_SIGN = """max(coalesce(r.ended_utc, t.started_utc, t.created_utc), coalesce((
   SELECT strftime('%Y-%m-%dT%H:%M:%fZ', created_us / 1e6, 'unixepoch')
   FROM stream_rows WHERE task = t.key ORDER BY seq DESC LIMIT 1), ''))"""
-"""When an interrupted task was last known to be alive: its start, what it said last, or the end of its run."""
+"""When an interrupted task was last known to be alive: its start, what it said last, or the end of
+its run."""
 
 
 # ---------------------------------------------------------------- streams

@@ -2,16 +2,17 @@
 
 While the process forks none of ours is open, and no thread of ours is inside SQLite.
 
-SQLite keeps what it has locked in memory, per file and process, and a forked child inherits that memory but not the
-locks. Even a connection that the child opens itself then believes in locks that the kernel does not know of, so that
-another process may take itself for the last one and delete the log under it; and closing an inherited connection can
-do the same to the parent. The child may also find a mutex of SQLite's locked for ever.
-(https://sqlite.org/howtocorrupt.html, "Carrying an open database connection across a fork()"; seen in /proc/locks with
-SQLite 3.40.) So a hook waits for whoever uses a connection, closes it, and lets nobody open one until the fork is
-over. Both sides open theirs again at the next use.
+SQLite keeps what it has locked in memory, per file and process, and a forked child inherits that
+memory but not the locks. Even a connection that the child opens itself then believes in locks that
+the kernel does not know of, so that another process may take itself for the last one and delete the
+log under it; and closing an inherited connection can do the same to the parent. The child may also
+find a mutex of SQLite's locked for ever. (https://sqlite.org/howtocorrupt.html, "Carrying an open
+database connection across a fork()"; seen in /proc/locks with SQLite 3.40.) So a hook waits for
+whoever uses a connection, closes it, and lets nobody open one until the fork is over. Both sides
+open theirs again at the next use.
 
-A connection whose file was deleted or replaced is not closed but left behind: the close deletes the log by its name,
-which may by now be the log of another file, in use by others.
+A connection whose file was deleted or replaced is not closed but left behind: the close deletes the
+log by its name, which may by now be the log of another file, in use by others.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PATIENCE = 2.0
-"""Seconds that a fork waits for those who use a connection, all together. Past it the fork goes on, and the child may
-not use those files: a disk that hangs must not hang who forks."""
+"""Seconds that a fork waits for those who use a connection, all together. Past it the fork goes on,
+and the child may not use those files: a disk that hangs must not hang who forks."""
 
 
 class Database:
@@ -41,7 +42,8 @@ class Database:
 
     Args:
         path: of the file.
-        connect: opens it, with ``check_same_thread=False``: a fork closes it on the thread that forks.
+        connect: opens it, with ``check_same_thread=False``: a fork closes it on the thread that
+            forks.
     """
 
     def __init__(self, path: str, connect: Callable[[], sqlite3.Connection]) -> None:
@@ -65,8 +67,10 @@ class Database:
             if self._connection is None or self._identity_now() != self._identity:
                 self._close()
                 if self._path in _lost:
-                    raise HistoryError(f"{shown(self._path)} cannot be used in this process: it was forked while its parent "
-                                       "was using the file, which took too long to wait for; name another path here")
+                    raise HistoryError(
+                        f"{shown(self._path)} cannot be used in this process: it was forked while its parent "
+                        "was using the file, which took too long to wait for; name another path here"
+                    )
                 self._connection = self._connect()
                 self._identity = self._identity_now()
             yield self._connection
@@ -122,7 +126,8 @@ def _keep_what_is_left_behind() -> None:
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _guard = threading.Lock()  # guards _databases; held during a fork
-_forking: dict[int, tuple[bool, list[Database]]] = {}  # by thread: whether it holds _guard, and the databases it holds
+# by thread: whether it holds _guard, and the databases it holds
+_forking: dict[int, tuple[bool, list[Database]]] = {}
 _lost: set[str] = set()
 _left_behind: list[sqlite3.Connection] = []
 
@@ -156,4 +161,8 @@ def _after_fork_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

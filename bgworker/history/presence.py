@@ -1,7 +1,8 @@
-"""Which runs live: the processes that record them hold a byte each of the lock file, which the kernel frees when they die.
+"""Which runs live: the processes that record them hold a byte each of the lock file, which the
+kernel frees when they die.
 
-A task that has not ended though its run is over was interrupted. Readers judge so whenever they are asked; the next
-writer records it (`settle`), so that SQL says the same.
+A task that has not ended though its run is over was interrupted. Readers judge so whenever they are
+asked; the next writer records it (`settle`), so that SQL says the same.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ AND run_id IN (SELECT run_id FROM runs WHERE ended_utc IS NOT NULL AND run_id {_
 
 
 def is_alive(run_id: str, lock: LockFile) -> bool:
-    """Tell whether the process that records a run lives; True when that cannot be found out, as on another machine."""
+    """Tell whether the process that records a run lives; True when that cannot be found out, as on
+    another machine."""
     offset = presence(run_id)
     try:
         return offset is None or not lock.is_abandoned(offset)
@@ -48,13 +50,15 @@ def is_alive(run_id: str, lock: LockFile) -> bool:
 def dead_runs(database: Database, lock: LockFile, run_ids: Collection[str]) -> set[str]:
     """Return which of these runs are such that their tasks will never end.
 
-    Those whose record was closed or whose process has died, and those copied from elsewhere. Runs of
-    another machine may be alive. The caller does not hold the lock, which is asked while the
+    Those whose record was closed or whose process has died, and those copied from elsewhere. Runs
+    of another machine may be alive. The caller does not hold the lock, which is asked while the
     connection is given back: who has the lock may wait for a fork, and that for the connection.
     """
     with database.use() as connection:
-        found = connection.execute(f"SELECT run_id, host, ended_utc FROM runs WHERE run_id {_GIVEN}",
-                                   (json.dumps(list(run_ids)),)).fetchall()
+        found = connection.execute(
+            f"SELECT run_id, host, ended_utc FROM runs WHERE run_id {_GIVEN}",
+            (json.dumps(list(run_ids)),),
+        ).fetchall()
     return {run_id for run_id, host, ended in found
             if ended is not None or host is None or not is_alive(run_id, lock)}
 

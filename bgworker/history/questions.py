@@ -1,8 +1,8 @@
 """What a history is asked, in SQL: which tasks, which streams, how many, how long.
 
-Every function gets a connection inside a read transaction, and runs on the thread that asks. Each is answered by an
-index or by reading no more rows than it returns, unless it says otherwise. The indexes: tasks(id),
-tasks(status, completed_utc), tasks(name, duration_sec), stream_rows(task, seq).
+Every function gets a connection inside a read transaction, and runs on the thread that asks. Each
+is answered by an index or by reading no more rows than it returns, unless it says otherwise. The
+indexes: tasks(id), tasks(status, completed_utc), tasks(name, duration_sec), stream_rows(task, seq).
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ _TOO_LARGE = (sqlite3.DataError, MemoryError)
 MOST_CANDIDATES = 10
 """Tasks that an `AmbiguousTask` names."""
 
-_ENDED = tuple(status for status in TaskStatus if status.is_final and status is not TaskStatus.INTERRUPTED)
+_ENDED = tuple(
+    status for status in TaskStatus if status.is_final and status is not TaskStatus.INTERRUPTED
+)
 _NOT_ENDED = (*OPEN, TaskStatus.INTERRUPTED)  # which stands in the table itself after a replay
 
 
@@ -70,7 +72,8 @@ def moment(since: datetime | timedelta) -> datetime:
 # ---------------------------------------------------------------- one task
 
 def find(connection: sqlite3.Connection, task: str) -> tuple[int, str]:
-    """Return key and id of the task that is meant by an id, a name, ``last``, or the beginning of an id, in this order.
+    """Return key and id of the task that is meant by an id, a name, ``last``, or the beginning of
+    an id, in this order.
 
     A name that only old tasks have costs a look at all newer ones.
 
@@ -98,14 +101,20 @@ def find(connection: sqlite3.Connection, task: str) -> tuple[int, str]:
             (beginning, beginning + "\U0010ffff", MOST_CANDIDATES + 1)).fetchall()
         if len(rows) > 1:
             count = len(rows) if len(rows) <= MOST_CANDIDATES else f"more than {MOST_CANDIDATES}"
-            raise AmbiguousTask(f"{count} tasks have ids that begin with {task[:80]!r}; give more digits",
-                                [f"{task_id[:80]} {text_of(name)} ({text_of(status)})"
-                                 for _, task_id, name, status in rows[:MOST_CANDIDATES]])
+            raise AmbiguousTask(
+                f"{count} tasks have ids that begin with {task[:80]!r}; give more digits",
+                [
+                    f"{task_id[:80]} {text_of(name)} ({text_of(status)})"
+                    for _, task_id, name, status in rows[:MOST_CANDIDATES]
+                ],
+            )
         if rows:
             found = rows[0][:2]
     if found is None:
-        raise UnknownTask(f"there is no task {task[:80]!r} in this history; expected an id, the beginning of one, "
-                          "a name, or last")
+        raise UnknownTask(
+            f"there is no task {task[:80]!r} in this history; expected an id, the beginning of one, "
+            "a name, or last"
+        )
     return found
 
 
@@ -159,10 +168,16 @@ def _limit(connection: sqlite3.Connection, most: int) -> None:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
 
 
-def end_of(connection: sqlite3.Connection, task_id: str, dead: Collection[str]) -> tuple[int | None, bool]:
-    """Return the key of a task, None if it is no longer there, and whether nothing more will come of it."""
-    row = connection.execute("SELECT t.key, t.status, t.run_id, r.ended_utc FROM tasks t "
-                             "LEFT JOIN runs r ON r.run_id = t.run_id WHERE t.id = ?", (task_id,)).fetchone()
+def end_of(
+    connection: sqlite3.Connection, task_id: str, dead: Collection[str]
+) -> tuple[int | None, bool]:
+    """Return the key of a task, None if it is no longer there, and whether nothing more will come
+    of it."""
+    row = connection.execute(
+        "SELECT t.key, t.status, t.run_id, r.ended_utc FROM tasks t "
+        "LEFT JOIN runs r ON r.run_id = t.run_id WHERE t.id = ?",
+        (task_id,),
+    ).fetchone()
     if row is None:
         return None, True
     status = STATUSES.get(row[1])
@@ -244,16 +259,24 @@ class Search:
 
     Args:
         dead: runs of which nothing more will come.
-        name: a pattern. It is matched row by row: a name that few tasks have costs a look at all of them.
+        name: a pattern. It is matched row by row: a name that few tasks have costs a look at all of
+            them.
         since: the earliest time.
         limit: most tasks.
     """
 
-    def __init__(self, connection: sqlite3.Connection, dead: Collection[str], name: str | None, since: datetime | None,
-                 limit: int | None) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        dead: Collection[str],
+        name: str | None,
+        since: datetime | None,
+        limit: int | None,
+    ) -> None:
         self._connection = connection
         self._dead = dead
-        # The + keeps SQLite from an index on names, which would have all tasks of a frequent name sorted.
+        # The + keeps SQLite from an index on names, which would have all tasks of a frequent name
+        # sorted.
         self._named = "" if name is None else " AND +t.name GLOB ?"
         self._pattern = () if name is None else (sanitise(name),)
         self._since = "" if since is None else time_text(since)
@@ -274,14 +297,17 @@ class Search:
     def of_any_status(self) -> Iterator[int]:
         """Yield those of all statuses, the latest created first.
 
-        What was created after ``since`` is found by its id. The others that count are older, and either have not ended
-        or ended after it: few, for those that ended after it and are not older were not enough to reach the limit.
+        What was created after ``since`` is found by its id. The others that count are older, and
+        either have not ended or ended after it: few, for those that ended after it and are not
+        older were not enough to reach the limit.
         """
         found = self._judged("t.id >= ? AND (t.completed_utc IS NULL OR t.completed_utc >= ?)",
                              (self._first_id, self._since), "t.id DESC")
         if self._since:
-            older = (f"t.key IN (SELECT key FROM tasks WHERE {_in('status', _NOT_ENDED)} UNION ALL "
-                     f"SELECT key FROM tasks WHERE {_in('status', _ENDED)} AND completed_utc >= ?) AND +t.id < ?")
+            older = (
+                f"t.key IN (SELECT key FROM tasks WHERE {_in('status', _NOT_ENDED)} UNION ALL "
+                f"SELECT key FROM tasks WHERE {_in('status', _ENDED)} AND completed_utc >= ?) AND +t.id < ?"
+            )
             found = chain(found, self._judged(older, (self._since, self._first_id), "t.id DESC"))
         return islice((key for key, _ in found), self._limit)
 
@@ -303,38 +329,51 @@ class Search:
                 yield key, seen
 
     def _last_sign(self, key: int) -> str:
-        (sign,) = self._connection.execute(f"SELECT {LAST_SIGN} FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
-                                           "WHERE t.key = ?", (key,)).fetchone()
+        (sign,) = self._connection.execute(
+            f"SELECT {LAST_SIGN} FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
+            "WHERE t.key = ?",
+            (key,),
+        ).fetchone()
         return str(sign)
 
 
 # ---------------------------------------------------------------- counts
 
-def counts(connection: sqlite3.Connection, dead: Collection[str], since: str) -> dict[TaskStatus, int]:
+
+def counts(
+    connection: sqlite3.Connection, dead: Collection[str], since: str
+) -> dict[TaskStatus, int]:
     """Return how many tasks there are of each status."""
     rows = connection.execute(f"SELECT status, count(*) FROM tasks WHERE {_in('status', _ENDED)} "
                               "AND completed_utc >= ? GROUP BY status", (since,)).fetchall()
     found = {STATUSES[status]: count for status, count in rows}
     recent = f"total({LAST_SIGN} >= ?)" if since else "count(?)"
     for status, run_id, ended, count, recent in connection.execute(
-            f"SELECT t.status, t.run_id, r.ended_utc, count(*), {recent} FROM tasks t "
-            f"LEFT JOIN runs r ON r.run_id = t.run_id WHERE {_in('t.status', _NOT_ENDED)} GROUP BY t.status, t.run_id",
-            (since,)):
+        f"SELECT t.status, t.run_id, r.ended_utc, count(*), {recent} FROM tasks t "
+        f"LEFT JOIN runs r ON r.run_id = t.run_id WHERE {_in('t.status', _NOT_ENDED)} GROUP BY t.status, t.run_id",
+        (since,),
+    ):
         seen = judged(STATUSES[status], run_id, ended, dead)
         found[seen] = found.get(seen, 0) + int(recent if seen is TaskStatus.INTERRUPTED else count)
     return {status: found[status] for status in TaskStatus if found.get(status)}
 
 
-def completed(connection: sqlite3.Connection, script_hash: str, metadata: Mapping[str, object]) -> int:
-    """Return how many tasks of one source completed that had all of this metadata. Reads all tasks of the source."""
-    rows = connection.execute("SELECT metadata_json FROM tasks WHERE script_hash = ? AND +status = 'completed'",
-                              (script_hash,))
+def completed(
+    connection: sqlite3.Connection, script_hash: str, metadata: Mapping[str, object]
+) -> int:
+    """Return how many tasks of one source completed that had all of this metadata. Reads all tasks
+    of the source."""
+    rows = connection.execute(
+        "SELECT metadata_json FROM tasks WHERE script_hash = ? AND +status = 'completed'",
+        (script_hash,),
+    )
     return sum(metadata.items() <= object_of(text).items() for text, in rows)
 
 
 def failures(connection: sqlite3.Connection, since: str) -> tuple[Failures, ...]:
     """Return the failed tasks by the type of their exception. Reads all of them."""
-    # SQLite takes the other columns from the row that has the max(): https://sqlite.org/lang_select.html#bareagg
+    # SQLite takes the other columns from the row that has the max():
+    # https://sqlite.org/lang_select.html#bareagg
     rows = connection.execute(
         f"SELECT {brief('failure_type')}, count(*), max(completed_utc), {brief('id')}, "
         f"{brief('failure_message')} FROM tasks WHERE status = 'failed' AND completed_utc >= ? "
@@ -358,7 +397,8 @@ GROUP BY name ORDER BY 2 DESC, name LIMIT {MOST_NAMES}"""
 
 
 def durations(connection: sqlite3.Connection, since: str) -> tuple[Durations, ...]:
-    """Return how long the tasks of each name ran. Reads all tasks since a time; without one, an index."""
+    """Return how long the tasks of each name ran. Reads all tasks since a time; without one, an
+    index."""
     if since:
         rows = connection.execute(_RECENT, (since,))
         return tuple(Durations(text_of(name) or "", *rest) for name, *rest in rows)

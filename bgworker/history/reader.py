@@ -1,11 +1,12 @@
 """The read side of a history file: what tasks there were, what they said, how they ended.
 
-A `History` never writes, never checkpoints, and never keeps the writer waiting: each question is one short read
-transaction, and its answer is complete before it is given out. Any thread may ask; they take turns.
+A `History` never writes, never checkpoints, and never keeps the writer waiting: each question is
+one short read transaction, and its answer is complete before it is given out. Any thread may ask;
+they take turns.
 
-A task that has not ended though its process is gone shows as ``interrupted``. That is judged by a lock that the kernel
-frees when a process dies, not by age, and only for processes of this machine: of a history that another machine writes,
-or that was copied, only what is recorded is known.
+A task that has not ended though its process is gone shows as ``interrupted``. That is judged by a
+lock that the kernel frees when a process dies, not by age, and only for processes of this machine:
+of a history that another machine writes, or that was copied, only what is recorded is known.
 """
 
 from __future__ import annotations
@@ -44,18 +45,25 @@ _PAGE_TEXT = 2**20  # ... they have as much text
 
 _LONGEST_ID = 64  # that is shown; ours have half of that
 
-_EVENT_TYPES = {TaskStatus.CREATED: EventType.TASK_CREATED, TaskStatus.SCHEDULED: EventType.TASK_SCHEDULED,
-                TaskStatus.RUNNING: EventType.TASK_STARTED, TaskStatus.INTERRUPTED: EventType.TASK_STARTED,
-                TaskStatus.COMPLETED: EventType.TASK_COMPLETED, TaskStatus.FAILED: EventType.TASK_FAILED,
-                TaskStatus.CANCELLED: EventType.TASK_CANCELLED, TaskStatus.TIMED_OUT: EventType.TASK_TIMED_OUT}
+_EVENT_TYPES = {
+    TaskStatus.CREATED: EventType.TASK_CREATED,
+    TaskStatus.SCHEDULED: EventType.TASK_SCHEDULED,
+    TaskStatus.RUNNING: EventType.TASK_STARTED,
+    TaskStatus.INTERRUPTED: EventType.TASK_STARTED,
+    TaskStatus.COMPLETED: EventType.TASK_COMPLETED,
+    TaskStatus.FAILED: EventType.TASK_FAILED,
+    TaskStatus.CANCELLED: EventType.TASK_CANCELLED,
+    TaskStatus.TIMED_OUT: EventType.TASK_TIMED_OUT,
+}
 
 
 class History:
     """A history file, opened for reading; a context manager.
 
-    It may be asked while others write the file, in a directory that cannot be written to, and long after its writer is
-    gone. A file that is deleted and made anew is noticed. Every method may be called from any thread, raises
-    `HistoryError` when the file cannot be read (any more), and blocks no longer than its own question takes.
+    It may be asked while others write the file, in a directory that cannot be written to, and long
+    after its writer is gone. A file that is deleted and made anew is noticed. Every method may be
+    called from any thread, raises `HistoryError` when the file cannot be read (any more), and
+    blocks no longer than its own question takes.
 
     Whoever can write the file can put anything into it. Values of a wrong type, and texts of more
     than 4 MiB, come as a text that says so; rows of which no task or event can be made do not come,
@@ -70,11 +78,13 @@ class History:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = absolute(path)
-        self._database = Database(self.path, self._connect)  # lent to one thread at a time, which guards all below
+        # lent to one thread at a time, which guards all below
+        self._database = Database(self.path, self._connect)
         self._lock_file = LockFile.share(lock_path(self.path))
         self._dead: set[str] = set()  # runs; what has died stays so
         self._opened = 0
-        self._still: tuple[int, ...] | None = None  # what the file was, if it was taken for one that does not change
+        # what the file was, if it was taken for one that does not change
+        self._still: tuple[int, ...] | None = None
         self._is_closed = False
         self._reading = Reading()
         self._host = this_host()
@@ -109,15 +119,23 @@ class History:
 
     # -- tasks --
 
-    def tasks(self, *, status: TaskStatus | str | None = None, name: str | None = None,
-              since: datetime | timedelta | None = None, limit: int | None = 50) -> list[TaskSnapshot]:
-        """Return tasks, the newest first: the latest created, or of a final status the latest ended.
+    def tasks(
+        self,
+        *,
+        status: TaskStatus | str | None = None,
+        name: str | None = None,
+        since: datetime | timedelta | None = None,
+        limit: int | None = 50,
+    ) -> list[TaskSnapshot]:
+        """Return tasks, the newest first: the latest created, or of a final status the latest
+        ended.
 
         Args:
             status: only tasks of this status.
-            name: only tasks whose name matches this pattern, case and all: ``*``, ``?`` and ``[...]`` are wild.
-            since: only tasks that have not ended or ended after this time (aware), or less than this long ago. Of an
-                interrupted one the last sign of life counts.
+            name: only tasks whose name matches this pattern, case and all: ``*``, ``?`` and
+                ``[...]`` are wild.
+            since: only tasks that have not ended or ended after this time (aware), or less than
+                this long ago. Of an interrupted one the last sign of life counts.
             limit: most tasks that are returned; None is all.
         """
         with self._searching(status, name, since, limit) as (connection, found):
@@ -164,7 +182,8 @@ class History:
             yield connection, search.of_any_status() if wanted is None else search.of_status(wanted)
 
     def task(self, task: str) -> TaskSnapshot:
-        """Return the task that is meant by an id, a name (its newest task), ``last``, or the beginning of an id.
+        """Return the task that is meant by an id, a name (its newest task), ``last``, or the
+        beginning of an id.
 
         Raises:
             UnknownTask: there is none.
@@ -179,7 +198,8 @@ class History:
         return found
 
     def id_length(self, task_ids: Collection[str], *, least: int = 8) -> int:
-        """Return how many digits of these ids are needed to tell each of them from all others of the history."""
+        """Return how many digits of these ids are needed to tell each of them from all others of
+        the history."""
         needed = least
         with self._asking() as connection:
             for task_id in task_ids:
@@ -191,9 +211,17 @@ class History:
 
     # -- streams --
 
-    def streams(self, task: str, *, since: int = 0, types: Collection[StreamType | str] | None = None,
-                limit: int | None = None, newest: bool = False) -> list[StreamEvent]:
-        """Return what a task said and its progress, in order. A million events take about a gigabyte: use ``limit``.
+    def streams(
+        self,
+        task: str,
+        *,
+        since: int = 0,
+        types: Collection[StreamType | str] | None = None,
+        limit: int | None = None,
+        newest: bool = False,
+    ) -> list[StreamEvent]:
+        """Return what a task said and its progress, in order. A million events take about a
+        gigabyte: use ``limit``.
 
         Args:
             task: what `task` takes, with the same errors.
@@ -233,15 +261,25 @@ class History:
                 yield self._reading.events(task_id, rows)
                 since = rows[-1][0]
 
-    def follow(self, task: str, *, since: int = 0, types: Collection[StreamType | str] | None = None,
-               interval: float = 0.1, wait: Callable[[float], object] = sleep) -> Iterator[StreamEvent]:
-        """Yield what a task said and says, until it has ended or was interrupted, or is no longer in the history.
+    def follow(
+        self,
+        task: str,
+        *,
+        since: int = 0,
+        types: Collection[StreamType | str] | None = None,
+        interval: float = 0.1,
+        wait: Callable[[float], object] = sleep,
+    ) -> Iterator[StreamEvent]:
+        """Yield what a task said and says, until it has ended or was interrupted, or is no longer
+        in the history.
 
         Args:
-            task: what `task` takes, with the same errors, which come when the first event is asked for.
+            task: what `task` takes, with the same errors, which come when the first event is asked
+                for.
             since: only events with a greater ``seq``.
             types: only these streams.
-            interval: seconds between two looks at the file. One that finds nothing new costs microseconds.
+            interval: seconds between two looks at the file. One that finds nothing new costs
+                microseconds.
             wait: called with the interval between two looks.
         """
         which = questions.which_streams(types)
@@ -249,7 +287,8 @@ class History:
             _, task_id = questions.find(connection, task)
         seen: Version | None = None
         while True:
-            version = self.version()  # before we look: what is written meanwhile changes it once more
+            # before we look: what is written meanwhile changes it once more
+            version = self.version()
             with self._asking() as connection:
                 key, is_over = questions.end_of(connection, task_id, self._dead)
                 is_new = key is not None and (version != seen or is_over)
@@ -265,7 +304,8 @@ class History:
             wait(interval)
 
     def version(self) -> Version:
-        """Return what is different, once somebody has written to the file, from what was returned before."""
+        """Return what is different, once somebody has written to the file, from what was returned
+        before."""
         with self._connected() as connection:
             (changes,) = connection.execute("PRAGMA data_version").fetchone()
             return self._opened, changes
@@ -273,23 +313,31 @@ class History:
     # -- all of it --
 
     def stats(self, *, since: datetime | timedelta | None = None) -> Stats:
-        """Return counts by status, failures by type, durations by name (of the 1,000 most frequent), and losses.
+        """Return counts by status, failures by type, durations by name (of the 1,000 most
+        frequent), and losses.
 
         Args:
             since: as for `tasks`; losses that were noted after it.
         """
         after = "" if since is None else time_text(questions.moment(since))
         with self._asking() as connection:
-            return Stats(questions.counts(connection, self._dead, after), questions.failures(connection, after),
-                         questions.durations(connection, after), questions.losses(connection, after))
+            return Stats(
+                questions.counts(connection, self._dead, after),
+                questions.failures(connection, after),
+                questions.durations(connection, after),
+                questions.losses(connection, after),
+            )
 
     def counts(self) -> dict[TaskStatus, int]:
         """Return how many tasks there are of each status, without those of which there are none."""
         with self._asking() as connection:
             return questions.counts(connection, self._dead, "")
 
-    def completed(self, script_hashes: Iterable[str], metadata: Mapping[str, object]) -> dict[str, int]:
-        """Return how often tasks of each of these sources completed that had all of this metadata."""
+    def completed(
+        self, script_hashes: Iterable[str], metadata: Mapping[str, object]
+    ) -> dict[str, int]:
+        """Return how often tasks of each of these sources completed that had all of this
+        metadata."""
         with self._asking() as connection:
             return {each: questions.completed(connection, each, metadata) for each in script_hashes}
 
@@ -320,9 +368,10 @@ class History:
     def events(self) -> Iterator[Event]:
         """Yield all that is recorded, as events from which a sink makes an equal history.
 
-        A task's events come one after the other, its last life-cycle event after what it said; of the earlier ones no
-        more is known than that one tells. An interrupted task comes as started, with the status "interrupted". Runs do
-        not come: only their ids are part of an event. What is written meanwhile may be missing.
+        A task's events come one after the other, its last life-cycle event after what it said; of
+        the earlier ones no more is known than that one tells. An interrupted task comes as started,
+        with the status "interrupted". Runs do not come: only their ids are part of an event. What
+        is written meanwhile may be missing.
         """
         key: int | None = None
         while True:
@@ -357,7 +406,8 @@ class History:
 
     @contextmanager
     def _asking(self) -> Iterator[sqlite3.Connection]:
-        """Give one view of the file. Which runs are dead is found out before: all that they wrote is then in it."""
+        """Give one view of the file. Which runs are dead is found out before: all that they wrote
+        is then in it."""
         dead = self._newly_dead()
         with self._connected() as connection:
             self._dead |= dead
@@ -393,11 +443,14 @@ class History:
             with damage_told(self.path):
                 yield
         except (sqlite3.OperationalError, OSError) as error:
-            raise HistoryError(f"the history {shown(self.path)} cannot be read: {error}; try again, and if that does not "
-                               "help, see whether this user may read the file, and its disk is well") from error
+            raise HistoryError(
+                f"the history {shown(self.path)} cannot be read: {error}; try again, and if that does not "
+                "help, see whether this user may read the file, and its disk is well"
+            ) from error
 
     def _newly_dead(self) -> set[str]:
-        """Find out with the connection given back: who has the lock file may wait for a fork, and that for us."""
+        """Find out with the connection given back: who has the lock file may wait for a fork, and
+        that for us."""
         with self._connected() as connection, bounded(connection, self.path):
             runs = {run_id for run_id, in connection.execute(OPEN_RUNS)} - self._dead
         return {run_id for run_id in runs if not is_alive(run_id, self._lock_file)}

@@ -1,8 +1,10 @@
-"""How a history is kept within bounds: what goes, and how it goes without anybody having to wait for it.
+"""How a history is kept within bounds: what goes, and how it goes without anybody having to wait
+for it.
 
-Tasks go whole, those that ended first going first, with their streams, and with the runs and scripts that no other task refers to.
-Only tasks that have ended go: in one of the final statuses, or with a run whose process is dead. They go in transactions of a few
-milliseconds, so a task with many stream rows goes in several, oldest rows first. The file then shrinks page by page.
+Tasks go whole, those that ended first going first, with their streams, and with the runs and
+scripts that no other task refers to. Only tasks that have ended go: in one of the final statuses,
+or with a run whose process is dead. They go in transactions of a few milliseconds, so a task with
+many stream rows goes in several, oldest rows first. The file then shrinks page by page.
 """
 
 from __future__ import annotations
@@ -39,21 +41,27 @@ MOST_PAGES = 256
 """Pages by which the file shrinks in one transaction."""
 
 PAUSE = 0.002
-"""Seconds that `prune` leaves the lock alone between two transactions: a waiting writer needs less to wake up and take it."""
+"""Seconds that `prune` leaves the lock alone between two transactions: a waiting writer needs less
+to wake up and take it."""
 
 _FOREVER = "9"
 _FINAL = ("completed", "failed", "cancelled", "timed_out")
-_UNENDED = ("created", "scheduled", "running", "interrupted")  # has no time of its end: goes by that of its creation
+# has no time of its end: goes by that of its creation
+_UNENDED = ("created", "scheduled", "running", "interrupted")
 MOST_LOOKED_AT = 1000
-"""Tasks of each status without an end that one look of a sink takes in; the next look begins where it ended."""
+"""Tasks of each status without an end that one look of a sink takes in; the next look begins where
+it ended."""
 MOST_BY_HAND = 50_000
 """Those that `prune` takes in at a time, and that a trial looks at."""
 
 _LOOK = [f"""SELECT * FROM (SELECT key, run_id, created_utc, status FROM tasks
 WHERE status = '{status}' AND completed_utc IS NULL AND key > :start ORDER BY key LIMIT :most)"""
          for status in _UNENDED]
-_ENDED = [f"""SELECT * FROM (SELECT completed_utc AS ended, key FROM tasks
-WHERE status = '{status}' AND completed_utc < :before ORDER BY completed_utc LIMIT :most)""" for status in _FINAL]
+_ENDED = [
+    f"""SELECT * FROM (SELECT completed_utc AS ended, key FROM tasks
+WHERE status = '{status}' AND completed_utc < :before ORDER BY completed_utc LIMIT :most)"""
+    for status in _FINAL
+]
 _CANDIDATES = f"SELECT ended, key FROM ({' UNION ALL '.join(_ENDED)}) ORDER BY ended LIMIT :most"
 """Ends and keys of the ``most`` tasks that ended first, before a time."""
 
@@ -72,14 +80,21 @@ class Retention:
     Args:
         max_age: seconds that a task stays after its end; None is for ever.
         max_tasks: most tasks, counting those that have not ended; None is no bound.
-        max_bytes: most bytes of the file; None is no bound. The log beside it, some MiB, comes on top.
+        max_bytes: most bytes of the file; None is no bound. The log beside it, some MiB, comes on
+            top.
     """
 
-    def __init__(self, max_age: float | None = None, max_tasks: int | None = None, max_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        max_age: float | None = None,
+        max_tasks: int | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
         self._max_age = number("max_age", max_age, above=0, optional=True)
         self._max_tasks = number("max_tasks", max_tasks, least=0, whole=True, optional=True)
         self._max_bytes = number("max_bytes", max_bytes, least=1, whole=True, optional=True)
-        self._dead: list[tuple[str, int]] = []  # when tasks of dead runs were created, and their keys; sorted
+        # when tasks of dead runs were created, and their keys; sorted
+        self._dead: list[tuple[str, int]] = []
         self._look_from = 0
         self._surplus = 0
         self._before = ""
@@ -93,10 +108,12 @@ class Retention:
         return not self._max_age is self._max_tasks is self._max_bytes is None
 
     def look(self, database: Database, lock: LockFile, most: int = MOST_LOOKED_AT) -> None:
-        """Find out what is too much. Reads, some milliseconds; the caller does not hold the lock, nor the connection.
+        """Find out what is too much. Reads, some milliseconds; the caller does not hold the lock,
+        nor the connection.
 
         Args:
-            most: tasks of each status without an end that are looked at, from where the last look ended; -1 is all.
+            most: tasks of each status without an end that are looked at, from where the last look
+                ended; -1 is all.
         """
         self._find_dead(database, lock, most)
         if self._max_age is not None:
@@ -114,7 +131,10 @@ class Retention:
 
     def _find_dead(self, database: Database, lock: LockFile, most: int) -> None:
         with database.use() as connection:
-            looks = [connection.execute(look, {"start": self._look_from, "most": most}).fetchall() for look in _LOOK]
+            looks = [
+                connection.execute(look, {"start": self._look_from, "most": most}).fetchall()
+                for look in _LOOK
+            ]
         rows = list(chain.from_iterable(looks))
         dead = dead_runs(database, lock, {row[1] for row in rows if isinstance(row[1], str)})
         self._dead = sorted((created if isinstance(created, str) else "", key)
@@ -123,7 +143,8 @@ class Retention:
         self._look_from = min((look[-1][0] for look in looks if len(look) == most), default=0)
 
     def step(self, connection: sqlite3.Connection) -> int:
-        """Remove some of it, in one transaction; return how many tasks and rows went, 0 when there is no more to do.
+        """Remove some of it, in one transaction; return how many tasks and rows went, 0 when there
+        is no more to do.
 
         Takes 5 to 10 ms. The caller holds the lock.
 
@@ -147,16 +168,21 @@ class Retention:
         most = MOST_TASKS if self._is_too_large else min(self._surplus, MOST_TASKS)
         if most:
             return self._oldest(connection, _FOREVER, most)
-        return self._oldest(connection, self._before, MOST_TASKS) if self._max_age is not None else []
+        return (
+            self._oldest(connection, self._before, MOST_TASKS) if self._max_age is not None else []
+        )
 
     def totals(self, connection: sqlite3.Connection) -> tuple[int, int]:
-        """Return how many tasks are too many or too old, as of the last `look`, and how many rows they have."""
+        """Return how many tasks are too many or too old, as of the last `look`, and how many rows
+        they have."""
         tasks = rows = 0
         ended = connection.execute(_CANDIDATES, {"before": _FOREVER, "most": -1})
         for end, key in merge(ended, self._dead):
             if tasks >= self._surplus and end >= self._before:
                 break  # both are the first ones in this order
-            (count,) = connection.execute("SELECT total(1) FROM stream_rows WHERE task = ?", (key,)).fetchone()
+            (count,) = connection.execute(
+                "SELECT total(1) FROM stream_rows WHERE task = ?", (key,)
+            ).fetchone()
             tasks, rows = tasks + 1, rows + int(count)
         return tasks, rows
 
@@ -170,21 +196,30 @@ class Retention:
         rows = _delete_rows(connection, keys)
         references = connection.execute(_REFERENCES, (chosen,)).fetchall()
         tasks = connection.execute(_DELETE_TASKS, (chosen,)).rowcount
-        left = {key for key, in connection.execute(f"SELECT key FROM tasks WHERE key {_IN_KEYS}", (chosen,))}
+        left = {
+            key
+            for key, in connection.execute(f"SELECT key FROM tasks WHERE key {_IN_KEYS}", (chosen,))
+        }
         gone, were_dead = set(keys) - left, len(self._dead)
         self._dead = [each for each in self._dead if each[1] not in gone]
         if not rows and not tasks and were_dead == len(self._dead):
-            raise damaged(_path_of(connection), f"tasks such as that with key {keys[0]} cannot be removed")
+            raise damaged(
+                _path_of(connection), f"tasks such as that with key {keys[0]} cannot be removed"
+            )
         self._surplus = max(0, self._surplus - tasks)
         self.removed_tasks += tasks
         self.removed_rows += rows
         for statement, names in ((_DELETE_RUNS, {run for run, _ in references}),
                                  (_DELETE_SCRIPTS, {script for _, script in references})):
-            connection.execute(statement, (json.dumps([name for name in names if isinstance(name, str)]),))
-        return rows + tasks or 1  # others may have removed what the last look found; there may be more
+            connection.execute(
+                statement, (json.dumps([name for name in names if isinstance(name, str)]),)
+            )
+        # others may have removed what the last look found; there may be more
+        return rows + tasks or 1
 
     def _shrink(self, connection: sqlite3.Connection) -> int:
-        """Give pages back that are free, up to a reserve that spares a growing file the work of growing again."""
+        """Give pages back that are free, up to a reserve that spares a growing file the work of
+        growing again."""
         pages, free, page_size = _pages(connection)
         reserve = max(MOST_PAGES, pages // 8)
         if self._max_bytes is not None:
@@ -194,21 +229,30 @@ class Retention:
 
 
 def _path_of(connection: sqlite3.Connection) -> str:
-    return str(connection.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0])
+    return str(
+        connection.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[
+            0
+        ]
+    )
 
 
 def _delete_rows(connection: sqlite3.Connection, keys: list[int]) -> int:
-    """Delete stream rows of these tasks, one task after the other, as many as fit into one transaction."""
+    """Delete stream rows of these tasks, one task after the other, as many as fit into one
+    transaction."""
     rows = characters = gone = 0
     for key in keys:
         last = None
-        found = connection.execute("SELECT seq, length(payload) FROM stream_rows WHERE task = ? ORDER BY seq", (key,))
+        found = connection.execute(
+            "SELECT seq, length(payload) FROM stream_rows WHERE task = ? ORDER BY seq", (key,)
+        )
         while rows < MOST_ROWS and characters < MOST_CHARACTERS and (row := found.fetchone()):
             last, rows, characters = row[0], rows + 1, characters + row[1]
         found.close()  # nobody reads what is deleted
         if last is None:
             continue
-        gone += connection.execute("DELETE FROM stream_rows WHERE task = ? AND seq <= ?", (key, last)).rowcount
+        gone += connection.execute(
+            "DELETE FROM stream_rows WHERE task = ? AND seq <= ?", (key, last)
+        ).rowcount
     return gone
 
 
@@ -221,14 +265,18 @@ class Pruned:
     bytes_before: int
     """Of the file, its log not counted."""
     bytes_after: int | None
-    """None for a trial; more than it will be as long as others have the file open, who shrink it later."""
+    """None for a trial; more than it will be as long as others have the file open, who shrink it
+    later."""
 
 
-def prune(path: str, *, max_age: float | None = None, max_tasks: int | None = None, is_trial: bool = False) -> Pruned:
-    """Remove from the history at ``path`` what is too old or too much, and give its room back. Any thread.
+def prune(
+    path: str, *, max_age: float | None = None, max_tasks: int | None = None, is_trial: bool = False
+) -> Pruned:
+    """Remove from the history at ``path`` what is too old or too much, and give its room back. Any
+    thread.
 
-    Others may write to the file meanwhile: like them it holds the lock for a transaction of a few milliseconds at a time, and
-    between two leaves it to them.
+    Others may write to the file meanwhile: like them it holds the lock for a transaction of a few
+    milliseconds at a time, and between two leaves it to them.
 
     Args:
         max_age: seconds that tasks stay after their end; None is for ever.
@@ -265,7 +313,9 @@ def prune(path: str, *, max_age: float | None = None, max_tasks: int | None = No
     return Pruned(retention.removed_tasks, retention.removed_rows, before, os.stat(path).st_size)
 
 
-def _what_would_go(path: str, database: Database, retention: Retention, lock: LockFile, size: int) -> Pruned:
+def _what_would_go(
+    path: str, database: Database, retention: Retention, lock: LockFile, size: int
+) -> Pruned:
     retention.look(database, lock, MOST_BY_HAND)
     with database.use() as connection, bounded(connection, path):
         tasks, rows = retention.totals(connection)
@@ -280,7 +330,8 @@ def _shrink_all(connection: sqlite3.Connection) -> bool:
 def _give_back(connection: sqlite3.Connection, pages: int) -> int:
     """Let the file shrink by some free pages; return by how many it did, 0 also where it cannot."""
     before, *_ = _pages(connection)
-    connection.executescript(f"PRAGMA incremental_vacuum({pages})")  # a step a page, the GIL not taken in between
+    # a step a page, the GIL not taken in between
+    connection.executescript(f"PRAGMA incremental_vacuum({pages})")
     after, *_ = _pages(connection)
     return before - after
 

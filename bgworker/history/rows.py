@@ -1,7 +1,8 @@
 """A batch of events as rows of a history file. Runs on the sink's thread.
 
-Guarantees. Storing a batch again, or after later ones, changes nothing: stream rows are known by (task, seq), a task's
-row never goes back to an earlier event, losses are known by all that they say.
+Guarantees. Storing a batch again, or after later ones, changes nothing: stream rows are known by
+(task, seq), a task's row never goes back to an earlier event, losses are known by all that they
+say.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Rows:
         return self._tasks.runs
 
     def store(self, connection: sqlite3.Connection, most_values: int) -> None:
-        """Put the rows into the file, as one transaction, and with at most ``most_values`` parameters a statement."""
+        """Put the rows into the file, as one transaction, and with at most ``most_values``
+        parameters a statement."""
         if self._speech is not None:
             if _store_speech(connection, *self._speech, most_values):
                 return
@@ -72,14 +74,16 @@ class Rows:
     def _sort(self) -> None:
         self._sort_by_kind(self._records)
         self._speakers = list(dict.fromkeys(map(_STATE, self._streams)))
-        # a task that only talks shows that its run lives, which else counts as over once a sink of it was closed
+        # a task that only talks shows that its run lives, which else counts as over once a sink of
+        # it was closed
         self._tasks.runs.update(state.run_id for state in self._speakers
                                 if not isinstance(state, Told) and is_own_run(state.run_id))
 
     def _sort_by_kind(self, records: Sequence[Record]) -> None:
         kinds = set(map(_KIND, records))
         if _SPEECH.issuperset(kinds):
-            self._streams = records  # the usual batch of tasks that talk much, in a third of the time
+            # the usual batch of tasks that talk much, in a third of the time
+            self._streams = records
             return
         if kinds.isdisjoint(STREAMS) and LOST not in kinds:  # and of those that do not
             for record in dict(zip(map(_STATE, records), records)).values():
@@ -106,9 +110,11 @@ class Rows:
             self._tasks.add_progress(record)
 
     def _keys(self, connection: sqlite3.Connection, most_values: int) -> dict[Known, int]:
-        """Return the keys of the tasks that said something; one that the file does not know gets a row first.
+        """Return the keys of the tasks that said something; one that the file does not know gets a
+        row first.
 
-        Looked up each time: in this transaction nobody can remove a task between the look and the use.
+        Looked up each time: in this transaction nobody can remove a task between the look and the
+        use.
         """
         keys = self._find_keys(connection)
         if len(keys) < len(self._speakers):
@@ -122,10 +128,14 @@ class Rows:
 
     def _find_keys(self, connection: sqlite3.Connection) -> dict[Known, int]:
         wanted = json.dumps([state.id for state in self._speakers])
-        found: dict[str, int] = json.loads(connection.execute(sql.FIND_KEYS, (wanted,)).fetchone()[0])
+        found: dict[str, int] = json.loads(
+            connection.execute(sql.FIND_KEYS, (wanted,)).fetchone()[0]
+        )
         return {state: found[state.id] for state in self._speakers if state.id in found}
 
-    def _store_streams(self, connection: sqlite3.Connection, keys: dict[Known, int], most_values: int) -> None:
+    def _store_streams(
+        self, connection: sqlite3.Connection, keys: dict[Known, int], most_values: int
+    ) -> None:
         """Insert in the order of the table, which else has to look for each row's place."""
         streams = self._streams
         if len(keys) > 1:
@@ -145,9 +155,15 @@ class Rows:
 
 
 def _speech_of(records: Sequence[Record]) -> tuple[TaskState, int, list[Any]] | None:
-    """Return task, stream and values of a batch that one task of this process said on one stream, in plain text."""
+    """Return task, stream and values of a batch that one task of this process said on one stream,
+    in plain text."""
     speaker, _, spoken, _, _ = records[0] if records else (None, 0, LOST, 0, None)
-    if spoken not in _SPEECH or speaker is None or isinstance(speaker, Told) or not is_own_run(speaker.run_id):
+    if (
+        spoken not in _SPEECH
+        or speaker is None
+        or isinstance(speaker, Told)
+        or not is_own_run(speaker.run_id)
+    ):
         return None
     if min(records[0][3], records[-1][3]) < 0:
         return None  # before 1970 SQLite does not round as we do
@@ -160,11 +176,18 @@ def _speech_of(records: Sequence[Record]) -> tuple[TaskState, int, list[Any]] | 
     return speaker, _CODES[spoken], values
 
 
-def _store_speech(connection: sqlite3.Connection, speaker: TaskState, stream: int, values: list[Any],
-                  most_values: int) -> bool:
-    """Store what one task said on one stream; False, and nothing is stored, if its run or it has to be stored first.
+def _store_speech(
+    connection: sqlite3.Connection,
+    speaker: TaskState,
+    stream: int,
+    values: list[Any],
+    most_values: int,
+) -> bool:
+    """Store what one task said on one stream; False, and nothing is stored, if its run or it has to
+    be stored first.
 
-    Usually that is one statement, and so one transaction: beside a busy thread each statement may wait 5 ms for the GIL.
+    Usually that is one statement, and so one transaction: beside a busy thread each statement may
+    wait 5 ms for the GIL.
     """
     is_one = sql.INSERT_SPEECH.is_one_statement(values, most_values)
     try:

@@ -1,9 +1,10 @@
-"""What a history file is: its tables, how it is known again, and the steps from one version of it to the next.
+"""What a history file is: its tables, how it is known again, and the steps from one version of it
+to the next.
 
-Beside ``PATH`` lie SQLite's ``PATH-wal`` and ``PATH-shm``, and ``PATH.lock`` (`files.LockFile`). Whoever writes holds
-that lock from before a transaction until after its commit or its checkpoint: SQLite before 3.51.3 can lose commits
-when one connection commits while another begins a checkpoint (https://sqlite.org/wal.html#walresetbug). Readers need
-no lock.
+Beside ``PATH`` lie SQLite's ``PATH-wal`` and ``PATH-shm``, and ``PATH.lock`` (`files.LockFile`).
+Whoever writes holds that lock from before a transaction until after its commit or its checkpoint:
+SQLite before 3.51.3 can lose commits when one connection commits while another begins a checkpoint
+(https://sqlite.org/wal.html#walresetbug). Readers need no lock.
 
 No file that is not ours, or not as we know it, is changed. A file that others can write is
 hostile: before the first question `check` sees to it that the tables are those that bgworker
@@ -35,22 +36,32 @@ if TYPE_CHECKING:
     Steps = Tuple[Tuple[str, ...], ...]
     Objects = Dict[str, Tuple[str, str]]
 
-APPLICATION_ID = 0x6267776B  # "bgwk"; SQLite keeps it in the file's header for programs to know their files by
+# "bgwk"; SQLite keeps it in the file's header for programs to know their files by
+APPLICATION_ID = 0x6267776B
 
 BUSY_SECONDS = 10.0
-"""How long a statement waits for a lock that others hold: a stranger's program, or the close of a last writer."""
+"""How long a statement waits for a lock that others hold: a stranger's program, or the close of a
+last writer."""
 
-STREAM_CODES: dict[StreamType, int] = {StreamType.OUTPUT: 0, StreamType.ERROR: 1, StreamType.WARNING: 2,
-                                       StreamType.VERBOSE: 3, StreamType.PROGRESS: 4}
+STREAM_CODES: dict[StreamType, int] = {
+    StreamType.OUTPUT: 0,
+    StreamType.ERROR: 1,
+    StreamType.WARNING: 2,
+    StreamType.VERBOSE: 3,
+    StreamType.PROGRESS: 4,
+}
 """How ``stream_rows.stream`` spells a stream; 0 and 1 take no room in a row."""
 
-_STREAM_NAMES = " ".join(f"WHEN {code} THEN '{stream.value}'" for stream, code in STREAM_CODES.items())
+_STREAM_NAMES = " ".join(
+    f"WHEN {code} THEN '{stream.value}'" for stream, code in STREAM_CODES.items()
+)
 
 MOST_TEXT = 4 * 2**20
 """Bytes of the longest value that is read: decoded and encoded again it takes ten times as much."""
 
-STEPS: Steps = ((
-    """CREATE TABLE runs (
+STEPS: Steps = (
+    (
+        """CREATE TABLE runs (
   run_id TEXT PRIMARY KEY NOT NULL,
   host TEXT,         -- where it ran; NULL for a run that was copied here from elsewhere
   pid INTEGER,
@@ -59,13 +70,13 @@ STEPS: Steps = ((
   python TEXT,
   version TEXT
 )""",
-    """CREATE TABLE scripts (
+        """CREATE TABLE scripts (
   hash TEXT PRIMARY KEY NOT NULL,
   script_id TEXT,
   text TEXT          -- NULL unless record_source was on
 )""",
-    # AUTOINCREMENT: the key of a task that was removed never comes to mean another one
-    """CREATE TABLE tasks (
+        # AUTOINCREMENT: the key of a task that was removed never comes to mean another one
+        """CREATE TABLE tasks (
   key INTEGER PRIMARY KEY AUTOINCREMENT,
   id TEXT NOT NULL UNIQUE,
   run_id TEXT REFERENCES runs(run_id),
@@ -88,7 +99,7 @@ STEPS: Steps = ((
   invocation_info TEXT,
   last_seq INTEGER NOT NULL  -- of the event that the row was last made from
 )""",
-    """CREATE TABLE stream_rows (
+        """CREATE TABLE stream_rows (
   task INTEGER NOT NULL REFERENCES tasks(key),
   seq INTEGER NOT NULL,
   stream INTEGER NOT NULL,
@@ -99,7 +110,7 @@ STEPS: Steps = ((
   is_json INTEGER,              -- 1 or NULL
   PRIMARY KEY (task, seq)
 ) WITHOUT ROWID""",
-    f"""CREATE VIEW task_streams AS
+        f"""CREATE VIEW task_streams AS
 SELECT tasks.id AS task_id, seq, CASE stream {_STREAM_NAMES} END AS stream_type, payload,
   CASE WHEN is_json THEN 'json' ELSE 'text' END AS format,
   original_bytes IS NOT NULL AS truncated,
@@ -107,7 +118,7 @@ SELECT tasks.id AS task_id, seq, CASE stream {_STREAM_NAMES} END AS stream_type,
     AS created_utc,
   percent, original_bytes
 FROM stream_rows JOIN tasks ON tasks.key = stream_rows.task""",
-    """CREATE TABLE losses (
+        """CREATE TABLE losses (
   sink TEXT NOT NULL,
   reason TEXT NOT NULL,
   count INTEGER NOT NULL,
@@ -115,15 +126,17 @@ FROM stream_rows JOIN tasks ON tasks.key = stream_rows.task""",
   created_utc TEXT NOT NULL,
   UNIQUE (created_utc, sink, reason, count, by_type)
 )""",
-    "CREATE INDEX tasks_status ON tasks(status, completed_utc)",
-    "CREATE INDEX tasks_name ON tasks(name, duration_sec)",
-    "CREATE INDEX tasks_run ON tasks(run_id)",
-    "CREATE INDEX tasks_script ON tasks(script_hash)",
-),)
+        "CREATE INDEX tasks_status ON tasks(status, completed_utc)",
+        "CREATE INDEX tasks_name ON tasks(name, duration_sec)",
+        "CREATE INDEX tasks_run ON tasks(run_id)",
+        "CREATE INDEX tasks_script ON tasks(script_hash)",
+    ),
+)
 """Step n makes version n of version n - 1, as one transaction. A released step never changes."""
 
 VERSION = len(STEPS)
-"""The version that is written, and the greatest one that is read; ``PRAGMA user_version`` of the file."""
+"""The version that is written, and the greatest one that is read; ``PRAGMA user_version`` of the
+file."""
 
 _OURS = ("runs", "scripts", "tasks", "stream_rows", "task_streams", "losses")
 
@@ -184,14 +197,15 @@ def this_host() -> str:
 
 
 def connect_to_read(path: str) -> sqlite3.Connection:
-    """Open a history that is there, to read only; it does no checkpoint, and may be used by one thread at a time.
+    """Open a history that is there, to read only; it does no checkpoint, and may be used by one
+    thread at a time.
 
     Raises:
-        HistoryError: the file is missing or empty, damaged, of another program, or of a newer bgworker.
-        sqlite3.OperationalError: the system does not let us read it now.
+        HistoryError: the file is missing or empty, damaged, of another program, or of a newer
+        bgworker. sqlite3.OperationalError: the system does not let us read it now.
 
-    In a directory that cannot be written to, a file that nobody has open is taken for one that does not change (``PRAGMA
-    journal_mode`` is not "wal" then); the caller opens it again when it does.
+    In a directory that cannot be written to, a file that nobody has open is taken for one that does
+    not change (``PRAGMA journal_mode`` is not "wal" then); the caller opens it again when it does.
     """
     if not os.path.exists(path):
         raise HistoryError(f"there is no history at {shown(path)}; name the file of a SqliteSink")
@@ -199,21 +213,29 @@ def connect_to_read(path: str) -> sqlite3.Connection:
     try:
         return _connect_to_read(path, "ro")
     except sqlite3.OperationalError as error:
-        # SQLite wants PATH-shm beside the file even for reading, and may not be able to create it in that directory.
+        # SQLite wants PATH-shm beside the file even for reading, and may not be able to create it
+        # in that directory.
         log = os.path.realpath(path) + "-wal"
         if os.path.exists(log) and os.path.getsize(log):
-            if os.access(os.path.dirname(log), os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            if os.access(
+                os.path.dirname(log), os.W_OK, effective_ids=os.access in os.supports_effective_ids
+            ):
                 raise
-            raise HistoryError(f"the newest part of the history {shown(path)} is in {shown(log)}, which SQLite cannot read where no file "
-                               "can be created beside it; copy both to a directory that you may write to") from error
-    return _connect_to_read(path, "ro&immutable=1")  # all there is stands in the file itself, and nobody writes
+            raise HistoryError(
+                f"the newest part of the history {shown(path)} is in {shown(log)}, which SQLite cannot read where no file "
+                "can be created beside it; copy both to a directory that you may write to"
+            ) from error
+    # all there is stands in the file itself, and nobody writes
+    return _connect_to_read(path, "ro&immutable=1")
 
 
 def _connect_to_read(path: str, mode: str) -> sqlite3.Connection:
     connection = _connect(path, mode)
     try:
         if not check(connection, path):
-            raise HistoryError(f"{shown(path)} is empty; name the file of a SqliteSink that has been opened")
+            raise HistoryError(
+                f"{shown(path)} is empty; name the file of a SqliteSink that has been opened"
+            )
     except BaseException:
         connection.close()
         raise
@@ -221,14 +243,15 @@ def _connect_to_read(path: str, mode: str) -> sqlite3.Connection:
 
 
 def connect_to_write(path: str, steps: Steps = STEPS) -> sqlite3.Connection:
-    """Open a history, making it if need be, and bring it to the newest version. The caller holds its lock.
+    """Open a history, making it if need be, and bring it to the newest version. The caller holds
+    its lock.
 
     Args:
         steps: what leads from a file with nothing in it to the newest version.
 
     Raises:
-        HistoryError: the file is damaged, of another program, or of a newer bgworker, and was not touched; or a history
-            cannot be kept in that place.
+        HistoryError: the file is damaged, of another program, or of a newer bgworker, and was not
+            touched; or a history cannot be kept in that place.
         sqlite3.OperationalError: the system does not let us write it now.
     """
     check_kind(path, is_written=True)
@@ -237,13 +260,17 @@ def connect_to_write(path: str, steps: Steps = STEPS) -> sqlite3.Connection:
     try:
         version = check(connection, path, steps)
         if not version:
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first page is written
+            # only before the first page is written
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
-            raise HistoryError(f"no history can be kept at {shown(path)}: its file system lacks the shared memory that "
-                               "SQLite's write-ahead log needs; name a path on a local disk")
+            raise HistoryError(
+                f"no history can be kept at {shown(path)}: its file system lacks the shared memory that "
+                "SQLite's write-ahead log needs; name a path on a local disk"
+            )
         migrate(connection, version, steps)
-        if not os.access(path, os.W_OK):  # SQLite then reads without a word, and refuses the first write
+        if not os.access(path, os.W_OK):
+            # SQLite then reads without a word, and refuses the first write
             connection.execute("BEGIN")
             connection.execute(f"PRAGMA user_version = {len(steps)}")
             roll_back(connection)
@@ -265,7 +292,8 @@ def migrate(connection: sqlite3.Connection, version: int, steps: Steps = STEPS) 
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Write as one transaction, which is rolled back if anything is raised inside. The caller holds the file's lock."""
+    """Write as one transaction, which is rolled back if anything is raised inside. The caller holds
+    the file's lock."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -276,7 +304,8 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def roll_back(connection: sqlite3.Connection) -> None:
-    """End a transaction that failed; SQLite may have done so by itself. What led here tells more than an error here."""
+    """End a transaction that failed; SQLite may have done so by itself. What led here tells more
+    than an error here."""
     try:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
@@ -289,8 +318,8 @@ def roll_back(connection: sqlite3.Connection) -> None:
 def check_kind(path: str, *, is_written: bool = False) -> None:
     """See that a history, and what lies beside it, are regular files, or not there.
 
-    Opening a FIFO may block, and a link or a second name may lead to a file of somebody else's. A file
-    that is only read may belong to anybody.
+    Opening a FIFO may block, and a link or a second name may lead to a file of somebody else's. A
+    file that is only read may belong to anybody.
 
     Raises:
         HistoryError: they are not.
@@ -320,7 +349,8 @@ def check(connection: sqlite3.Connection, path: str, steps: Steps = STEPS) -> in
             ``steps`` do not lead to, or not as they make it.
     """
     with damage_told(path):
-        connection.execute("BEGIN")  # one view of it all, though another process may just be making the file
+        # one view of it all, though another process may just be making the file
+        connection.execute("BEGIN")
         try:
             with bounded(connection, path):
                 return _check(connection, path, steps)
@@ -330,7 +360,8 @@ def check(connection: sqlite3.Connection, path: str, steps: Steps = STEPS) -> in
 
 @contextmanager
 def damage_told(path: str) -> Iterator[None]:
-    """Raise `HistoryError` for what a damaged file makes SQLite raise, or us; other trouble passes."""
+    """Raise `HistoryError` for what a damaged file makes SQLite raise, or us; other trouble
+    passes."""
     try:
         yield
     except (BgworkerError, sqlite3.OperationalError):
@@ -344,9 +375,11 @@ def damage_told(path: str) -> Iterator[None]:
 
 def damaged(path: str, what: object) -> HistoryError:
     """Return the error for a file with something in it that cannot be."""
-    return HistoryError(f"the history {shown(path)} is damaged ({what or 'a value is too large'}); move "
-                        "it aside, and recover what is in it with the .recover command of the "
-                        "sqlite3 shell")
+    return HistoryError(
+        f"the history {shown(path)} is damaged ({what or 'a value is too large'}); move "
+        "it aside, and recover what is in it with the .recover command of the "
+        "sqlite3 shell"
+    )
 
 
 def _check(connection: sqlite3.Connection, path: str, steps: Steps) -> int:
@@ -358,7 +391,8 @@ def _check(connection: sqlite3.Connection, path: str, steps: Steps) -> int:
     is_empty = connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
     if is_empty and not (application_id or version):
         if size and connection.execute("PRAGMA page_count").fetchone() == (0,):
-            raise _no_database(path)  # SQLite takes a file of a few bytes for an empty one, and writes over it
+            # SQLite takes a file of a few bytes for an empty one, and writes over it
+            raise _no_database(path)
         return 0
     if application_id != APPLICATION_ID:
         remedy = "name another path"
@@ -366,15 +400,21 @@ def _check(connection: sqlite3.Connection, path: str, steps: Steps) -> int:
             remedy = ("if it is a history that was restored from a dump, mark it as one in the "
                       f"sqlite3 shell: PRAGMA application_id = {APPLICATION_ID}; "
                       f"PRAGMA user_version = {len(steps)};")
-        raise HistoryError(f"{shown(path)} belongs to another program: its application_id is {application_id}, that of a "
-                           f"history {APPLICATION_ID}; {remedy}")
+        raise HistoryError(
+            f"{shown(path)} belongs to another program: its application_id is {application_id}, that of a "
+            f"history {APPLICATION_ID}; {remedy}"
+        )
     if version > len(steps):
-        raise HistoryError(f"the history {shown(path)} has version {version}, and this bgworker knows versions up to "
-                           f"{len(steps)}; upgrade bgworker, or name another path")
+        raise HistoryError(
+            f"the history {shown(path)} has version {version}, and this bgworker knows versions up to "
+            f"{len(steps)}; upgrade bgworker, or name another path"
+        )
     missing = [name for name in _OURS if name not in found]
     if missing or version < 1:
-        raise HistoryError(f"the history {shown(path)} is damaged: it lacks {', '.join(missing) or 'its version'}; move it "
-                           "aside")
+        raise HistoryError(
+            f"the history {shown(path)} is damaged: it lacks {', '.join(missing) or 'its version'}; move it "
+            "aside"
+        )
     expected = _made_by(steps[:version])
     for name, (kind, sql) in found.items():
         if (kind, sql) != expected.get(name):
@@ -395,12 +435,16 @@ def _objects(connection: sqlite3.Connection) -> Objects:
 def _refuse_stranger(path: str, name: str, kind: str, sql: str, expected: Objects) -> None:
     """Refuse what could make SQLite run what somebody else wrote; an index of columns does not."""
     if name in expected:
-        raise HistoryError(f"the history {shown(path)} could do harm: its {kind} {name!r} is not the "
-                           f"{expected[name][0]} that bgworker makes; move it aside")
+        raise HistoryError(
+            f"the history {shown(path)} could do harm: its {kind} {name!r} is not the "
+            f"{expected[name][0]} that bgworker makes; move it aside"
+        )
     if kind != "index" or not _PLAIN_INDEX.fullmatch(sql):
-        raise HistoryError(f"the history {shown(path)} could do harm: its {kind} {name[:80]!r} is not "
-                           "bgworker's; look at it in the sqlite3 shell, and remove it with "
-                           f"DROP {kind.upper()}")
+        raise HistoryError(
+            f"the history {shown(path)} could do harm: its {kind} {name[:80]!r} is not "
+            "bgworker's; look at it in the sqlite3 shell, and remove it with "
+            f"DROP {kind.upper()}"
+        )
 
 
 @lru_cache
@@ -413,18 +457,23 @@ def _made_by(steps: Steps) -> Objects:
 
 
 def _no_database(path: str) -> HistoryError:
-    return HistoryError(f"{shown(path)} is not a history: it is no SQLite file, or an encrypted one; name another path")
+    return HistoryError(
+        f"{shown(path)} is not a history: it is no SQLite file, or an encrypted one; name another path"
+    )
 
 
 def _judge(path: str, steps: Steps) -> None:
-    """Look at a file through a connection that cannot change it: closing one that could might run a checkpoint."""
+    """Look at a file through a connection that cannot change it: closing one that could might run a
+    checkpoint."""
     if not os.path.exists(path):
         return
     try:
         with closing(_connect(path, "ro")) as connection:
             check(connection, path, steps)
     except sqlite3.OperationalError:
-        return  # a killed process has left work that only a writer can finish; or whoever writes finds out why
+        # a killed process has left work that only a writer can finish; or whoever writes finds out
+        # why
+        return
 
 
 # ---------------------------------------------------------------- connections
@@ -465,7 +514,8 @@ def _size(path: str) -> int:
 
 
 def _connect(path: str, mode: str) -> sqlite3.Connection:
-    from urllib.parse import quote  # a path may hold ? and #; what is dear, urllib.request, is not loaded by this
+    # a path may hold ? and #; what is dear, urllib.request, is not loaded by this
+    from urllib.parse import quote
 
     absolute = os.path.abspath(path).replace(os.sep, "/")
     uri = "file://" + ("" if absolute.startswith("/") else "/") + quote(os.fsencode(absolute))

@@ -1,8 +1,9 @@
-"""Events as a history in an SQLite file, to be queried while it is written and long after. Runs on the sink's thread.
+"""Events as a history in an SQLite file, to be queried while it is written and long after. Runs on
+the sink's thread.
 
-What `write` has returned from survives the death of the process, and with ``durability="power"`` that of the machine.
-Any number of sinks and processes may write to one file, and any number read it meanwhile; see `schema` for what is in
-it.
+What `write` has returned from survives the death of the process, and with ``durability="power"``
+that of the machine. Any number of sinks and processes may write to one file, and any number read it
+meanwhile; see `schema` for what is in it.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ if TYPE_CHECKING:
     from ..model.events import Event
 
 PRUNE_SECONDS = 0.02
-"""Seconds of pruning after a batch of up to `PRUNE_BATCH` events, longer after a larger one: enough for more rows than it brings,
-and nobody notices."""
+"""Seconds of pruning after a batch of up to `PRUNE_BATCH` events, longer after a larger one: enough
+for more rows than it brings, and nobody notices."""
 PRUNE_BATCH = 5000
 CLOSE_PRUNE_SECONDS = 0.5
 LOOK_INTERVAL = 0.2
-"""Seconds between two looks at what is to be pruned, unless such a look takes more than a twentieth of that."""
+"""Seconds between two looks at what is to be pruned, unless such a look takes more than a twentieth
+of that."""
 
 _LOG_BYTES = 16 * 2**20
 """What a log that grew because a reader held up its checkpoints is cut back to."""
@@ -57,45 +59,63 @@ _REMEDIES = {
 }
 """Part of a message of SQLite's -> what mends it."""
 
-_REFUSALS = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError,
-             TypeError, ValueError)
-"""What SQLite and its module say to values that will never fit: too long, too large, of a strange type, not Unicode."""
+_REFUSALS = (
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    OverflowError,
+    TypeError,
+    ValueError,
+)
+"""What SQLite and its module say to values that will never fit: too long, too large, of a strange
+type, not Unicode."""
 
 logger = logging.getLogger(__name__.partition(".")[0])
 
 
 class SqliteSink:
-    """Records tasks and what they say in an SQLite file: tables ``tasks`` and ``losses``, a view ``task_streams``.
+    """Records tasks and what they say in an SQLite file: tables ``tasks`` and ``losses``, a view
+    ``task_streams``.
 
-    Delivery is at least once, the rows are exactly once: a stream row is known by its task and number, and a task's
-    row never goes back to an earlier event. Every ``write`` is one transaction.
+    Delivery is at least once, the rows are exactly once: a stream row is known by its task and
+    number, and a task's row never goes back to an earlier event. Every ``write`` is one
+    transaction.
 
-    Beside the file appear ``PATH-wal`` and ``PATH-shm``, which belong to it as long as they are there, and
-    ``PATH.lock``. A file that is deleted meanwhile is made anew.
+    Beside the file appear ``PATH-wal`` and ``PATH-shm``, which belong to it as long as they are
+    there, and ``PATH.lock``. A file that is deleted meanwhile is made anew.
 
     Args:
         path: made absolute at once.
         max_age: seconds that a task stays after its end; None is for ever.
         max_tasks: most tasks that are kept, counting those that have not ended; None is no bound.
-        max_bytes: most bytes of the file, its log not counted; None is no bound.
-            All three remove only tasks that have ended, those first that ended first. They work while the sink is
-            written to and when it is closed, some milliseconds at a time, so that for a while there may be more.
-        durability: "process": what was written survives the death of the process. "power": it survives a power failure
-            too, at the price of an fsync per batch.
-        mode: permissions of a file that is created, and of those beside it, such as ``0o600`` for what others may not
-            read; None leaves them to the umask.
+        max_bytes: most bytes of the file, its log not counted; None is no bound. All three remove
+            only tasks that have ended, those first that ended first. They work while the sink is
+            written to and when it is closed, some milliseconds at a time, so that for a while there
+            may be more.
+        durability: "process": what was written survives the death of the process. "power": it
+            survives a power failure too, at the price of an fsync per batch.
+        mode: permissions of a file that is created, and of those beside it, such as ``0o600`` for
+            what others may not read; None leaves them to the umask.
 
     Raises:
         ConfigurationError: an argument cannot be used.
     """
 
     preferred_batch = 16_384
-    """A task that begins and ends in one batch is written once, at half the price; and beside busy threads each waits some 0.1 s
-    for the GIL."""
+    """A task that begins and ends in one batch is written once, at half the price; and beside busy
+    threads each waits some 0.1 s for the GIL."""
 
-    def __init__(self, path: str | os.PathLike[str], *, max_age: float | None = None, max_tasks: int | None = None,
-                 max_bytes: int | None = None, durability: Literal["process", "power"] = "process",
-                 mode: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_age: float | None = None,
+        max_tasks: int | None = None,
+        max_bytes: int | None = None,
+        durability: Literal["process", "power"] = "process",
+        mode: int | None = None,
+    ) -> None:
         checks.choice("durability", durability, ("process", "power"))
         self._retention = Retention(max_age, max_tasks, max_bytes)
         self._is_power_safe = durability == "power"
@@ -117,8 +137,8 @@ class SqliteSink:
         Tasks that a process left behind which has died are recorded as interrupted.
 
         Raises:
-            PermanentSinkError: the file is damaged or not a history that we know, and was left as it is; or the path
-                cannot be used.
+            PermanentSinkError: the file is damaged or not a history that we know, and was left as
+                it is; or the path cannot be used.
             TemporarySinkError: it may work later.
         """
         try:
@@ -133,20 +153,27 @@ class SqliteSink:
             raise PermanentSinkError(str(error)) from error
         except sqlite3.Error as error:
             if self._is_out_of_reach():
-                raise PermanentSinkError(f"cannot open {shown(self.path)}: {error}; {HOPELESS[errno.EACCES]}") from error
+                raise PermanentSinkError(
+                    f"cannot open {shown(self.path)}: {error}; {HOPELESS[errno.EACCES]}"
+                ) from error
             raise TemporarySinkError(self._sql_trouble("open", error)) from error
 
     def write(self, events: Sequence[Event]) -> None:
-        """Store the events, as one transaction; open the file first if need be. Then prune for a moment if that is due.
+        """Store the events, as one transaction; open the file first if need be. Then prune for a
+        moment if that is due.
 
         Raises:
-            TemporarySinkError: the system or SQLite refused (disk full, locked by another program); nothing was stored.
+            TemporarySinkError: the system or SQLite refused (disk full, locked by another program);
+                nothing was stored.
             PermanentSinkError: an event can never be stored, or the file is not a history any more.
         """
         try:
             rows = Rows(events)
-        except Exception as error:  # who delivers halves the batch then, until the event that is no row stands alone
-            raise PermanentSinkError(f"cannot store an event in {shown(self.path)}: {describe(error)}") from error
+        except Exception as error:
+            # who delivers halves the batch then, until the event that is no row stands alone
+            raise PermanentSinkError(
+                f"cannot store an event in {shown(self.path)}: {describe(error)}"
+            ) from error
         try:
             self._show_presence(rows.runs)
             with self._locked(), self._database.use() as connection:
@@ -156,7 +183,9 @@ class SqliteSink:
         except HistoryError as error:
             raise PermanentSinkError(str(error)) from error
         except _REFUSALS as error:
-            raise PermanentSinkError(f"cannot store an event in {shown(self.path)}: {error}") from error
+            raise PermanentSinkError(
+                f"cannot store an event in {shown(self.path)}: {error}"
+            ) from error
         except sqlite3.Error as error:
             raise TemporarySinkError(self._sql_trouble("write to", error)) from error
         if self._retention.is_bounded:
@@ -166,7 +195,8 @@ class SqliteSink:
         """Do nothing: what ``write`` has returned from is as safe as ``durability`` says."""
 
     def close(self) -> None:
-        """Note the end of this process's runs and close the file; harmless if it is closed, and in a forked child.
+        """Note the end of this process's runs and close the file; harmless if it is closed, and in
+        a forked child.
 
         A later ``write`` opens it again.
         """
@@ -174,9 +204,15 @@ class SqliteSink:
         try:
             runs = [run_id for run_id in self._runs if is_own_run(run_id)]
             if runs:
-                with self._locked(), self._database.use() as connection, schema.transaction(connection):
-                    connection.execute("UPDATE runs SET ended_utc = ? WHERE run_id IN (SELECT value FROM json_each(?))",
-                                       (ns_text(time_ns()), json.dumps(runs)))
+                with (
+                    self._locked(),
+                    self._database.use() as connection,
+                    schema.transaction(connection),
+                ):
+                    connection.execute(
+                        "UPDATE runs SET ended_utc = ? WHERE run_id IN (SELECT value FROM json_each(?))",
+                        (ns_text(time_ns()), json.dumps(runs)),
+                    )
                 is_noted = True
             if self._retention.is_bounded and self._database.is_open:
                 self._next_look = 0.0
@@ -214,7 +250,8 @@ class SqliteSink:
     def _connect(self) -> sqlite3.Connection:
         target = os.path.realpath(self.path)
         if self._mode is not None and not os.path.exists(target):
-            os.close(create(target, os.O_RDWR, self._mode))  # SQLite gives what it creates beside it the same
+            # SQLite gives what it creates beside it the same
+            os.close(create(target, os.O_RDWR, self._mode))
         connection = schema.connect_to_write(self.path)
         connection.execute(f"PRAGMA synchronous = {'FULL' if self._is_power_safe else 'NORMAL'}")
         # fsync alone leaves it in the drive's cache on macOS
@@ -237,7 +274,8 @@ class SqliteSink:
     # -- pruning --
 
     def _prune(self, seconds: float) -> None:
-        """Remove what is too much, for about so many seconds. The batch is stored: trouble here is not its trouble."""
+        """Remove what is too much, for about so many seconds. The batch is stored: trouble here is
+        not its trouble."""
         begun = monotonic()
         lock = self._locked()
         try:
@@ -252,7 +290,11 @@ class SqliteSink:
         except (sqlite3.Error, OSError, HistoryError) as error:
             self._next_look = monotonic() + 60
             self._has_more_to_prune = False
-            logger.warning("the history %r could not be pruned, which is tried again in a minute: %s", self.path, error)
+            logger.warning(
+                "the history %r could not be pruned, which is tried again in a minute: %s",
+                self.path,
+                error,
+            )
 
     # -- what went wrong --
 

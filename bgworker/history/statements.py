@@ -1,11 +1,12 @@
-"""The statements that put rows into a history file, so made that each can be repeated without changing anything.
+"""The statements that put rows into a history file, so made that each can be repeated without
+changing anything.
 
-Rows go in by hundreds and thousands per statement. Python's module gives up the GIL at every step of a statement;
-beside one CPU-bound thread getting it back may take 5 ms, so that `executemany`, which steps once a row, falls to
-2,000 rows/s where 1,024 rows a statement keep 100,000.
+Rows go in by hundreds and thousands per statement. Python's module gives up the GIL at every step
+of a statement; beside one CPU-bound thread getting it back may take 5 ms, so that `executemany`,
+which steps once a row, falls to 2,000 rows/s where 1,024 rows a statement keep 100,000.
 
-And each value takes Python 0.1 us, and the GIL, NULL or not: the usual task is written with few of them, and what all rows of
-one task share is bound once a statement.
+And each value takes Python 0.1 us, and the GIL, NULL or not: the usual task is written with few of
+them, and what all rows of one task share is bound once a statement.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ if TYPE_CHECKING:
     from typing import Any
 
 CHUNKS: tuple[int, ...] = tuple(1 << power for power in range(10, -1, -1))
-"""Rows per statement. Of 8,192 twice as many go in per second beside a busy task, but keep the GIL from it for 3 ms at a
-time, which slows it by a fifth rather than a twelfth. Few sizes, so that SQLite compiles few statements; a rest that fills two
-thirds of one is padded with its last row, which changes nothing."""
+"""Rows per statement. Of 8,192 twice as many go in per second beside a busy task, but keep the GIL
+from it for 3 ms at a time, which slows it by a fifth rather than a twelfth. Few sizes, so that
+SQLite compiles few statements; a rest that fills two thirds of one is padded with its last row,
+which changes nothing."""
 FEW = 128
 """Rows up to which they are padded to one statement: a second one may wait for the GIL."""
 
 
 class ManyRows:
-    """An INSERT of any number of rows, as few statements of few different lengths. Immutable but for the texts it has
-    made.
+    """An INSERT of any number of rows, as few statements of few different lengths. Immutable but
+    for the texts it has made.
 
     Args:
         head, tail: what stands before and after the rows.
@@ -42,8 +44,15 @@ class ManyRows:
         self._shared = shared
         self._texts: dict[int, str] = {}
 
-    def run(self, connection: sqlite3.Connection, values: list[Any], most_values: int, shared: Sequence[Any] = ()) -> None:
-        """Insert rows, whose values stand one after the other in ``values``, at most ``most_values`` a statement."""
+    def run(
+        self,
+        connection: sqlite3.Connection,
+        values: list[Any],
+        most_values: int,
+        shared: Sequence[Any] = (),
+    ) -> None:
+        """Insert rows, whose values stand one after the other in ``values``, at most
+        ``most_values`` a statement."""
         start, width = 0, self._width
         while (left := (len(values) - start) // width) > 0:
             size = self._size(left, most_values)
@@ -66,20 +75,32 @@ class ManyRows:
     def _text(self, size: int) -> str:
         text = self._texts.get(size)
         if text is None:
-            text = self._texts[size] = f"{self._head}VALUES {', '.join([self._row] * size)}{self._tail}"
+            text = self._texts[size] = (
+                f"{self._head}VALUES {', '.join([self._row] * size)}{self._tail}"
+            )
         return text
 
 
-INSERT_STREAMS = ManyRows("INSERT OR IGNORE INTO stream_rows (task, seq, stream, created_us, payload) ", 5)
-INSERT_WIDE_STREAMS = ManyRows("INSERT OR IGNORE INTO stream_rows (task, seq, stream, created_us, payload, percent, "
-                               "original_bytes, is_json) ", 8)
+INSERT_STREAMS = ManyRows(
+    "INSERT OR IGNORE INTO stream_rows (task, seq, stream, created_us, payload) ", 5
+)
+INSERT_WIDE_STREAMS = ManyRows(
+    "INSERT OR IGNORE INTO stream_rows (task, seq, stream, created_us, payload, percent, "
+    "original_bytes, is_json) ",
+    8,
+)
 INSERT_SPEECH = ManyRows(
     "INSERT INTO stream_rows (task, seq, stream, created_us, payload) SELECT "
     "(SELECT key FROM tasks JOIN runs USING (run_id) WHERE id = ? AND ended_utc IS NULL AND host IS NOT NULL), "
-    "column1, ?, column2 / 1000, column3 FROM (SELECT * FROM (", 3, ") LIMIT -1) WHERE true ON CONFLICT DO NOTHING", 2)
-"""Texts of one task on one stream: id and stream; number, nanoseconds and text of each. Fails if the file does not know
-the task, or its run as one that lives: no look beforehand has to tell, and one statement may be the whole transaction.
-The LIMIT keeps SQLite from compiling the SELECT once a row (seen in 3.40: 160 ms for 8,192)."""
+    "column1, ?, column2 / 1000, column3 FROM (SELECT * FROM (",
+    3,
+    ") LIMIT -1) WHERE true ON CONFLICT DO NOTHING",
+    2,
+)
+"""Texts of one task on one stream: id and stream; number, nanoseconds and text of each. Fails if
+the file does not know the task, or its run as one that lives: no look beforehand has to tell, and
+one statement may be the whole transaction. The LIMIT keeps SQLite from compiling the SELECT once a
+row (seen in 3.40: 160 ms for 8,192)."""
 
 
 _NAMED = ("id", "run_id", "name", "created_utc", "script_id", "script_hash")
@@ -87,18 +108,23 @@ _WAITING = ("status", "scheduled_utc", "last_seq")
 _RUN = (*_WAITING, "started_utc", "completed_utc", "duration_sec")
 
 
-def _insert_tasks(constant: Sequence[str], varying: Sequence[str], progress: Sequence[str] = ()) -> ManyRows:
+def _insert_tasks(
+    constant: Sequence[str], varying: Sequence[str], progress: Sequence[str] = ()
+) -> ManyRows:
     """Rows of tasks, which advance those that are there already.
 
-    Only the varying columns are set then: to set a column costs a write to its index, changed or not. Progress stays
-    as it is unless the new row tells of some.
+    Only the varying columns are set then: to set a column costs a write to its index, changed or
+    not. Progress stays as it is unless the new row tells of some.
     """
     columns = (*constant, *varying, *progress)
     advance = [f"{column} = excluded.{column}" for column in varying]
     advance += [f"{column} = CASE WHEN excluded.last_progress_msg IS NULL THEN tasks.{column} "
                 f"ELSE excluded.{column} END" for column in progress]
-    return ManyRows(f"INSERT INTO tasks ({', '.join(columns)}) ", len(columns),
-                    f" ON CONFLICT(id) DO UPDATE SET {', '.join(advance)} WHERE excluded.last_seq >= tasks.last_seq")
+    return ManyRows(
+        f"INSERT INTO tasks ({', '.join(columns)}) ",
+        len(columns),
+        f" ON CONFLICT(id) DO UPDATE SET {', '.join(advance)} WHERE excluded.last_seq >= tasks.last_seq",
+    )
 
 
 INSERT_WAITING_TASKS = _insert_tasks(_NAMED, _WAITING)
@@ -125,5 +151,7 @@ WHERE runs.ended_utc IS NOT NULL OR runs.host IS NULL"""
 INSERT_SCRIPT = """INSERT INTO scripts (hash, script_id, text) VALUES (?, ?, ?)
 ON CONFLICT(hash) DO UPDATE SET text = excluded.text WHERE scripts.text IS NULL AND excluded.text IS NOT NULL"""
 
-FIND_KEYS = "SELECT json_group_object(id, key) FROM tasks WHERE id IN (SELECT value FROM json_each(?))"
+FIND_KEYS = (
+    "SELECT json_group_object(id, key) FROM tasks WHERE id IN (SELECT value FROM json_each(?))"
+)
 """All of them in one row, and so in one step."""

@@ -1,4 +1,5 @@
-"""Rows of tasks, and of the runs and scripts that these refer to. Runs on the sink's thread, for `rows`."""
+"""Rows of tasks, and of the runs and scripts that these refer to. Runs on the sink's thread, for
+`rows`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class Told:
-    """Stands for the `TaskState` of a task of which only DTOs are known; of those the latest snapshot counts."""
+    """Stands for the `TaskState` of a task of which only DTOs are known; of those the latest
+    snapshot counts."""
 
     __slots__ = ("id", "snapshot", "first_ns")
 
@@ -41,7 +43,8 @@ class Told:
 
 
 class TaskRows:
-    """Rows of tasks, and of the runs and scripts that these refer to. Values stand one after the other."""
+    """Rows of tasks, and of the runs and scripts that these refer to. Values stand one after the
+    other."""
 
     def __init__(self) -> None:
         self.runs: set[str] = set()
@@ -56,7 +59,8 @@ class TaskRows:
         self._source: tuple[Source | None, str | None, str | None] = None, None, None
 
     def add(self, record: Record, progress: Record | None = None) -> None:
-        """Add the row of a task as of a life-cycle event, and of progress that may have come after it."""
+        """Add the row of a task as of a life-cycle event, and of progress that may have come after
+        it."""
         state: Any = record[0]
         _, seq, kind, ns, _ = record
         if isinstance(state, Told):
@@ -80,7 +84,9 @@ class TaskRows:
         else:
             self._add_state(state, 0, STARTED)
 
-    def _add_state(self, state: TaskState, seq: int, kind: int, progress: Record | None = None) -> None:
+    def _add_state(
+        self, state: TaskState, seq: int, kind: int, progress: Record | None = None
+    ) -> None:
         created = ns_text(state.created_ns)
         if state.source is not self._source[0] or state.record_source:
             self._describe(state)
@@ -93,11 +99,22 @@ class TaskRows:
         if kind >= STARTED and state.started_ns is not None:
             started = ns_text(state.started_ns)
         if kind >= COMPLETED:
-            completed = started if state.completed_ns == state.started_ns else ns_text(state.completed_ns)
+            completed = (
+                started if state.completed_ns == state.started_ns else ns_text(state.completed_ns)
+            )
             duration = state.duration
-        if (state.timeout is not None or state.arguments is not None or state.metadata_json or progress is not None
-                or kind >= COMPLETED and (state.failure_message is not None or state.failure_type is not None
-                                          or state.recorded_message is not None)):
+        if (
+            state.timeout is not None
+            or state.arguments is not None
+            or state.metadata_json
+            or progress is not None
+            or kind >= COMPLETED
+            and (
+                state.failure_message is not None
+                or state.failure_type is not None
+                or state.recorded_message is not None
+            )
+        ):
             constant = state.timeout, state.arguments, state.metadata_json or None
             failure: tuple[Any, ...] = None, None, None
             latest = progress[4] if progress is not None else (None, None)
@@ -107,12 +124,30 @@ class TaskRows:
             elif progress is not None:
                 seq = max(seq, progress[1])
             self._constants.append((*named[1:], *constant, state.id))
-            self._full += (*named, *constant, _STATUS_TEXTS[kind], scheduled, seq, started, completed, duration,
-                           *failure, *latest)
+            self._full += (
+                *named,
+                *constant,
+                _STATUS_TEXTS[kind],
+                scheduled,
+                seq,
+                started,
+                completed,
+                duration,
+                *failure,
+                *latest,
+            )
         elif kind < STARTED:
             self._waiting += (*named, _STATUS_TEXTS[kind], scheduled, seq)
         else:
-            self._usual += (*named, _STATUS_TEXTS[kind], scheduled, seq, started, completed, duration)
+            self._usual += (
+                *named,
+                _STATUS_TEXTS[kind],
+                scheduled,
+                seq,
+                started,
+                completed,
+                duration,
+            )
 
     def _describe(self, state: TaskState) -> None:
         source = state.source
@@ -126,7 +161,9 @@ class TaskRows:
         if text is not None or hash_ not in self._scripts:
             self._scripts[hash_] = script_id, text
 
-    def _add_snapshot(self, task: TaskSnapshot, seq: int, kind: int, ns: int, progress: Record | None) -> None:
+    def _add_snapshot(
+        self, task: TaskSnapshot, seq: int, kind: int, ns: int, progress: Record | None
+    ) -> None:
         if task.run_id:
             self.runs.add(task.run_id)
         if task.script_hash:
@@ -137,23 +174,47 @@ class TaskRows:
         percent, message = task.last_progress_percent, task.last_progress_message
         if progress is not None and kind < COMPLETED:
             (percent, message), seq = progress[4], max(seq, progress[1])
-        constant = (task.task_id, task.run_id or None, task.name, _time_text(task.created_utc), task.script_id,
-                    task.script_hash or None, task.timeout, task.arguments,
-                    json_text(dict(task.metadata)) if task.metadata else None)
+        constant = (
+            task.task_id,
+            task.run_id or None,
+            task.name,
+            _time_text(task.created_utc),
+            task.script_id,
+            task.script_hash or None,
+            task.timeout,
+            task.arguments,
+            json_text(dict(task.metadata)) if task.metadata else None,
+        )
         self._constants.append((*constant[1:], task.task_id))
-        self._full += (*constant, task.status.value, _time_text(task.scheduled_utc), seq, _time_text(task.started_utc),
-                       completed, task.duration, task.failure_type, task.failure_message, task.invocation_info,
-                       percent, "" if message is None and percent is not None else message)
+        self._full += (
+            *constant,
+            task.status.value,
+            _time_text(task.scheduled_utc),
+            seq,
+            _time_text(task.started_utc),
+            completed,
+            task.duration,
+            task.failure_type,
+            task.failure_message,
+            task.invocation_info,
+            percent,
+            "" if message is None and percent is not None else message,
+        )
 
     def store(self, connection: sqlite3.Connection, most_values: int) -> None:
-        """Put the rows into the file, but for the progress of tasks of which nothing else was told."""
+        """Put the rows into the file, but for the progress of tasks of which nothing else was
+        told."""
         if self.runs:
             own = [run_id for run_id in self.runs if is_own_run(run_id)]
             connection.executemany(sql.INSERT_OWN_RUN, map(_own_run, own))
             if len(own) < len(self.runs):
-                connection.executemany(sql.INSERT_RUN, [(run_id,) for run_id in self.runs.difference(own)])
+                connection.executemany(
+                    sql.INSERT_RUN, [(run_id,) for run_id in self.runs.difference(own)]
+                )
         if self._scripts:
-            connection.executemany(sql.INSERT_SCRIPT, [(hash_, *rest) for hash_, rest in self._scripts.items()])
+            connection.executemany(
+                sql.INSERT_SCRIPT, [(hash_, *rest) for hash_, rest in self._scripts.items()]
+            )
         if self._waiting or self._usual or self._full:
             sql.INSERT_WAITING_TASKS.run(connection, self._waiting, most_values)
             sql.INSERT_USUAL_TASKS.run(connection, self._usual, most_values)
@@ -166,11 +227,14 @@ class TaskRows:
     def _complete_placeholders(self, connection: sqlite3.Connection) -> None:
         for values, width in ((self._waiting, 9), (self._usual, 12)):
             rows = [values[start:start + 6] for start in range(0, len(values), width)]
-            connection.executemany(sql.COMPLETE_PLACEHOLDER, [(*row[1:], None, None, None, row[0]) for row in rows])
+            connection.executemany(
+                sql.COMPLETE_PLACEHOLDER, [(*row[1:], None, None, None, row[0]) for row in rows]
+            )
         connection.executemany(sql.COMPLETE_PLACEHOLDER, self._constants)
 
     def store_progress(self, connection: sqlite3.Connection) -> None:
-        """Let tasks, which the file knows by now, advance to the progress that was told of them alone."""
+        """Let tasks, which the file knows by now, advance to the progress that was told of them
+        alone."""
         if self._progress:
             connection.executemany(sql.ADVANCE_PROGRESS, self._progress)
 

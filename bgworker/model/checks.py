@@ -29,8 +29,15 @@ MOST_NAMED = 1024
 """Bytes of a name; what is longer is cut."""
 
 
-def number(name: str, value: Any, *, above: float | None = None, least: float | None = None, optional: bool = False,
-           whole: bool = False) -> Any:
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    optional: bool = False,
+    whole: bool = False,
+) -> Any:
     """Return ``value`` as an `int` or `float` if it is a finite number in range, else raise a
     `ConfigurationError` that tells what was expected.
 
@@ -48,8 +55,10 @@ def number(name: str, value: Any, *, above: float | None = None, least: float | 
         return exact
     kind = "a whole number" if whole else "a number"
     bound = f" > {above:g}" if above is not None else f" >= {least:g}" if least is not None else ""
-    raise ConfigurationError(f"{name}: expected {kind}{bound}{' or None' if optional else ''}, got {show(value)}"
-                             + (f"; at most {MOST:g}" if not whole and exact is not None and exact > MOST else ""))
+    raise ConfigurationError(
+        f"{name}: expected {kind}{bound}{' or None' if optional else ''}, got {show(value)}"
+        + (f"; at most {MOST:g}" if not whole and exact is not None and exact > MOST else "")
+    )
 
 
 def _exact(value: Any) -> int | float | None:
@@ -67,7 +76,9 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
     """
     if issubclass(type(value), str) and (exact := str.__str__(value)) in allowed:
         return exact
-    raise ConfigurationError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {show(value)}")
+    raise ConfigurationError(
+        f"{name}: expected {' or '.join(map(repr, allowed))}, got {show(value)}"
+    )
 
 
 def member(name: str, kind: type[E], value: Any) -> E:
@@ -77,14 +88,18 @@ def member(name: str, kind: type[E], value: Any) -> E:
     members = kind._value2member_map_
     if issubclass(type(value), str) and (found := members.get(str.__str__(value))) is not None:
         return found  # type: ignore[return-value]
-    raise ConfigurationError(f"{name}: expected one of {', '.join(map(str, kind))}, got {show(value)}")
+    raise ConfigurationError(
+        f"{name}: expected one of {', '.join(map(str, kind))}, got {show(value)}"
+    )
 
 
 def members(name: str, kind: type[E], values: Any) -> frozenset[E]:
     """Return the members of a `str` enum that a collection holds; a string is none."""
     found = None if issubclass(type(values), (str, bytes)) else listed(values, MOST_LISTED)
     if found is None:
-        raise ConfigurationError(f"{name}: expected a collection of {kind.__name__}, got {show(values)}")
+        raise ConfigurationError(
+            f"{name}: expected a collection of {kind.__name__}, got {show(values)}"
+        )
     return frozenset([member(name, kind, value) for value in found])
 
 

@@ -1,4 +1,5 @@
-"""The words of the record: what status a task has, what an event tells, which stream it belongs to."""
+"""The words of the record: what status a task has, what an event tells, which stream it belongs
+to."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from enum import Enum
 
 
 class _Text(str, Enum):
-    """An enum whose members are, print and format as their wire value (as 3.11's StrEnum, on 3.10 too)."""
+    """An enum whose members are, print and format as their wire value (as 3.11's StrEnum, on 3.10
+    too)."""
 
     __str__ = str.__str__
 
@@ -59,8 +61,13 @@ class EventType(_Text):
     @property
     def is_stream(self) -> bool:
         """True for what the task's own code says: output, error, warning, verbose and progress."""
-        return self in (EventType.TASK_PROGRESS, EventType.TASK_OUTPUT, EventType.TASK_ERROR, EventType.TASK_WARNING,
-                        EventType.TASK_VERBOSE)
+        return self in (
+            EventType.TASK_PROGRESS,
+            EventType.TASK_OUTPUT,
+            EventType.TASK_ERROR,
+            EventType.TASK_WARNING,
+            EventType.TASK_VERBOSE,
+        )
 
 
 class StreamType(_Text):

@@ -1,10 +1,11 @@
-"""What happened to a task, as frozen data: the DTOs that sinks, subscriptions and the history hand out.
+"""What happened to a task, as frozen data: the DTOs that sinks, subscriptions and the history hand
+out.
 
-No live object sits in a DTO: no exception, frame, argument or result. Times are aware UTC datetimes with
-microseconds; ids are 32 hex digits that sort by creation time.
+No live object sits in a DTO: no exception, frame, argument or result. Times are aware UTC datetimes
+with microseconds; ids are 32 hex digits that sort by creation time.
 
-Tasks run without this module: `dataclasses` alone costs as much to import as all that a scheduler needs. It is loaded when
-somebody first asks for a DTO.
+Tasks run without this module: `dataclasses` alone costs as much to import as all that a scheduler
+needs. It is loaded when somebody first asks for a DTO.
 """
 
 from __future__ import annotations
@@ -14,12 +15,22 @@ from dataclasses import dataclass, field
 
 from .enums import EventType, StreamType, TaskStatus
 
-TYPE_CHECKING = False  # `typing` itself would cost a fifth of `import bgworker`; type checkers know this name
+# `typing` itself would cost a fifth of `import bgworker`; type checkers know this name
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any, Literal, Union
 
-__all__ = ["Event", "EventType", "LifecycleEvent", "LossEvent", "StreamEvent", "StreamType", "TaskSnapshot", "TaskStatus"]
+__all__ = [
+    "Event",
+    "EventType",
+    "LifecycleEvent",
+    "LossEvent",
+    "StreamEvent",
+    "StreamType",
+    "TaskSnapshot",
+    "TaskStatus",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +52,8 @@ class TaskSnapshot:
     completed_utc: datetime | None = None
     """When it reached its final status."""
     duration: float | None = None
-    """Seconds from start to end on the monotonic clock; None until the end, and for a task that never ran."""
+    """Seconds from start to end on the monotonic clock; None until the end, and for a task that
+    never ran."""
     timeout: float | None = None
     """Seconds that the task may run; None is no limit."""
     last_progress_percent: float | None = None
@@ -50,11 +62,13 @@ class TaskSnapshot:
     script_id: str | None = None
     """``module:qualname`` of the callable, or the program's name for a shell task."""
     script_hash: str | None = None
-    """sha256 of the source, 64 hex digits; of the name where there is no source (builtins, shell tasks)."""
+    """sha256 of the source, 64 hex digits; of the name where there is no source (builtins, shell
+    tasks)."""
     script_text: str | None = None
     """The source itself, only with ``record_source``."""
     arguments: str | None = None
-    """JSON text ``{"args": [...], "kwargs": {...}}``, only with ``record_arguments``; see ``max_payload``."""
+    """JSON text ``{"args": [...], "kwargs": {...}}``, only with ``record_arguments``; see
+    ``max_payload``."""
     failure_type: str | None = None
     """Class name of the exception of a failed task, with its module unless that is ``builtins``."""
     failure_message: str | None = None
@@ -74,7 +88,8 @@ class LifecycleEvent:
     type: EventType
     task_id: str
     seq: int
-    """1, 2, 3 ... per task over all of its events, streams included; the terminal event has the greatest."""
+    """1, 2, 3 ... per task over all of its events, streams included; the terminal event has the
+    greatest."""
     created_utc: datetime
     task: TaskSnapshot
     """The task as of this event."""
@@ -93,8 +108,8 @@ class StreamEvent:
     """Text; JSON text when ``format`` is "json"; empty for progress."""
     format: Literal["text", "json"] = "text"
     truncated: bool = False
-    """True when ``payload`` is less than was said: text was cut at the scheduler's ``max_payload``, JSON gave way to an object
-    with its beginning."""
+    """True when ``payload`` is less than was said: text was cut at the scheduler's ``max_payload``,
+    JSON gave way to an object with its beginning."""
     original_bytes: int = 0
     """UTF-8 bytes before the cut; 0 when nothing was cut."""
     percent: float | None = None
@@ -105,7 +120,8 @@ class StreamEvent:
 
 @dataclass(frozen=True, slots=True)
 class LossEvent:
-    """Events that one sink did not get. The first thing that the sink is told when it works again."""
+    """Events that one sink did not get. The first thing that the sink is told when it works
+    again."""
 
     type: EventType
     """Always ``EventType.EVENTS_LOST``."""

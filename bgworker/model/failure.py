@@ -41,11 +41,23 @@ _DURING = "\nDuring handling of the above exception, another exception occurred:
 # As Python keeps them: no subclass and no metaclass stands before these.
 _QUALNAME, _MODULE = [type.__dict__[name].__get__ for name in ("__qualname__", "__module__")]
 _MRO, _NAMES = [type.__dict__[name].__get__ for name in ("__mro__", "__dict__")]
-_TRACEBACK, _CAUSE, _CONTEXT, _IS_ALONE, _ARGS, _DICT = [BaseException.__dict__[name].__get__ for name in (
-    "__traceback__", "__cause__", "__context__", "__suppress_context__", "args", "__dict__")]
-_OS_PARTS = [OSError.__dict__[name].__get__ for name in ("errno", "strerror", "filename", "filename2")]
+_TRACEBACK, _CAUSE, _CONTEXT, _IS_ALONE, _ARGS, _DICT = [
+    BaseException.__dict__[name].__get__
+    for name in (
+        "__traceback__",
+        "__cause__",
+        "__context__",
+        "__suppress_context__",
+        "args",
+        "__dict__",
+    )
+]
+_OS_PARTS = [
+    OSError.__dict__[name].__get__ for name in ("errno", "strerror", "filename", "filename2")
+]
 _PLAIN = (str, int, float, bool, bytes, type(None))
-_LOADERS = (SourceFileLoader, SourcelessFileLoader, zipimporter, type)  # a type: the loaders of built-in and frozen modules
+# a type: the loaders of built-in and frozen modules
+_LOADERS = (SourceFileLoader, SourcelessFileLoader, zipimporter, type)
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", None)  # from 3.11 on
 
 
@@ -70,11 +82,14 @@ def describe_failure(error: BaseException, max_bytes: int) -> Texts:
     if _is_plain(error):
         _describe(error, max_bytes, found)
     else:
-        describing = own_thread("bgworker-failure", copy_context().run, _describe, error, max_bytes, found)
+        describing = own_thread(
+            "bgworker-failure", copy_context().run, _describe, error, max_bytes, found
+        )
         try:
             describing.start()
             describing.join(PATIENCE)
-        except (RuntimeError, MemoryError):  # there is no thread to be had: 3.12 gives none at its exit
+        except (RuntimeError, MemoryError):
+            # there is no thread to be had: 3.12 gives none at its exit
             _describe(error, max_bytes, found)
     message = found[0] if found else "(its text takes too long)"
     if issubclass(type(error), TaskCancelled):
@@ -101,8 +116,11 @@ def _is_plain(error: BaseException) -> bool:
     for link in links:
         shows_it = next(kind for kind in _MRO(type(link)) if "__str__" in _NAMES(kind))
         parts = [*_ARGS(link), *[part(link) for part in _OS_PARTS if shows_it is OSError]]
-        if (not _is_one_of(shows_it, (BaseException, KeyError, OSError)) or "__notes__" in _DICT(link)
-                or not all([_is_one_of(type(part), _PLAIN) for part in parts])):
+        if (
+            not _is_one_of(shows_it, (BaseException, KeyError, OSError))
+            or "__notes__" in _DICT(link)
+            or not all([_is_one_of(type(part), _PLAIN) for part in parts])
+        ):
             return False
         trace = _TRACEBACK(link)
         while trace is not None:
@@ -149,7 +167,11 @@ def _chain_text(error: BaseException, message: str, shown: set[int], most: int) 
         earlier = cause if cause is not None or _IS_ALONE(error) else _CONTEXT(error)
         if earlier is None or id(earlier) in shown or len(shown) >= MOST_SHOWN or most <= 0:
             return "".join(reversed(parts))
-        error, joint, message = earlier, _DURING if cause is None else _BECAUSE, clean(earlier, most)
+        error, joint, message = (
+            earlier,
+            _DURING if cause is None else _BECAUSE,
+            clean(earlier, most),
+        )
 
 
 def _text_of_one(error: BaseException, message: str, shown: set[int], most: int) -> str:
@@ -158,7 +180,9 @@ def _text_of_one(error: BaseException, message: str, shown: set[int], most: int)
     trace, text = _TRACEBACK(error), ""
     if trace is not None:
         frames = ask(traceback.format_tb, trace, -MOST_FRAMES) or _bare_frames(trace)
-        text = f"Traceback (most recent call last):\n{fit(''.join(frames), most // 2)[0].rstrip()}\n"
+        text = (
+            f"Traceback (most recent call last):\n{fit(''.join(frames), most // 2)[0].rstrip()}\n"
+        )
     name = _type_text(type(error))
     text += f"{name}: {message}\n" if message else f"{name}\n"
     notes: Any = ask(_DICT(error).get, "__notes__")
@@ -184,6 +208,8 @@ def _bare_frames(trace: TracebackType | None) -> list[str]:
     frames = []
     while trace is not None:
         code = trace.tb_frame.f_code
-        frames.append(f'  File "{sanitise(code.co_filename)}", line {trace.tb_lineno}, in {sanitise(code.co_name)}\n')
+        frames.append(
+            f'  File "{sanitise(code.co_filename)}", line {trace.tb_lineno}, in {sanitise(code.co_name)}\n'
+        )
         trace = trace.tb_next
     return frames[-MOST_FRAMES:]

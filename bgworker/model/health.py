@@ -8,7 +8,8 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StuckThread:
-    """A thread that is still in the code of a task that is over: past its deadline, or given up at shutdown."""
+    """A thread that is still in the code of a task that is over: past its deadline, or given up at
+    shutdown."""
 
     thread: str
     """The thread's name, as debuggers and ``threading.enumerate()`` show it."""
@@ -27,7 +28,8 @@ class SchedulerHealth:
     max_workers: int
     """Most threads that take tasks from the queue, as set at the start or by ``resize``."""
     workers: int
-    """Threads that take tasks from the queue; they are started as they are needed. Stuck ones are none of them."""
+    """Threads that take tasks from the queue; they are started as they are needed. Stuck ones are
+    none of them."""
     idle: int
     """Those of them that have no task."""
     running: int

@@ -1,7 +1,8 @@
 """Ids: 32 hex digits that sort by creation time, unique across processes and machines.
 
-Laid out as a UUID of version 7: 48 bits of milliseconds, 12 bits that grow within the millisecond (in units of 256 ns),
-then here a counter, which orders ids of the same unit, and random bits of the process.
+Laid out as a UUID of version 7: 48 bits of milliseconds, 12 bits that grow within the millisecond
+(in units of 256 ns), then here a counter, which orders ids of the same unit, and random bits of the
+process.
 Source: RFC 9562, sections 5.7 and 6.2.
 """
 
@@ -11,7 +12,8 @@ import os
 from itertools import count
 
 _random = os.urandom(4).hex()
-_next = count(int.from_bytes(os.urandom(3), "big")).__next__  # one atomic step, safe from any thread
+# one atomic step, safe from any thread
+_next = count(int.from_bytes(os.urandom(3), "big")).__next__
 
 
 _own_runs: set[str] = set()
@@ -28,8 +30,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reseed)
 
 
-# Most ids of a burst share the millisecond, and 4,096 in a row the head of the counter: both are kept as text, what is left
-# is looked up, and an id costs half of what formatting it does. Each pair is replaced as a whole: no thread sees half.
+# Most ids of a burst share the millisecond, and 4,096 in a row the head of the counter: both are
+# kept as text, what is left is looked up, and an id costs half of what formatting it does. Each
+# pair is replaced as a whole: no thread sees half.
 _millisecond: tuple[int | None, str] = (None, "")
 _head: tuple[int | None, str] = (None, "")
 _HEX = tuple(["%03x" % number for number in range(4096)])
@@ -41,7 +44,8 @@ def new_id(ns: int) -> str:
     ms, rest = divmod(ns, 1_000_000)
     moment = _millisecond
     if moment[0] != ms:
-        moment = _millisecond = ms, "%012x7" % max(ms, 0)  # a clock before 1970 is wrong, and an id has no sign
+        # a clock before 1970 is wrong, and an id has no sign
+        moment = _millisecond = ms, "%012x7" % max(ms, 0)
     number = _next()
     head = _head
     if head[0] != number >> 12:
@@ -57,5 +61,6 @@ def new_run_id(ns: int) -> str:
 
 
 def is_own_run(run_id: str) -> bool:
-    """True for a run of this very process; False for one that is only told of, such as a replayed one. Any thread."""
+    """True for a run of this very process; False for one that is only told of, such as a replayed
+    one. Any thread."""
     return run_id in _own_runs

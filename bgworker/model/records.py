@@ -1,21 +1,21 @@
 """The cheap form of an event: a plain tuple, and the batches of them that sinks get.
 
-A frozen DTO costs its builder six times what a tuple costs, so tasks emit tuples and DTOs are built when a sink asks
-for them, on the sink's thread. A numbered record is
+A frozen DTO costs its builder six times what a tuple costs, so tasks emit tuples and DTOs are built
+when a sink asks for them, on the sink's thread. A numbered record is
 
     (state, seq, kind, ns, data)
 
-``state``  the `TaskState` that the event belongs to; None for a loss
-``seq``    number of the event in its task; 0 for a loss
-``kind``   index into `TYPES`, one of the constants below
-``ns``     wall-clock nanoseconds since the epoch
-``data``   None for life-cycle kinds, which read ``state``; for streams the text (a `str`), or a tuple
+``state``  the `TaskState` that the event belongs to; None for a loss ``seq``    number of the event
+in its task; 0 for a loss ``kind``   index into `TYPES`, one of the constants below ``ns``
+wall-clock nanoseconds since the epoch ``data``   None for life-cycle kinds, which read ``state``;
+for streams the text (a `str`), or a tuple
            ``(payload, format, truncated, original_bytes)``; for progress ``(percent, message)``;
            for a loss ``(sink, reason, count, by_type)``
 
-``state`` is read after the fact, on other threads. That is sound because each of its fields is written once, before
-the record that first shows it is emitted, and because a snapshot as of an event leaves out what only later events
-show; the fields that change (progress, seq) are written by the dispatcher's thread alone.
+``state`` is read after the fact, on other threads. That is sound because each of its fields is
+written once, before the record that first shows it is emitted, and because a snapshot as of an
+event leaves out what only later events show; the fields that change (progress, seq) are written by
+the dispatcher's thread alone.
 """
 
 from __future__ import annotations
@@ -44,24 +44,48 @@ else:
  PROGRESS, OUTPUT, ERROR, WARNING, VERBOSE, LOST) = range(13)
 
 TYPES: tuple[EventType, ...] = (
-    EventType.TASK_CREATED, EventType.TASK_SCHEDULED, EventType.TASK_STARTED, EventType.TASK_COMPLETED,
-    EventType.TASK_FAILED, EventType.TASK_CANCELLED, EventType.TASK_TIMED_OUT, EventType.TASK_PROGRESS,
-    EventType.TASK_OUTPUT, EventType.TASK_ERROR, EventType.TASK_WARNING, EventType.TASK_VERBOSE,
-    EventType.EVENTS_LOST)
+    EventType.TASK_CREATED,
+    EventType.TASK_SCHEDULED,
+    EventType.TASK_STARTED,
+    EventType.TASK_COMPLETED,
+    EventType.TASK_FAILED,
+    EventType.TASK_CANCELLED,
+    EventType.TASK_TIMED_OUT,
+    EventType.TASK_PROGRESS,
+    EventType.TASK_OUTPUT,
+    EventType.TASK_ERROR,
+    EventType.TASK_WARNING,
+    EventType.TASK_VERBOSE,
+    EventType.EVENTS_LOST,
+)
 """Event type by kind."""
 
-STATUSES = (TaskStatus.CREATED, TaskStatus.SCHEDULED, TaskStatus.RUNNING, TaskStatus.COMPLETED, TaskStatus.FAILED,
-            TaskStatus.CANCELLED, TaskStatus.TIMED_OUT)
+STATUSES = (
+    TaskStatus.CREATED,
+    TaskStatus.SCHEDULED,
+    TaskStatus.RUNNING,
+    TaskStatus.COMPLETED,
+    TaskStatus.FAILED,
+    TaskStatus.CANCELLED,
+    TaskStatus.TIMED_OUT,
+)
 """Status by kind, for the life-cycle kinds."""
 
-STREAMS: dict[int, StreamType] = {PROGRESS: StreamType.PROGRESS, OUTPUT: StreamType.OUTPUT, ERROR: StreamType.ERROR,
-                                  WARNING: StreamType.WARNING, VERBOSE: StreamType.VERBOSE}
+STREAMS: dict[int, StreamType] = {
+    PROGRESS: StreamType.PROGRESS,
+    OUTPUT: StreamType.OUTPUT,
+    ERROR: StreamType.ERROR,
+    WARNING: StreamType.WARNING,
+    VERBOSE: StreamType.VERBOSE,
+}
 """Stream by kind, for the kinds that are streams: PROGRESS..VERBOSE."""
 
 
 def utc(ns: int) -> datetime:
-    """Return wall-clock nanoseconds since the epoch as an aware UTC datetime, cut to microseconds."""
-    from datetime import datetime, timedelta, timezone  # a tenth of `import bgworker` before 3.12; DTOs alone need it
+    """Return wall-clock nanoseconds since the epoch as an aware UTC datetime, cut to
+    microseconds."""
+    # a tenth of `import bgworker` before 3.12; DTOs alone need it
+    from datetime import datetime, timedelta, timezone
 
     return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=ns // 1000)
 
@@ -69,7 +93,8 @@ def utc(ns: int) -> datetime:
 class Source:
     """Where a task's code comes from. Subclasses know how to find it, and do so when first asked.
 
-    Reading source means file access, so it waits until somebody builds a snapshot, off the task's thread.
+    Reading source means file access, so it waits until somebody builds a snapshot, off the task's
+    thread.
     """
 
     __slots__ = ("wire_text",)
@@ -99,12 +124,13 @@ class Source:
 class TaskState:
     """What is known of one task, without its function, arguments, result or exception.
 
-    Written by the thread that submits, then by the one that runs the task, then by whoever ends it; each field once,
-    before the record that shows it. ``seq``, ``ended``, the tail of the streams and the ``recorded_`` fields belong to the dispatcher.
+    Written by the thread that submits, then by the one that runs the task, then by whoever ends it;
+    each field once, before the record that shows it. ``seq``, ``ended``, the tail of the streams
+    and the ``recorded_`` fields belong to the dispatcher.
     """
 
-    # Most tasks leave most of these as they are. Defaults in the class make a state in a quarter of the time that
-    # setting each of them takes.
+    # Most tasks leave most of these as they are. Defaults in the class make a state in a quarter of
+    # the time that setting each of them takes.
     status = TaskStatus.SCHEDULED
     started_ns: int | None = None
     completed_ns = 0
@@ -119,8 +145,8 @@ class TaskState:
     handle: Callable[[], Any] | None = None
     """A weak reference to the future: nobody keeps a result because the record is kept."""
     wire_parts: tuple[tuple[str, ...], str, str, str, str, str] | None = None
-    """What `wire` has encoded of the fields that do not change any more. Written by any sink's thread, each time as a whole:
-    the worst is that two threads make the same."""
+    """What `wire` has encoded of the fields that do not change any more. Written by any sink's
+    thread, each time as a whole: the worst is that two threads make the same."""
     seq = 0
     ended = 0  # the kind of its terminal event, once that has been numbered
     recorded_percent: float | None = None
@@ -128,7 +154,9 @@ class TaskState:
     tail: deque[Record] | None = None
     tail_bytes = 0
 
-    def __init__(self, id: str, name: str, run_id: str, created_ns: int, source: Source | None = None) -> None:
+    def __init__(
+        self, id: str, name: str, run_id: str, created_ns: int, source: Source | None = None
+    ) -> None:
         self.id = id
         self.name = name
         self.run_id = run_id
@@ -142,45 +170,76 @@ class TaskState:
         return None if text is None else sanitise(text)
 
     def snapshot_at(self, kind: int, seq: int) -> TaskSnapshot:
-        """Return the task as of its life-cycle event ``kind``: nothing that only later events tell."""
+        """Return the task as of its life-cycle event ``kind``: nothing that only later events
+        tell."""
         ended = kind >= COMPLETED
-        return self._snapshot(STATUSES[kind], seq, scheduled=kind != CREATED, started=kind >= STARTED, ended=ended,
-                              progressed=ended)
+        return self._snapshot(
+            STATUSES[kind],
+            seq,
+            scheduled=kind != CREATED,
+            started=kind >= STARTED,
+            ended=ended,
+            progressed=ended,
+        )
 
     def snapshot_now(self) -> TaskSnapshot:
         """Return the task as it is; any thread."""
         status = self.status
-        return self._snapshot(status, self.seq, scheduled=True, started=True, ended=status.is_final, progressed=True)
+        return self._snapshot(
+            status, self.seq, scheduled=True, started=True, ended=status.is_final, progressed=True
+        )
 
-    def _snapshot(self, status: TaskStatus, seq: int, *, scheduled: bool, started: bool, ended: bool,
-                  progressed: bool) -> TaskSnapshot:
+    def _snapshot(
+        self,
+        status: TaskStatus,
+        seq: int,
+        *,
+        scheduled: bool,
+        started: bool,
+        ended: bool,
+        progressed: bool,
+    ) -> TaskSnapshot:
         from .events import TaskSnapshot
 
         source = self.source
         return TaskSnapshot(
-            task_id=self.id, name=self.name, status=status, run_id=self.run_id, created_utc=utc(self.created_ns),
+            task_id=self.id,
+            name=self.name,
+            status=status,
+            run_id=self.run_id,
+            created_utc=utc(self.created_ns),
             scheduled_utc=utc(self.created_ns) if scheduled else None,
             started_utc=None if self.started_ns is None or not started else utc(self.started_ns),
             completed_utc=utc(self.completed_ns) if ended else None,
-            duration=self.duration if ended else None, timeout=self.timeout,
+            duration=self.duration if ended else None,
+            timeout=self.timeout,
             last_progress_percent=self.recorded_percent if progressed else None,
             last_progress_message=self.recorded_message if progressed else None,
-            script_id=source.script_id if source else None, script_hash=source.script_hash if source else None,
-            script_text=self.script_text, arguments=self.arguments,
+            script_id=source.script_id if source else None,
+            script_hash=source.script_hash if source else None,
+            script_text=self.script_text,
+            arguments=self.arguments,
             failure_type=self.failure_type if ended else None,
             failure_message=self.failure_message if ended else None,
             invocation_info=self.invocation_info if ended else None,
-            metadata=json.loads(self.metadata_json) if self.metadata_json else {}, last_seq=seq)
+            metadata=json.loads(self.metadata_json) if self.metadata_json else {},
+            last_seq=seq,
+        )
 
 
 def keep_attributes_in_place(instance: object) -> None:
     """Set every attribute that has a default in the class once, on this first ``instance`` of it.
 
-    From 3.11 on an instance has no dict as long as all its attributes have a name that the class knows, and a class learns
-    names from its first few instances only. A burst of tasks is submitted before the first one runs: without this, what
-    is set later would cost each of them a dict (of a task to a JSONL file that was a sixth, most of it garbage collection).
+    From 3.11 on an instance has no dict as long as all its attributes have a name that the class
+    knows, and a class learns names from its first few instances only. A burst of tasks is submitted
+    before the first one runs: without this, what is set later would cost each of them a dict (of a
+    task to a JSONL file that was a sixth, most of it garbage collection).
     """
-    defaults = {name: value for kind in reversed(type(instance).__mro__) for name, value in vars(kind).items()}
+    defaults = {
+        name: value
+        for kind in reversed(type(instance).__mro__)
+        for name, value in vars(kind).items()
+    }
     for name, value in defaults.items():
         if not name.startswith("__") and not callable(value) and not isinstance(value, property):
             setattr(instance, name, value)
@@ -201,14 +260,17 @@ def event(record: Record) -> Event:
         return LifecycleEvent(TYPES[kind], state.id, seq, utc(ns), state.snapshot_at(kind, seq))
     if kind == PROGRESS:
         percent, message = data
-        return StreamEvent(TYPES[kind], state.id, seq, utc(ns), STREAMS[kind], percent=percent, message=message)
+        return StreamEvent(
+            TYPES[kind], state.id, seq, utc(ns), STREAMS[kind], percent=percent, message=message
+        )
     if data.__class__ is str:
         return StreamEvent(TYPES[kind], state.id, seq, utc(ns), STREAMS[kind], data)
     return StreamEvent(TYPES[kind], state.id, seq, utc(ns), STREAMS[kind], *data)
 
 
 class Batch(Sequence["Event"]):
-    """What a sink's ``write`` gets: a read-only sequence of events, whose DTOs are built when they are looked at.
+    """What a sink's ``write`` gets: a read-only sequence of events, whose DTOs are built when they
+    are looked at.
 
     Sinks that encode records themselves read ``records`` and build none.
     """

@@ -52,7 +52,8 @@ def _have_written() -> None:
     if _lines and _writing.acquire(False):
         try:
             own_thread("bgworker-log", _write).start()
-        except (RuntimeError, MemoryError):  # none to be had: the interpreter exits (3.12), or the system has no more
+        except (RuntimeError, MemoryError):
+            # none to be had: the interpreter exits (3.12), or the system has no more
             _write()
 
 

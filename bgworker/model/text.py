@@ -116,7 +116,8 @@ def fit(text: str, max_bytes: int) -> tuple[str, int]:
     if type(text) is not str:
         text = str.__str__(text)
     max_bytes = max(max_bytes, 0)
-    head = sanitise(text[:max_bytes])  # a character takes at least a byte: no more is looked at, nor copied
+    # a character takes at least a byte: no more is looked at, nor copied
+    head = sanitise(text[:max_bytes])
     if len(text) * 4 <= max_bytes:  # and at most 4
         return head, 0
     if head.isascii():
@@ -188,7 +189,8 @@ def number_of(value: object) -> float | None:
     """
     if type(value) is float:
         return value
-    return None if issubclass(type(value), (str, bytes, bytearray)) else ask(float, value)  # float() would read text
+    # float() would read text
+    return None if issubclass(type(value), (str, bytes, bytearray)) else ask(float, value)
 
 
 # ---------------------------------------------------------------- JSON
@@ -208,12 +210,16 @@ def json_text(value: object) -> str:
     except BaseException as error:
         _raise_ctrl_c(error)
     else:
-        # Left to look for: NUL, half a surrogate pair (a whole one is a character), keys such as 1 beside "1", depth.
-        has_bad_text = ("\\ud" in text or "\\u0000" in text) and any(bad[1] for bad in re.finditer(_ESCAPES, text))
+        # Left to look for: NUL, half a surrogate pair (a whole one is a character), keys such as 1
+        # beside "1", depth.
+        has_bad_text = ("\\ud" in text or "\\u0000" in text) and any(
+            bad[1] for bad in re.finditer(_ESCAPES, text)
+        )
         if not has_bad_text and not re.search(_NUMBERLIKE_KEY, text) and not _is_deep(text):
             return text
     cleaned = ask(lambda: ENCODE(_cleaned(value, ())))
-    return _quote(_unprintable(value)) if cleaned is None else cleaned  # a RecursionError, if the caller has left no room
+    # a RecursionError, if the caller has left no room
+    return _quote(_unprintable(value)) if cleaned is None else cleaned
 
 
 def fit_json(text: str, max_bytes: int) -> tuple[str, int]:
@@ -261,7 +267,8 @@ def _cleaned(value: Any, parents: tuple[int, ...]) -> Any:
         value = float.__float__(value)
         return value if math.isfinite(value) else None
     if not issubclass(kind, _CONTAINERS):
-        is_honest = ask(isinstance, value, (str, int, float, *_CONTAINERS)) is False  # by its ``__class__``
+        # by its ``__class__``
+        is_honest = ask(isinstance, value, (str, int, float, *_CONTAINERS)) is False
         return sanitise(text_of(value)) if is_honest else _unprintable(value)
     if id(value) in parents or len(parents) == _MAX_DEPTH:
         return _unprintable(value)
@@ -286,7 +293,8 @@ def _bounded(items: Iterable[T]) -> Iterator[T]:
 def _cleaned_int(value: int) -> int | str:
     try:
         int.__repr__(value)
-    except ValueError:  # longer than sys.get_int_max_str_digits(), which a reader could not parse either
+    except ValueError:
+        # longer than sys.get_int_max_str_digits(), which a reader could not parse either
         return hex(value)
     return value
 

@@ -21,5 +21,6 @@ def own_thread(name: str, target: Callable[..., object], *args: object) -> threa
     run = Context().run
     try:
         return threading.Thread(target=run, args=(target, *args), name=name, daemon=True)
-    except RuntimeError:  # an isolated subinterpreter (3.12) has no daemons; it waits for its threads at its end
+    except RuntimeError:
+        # an isolated subinterpreter (3.12) has no daemons; it waits for its threads at its end
         return threading.Thread(target=run, args=(target, *args), name=name, daemon=False)

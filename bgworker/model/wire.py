@@ -1,11 +1,14 @@
-"""The one codec: events to and from lines of JSON (wire format, version 1), and the sanitiser that runs before it.
+"""The one codec: events to and from lines of JSON (wire format, version 1), and the sanitiser that
+runs before it.
 
-Every sink, the park file and the command line go through here, so that a line reads the same wherever it was written.
-Everything is a pure function, for any thread, and never blocks. ``decode(encode(event)) == event``; the rare texts
-that JSON cannot tell apart are named at `encode`.
+Every sink, the park file and the command line go through here, so that a line reads the same
+wherever it was written. Everything is a pure function, for any thread, and never blocks.
+``decode(encode(event)) == event``; the rare texts that JSON cannot tell apart are named at
+`encode`.
 
-Lines are ASCII: U+2028, U+0085 and the like are line ends to ``str.splitlines`` and to some editors, and a line that
-holds them only as escapes stays one line for every reader. (The one exception is a hand-made JSON payload.)
+Lines are ASCII: U+2028, U+0085 and the like are line ends to ``str.splitlines`` and to some
+editors, and a line that holds them only as escapes stays one line for every reader. (The one
+exception is a hand-made JSON payload.)
 """
 
 from __future__ import annotations
@@ -18,15 +21,47 @@ from datetime import datetime, timezone
 from json.encoder import encode_basestring_ascii as _quote
 
 from .errors import WireError
-from .events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
-from .records import CREATED, LOST, PROGRESS, SCHEDULED, STARTED, STATUSES, STREAMS, TYPES, Batch, Source, TaskState, utc
+from .events import (
+    Event,
+    EventType,
+    LifecycleEvent,
+    LossEvent,
+    StreamEvent,
+    StreamType,
+    TaskSnapshot,
+    TaskStatus,
+)
+from .records import (
+    CREATED,
+    LOST,
+    PROGRESS,
+    SCHEDULED,
+    STARTED,
+    STATUSES,
+    STREAMS,
+    TYPES,
+    Batch,
+    Source,
+    TaskState,
+    utc,
+)
 from .text import ENCODE as _ENCODE, describe, fit, json_text, sanitise, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["VERSION", "decode", "decode_object", "encode", "encode_each", "encode_lines", "fit", "json_text", "sanitise"]
+__all__ = [
+    "VERSION",
+    "decode",
+    "decode_object",
+    "encode",
+    "encode_each",
+    "encode_lines",
+    "fit",
+    "json_text",
+    "sanitise",
+]
 
 VERSION = 1
 """The version that is written, and the greatest one that is read."""
@@ -34,10 +69,14 @@ VERSION = 1
 _STREAM_OF: dict[EventType, StreamType] = {TYPES[kind]: stream for kind, stream in STREAMS.items()}
 _HEADS = {type_: f'{{"v":{VERSION},"type":"{type_.value}","task_id":' for type_ in TYPES}
 _STREAM_HEADS = {type_: f'","stream":"{stream.value}"' for type_, stream in _STREAM_OF.items()}
-_TEXT_HEADS = {TYPES[kind]: f'{_STREAM_HEADS[TYPES[kind]]},"payload":' for kind in STREAMS if kind != PROGRESS}
+_TEXT_HEADS = {
+    TYPES[kind]: f'{_STREAM_HEADS[TYPES[kind]]},"payload":' for kind in STREAMS if kind != PROGRESS
+}
 _HOT_HEADS = [(_HEADS[type_], _TEXT_HEADS.get(type_, "")) for type_ in TYPES]  # by kind
 
-_CREATED_HEAD, _SCHEDULED_HEAD, _STARTED_HEAD = [_HOT_HEADS[kind][0] for kind in (CREATED, SCHEDULED, STARTED)]
+_CREATED_HEAD, _SCHEDULED_HEAD, _STARTED_HEAD = [
+    _HOT_HEADS[kind][0] for kind in (CREATED, SCHEDULED, STARTED)
+]
 _MICROS = tuple(["%03dZ" % micros for micros in range(1000)])
 
 _STATUS_TEXTS = tuple(status.value for status in STATUSES)
@@ -55,39 +94,57 @@ _TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2
 def encode(event: Event) -> str:
     """Return the event as one line of JSON, without a line end.
 
-    What comes back from `decode` may differ in three ways only: infinite and NaN numbers are null; a high and a low
-    surrogate side by side in a ``str`` are the one character that they mean, as in every JSON text; and a payload of
-    format "json", which is embedded as it stands, gets a space for each line end and an escape for U+0085, U+2028,
-    U+2029 and surrogates. Its other non-ASCII characters stay: escaped, they could not be told from escapes that were
-    there before. `json_text` makes ASCII, so bgworker's own payloads always come back exactly.
+    What comes back from `decode` may differ in three ways only: infinite and NaN numbers are null;
+    a high and a low surrogate side by side in a ``str`` are the one character that they mean, as in
+    every JSON text; and a payload of format "json", which is embedded as it stands, gets a space
+    for each line end and an escape for U+0085, U+2028, U+2029 and surrogates. Its other non-ASCII
+    characters stay: escaped, they could not be told from escapes that were there before.
+    `json_text` makes ASCII, so bgworker's own payloads always come back exactly.
 
     Raises:
-        WireError: a time without a time zone, a payload of format "json" that is not JSON, or a type that does not
-            fit the kind of event or its stream.
+        WireError: a time without a time zone, a payload of format "json" that is not JSON, or a
+            type that does not fit the kind of event or its stream.
     """
     if isinstance(event, StreamEvent):
         if event.type not in _STREAM_OF or event.stream_type != _STREAM_OF[event.type]:
-            raise WireError(f"stream {show(event.stream_type)} does not fit an event of type {show(event.type)}")
+            raise WireError(
+                f"stream {show(event.stream_type)} does not fit an event of type {show(event.type)}"
+            )
         if event.format == "json":
             _parse(event.payload, "a payload of format 'json'")
         elif event.format != "text":
             raise WireError(f"format must be 'text' or 'json', got {show(event.format)}")
-        return (f'{_HEADS[event.type]}{_quote(event.task_id)},"seq":{event.seq},"time":"{_time_text(event.created_utc)}'
-                + _stream_text(event.type, event.payload, event.format, event.truncated, event.original_bytes,
-                               event.percent, event.message))
+        return (
+            f'{_HEADS[event.type]}{_quote(event.task_id)},"seq":{event.seq},"time":"{_time_text(event.created_utc)}'
+            + _stream_text(
+                event.type,
+                event.payload,
+                event.format,
+                event.truncated,
+                event.original_bytes,
+                event.percent,
+                event.message,
+            )
+        )
     if isinstance(event, LossEvent):
         if event.type != EventType.EVENTS_LOST:
             raise WireError(f"a LossEvent has type 'EventsLost', got {show(event.type)}")
-        return _loss_text(_time_text(event.created_utc), event.sink, event.reason, event.count, event.by_type)
+        return _loss_text(
+            _time_text(event.created_utc), event.sink, event.reason, event.count, event.by_type
+        )
     if event.type not in _HEADS or event.type in _STREAM_OF or event.type == EventType.EVENTS_LOST:
         raise WireError(f"a LifecycleEvent cannot have type {show(event.type)}")
-    return (f'{_HEADS[event.type]}{_quote(event.task_id)},"seq":{event.seq},"time":"{_time_text(event.created_utc)}",'
-            f'"task":{_task_text(event.task, event.task_id)}}}')
+    return (
+        f'{_HEADS[event.type]}{_quote(event.task_id)},"seq":{event.seq},"time":"{_time_text(event.created_utc)}",'
+        f'"task":{_task_text(event.task, event.task_id)}}}'
+    )
 
 
 def encode_lines(events: Sequence[Event]) -> bytes:
-    """Return the lines of a batch, each ended by a newline, in UTF-8: the bytes of `encode`, several times as fast."""
-    # a slice at a time, whose lines are still in the processor's cache when they are joined and encoded: a fifth faster
+    """Return the lines of a batch, each ended by a newline, in UTF-8: the bytes of `encode`,
+    several times as fast."""
+    # a slice at a time, whose lines are still in the processor's cache when they are joined and
+    # encoded: a fifth faster
     return b"".join(["\n".join([*encode_each(events[start:start + _SLICE]), ""]).encode()
                      for start in range(0, len(events), _SLICE)])
 
@@ -101,10 +158,15 @@ def encode_each(events: Sequence[Event]) -> list[str]:
     A `Batch` is encoded from its records, and no DTO is built for what tasks say.
     """
     try:
-        return _record_lines(events.records) if isinstance(events, Batch) else [encode(event) for event in events]
+        return (
+            _record_lines(events.records)
+            if isinstance(events, Batch)
+            else [encode(event) for event in events]
+        )
     except WireError:
         raise
-    except Exception as error:  # who delivers halves the batch then, until what cannot be encoded stands alone
+    except Exception as error:
+        # who delivers halves the batch then, until what cannot be encoded stands alone
         raise WireError(f"an event cannot be encoded ({describe(error)})") from error
 
 
@@ -114,7 +176,8 @@ def _record_lines(records: Sequence[Any]) -> list[str]:  # Any, because only a l
     speaker, stream, head, text_head = None, -1, "", ""
     last_ns: int | None = None  # a task is created and queued in the same moment
     time = ""
-    millisecond, until_then = -10**18, ""  # the current one, in microseconds and as text: formatting it costs 0.5 us
+    # the current one, in microseconds and as text: formatting it costs 0.5 us
+    millisecond, until_then = -10**18, ""
     for state, seq, kind, ns, data in records:
         if ns != last_ns:
             last_ns = ns
@@ -133,23 +196,35 @@ def _record_lines(records: Sequence[Any]) -> list[str]:  # Any, because only a l
                 append(_loss_text(time, *data))
             else:
                 fields = ("", "text", False, 0, *data) if kind == PROGRESS else data
-                append(f'{_HOT_HEADS[kind][0]}{_quote(state.id)},"seq":{seq},"time":"{time}{_stream_text(TYPES[kind], *fields)}')
+                append(
+                    f'{_HOT_HEADS[kind][0]}{_quote(state.id)},"seq":{seq},"time":"{time}{_stream_text(TYPES[kind], *fields)}'
+                )
             continue
-        # each line of the life cycle in one step, from what the task's lines share: a task without output is nothing but these
-        heads, whose, created, scheduled, started, rest = state.wire_parts or _shared_parts(state, ns, time)
+        # each line of the life cycle in one step, from what the task's lines share: a task without
+        # output is nothing but these
+        heads, whose, created, scheduled, started, rest = state.wire_parts or _shared_parts(
+            state, ns, time
+        )
         if kind == CREATED:
-            append(f'{_CREATED_HEAD}{whose}{seq},"time":"{time}{heads[CREATED]}{created}{rest}{seq}}}}}')
+            append(
+                f'{_CREATED_HEAD}{whose}{seq},"time":"{time}{heads[CREATED]}{created}{rest}{seq}}}}}'
+            )
         elif kind == SCHEDULED:
-            append(f'{_SCHEDULED_HEAD}{whose}{seq},"time":"{time}{heads[SCHEDULED]}{scheduled}{rest}{seq}}}}}')
+            append(
+                f'{_SCHEDULED_HEAD}{whose}{seq},"time":"{time}{heads[SCHEDULED]}{scheduled}{rest}{seq}}}}}'
+            )
         else:
             if not started:
                 started = _note_start(state, ns, time)
             if kind == STARTED:
-                append(f'{_STARTED_HEAD}{whose}{seq},"time":"{time}{heads[STARTED]}{started}{rest}{seq}}}}}')
+                append(
+                    f'{_STARTED_HEAD}{whose}{seq},"time":"{time}{heads[STARTED]}{started}{rest}{seq}}}}}'
+                )
             else:
                 append(f'{_HOT_HEADS[kind][0]}{whose}{seq},"time":"{time}{heads[kind]}{started}'
                        f'{_end_text(state, ns, time, rest)}{seq}}}}}')
-                state.wire_parts = None  # a task that has ended, and that somebody holds on to, needs no text for its lines
+                # a task that has ended, and that somebody holds on to, needs no text for its lines
+                state.wire_parts = None
     return lines
 
 
@@ -175,8 +250,10 @@ def _stream_text(type_: EventType, payload: str, format_: str, truncated: bool, 
 
 
 def _loss_text(time: str, sink: str, reason: str, count: int, by_type: Mapping[str, int]) -> str:
-    return (f'{{"v":{VERSION},"type":"EventsLost","time":"{time}","sink":{_quote(sink)},"count":{count},'
-            f'"reason":{_quote(reason)},"by_type":{_object_text(by_type)}}}')
+    return (
+        f'{{"v":{VERSION},"type":"EventsLost","time":"{time}","sink":{_quote(sink)},"count":{count},'
+        f'"reason":{_quote(reason)},"by_type":{_object_text(by_type)}}}'
+    )
 
 
 def _task_text(task: TaskSnapshot, event_task_id: str) -> str:
@@ -188,28 +265,53 @@ def _task_text(task: TaskSnapshot, event_task_id: str) -> str:
     return f'{{{",".join(parts)}}}'
 
 
-def _shared_parts(state: TaskState, ns: int, time: str) -> tuple[tuple[str, ...], str, str, str, str, str]:
-    """What the lines of a task's life cycle share: by kind what stands between the time of the event and that of the task's
-    creation, the task's id, its times as far as a line tells them (when it started is left to `_note_start`), and the rest."""
+def _shared_parts(
+    state: TaskState, ns: int, time: str
+) -> tuple[tuple[str, ...], str, str, str, str, str]:
+    """What the lines of a task's life cycle share: by kind what stands between the time of the
+    event and that of the task's creation, the task's id, its times as far as a line tells them
+    (when it started is left to `_note_start`), and the rest."""
     global _latest
     script = "" if state.source is None else state.source.wire_text or _script_text(state.source)
     name, run_id, latest_script, heads, rest = _latest
     if name is not state.name or run_id is not state.run_id or script is not latest_script:
-        heads = tuple([f'","task":{{"name":{_quote(state.name)},"status":"{status}","run_id":{_quote(state.run_id)},'
-                       '"created_utc":"' for status in _STATUS_TEXTS])
+        heads = tuple(
+            [
+                f'","task":{{"name":{_quote(state.name)},"status":"{status}","run_id":{_quote(state.run_id)},'
+                '"created_utc":"'
+                for status in _STATUS_TEXTS
+            ]
+        )
         rest = f'{script},"last_seq":'
         _latest = state.name, state.run_id, script, heads, rest
-    if state.timeout is not None or state.record_source or state.arguments is not None or state.metadata_json:
+    if (
+        state.timeout is not None
+        or state.record_source
+        or state.arguments is not None
+        or state.metadata_json
+    ):
         rest = _rest(state)
     created = time if ns == state.created_ns else ns_text(state.created_ns)
-    parts = state.wire_parts = (heads, f'{_quote(state.id)},"seq":', f'{created}"', f'{created}","scheduled_utc":"{created}"',
-                                "", rest)
+    parts = state.wire_parts = (
+        heads,
+        f'{_quote(state.id)},"seq":',
+        f'{created}"',
+        f'{created}","scheduled_utc":"{created}"',
+        "",
+        rest,
+    )
     return parts
 
 
-_latest: tuple[str | None, str | None, str | None, tuple[str, ...], str] = (None, None, None, (), "")
-"""Name, run and script of the latest task, and what follows from them: most tasks share them with the one before. Replaced as a
-whole, so no thread sees half of it."""
+_latest: tuple[str | None, str | None, str | None, tuple[str, ...], str] = (
+    None,
+    None,
+    None,
+    (),
+    "",
+)
+"""Name, run and script of the latest task, and what follows from them: most tasks share them with
+the one before. Replaced as a whole, so no thread sees half of it."""
 
 
 def _note_start(state: TaskState, ns: int, time: str) -> str:
@@ -231,8 +333,12 @@ def _end_text(state: TaskState, ns: int, time: str, rest: str) -> str:
         text = f',"completed_utc":"{ns_text(state.completed_ns)}"'
         if duration is not None:
             text += f',"duration":{_number_text(duration)}'
-    if not (state.recorded_message is None and state.recorded_percent is None and state.failure_type is None
-            and state.failure_message is None):
+    if not (
+        state.recorded_message is None
+        and state.recorded_percent is None
+        and state.failure_type is None
+        and state.failure_message is None
+    ):
         rest = _rest(state, ended=True)
     return text + rest
 
@@ -258,7 +364,9 @@ def _rest(state: TaskState, *, ended: bool = False) -> str:
 
 
 def _script_text(source: Source) -> str:
-    text = source.wire_text = f',"script_id":{_quote(source.script_id)},"script_hash":{_quote(source.script_hash)}'
+    text = source.wire_text = (
+        f',"script_id":{_quote(source.script_id)},"script_hash":{_quote(source.script_hash)}'
+    )
     return text
 
 
@@ -268,7 +376,8 @@ def _optional(state: TaskState, *fields: tuple[str, str]) -> str:
 
 
 def ns_text(ns: int) -> str:
-    """Return wall-clock nanoseconds since the epoch as the wire has it; the text of a second is made once (1 us)."""
+    """Return wall-clock nanoseconds since the epoch as the wire has it; the text of a second is
+    made once (1 us)."""
     second, micros = divmod(ns // 1000, 1_000_000)
     text = _seconds.get(second)
     if text is None:
@@ -284,7 +393,9 @@ _seconds: dict[int, str] = {}
 def _time_text(time: datetime) -> str:
     try:
         if time.utcoffset() is None:
-            raise WireError(f"a time needs a time zone, got {time!r}; make it with datetime.now(timezone.utc)")
+            raise WireError(
+                f"a time needs a time zone, got {time!r}; make it with datetime.now(timezone.utc)"
+            )
         return time.astimezone(timezone.utc).isoformat(timespec="microseconds")[:-6] + "Z"
     except OverflowError as error:  # year 1 or 9999, moved out of range by the conversion
         raise WireError(f"{time!r} has no equivalent in UTC") from error
@@ -301,7 +412,8 @@ def _number_text(value: float | None) -> str:
 def _object_text(value: Mapping[str, Any]) -> str:
     try:
         text = _ENCODE(value)
-    except (ValueError, TypeError, RecursionError):  # NaN, odd keys, too deep: no JSON value, but never a lost event
+    except (ValueError, TypeError, RecursionError):
+        # NaN, odd keys, too deep: no JSON value, but never a lost event
         text = json_text(value)
     if not text.startswith("{"):
         raise WireError(f"expected a mapping, got {show(value)}")
@@ -309,25 +421,32 @@ def _object_text(value: Mapping[str, Any]) -> str:
 
 
 def _embed(payload: str) -> str:
-    """JSON text as part of one line. Valid JSON has line ends only as white space, the rest only inside strings."""
+    """JSON text as part of one line. Valid JSON has line ends only as white space, the rest only
+    inside strings."""
     if payload.isascii() and "\n" not in payload and "\r" not in payload:
         return payload
-    return _LINE_BREAKERS.sub(lambda match: " " if match[0] in "\n\r" else f"\\u{ord(match[0]):04x}", payload)
+    return _LINE_BREAKERS.sub(
+        lambda match: " " if match[0] in "\n\r" else f"\\u{ord(match[0]):04x}", payload
+    )
 
 
 # ---------------------------------------------------------------- reading
 
 def decode(line: str | bytes | bytearray) -> Event:
-    """Return the event of one line; a line end is allowed, fields that this version does not know are ignored.
+    """Return the event of one line; a line end is allowed, fields that this version does not know
+    are ignored.
 
     Raises:
-        WireError: and nothing else, whatever the input. The message says what is wrong and shows the culprit.
+        WireError: and nothing else, whatever the input. The message says what is wrong and shows
+            the culprit.
     """
     if isinstance(line, (bytes, bytearray)):
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
-            raise WireError(f"not UTF-8 ({error.reason} at byte {error.start}): {show(bytes(line))}") from error
+            raise WireError(
+                f"not UTF-8 ({error.reason} at byte {error.start}): {show(bytes(line))}"
+            ) from error
     elif isinstance(line, str):
         text = line
     else:
@@ -338,9 +457,11 @@ def decode(line: str | bytes | bytearray) -> Event:
 
 
 def decode_object(obj: dict[str, Any]) -> Event:
-    """Return the event of a wire object that was parsed already, such as one inside a line of a park file.
+    """Return the event of a wire object that was parsed already, such as one inside a line of a
+    park file.
 
-    A payload of format "json" is spelled anew by `json_text`: how its text was written is no longer known.
+    A payload of format "json" is spelled anew by `json_text`: how its text was written is no longer
+    known.
 
     Raises:
         WireError: as `decode`.
@@ -362,9 +483,11 @@ def _refuse_constant(name: str) -> None:
 
 
 def _raw_payload(text: str) -> str:
-    """The text of the top-level "payload" (the last one, as for every JSON reader) in a line that parses.
+    """The text of the top-level "payload" (the last one, as for every JSON reader) in a line that
+    parses.
 
-    In a compact line, such as `encode` writes, white space around the value belongs to it; elsewhere it is layout.
+    In a compact line, such as `encode` writes, white space around the value belongs to it;
+    elsewhere it is layout.
     """
     is_compact = text.startswith('{"v":')
     raw, end = "", text.index("{")
@@ -388,8 +511,10 @@ def _event(obj: Any, raw_payload: str | None) -> Event:
         raise WireError(f"a wire object is a JSON object, got {show(obj)}")
     version = _take(obj, "v", int)
     if version > VERSION:
-        raise WireError(f"wire format version {show(version)} is newer than version {VERSION}, the newest that this "
-                        "bgworker reads; upgrade bgworker")
+        raise WireError(
+            f"wire format version {show(version)} is newer than version {VERSION}, the newest that this "
+            "bgworker reads; upgrade bgworker"
+        )
     if version < 1:
         raise WireError(f"there is no wire format version {show(version)}")
     type_ = _take(obj, "type", EventType)
@@ -398,14 +523,24 @@ def _event(obj: Any, raw_payload: str | None) -> Event:
         by_type = _take(obj, "by_type", dict, {})
         for name in by_type:
             _take(by_type, name, int)
-        return LossEvent(type_, time, _take(obj, "sink", str), _take(obj, "count", int), _take(obj, "reason", str),
-                         by_type)
+        return LossEvent(
+            type_,
+            time,
+            _take(obj, "sink", str),
+            _take(obj, "count", int),
+            _take(obj, "reason", str),
+            by_type,
+        )
     task_id, seq = _take(obj, "task_id", str), _take(obj, "seq", int)
     if type_ not in _STREAM_OF:
-        return LifecycleEvent(type_, task_id, seq, time, _snapshot(_take(obj, "task", dict), task_id))
+        return LifecycleEvent(
+            type_, task_id, seq, time, _snapshot(_take(obj, "task", dict), task_id)
+        )
     stream = _take(obj, "stream", StreamType)
     if stream is not _STREAM_OF[type_]:
-        raise WireError(f"stream {show(stream.value)} does not fit an event of type {show(type_.value)}")
+        raise WireError(
+            f"stream {show(stream.value)} does not fit an event of type {show(type_.value)}"
+        )
     format_ = _take(obj, "format", str, "text")
     if format_ not in ("text", "json"):
         raise WireError(f"'format' must be 'text' or 'json', got {show(format_)}")
@@ -415,9 +550,19 @@ def _event(obj: Any, raw_payload: str | None) -> Event:
         payload = json_text(_take(obj, "payload", object))
     else:
         payload = _take(obj, "payload", str, "" if stream is StreamType.PROGRESS else _REQUIRED)
-    return StreamEvent(type_, task_id, seq, time, stream, payload, format_, _take(obj, "truncated", bool, False),
-                       _take(obj, "original_bytes", int, 0), _take(obj, "percent", float, None),
-                       _take(obj, "message", str, ""))
+    return StreamEvent(
+        type_,
+        task_id,
+        seq,
+        time,
+        stream,
+        payload,
+        format_,
+        _take(obj, "truncated", bool, False),
+        _take(obj, "original_bytes", int, 0),
+        _take(obj, "percent", float, None),
+        _take(obj, "message", str, ""),
+    )
 
 
 def _snapshot(obj: dict[str, Any], event_task_id: str) -> TaskSnapshot:
@@ -427,14 +572,16 @@ def _snapshot(obj: dict[str, Any], event_task_id: str) -> TaskSnapshot:
 
 
 def _take(obj: dict[str, Any], key: str, kind: Any, default: Any = _REQUIRED) -> Any:
-    """The value of a field as its kind wants it; null is as good as absent where the field may be absent."""
+    """The value of a field as its kind wants it; null is as good as absent where the field may be
+    absent."""
     value = obj.get(key, _REQUIRED)
     if value is _REQUIRED and default is _REQUIRED:
         raise WireError(f"no field {show(key)} in {show(obj)}")
     if value is _REQUIRED or (value is None and default is not _REQUIRED):
         return default
     json_type, convert, expected = _KINDS[kind]
-    if isinstance(value, json_type) and (not isinstance(value, bool) or kind in (bool, object)):  # true is no integer
+    if isinstance(value, json_type) and (not isinstance(value, bool) or kind in (bool, object)):
+        # true is no integer
         try:
             return convert(value) if convert else value
         except (ValueError, OverflowError, KeyError):
@@ -447,8 +594,11 @@ def _read_time(text: str) -> datetime:
     if not match:
         raise ValueError(text)
     date, clock, fraction, zone = match.groups()
-    text = f"{date}T{clock}.{(fraction or '').ljust(6, '0')[:6]}{'+00:00' if zone in 'Zz' else zone}"
-    return datetime.fromisoformat(text).astimezone(timezone.utc)  # in the one spelling that 3.10 reads, too
+    text = (
+        f"{date}T{clock}.{(fraction or '').ljust(6, '0')[:6]}{'+00:00' if zone in 'Zz' else zone}"
+    )
+    # in the one spelling that 3.10 reads, too
+    return datetime.fromisoformat(text).astimezone(timezone.utc)
 
 
 def _read_number(value: float) -> float:
@@ -457,22 +607,49 @@ def _read_number(value: float) -> float:
     return value
 
 
-# How a field reads: its JSON type, what makes the value of it or refuses, what to tell of a wrong one.
+# How a field reads: its JSON type, what makes the value of it or refuses, what to tell of a wrong
+# one.
 _KINDS: dict[Any, tuple[Any, Any, str]] = {
-    str: (str, None, "a string"), int: (int, None, "an integer"), bool: (bool, None, "true or false"),
-    float: ((int, float), _read_number, "a finite number"), dict: (dict, dict, "an object"),
+    str: (str, None, "a string"),
+    int: (int, None, "an integer"),
+    bool: (bool, None, "true or false"),
+    float: ((int, float), _read_number, "a finite number"),
+    dict: (dict, dict, "an object"),
     object: (object, None, "a JSON value"),
     datetime: (str, _read_time, "a time such as 2026-11-23T14:46:00.123456Z"),
-    **{enum: (str, {member.value: member for member in enum}.__getitem__, f"one of {', '.join(enum)}")
-       for enum in (EventType, StreamType, TaskStatus)}}
+    **{
+        enum: (
+            str,
+            {member.value: member for member in enum}.__getitem__,
+            f"one of {', '.join(enum)}",
+        )
+        for enum in (EventType, StreamType, TaskStatus)
+    },
+}
 
 # The fields of the "task" object behind task_id, in order.
 _TASK_FIELDS: dict[str, Any] = {
-    "name": str, "status": TaskStatus, "run_id": str, "created_utc": datetime, "scheduled_utc": datetime,
-    "started_utc": datetime, "completed_utc": datetime, "duration": float, "timeout": float,
-    "last_progress_percent": float, "last_progress_message": str, "script_id": str, "script_hash": str,
-    "script_text": str, "arguments": str, "failure_type": str, "failure_message": str, "invocation_info": str,
-    "metadata": dict, "last_seq": int}
+    "name": str,
+    "status": TaskStatus,
+    "run_id": str,
+    "created_utc": datetime,
+    "scheduled_utc": datetime,
+    "started_utc": datetime,
+    "completed_utc": datetime,
+    "duration": float,
+    "timeout": float,
+    "last_progress_percent": float,
+    "last_progress_message": str,
+    "script_id": str,
+    "script_hash": str,
+    "script_text": str,
+    "arguments": str,
+    "failure_type": str,
+    "failure_message": str,
+    "invocation_info": str,
+    "metadata": dict,
+    "last_seq": int,
+}
 _REQUIRED_OF_TASK = ("name", "status", "run_id", "created_utc")
 _TEXT_OF: dict[Any, Any] = {str: _quote, TaskStatus: _quote, int: int.__repr__, float: _number_text,
                             dict: _object_text, datetime: lambda time: f'"{_time_text(time)}"'}

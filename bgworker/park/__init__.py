@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .replay import replay  # at once: a module that is loaded later would take the place of its function here
+# at once: a module that is loaded later would take the place of its function here
+from .replay import replay
 
 __all__ = ["replay"]

@@ -1,8 +1,10 @@
 """The park file: events that a sink did not take, kept on disk until somebody replays them.
 
-Each line is a wire object wrapped as ``{"v":1,"sink":…,"error":…,"attempts":…,"parked_at":…,"event":{…}}``. Lines are on
-the disk (fsync) before they count as parked. A `Park` writes from a thread of its own, so neither a task nor the
-dispatcher nor a courier that hangs in its sink waits for the disk. `park.replay` delivers them later.
+Each line is a wire object wrapped as
+``{"v":1,"sink":…,"error":…,"attempts":…,"parked_at":…,"event":{…}}``. Lines are on the disk (fsync)
+before they count as parked. A `Park` writes from a thread of its own, so neither a task nor the
+dispatcher nor a courier that hangs in its sink waits for the disk. `park.replay` delivers them
+later.
 """
 
 from __future__ import annotations
@@ -44,13 +46,21 @@ class Park:
         most_waiting: most records that wait for the disk ...
         most_waiting_bytes: ... and most bytes of memory that they take, as estimated.
         sink: name of the sink, for the record.
-        done: called on the park's thread with the records and None, or with the error that kept them out.
+        done: called on the park's thread with the records and None, or with the error that kept
+            them out.
         mode: of the file, if it is created; None leaves it to the umask.
     """
 
-    def __init__(self, path: str | os.PathLike[str], max_bytes: int, most_waiting: int,
-                 most_waiting_bytes: int, sink: str,
-                 done: Callable[[Sequence[Record], BaseException | None], object], mode: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        max_bytes: int,
+        most_waiting: int,
+        most_waiting_bytes: int,
+        sink: str,
+        done: Callable[[Sequence[Record], BaseException | None], object],
+        mode: int | None = None,
+    ) -> None:
         self._file = LineFile(path, is_power_safe=True, mode=mode)
         self._max_bytes = max_bytes
         self._most_waiting = most_waiting
@@ -70,7 +80,8 @@ class Park:
         self._file.open()
 
     def put(self, records: Sequence[Record], error: str, attempts: int) -> int:
-        """Queue records for the file; return how many, from the first on, found room. Any thread; never waits for the disk."""
+        """Queue records for the file; return how many, from the first on, found room. Any thread;
+        never waits for the disk."""
         with self._lock:
             fitting = bytes_ = 0
             for record in records[:max(0, self._most_waiting - self._count)]:
@@ -88,7 +99,8 @@ class Park:
             return fitting
 
     def _has_thread(self) -> bool:
-        """Start the thread if need be, under the lock; False when the system gives none (3.12 at interpreter exit)."""
+        """Start the thread if need be, under the lock; False when the system gives none (3.12 at
+        interpreter exit)."""
         if self._thread is None:
             thread = own_thread(f"{self._sink}-park", self._run)
             try:
@@ -99,7 +111,8 @@ class Park:
         return True
 
     def close(self, deadline: float) -> bool:
-        """Write what waits and close the file; False when that took longer than until ``deadline`` (monotonic)."""
+        """Write what waits and close the file; False when that took longer than until ``deadline``
+        (monotonic)."""
         with self._lock:
             self._closing = True
             self._news.notify()
@@ -133,11 +146,25 @@ class Park:
             return waiting
 
     def _write(self, records: Sequence[Record], error: str, attempts: int) -> None:
-        head = json.dumps({"v": VERSION, "sink": self._sink, "error": error, "attempts": attempts,
-                           "parked_at": utc(time_ns()).isoformat(timespec="microseconds").replace("+00:00", "Z")},
-                          separators=(",", ":"))[:-1].encode() + b',"event":'
+        head = (
+            json.dumps(
+                {
+                    "v": VERSION,
+                    "sink": self._sink,
+                    "error": error,
+                    "attempts": attempts,
+                    "parked_at": utc(time_ns())
+                    .isoformat(timespec="microseconds")
+                    .replace("+00:00", "Z"),
+                },
+                separators=(",", ":"),
+            )[:-1].encode()
+            + b',"event":'
+        )
         try:
-            lines = [head + line + b"}\n" for line in encode_lines(Batch(tuple(records))).splitlines()]
+            lines = [
+                head + line + b"}\n" for line in encode_lines(Batch(tuple(records))).splitlines()
+            ]
         except Exception as failure:  # one of them has no wire form: that costs no other its place
             middle = len(records) // 2
             if not middle:
@@ -157,5 +184,10 @@ class Park:
             self._file.append(b"".join(lines[:fitting]))
             self._done(records[:fitting], None)
         if fitting < len(lines):
-            self._done(records[fitting:], ParkFull(f"{os.fspath(self._file.path)} has reached its bound of "
-                                                   f"{self._max_bytes} bytes (park_bytes); replay it"))
+            self._done(
+                records[fitting:],
+                ParkFull(
+                    f"{os.fspath(self._file.path)} has reached its bound of "
+                    f"{self._max_bytes} bytes (park_bytes); replay it"
+                ),
+            )

@@ -50,7 +50,8 @@ class ReplayReport:
     refused: int
     """Events that the sink refuses for good; they stay in the file."""
     skipped: int
-    """Lines that hold no event this version can read; they stay in the file. A torn last line is not counted."""
+    """Lines that hold no event this version can read; they stay in the file. A torn last line is
+    not counted."""
     problems: tuple[str, ...] = ()
     """What was wrong with the first few of the refused and the skipped."""
 

@@ -1,24 +1,29 @@
-"""What a task's code prints, logs and warns, copied to the task's streams on its way to where it goes anyway.
+"""What a task's code prints, logs and warns, copied to the task's streams on its way to where it
+goes anyway.
 
 Guarantees, while a task with ``capture_output`` runs:
 
-- What its context writes to ``sys.stdout`` and ``sys.stderr`` comes in whole lines to its output and error streams,
-  gathered per stream and thread, so that threads which share the context do not mix inside a line; an unfinished one
-  comes at the task's end. What a carriage return inside a line wipes out (a progress bar's past) is dropped. Lines
-  longer than ``max_payload`` come in pieces.
-- A record that passes its logger's level and filters comes once, with its traceback and in no handler's format, to
-  verbose (below INFO), output, warning or error (from ERROR), whatever handlers and ``propagate`` do with it.
-- A warning that passes the filters comes once to the warning stream, also while somebody records warnings.
-- The old places get it all as before and raise as before. Other threads, tasks without capture, and contexts that
-  outlive their task notice one look-up of a context variable.
+- What its context writes to ``sys.stdout`` and ``sys.stderr`` comes in whole lines to its output
+  and error streams, gathered per stream and thread, so that threads which share the context do not
+  mix inside a line; an unfinished one comes at the task's end. What a carriage return inside a line
+  wipes out (a progress bar's past) is dropped. Lines longer than ``max_payload`` come in pieces.
+- A record that passes its logger's level and filters comes once, with its traceback and in no
+  handler's format, to verbose (below INFO), output, warning or error (from ERROR), whatever
+  handlers and ``propagate`` do with it.
+- A warning that passes the filters comes once to the warning stream, also while somebody records
+  warnings.
+- The old places get it all as before and raise as before. Other threads, tasks without capture, and
+  contexts that outlive their task notice one look-up of a context variable.
 
-How. Stand-ins take the places of ``sys.stdout``, ``sys.stderr``, ``Logger.callHandlers`` (a root handler would miss
-``propagate=False`` and switch off ``lastResort``) and ``warnings._showwarnmsg`` (``catch_warnings`` puts `showwarning`
-back at any time) with the first such task, and leave them after the last. What they hand down is written with capture
-off, so neither a handler's line on ``sys.stderr`` nor a ``sys.stdout`` that is a logger brings text twice.
+How. Stand-ins take the places of ``sys.stdout``, ``sys.stderr``, ``Logger.callHandlers`` (a root
+handler would miss ``propagate=False`` and switch off ``lastResort``) and ``warnings._showwarnmsg``
+(``catch_warnings`` puts `showwarning` back at any time) with the first such task, and leave them
+after the last. What they hand down is written with capture off, so neither a handler's line on
+``sys.stderr`` nor a ``sys.stdout`` that is a logger brings text twice.
 
-Who replaces ``sys.stdout`` meanwhile gets what is printed from then on, and is left alone; the next task to start has
-the new stream captured too. So ``redirect_stdout`` takes text from a task's streams when used inside it, not around it.
+Who replaces ``sys.stdout`` meanwhile gets what is printed from then on, and is left alone; the next
+task to start has the new stream captured too. So ``redirect_stdout`` takes text from a task's
+streams when used inside it, not around it.
 """
 
 from __future__ import annotations
@@ -47,7 +52,8 @@ _capturing: ContextVar[Capture | None] = ContextVar("bgworker_capture", default=
 
 
 class Capture:
-    """A context manager: copies what is said inside to the streams of ``context``, which is the `current_task()`."""
+    """A context manager: copies what is said inside to the streams of ``context``, which is the
+    `current_task()`."""
 
     def __init__(self, context: TaskContext) -> None:
         self._context: TaskContext | None = context
@@ -78,7 +84,8 @@ class Capture:
 
     @property
     def is_active(self) -> bool:
-        """True in the task itself; False after its end, and in another task that inherited its context."""
+        """True in the task itself; False after its end, and in another task that inherited its
+        context."""
         return self._context is current_task()
 
     def say(self, stream: Stream, text: str) -> None:
@@ -87,7 +94,9 @@ class Capture:
         if context is not None:
             emit = getattr(context, stream)
             # a character takes at most 4 bytes, and the stand-in for a NUL more than one
-            most = self._max_payload if text.isascii() and "\0" not in text else self._max_payload // 4
+            most = (
+                self._max_payload if text.isascii() and "\0" not in text else self._max_payload // 4
+            )
             for start in range(0, len(text) or 1, most):
                 emit(text[start:start + most])
 
@@ -121,8 +130,9 @@ class Capture:
 class _Line(deque):  # type: ignore[type-arg]
     """What one thread has written to one stream since its last newline.
 
-    Without a lock, although a finaliser may print at any point, and the deadlines' thread may `take`: each step on the
-    deque is atomic, so what was added is taken once. ``size`` may be off then, and a long line split elsewhere.
+    Without a lock, although a finaliser may print at any point, and the deadlines' thread may
+    `take`: each step on the deque is atomic, so what was added is taken once. ``size`` may be off
+    then, and a long line split elsewhere.
     """
 
     size = 0
@@ -142,19 +152,22 @@ def _shown(line: str) -> str:
 
 
 class StandIn:
-    """Something of ours in the place of what it hands down to. Its odd slots tell other copies of this package so."""
+    """Something of ours in the place of what it hands down to. Its odd slots tell other copies of
+    this package so."""
 
     __slots__ = ("bgworker_below", "bgworker_told", "__weakref__")
     bgworker_below: Any
     bgworker_told: Any  # Router: the stream. Tap: what makes stream and text of the arguments
 
     def __init__(self, below: Any, told: object) -> None:
-        object.__setattr__(self, "bgworker_below", below)  # a Router's own `__setattr__` is the old stream's
+        # a Router's own `__setattr__` is the old stream's
+        object.__setattr__(self, "bgworker_below", below)
         object.__setattr__(self, "bgworker_told", told)
 
 
 class Router(StandIn):
-    """Stands in for ``sys.stdout`` or ``sys.stderr``, and shows its attributes, class, return values and exceptions."""
+    """Stands in for ``sys.stdout`` or ``sys.stderr``, and shows its attributes, class, return
+    values and exceptions."""
 
     __slots__ = ()
 
@@ -169,7 +182,8 @@ class Router(StandIn):
             return _hand_down(self.bgworker_below.write, text)
         except BaseException:
             if not exact.endswith("\n"):
-                capture.write(self.bgworker_told, "\n")  # `print` gives up now, and will not write it
+                # `print` gives up now, and will not write it
+                capture.write(self.bgworker_told, "\n")
             raise
 
     def writelines(self, lines: Any, /) -> Any:
@@ -188,7 +202,8 @@ class Router(StandIn):
     def __delattr__(self, name: str) -> None:
         delattr(self.bgworker_below, name)
 
-    # what Python asks of the type, not of the object; `structlog`, for one, keeps its locks by weak references to streams
+    # what Python asks of the type, not of the object; `structlog`, for one, keeps its locks by weak
+    # references to streams
 
     def __repr__(self) -> str:
         return repr(self.bgworker_below)
@@ -221,7 +236,8 @@ class Router(StandIn):
     if not TYPE_CHECKING:
         @property
         def __class__(self) -> type:
-            return type(self.bgworker_below)  # xml.sax, for one, asks isinstance(sys.stdout, io.TextIOBase)
+            # xml.sax, for one, asks isinstance(sys.stdout, io.TextIOBase)
+            return type(self.bgworker_below)
 
 
 class _Nowhere(io.TextIOBase):
@@ -232,7 +248,8 @@ class _Nowhere(io.TextIOBase):
 
 
 class Tap(StandIn):
-    """Stands in for a function, or a method of a class, that every record or warning passes on its way out."""
+    """Stands in for a function, or a method of a class, that every record or warning passes on its
+    way out."""
 
     __slots__ = ()
 
@@ -251,21 +268,34 @@ class Tap(StandIn):
 
 def _of_record(logger: logging.Logger, record: logging.LogRecord) -> tuple[Stream, str]:
     level = record.levelno
-    stream: Stream = ("error" if level >= logging.ERROR else "warning" if level >= logging.WARNING else
-                      "output" if level >= logging.INFO else "verbose")
-    text = ask(_text_of_record, record)  # None where its arguments do not fit; the handlers report that, as ever
+    stream: Stream = (
+        "error"
+        if level >= logging.ERROR
+        else (
+            "warning"
+            if level >= logging.WARNING
+            else "output" if level >= logging.INFO else "verbose"
+        )
+    )
+    # None where its arguments do not fit; the handlers report that, as ever
+    text = ask(_text_of_record, record)
     return stream, text_of(record.msg) if text is None else text
 
 
 def _text_of_record(record: logging.LogRecord) -> str:
     parts = [record.getMessage()]
     if record.exc_info or record.exc_text:
-        parts.append(record.exc_text or logging.Formatter().formatException(record.exc_info or (None,) * 3))
+        parts.append(
+            record.exc_text or logging.Formatter().formatException(record.exc_info or (None,) * 3)
+        )
     return "\n".join([*parts, record.stack_info] if record.stack_info else parts)
 
 
 def _of_warning(shown: Any) -> tuple[Stream, str]:
-    return "warning", f"{shown.filename}:{shown.lineno}: {shown.category.__name__}: {text_of(shown.message)}"
+    return (
+        "warning",
+        f"{shown.filename}:{shown.lineno}: {shown.category.__name__}: {text_of(shown.message)}",
+    )
 
 
 def _hand_down(function: Callable[..., Any], *args: Any) -> Any:
@@ -277,10 +307,12 @@ def _hand_down(function: Callable[..., Any], *args: Any) -> Any:
         _capturing.reset(token)
 
 
-_lock = RLock()  # guards all below, and our own changes of the places; re-entrant because a finaliser may run a task
+# guards all below, and our own changes of the places; re-entrant because a finaliser may run a task
+_lock = RLock()
 _running: set[Capture] = set()
-# Used again, and never let go at once: `print` holds no reference to the sys.stdout that it writes to, and crashes
-# the interpreter if another thread frees that meanwhile (gh-130163, mended in 3.13.3).
+# Used again, and never let go at once: `print` holds no reference to the sys.stdout that it writes
+# to, and crashes the interpreter if another thread frees that meanwhile (gh-130163, mended in
+# 3.13.3).
 _recent: list[StandIn] = []
 _nowhere = _Nowhere()
 
@@ -288,8 +320,12 @@ _nowhere = _Nowhere()
 def _places() -> tuple[tuple[Any, str, type[StandIn], object], ...]:
     import warnings  # not before it is needed
 
-    return ((sys, "stdout", Router, "output"), (sys, "stderr", Router, "error"),
-            (logging.Logger, "callHandlers", Tap, _of_record), (warnings, "_showwarnmsg", Tap, _of_warning))
+    return (
+        (sys, "stdout", Router, "output"),
+        (sys, "stderr", Router, "error"),
+        (logging.Logger, "callHandlers", Tap, _of_record),
+        (warnings, "_showwarnmsg", Tap, _of_warning),
+    )
 
 
 def _stand_in() -> None:
@@ -300,22 +336,33 @@ def _stand_in() -> None:
             found = found.bgworker_below
         if found is not _places and not issubclass(type(found), StandIn):
             below = _nowhere if below is None else below
-            stand_in = next((each for each in _recent if each.bgworker_below is below and each.bgworker_told is told),
-                            None) or kind(below, told)
+            stand_in = next(
+                (
+                    each
+                    for each in _recent
+                    if each.bgworker_below is below and each.bgworker_told is told
+                ),
+                None,
+            ) or kind(below, told)
             _recent[:] = [*(each for each in _recent if each is not stand_in), stand_in][-16:]
             setattr(owner, name, stand_in)
 
 
 def _step_back() -> None:
-    """Give back every place that is still ours. Below something of somebody else's we stay, and do nothing there."""
+    """Give back every place that is still ours. Below something of somebody else's we stay, and do
+    nothing there."""
     for owner, name, _, _ in _places():
         current = vars(owner).get(name)
-        if issubclass(type(current), StandIn):  # what another thread assigns between this and the next line is lost
-            setattr(owner, name, None if current.bgworker_below is _nowhere else current.bgworker_below)
+        if issubclass(type(current), StandIn):
+            # what another thread assigns between this and the next line is lost
+            setattr(
+                owner, name, None if current.bgworker_below is _nowhere else current.bgworker_below
+            )
 
 
 def _start_afresh() -> None:
-    """In a forked child: the tasks are the parent's, also the one that forked, and are captured there."""
+    """In a forked child: the tasks are the parent's, also the one that forked, and are captured
+    there."""
     global _lock
     _lock = RLock()
     while _running:

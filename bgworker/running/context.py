@@ -1,6 +1,7 @@
 """The inside of a running task: what its own code says and asks.
 
-Any thread may call any method, and each costs one append, whatever the sinks do; nothing here blocks but `sleep`.
+Any thread may call any method, and each costs one append, whatever the sinks do; nothing here
+blocks but `sleep`.
 """
 
 from __future__ import annotations
@@ -38,18 +39,25 @@ class Limits:
 
     __slots__ = ("max_payload", "oversize", "progress_interval", "progress_step", "fits", "short")
 
-    def __init__(self, max_payload: int, oversize: Literal["truncate", "reject"], progress_interval: float,
-                 progress_step: float) -> None:
+    def __init__(
+        self,
+        max_payload: int,
+        oversize: Literal["truncate", "reject"],
+        progress_interval: float,
+        progress_step: float,
+    ) -> None:
         self.max_payload = max_payload
         self.oversize = oversize
         self.progress_interval = progress_interval
         self.progress_step = progress_step
-        self.fits = min(LONG, max_payload // 4)  # characters that fit whatever they are: UTF-8 takes at most 4 bytes
+        # characters that fit whatever they are: UTF-8 takes at most 4 bytes
+        self.fits = min(LONG, max_payload // 4)
         self.short = min(SHORT, self.fits)
 
 
 class TaskContext:
-    """The inside of a running task, from `current_task()`. Any thread may use it; nothing in it blocks but `sleep`."""
+    """The inside of a running task, from `current_task()`. Any thread may use it; nothing in it
+    blocks but `sleep`."""
 
     deadline: float | None = None
     """When its time is over, on the monotonic clock."""
@@ -66,9 +74,12 @@ class TaskContext:
     reacts_until = math.inf
     """When who interrupts the task gives up on it, on the monotonic clock."""
     before_end: Callable[[], object] | None = None
-    """Called before the terminal event, maybe while the task still runs, to emit what was held back."""
+    """Called before the terminal event, maybe while the task still runs, to emit what was held
+    back."""
 
-    def __init__(self, state: TaskState, intake: Intake, limits: Limits, metadata: Mapping[str, Any]) -> None:
+    def __init__(
+        self, state: TaskState, intake: Intake, limits: Limits, metadata: Mapping[str, Any]
+    ) -> None:
         self._state = state
         self._intake = intake
         self._limits = limits
@@ -106,8 +117,10 @@ class TaskContext:
         return None if self.deadline is None else max(0.0, self.deadline - monotonic())
 
     def output(self, value: object) -> None:
-        """Emit to the output stream: a `str` as text, any JSON value as JSON, anything else as its ``str()``."""
-        if type(value) is str and len(value) <= self._short:  # not `__class__`, which a stand-in may fake
+        """Emit to the output stream: a `str` as text, any JSON value as JSON, anything else as its
+        ``str()``."""
+        if type(value) is str and len(value) <= self._short:
+            # not `__class__`, which a stand-in may fake
             self._intake.emit(self._state, OUTPUT, value)
         else:
             self._emit_value(OUTPUT, value)
@@ -125,11 +138,13 @@ class TaskContext:
         self._emit_value(VERBOSE, value)
 
     def _emit_lines(self, kind: int, lines: list[str]) -> None:
-        """Emit lines of clean text of at most ``max_payload`` bytes each, at once; see `Intake.emit_lines`."""
+        """Emit lines of clean text of at most ``max_payload`` bytes each, at once; see
+        `Intake.emit_lines`."""
         self._intake.emit_lines(self._state, kind, lines)
 
     def _emit_value(self, kind: int, value: object) -> None:
-        """Emit what is not plain short text. It is turned into text here and now: the value may change right after."""
+        """Emit what is not plain short text. It is turned into text here and now: the value may
+        change right after."""
         format_: Literal["text", "json"] = "text"
         if type(value) is str:
             text: str = value
@@ -141,11 +156,15 @@ class TaskContext:
             emit = self._intake.emit if len(text) <= SHORT else self._intake.emit_weighed
             emit(self._state, kind, text if format_ == "text" else (text, format_, False, 0))
             return
-        fitted, original_bytes = (fit if format_ == "text" else fit_json)(text, self._limits.max_payload)
+        fitted, original_bytes = (fit if format_ == "text" else fit_json)(
+            text, self._limits.max_payload
+        )
         if original_bytes and self._limits.oversize == "reject":
             self._intake.refuse(kind, "oversize")
         else:
-            self._intake.emit_weighed(self._state, kind, (fitted, format_, original_bytes > 0, original_bytes))
+            self._intake.emit_weighed(
+                self._state, kind, (fitted, format_, original_bytes > 0, original_bytes)
+            )
 
     def progress(self, completed: float, total: float | None = 100, message: str = "") -> None:
         """Tell how far the task is.
@@ -155,14 +174,21 @@ class TaskContext:
             total: how much there is; None when unknown, then only the message counts.
             message: one line for people.
 
-        At most one event per ``progress_interval`` seconds goes out, unless it moved by ``progress_step`` percent; the
-        first always does, and the latest does before the task ends.
+        At most one event per ``progress_interval`` seconds goes out, unless it moved by
+        ``progress_step`` percent; the first always does, and the latest does before the task ends.
         """
         percent = _percent(completed, total)
-        fitted = message if type(message) is str and not message else clean(message, self._limits.max_payload)
+        fitted = (
+            message
+            if type(message) is str and not message
+            else clean(message, self._limits.max_payload)
+        )
         now = monotonic()
-        if self._shown_at is None or now - self._shown_at >= self._limits.progress_interval or _moved(
-                self._shown_percent, percent, self._limits.progress_step):
+        if (
+            self._shown_at is None
+            or now - self._shown_at >= self._limits.progress_interval
+            or _moved(self._shown_percent, percent, self._limits.progress_step)
+        ):
             self._shown_at = now
             self._shown_percent = percent
             self._unshown = None
@@ -183,7 +209,8 @@ class TaskContext:
 
     @property
     def intake(self) -> Intake:
-        """Where the task's events go: in a forked child still the parent's, which is closed there."""
+        """Where the task's events go: in a forked child still the parent's, which is closed
+        there."""
         return self._intake
 
     @property
@@ -192,8 +219,10 @@ class TaskContext:
         return self._unshown is not None or self.before_end is not None
 
     def say_last(self) -> None:
-        """Emit what was held back: a captured line that is not finished, and the progress that the rate limit kept."""
-        before_end = self.before_end  # once: the task's thread may take it back while the deadlines' thread is here
+        """Emit what was held back: a captured line that is not finished, and the progress that the
+        rate limit kept."""
+        # once: the task's thread may take it back while the deadlines' thread is here
+        before_end = self.before_end
         if before_end is not None:
             before_end()
         unshown, self._unshown = self._unshown, None
@@ -210,7 +239,8 @@ class TaskContext:
             raise TaskCancelled(self._stop_reason)
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but wake at once when asked to stop. In a coroutine, which this would block, await ``asyncio.sleep``.
+        """Sleep, but wake at once when asked to stop. In a coroutine, which this would block, await
+        ``asyncio.sleep``.
 
         Raises:
             TaskCancelled: as `checkpoint`.
@@ -223,10 +253,12 @@ class TaskContext:
         self.checkpoint()
 
     def on_cancel(self, callback: Callable[[], object] | None) -> None:
-        """Have ``callback`` called once when the task is asked to stop, at once if it was; None takes it back.
+        """Have ``callback`` called once when the task is asked to stop, at once if it was; None
+        takes it back.
 
-        For code that waits for something else than `sleep`. The callback runs on the thread that cancels and must be
-        quick; what it raises there is logged. There is one; setting another replaces it.
+        For code that waits for something else than `sleep`. The callback runs on the thread that
+        cancels and must be quick; what it raises there is logged. There is one; setting another
+        replaces it.
         """
         with _stop_lock:
             if self._stop_reason is None or callback is None:
@@ -235,7 +267,8 @@ class TaskContext:
         callback()
 
     def interrupt_by(self, callback: Callable[[], object] | None) -> None:
-        """As `on_cancel`, for who runs the task's code: beside that, which belongs to the code itself."""
+        """As `on_cancel`, for who runs the task's code: beside that, which belongs to the code
+        itself."""
         with _stop_lock:
             self._interrupt = callback
             if self._stop_reason is None or callback is None:
@@ -245,13 +278,15 @@ class TaskContext:
     def request_stop(self, reason: str) -> Callable[[], object] | None:
         """Ask the task to stop; the first reason stays. Any thread.
 
-        Returns: what remains to be called if there is an `on_cancel`. That is the user's, and may block.
+        Returns: what remains to be called if there is an `on_cancel`. That is the user's, and may
+            block.
         """
         with _stop_lock:
             if self._stop_reason is not None:
                 return None
             self._stop_reason = reason
-            callback, interrupt = self._on_cancel, self._interrupt  # they stay, see `reacts_to_cancel`
+            # they stay, see `reacts_to_cancel`
+            callback, interrupt = self._on_cancel, self._interrupt
             stop_event = self._stop_event
         if stop_event is not None:
             stop_event.set()
@@ -268,15 +303,17 @@ class TaskContext:
             logger.exception("the cancel callback of task %s failed", self._state.id)
 
     def wait_for_room(self, size: int) -> int:
-        """Wait until the healthy sinks keep up, or the task is asked to stop. For code that reads from a pipe.
+        """Wait until the healthy sinks keep up, or the task is asked to stop. For code that reads
+        from a pipe.
 
-        Callables never wait: they only ever emit. This is for who loses nothing by reading later. Looks every few
-        milliseconds, and only while a queue is crowded.
+        Callables never wait: they only ever emit. This is for who loses nothing by reading later.
+        Looks every few milliseconds, and only while a queue is crowded.
 
         Args:
             size: bytes of memory of one of the texts that are about to be emitted.
 
-        Returns: how many of them may be emitted before the next call without a healthy sink's losing any.
+        Returns: how many of them may be emitted before the next call without a healthy sink's
+            losing any.
         """
         intake = self._intake
         while intake.is_crowded and self._stop_reason is None:
@@ -286,15 +323,20 @@ class TaskContext:
 
     @property
     def reacts_to_cancel(self) -> bool:
-        """True while a callback of `on_cancel` or `interrupt_by` is in place: the task will end soon after a cancel, and
-        shutdown waits for that."""
-        return self._on_cancel is not None or self._interrupt is not None and monotonic() < self.reacts_until
+        """True while a callback of `on_cancel` or `interrupt_by` is in place: the task will end
+        soon after a cancel, and shutdown waits for that."""
+        return (
+            self._on_cancel is not None
+            or self._interrupt is not None
+            and monotonic() < self.reacts_until
+        )
 
     def __repr__(self) -> str:
         return f"<TaskContext {self._state.name or 'outside a task'}>"
 
 
-_stop_lock = threading.RLock()  # guards each context's stop reason, event and callback against one another; held for
+# guards each context's stop reason, event and callback against one another; held for
+_stop_lock = threading.RLock()
 # moments, and re-entrant because a signal handler may cancel
 
 
@@ -314,7 +356,12 @@ class _Bare(TaskContext):
     def __init__(self) -> None:
         silent = Intake()
         silent.close()
-        super().__init__(TaskState("", "", "", 0), silent, Limits(65536, "truncate", 0.1, 1.0), MappingProxyType({}))
+        super().__init__(
+            TaskState("", "", "", 0),
+            silent,
+            Limits(65536, "truncate", 0.1, 1.0),
+            MappingProxyType({}),
+        )
 
     def _emit_value(self, kind: int, value: object) -> None:
         """Turn nothing into text for nobody."""
@@ -325,7 +372,8 @@ CURRENT: ContextVar[TaskContext] = ContextVar("bgworker_task", default=_Bare())
 
 
 def current_task() -> TaskContext:
-    """Return the running task's context; outside a task a do-nothing twin, so that a function also runs bare."""
+    """Return the running task's context; outside a task a do-nothing twin, so that a function also
+    runs bare."""
     return CURRENT.get()
 
 

@@ -1,9 +1,9 @@
 """Tasks whose function is a coroutine function: they run on an event loop of their worker's thread.
 
-There is one loop per worker, made for its first coroutine and closed when the worker ends. A coroutine has its worker
-for itself until it returns, as a function has; what it started on the loop and did not await is cancelled then, as
-`asyncio.run` does. To be stopped, by ``cancel`` or by its deadline, is to be cancelled: it gets
-``asyncio.CancelledError`` where it awaits.
+There is one loop per worker, made for its first coroutine and closed when the worker ends. A
+coroutine has its worker for itself until it returns, as a function has; what it started on the loop
+and did not await is cancelled then, as `asyncio.run` does. To be stopped, by ``cancel`` or by its
+deadline, is to be cancelled: it gets ``asyncio.CancelledError`` where it awaits.
 
 `asyncio` is dear to import: this module is loaded with the first coroutine.
 """
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__.partition(".")[0])
 
 CLEAN_UP = 5.0
-"""Seconds after its cancellation for which a coroutine is taken to be cleaning up. What runs on then has swallowed it,
-and counts as a thread that never looks: nobody waits for it."""
+"""Seconds after its cancellation for which a coroutine is taken to be cleaning up. What runs on
+then has swallowed it, and counts as a thread that never looks: nobody waits for it."""
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> Outcome:
@@ -40,9 +40,12 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> 
 
     To be called inside the context variables that it is to have.
     """
-    if asyncio._get_running_loop() is not None:  # loops do not nest; `waits` comes to this only where there are no threads
+    if asyncio._get_running_loop() is not None:
+        # loops do not nest; `waits` comes to this only where there are no threads
         coroutine.close()
-        return None, PoolDeadlock(f"a coroutine waits for task {context.name!r}, and no thread can be started to run that")
+        return None, PoolDeadlock(
+            f"a coroutine waits for task {context.name!r}, and no thread can be started to run that"
+        )
     worker = current_worker()
     if worker is None:  # somebody runs a task by hand
         loop = WorkerLoop()
@@ -68,7 +71,8 @@ class WorkerLoop:
 
     @property
     def is_in_main(self) -> bool:
-        """True when the caller is the coroutine itself, rather than something that it started on the loop."""
+        """True when the caller is the coroutine itself, rather than something that it started on
+        the loop."""
         return self._main is not None and asyncio.current_task(self._loop) is self._main
 
     def run(self, coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> Outcome:
@@ -80,7 +84,8 @@ class WorkerLoop:
             context.interrupt_by(_canceller(loop, main, context))
             try:
                 self._run_until_done(main)
-            except BaseException as raised:  # SystemExit or KeyboardInterrupt, which no asyncio task keeps for itself
+            except BaseException as raised:
+                # SystemExit or KeyboardInterrupt, which no asyncio task keeps for itself
                 error = raised
             self._cancel_rest()
             return _outcome(main, error, context)
@@ -90,16 +95,20 @@ class WorkerLoop:
             del main, error  # as in _run_until_done
 
     def _run_until_done(self, future: asyncio.Future[Any]) -> None:
-        """As ``run_until_complete``, but raise nothing that the future keeps, and be stopped by nobody else."""
+        """As ``run_until_complete``, but raise nothing that the future keeps, and be stopped by
+        nobody else."""
         future.add_done_callback(lambda _: self._loop.stop())
         try:
             while not future.done():
                 self._loop.run_forever()
         finally:
-            del future  # from 3.12 on the frame of a coroutine that raises leads back to this one: it would hold the exception
+            # from 3.12 on the frame of a coroutine that raises leads back to this one: it would
+            # hold the exception
+            del future
 
     def _cancel_rest(self) -> None:
-        """Cancel what runs on the loop, and wait for it; what it raises is reported as asyncio reports it."""
+        """Cancel what runs on the loop, and wait for it; what it raises is reported as asyncio
+        reports it."""
         rest = asyncio.all_tasks(self._loop)
         if not rest:
             return
@@ -108,23 +117,33 @@ class WorkerLoop:
         self._run_until_done(asyncio.gather(*rest, return_exceptions=True))
         for each in rest - {self._main}:
             if not each.cancelled() and each.exception() is not None:
-                self._loop.call_exception_handler({"message": "unhandled exception during the end of a bgworker task",
-                                                   "exception": each.exception(), "task": each})
+                self._loop.call_exception_handler(
+                    {
+                        "message": "unhandled exception during the end of a bgworker task",
+                        "exception": each.exception(),
+                        "task": each,
+                    }
+                )
 
     def close(self) -> None:
-        """Close the loop, after what its asynchronous generators and its executor's threads still have to do."""
+        """Close the loop, after what its asynchronous generators and its executor's threads still
+        have to do."""
         if os.getpid() != self._process:
             return  # forked: closing our copy would deregister the parent's sockets
         try:
             self._run_until_done(self._loop.create_task(self._loop.shutdown_asyncgens()))
             self._run_until_done(self._loop.create_task(self._loop.shutdown_default_executor()))
         except Exception:  # third parties' generators
-            logger.exception("the event loop of %s could not be closed properly", threading.current_thread().name)
+            logger.exception(
+                "the event loop of %s could not be closed properly", threading.current_thread().name
+            )
         finally:
             self._loop.close()
 
 
-def _canceller(loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any], context: TaskContext) -> Callable[[], None]:
+def _canceller(
+    loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any], context: TaskContext
+) -> Callable[[], None]:
     def cancel() -> None:
         context.reacts_until = monotonic() + CLEAN_UP
         try:

@@ -1,8 +1,9 @@
 """One thread that notices when a running task's time is over.
 
-Only running tasks have deadlines, so there are never more of them than workers: a dict that is looked through at each
-wake-up does what a heap would, and a task that ends in time just takes itself out. The thread starts with the first task that
-has a timeout, sleeps until the earliest deadline, and is woken early only by a deadline before that.
+Only running tasks have deadlines, so there are never more of them than workers: a dict that is
+looked through at each wake-up does what a heap would, and a task that ends in time just takes
+itself out. The thread starts with the first task that has a timeout, sleeps until the earliest
+deadline, and is woken early only by a deadline before that.
 """
 
 from __future__ import annotations
@@ -26,19 +27,22 @@ if TYPE_CHECKING:
 
 HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 BACKSTOP = 1.0
-"""Seconds after which the thread looks again unasked. No ring is lost by design; this is for the unforeseen."""
+"""Seconds after which the thread looks again unasked. No ring is lost by design; this is for the
+unforeseen."""
 
 
 class Deadlines:
-    """Watches deadlines, mostly of tasks, and calls ``expire(task, thread)`` on its own thread for each that passes, with the
-    identifier of the thread that had it watched: others may have the task in hand, too, who will find that it was begun.
+    """Watches deadlines, mostly of tasks, and calls ``expire(task, thread)`` on its own thread for
+    each that passes, with the identifier of the thread that had it watched: others may have the
+    task in hand, too, who will find that it was begun.
 
-    Any thread may call `watch` and `forget`. Adding to and removing from a dict are one atomic step each, so it is settled,
-    too, who ends a task with a deadline: who takes it out of the dict.
+    Any thread may call `watch` and `forget`. Adding to and removing from a dict are one atomic step
+    each, so it is settled, too, who ends a task with a deadline: who takes it out of the dict.
 
-    The doorbell: the thread announces until when it sleeps, and then looks at the dict; whoever adds a deadline looks at
-    the announcement afterwards. Between its two steps each takes the lock, or has held the GIL, so that one of them sees the
-    other's first also where a processor lets a load overtake a store.
+    The doorbell: the thread announces until when it sleeps, and then looks at the dict; whoever
+    adds a deadline looks at the announcement afterwards. Between its two steps each takes the lock,
+    or has held the GIL, so that one of them sees the other's first also where a processor lets a
+    load overtake a store.
     """
 
     def __init__(self, expire: Callable[[Any, int], object], name: str) -> None:
@@ -49,7 +53,8 @@ class Deadlines:
         self._bell = allocate_lock()
         self._bell.acquire()
         self._is_stopped = False
-        self._lock = threading.Lock()  # guards the start of the thread and orders what the doorbell needs
+        # guards the start of the thread and orders what the doorbell needs
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     @property
@@ -71,7 +76,8 @@ class Deadlines:
             self._ring()
 
     def forget(self, task: object) -> bool:
-        """Watch ``task`` no more, and tell whether it is the caller's to end: False when its deadline came first."""
+        """Watch ``task`` no more, and tell whether it is the caller's to end: False when its
+        deadline came first."""
         came_first = self._watched.pop(task, None) is not None
         if self._is_stopped:
             self._ring()
@@ -84,20 +90,22 @@ class Deadlines:
             pass  # rung already: one ring is enough
 
     def start(self) -> None:
-        """Start the thread unless it runs. When a task with a timeout is queued: once it runs, that may be too late, for
-        an interpreter that exits starts no thread."""
+        """Start the thread unless it runs. When a task with a timeout is queued: once it runs, that
+        may be too late, for an interpreter that exits starts no thread."""
         with self._lock:
             if self._thread is None:
                 thread = own_thread(self._name, self._run)
                 try:
                     self._thread = thread
                     thread.start()
-                except BaseException:  # an interrupt, too: should it start after all, it finds that it is not wanted
+                except BaseException:
+                    # an interrupt, too: should it start after all, it finds that it is not wanted
                     self._thread = None
                     raise
 
     def stop(self) -> None:
-        """End the thread as soon as it watches nothing: tasks that were given up may still pass their deadlines."""
+        """End the thread as soon as it watches nothing: tasks that were given up may still pass
+        their deadlines."""
         self._is_stopped = True
         self._ring()
 
@@ -130,4 +138,9 @@ class Deadlines:
         try:
             self._expire(task, thread)
         except BaseException as error:  # the thread's boundary: the other deadlines still count
-            report(logging.ERROR, "%s could not be ended at its deadline: %s", repr(task), describe(error))
+            report(
+                logging.ERROR,
+                "%s could not be ended at its deadline: %s",
+                repr(task),
+                describe(error),
+            )

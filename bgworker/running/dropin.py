@@ -1,7 +1,8 @@
-"""What makes the Scheduler a ``ThreadPoolExecutor``: the class, and what others read of one beside its methods.
+"""What makes the Scheduler a ``ThreadPoolExecutor``: the class, and what others read of one beside
+its methods.
 
-Libraries, and CPython's own tests, look at attributes of ``ThreadPoolExecutor`` that no page documents. Each is
-answered here from the pool, at the moment when it is read.
+Libraries, and CPython's own tests, look at attributes of ``ThreadPoolExecutor`` that no page
+documents. Each is answered here from the pool, at the moment when it is read.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 
 class WaitingTasks:
-    """What `DropIn._work_queue` is: as many items as tasks wait. Nothing can be taken out or put in."""
+    """What `DropIn._work_queue` is: as many items as tasks wait. Nothing can be taken out or put
+    in."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -45,7 +47,8 @@ class WaitingTasks:
 
 
 class DropIn(ThreadPoolExecutor):
-    """A ``ThreadPoolExecutor`` by type and by attributes. Its ``__init__`` is not for us, and never runs."""
+    """A ``ThreadPoolExecutor`` by type and by attributes. Its ``__init__`` is not for us, and never
+    runs."""
 
     if not TYPE_CHECKING:  # properties in the place of attributes, which type checkers refuse
         @property
@@ -79,7 +82,8 @@ class DropIn(ThreadPoolExecutor):
 
         @property
         def _shutdown_lock(self) -> threading.Lock:
-            return threading.Lock()  # guards nothing: what it would guard has a lock that is nobody else's
+            # guards nothing: what it would guard has a lock that is nobody else's
+            return threading.Lock()
 
         @property
         def _thread_name_prefix(self) -> str:
@@ -94,7 +98,8 @@ class DropIn(ThreadPoolExecutor):
             return self._pool.initargs
 
     def _adjust_thread_count(self) -> None:
-        """Do nothing: ``submit`` starts the threads that are needed, and ``_max_workers = n`` those that wait."""
+        """Do nothing: ``submit`` starts the threads that are needed, and ``_max_workers = n`` those
+        that wait."""
 
 
 def default_workers() -> int:
@@ -111,13 +116,19 @@ def number_of_workers(value: Any) -> int:
     return exact
 
 
-def map_calls(find: Callable[[], Submits | None], fn: Callable[..., Any], iterables: tuple[Iterable[Any], ...],
-              timeout: float | None, buffersize: int | None) -> Iterator[Any]:
-    """Submit a call for each item, and return an iterator over the results, as `Executor.map` does since 3.14.
+def map_calls(
+    find: Callable[[], Submits | None],
+    fn: Callable[..., Any],
+    iterables: tuple[Iterable[Any], ...],
+    timeout: float | None,
+    buffersize: int | None,
+) -> Iterator[Any]:
+    """Submit a call for each item, and return an iterator over the results, as `Executor.map` does
+    since 3.14.
 
     Args:
-        find: returns what submits. A weak reference to a scheduler, since one that is forgotten winds down; then
-            nothing more is submitted.
+        find: returns what submits. A weak reference to a scheduler, since one that is forgotten
+            winds down; then nothing more is submitted.
     """
     if buffersize is not None and not isinstance(buffersize, int):
         raise TypeError("buffersize must be an integer or None")

@@ -1,4 +1,5 @@
-"""Which tasks a scheduler still knows: all that have not ended, and the newest of those that have."""
+"""Which tasks a scheduler still knows: all that have not ended, and the newest of those that
+have."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from ..model.records import TaskState
 
 
 class Memory:
-    """The tasks by id. Any thread adds and reads, each by one atomic step on the dict; one at a time retires.
+    """The tasks by id. Any thread adds and reads, each by one atomic step on the dict; one at a
+    time retires.
 
     Args:
         keep_finished: newest ended tasks that are kept; None keeps all.
@@ -22,8 +24,10 @@ class Memory:
         self._keep_finished = keep_finished
         self._keep_seconds = keep_seconds
         self._states: dict[str, TaskState] = {}
-        self._finished: deque[tuple[float, TaskState]] = deque()  # with the time of the end, oldest first
-        self._lock = threading.Lock()  # guards _finished: after the dispatcher's end, any thread retires
+        # with the time of the end, oldest first
+        self._finished: deque[tuple[float, TaskState]] = deque()
+        # guards _finished: after the dispatcher's end, any thread retires
+        self._lock = threading.Lock()
 
     def forget_all(self) -> None:
         """Know no task; in a forked child, which has none of its parent's."""
@@ -40,12 +44,15 @@ class Memory:
         self._states.pop(state.id, None)
 
     def retire(self, ended: list[TaskState]) -> None:
-        """Keep tasks that have ended as long as the settings say. The dispatcher's thread, while there is one."""
+        """Keep tasks that have ended as long as the settings say. The dispatcher's thread, while
+        there is one."""
         with self._lock:
             now, finished, keep_seconds = monotonic(), self._finished, self._keep_seconds
             finished.extend([(now, state) for state in ended])
             surplus = 0 if self._keep_finished is None else len(finished) - self._keep_finished
-            while finished and (surplus > 0 or keep_seconds is not None and now - finished[0][0] > keep_seconds):
+            while finished and (
+                surplus > 0 or keep_seconds is not None and now - finished[0][0] > keep_seconds
+            ):
                 _, state = finished.popleft()
                 self._states.pop(state.id, None)
                 surplus -= 1

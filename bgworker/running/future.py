@@ -3,12 +3,13 @@
 All that touches the inside of `concurrent.futures.Future` is here. It rests on these properties of
 CPython, 3.10 to 3.15:
 
-- ``Future.__init__`` sets the six attributes in `_KNOWN` and nothing else. Where it sets more, it is
-  called; here their defaults are in the class, and a lock does for the condition.
-- What others do with a future (``wait``, ``as_completed``), they do with its ``_condition`` held: they look
-  at ``_state`` and then add to ``_waiters``. So whoever writes the final state with ``_condition`` held, and
-  then tells everyone in the lists, misses nobody and tells nobody twice.
-- They only ever lock the ``_condition``. Waiting on it is `Future.result`'s way, which is not used here.
+- ``Future.__init__`` sets the six attributes in `_KNOWN` and nothing else. Where it sets more, it
+  is called; here their defaults are in the class, and a lock does for the condition.
+- What others do with a future (``wait``, ``as_completed``), they do with its ``_condition`` held:
+  they look at ``_state`` and then add to ``_waiters``. So whoever writes the final state with
+  ``_condition`` held, and then tells everyone in the lists, misses nobody and tells nobody twice.
+- They only ever lock the ``_condition``. Waiting on it is `Future.result`'s way, which is not used
+  here.
 - A ``_thread.RLock`` is made in a tenth of the time that a `threading.Condition` takes; a subclass
   without attributes of its own costs no more, and the garbage collector never looks at it.
 """
@@ -60,7 +61,8 @@ class _Waiter:
 
 
 class LightFuture(Future["T"]):
-    """A `Future` that is asked for its state without a lock, and whose lists are made when needed."""
+    """A `Future` that is asked for its state without a lock, and whose lists are made when
+    needed."""
 
     _state = PENDING
     _result: Any = None
@@ -77,7 +79,8 @@ class LightFuture(Future["T"]):
     if not TYPE_CHECKING:  # a property in the place of an attribute, which type checkers refuse
         @property
         def _waiters(self) -> list[Any]:
-            """Those to be told of the end. Looked at by who is about to wait, with the lock held."""
+            """Those to be told of the end. Looked at by who is about to wait, with the lock
+            held."""
             self._notice_waiter()
             if self._told is None:
                 self._told = []
@@ -105,7 +108,8 @@ class LightFuture(Future["T"]):
                     waiter.add_result(self)
 
     def tell(self) -> None:
-        """Call the callbacks of a future that was resolved, once; whatever one raises, the next is called."""
+        """Call the callbacks of a future that was resolved, once; whatever one raises, the next is
+        called."""
         callbacks, self._done_callbacks = self._done_callbacks, ()
         for callback in callbacks:
             try:
@@ -113,7 +117,9 @@ class LightFuture(Future["T"]):
             except Exception:
                 LOGGER.exception("exception calling callback for %r", self)
             except BaseException:  # it costs no worker, and no other task
-                LOGGER.critical("exception in worker, calling a callback of %r", self, exc_info=True)
+                LOGGER.critical(
+                    "exception in worker, calling a callback of %r", self, exc_info=True
+                )
 
     def _sleep(self, timeout: float | None) -> bool:
         """Wait until the future has ended; False when ``timeout`` seconds passed first."""

@@ -1,17 +1,19 @@
-"""The threads that run tasks: a queue, workers that are started as they are needed, and who is to stop.
+"""The threads that run tasks: a queue, workers that are started as they are needed, and who is to
+stop.
 
-Workers hold the pool, never the `Scheduler`, so that a forgotten Scheduler is collected and its pool winds down: what is
-queued still runs. Workers are daemon threads that the exit hook joins, because a thread that ignores its cancellation
-must not keep the interpreter alive.
+Workers hold the pool, never the `Scheduler`, so that a forgotten Scheduler is collected and its
+pool winds down: what is queued still runs. Workers are daemon threads that the exit hook joins,
+because a thread that ignores its cancellation must not keep the interpreter alive.
 
-A thread whose task is past its deadline is retired (see `roster`). Where another may not take its place, the pool goes on
-with fewer workers; when the last one is stuck, what waits fails with `PoolStuck`. A retired thread that comes back after
-all goes on if its place is vacant.
+A thread whose task is past its deadline is retired (see `roster`). Where another may not take its
+place, the pool goes on with fewer workers; when the last one is stuck, what waits fails with
+`PoolStuck`. A retired thread that comes back after all goes on if its place is vacant.
 
-The pool ends when it is closed, no thread of it runs a task that has not ended, and nobody is about to end one: whoever
-may have been the last calls `look`. An interrupt (Ctrl-C in `put`, no memory in a thread) may strike between any two
-steps. What it can leave is a count of idle workers that is too low, which costs a thread; a task in ``calls`` that is not in the
-queue, which the last worker finds; and a worker without a thread, which `look` and `join` find.
+The pool ends when it is closed, no thread of it runs a task that has not ended, and nobody is about
+to end one: whoever may have been the last calls `look`. An interrupt (Ctrl-C in `put`, no memory in
+a thread) may strike between any two steps. What it can leave is a count of idle workers that is too
+low, which costs a thread; a task in ``calls`` that is not in the queue, which the last worker
+finds; and a worker without a thread, which `look` and `join` find.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ JOIN_SLICE = 0.1
 """Seconds after which `Pool.join` looks again whom it has to wait for."""
 
 STANDSTILL = 5.0
-"""Seconds after which what waits fails if every thread is stuck; a command that is being killed takes as long."""
+"""Seconds after which what waits fails if every thread is stuck; a command that is being killed
+takes as long."""
 
 
 MOST_STILLBORN = 3
@@ -69,7 +72,8 @@ class Pool:
     Args:
         max_workers: most threads that take tasks.
         name: prefix of the threads' names.
-        initializer: called with ``initargs`` in each thread before its first task; if it raises, the pool is broken.
+        initializer: called with ``initargs`` in each thread before its first task; if it raises,
+            the pool is broken.
         max_pending: most tasks that wait; None is no bound.
         max_stuck: most threads past their task's deadline that are replaced; None is no bound.
         on_ended: called once, when the pool is closed and its last task has ended.
@@ -91,16 +95,19 @@ class Pool:
         self.start_afresh()
 
     def start_afresh(self) -> None:
-        """Begin with no thread and an empty queue; also in a forked child, where the parent's threads are not."""
+        """Begin with no thread and an empty queue; also in a forked child, where the parent's
+        threads are not."""
         self._queue: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
         self.deadlines = Deadlines(_weakly(self._expire), f"{self._name}-deadlines")
-        self.calls: dict[Task[Any], Call] = {}  # of the tasks that wait: who begins one takes it out
+        # of the tasks that wait: who begins one takes it out
+        self.calls: dict[Task[Any], Call] = {}
         self.ends: list[Task[Any]] = []
         self.awaits_ends = False
         self.waits = Waits(_weakly(self._lend), _weakly(self._run_inside))
         if isinstance(self.refusal, PoolStuck):
             self.refusal = None
-        self._lock = threading.RLock()  # guards all below, and the flags above; a signal handler may shut down meanwhile
+        # guards all below, and the flags above; a signal handler may shut down meanwhile
+        self._lock = threading.RLock()
         self._roster = Roster(self.max_workers, self._max_stuck)
         self._workers = self._roster.workers
         self.idle = 0  # workers that wait for a task and have not been promised one
@@ -138,7 +145,9 @@ class Pool:
             if self.is_closed:
                 raise ShutdownError(f"cannot schedule new futures after {self._closed_by}")
             if self._max_pending is not None and len(self.calls) >= self._max_pending:
-                raise PendingFull(f"max_pending: {self._max_pending} tasks are waiting already; wait for some of them")
+                raise PendingFull(
+                    f"max_pending: {self._max_pending} tasks are waiting already; wait for some of them"
+                )
             if task.has_timeout and not self.deadlines.has_started:
                 self._start_deadlines()
             is_promised = bool(self.idle)
@@ -148,17 +157,20 @@ class Pool:
                 self.calls[task] = call
                 task.announce()
                 self._queue.put(task)
-                # last, as `ThreadPoolExecutor`: a new thread begins with the task, whatever the caller does next
+                # last, as `ThreadPoolExecutor`: a new thread begins with the task, whatever the
+                # caller does next
                 if not is_promised and len(self._workers) < self.max_workers:
                     self._start_worker()
-            except BaseException as error:  # an interrupt: who is not given the task cannot want it to run
+            except BaseException as error:
+                # an interrupt: who is not given the task cannot want it to run
                 task.cancel("no thread" if isinstance(error, ShutdownError) else "interrupted")
                 raise
             if self._queue.qsize() > MOST_STALE + 2 * len(self.calls):
                 self._drop_stale()
 
     def resize(self, max_workers: int) -> None:
-        """Change the number of workers. New ones start as they are needed, surplus ones end after their task."""
+        """Change the number of workers. New ones start as they are needed, surplus ones end after
+        their task."""
         with self._lock:
             self.max_workers = self._roster.max_workers = max_workers
             for _ in range(len(self._workers) - max_workers):
@@ -183,16 +195,22 @@ class Pool:
             task.tell()
 
     def stop_running(self, reason: str) -> None:
-        """Ask every running task to stop. What they want called for that is called on threads of their own: it may block."""
+        """Ask every running task to stop. What they want called for that is called on threads of
+        their own: it may block."""
         with self._lock:
-            tasks = [task for each in self._roster.everybody() for task in each.running.copy() if not task.done()]
+            tasks = [
+                task
+                for each in self._roster.everybody()
+                for task in each.running.copy()
+                if not task.done()
+            ]
         for callback in [task.ask_to_stop(reason) for task in tasks]:
             if callback is not None:
                 self._do_apart(callback)
 
     def give_up(self) -> None:
-        """Leave the tasks that still run to themselves: `join` waits for them no more unless they react, as for those past
-        their deadline."""
+        """Leave the tasks that still run to themselves: `join` waits for them no more unless they
+        react, as for those past their deadline."""
         with self._lock:
             self._roster.has_given_up = True
             for worker in self._roster.active():
@@ -200,13 +218,16 @@ class Pool:
         self.look()
 
     def is_inside(self) -> bool:
-        """Tell whether the caller is on a thread of the pool, which cannot wait for the pool's end."""
+        """Tell whether the caller is on a thread of the pool, which cannot wait for the pool's
+        end."""
         return self.waits.worker is not None or self.deadlines.is_mine(threading.current_thread())
 
     def join(self, timeout: float | None) -> list[str]:
-        """Wait up to ``timeout`` seconds for the tasks and the workers to end; return the names of the threads that did not.
+        """Wait up to ``timeout`` seconds for the tasks and the workers to end; return the names of
+        the threads that did not.
 
-        A thread that runs nothing but what is past its deadline is waited for only if that reacts to its cancellation.
+        A thread that runs nothing but what is past its deadline is waited for only if that reacts
+        to its cancellation.
         """
         until = None if timeout is None else monotonic() + timeout
         ours = {threading.current_thread()}  # and those that wait for us
@@ -217,17 +238,24 @@ class Pool:
         while True:
             self.look()
             with self._lock:
-                awaited = {*self._roster.busy(), *[each for each in self._roster.retired if each.reacts()]}
+                awaited = {
+                    *self._roster.busy(),
+                    *[each for each in self._roster.retired if each.reacts()],
+                }
             left = [each.thread for each in awaited if each.thread not in ours]
             if not left:
                 return []
-            # in slices, because the task of the one we wait for may pass its deadline meanwhile and never end
-            left[0].join(JOIN_SLICE if until is None else max(0.0, min(JOIN_SLICE, until - monotonic())))
+            # in slices, because the task of the one we wait for may pass its deadline meanwhile and
+            # never end
+            left[0].join(
+                JOIN_SLICE if until is None else max(0.0, min(JOIN_SLICE, until - monotonic()))
+            )
             if until is not None and monotonic() >= until:
                 return [thread.name for thread in left if thread.is_alive()]
 
     def look(self) -> None:
-        """End the pool if it is closed and nothing of it is left. Any thread, without the lock, as often as you like."""
+        """End the pool if it is closed and nothing of it is left. Any thread, without the lock, as
+        often as you like."""
         while True:
             with self._lock:
                 died = self._roster.forget_the_dead()
@@ -235,12 +263,14 @@ class Pool:
                 if error is None and (not self.is_closed or self._roster.busy()):
                     return
                 if error is None and not self.calls:
-                    self.awaits_ends = True  # before the look: who ends one looks at this afterwards
+                    # before the look: who ends one looks at this afterwards
+                    self.awaits_ends = True
                     if any([not task.done() for task in self.ends.copy()]):
                         return
                     self._has_ended = True
                     break
-            if error is None:  # something waits even so if the threads to run it are stuck and cannot be replaced
+            if error is None:
+                # something waits even so if the threads to run it are stuck and cannot be replaced
                 self.cancel_pending("shutdown")
             else:
                 self._fail_pending(error)
@@ -260,7 +290,8 @@ class Pool:
         try:
             self._start(Worker(None), self._workers)
         except ShutdownError:
-            # with too many stuck, what waits fails some time after the last worker was retired, unless one comes back
+            # with too many stuck, what waits fails some time after the last worker was retired,
+            # unless one comes back
             if not self._workers and not self._roster.is_full:
                 raise
 
@@ -272,15 +303,20 @@ class Pool:
         try:
             group.add(worker)
             worker.thread.start()
-        except BaseException as error:  # an interrupt, too: should it start after all, it finds that nobody knows it
+        except BaseException as error:
+            # an interrupt, too: should it start after all, it finds that nobody knows it
             group.discard(worker)
-            if isinstance(error, (RuntimeError, MemoryError)):  # the interpreter is exiting, or the system has no more
-                raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
+            if isinstance(error, (RuntimeError, MemoryError)):
+                # the interpreter is exiting, or the system has no more
+                raise ShutdownError(
+                    f"cannot schedule new futures: no thread can be started ({error})"
+                ) from error
             raise
         self._started += 1
 
     def _work(self, worker: Worker) -> None:
-        if not self._roster.knows(worker):  # perhaps not yet: who starts it holds the lock until it is decided
+        if not self._roster.knows(worker):
+            # perhaps not yet: who starts it holds the lock until it is decided
             with self._lock:
                 if not self._roster.knows(worker):
                     return
@@ -306,7 +342,8 @@ class Pool:
         with self._lock:
             self._roster.forget(worker)
             if died:
-                self.idle = 0  # it may have been one of them; too few are counted rather than too many
+                # it may have been one of them; too few are counted rather than too many
+                self.idle = 0
                 self._put_again()
             error = self._fill_the_gap(died and not worker.has_served)
             waiting = len(self.calls)
@@ -317,7 +354,8 @@ class Pool:
         self.look()
 
     def _fill_the_gap(self, stillborn: int) -> ShutdownError | None:
-        """Start a worker if there is none and something waits; under the lock. Return why that cannot be.
+        """Start a worker if there is none and something waits; under the lock. Return why that
+        cannot be.
 
         Args:
             stillborn: how many threads have just died before their first task.
@@ -331,7 +369,9 @@ class Pool:
         self._stillborn = self._stillborn + stillborn if stillborn else 0
         if self._stillborn >= MOST_STILLBORN:
             self._stillborn = 0
-            return ShutdownError(f"{MOST_STILLBORN} threads in a row have died before their first task; see the log")
+            return ShutdownError(
+                f"{MOST_STILLBORN} threads in a row have died before their first task; see the log"
+            )
         try:
             self._start(Worker(None), self._workers)
         except ShutdownError as error:
@@ -341,8 +381,9 @@ class Pool:
         return None
 
     def _put_again(self) -> None:
-        """Queue what waits: a thread that died may have taken it out, or an interrupt have kept it from being put. Under the
-        lock. That one stands in the queue twice does no harm, it is begun once."""
+        """Queue what waits: a thread that died may have taken it out, or an interrupt have kept it
+        from being put. Under the lock. That one stands in the queue twice does no harm, it is begun
+        once."""
         for task in list(self.calls):
             self._queue.put(task)
 
@@ -355,7 +396,8 @@ class Pool:
             try:
                 task.run()
                 running.pop()
-            except BaseException as error:  # not the task's own: an interrupt between two steps of its run
+            except BaseException as error:
+                # not the task's own: an interrupt between two steps of its run
                 running.pop()
                 self.settle(task, error)
             del task  # hold nothing while waiting for the next
@@ -374,11 +416,18 @@ class Pool:
             self.settle(task, error)
         del task  # as in Task.run: a traceback that leads back here must not hold it
         if self.is_closed:
-            self.look()  # the others on this thread may be past their deadlines, and nobody else may be left
+            # the others on this thread may be past their deadlines, and nobody else may be left
+            self.look()
 
     def settle(self, task: Task[Any], error: BaseException) -> None:
-        """Have a task end whose runner was struck by an interrupt, unless somebody else has it in hand."""
-        report(logging.CRITICAL, "task %s was interrupted between two steps of its run: %s", task.id, describe(error))
+        """Have a task end whose runner was struck by an interrupt, unless somebody else has it in
+        hand."""
+        report(
+            logging.CRITICAL,
+            "task %s was interrupted between two steps of its run: %s",
+            task.id,
+            describe(error),
+        )
         if task.fail(error) or task.done():
             return
         with self._lock:
@@ -393,9 +442,13 @@ class Pool:
             self.initializer(*self.initargs)
             worker.variables = tuple(copy_context().items())
         except BaseException as error:
-            logging.getLogger("concurrent.futures").critical("exception in the pool's initializer", exc_info=True)
-            broken = BrokenPool("A thread initializer failed, the thread pool is not usable anymore "
-                                f"({type(error).__name__}: {text_of(error)})")
+            logging.getLogger("concurrent.futures").critical(
+                "exception in the pool's initializer", exc_info=True
+            )
+            broken = BrokenPool(
+                "A thread initializer failed, the thread pool is not usable anymore "
+                f"({type(error).__name__}: {text_of(error)})"
+            )
             with self._lock:
                 self.refusal = broken
             self._fail_pending(broken)
@@ -418,7 +471,8 @@ class Pool:
             action()
 
     def _drop_stale(self) -> None:
-        """Take out what was run by who waited for it, or cancelled: the queue must not hold its results. Under the lock."""
+        """Take out what was run by who waited for it, or cancelled: the queue must not hold its
+        results. Under the lock."""
         kept = []
         while True:
             try:
@@ -434,14 +488,16 @@ class Pool:
         """Return the next task to run, or None when this worker is to end."""
         waiting = self._queue
         while True:
-            if worker not in self._workers and not self._takes_its_place(worker):  # retired while it ran its task
+            if worker not in self._workers and not self._takes_its_place(worker):
+                # retired while it ran its task
                 return None
             if len(self._workers) > self.max_workers and self._leave_surplus(worker):
                 return None
             waited = waiting.empty()  # asked first: an exception takes longer than the rest
             if waited:
                 with self._lock:
-                    if not waiting.empty():  # put between our look and the lock: it counted on no idle worker
+                    if not waiting.empty():
+                        # put between our look and the lock: it counted on no idle worker
                         continue
                     self.idle += 1
                 task = waiting.get()
@@ -454,8 +510,10 @@ class Pool:
                 with self._lock:
                     self._signs -= 1
                     if waited:
-                        self.idle = max(0, self.idle - 1)  # unlike a task, a sign to stop is promised to nobody
-                    # `resize` leaves signs too, which tasks may stand behind; behind that of `close` there is none
+                        # unlike a task, a sign to stop is promised to nobody
+                        self.idle = max(0, self.idle - 1)
+                    # `resize` leaves signs too, which tasks may stand behind; behind that of
+                    # `close` there is none
                     if self.is_closed and self._queue.qsize() <= self._signs:
                         self._put_sign()  # for the next worker
                         self._roster.leave(worker)
@@ -464,7 +522,8 @@ class Pool:
                 return task
 
     def _leave_surplus(self, worker: Worker) -> bool:
-        """Take a worker out if there are too many after a `resize`; False when another has gone already."""
+        """Take a worker out if there are too many after a `resize`; False when another has gone
+        already."""
         with self._lock:
             is_surplus = len(self._workers) > self.max_workers
             if is_surplus:
@@ -480,19 +539,22 @@ class Pool:
         try:
             self.deadlines.start()
         except RuntimeError as error:  # as in _start_worker
-            raise ShutdownError(f"cannot schedule new futures: no thread can be started ({error})") from error
+            raise ShutdownError(
+                f"cannot schedule new futures: no thread can be started ({error})"
+            ) from error
 
     # -- helpers --
 
     def _lend(self, worker: Worker, task: Task[Any]) -> None:
-        """Have a helper run a queued task that one of ``worker`` waits for, unless there is an idle worker for it.
+        """Have a helper run a queued task that one of ``worker`` waits for, unless there is an idle
+        worker for it.
 
         Raises:
             ShutdownError: there can be no more threads.
         """
         with self._lock:
-            # one that is idle and not promised, nor about to leave after a `resize`: so every task in the queue is, to a
-            # worker that is about to take it
+            # one that is idle and not promised, nor about to leave after a `resize`: so every task
+            # in the queue is, to a worker that is about to take it
             if self.idle and len(self._workers) <= self.max_workers:
                 return
             if worker.helper is None:
@@ -500,7 +562,9 @@ class Pool:
             assert worker.helper is not None and worker.helper.inbox is not None
             worker.helper.inbox.put(ref(task))
 
-    def _start_helper(self, worker: Worker, first: Callable[[], object] | None, inbox: Inbox) -> None:
+    def _start_helper(
+        self, worker: Worker, first: Callable[[], object] | None, inbox: Inbox
+    ) -> None:
         helper = Worker(first, worker)
         helper.inbox = inbox
         self._start(helper, self._roster.helpers)
@@ -521,7 +585,8 @@ class Pool:
     # -- what is past its deadline --
 
     def _expire(self, due: Any, thread: int) -> None:
-        """End a task whose time is over, and replace the thread that runs it. The deadlines' thread."""
+        """End a task whose time is over, and replace the thread that runs it. The deadlines'
+        thread."""
         if due is self:
             self._look_whether_stuck()
             return
@@ -536,12 +601,18 @@ class Pool:
                     left = None
             except ShutdownError as error:
                 problem = error
-                orphans = _drain(stuck.inbox) if stuck is not None and stuck.inbox is not None else []
+                orphans = (
+                    _drain(stuck.inbox) if stuck is not None and stuck.inbox is not None else []
+                )
             if not self._workers:
                 self.deadlines.watch(self, monotonic() + STANDSTILL)
         if problem is not None:
-            report(logging.ERROR, "the thread that runs task %s past its deadline cannot be replaced: %s", due.id,
-                   str(problem))
+            report(
+                logging.ERROR,
+                "the thread that runs task %s past its deadline cannot be replaced: %s",
+                due.id,
+                str(problem),
+            )
         if left is not None:
             self._do_apart(left)
         for task in orphans:
@@ -549,7 +620,8 @@ class Pool:
         self.look()
 
     def _replace(self, stuck: Worker, first: Callable[[], object] | None) -> None:
-        """Retire a thread and start another in its place, which does ``first`` first. Under the lock.
+        """Retire a thread and start another in its place, which does ``first`` first. Under the
+        lock.
 
         Raises:
             ShutdownError: there can be no more threads.
@@ -562,12 +634,14 @@ class Pool:
             try:
                 self._start_helper(helped, first, stuck.inbox)
             except ShutdownError:
-                helped.helper = None  # not before: its thread looks at it without the lock when its task has ended
+                # not before: its thread looks at it without the lock when its task has ended
+                helped.helper = None
                 raise
         self._roster.replaced += 1
 
     def _takes_its_place(self, worker: Worker) -> bool:
-        """Let a retired thread that has come back go on if its place is vacant and somebody waits for it."""
+        """Let a retired thread that has come back go on if its place is vacant and somebody waits
+        for it."""
         with self._lock:
             if isinstance(self.refusal, PoolStuck):
                 self.refusal = None
@@ -578,7 +652,8 @@ class Pool:
             return is_wanted
 
     def _look_whether_stuck(self) -> None:
-        """Fail what waits if there is still no worker. The deadlines' thread, a while after the last one was retired."""
+        """Fail what waits if there is still no worker. The deadlines' thread, a while after the
+        last one was retired."""
         with self._lock:
             if self._workers or self._has_ended:
                 return
@@ -591,8 +666,8 @@ class Pool:
 
 
 def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that calls a method of an object that somebody else keeps: a pool that has ended leaves
-    no cycle for the garbage collector."""
+    """Return a function that calls a method of an object that somebody else keeps: a pool that has
+    ended leaves no cycle for the garbage collector."""
     reference = WeakMethod(method)
 
     def call(*args: Any) -> Any:

@@ -1,9 +1,10 @@
-"""Who is in a pool: the threads that run tasks, those that help them, those that leave, and those that are stuck.
+"""Who is in a pool: the threads that run tasks, those that help them, those that leave, and those
+that are stuck.
 
-No thread and no lock: the pool that owns the roster guards it. A thread whose task is past its deadline is *retired*:
-another takes its place. That says nothing about other tasks on the same thread, around the late one or inside it: as
-long as one of them runs, the pool waits for it. There are never more than ``max_stuck`` threads beyond the workers,
-helpers apart.
+No thread and no lock: the pool that owns the roster guards it. A thread whose task is past its
+deadline is *retired*: another takes its place. That says nothing about other tasks on the same
+thread, around the late one or inside it: as long as one of them runs, the pool waits for it. There
+are never more than ``max_stuck`` threads beyond the workers, helpers apart.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Roster:
         return (*self.active(), *self.retired)
 
     def busy(self) -> tuple[Worker, ...]:
-        """Return the threads without which the pool cannot end: all but the retired ones that run no task which is to end
-        by itself."""
+        """Return the threads without which the pool cannot end: all but the retired ones that run
+        no task which is to end by itself."""
         if self.has_given_up:
             return self.active()
         return (*self.active(), *[each for each in self.retired if each.runs_something()])
@@ -63,8 +64,16 @@ class Roster:
         return worker in self.everybody()
 
     def runner_of(self, task: Task[Any], thread: int) -> Worker | None:
-        """Return whose thread, given by its identifier, runs a task; None if it has just ended that, or is retired."""
-        return next((each for each in self.active() if each.thread.ident == thread and task in each.running), None)
+        """Return whose thread, given by its identifier, runs a task; None if it has just ended
+        that, or is retired."""
+        return next(
+            (
+                each
+                for each in self.active()
+                if each.thread.ident == thread and task in each.running
+            ),
+            None,
+        )
 
     # -- coming and going --
 
@@ -92,7 +101,8 @@ class Roster:
             group.discard(worker)
 
     def forget_the_dead(self) -> int:
-        """Know those no more that have died without a word, or were never started; return how many there were."""
+        """Know those no more that have died without a word, or were never started; return how many
+        there were."""
         dead = [each for each in self.everybody() if not each.thread.is_alive()]
         for each in dead:
             self.forget(each)
@@ -113,9 +123,15 @@ class Roster:
 
     def standstill(self) -> str:
         """Say why there are no more threads, and what to do."""
-        bound = f"max_stuck={self._max_stuck} allows" if self.is_full or not self.may_have_helpers else "the system has"
-        return (f"threads stuck in tasks past their deadline: {len(self.retired)}, and {bound} no other to replace them"
-                "; Scheduler.health() names the tasks: have them call checkpoint(), or end what they wait for")
+        bound = (
+            f"max_stuck={self._max_stuck} allows"
+            if self.is_full or not self.may_have_helpers
+            else "the system has"
+        )
+        return (
+            f"threads stuck in tasks past their deadline: {len(self.retired)}, and {bound} no other to replace them"
+            "; Scheduler.health() names the tasks: have them call checkpoint(), or end what they wait for"
+        )
 
     # -- the figures --
 
@@ -124,12 +140,25 @@ class Roster:
         from ..model.health import SchedulerHealth, StuckThread
         from ..model.records import utc
 
-        running = {task for each in self.everybody() for task in each.running.copy() if task.running()}
+        running = {
+            task for each in self.everybody() for task in each.running.copy() if task.running()
+        }
         stuck = [(each, stack[-1]) for each in self.retired if (stack := each.running.copy())]
         return SchedulerHealth(
-            max_workers=self.max_workers, workers=len(self.workers),
-            idle=sum(not each.running for each in self.workers), running=len(running), pending=pending,
-            stuck=tuple(StuckThread(thread=each.thread.name, task_id=task.id, task_name=task.name,
-                                    since_utc=utc(each.stuck_since))
-                        for each, task in sorted(stuck, key=lambda pair: pair[0].stuck_since)),
-            replaced=self.replaced, late_events=late_events)
+            max_workers=self.max_workers,
+            workers=len(self.workers),
+            idle=sum(not each.running for each in self.workers),
+            running=len(running),
+            pending=pending,
+            stuck=tuple(
+                StuckThread(
+                    thread=each.thread.name,
+                    task_id=task.id,
+                    task_name=task.name,
+                    since_utc=utc(each.stuck_since),
+                )
+                for each, task in sorted(stuck, key=lambda pair: pair[0].stuck_since)
+            ),
+            replaced=self.replaced,
+            late_events=late_events,
+        )

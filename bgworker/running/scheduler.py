@@ -1,8 +1,9 @@
-"""The `Scheduler`: an executor whose tasks have an id, a status, progress, streams, a timeout, and a history.
+"""The `Scheduler`: an executor whose tasks have an id, a status, progress, streams, a timeout, and
+a history.
 
-It puts the parts together (a pool that runs, a dispatcher that delivers, a memory of finished tasks) and holds no thread
-itself. None of the parts holds the Scheduler, so that one that is forgotten is collected: its queued tasks still run
-and its sinks are flushed.
+It puts the parts together (a pool that runs, a dispatcher that delivers, a memory of finished
+tasks) and holds no thread itself. None of the parts holds the Scheduler, so that one that is
+forgotten is collected: its queued tasks still run and its sinks are flushed.
 """
 
 from __future__ import annotations
@@ -54,10 +55,20 @@ _NO_KEYWORDS: dict[str, Any] = {}
 
 
 class TaskOptions:
-    """Settings for the tasks submitted through it, from `Scheduler.options`. Immutable; use it as often as you like."""
+    """Settings for the tasks submitted through it, from `Scheduler.options`. Immutable; use it as
+    often as you like."""
 
-    __slots__ = ("_scheduler", "_name", "_timeout", "_metadata", "_metadata_json", "_capture_output", "_record_source",
-                 "_record_arguments", "_is_special")
+    __slots__ = (
+        "_scheduler",
+        "_name",
+        "_timeout",
+        "_metadata",
+        "_metadata_json",
+        "_capture_output",
+        "_record_source",
+        "_record_arguments",
+        "_is_special",
+    )
 
     def __init__(self, scheduler: Scheduler | None, name: str | None, timeout: float | None,
                  metadata: Mapping[str, Any] | None, capture_output: bool, record_source: bool,
@@ -69,9 +80,13 @@ class TaskOptions:
         self._capture_output = flag("capture_output", capture_output)
         self._record_source = flag("record_source", record_source)
         self._record_arguments = flag("record_arguments", record_arguments)
-        self._is_special = bool(self._timeout or self._metadata_json or self._record_source or self._record_arguments)
+        self._is_special = bool(
+            self._timeout or self._metadata_json or self._record_source or self._record_arguments
+        )
 
-    def apply(self, state: TaskState, args: tuple[Any, ...], kwargs: dict[str, Any], max_bytes: int) -> None:
+    def apply(
+        self, state: TaskState, args: tuple[Any, ...], kwargs: dict[str, Any], max_bytes: int
+    ) -> None:
         """Write what is set here into the state of a new task."""
         state.timeout = self._timeout
         if self._metadata_json:
@@ -82,50 +97,81 @@ class TaskOptions:
             state.arguments = fit_json(json_text({"args": args, "kwargs": kwargs}), max_bytes)[0]
 
     @overload
-    def submit(self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+    def submit(
+        self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Task[T]: ...
+
     @overload
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task[Any]:
         """Submit a call with these settings; see `Scheduler.submit`."""
         assert self._scheduler is not None  # only a Scheduler's own defaults lack it
         return self._scheduler._submit(self, fn, args, kwargs)
 
     @overload
-    def map(self, fn: Callable[..., Coroutine[Any, Any, T]], *iterables: Iterable[Any],
-            timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None) -> Iterator[T]: ...
+    def map(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+
     @overload
-    def map(self, fn: Callable[..., T], *iterables: Iterable[Any],
-            timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None) -> Iterator[T]: ...
-    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any],
-            timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None) -> Iterator[Any]:
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
         """Like `concurrent.futures.Executor.map`, each call a task with these settings.
 
         Args:
-            timeout: seconds from this call for all of the results; the tasks' own timeout is a setting of the options.
+            timeout: seconds from this call for all of the results; the tasks' own timeout is a
+                setting of the options.
         """
         return map_calls(lambda: self, fn, iterables, timeout, buffersize)
 
 
 class Scheduler(DropIn):
-    """Runs callables on background threads and records what they did. A drop-in for ``ThreadPoolExecutor``.
+    """Runs callables on background threads and records what they did. A drop-in for
+    ``ThreadPoolExecutor``.
 
     Args:
-        max_workers: threads that run tasks; None is min(32, CPUs + 4), as in ``ThreadPoolExecutor``.
-        thread_name_prefix: another word for ``name``, in the place where ``ThreadPoolExecutor`` has it.
-        initializer: called with ``initargs`` in each worker thread before its first task. The context variables that it
-            sets are set in every task.
+        max_workers: threads that run tasks; None is min(32, CPUs + 4), as in
+            ``ThreadPoolExecutor``.
+        thread_name_prefix: another word for ``name``, in the place where ``ThreadPoolExecutor`` has
+            it.
+        initializer: called with ``initargs`` in each worker thread before its first task. The
+            context variables that it sets are set in every task.
         name: prefix of the names of all threads.
-        sinks: where the record goes: sinks, or specifications such as ``"jsonl:debug.jsonl"``. Those of the environment
-            variable ``BGWORKER_SINKS`` are added.
-        max_pending: most tasks that wait; ``submit`` raises `PendingFull` beyond it. None is no bound.
-        keep_finished: newest finished tasks that `tasks` and `get` still know; None keeps all, 0 none.
+        sinks: where the record goes: sinks, or specifications such as ``"jsonl:debug.jsonl"``.
+            Those of the environment variable ``BGWORKER_SINKS`` are added.
+        max_pending: most tasks that wait; ``submit`` raises `PendingFull` beyond it. None is no
+            bound.
+        keep_finished: newest finished tasks that `tasks` and `get` still know; None keeps all, 0
+            none.
         keep_seconds: for how long they do; None is for ever.
-        max_stuck: most threads beyond ``max_workers`` while some are stuck in tasks past their deadline. Then the pool goes
-            on with fewer workers; when none is left, ``submit`` raises `PoolStuck`. None is no bound.
+        max_stuck: most threads beyond ``max_workers`` while some are stuck in tasks past their
+            deadline. Then the pool goes on with fewer workers; when none is left, ``submit`` raises
+            `PoolStuck`. None is no bound.
         close_timeout: seconds that all sinks together get at shutdown.
         capture_output, record_source, record_arguments: defaults of `options`.
-        max_payload: most bytes of one stream event's text, of a failure's, and of a task's arguments and metadata. JSON that
-            is larger gives way to ``{"truncated": <its bytes>, "head": "<its beginning>"}``.
+        max_payload: most bytes of one stream event's text, of a failure's, and of a task's
+            arguments and metadata. JSON that is larger gives way to ``{"truncated": <its bytes>,
+            "head": "<its beginning>"}``.
         oversize: whether a larger one is cut ("truncate") or refused and counted ("reject").
         progress_interval: seconds between two progress events of a task ...
         progress_step: ... unless it moved by so many percent.
@@ -135,46 +181,79 @@ class Scheduler(DropIn):
         SinkError: a sink cannot be opened.
     """
 
-    def __init__(self, max_workers: int | None = None, thread_name_prefix: str | None = None,
-                 initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = (), *,
-                 name: str = "bgworker", sinks: Iterable[Sink | str] = (), max_pending: int | None = None, keep_finished: int | None = 1000, keep_seconds: float | None = 1800.0,
-                 max_stuck: int | None = 256, close_timeout: float = 5.0, capture_output: bool = False,
-                 record_source: bool = False, record_arguments: bool = False, max_payload: int = 65536,
-                 oversize: Literal["truncate", "reject"] = "truncate", progress_interval: float = 0.1,
-                 progress_step: float = 1.0) -> None:
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        thread_name_prefix: str | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        name: str = "bgworker",
+        sinks: Iterable[Sink | str] = (),
+        max_pending: int | None = None,
+        keep_finished: int | None = 1000,
+        keep_seconds: float | None = 1800.0,
+        max_stuck: int | None = 256,
+        close_timeout: float = 5.0,
+        capture_output: bool = False,
+        record_source: bool = False,
+        record_arguments: bool = False,
+        max_payload: int = 65536,
+        oversize: Literal["truncate", "reject"] = "truncate",
+        progress_interval: float = 0.1,
+        progress_step: float = 1.0,
+    ) -> None:
         if max_workers is None:
             max_workers = default_workers()
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {show(initializer)}")
         if issubclass(type(sinks), str):
-            raise ConfigurationError(f"sinks: expected a list of sinks or specifications, got the string {show(sinks)}; "
-                                     f"write [{show(sinks)}]")
+            raise ConfigurationError(
+                f"sinks: expected a list of sinks or specifications, got the string {show(sinks)}; "
+                f"write [{show(sinks)}]"
+            )
         given: list[Sink | str] | None = listed(sinks, MOST_LISTED)
         if given is None:
-            raise ConfigurationError(f"sinks: expected a list of sinks or specifications, got {show(sinks)}")
+            raise ConfigurationError(
+                f"sinks: expected a list of sinks or specifications, got {show(sinks)}"
+            )
         if _is_exiting:
             raise ShutdownError("cannot make a Scheduler: the interpreter is shutting down")
         max_workers = number_of_workers(max_workers)
         max_pending = number("max_pending", max_pending, least=1, whole=True, optional=True)
         max_stuck = number("max_stuck", max_stuck, least=0, whole=True, optional=True)
         close_timeout = number("close_timeout", close_timeout, least=0)
-        prefix = "" if thread_name_prefix is None else named("thread_name_prefix", thread_name_prefix)
+        prefix = (
+            "" if thread_name_prefix is None else named("thread_name_prefix", thread_name_prefix)
+        )
         self._name = name = prefix or named("name", name)
         self._limits = Limits(number("max_payload", max_payload, least=64, whole=True),
                               choice("oversize", oversize, ("truncate", "reject")),
                               number("progress_interval", progress_interval, least=0),
                               number("progress_step", progress_step, above=0))
         self._run_id = new_run_id(time_ns())
-        self._memory = Memory(number("keep_finished", keep_finished, least=0, whole=True, optional=True),
-                              number("keep_seconds", keep_seconds, least=0, optional=True))
+        self._memory = Memory(
+            number("keep_finished", keep_finished, least=0, whole=True, optional=True),
+            number("keep_seconds", keep_seconds, least=0, optional=True),
+        )
         self._dispatcher = Dispatcher(name, self._memory.retire, close_timeout)
-        self._pool = Pool(max_workers, name, initializer, initargs, max_pending, max_stuck, self._dispatcher.finish)
+        self._pool = Pool(
+            max_workers,
+            name,
+            initializer,
+            initargs,
+            max_pending,
+            max_stuck,
+            self._dispatcher.finish,
+        )
         # without the Scheduler: a cycle would let a forgotten one wait for the garbage collector
-        self._defaults = TaskOptions(None, None, None, None, capture_output, record_source, record_arguments)
+        self._defaults = TaskOptions(
+            None, None, None, None, capture_output, record_source, record_arguments
+        )
         _live[self._pool] = self._dispatcher
         _schedulers.add(self)
-        # a forgotten Scheduler winds down. Its pool is closed on the dispatcher's thread: the garbage collector may run
-        # right inside the pool, which holds its lock
+        # a forgotten Scheduler winds down. Its pool is closed on the dispatcher's thread: the
+        # garbage collector may run right inside the pool, which holds its lock
         weakref.finalize(self, _wind_down, self._dispatcher, self._pool).atexit = False
         try:
             for sink in given:
@@ -195,60 +274,103 @@ class Scheduler(DropIn):
         return self._run_id
 
     @overload
-    def submit(self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+    def submit(
+        self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Task[T]: ...
+
     @overload
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task[Any]:
-        """Queue ``fn(*args, **kwargs)`` and return its `Task`. All keywords go to ``fn``; settings go through `options`.
 
-        A coroutine that ``fn`` returns, because it is an ``async def`` or wraps one, runs on an event loop of its worker;
-        the task's result is the coroutine's.
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task[Any]:
+        """Queue ``fn(*args, **kwargs)`` and return its `Task`. All keywords go to ``fn``; settings
+        go through `options`.
+
+        A coroutine that ``fn`` returns, because it is an ``async def`` or wraps one, runs on an
+        event loop of its worker; the task's result is the coroutine's.
 
         Context variables are captured now. Any thread; never blocks.
 
         Raises:
-            ShutdownError: after `shutdown`, at interpreter exit, or when the initializer failed; also a ``RuntimeError``.
+            ShutdownError: after `shutdown`, at interpreter exit, or when the initializer failed;
+                also a ``RuntimeError``.
             PendingFull: ``max_pending`` tasks wait already; also a ``queue.Full``.
-            PoolStuck: every thread is stuck past its task's deadline, ``max_stuck`` of them were replaced.
+            PoolStuck: every thread is stuck past its task's deadline, ``max_stuck`` of them were
+                replaced.
         """
         return self._submit(self._defaults, fn, args, kwargs)
 
     @overload
-    def map(self, fn: Callable[..., Coroutine[Any, Any, T]], *iterables: Iterable[Any],
-            timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None) -> Iterator[T]: ...
+    def map(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+
     @overload
-    def map(self, fn: Callable[..., T], *iterables: Iterable[Any],
-            timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None) -> Iterator[T]: ...
-    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any],
-            timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None) -> Iterator[Any]:
-        """Submit a call for each item; return an iterator over the results, in order, as ``Executor.map``.
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        """Submit a call for each item; return an iterator over the results, in order, as
+        ``Executor.map``.
 
         Args:
             timeout: seconds from this call for all of the results.
             chunksize: means nothing here, as in ``ThreadPoolExecutor``.
-            buffersize: most calls whose results have not been taken; None submits all at once. On every Python.
+            buffersize: most calls whose results have not been taken; None submits all at once. On
+                every Python.
         """
         return map_calls(weakref.ref(self), fn, iterables, timeout, buffersize)
 
-    def options(self, *, name: str | None = None, timeout: float | None = None,
-                metadata: Mapping[str, Any] | None = None, capture_output: bool | None = None,
-                record_source: bool | None = None, record_arguments: bool | None = None) -> TaskOptions:
+    def options(
+        self,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        capture_output: bool | None = None,
+        record_source: bool | None = None,
+        record_arguments: bool | None = None,
+    ) -> TaskOptions:
         """Return settings with ``submit`` and ``map`` of their own.
 
         Args:
             name: what the task is called; None takes the callable's qualified name.
             timeout: seconds that the task may run, counted from its start; None is no limit.
-            metadata: a mapping of JSON values that every event of the task's life cycle carries; copied now.
-            capture_output: whether ``print``, ``logging`` and ``warnings`` of the task go to its streams too.
-            record_source: whether the record holds the function's source text; its hash is always there.
+            metadata: a mapping of JSON values that every event of the task's life cycle carries;
+                copied now.
+            capture_output: whether ``print``, ``logging`` and ``warnings`` of the task go to its
+                streams too.
+            record_source: whether the record holds the function's source text; its hash is always
+                there.
             record_arguments: whether the record holds the arguments, as JSON.
             The last three take None for the Scheduler's default.
         """
         defaults = self._defaults
-        return TaskOptions(self, name, timeout, metadata,
-                           defaults._capture_output if capture_output is None else capture_output,
-                           defaults._record_source if record_source is None else record_source,
-                           defaults._record_arguments if record_arguments is None else record_arguments)
+        return TaskOptions(
+            self,
+            name,
+            timeout,
+            metadata,
+            defaults._capture_output if capture_output is None else capture_output,
+            defaults._record_source if record_source is None else record_source,
+            defaults._record_arguments if record_arguments is None else record_arguments,
+        )
 
     def _submit(self, options: TaskOptions, fn: Callable[..., T], args: tuple[Any, ...],
                 kwargs: dict[str, Any]) -> Task[T]:
@@ -274,14 +396,16 @@ class Scheduler(DropIn):
         return task
 
     def tasks(self, *, status: TaskStatus | str | None = None) -> list[TaskSnapshot]:
-        """Return the tasks that run, wait, or have finished and are still kept, in the order of their creation.
+        """Return the tasks that run, wait, or have finished and are still kept, in the order of
+        their creation.
 
         Args:
             status: only those with this status.
         """
         wanted = None if status is None else TaskStatus(
             choice("status", status, tuple(each.value for each in TaskStatus)))
-        self._dispatcher.call(lambda: self._memory.retire([]))  # the oldest may have become too old meanwhile
+        # the oldest may have become too old meanwhile
+        self._dispatcher.call(lambda: self._memory.retire([]))
         snapshots = (state.snapshot_now() for state in self._memory.states())
         return [each for each in snapshots if wanted is None or each.status is wanted]
 
@@ -291,44 +415,58 @@ class Scheduler(DropIn):
         Raises:
             KeyError: no task has this id, or it has finished and is kept no longer.
         """
-        self._dispatcher.call(lambda: self._memory.retire([]))  # it may have become too old meanwhile
+        # it may have become too old meanwhile
+        self._dispatcher.call(lambda: self._memory.retire([]))
         return self._memory.state(task_id).snapshot_now()
 
     def task(self, task_id: str) -> Task[Any]:
         """Return the task with that id. Its submitter need not keep it while it waits or runs.
 
         Raises:
-            KeyError: as `get`; also when the task has ended and nobody holds it, since then its result is gone.
+            KeyError: as `get`; also when the task has ended and nobody holds it, since then its
+                result is gone.
         """
         self._dispatcher.call(lambda: self._memory.retire([]))
         state = self._memory.state(task_id)
         found: Task[Any] | None = None if state.handle is None else state.handle()
         if found is None:
-            raise KeyError(f"{state.id}: the task has ended, and nobody holds it; get() has its record")
+            raise KeyError(
+                f"{state.id}: the task has ended, and nobody holds it; get() has its record"
+            )
         return found
 
     def resize(self, max_workers: int) -> None:
-        """Change the number of workers, up or down, while tasks run. A worker too many ends after its task."""
+        """Change the number of workers, up or down, while tasks run. A worker too many ends after
+        its task."""
         self._pool.resize(number_of_workers(max_workers))
 
     def health(self) -> SchedulerHealth:
-        """Return how the workers fare: how many there are, what waits, which threads are stuck on what. Any thread."""
+        """Return how the workers fare: how many there are, what waits, which threads are stuck on
+        what. Any thread."""
         return self._pool.health(self._dispatcher.late_events())
 
-    def subscribe(self, callback: Callable[[Event], object] | None = None, *, task: Task[Any] | str | None = None,
-                  types: Collection[EventType | str] | None = None, maxsize: int = 10_000,
-                  back_pressure: bool = False) -> Subscription:
-        """Return the events from now on, to iterate over, to poll, or handed to ``callback`` on a thread of its own.
+    def subscribe(
+        self,
+        callback: Callable[[Event], object] | None = None,
+        *,
+        task: Task[Any] | str | None = None,
+        types: Collection[EventType | str] | None = None,
+        maxsize: int = 10_000,
+        back_pressure: bool = False,
+    ) -> Subscription:
+        """Return the events from now on, to iterate over, to poll, or handed to ``callback`` on a
+        thread of its own.
 
         Args:
             callback: called with each event, one after the other; what it raises is logged.
-            task: a task or its id: only its events, beginning with those that are still in memory; the subscription
-                ends with its terminal event.
+            task: a task or its id: only its events, beginning with those that are still in memory;
+                the subscription ends with its terminal event.
             types: only events of these types.
-            maxsize: most stream events that wait for the reader; beyond it the oldest are dropped, and counted in
-                ``health()``. A slow reader slows nobody.
-            back_pressure: let commands (`shell`) say no more than the reader keeps up with, so that it loses nothing of
-                them. Functions never wait; nor do commands for a reader that takes next to nothing for some seconds.
+            maxsize: most stream events that wait for the reader; beyond it the oldest are dropped,
+                and counted in ``health()``. A slow reader slows nobody.
+            back_pressure: let commands (`shell`) say no more than the reader keeps up with, so that
+                it loses nothing of them. Functions never wait; nor do commands for a reader that
+                takes next to nothing for some seconds.
 
         Raises:
             KeyError: no task has this id, or it has finished and is kept no longer.
@@ -342,10 +480,18 @@ class Scheduler(DropIn):
             state = task.state if issubclass(type(task), Task) else self._memory.state(task)  # type: ignore[union-attr, arg-type]
         if state is not None and state.run_id != self._run_id:
             raise KeyError(state.id)  # another Scheduler's
-        return self._dispatcher.registry.subscribe(callback, state, types, maxsize, flag("back_pressure", back_pressure))
+        return self._dispatcher.registry.subscribe(
+            callback, state, types, maxsize, flag("back_pressure", back_pressure)
+        )
 
-    def register_sink(self, sink: Sink | str, *, name: str | None = None, options: SinkOptions | None = None,
-                      **config: Any) -> str:
+    def register_sink(
+        self,
+        sink: Sink | str,
+        *,
+        name: str | None = None,
+        options: SinkOptions | None = None,
+        **config: Any,
+    ) -> str:
         """Let a sink have all that is emitted from now on; return the name it is registered under.
 
         Waits for the sink to open, ``close_timeout`` seconds at most.
@@ -365,7 +511,8 @@ class Scheduler(DropIn):
     def unregister_sink(self, name: str, *, timeout: float = 5.0) -> SinkHealth:
         """Let a sink finish what was emitted so far, close it, and return its final account.
 
-        Returns by ``timeout`` seconds at the latest; what the sink did not take by then is dropped and counted.
+        Returns by ``timeout`` seconds at the latest; what the sink did not take by then is dropped
+        and counted.
 
         Raises:
             KeyError: no sink has that name.
@@ -378,24 +525,28 @@ class Scheduler(DropIn):
         return self._dispatcher.registry.health()
 
     def flush(self, timeout: float | None = None) -> FlushReport:
-        """Have all that was emitted before the call delivered and the sinks flushed; wait ``timeout`` seconds at most.
+        """Have all that was emitted before the call delivered and the sinks flushed; wait
+        ``timeout`` seconds at most.
 
         Returns: a report that is truthy when every sink has all of it.
         """
         return self._dispatcher.registry.flush(number("timeout", timeout, least=0, optional=True))
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
         """Take no more tasks, let the queued ones run, then flush and close the sinks.
 
-        From inside one of its own tasks it waits for the others only; the sinks are closed once that task has ended. From
-        inside a sink or a subscription's callback it waits for nothing.
+        From inside one of its own tasks it waits for the others only; the sinks are closed once
+        that task has ended. From inside a sink or a subscription's callback it waits for nothing.
 
         Args:
             wait: False returns at once; all of it still happens, in the background.
             cancel_futures: cancel the tasks that have not started.
-            timeout: seconds for all of it together; a quarter, at most ``close_timeout``, is kept for the end. Tasks
-                that still run then are asked to stop, and left to themselves if they don't. None waits for ever for the
-                tasks; the sinks never get more than ``close_timeout``.
+            timeout: seconds for all of it together; a quarter, at most ``close_timeout``, is kept
+                for the end. Tasks that still run then are asked to stop, and left to themselves if
+                they don't. None waits for ever for the tasks; the sinks never get more than
+                ``close_timeout``.
         """
         timeout = number("timeout", timeout, least=0, optional=True)
         until = None if timeout is None else monotonic() + timeout
@@ -421,7 +572,9 @@ def _frozen(metadata: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], str]
         return MappingProxyType({}), ""
     text = json_text(metadata) if issubclass(type(metadata), Mapping) else ""
     if not text.startswith("{"):  # no mapping, or one that will not tell what is in it
-        raise ConfigurationError(f"metadata: expected a mapping of JSON values, got {show(metadata)}")
+        raise ConfigurationError(
+            f"metadata: expected a mapping of JSON values, got {show(metadata)}"
+        )
     return MappingProxyType(json.loads(text)), text
 
 
@@ -439,9 +592,11 @@ _is_exiting = False
 
 
 def _finish_all() -> None:
-    """At interpreter exit: let the tasks finish, as ``ThreadPoolExecutor`` does, and the sinks within their timeouts.
+    """At interpreter exit: let the tasks finish, as ``ThreadPoolExecutor`` does, and the sinks
+    within their timeouts.
 
-    Runs before `threading` joins the other threads, while new ones may mostly still start (not on 3.12).
+    Runs before `threading` joins the other threads, while new ones may mostly still start (not on
+    3.12).
     """
     global _is_exiting
     _is_exiting = True
@@ -454,8 +609,8 @@ def _finish_all() -> None:
 
 
 def _register_at_exit() -> None:
-    # The hook that concurrent.futures.thread uses. `atexit` itself runs after the joining of non-daemon threads, which
-    # may wait for our tasks for ever.
+    # The hook that concurrent.futures.thread uses. `atexit` itself runs after the joining of
+    # non-daemon threads, which may wait for our tasks for ever.
     register = getattr(threading, "_register_atexit", None)
     try:
         if register is not None:

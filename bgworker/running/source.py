@@ -83,14 +83,18 @@ def _block_of(code: CodeType, module_name: str | None) -> str:
         del linecache.cache[code.co_filename]
     lines = linecache.getlines(code.co_filename)
     module = sys.modules.get(module_name or "")
-    if not lines and type(module) is ModuleType and type(loader := vars(module).get("__loader__")) is zipimporter:
+    if (
+        not lines
+        and type(module) is ModuleType
+        and type(loader := vars(module).get("__loader__")) is zipimporter
+    ):
         lines = (loader.get_source(module.__name__) or "").splitlines(keepends=True)
     return "".join(inspect.getblock(lines[code.co_firstlineno - 1:]))
 
 
-# id(code) -> its source; the entry holds the code object, so the id is not reused. Keyed by id because hashing a code
-# object walks its constants (over 1 us), and by code rather than function so that closures share an entry and no
-# function is kept alive.
+# id(code) -> its source; the entry holds the code object, so the id is not reused. Keyed by id
+# because hashing a code object walks its constants (over 1 us), and by code rather than function so
+# that closures share an entry and no function is kept alive.
 _cache: dict[int, FunctionSource] = {}
 
 
@@ -107,17 +111,22 @@ def source_of(function: Callable[..., Any]) -> Source:
         if found is not None and found.module is module and found.qualname is qualname:
             return found
         if type(module) is not str or type(qualname) is not str:  # one may set them to anything
-            module, qualname = _attribute(function, "__module__", str), _attribute(function, "__qualname__", str)
+            module, qualname = _attribute(function, "__module__", str), _attribute(
+                function, "__qualname__", str
+            )
     else:
         own = _attribute(function, "source", Source)
         if own is not None:
             return own
         function = _innermost(function)
         code = _attribute(function, "__code__", CodeType)
-        module, qualname = _attribute(function, "__module__", str), _attribute(function, "__qualname__", str)
+        module, qualname = _attribute(function, "__module__", str), _attribute(
+            function, "__qualname__", str
+        )
     qualname = qualname or _QUALNAME(type(function))
     found = _cache.get(id(code))
-    if found is None or found.qualname != qualname or found.module != module:  # one code object may serve several names
+    if found is None or found.qualname != qualname or found.module != module:
+        # one code object may serve several names
         found = FunctionSource(module, qualname, code)
         if code is not None:
             if len(_cache) >= _MOST_CACHED:

@@ -1,12 +1,14 @@
 """A task: the future that its submitter holds.
 
-`Task` is a `concurrent.futures.Future`; whatever waits on futures waits on tasks. Who resolves a task is settled by two
-claims, each won by exactly one thread: who *starts* it (a worker, or ``cancel``) takes its call out of a dict, and who
-*ends* it (the worker that ran it, or the deadline) takes it out of the deadlines.
+`Task` is a `concurrent.futures.Future`; whatever waits on futures waits on tasks. Who resolves a
+task is settled by two claims, each won by exactly one thread: who *starts* it (a worker, or
+``cancel``) takes its call out of a dict, and who *ends* it (the worker that ran it, or the
+deadline) takes it out of the deadlines.
 
-To end is three steps: the terminal event is recorded, then the future is resolved, then its callbacks are called. No code
-of the user's runs before the third: what describes a failure runs before the end, in the task's own time. A thread that
-has begun a task leaves it only after the second step, and the pool ends only when all have.
+To end is three steps: the terminal event is recorded, then the future is resolved, then its
+callbacks are called. No code of the user's runs before the third: what describes a failure runs
+before the end, in the task's own time. A thread that has begun a task leaves it only after the
+second step, and the pool ends only when all have.
 """
 
 from __future__ import annotations
@@ -21,7 +23,18 @@ from ..model.clock import monotonic
 from ..model.enums import StreamType, TaskStatus
 from ..model.errors import PoolDeadlock, TaskCancelled, TaskTimedOut
 from ..model.failure import describe_failure, without_frames
-from ..model.records import CANCELLED, COMPLETED, CREATED, FAILED, STARTED, STREAMS, TIMED_OUT, TaskState, event, keep_attributes_in_place
+from ..model.records import (
+    CANCELLED,
+    COMPLETED,
+    CREATED,
+    FAILED,
+    STARTED,
+    STREAMS,
+    TIMED_OUT,
+    TaskState,
+    event,
+    keep_attributes_in_place,
+)
 from ..model.text import clean, name_of
 from .context import CURRENT, Limits, TaskContext, checkpoint, current_task
 from .future import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING, LightFuture
@@ -50,9 +63,11 @@ if TYPE_CHECKING:
         calls: dict[Task[Any], Call]
         """Of the tasks that nobody has begun."""
         ends: list[Task[Any]]
-        """Those that are being ended before anybody has begun them, by whatever thread. A task may be here twice."""
+        """Those that are being ended before anybody has begun them, by whatever thread. A task may
+        be here twice."""
         awaits_ends: bool
-        """True when the pool would have ended but for these: who has ended one has the pool `look`."""
+        """True when the pool would have ended but for these: who has ended one has the pool
+        `look`."""
 
         deadlines: Deadlines
         """Of the tasks that run and have a timeout."""
@@ -73,24 +88,32 @@ PATIENCE = 1.0
 __all__ = ["Task", "TaskContext", "checkpoint", "current_task"]
 
 _RUNNING = TaskStatus.RUNNING  # up to 3.11 a member of an enum is slow to find
-_STATUS = {COMPLETED: TaskStatus.COMPLETED, FAILED: TaskStatus.FAILED, CANCELLED: TaskStatus.CANCELLED,
-           TIMED_OUT: TaskStatus.TIMED_OUT}
+_STATUS = {
+    COMPLETED: TaskStatus.COMPLETED,
+    FAILED: TaskStatus.FAILED,
+    CANCELLED: TaskStatus.CANCELLED,
+    TIMED_OUT: TaskStatus.TIMED_OUT,
+}
 
 
 class Task(LightFuture["T"]):
-    """One call on its way through a `Scheduler`. Made by ``submit``; all methods may be called from any thread.
+    """One call on its way through a `Scheduler`. Made by ``submit``; all methods may be called from
+    any thread.
 
-    ``result()`` raises what the callable raised, ``concurrent.futures.CancelledError`` after a cancel, and
-    `TaskTimedOut` after a run timeout; a ``TimeoutError`` from ``result(timeout)`` means only that the wait ran out.
+    ``result()`` raises what the callable raised, ``concurrent.futures.CancelledError`` after a
+    cancel, and `TaskTimedOut` after a run timeout; a ``TimeoutError`` from ``result(timeout)``
+    means only that the wait ran out.
     """
 
-    # What most tasks leave as it is has its default here: setting it costs a third of making a task.
+    # What most tasks leave as it is has its default here: setting it costs a third of making a
+    # task.
     _context: TaskContext | None = None  # while it runs
     _stop_reason: str | None = None
     has_timeout = False
     """True when its run will have a deadline."""
     captures_output = False
-    """Whether what its code prints, logs and warns goes to its streams too; set before it is queued."""
+    """Whether what its code prints, logs and warns goes to its streams too; set before it is
+    queued."""
 
     def __init__(self, state: TaskState, runner: Runner, dispatcher: Dispatcher, limits: Limits,
                  metadata: Mapping[str, Any]) -> None:
@@ -136,7 +159,9 @@ class Task(LightFuture["T"]):
         """Return what is known of the task now."""
         return self._task_state.snapshot_now()
 
-    def streams(self, *, since: int = 0, types: Collection[StreamType | str] | None = None) -> list[StreamEvent]:
+    def streams(
+        self, *, since: int = 0, types: Collection[StreamType | str] | None = None
+    ) -> list[StreamEvent]:
         """Return the newest of the task's stream events that are still in memory, in order.
 
         Args:
@@ -150,7 +175,8 @@ class Task(LightFuture["T"]):
                 if record[1] > since and (wanted is None or STREAMS[record[2]] in wanted)]
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the task has ended; False when ``timeout`` seconds passed first. Raises nothing.
+        """Wait until the task has ended; False when ``timeout`` seconds passed first. Raises
+        nothing.
 
         From inside a task of the same scheduler, a wait that could never end returns False at once.
         """
@@ -163,7 +189,8 @@ class Task(LightFuture["T"]):
         return self.done() or self._sleep(timeout)
 
     def _wait_for_ever(self) -> None:
-        """Wait without a timeout; a worker of the same pool does the task's work itself if nobody has begun it."""
+        """Wait without a timeout; a worker of the same pool does the task's work itself if nobody
+        has begun it."""
         if self.done():
             return
         is_inside = current_worker() is not None and self._runner.waits.begin(self)
@@ -177,8 +204,9 @@ class Task(LightFuture["T"]):
     def cancel(self, reason: str = "user") -> bool:
         """Cancel the task if it has not started, at once; ask it to stop if it has.
 
-        Returns: True only if it will never run (`Future`'s contract). A running task is asked to stop and False comes
-            back: it ends at its next ``checkpoint()``, or not at all if it never looks.
+        Returns: True only if it will never run (`Future`'s contract). A running task is asked to
+            stop and False comes back: it ends at its next ``checkpoint()``, or not at all if it
+            never looks.
         """
         if self.done():
             return self.cancelled()
@@ -200,13 +228,16 @@ class Task(LightFuture["T"]):
         return self._task_state
 
     def announce(self) -> None:
-        """Have the record begin: the task is created, and waits; one record, which the dispatcher makes two events of."""
+        """Have the record begin: the task is created, and waits; one record, which the dispatcher
+        makes two events of."""
         state = self._task_state
         self._dispatcher.intake.emit_lifecycle(state, CREATED, state.created_ns)
 
     def run(self) -> bool:
-        """Run the task and return when it has ended; False if somebody else has started or cancelled it."""
-        call = self._runner.calls.pop(self, None)  # one atomic step: who gets the call starts the task
+        """Run the task and return when it has ended; False if somebody else has started or
+        cancelled it."""
+        # one atomic step: who gets the call starts the task
+        call = self._runner.calls.pop(self, None)
         if call is None:
             return False
         state = self._task_state
@@ -224,7 +255,8 @@ class Task(LightFuture["T"]):
         deadlines = None
         if state.timeout is not None:
             context.deadline = monotonic() + state.timeout
-            deadlines = self._runner.deadlines  # these also at the end: a child that the task forks gets new ones
+            # these also at the end: a child that the task forks gets new ones
+            deadlines = self._runner.deadlines
             deadlines.watch(self, context.deadline)
         kind, result, error, failure = COMPLETED, None, None, None
         function, args, kwargs, variables = call
@@ -233,10 +265,12 @@ class Task(LightFuture["T"]):
                 for variable, value in worker.variables:
                     variables.run(variable.set, value)
             result = variables.run(run_as, context, function, args, kwargs)
-        except BaseException as raised:  # the thread's boundary: it all goes to who waits for the result
+        except BaseException as raised:
+            # the thread's boundary: it all goes to who waits for the result
             error = raised
             del raised
-        duration = (time.monotonic_ns() - started) / 1e9  # in whole nanoseconds: a float with few digits is text in half the time
+        # in whole nanoseconds: a float with few digits is text in half the time
+        duration = (time.monotonic_ns() - started) / 1e9
         del call, function, args, kwargs, variables
         if error is not None:  # looks at the user's exception, in the task's own time
             kind, failure = _verdict(error, self._limits.max_payload)
@@ -248,11 +282,13 @@ class Task(LightFuture["T"]):
         else:  # its time is over: who took it out is about to end it, and nobody leaves it before
             self._sleep(None)
         self._context = None
-        del self, result, error  # the traceback's frames lead back to this one, which would hold the exception
+        # the traceback's frames lead back to this one, which would hold the exception
+        del self, result, error
         return True
 
     def time_out(self) -> Callable[[], object] | None:
-        """End a running task because its time is over. The supervisor's thread, which took it out of the deadlines.
+        """End a running task because its time is over. The supervisor's thread, which took it out
+        of the deadlines.
 
         Returns: what is left to do, which is the user's code and may take long. None if nothing is.
         """
@@ -261,7 +297,9 @@ class Task(LightFuture["T"]):
         try:
             callback = self.ask_to_stop("timeout")
             error = TaskTimedOut(f"ran longer than its timeout of {timeout:g} s")
-            self._record_end(TIMED_OUT, timeout, None, error, describe_failure(error, self._limits.max_payload))
+            self._record_end(
+                TIMED_OUT, timeout, None, error, describe_failure(error, self._limits.max_payload)
+            )
         finally:  # the task's own thread waits for this
             if callback is None:
                 self._resolve(FINISHED)
@@ -281,9 +319,11 @@ class Task(LightFuture["T"]):
         return context is not None and context.reacts_to_cancel
 
     def ask_to_stop(self, reason: str) -> Callable[[], object] | None:
-        """Ask the running code to stop; return what it wants called for that, which remains to be done.
+        """Ask the running code to stop; return what it wants called for that, which remains to be
+        done.
 
-        The first reason stays. Written before the look at the context; `run` makes that before it looks for a reason.
+        The first reason stays. Written before the look at the context; `run` makes that before it
+        looks for a reason.
         """
         if self._stop_reason is None:
             self._stop_reason = reason
@@ -295,7 +335,8 @@ class Task(LightFuture["T"]):
         return self._end_before_begun(CANCELLED, None, (None, reason, None), reason)
 
     def fail(self, error: BaseException) -> bool:
-        """End a task that has not started because it never can; False if somebody has started or cancelled it."""
+        """End a task that has not started because it never can; False if somebody has started or
+        cancelled it."""
         if self._end_before_begun(FAILED, error, describe_failure(error, self._limits.max_payload)):
             self.tell()
             return True
@@ -304,7 +345,8 @@ class Task(LightFuture["T"]):
     def _end_before_begun(self, kind: int, error: BaseException | None, failure: Failure,
                           reason: str | None = None) -> bool:
         runner = self._runner
-        runner.ends.append(self)  # before the claim: the pool does not end while a task is in nobody's hands
+        # before the claim: the pool does not end while a task is in nobody's hands
+        runner.ends.append(self)
         try:
             if runner.calls.pop(self, None) is None:
                 return False
@@ -321,25 +363,42 @@ class Task(LightFuture["T"]):
         return True
 
     def end_interrupted(self, error: BaseException) -> None:
-        """End a task whose runner was interrupted between two of its steps. For who knows that nobody else has it in hand."""
+        """End a task whose runner was interrupted between two of its steps. For who knows that
+        nobody else has it in hand."""
         self._runner.deadlines.forget(self)
         state = self._task_state
         if not state.completed_ns:
             name = name_of(type(error))
-            self._end(FAILED, None, None, error, (name, f"interrupted by {name} between two steps of its run", None))
-        elif not self.done():  # its end was decided, and may be recorded: of two records the second is dropped
-            kind = FAILED if state.failure_type else CANCELLED if state.failure_message else COMPLETED
+            self._end(
+                FAILED,
+                None,
+                None,
+                error,
+                (name, f"interrupted by {name} between two steps of its run", None),
+            )
+        elif not self.done():
+            # its end was decided, and may be recorded: of two records the second is dropped
+            kind = (
+                FAILED if state.failure_type else CANCELLED if state.failure_message else COMPLETED
+            )
             self._end(kind, state.duration, self._result, self._exception, None)
         self.tell()
 
     def _end(self, kind: int, duration: float | None, result: Any, error: BaseException | None,
              failure: Failure | None) -> None:
-        """Record the end, then resolve the future: who sees the result can count on the event being on its way."""
+        """Record the end, then resolve the future: who sees the result can count on the event being
+        on its way."""
         self._record_end(kind, duration, result, error, failure)
         self._resolve(CANCELLED_AND_NOTIFIED if kind == CANCELLED else FINISHED)
 
-    def _record_end(self, kind: int, duration: float | None, result: Any, error: BaseException | None,
-                    failure: Failure | None) -> None:
+    def _record_end(
+        self,
+        kind: int,
+        duration: float | None,
+        result: Any,
+        error: BaseException | None,
+        failure: Failure | None,
+    ) -> None:
         state, context = self._task_state, self._context
         if context is not None and context.holds_back:
             context.say_last()
@@ -357,7 +416,8 @@ class Task(LightFuture["T"]):
         """Have ``fn`` called with the task when it has ended, as in `Future`.
 
         Raises:
-            PoolDeadlock: a coroutine of the same scheduler is about to await the task, and the wait could never end.
+            PoolDeadlock: a coroutine of the same scheduler is about to await the task, and the wait
+                could never end.
         """
         if current_worker() is not None:
             self._runner.waits.notice_callback(self, fn)
@@ -373,7 +433,8 @@ class Task(LightFuture["T"]):
             PoolDeadlock: called from a task of the same scheduler, and the wait could never end.
             BaseException: what the callable raised.
 
-        From inside a task of the same scheduler, without a timeout, a task that is still queued runs here and now.
+        From inside a task of the same scheduler, without a timeout, a task that is still queued
+        runs here and now.
         """
         try:
             if self._state != FINISHED:
@@ -406,10 +467,12 @@ keep_attributes_in_place(Task.__new__(Task))
 
 
 class Telling:
-    """The cancel callback of a task that is past its deadline, on a thread of its own: it is the user's, and may block.
+    """The cancel callback of a task that is past its deadline, on a thread of its own: it is the
+    user's, and may block.
 
-    The task is resolved after the callback, or when that has taken `PATIENCE` seconds. Stands among what a worker runs,
-    and has a deadline, as a task: a thread that is stuck in the callback is replaced as one that is stuck in a task.
+    The task is resolved after the callback, or when that has taken `PATIENCE` seconds. Stands among
+    what a worker runs, and has a deadline, as a task: a thread that is stuck in the callback is
+    replaced as one that is stuck in a task.
     """
 
     reacts_to_cancel = False
@@ -452,12 +515,19 @@ class Telling:
         return self._task.tell
 
 
-def run_as(context: TaskContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call ``function`` as the task of ``context``. To be run inside the context variables captured at submit."""
+def run_as(
+    context: TaskContext,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Call ``function`` as the task of ``context``. To be run inside the context variables captured
+    at submit."""
     CURRENT.set(context)
     if not context.captures_output:
         result = function(*args, **kwargs)
-        # what was returned tells, whatever was called: a partial, a method, an object, a function that wraps another
+        # what was returned tells, whatever was called: a partial, a method, an object, a function
+        # that wraps another
         return result if result is None or not _is_coroutine(result) else finished(result, context)
     from .capture import Capture
 
@@ -499,4 +569,6 @@ _OURS = Task.run.__code__, run_as.__code__, finished.__code__
 def _verdict(error: BaseException, max_bytes: int) -> tuple[int, Failure]:
     """Return how a task ends whose code has raised, and what is recorded of that."""
     without_frames(error, _OURS)  # they would hold the task in a cycle, and tell nobody anything
-    return CANCELLED if issubclass(type(error), TaskCancelled) else FAILED, describe_failure(error, max_bytes)
+    return CANCELLED if issubclass(type(error), TaskCancelled) else FAILED, describe_failure(
+        error, max_bytes
+    )

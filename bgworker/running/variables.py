@@ -1,4 +1,5 @@
-"""The context variables that a task sees: those of its submitter at submit, then those that the initializer set."""
+"""The context variables that a task sees: those of its submitter at submit, then those that the
+initializer set."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _decimal_variable: ContextVar[Any] | None = None
 def captured() -> Context:
     """Return a copy of the context in which its decimal context is a copy as well.
 
-    That one is an object that changes: shared, the precision that a task sets would be its submitter's too.
+    That one is an object that changes: shared, the precision that a task sets would be its
+    submitter's too.
     """
     variables = copy_context()
     if variables and "decimal" in sys.modules:

@@ -1,13 +1,15 @@
-"""Tasks that wait for tasks of their own pool: have run what is still queued, refuse what would wait for ever.
+"""Tasks that wait for tasks of their own pool: have run what is still queued, refuse what would
+wait for ever.
 
-A worker whose task waits for a queued one, by ``result()``, ``exception()`` or ``wait()`` without a timeout, runs that
-one itself, there and then, with its own context, deadline and events. Where that cannot be, because the thread is an event
-loop's or waits for several at once (``asyncio.wrap_future``, ``concurrent.futures.wait``, ``as_completed``), the worker's
-place in the pool is lent to a *helper*: one more thread, which runs what the worker's task waits for. So a pool of any
-size finishes a recursive fan-out.
+A worker whose task waits for a queued one, by ``result()``, ``exception()`` or ``wait()`` without a
+timeout, runs that one itself, there and then, with its own context, deadline and events. Where that
+cannot be, because the thread is an event loop's or waits for several at once
+(``asyncio.wrap_future``, ``concurrent.futures.wait``, ``as_completed``), the worker's place in the
+pool is lent to a *helper*: one more thread, which runs what the worker's task waits for. So a pool
+of any size finishes a recursive fan-out.
 
-A wait that can never end, because the chain of waits leads back to the waiting task, raises `PoolDeadlock` instead of
-hanging. A ``result(timeout)`` ends by itself, so it does none of this.
+A wait that can never end, because the chain of waits leads back to the waiting task, raises
+`PoolDeadlock` instead of hanging. A ``result(timeout)`` ends by itself, so it does none of this.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from .task import Task
 
 MOST_NESTED = 50
-"""Most tasks that run inside one another: on one thread that is about ten Python frames each, of a thousand."""
+"""Most tasks that run inside one another: on one thread that is about ten Python frames each, of a
+thousand."""
 
 
 
@@ -44,22 +47,38 @@ _here = _Here()  # in the threads of all pools: whose thread it is
 
 
 class Worker:
-    """One thread of a pool: what it runs, the outermost task first, and what these tasks wait for."""
+    """One thread of a pool: what it runs, the outermost task first, and what these tasks wait
+    for."""
 
-    __slots__ = ("thread", "first", "running", "waits_for", "waits", "helps", "helper", "inbox", "loop", "stuck_since",
-                 "has_served", "variables")
+    __slots__ = (
+        "thread",
+        "first",
+        "running",
+        "waits_for",
+        "waits",
+        "helps",
+        "helper",
+        "inbox",
+        "loop",
+        "stuck_since",
+        "has_served",
+        "variables",
+    )
 
     def __init__(self, first: Callable[[], object] | None, helps: Worker | None = None) -> None:
         self.thread: threading.Thread
         self.first = first
-        """To be called before anything else. Not an argument of the thread, which would keep it until the end."""
+        """To be called before anything else. Not an argument of the thread, which would keep it
+        until the end."""
         self.running: list[Task[Any]] = []
         """A task is here before anybody else can know that it has begun, and until it has ended."""
         self.waits_for: dict[Task[Any], tuple[Task[Any], ...]] = {}
-        """Of the tasks that run here: for which others they wait. Guarded by the lock of `waits`."""
+        """Of the tasks that run here: for which others they wait. Guarded by the lock of
+        `waits`."""
         self.waits: Waits
         self.helps = helps
-        """The worker whose tasks wait for what this one runs; None for one that runs what is queued."""
+        """The worker whose tasks wait for what this one runs; None for one that runs what is
+        queued."""
         self.helper: Worker | None = None
         """The one that helps this one."""
         self.inbox: SimpleQueue[ReferenceType[Task[Any]] | None] | None = None
@@ -84,11 +103,13 @@ class Worker:
         return any([not task.done() for task in self.running.copy()])
 
     def reacts(self) -> bool:
-        """Tell whether code that runs here has asked to be called when it is to stop, and can be expected to end."""
+        """Tell whether code that runs here has asked to be called when it is to stop, and can be
+        expected to end."""
         return any([task.reacts_to_cancel for task in self.running.copy()])
 
     def dismiss_helper(self) -> None:
-        """Let the helper end: the task that needed it has ended, or is given up. Under the pool's lock."""
+        """Let the helper end: the task that needed it has ended, or is given up. Under the pool's
+        lock."""
         helper, self.helper = self.helper, None
         if helper is not None and helper.inbox is not None:
             helper.inbox.put(None)
@@ -103,15 +124,20 @@ class Waits:
     """Knows which worker of a pool waits for which task.
 
     Args:
-        lend: called with a worker and a queued task that its task is about to wait for, to have a helper run it.
-            Raises `ShutdownError` if no thread can be had.
+        lend: called with a worker and a queued task that its task is about to wait for, to have a
+            helper run it. Raises `ShutdownError` if no thread can be had.
         run: called with a worker and a task, on the worker's thread, to run it there and then.
     """
 
-    def __init__(self, lend: Callable[[Worker, Task[Any]], object], run: Callable[[Worker, Task[Any]], object]) -> None:
+    def __init__(
+        self,
+        lend: Callable[[Worker, Task[Any]], object],
+        run: Callable[[Worker, Task[Any]], object],
+    ) -> None:
         self._lend = lend
         self._run = run
-        self._lock = threading.RLock()  # guards _workers and their waits_for; a signal handler may cancel meanwhile
+        # guards _workers and their waits_for; a signal handler may cancel meanwhile
+        self._lock = threading.RLock()
         self._workers: list[Worker] = []
 
     @property
@@ -136,7 +162,8 @@ class Waits:
     # -- waits without a timeout --
 
     def begin(self, task: Task[Any]) -> bool:
-        """Prepare to wait for ``task`` without a timeout: if it is still queued, run it here, or have it run.
+        """Prepare to wait for ``task`` without a timeout: if it is still queued, run it here, or
+        have it run.
 
         Returns: True if this is a thread of the pool, which then calls `end` after its wait.
 
@@ -167,7 +194,8 @@ class Waits:
     # -- waits for several at once, and those of event loops --
 
     def notice(self, task: Task[Any]) -> None:
-        """Have a helper run ``task`` if it is queued: somebody on this thread is about to wait for it and others.
+        """Have a helper run ``task`` if it is queued: somebody on this thread is about to wait for
+        it and others.
 
         Raises:
             PoolDeadlock: the wait would never end.
@@ -182,11 +210,14 @@ class Waits:
             try:
                 self._lend(worker, task)
             except ShutdownError as error:
-                raise PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, which has no thread to "
-                                   f"run on: {error}") from error
+                raise PoolDeadlock(
+                    f"task {worker.running[-1].name!r} waits for task {task.name!r}, which has no thread to "
+                    f"run on: {error}"
+                ) from error
 
     def notice_callback(self, task: Task[Any], callback: Callable[..., object]) -> None:
-        """Have a helper run ``task`` if it is queued and this is a loop's thread: a callback is how loops wait.
+        """Have a helper run ``task`` if it is queued and this is a loop's thread: a callback is how
+        loops wait.
 
         Raises:
             PoolDeadlock: the wait would never end.
@@ -194,17 +225,22 @@ class Waits:
         worker = self.worker
         if worker is None or not worker.running or task.done() or (loop := _running_loop()) is None:
             return
-        is_asyncios = getattr(callback, "__module__", None) == "asyncio.futures"  # wrap_future's: others may not wait
+        # wrap_future's: others may not wait
+        is_asyncios = getattr(callback, "__module__", None) == "asyncio.futures"
         if is_asyncios and worker.loop is not None and worker.loop.is_in_main:
             self._note(worker, task)
             LightFuture.add_done_callback(task, lambda done: self._forget(worker, done))  # type: ignore[arg-type]
         if not task.has_begun:
             _refuse_depth(worker, task)
-            loop.call_soon(self._have_run_later, worker, worker.running[-1], ref(task))  # not before the coroutine waits
+            # not before the coroutine waits
+            loop.call_soon(self._have_run_later, worker, worker.running[-1], ref(task))
 
-    def _have_run_later(self, worker: Worker, waiting: Task[Any], reference: ReferenceType[Task[Any]]) -> None:
+    def _have_run_later(
+        self, worker: Worker, waiting: Task[Any], reference: ReferenceType[Task[Any]]
+    ) -> None:
         task = reference()
-        if waiting in worker.running and task is not None and not task.has_begun:  # a loop may outlive who was to wait
+        if waiting in worker.running and task is not None and not task.has_begun:
+            # a loop may outlive who was to wait
             self._have_run(worker, task)
 
     def _have_run(self, worker: Worker, task: Task[Any]) -> None:
@@ -239,7 +275,8 @@ class Waits:
             worker.waits_for.pop(worker.running[-1], None)
 
     def _leads_back(self, worker: Worker, task: Task[Any]) -> bool:
-        """Tell whether ``task`` waits for one that runs on the worker's thread, directly or through others."""
+        """Tell whether ``task`` waits for one that runs on the worker's thread, directly or through
+        others."""
         seen, ahead = set(), [task]
         while ahead:
             each = ahead.pop()
@@ -251,7 +288,11 @@ class Waits:
             for runner in self._workers:
                 stack = runner.running.copy()
                 if each in stack:  # it cannot go on before those that run inside it
-                    ahead += [far for near in stack[stack.index(each):] for far in runner.waits_for.get(near, ())]
+                    ahead += [
+                        far
+                        for near in stack[stack.index(each) :]
+                        for far in runner.waits_for.get(near, ())
+                    ]
         return False
 
 
@@ -263,16 +304,21 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 def _refuse_depth(worker: Worker, task: Task[Any]) -> None:
     if worker.depth >= MOST_NESTED:
-        raise PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, {MOST_NESTED} waits deep; "
-                           "collect the results outside of the tasks, or wait with a timeout")
+        raise PoolDeadlock(
+            f"task {worker.running[-1].name!r} waits for task {task.name!r}, {MOST_NESTED} waits deep; "
+            "collect the results outside of the tasks, or wait with a timeout"
+        )
 
 
 def _look_for_room(frames: int = 50) -> None:
-    """Raise `RecursionError` now if a task that ran here could not even begin and end: nobody could end it then."""
+    """Raise `RecursionError` now if a task that ran here could not even begin and end: nobody could
+    end it then."""
     if frames:
         _look_for_room(frames - 1)
 
 
 def _circle(worker: Worker, task: Task[Any]) -> PoolDeadlock:
-    return PoolDeadlock(f"task {worker.running[-1].name!r} waits for task {task.name!r}, which waits for it, directly or "
-                        "through others; none of them would ever end")
+    return PoolDeadlock(
+        f"task {worker.running[-1].name!r} waits for task {task.name!r}, which waits for it, directly or "
+        "through others; none of them would ever end"
+    )

@@ -1,7 +1,7 @@
 """Commands as tasks: the function ``shell``, the child process and its pipes.
 
-``bgworker.shell`` is the function. Python sets that name to this room when a module of it is imported first; so the
-room can be called, too, and does the same.
+``bgworker.shell`` is the function. Python sets that name to this room when a module of it is
+imported first; so the room can be called, too, and does the same.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ log)` loses nothing."""
 STRAGGLERS_AFTER = 1.0
 """Seconds from SIGTERM to SIGKILL for what the leader left behind."""
 GIVE_UP_AFTER = 5.0
-"""Seconds after SIGKILL when a process that still is there (uninterruptible, another user's) is left behind."""
+"""Seconds after SIGKILL when a process that still is there (uninterruptible, another user's) is
+left behind."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
 """Seconds between two looks where nothing wakes the thread; doubled while nothing happens."""
 
@@ -106,8 +107,10 @@ class Child:
             self._context.checkpoint()
         if code is None:
             raise ChildProcessError(
-                errno.ECHILD, "how the command ended is not known: this process ignores SIGCHLD, or something in it "
-                "waits for any child; set SIGCHLD to SIG_DFL, and wait for children by their numbers")
+                errno.ECHILD,
+                "how the command ended is not known: this process ignores SIGCHLD, or something in it "
+                "waits for any child; set SIGCHLD to SIG_DFL, and wait for children by their numbers",
+            )
         if code != 0:
             raise subprocess.CalledProcessError(code, self._argv)
         return 0
@@ -184,14 +187,16 @@ class Child:
         if not self._exited:
             try:
                 self._exited = has_exited()
-            except ChildProcessError:  # SIGCHLD is ignored in this process, or somebody waits for any child
+            except ChildProcessError:
+                # SIGCHLD is ignored in this process, or somebody waits for any child
                 self._exited = self._lost = True
         if self._exited and not self._lost:
             self._is_alone = not self._family.is_alive()
         return self._gave_up or self._lost or self._is_alone
 
     def _escalate(self, now: float) -> None:
-        """Send what is due: SIGTERM on a cancel or to what the leader left behind, SIGKILL when that was no use."""
+        """Send what is due: SIGTERM on a cancel or to what the leader left behind, SIGKILL when
+        that was no use."""
         if self._due == inf:
             if self._exited:
                 self._due = now + LINGER
@@ -209,8 +214,13 @@ class Child:
             self._due = now + GIVE_UP_AFTER
         else:
             self._gave_up = True
-            self._say(ERROR, [f"bgworker: processes of session {self._proc.pid} are still there after SIGKILL and are "
-                              "left behind"])
+            self._say(
+                ERROR,
+                [
+                    f"bgworker: processes of session {self._proc.pid} are still there after SIGKILL and are "
+                    "left behind"
+                ],
+            )
         self._signals += 1
         self._signal(kill=self._signals > 1)
 
@@ -237,7 +247,8 @@ class Child:
                 return  # it has ended meanwhile, or there is no console to send Ctrl-Break through
 
     def _abandon(self) -> None:
-        """End the child after an exception in this thread: as on a cancel, in less time, and nobody listens."""
+        """End the child after an exception in this thread: as on a cancel, in less time, and nobody
+        listens."""
         self._gate.discards = True
         if self._signals == 0:
             self._due = self._gate.now()
@@ -283,25 +294,39 @@ def _exit_probe(proc: subprocess.Popen[bytes]) -> Callable[[], bool]:
         import select
         events = select.kqueue()
         try:
-            events.control([select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)], 0)
+            events.control(
+                [select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)],
+                0,
+            )
         except ProcessLookupError:  # a zombie already
             return lambda: True
         return lambda: bool(events.control(None, 1, 0))
-    return lambda: proc.poll() is not None  # Windows: the open handle keeps the id; else `signal` sees `returncode`
+    # Windows: the open handle keeps the id; else `signal` sees `returncode`
+    return lambda: proc.poll() is not None
 
 
 def _explained(error: OSError, argv: str | list[str], cwd: str | None) -> OSError:
-    """Return the same kind of error with a message that tells the program from the directory, and what to do."""
+    """Return the same kind of error with a message that tells the program from the directory, and
+    what to do."""
     program = "/bin/sh" if isinstance(argv, str) else argv[0]
     if cwd is not None and not (os.path.isdir(cwd) and os.access(cwd, os.X_OK)):
         return OSError(error.errno, "the working directory is gone or may not be entered", cwd)
     if isinstance(error, PermissionError):
-        return OSError(error.errno, "the program may not be executed; check its mode (chmod +x)", program)
+        return OSError(
+            error.errno, "the program may not be executed; check its mode (chmod +x)", program
+        )
     if os.path.isfile(os.path.join(cwd or "", program)):
-        return OSError(error.errno, "the interpreter in the program's first line does not exist", program)
-    return OSError(error.errno, "there is no such program; check the name, or give its full path", program)
+        return OSError(
+            error.errno, "the interpreter in the program's first line does not exist", program
+        )
+    return OSError(
+        error.errno, "there is no such program; check the name, or give its full path", program
+    )
 
 
 def _no_room(error: OSError) -> OSError:
-    return OSError(error.errno, f"there is no room for a process ({error.strerror}), and no command runs that could "
-                                "end; raise the limit (ulimit -n, ulimit -u, or that of the container)")
+    return OSError(
+        error.errno,
+        f"there is no room for a process ({error.strerror}), and no command runs that could "
+        "end; raise the limit (ulimit -n, ulimit -u, or that of the container)",
+    )

@@ -1,8 +1,10 @@
-"""From a child's pipes to its task's streams: a pump reads chunks of bytes, `Lines` cuts them, a `Gate` lets them through.
+"""From a child's pipes to its task's streams: a pump reads chunks of bytes, `Lines` cuts them, a
+`Gate` lets them through.
 
-Everything here runs on the task's own thread, which sleeps in the pump's `wait` or at the gate; on Windows, where pipes
-cannot be waited for, two more threads read them. Nothing is held but one chunk, and less than one line, of each pipe:
-a child that says more than the sinks can take finds its pipe full and waits in its writes.
+Everything here runs on the task's own thread, which sleeps in the pump's `wait` or at the gate; on
+Windows, where pipes cannot be waited for, two more threads read them. Nothing is held but one
+chunk, and less than one line, of each pipe: a child that says more than the sinks can take finds
+its pipe full and waits in its writes.
 """
 
 from __future__ import annotations
@@ -38,10 +40,11 @@ _PIECE = 65536
 
 
 class Gate:
-    """Lets lines into the task's streams no faster than the healthy sinks keep up, on a clock that stops meanwhile.
+    """Lets lines into the task's streams no faster than the healthy sinks keep up, on a clock that
+    stops meanwhile.
 
-    Once the task is asked to stop nothing waits here any more, so that its end comes promptly; what does not fit into
-    the sinks' queues then is lost, and counted.
+    Once the task is asked to stop nothing waits here any more, so that its end comes promptly; what
+    does not fit into the sinks' queues then is lost, and counted.
     """
 
     __slots__ = ("discards", "_context", "_waited")
@@ -64,16 +67,18 @@ class Gate:
             start += room
 
     def now(self) -> float:
-        """Return the time on the monotonic clock less the time that was spent waiting: what a child is given to do
-        something in must not run out while it cannot write."""
+        """Return the time on the monotonic clock less the time that was spent waiting: what a child
+        is given to do something in must not run out while it cannot write."""
         return monotonic() - self._waited
 
 
 class Lines:
-    """Cuts bytes into lines of text; holds less than one line, and never more than 64 KiB and a chunk.
+    """Cuts bytes into lines of text; holds less than one line, and never more than 64 KiB and a
+    chunk.
 
     Args:
-        emit: gets the lines that a chunk has completed, at least one: clean text, no line of it over ``most`` bytes.
+        emit: gets the lines that a chunk has completed, at least one: clean text, no line of it
+            over ``most`` bytes.
         most: UTF-8 bytes of a line, as it will be recorded; a longer one is emitted in pieces.
     """
 
@@ -86,9 +91,11 @@ class Lines:
 
     def feed(self, chunk: bytes) -> None:
         """Take in bytes and emit the lines that they complete."""
-        # A newline byte is never part of a UTF-8 character, so cutting there and decoding whole blocks is exact.
+        # A newline byte is never part of a UTF-8 character, so cutting there and decoding whole
+        # blocks is exact.
         block, newline, rest = (self._rest + chunk).rpartition(b"\n")
-        if b"\r" in rest:  # a progress bar: forget what was overwritten, but keep a return that may belong to \r\n
+        if b"\r" in rest:
+            # a progress bar: forget what was overwritten, but keep a return that may belong to \r\n
             shown = rest.rstrip(b"\r")
             rest = shown[shown.rfind(b"\r") + 1:] + rest[len(shown):][:1]
         self._rest = rest
@@ -134,7 +141,8 @@ def _boundary(data: bytes, end: int) -> int:
 
 
 class PolledPump:
-    """POSIX: both pipes, the child's exit and the call to stop in one selector; no thread, no busy waiting."""
+    """POSIX: both pipes, the child's exit and the call to stop in one selector; no thread, no busy
+    waiting."""
 
     def __init__(self) -> None:
         self.open = 0
@@ -151,7 +159,8 @@ class PolledPump:
 
     def ring(self) -> None:
         """Wake `wait`. Any thread, also in a signal handler; never blocks."""
-        if self._lock.acquire(blocking=False):  # else it is being rung, or closed: either way nothing is to be done
+        if self._lock.acquire(blocking=False):
+            # else it is being rung, or closed: either way nothing is to be done
             try:
                 os.write(self._rope, b"!")
             finally:
@@ -173,7 +182,8 @@ class PolledPump:
             self.sees_exit = False
 
     def wait(self, timeout: float | None) -> bool:
-        """Sleep until something happens, and take it in; False when nothing did. May wait at the gate, too."""
+        """Sleep until something happens, and take it in; False when nothing did. May wait at the
+        gate, too."""
         ready = self._selector.select(timeout)
         for key, _ in ready:
             if key.data is not None:
@@ -197,7 +207,8 @@ class PolledPump:
         lines.finish()
 
     def drain(self) -> None:
-        """Take in what is in the pipes by now, and no more: somebody may hold them open, and write without end."""
+        """Take in what is in the pipes by now, and no more: somebody may hold them open, and write
+        without end."""
         for pipe, lines in self._pipes:
             left = 0 if pipe.closed else _bytes_in(pipe)
             while left > 0 and (chunk := os.read(pipe.fileno(), min(left, _CHUNK))):
@@ -206,7 +217,8 @@ class PolledPump:
 
     def close(self) -> None:
         """Close every descriptor; `ring` does nothing from now on."""
-        self._lock.acquire()  # a late cancel must not write to a descriptor that is somebody else's by then
+        # a late cancel must not write to a descriptor that is somebody else's by then
+        self._lock.acquire()
         self._selector.close()
         for pipe, _ in self._pipes:
             pipe.close()
@@ -216,18 +228,22 @@ class PolledPump:
 
 
 def _bytes_in(pipe: IO[bytes]) -> int:
-    found: int = struct.unpack("i", fcntl.ioctl(pipe.fileno(), termios.FIONREAD, bytes(struct.calcsize("i"))))[0]
+    found: int = struct.unpack(
+        "i", fcntl.ioctl(pipe.fileno(), termios.FIONREAD, bytes(struct.calcsize("i")))
+    )[0]
     return found
 
 
 class ThreadedPump:
-    """Windows: a thread per pipe reads it and hands the chunks over, at most eight ahead. See `PolledPump`."""
+    """Windows: a thread per pipe reads it and hands the chunks over, at most eight ahead. See
+    `PolledPump`."""
 
     sees_exit = False
     descriptor = 0
 
     _SETTLE = 0.25
-    """Seconds without a chunk after which all that was written before the end has been handed over."""
+    """Seconds without a chunk after which all that was written before the end has been handed
+    over."""
     _MOST = 64
     """Most chunks that are taken in after the end."""
 
@@ -250,7 +266,9 @@ class ThreadedPump:
             self.open += 1
 
     def _read(self, pipe: IO[bytes], lines: Lines) -> None:
-        with pipe:  # closed by the thread that reads it: a descriptor must not change hands under a blocked read
+        with pipe:
+            # closed by the thread that reads it: a descriptor must not change hands under a blocked
+            # read
             chunk = b"?"
             while chunk and not self._closed:
                 chunk = os.read(pipe.fileno(), _CHUNK)

@@ -34,7 +34,9 @@ class Process:
 
     __slots__ = ("pid", "parent", "group", "session", "started", "runs")
 
-    def __init__(self, pid: int, parent: int, group: int, session: int, started: str, runs: bool) -> None:
+    def __init__(
+        self, pid: int, parent: int, group: int, session: int, started: str, runs: bool
+    ) -> None:
         self.pid = pid
         self.parent = parent
         self.group = group
@@ -76,7 +78,9 @@ class Family:
             return True
         except PermissionError:
             # only zombies are left; or what is not ours to signal, which `sudo` started
-            return any(each.group == self._leader and each.runs for each in _all_processes().values())
+            return any(
+                each.group == self._leader and each.runs for each in _all_processes().values()
+            )
         except OSError:
             return False
 
@@ -89,7 +93,11 @@ class Family:
         _send(os.killpg, self._leader, number)
         self._strays = [each for each in members if each.session != self._leader]
         for each in members:
-            if each.group != self._leader and (strays or each.session == self._leader) and _still_runs(each):
+            if (
+                each.group != self._leader
+                and (strays or each.session == self._leader)
+                and _still_runs(each)
+            ):
                 _send(os.kill, each.pid, number)
 
     def kill_group(self) -> None:
@@ -146,7 +154,9 @@ def _session_runs(leader: int) -> bool:
     # reaps nobody.
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         try:
-            is_candidate = name.isdecimal() and int(name) != leader and os.getsid(int(name)) == leader
+            is_candidate = (
+                name.isdecimal() and int(name) != leader and os.getsid(int(name)) == leader
+            )
         except OSError:
             continue  # it has ended meanwhile
         if is_candidate and (process := _process(int(name))) is not None and process.runs:
@@ -164,7 +174,8 @@ _seen_from = -inf
 def _all_processes() -> dict[int, Process]:
     """Return all processes of the system that can be seen, by number, as of now or a moment later.
 
-    Who asks while another one looks shares the next look with all who do: a Ctrl-C ends hundreds of commands at once.
+    Who asks while another one looks shares the next look with all who do: a Ctrl-C ends hundreds of
+    commands at once.
     """
     global _seen, _seen_from
     asked_at = monotonic()
@@ -191,13 +202,19 @@ def _process(pid: int) -> Process | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     state, parent, group, session, started = *fields[:4], fields[19]
-    return Process(pid, int(parent), int(group), int(session), started.decode(), state not in (b"Z", b"X"))
+    return Process(
+        pid, int(parent), int(group), int(session), started.decode(), state not in (b"Z", b"X")
+    )
 
 
 def _listed_by_ps() -> Iterator[Process]:
     try:
-        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,pgid=,stat="], capture_output=True, text=True,
-                                 check=False).stdout
+        listing = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid=,pgid=,stat="],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
     except OSError:
         return
     for line in listing.splitlines():

@@ -1,4 +1,5 @@
-"""Where events go: one transport per module. A concrete sink is imported when something first asks for it."""
+"""Where events go: one transport per module. A concrete sink is imported when something first asks
+for it."""
 
 from __future__ import annotations
 

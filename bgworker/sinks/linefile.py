@@ -1,13 +1,15 @@
 """A file of lines that several sinks, threads and processes may append to, and rotate.
 
-Guarantees. Between two appends the file ends at a line end, whatever failed: short writes are finished, failed ones taken
-back, and what a killed process left half-written is moved to ``PATH.torn``. A file of anything but lines of JSON
-objects is refused untouched: its end would be taken for a torn line, and a database cut short.
+Guarantees. Between two appends the file ends at a line end, whatever failed: short writes are
+finished, failed ones taken back, and what a killed process left half-written is moved to
+``PATH.torn``. A file of anything but lines of JSON objects is refused untouched: its end would be
+taken for a torn line, and a database cut short.
 
-Every append holds the exclusive lock ``PATH.lock``. The kernel would order single appends by itself, but under a shared
-lock, or none, three things go wrong: another's lines land inside a line of ours between two short writes; a repair
-takes for torn the line that another is about to finish; and a rotation renames the file under the feet of those about
-to append. The lock costs two system calls per append, and the kernel admits one writer to a file at a time anyway.
+Every append holds the exclusive lock ``PATH.lock``. The kernel would order single appends by
+itself, but under a shared lock, or none, three things go wrong: another's lines land inside a line
+of ours between two short writes; a repair takes for torn the line that another is about to finish;
+and a rotation renames the file under the feet of those about to append. The lock costs two system
+calls per append, and the kernel admits one writer to a file at a time anyway.
 """
 
 from __future__ import annotations
@@ -18,7 +20,16 @@ import os
 from contextlib import contextmanager
 
 from .lockfile import LockFile, rotate, settle
-from .opening import absolute, followed, is_ours, is_stream, open_file, open_stream, sync, sync_directory
+from .opening import (
+    absolute,
+    followed,
+    is_ours,
+    is_stream,
+    open_file,
+    open_stream,
+    sync,
+    sync_directory,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,23 +40,28 @@ _BLOCK = 1 << 16
 _JUDGED = 1 << 20  # bytes of the beginning, and of a last line, that are looked at
 _OURS = (b'{"v":1,"type":', b'{"v":1,"sink":')  # begin the lines of a sink, and of a park
 _MOST_TORN = 1 << 26  # bytes of a line that a writer of ours could have left half-written
-_BLANK = b"\xef\xbb\xbf\0 \t\r\n"  # what may come before the first object: a byte order mark, blank lines, and the
+# what may come before the first object: a byte order mark, blank lines, and the
+_BLANK = b"\xef\xbb\xbf\0 \t\r\n"
 # zeros that a power failure leaves where data had not reached the disk
 
 
 class LineFile:
-    """Appends lines to a file, creating it. One thread at a time uses it; any number of them may share a path.
+    """Appends lines to a file, creating it. One thread at a time uses it; any number of them may
+    share a path.
 
-    A file that is renamed or deleted meanwhile (logrotate) is noticed and created anew. A character device or a FIFO
-    (``/dev/stderr``) is written to as well, without lock, repair and rotation. Beside the file appear ``PATH.lock``,
-    which may be deleted at any time, and where need be ``PATH.torn`` and the rotated ``PATH.1`` and so on.
+    A file that is renamed or deleted meanwhile (logrotate) is noticed and created anew. A character
+    device or a FIFO (``/dev/stderr``) is written to as well, without lock, repair and rotation.
+    Beside the file appear ``PATH.lock``, which may be deleted at any time, and where need be
+    ``PATH.torn`` and the rotated ``PATH.1`` and so on.
 
     Args:
         path: made absolute at once. If it is a symbolic link, all happens where that leads.
-        max_bytes: a file that would exceed this many bytes is rotated before the append; None never rotates.
+        max_bytes: a file that would exceed this many bytes is rotated before the append; None never
+            rotates.
         backups: how many rotated files are kept; with 0 the full file is removed.
         compress: gzip the rotated files.
-        is_power_safe: what was appended survives a power failure, at the price of an fsync per append.
+        is_power_safe: what was appended survives a power failure, at the price of an fsync per
+            append.
         mode: of files that are created; None leaves it to the umask. What is created beside a file
             that is there, or in its place, has its mode, and as far as possible its owner.
 
@@ -53,8 +69,16 @@ class LineFile:
         ConfigurationError: the path is none.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, max_bytes: int | None = None, backups: int = 5,
-                 compress: bool = False, is_power_safe: bool = False, mode: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_bytes: int | None = None,
+        backups: int = 5,
+        compress: bool = False,
+        is_power_safe: bool = False,
+        mode: int | None = None,
+    ) -> None:
         self.path = absolute(path)
         self._max_bytes = max_bytes
         self._backups = backups
@@ -72,8 +96,8 @@ class LineFile:
         """Open or create the file and move a torn last line to ``PATH.torn``; again after a fork.
 
         Raises:
-            OSError: the path cannot be used. `FileExistsError`: what is there is something else than lines
-                of JSON objects.
+            OSError: the path cannot be used. `FileExistsError`: what is there is something else
+                than lines of JSON objects.
         """
         self.close()
         try:
@@ -83,7 +107,8 @@ class LineFile:
             raise
 
     def append(self, data: bytes) -> None:
-        """Append whole lines, as one write; open the file first if need be. Raises `OSError`; then nothing was added."""
+        """Append whole lines, as one write; open the file first if need be. Raises `OSError`; then
+        nothing was added."""
         if not self.is_open:
             self.open()
         if self._lock is None:
@@ -105,7 +130,8 @@ class LineFile:
             return 0
 
     def close(self) -> None:
-        """Close the file; harmless if it is closed, and in a forked child. A later `append` opens it again."""
+        """Close the file; harmless if it is closed, and in a forked child. A later `append` opens
+        it again."""
         self._close_file()
         lock, self._lock = self._lock, None
         if lock is not None:
@@ -139,8 +165,12 @@ class LineFile:
         status = os.fstat(self._fd)
         if status.st_size and _is_foreign(self._fd, status.st_size):
             self._close_file()  # else the next append would take it for looked at
-            raise OSError(errno.EEXIST, "it holds something else than lines of JSON objects, and was left as it is; "
-                          "name another file, or move this one away", self.path)
+            raise OSError(
+                errno.EEXIST,
+                "it holds something else than lines of JSON objects, and was left as it is; "
+                "name another file, or move this one away",
+                self.path,
+            )
         self._identity = (status.st_dev, status.st_ino)
         self._like = status
         return status
@@ -200,7 +230,8 @@ class LineFile:
         """Cut off what a failed write has left behind ``start``."""
         self._end = -1  # the next write looks at the file's end, and mends it if the cut fails
         try:
-            if os.fstat(self._fd).st_size == start + written:  # else somebody who takes no lock has appended
+            if os.fstat(self._fd).st_size == start + written:
+                # else somebody who takes no lock has appended
                 os.ftruncate(self._fd, start)
         except OSError:
             return  # the error that led here tells more
@@ -209,8 +240,12 @@ class LineFile:
         """Move a torn last line to ``PATH.torn``, or give a whole one its end; return the size."""
         end = _line_end(self._fd, size)
         if end < 0:
-            raise OSError(errno.EEXIST, f"its last line has more than {_MOST_TORN} bytes, which no sink "
-                          "writes; name another file, or move this one away", self.path)
+            raise OSError(
+                errno.EEXIST,
+                f"its last line has more than {_MOST_TORN} bytes, which no sink "
+                "writes; name another file, or move this one away",
+                self.path,
+            )
         if end < size:
             if _is_whole(_read(self._fd, end, min(_JUDGED, size - end))):
                 _write_all(self._fd, b"\n")
@@ -226,8 +261,12 @@ class LineFile:
         torn = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, like=self._like)
         try:
             if not is_ours(os.fstat(torn), os.fstat(self._fd).st_uid):
-                raise OSError(errno.EEXIST, "it belongs to another user, or has another name too (a "
-                              "hard link); move it away", path)
+                raise OSError(
+                    errno.EEXIST,
+                    "it belongs to another user, or has another name too (a "
+                    "hard link); move it away",
+                    path,
+                )
             for block in range(start, end, _BLOCK):
                 _write_all(torn, _read(self._fd, block, min(_BLOCK, end - block)))
             _write_all(torn, b"\n")
@@ -254,7 +293,8 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def _read(fd: int, start: int, length: int) -> bytes:
-    os.lseek(fd, start, os.SEEK_SET)  # harmless: with O_APPEND each write goes to the end. Windows has no pread
+    # harmless: with O_APPEND each write goes to the end. Windows has no pread
+    os.lseek(fd, start, os.SEEK_SET)
     return os.read(fd, length)
 
 

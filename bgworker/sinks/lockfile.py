@@ -1,7 +1,8 @@
 """A lock between processes and threads, and the rotation of files under it.
 
-Rotation guarantees that no line is lost or doubled, wherever the process dies: each step is one atomic rename or
-removal, and leaves files that `rotate` and `settle` understand. All of it happens under the `LockFile`.
+Rotation guarantees that no line is lost or doubled, wherever the process dies: each step is one
+atomic rename or removal, and leaves files that `rotate` and `settle` understand. All of it happens
+under the `LockFile`.
 """
 
 from __future__ import annotations
@@ -72,19 +73,23 @@ else:
 class LockFile:
     """An exclusive lock between processes and between the threads of each; a context manager.
 
-    ``lockf`` rather than ``flock``: it is freed at once when its process is killed, though a forked child lives on.
-    Its price is that it excludes no thread of its own process, and that closing *any* descriptor of the file frees it.
-    Hence a file of its own, one `LockFile` per path and process (`share`), one descriptor, and a mutex.
+    ``lockf`` rather than ``flock``: it is freed at once when its process is killed, though a forked
+    child lives on. Its price is that it excludes no thread of its own process, and that closing
+    *any* descriptor of the file frees it. Hence a file of its own, one `LockFile` per path and
+    process (`share`), one descriptor, and a mutex.
 
-    The lock is on byte 0. A process may `hold` further bytes for as long as it likes, each of which tells the others, by
-    `is_held`, that something of it is alive; the kernel frees them when it dies. The file notes which bytes were held on
-    it and are not forgotten, so that `is_abandoned` never takes a process that holds a byte of a deleted file for dead.
-    A file that holds anything but such notes is locked, but not written to.
+    The lock is on byte 0. A process may `hold` further bytes for as long as it likes, each of which
+    tells the others, by `is_held`, that something of it is alive; the kernel frees them when it
+    dies. The file notes which bytes were held on it and are not forgotten, so that `is_abandoned`
+    never takes a process that holds a byte of a deleted file for dead. A file that holds anything
+    but such notes is locked, but not written to.
 
-    The file stays behind when the last user has left. Deleting it while it is in use harms no lock: those that wait go
-    over to the new file, and bytes that were held count again from the next use of the lock by their holder.
+    The file stays behind when the last user has left. Deleting it while it is in use harms no lock:
+    those that wait go over to the new file, and bytes that were held count again from the next use
+    of the lock by their holder.
 
-    Whoever may read the file can keep the lock, so nothing waits for it longer than `PATIENCE`: `TimeoutError`.
+    Whoever may read the file can keep the lock, so nothing waits for it longer than `PATIENCE`:
+    `TimeoutError`.
     """
 
     def __init__(self, path: str, mode: int | None = None) -> None:
@@ -109,7 +114,8 @@ class LockFile:
             return lock
 
     def leave(self) -> None:
-        """Give back what `share` returned; the last to do so closes the file, and holds no byte any more."""
+        """Give back what `share` returned; the last to do so closes the file, and holds no byte any
+        more."""
         with _registry_guard:
             self._users -= 1
             if not self._users:
@@ -134,7 +140,8 @@ class LockFile:
             self._mutex.release()
 
     def hold(self, offset: int) -> None:
-        """Hold a byte, from 1 on, until `release` is called as often, or the process ends. No two processes hold the same."""
+        """Hold a byte, from 1 on, until `release` is called as often, or the process ends. No two
+        processes hold the same."""
         with self:
             if offset not in self._held:
                 self._lock_and_note(offset)
@@ -158,7 +165,8 @@ class LockFile:
                 _unlock(self._fd, offset)
 
     def is_held(self, offset: int) -> bool:
-        """Tell whether this or another process holds a byte; without a lock file nobody does. Creates nothing.
+        """Tell whether this or another process holds a byte; without a lock file nobody does.
+        Creates nothing.
 
         Raises:
             OSError: this process may not even read the file.
@@ -169,7 +177,8 @@ class LockFile:
             return self._is_open_to_ask() and _is_locked(self._fd, offset)
 
     def is_abandoned(self, offset: int) -> bool:
-        """Tell whether a byte was held and is no longer. False when that cannot be found out: the file was made anew.
+        """Tell whether a byte was held and is no longer. False when that cannot be found out: the
+        file was made anew.
 
         Raises:
             OSError: this process may not even read the file.
@@ -178,7 +187,8 @@ class LockFile:
             while offset not in self._held and self._is_open_to_ask():
                 # Noted first, asked second: its holder has locked it before noting it.
                 is_abandoned = self._is_noted(offset) and not _is_locked(self._fd, offset)
-                if not self._drop_if_deleted():  # else its holder may just have gone over to a new file
+                if not self._drop_if_deleted():
+                    # else its holder may just have gone over to a new file
                     return is_abandoned
             return False
 
@@ -268,7 +278,8 @@ class LockFile:
             os.close(fd)
 
     def _start_afresh(self) -> None:
-        """In a forked child: the mutex may be held by a thread that is not here, the descriptor is the parent's."""
+        """In a forked child: the mutex may be held by a thread that is not here, the descriptor is
+        the parent's."""
         self._mutex = threading.Lock()
         self._held = {}
         self._close()
@@ -290,19 +301,23 @@ if hasattr(os, "register_at_fork"):
 
 
 def rotate(path: str, backups: int, *, compress: bool) -> None:
-    """Move ``path`` to ``path.1``, that to ``path.2`` and so on; what would be number ``backups + 1`` is removed.
+    """Move ``path`` to ``path.1``, that to ``path.2`` and so on; what would be number ``backups +
+    1`` is removed.
 
-    The files move up only as far as the first free number, from the top down. If the process dies half-way, one number
-    is free; the next rotation moves the files below it and so picks up where this one ended.
+    The files move up only as far as the first free number, from the top down. If the process dies
+    half-way, one number is free; the next rotation moves the files below it and so picks up where
+    this one ended.
 
-    With ``compress`` every file ``path.N`` becomes ``path.N.gz``. An error there leaves it as it was, to be compressed
-    by a later rotation: the rotation itself is complete by then.
+    With ``compress`` every file ``path.N`` becomes ``path.N.gz``. An error there leaves it as it
+    was, to be compressed by a later rotation: the rotation itself is complete by then.
     """
     settle(path, backups)
     for number in range(_free_number(path, backups), 0, -1):
         name = _backup(path, number - 1)
         if name is not None:
-            os.rename(name, f"{path}.{number}" + (".gz" if number > 1 and name.endswith(".gz") else ""))
+            os.rename(
+                name, f"{path}.{number}" + (".gz" if number > 1 and name.endswith(".gz") else "")
+            )
     if compress:
         for number in range(1, backups + 1):
             if _is_regular(f"{path}.{number}"):
@@ -318,7 +333,8 @@ def settle(path: str, backups: int) -> None:
 
 
 def _free_number(path: str, backups: int) -> int:
-    """Return the lowest backup number without a file, removing the oldest backup if all are taken."""
+    """Return the lowest backup number without a file, removing the oldest backup if all are
+    taken."""
     for number in range(1, backups + 1):
         if _backup(path, number) is None:
             return number
@@ -329,7 +345,8 @@ def _free_number(path: str, backups: int) -> int:
 
 
 def _backup(path: str, number: int) -> str | None:
-    """Return the name of the file with that number, compressed or not; number 0 is ``path`` itself."""
+    """Return the name of the file with that number, compressed or not; number 0 is ``path``
+    itself."""
     names = (f"{path}.{number}", f"{path}.{number}.gz") if number else (path,)
     return next((name for name in names if os.path.lexists(name)), None)
 
@@ -339,13 +356,16 @@ def _half_compressed(path: str) -> str:
 
 
 def _compress(path: str, name: str) -> None:
-    """Replace a file by its ``.gz``. Both exist for a moment, and then the ``.gz`` is complete, also on the disk."""
+    """Replace a file by its ``.gz``. Both exist for a moment, and then the ``.gz`` is complete,
+    also on the disk."""
     import gzip
     from shutil import copyfileobj
     with open(open_file(name, os.O_RDONLY), "rb") as plain:
         status = os.fstat(plain.fileno())
         with replacing(f"{name}.gz", _half_compressed(path), like=status) as target:
-            with gzip.GzipFile(os.path.basename(name), "wb", 6, target, status.st_mtime) as squeezed:
+            with gzip.GzipFile(
+                os.path.basename(name), "wb", 6, target, status.st_mtime
+            ) as squeezed:
                 copyfileobj(plain, squeezed, _BLOCK)
             target.flush()
             os.utime(_half_compressed(path), ns=(status.st_atime_ns, status.st_mtime_ns))

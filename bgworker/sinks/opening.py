@@ -279,9 +279,13 @@ def check_owner(path: str, status: os.stat_result, *owners: int) -> None:
         raise OSError(errno.EEXIST, f"it is {what} of another user (uid {status.st_uid}); name a "
                       "path in a directory that only you can write to, or remove it", path)
     if is_open_to_all and not is_link and status.st_nlink > 1:
-        raise OSError(errno.EEXIST, "it has another name too (a hard link), and everybody can write "
-                      "to its directory; name a path in a directory that only you can write to, "
-                      "or remove it", path)
+        raise OSError(
+            errno.EEXIST,
+            "it has another name too (a hard link), and everybody can write "
+            "to its directory; name a path in a directory that only you can write to, "
+            "or remove it",
+            path,
+        )
 
 
 def check_replaceable(path: str, status: os.stat_result) -> None:

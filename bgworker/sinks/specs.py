@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .base import Sink
 
 SECRET_VARIABLE = "BGWORKER_WEBHOOK_SECRET"
-"""The environment variable with the webhook's secret, which is not to come in a spec, nor to reach a command."""
+"""The environment variable with the webhook's secret, which is not to come in a spec, nor to reach
+a command."""
 
 _BUILT_IN = {
     "jsonl": ("sinks.jsonl", "JsonlSink"),
@@ -28,24 +29,35 @@ _BUILT_IN = {
 """Scheme -> module in the package, class. A vendored copy may lack a room."""
 
 _EXPECTED = "expected jsonl:PATH, sqlite:PATH, webhook:URL or package.module:factory"
-_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+_BOOLEANS = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
 _UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 class SinkSpecError(SinkError, ConfigurationError):
-    """A sink spec cannot be used. The message shows the spec, though of a URL only its scheme and host."""
+    """A sink spec cannot be used. The message shows the spec, though of a URL only its scheme and
+    host."""
 
 
 def open_sink(spec: str, **config: Any) -> Sink:
-    """Build the sink that a spec names. It does not touch its file or server before delivery calls it.
+    """Build the sink that a spec names. It does not touch its file or server before delivery calls
+    it.
 
     Args:
         spec: one of
 
-            ``jsonl:PATH``, ``sqlite:PATH``
-                options may follow as ``?key=value&key=value``: the keywords of the sink's class. Values are
-                percent-decoded; sizes in bytes take a suffix K, M or G (KiB, MiB, GiB); booleans are true, false, 1, 0,
-                yes, no, on or off. The path is taken as it stands, up to the first ``?``.
+            ``jsonl:PATH``, ``sqlite:PATH`` options may follow as ``?key=value&key=value``: the
+                keywords of the sink's class. Values are percent-decoded; sizes in bytes take a
+                suffix K, M or G (KiB, MiB, GiB); booleans are true, false, 1, 0, yes, no, on or
+                off. The path is taken as it stands, up to the first ``?``.
             ``webhook:URL``
                 the whole rest is the URL.
             ``package.module:factory``
@@ -53,8 +65,8 @@ def open_sink(spec: str, **config: Any) -> Sink:
         config: further keywords of the sink's class, or of the factory.
 
     Raises:
-        SinkSpecError: the spec is not understood, an option is unknown, doubled or has a value that cannot be used,
-            or the module or factory cannot be imported or raised.
+        SinkSpecError: the spec is not understood, an option is unknown, doubled or has a value that
+            cannot be used, or the module or factory cannot be imported or raised.
     """
     scheme, colon, rest = spec.partition(":")
     if not colon:
@@ -73,14 +85,18 @@ def open_sink(spec: str, **config: Any) -> Sink:
         if key not in types:
             raise _error(spec, _unknown(key, types))
         if key in options:
-            raise _error(spec, f"option {key!r} is given both in the spec and as a keyword; leave one out")
+            raise _error(
+                spec, f"option {key!r} is given both in the spec and as a keyword; leave one out"
+            )
     return _build(spec, factory, (path,), {**options, **config})
 
 
 def sinks_from_environ(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the sink specs in ``BGWORKER_SINKS``, which are separated by commas; blank ones are left out.
+    """Return the sink specs in ``BGWORKER_SINKS``, which are separated by commas; blank ones are
+    left out.
 
-    A comma that belongs to a spec is written ``%2C``. (In a webhook's URL that already means a comma, and stays.)
+    A comma that belongs to a spec is written ``%2C``. (In a webhook's URL that already means a
+    comma, and stays.)
     """
     specs = [spec.strip() for spec in environ.get("BGWORKER_SINKS", "").split(",")]
     return [spec if spec.startswith("webhook:") else spec.replace("%2C", ",").replace("%2c", ",")
@@ -96,7 +112,9 @@ def _built_in(spec: str, scheme: str) -> Callable[..., Sink]:
         factory: Callable[..., Sink] = getattr(import_module(name), class_name)
     except ModuleNotFoundError as error:
         if error.name not in (name, name.rpartition(".")[0]):
-            raise _error(spec, f"this Python lacks a module that the {scheme} sink needs ({error.name})") from error
+            raise _error(
+                spec, f"this Python lacks a module that the {scheme} sink needs ({error.name})"
+            ) from error
         raise _error(spec, str(MissingPart(module.partition(".")[0]))) from error
     return factory
 
@@ -108,19 +126,30 @@ def _from_factory(spec: str, module_name: str, factory_name: str, config: dict[s
     try:
         factory: Any = import_module(module_name)
     except Exception as error:  # whatever a stranger's module raises while it is imported
-        raise _error(spec, f"module {module_name!r} cannot be imported ({describe(error)}); {_EXPECTED}, "
-                           "with the module on sys.path") from error
+        raise _error(
+            spec,
+            f"module {module_name!r} cannot be imported ({describe(error)}); {_EXPECTED}, "
+            "with the module on sys.path",
+        ) from error
     for part in factory_name.split("."):
         if not hasattr(factory, part):
-            raise _error(spec, f"module {module_name!r} has no {factory_name!r}; expected the name of a class or "
-                               "function that returns a sink")
+            raise _error(
+                spec,
+                f"module {module_name!r} has no {factory_name!r}; expected the name of a class or "
+                "function that returns a sink",
+            )
         factory = getattr(factory, part)
     if not callable(factory):
-        raise _error(spec, f"{factory_name!r} is not callable; expected a class or function that returns a sink")
+        raise _error(
+            spec,
+            f"{factory_name!r} is not callable; expected a class or function that returns a sink",
+        )
     return _build(spec, factory, (), config)
 
 
-def _build(spec: str, factory: Callable[..., Any], arguments: tuple[str, ...], config: dict[str, Any]) -> Sink:
+def _build(
+    spec: str, factory: Callable[..., Any], arguments: tuple[str, ...], config: dict[str, Any]
+) -> Sink:
     try:
         sink = factory(*arguments, **config)
     except BgworkerError as error:
@@ -129,7 +158,10 @@ def _build(spec: str, factory: Callable[..., Any], arguments: tuple[str, ...], c
         raise _error(spec, f"it cannot be built ({describe(error)}); "
                            "correct its options, or the factory") from error
     if not (callable(getattr(sink, "write", None)) and callable(getattr(sink, "close", None))):
-        raise _error(spec, f"its factory returned {type(sink).__name__}; expected a sink, with methods write and close")
+        raise _error(
+            spec,
+            f"its factory returned {type(sink).__name__}; expected a sink, with methods write and close",
+        )
     return sink  # type: ignore[no-any-return]
 
 
@@ -144,8 +176,11 @@ def _parse_query(spec: str, query: str, types: dict[str, str]) -> dict[str, Any]
     for item in query.split("&"):
         key, equals, text = item.partition("=")
         if not equals:
-            raise _error(spec, f"option {item!r} has no value; expected key=value after the question mark "
-                               "(a path with a question mark fits in no spec: build the sink in code)")
+            raise _error(
+                spec,
+                f"option {item!r} has no value; expected key=value after the question mark "
+                "(a path with a question mark fits in no spec: build the sink in code)",
+            )
         if key not in types:
             raise _error(spec, _unknown(key, types))
         if key in options:
@@ -155,7 +190,8 @@ def _parse_query(spec: str, query: str, types: dict[str, str]) -> dict[str, Any]
 
 
 def _convert(spec: str, key: str, text: str, annotation: str) -> Any:
-    """Return an option's text as what the sink's keyword takes, judged by its annotation ("int | None")."""
+    """Return an option's text as what the sink's keyword takes, judged by its annotation ("int |
+    None")."""
     from urllib.parse import unquote
     kinds = annotation.replace("|", " ").split()
     try:
@@ -168,10 +204,23 @@ def _convert(spec: str, key: str, text: str, annotation: str) -> Any:
             return _whole_number(text, with_unit=key.endswith("bytes"))
         return float(text) if "float" in kinds else text
     except (KeyError, ValueError) as error:
-        expected = ("true or false" if "bool" in kinds else
-                    "a whole number, with K, M or G behind it for KiB, MiB or GiB" if key.endswith("bytes") else
-                    "permissions as octal digits, such as 640" if key == "mode" else
-                    "a whole number" if "int" in kinds else "a number" if "float" in kinds else "percent-encoded UTF-8")
+        expected = (
+            "true or false"
+            if "bool" in kinds
+            else (
+                "a whole number, with K, M or G behind it for KiB, MiB or GiB"
+                if key.endswith("bytes")
+                else (
+                    "permissions as octal digits, such as 640"
+                    if key == "mode"
+                    else (
+                        "a whole number"
+                        if "int" in kinds
+                        else "a number" if "float" in kinds else "percent-encoded UTF-8"
+                    )
+                )
+            )
+        )
         raise _error(spec, f"option {key!r} has the value {text!r}; expected {expected}") from error
 
 
@@ -192,7 +241,8 @@ def _error(spec: str, why: str) -> SinkSpecError:
 
 
 def _shown(spec: str) -> str:
-    """Return the spec as it may be shown: of a URL, which may hold secrets, only the scheme and the host."""
+    """Return the spec as it may be shown: of a URL, which may hold secrets, only the scheme and the
+    host."""
     import re
     if spec.startswith(("jsonl:", "sqlite:")):
         return spec
@@ -201,6 +251,9 @@ def _shown(spec: str) -> str:
         return "webhook:..." if spec.startswith("webhook:") else "..." if "@" in spec else spec
     scheme, authority, rest = url.groups()
     host = authority.rpartition("@")[2]
-    is_host = re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?", host) is not None
-    # An @ further on may mean that all before it, "host" included, is a user name and a password with a slash in it.
+    is_host = (
+        re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?", host) is not None
+    )
+    # An @ further on may mean that all before it, "host" included, is a user name and a password
+    # with a slash in it.
     return f"{scheme}//{host if is_host and ('@' in authority or '@' not in rest) else '...'}"

@@ -1,26 +1,26 @@
-"""Events as a JSON batch of CloudEvents 1.0. Any thread; no I/O; the same events are always the same bytes.
+"""Events as a JSON batch of CloudEvents 1.0. Any thread; no I/O; the same events are always the
+same bytes.
 
 Each element has these attributes:
 
-``id``
-    ``<task_id>:<seq>``: unique by itself, and the same however often the event is sent. An ``EventsLost`` has no task;
-    its id is ``lost:`` and a hash of its wire object.
-``source``
-    ``/bgworker/<run_id>``; ``/bgworker`` where the run is not known. That is so for an ``EventsLost``, and for what a
-    task says if its events come without their run, as from a park file, and no life-cycle event of the task has come
-    before or in the same batch.
+``id`` ``<task_id>:<seq>``: unique by itself, and the same however often the event is sent. An
+    ``EventsLost`` has no task; its id is ``lost:`` and a hash of its wire object.
+``source`` ``/bgworker/<run_id>``; ``/bgworker`` where the run is not known. That is so for an
+    ``EventsLost``, and for what a task says if its events come without their run, as from a park
+    file, and no life-cycle event of the task has come before or in the same batch.
 ``type``
     ``io.bgworker.<EventType>.v1``.
 ``subject``
     the task's id; of an ``EventsLost`` the sink's name.
 ``time``
     of the event.
-``sequence``
-    the event's number in its task, with leading zeros, so that texts sort like numbers. An ``EventsLost`` has none.
+``sequence`` the event's number in its task, with leading zeros, so that texts sort like numbers. An
+    ``EventsLost`` has none.
 ``data``
     the wire object itself.
 
-Source: CloudEvents 1.0.2, https://github.com/cloudevents/spec: core; JSON format, section 4; extension "sequence".
+Source: CloudEvents 1.0.2, https://github.com/cloudevents/spec: core; JSON format, section 4;
+    extension "sequence".
 """
 
 from __future__ import annotations
@@ -51,9 +51,11 @@ _MIDDLE_OF = dict(zip(TYPES, _MIDDLES))
 
 
 class Runs:
-    """The run of each task, for events that do not tell it: learnt from life-cycle events that were taken.
+    """The run of each task, for events that do not tell it: learnt from life-cycle events that were
+    taken.
 
-    It changes only in `learn`. A batch that is tried again until it is taken has the same bytes each time.
+    It changes only in `learn`. A batch that is tried again until it is taken has the same bytes
+    each time.
     """
 
     def __init__(self) -> None:
@@ -61,7 +63,8 @@ class Runs:
         """Run id by task id."""
 
     def learn(self, events: Sequence[Event]) -> None:
-        """Remember what the events tell, and forget the tasks that have ended. A `Batch` needs no memory."""
+        """Remember what the events tell, and forget the tasks that have ended. A `Batch` needs no
+        memory."""
         if isinstance(events, Batch):
             return
         self.known.update(_told(events))
@@ -75,8 +78,8 @@ class Runs:
 def encode_batch(events: Sequence[Event], runs: Mapping[str, str]) -> tuple[bytes, str]:
     """Return the events as a JSON array, and a text that tells these events from any others.
 
-    That text is made of the wire objects alone. So it is the same when they come from a park file, though less is known
-    of their runs.
+    That text is made of the wire objects alone. So it is the same when they come from a park file,
+    though less is known of their runs.
 
     Args:
         events: a `Batch` is encoded from its records, several times as fast.
@@ -86,7 +89,11 @@ def encode_batch(events: Sequence[Event], runs: Mapping[str, str]) -> tuple[byte
         WireError: an event has no wire form.
     """
     lines = encode_each(events)
-    elements = _of_records(events.records, lines) if isinstance(events, Batch) else _of_events(events, lines, runs)
+    elements = (
+        _of_records(events.records, lines)
+        if isinstance(events, Batch)
+        else _of_events(events, lines, runs)
+    )
     return f"[{','.join(elements)}]".encode(), _digest("\n".join(lines))
 
 
@@ -95,21 +102,42 @@ def _digest(text: str) -> str:
 
 
 def _of_records(records: Sequence[Record], lines: Sequence[str]) -> list[str]:
-    heads = {state: _head(state.id, state.run_id) for state in {record[0] for record in records} if state is not None}
-    return [_loss_element(data[0], line) if state is None else _element(heads[state], seq, _MIDDLES[kind], line)
-            for (state, seq, kind, _, data), line in zip(records, lines)]
+    heads = {
+        state: _head(state.id, state.run_id)
+        for state in {record[0] for record in records}
+        if state is not None
+    }
+    return [
+        (
+            _loss_element(data[0], line)
+            if state is None
+            else _element(heads[state], seq, _MIDDLES[kind], line)
+        )
+        for (state, seq, kind, _, data), line in zip(records, lines)
+    ]
 
 
 def _of_events(events: Sequence[Event], lines: Sequence[str], runs: Mapping[str, str]) -> list[str]:
     told = _told(events)
-    return [_loss_element(event.sink, line) if isinstance(event, LossEvent) else
-            _element(_head(event.task_id, told.get(event.task_id) or runs.get(event.task_id, "")), event.seq,
-                     _MIDDLE_OF[event.type], line)
-            for event, line in zip(events, lines)]
+    return [
+        (
+            _loss_element(event.sink, line)
+            if isinstance(event, LossEvent)
+            else _element(
+                _head(event.task_id, told.get(event.task_id) or runs.get(event.task_id, "")),
+                event.seq,
+                _MIDDLE_OF[event.type],
+                line,
+            )
+        )
+        for event, line in zip(events, lines)
+    ]
 
 
 def _told(events: Sequence[Event]) -> dict[str, str]:
-    return {event.task_id: event.task.run_id for event in events if isinstance(event, LifecycleEvent)}
+    return {
+        event.task_id: event.task.run_id for event in events if isinstance(event, LifecycleEvent)
+    }
 
 
 def _element(head: str, seq: int, middle: str, line: str) -> str:
@@ -122,7 +150,8 @@ def _loss_element(sink: str, line: str) -> str:
 
 
 def _time(line: str) -> str:
-    start = line.index(_BEFORE_TIME) + len(_BEFORE_TIME)  # in no text before it: there, quotes are escaped
+    # in no text before it: there, quotes are escaped
+    start = line.index(_BEFORE_TIME) + len(_BEFORE_TIME)
     return line[start:start + _TIME_LENGTH]
 
 
@@ -135,7 +164,9 @@ def _head(task_id: str, run_id: str) -> str:
         from urllib.parse import quote
 
         source += f"/{quote(run_id, safe='', errors='replace')}"
-    return f'{{"specversion":"1.0","source":"{source}"{_subject(task_id)},"id":{_quote(task_id)[:-1]}:'
+    return (
+        f'{{"specversion":"1.0","source":"{source}"{_subject(task_id)},"id":{_quote(task_id)[:-1]}:'
+    )
 
 
 def _subject(text: str) -> str:

@@ -1,13 +1,16 @@
-"""One HTTP POST on `urllib.request`, bounded in time and in size whatever the receiver does. The sink's thread.
+"""One HTTP POST on `urllib.request`, bounded in time and in size whatever the receiver does. The
+sink's thread.
 
-A timeout of a socket bounds each read, so that a receiver which sends a byte now and then holds its sender for ever.
-Here one deadline covers an attempt: connecting, sending, and the answer up to the end of its headers. Not under it are
-name resolution, which nothing bounds, and the steps that have a timeout of their own: connecting to each address of a
-host name, the handshake of TLS, and each read of what a proxy says when it opens a tunnel.
+A timeout of a socket bounds each read, so that a receiver which sends a byte now and then holds its
+sender for ever. Here one deadline covers an attempt: connecting, sending, and the answer up to the
+end of its headers. Not under it are name resolution, which nothing bounds, and the steps that have
+a timeout of their own: connecting to each address of a host name, the handshake of TLS, and each
+read of what a proxy says when it opens a tunnel.
 
 Redirects are not followed, cookies not kept, and the answer's body is not looked at.
 
-This module imports `urllib.request`, `http.client` and `ssl`, so it is imported when a webhook is first used.
+This module imports `urllib.request`, `http.client` and `ssl`, so it is imported when a webhook is
+first used.
 """
 
 from __future__ import annotations
@@ -34,11 +37,16 @@ _now = monotonic
 MOST_READ = 65_536
 """Bytes of the answer's body that are read, and thrown away, before the connection is closed ..."""
 MOST_WAITED = 1.0
-"""... and seconds that they are waited for: closing on a receiver that still writes would make it see an error."""
+"""... and seconds that they are waited for: closing on a receiver that still writes would make it
+see an error."""
 
 
-_PROXY = re.compile(r"(https?://)?([^/\s]*@)?([\w-]{1,63}(\.[\w-]{1,63})*\.?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/\S*)?", re.I)
-"""A proxy that speaks HTTP, as the environment names it. `urllib.request` would take any other for one of those."""
+_PROXY = re.compile(
+    r"(https?://)?([^/\s]*@)?([\w-]{1,63}(\.[\w-]{1,63})*\.?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/\S*)?",
+    re.I,
+)
+"""A proxy that speaks HTTP, as the environment names it. `urllib.request` would take any other for
+one of those."""
 
 
 class Poster:
@@ -48,7 +56,8 @@ class Poster:
         url: as a `urllib.request.Request` takes it.
         shown: what errors show of it.
         timeout: seconds that an attempt may take.
-        use_proxies: go through the proxies that the environment names, as `urllib.request` does; False goes straight.
+        use_proxies: go through the proxies that the environment names, as `urllib.request` does;
+            False goes straight.
     """
 
     def __init__(self, url: str, shown: str, timeout: float, use_proxies: bool) -> None:
@@ -56,7 +65,8 @@ class Poster:
         self._shown = shown
         self._timeout = timeout
         self._proxies = urllib.request.getproxies() if use_proxies else {}
-        self._opener = urllib.request.OpenerDirector()  # bare: no handler for redirects, errors, files or FTP
+        # bare: no handler for redirects, errors, files or FTP
+        self._opener = urllib.request.OpenerDirector()
         for handler in (urllib.request.ProxyHandler(self._proxies), _Http(), _Https()):
             self._opener.add_handler(handler)
 
@@ -64,12 +74,19 @@ class Poster:
         """Send one request; return the status of the answer and its headers.
 
         Raises:
-            TemporarySinkError: there is no answer, or none in HTTP, or the environment's proxy is malformed. It neither
-                shows nor chains that setting, nor what the receiver has sent, which may be what it was sent.
+            TemporarySinkError: there is no answer, or none in HTTP, or the environment's proxy is
+                malformed. It neither shows nor chains that setting, nor what the receiver has sent,
+                which may be what it was sent.
         """
         request = urllib.request.Request(self._url, body, dict(headers), method="POST")
-        proxy = "" if urllib.request.proxy_bypass(request.host) else self._proxies.get(request.type, "").strip()
-        way = f"cannot reach {self._shown}{' through the proxy in the environment' if proxy else ''}"
+        proxy = (
+            ""
+            if urllib.request.proxy_bypass(request.host)
+            else self._proxies.get(request.type, "").strip()
+        )
+        way = (
+            f"cannot reach {self._shown}{' through the proxy in the environment' if proxy else ''}"
+        )
         malformed = f"cannot reach {self._shown}: the proxy in the environment is malformed; set it as http://HOST:PORT"
         if proxy and not _PROXY.fullmatch(proxy):
             raise TemporarySinkError(malformed)
@@ -80,7 +97,11 @@ class Poster:
         except OSError as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             told = self._told(reason)
-            trouble = f"cannot reach {self._shown}: {told}" if told.startswith("Tunnel") else f"{way}: {told}"
+            trouble = (
+                f"cannot reach {self._shown}: {told}"
+                if told.startswith("Tunnel")
+                else f"{way}: {told}"
+            )
         except http.client.HTTPException as error:
             what = f"{self._shown} does not answer" if not proxy else f"{way}: no answer"
             trouble = f"{what} in HTTP ({type(error).__name__})"
@@ -92,17 +113,21 @@ class Poster:
         if isinstance(reason, TimeoutError):
             return f"no answer within {self._timeout:g} s"
         if isinstance(reason, ssl.SSLCertVerificationError):
-            return (f"its certificate is not trusted ({reason.verify_message}); mend the certificate, or name the one "
-                    "of its authority in SSL_CERT_FILE")
+            return (
+                f"its certificate is not trusted ({reason.verify_message}); mend the certificate, or name the one "
+                "of its authority in SSL_CERT_FILE"
+            )
         if isinstance(reason, http.client.RemoteDisconnected):
             return "it closed the connection without an answer"
         if isinstance(reason, OSError) and reason.strerror:
             return reason.strerror
-        return " ".join(str(reason).split()[:4])  # "Tunnel connection failed: 407", and then the proxy's own words
+        # "Tunnel connection failed: 407", and then the proxy's own words
+        return " ".join(str(reason).split()[:4])
 
 
 def _drain(response: Any) -> None:
-    """Read what follows the headers, within bounds. The verdict is in already: what goes wrong here changes nothing."""
+    """Read what follows the headers, within bounds. The verdict is in already: what goes wrong here
+    changes nothing."""
     response.reader.shorten(MOST_WAITED)
     try:
         response.read(MOST_READ)
@@ -111,7 +136,8 @@ def _drain(response: Any) -> None:
 
 
 class _Timed:
-    """Mixed into a connection of `http.client`: all that happens on its socket ends by one deadline."""
+    """Mixed into a connection of `http.client`: all that happens on its socket ends by one
+    deadline."""
 
     sock: Any
     timeout: Any
@@ -124,7 +150,8 @@ class _Timed:
     def getresponse(self) -> http.client.HTTPResponse:
         sock = self.sock  # forgotten while the answer is read, if it says that the connection ends
         response: Any = super().getresponse()  # type: ignore[misc]
-        if sock.reader.has_ended:  # http.client takes the end of the connection for the end of the headers
+        if sock.reader.has_ended:
+            # http.client takes the end of the connection for the end of the headers
             response.close()
             raise http.client.IncompleteRead(b"")
         response.reader = sock.reader
@@ -147,7 +174,8 @@ class _Http(urllib.request.HTTPHandler):
 class _Https(urllib.request.HTTPSHandler):
     def __init__(self) -> None:
         super().__init__()
-        self._verifying = ssl.create_default_context()  # whatever a program has made urllib's own default
+        # whatever a program has made urllib's own default
+        self._verifying = ssl.create_default_context()
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(_HttpsConnection, req, context=self._verifying)
@@ -167,7 +195,9 @@ class _Socket:
                 self._sock.settimeout(_left(self._deadline))
                 left = left[self._sock.send(left):]
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it may have answered before it has read all, as to a body that is too large: then that counts
+            # it may have answered before it has read all, as to a body that is too large: then that
+            # counts
+            pass
 
     def makefile(self, mode: str) -> io.BufferedReader:
         self.reader = _Reader(self._sock, self._deadline)
@@ -182,7 +212,8 @@ class _Reader(io.RawIOBase):
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
-        self._raw: Any = sock.makefile("rb", buffering=0)  # keeps the socket open, as http.client expects
+        # keeps the socket open, as http.client expects
+        self._raw: Any = sock.makefile("rb", buffering=0)
         self._deadline = deadline
         self.has_ended = False
         """True once the other side was seen to send no more."""

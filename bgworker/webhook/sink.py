@@ -1,7 +1,8 @@
-"""Events to a URL: signed, in a standard envelope, and patient with the receiver. Runs on the sink's thread.
+"""Events to a URL: signed, in a standard envelope, and patient with the receiver. Runs on the
+sink's thread.
 
-`cloudevents` makes the body, `signing` the signature, `posting` one attempt; here is what its answer means to delivery.
-The receiver's side is `verify`.
+`cloudevents` makes the body, `signing` the signature, `posting` one attempt; here is what its
+answer means to delivery. The receiver's side is `verify`.
 """
 
 from __future__ import annotations
@@ -28,64 +29,95 @@ if TYPE_CHECKING:
 
 __all__ = ["VerificationError", "WebhookSink", "new_secret", "verify"]
 
-OWN_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "content-length",
-               "transfer-encoding", "connection", "host", "expect")
+OWN_HEADERS = (
+    "webhook-id",
+    "webhook-timestamp",
+    "webhook-signature",
+    "content-type",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "host",
+    "expect",
+)
 """What a request needs as it is; ``headers`` cannot change it."""
 
-HELD = {401: "give it the secret or the credentials that it expects", 403: "have it allow this sender",
-        407: "give the proxy in the environment the credentials that it expects"}
-"""Statuses that say nothing about the events, and that no retry mends but somebody -> what he can do."""
+HELD = {
+    401: "give it the secret or the credentials that it expects",
+    403: "have it allow this sender",
+    407: "give the proxy in the environment the credentials that it expects",
+}
+"""Statuses that say nothing about the events, and that no retry mends but somebody -> what he can
+do."""
 
 ABOUT_EVENTS = (400, 409, 413, 422)
-"""Statuses that may be one event's fault. Any other of 3xx and 4xx is about the request, whatever is in it."""
+"""Statuses that may be one event's fault. Any other of 3xx and 4xx is about the request, whatever
+is in it."""
 
 
 class WebhookSink:
     """Posts each batch as one request to a URL. Delivery is at least once, in order.
 
-    The body is a CloudEvents 1.0 JSON batch (see `bgworker.sinks.cloudevents`), the signature is of Standard Webhooks:
-    the receiver checks it with `verify`, or with the library of its language. ``webhook-id`` is made of the events: the
-    same batch has the same id and body on every attempt, and a receiver that has dealt with an id may answer 2xx and do
-    nothing. Events may come again in other batches, after a restart or a replay; they have the same ids then.
+    The body is a CloudEvents 1.0 JSON batch (see `bgworker.sinks.cloudevents`), the signature is of
+    Standard Webhooks: the receiver checks it with `verify`, or with the library of its language.
+    ``webhook-id`` is made of the events: the same batch has the same id and body on every attempt,
+    and a receiver that has dealt with an id may answer 2xx and do nothing. Events may come again in
+    other batches, after a restart or a replay; they have the same ids then.
 
-    ================== ===============================================================================================
-    answer             what becomes of the batch
-    ================== ===============================================================================================
-    2xx                delivered; what follows the headers does not matter
-    408, 429, 5xx,     tried again, after ``Retry-After`` if there is one (seconds or a date, at most the ``cap`` of the
-    none, no HTTP      `RetryPolicy`). Network errors, timeouts and certificates that are not trusted count as none
-    401, 403, 407      held, and tried again once in the ``cap``, until somebody has mended it
-    410                the sink is closed: this and all that comes is parked, or dropped and counted
-    400, 409, 413, 422 halved until the offending events stand alone; those are parked, or dropped and counted
-    other 3xx and 4xx  parked, or dropped and counted, as it is; redirects are not followed
-    ================== ===============================================================================================
+    ==================
+    ===============================================================================================
+    answer             what becomes of the batch ==================
+    ===============================================================================================
+    2xx                delivered; what follows the headers does not matter 408, 429, 5xx,     tried
+    again, after ``Retry-After`` if there is one (seconds or a date, at most the ``cap`` of the
+    none, no HTTP      `RetryPolicy`). Network errors, timeouts and certificates that are not
+    trusted count as none 401, 403, 407      held, and tried again once in the ``cap``, until
+    somebody has mended it 410                the sink is closed: this and all that comes is parked,
+    or dropped and counted 400, 409, 413, 422 halved until the offending events stand alone; those
+    are parked, or dropped and counted other 3xx and 4xx  parked, or dropped and counted, as it is;
+    redirects are not followed ==================
+    ===============================================================================================
 
-    No error, log line or ``repr`` shows a secret, a header, or more of the URL than its scheme, host and port.
+    No error, log line or ``repr`` shows a secret, a header, or more of the URL than its scheme,
+    host and port.
 
     Args:
-        url: ``https://...``, or ``http://`` to this machine (localhost, 127.0.0.0/8, ::1). ASCII, without user name and
-            password: put those into ``headers``.
-        secret: ``whsec_`` secrets that sign, each: one, several with spaces between, or a collection; during a rotation
-            the new and the old one. None reads the environment variable ``BGWORKER_WEBHOOK_SECRET``.
-        timeout: seconds that one attempt may take, from the connection to the end of the answer's headers.
-        allow_http: permits plain ``http://`` to any host. Everybody on the way can read the events then.
+        url: ``https://...``, or ``http://`` to this machine (localhost, 127.0.0.0/8, ::1). ASCII,
+            without user name and password: put those into ``headers``.
+        secret: ``whsec_`` secrets that sign, each: one, several with spaces between, or a
+            collection; during a rotation the new and the old one. None reads the environment
+            variable ``BGWORKER_WEBHOOK_SECRET``.
+        timeout: seconds that one attempt may take, from the connection to the end of the answer's
+            headers.
+        allow_http: permits plain ``http://`` to any host. Everybody on the way can read the events
+            then.
         headers: further headers of each request, such as ``{"Authorization": "Bearer ..."}``.
-        use_proxies: go through the proxies that the environment names (``https_proxy``, ``no_proxy``, ...), as
-            `urllib.request` does. Plain ``http://`` to this machine never does, unless ``allow_http``.
+        use_proxies: go through the proxies that the environment names (``https_proxy``,
+            ``no_proxy``, ...), as `urllib.request` does. Plain ``http://`` to this machine never
+            does, unless ``allow_http``.
 
-    Certificates are verified against the system's authorities; the environment variables ``SSL_CERT_FILE`` and
-    ``SSL_CERT_DIR`` name others.
+    Certificates are verified against the system's authorities; the environment variables
+    ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` name others.
 
     Raises:
-        ConfigurationError: an argument, or the environment's secret, cannot be used. It shows nothing that is secret.
+        ConfigurationError: an argument, or the environment's secret, cannot be used. It shows
+            nothing that is secret.
     """
 
     preferred_batch = 500
 
     _now = staticmethod(time.time)  # tests put another clock here
 
-    def __init__(self, url: str, *, secret: str | Iterable[str] | None = None, timeout: float = 15.0,
-                 allow_http: bool = False, headers: Mapping[str, str] | None = None, use_proxies: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        secret: str | Iterable[str] | None = None,
+        timeout: float = 15.0,
+        allow_http: bool = False,
+        headers: Mapping[str, str] | None = None,
+        use_proxies: bool = True,
+    ) -> None:
         for name, value in (("allow_http", allow_http), ("use_proxies", use_proxies)):
             if not isinstance(value, bool):
                 raise ConfigurationError(f"{name}: expected True or False, got {value!r}")
@@ -103,7 +135,8 @@ class WebhookSink:
         return f"WebhookSink({self._shown!r})"
 
     def open(self) -> None:
-        """Get ready; nothing is sent. Reads the environment's proxies and the system's certificate authorities.
+        """Get ready; nothing is sent. Reads the environment's proxies and the system's certificate
+        authorities.
 
         Raises:
             PermanentSinkError: this Python cannot do TLS.
@@ -125,20 +158,27 @@ class WebhookSink:
         try:
             body, text = encode_batch(events, self._runs.known)
         except WireError as error:
-            raise PermanentSinkError(f"cannot encode an event for {self._shown}: {error}") from error
+            raise PermanentSinkError(
+                f"cannot encode an event for {self._shown}: {error}"
+            ) from error
         self._post(f"msg_{text}", body)
         self._runs.learn(events)
 
     def close(self) -> None:
-        """Let go of what `open` has made; a later ``write`` opens it again. No connection outlives a ``write``."""
+        """Let go of what `open` has made; a later ``write`` opens it again. No connection outlives
+        a ``write``."""
         self._poster = None
 
     def _post(self, message_id: str, body: bytes) -> None:
         if self._poster is None:
             self.open()
         timestamp = int(self._now())
-        headers = {**self._headers, "webhook-id": message_id, "webhook-timestamp": str(timestamp),
-                   "webhook-signature": " ".join(self._keys.signatures(message_id, timestamp, body))}
+        headers = {
+            **self._headers,
+            "webhook-id": message_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": " ".join(self._keys.signatures(message_id, timestamp, body)),
+        }
         status, answered = self._poster.post(body, headers)  # type: ignore[union-attr]  # open has made it
         if not 200 <= status < 300:
             raise self._error(status, _seconds(answered.get("retry-after", ""), self._now()))
@@ -153,15 +193,18 @@ class WebhookSink:
         if status == 410:
             return PermanentSinkError(f"{what}: it wants no events any more", concerns="sink")
         if 300 <= status < 400:
-            return PermanentSinkError(f"{what}: redirects are not followed; give the URL that it leads to",
-                                      concerns="batch")
+            return PermanentSinkError(
+                f"{what}: redirects are not followed; give the URL that it leads to",
+                concerns="batch",
+            )
         if 400 <= status < 500 and status not in (408, 429):
             return PermanentSinkError(what, concerns="event" if status in ABOUT_EVENTS else "batch")
         return TemporarySinkError(what, retry_after=retry_after)
 
 
 def _seconds(retry_after: str, now: float) -> float | None:
-    """Return the seconds that a ``Retry-After`` asks for; None if it asks for nothing that could be waited for.
+    """Return the seconds that a ``Retry-After`` asks for; None if it asks for nothing that could be
+    waited for.
 
     Source: RFC 9110, section 10.2.3.
     """
@@ -173,7 +216,8 @@ def _seconds(retry_after: str, now: float) -> float | None:
 
         try:
             date = parsedate_to_datetime(retry_after)
-            seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now  # asctime: no zone
+            # asctime: no zone
+            seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
         except (ValueError, TypeError, OverflowError):
             return None
     return seconds if seconds > 0 else None
@@ -182,41 +226,66 @@ def _seconds(retry_after: str, now: float) -> float | None:
 def _keys_from_environment() -> Keys:
     secrets = os.environ.get(SECRET_VARIABLE, "")
     if not secrets.strip():
-        raise ConfigurationError("secret: expected the one that the receiver verifies with, got none; give it as "
-                                 f"secret=, or in the environment variable {SECRET_VARIABLE}. "
-                                 "bgworker.webhook.new_secret() makes one")
+        raise ConfigurationError(
+            "secret: expected the one that the receiver verifies with, got none; give it as "
+            f"secret=, or in the environment variable {SECRET_VARIABLE}. "
+            "bgworker.webhook.new_secret() makes one"
+        )
     return Keys(secrets, SECRET_VARIABLE)
 
 
 def _checked_url(url: str, allow_http: bool) -> tuple[str, bool]:
-    """Return what may be shown of the URL, and whether it is plain HTTP to this machine. No error shows more."""
+    """Return what may be shown of the URL, and whether it is plain HTTP to this machine. No error
+    shows more."""
     from urllib.parse import urlsplit
 
     if not isinstance(url, str):
-        raise ConfigurationError(f"url: expected text such as https://example.com/hook, got {type(url).__name__}")
-    if not re.fullmatch(r"[!-\[\]-~]+", url):  # ASCII but for the backslash, which some readers take for a slash
-        raise ConfigurationError("url: it is empty, or holds white space, a control character, a backslash or what is "
-                                 "not ASCII; percent-encode those, and write such a host name as xn--...")
+        raise ConfigurationError(
+            f"url: expected text such as https://example.com/hook, got {type(url).__name__}"
+        )
+    if not re.fullmatch(r"[!-\[\]-~]+", url):
+        # ASCII but for the backslash, which some readers take for a slash
+        raise ConfigurationError(
+            "url: it is empty, or holds white space, a control character, a backslash or what is "
+            "not ASCII; percent-encode those, and write such a host name as xn--..."
+        )
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        raise ConfigurationError("url: its host or its port is malformed; expected https://HOST:PORT/PATH") from None
+        raise ConfigurationError(
+            "url: its host or its port is malformed; expected https://HOST:PORT/PATH"
+        ) from None
     if parts.scheme not in ("https", "http"):
-        raise ConfigurationError("url: it begins with neither https:// nor http://; expected https://HOST/PATH")
+        raise ConfigurationError(
+            "url: it begins with neither https:// nor http://; expected https://HOST/PATH"
+        )
     if "@" in parts.netloc:
-        raise ConfigurationError("url: it holds a user name or a password, which end up in logs; leave them out, and "
-                                 "give headers={'Authorization': ...}")
-    # of the whole authority: most versions of Python take what stands in brackets for the host, whatever follows them
-    if not re.fullmatch(r"([\w-]{1,63}(\.[\w-]{1,63})*\.?|\[[0-9a-f:.]*:[0-9a-f:.]*\])(:[0-9]*)?", parts.netloc.lower(), re.ASCII):
-        raise ConfigurationError("url: it has no host, or one that cannot be; expected https://HOST/PATH")
+        raise ConfigurationError(
+            "url: it holds a user name or a password, which end up in logs; leave them out, and "
+            "give headers={'Authorization': ...}"
+        )
+    # of the whole authority: most versions of Python take what stands in brackets for the host,
+    # whatever follows them
+    if not re.fullmatch(
+        r"([\w-]{1,63}(\.[\w-]{1,63})*\.?|\[[0-9a-f:.]*:[0-9a-f:.]*\])(:[0-9]*)?",
+        parts.netloc.lower(),
+        re.ASCII,
+    ):
+        raise ConfigurationError(
+            "url: it has no host, or one that cannot be; expected https://HOST/PATH"
+        )
     if parts.fragment:
-        raise ConfigurationError("url: it ends in a fragment (#...), which is never sent; leave it out")
+        raise ConfigurationError(
+            "url: it ends in a fragment (#...), which is never sent; leave it out"
+        )
     shown = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{'' if port is None else f':{port}'}"
     is_local = parts.scheme == "http" and _is_this_machine(host)
     if parts.scheme == "http" and not is_local and not allow_http:
-        raise ConfigurationError(f"url: {shown} would send the events for everybody to read; use https://, or "
-                                 "allow_http=True on a network that you trust")
+        raise ConfigurationError(
+            f"url: {shown} would send the events for everybody to read; use https://, or "
+            "allow_http=True on a network that you trust"
+        )
     return shown, is_local
 
 
@@ -230,19 +299,26 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return them with lower-case names. No error shows a value, nor a name that may be one in the wrong place."""
+    """Return them with lower-case names. No error shows a value, nor a name that may be one in the
+    wrong place."""
     checked: dict[str, str] = {}
     if not isinstance(headers, Mapping):
-        raise ConfigurationError(f"headers: expected a mapping of names to values, got {type(headers).__name__}")
+        raise ConfigurationError(
+            f"headers: expected a mapping of names to values, got {type(headers).__name__}"
+        )
     for name, value in headers.items():
         if not isinstance(name, str) or not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII):
-            raise ConfigurationError("headers: a name is no header name; expected letters, digits and hyphens")
+            raise ConfigurationError(
+                "headers: a name is no header name; expected letters, digits and hyphens"
+            )
         if name.lower() in OWN_HEADERS:
             raise ConfigurationError(f"headers: {name} is the sink's own; leave it out")
         if name.lower() in checked:
             raise ConfigurationError(f"headers: {name} is given twice; leave one out")
         if not isinstance(value, str) or not re.fullmatch(r"[!-~]([\t -~]*[!-~])?", value):
-            raise ConfigurationError(f"headers: the value of {name} is empty or no text, or holds a line end or what "
-                                     "is not printable ASCII; expected one line of it")
+            raise ConfigurationError(
+                f"headers: the value of {name} is empty or no text, or holds a line end or what "
+                "is not printable ASCII; expected one line of it"
+            )
         checked[name.lower()] = value
     return checked

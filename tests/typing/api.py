@@ -1,6 +1,7 @@
 """What a type checker makes of bgworker: checked by ``mypy --strict``, never run.
 
-This folder must stay without an ``__init__.py``: as a package it would hide the standard library's ``typing``.
+This folder must stay without an ``__init__.py``: as a package it would hide the standard library's
+``typing``.
 """
 
 from __future__ import annotations
@@ -15,9 +16,29 @@ from pathlib import Path
 from typing import TypeVar
 
 import bgworker
-from bgworker import (Event, History, HookSink, JsonlSink, LifecycleEvent, RetryPolicy, Scheduler, SchedulerHealth,
-                      Sink, SinkHealth, SinkOptions, StreamEvent, StuckThread, Task, TaskSnapshot, TaskStatus, WebhookSink,
-                      checkpoint, current_task, open_sink, shell)
+from bgworker import (
+    Event,
+    History,
+    HookSink,
+    JsonlSink,
+    LifecycleEvent,
+    RetryPolicy,
+    Scheduler,
+    SchedulerHealth,
+    Sink,
+    SinkHealth,
+    SinkOptions,
+    StreamEvent,
+    StuckThread,
+    Task,
+    TaskSnapshot,
+    TaskStatus,
+    WebhookSink,
+    checkpoint,
+    current_task,
+    open_sink,
+    shell,
+)
 from bgworker.webhook.sink import new_secret, verify
 
 if sys.version_info >= (3, 11):
@@ -39,7 +60,12 @@ def submitting(pool: Scheduler) -> None:
     assert_type(length.result(timeout=1.5), int)
     assert_type(pool.submit(load, Path("a"), limit=3), Task[list[str]])
     assert_type(pool.options(timeout=3).submit(load, Path("a")), Task[list[str]])
-    assert_type(pool.options(name="load", timeout=None, metadata={"tries": [1, 2]}).submit(len, "x").result(), int)
+    assert_type(
+        pool.options(name="load", timeout=None, metadata={"tries": [1, 2]})
+        .submit(len, "x")
+        .result(),
+        int,
+    )
     assert_type(pool.map(len, ["a", "bb"]), Iterator[int])
     assert_type(pool.options(timeout=3).map(len, ["a", "bb"]), Iterator[int])
     pool.submit(shell(["ls", "-l"], cwd="/", env={"A": "b"}))
@@ -161,15 +187,26 @@ class Printing(HookSink):
 
 def registering(health: SinkHealth) -> None:
     a_sink: Sink = Counting()
-    with Scheduler(4, name="jobs", sinks=[a_sink, Posting(), Printing(), "jsonl:debug.jsonl"], keep_finished=None) as pool:
+    with Scheduler(
+        4,
+        name="jobs",
+        sinks=[a_sink, Posting(), Printing(), "jsonl:debug.jsonl"],
+        keep_finished=None,
+    ) as pool:
         options = SinkOptions(queue_size=10, overflow="drop_newest", retry=RetryPolicy(attempts=3))
         assert_type(pool.register_sink(Posting(), name="posting", options=options), str)
         assert_type(pool.register_sink("my.module:factory", colour="red"), str)
         assert_type(pool.unregister_sink("posting", timeout=1), SinkHealth)
-        pool.register_sink(JsonlSink(Path("a.jsonl"), max_bytes=1 << 20, compress=True, durability="power"))
-        pool.register_sink(WebhookSink("https://example.com", secret=[new_secret()], headers={"X-Team": "blue"}))
+        pool.register_sink(
+            JsonlSink(Path("a.jsonl"), max_bytes=1 << 20, compress=True, durability="power")
+        )
+        pool.register_sink(
+            WebhookSink("https://example.com", secret=[new_secret()], headers={"X-Team": "blue"})
+        )
         pool.register_sink(open_sink("jsonl:debug.jsonl"))
-    assert_type(health.delivered + health.coalesced + health.dropped + health.parked + health.pending, int)
+    assert_type(
+        health.delivered + health.coalesced + health.dropped + health.parked + health.pending, int
+    )
 
 
 def telling_events_apart(event: Event) -> str:
@@ -183,10 +220,18 @@ def telling_events_apart(event: Event) -> str:
 
 def reading(path: Path) -> None:
     with History(path) as history:
-        assert_type(history.tasks(status=TaskStatus.FAILED, name="load*", since=timedelta(days=1), limit=None), list[TaskSnapshot])
+        assert_type(
+            history.tasks(
+                status=TaskStatus.FAILED, name="load*", since=timedelta(days=1), limit=None
+            ),
+            list[TaskSnapshot],
+        )
         assert_type(history.tasks(status="failed"), list[TaskSnapshot])
         assert_type(history.task("last"), TaskSnapshot)
-        assert_type(history.streams("last", since=3, types=["error"], limit=10, newest=True), list[StreamEvent])
+        assert_type(
+            history.streams("last", since=3, types=["error"], limit=10, newest=True),
+            list[StreamEvent],
+        )
         assert_type(history.follow("last"), Iterator[StreamEvent])
         assert_type(history.events(), Iterator[Event])
         assert_type(history.stats().counts, Mapping[TaskStatus, int])

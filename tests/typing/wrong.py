@@ -1,6 +1,7 @@
 """Mistakes that a type checker must find: checked by ``mypy --strict``, never run.
 
-Each ``type: ignore`` names the error that it expects; one that has nothing to ignore fails the check.
+Each ``type: ignore`` names the error that it expects; one that has nothing to ignore fails the
+check.
 """
 
 from __future__ import annotations
