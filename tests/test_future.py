@@ -206,7 +206,7 @@ def test_a_task_of_a_burst_keeps_its_attributes_in_place() -> None:
         tasks = [pool.submit(int) for _ in range(100)]
         gate.set()
         assert tasks[-1].result(LONG) == 0 and blocker.done()
-        for owner in (tasks[50], tasks[50].state):
+        for owner in (tasks[50], tasks[50]._task_state):
             assert not any(
                 type(held) is dict for held in gc.get_referents(owner)
             ), "it has a dict of its own"

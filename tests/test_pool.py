@@ -267,7 +267,7 @@ def test_without_replacing_the_stuck_the_quick_ones_would_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        bgworker.running.pool.Pool, "_expire", lambda pool, task, thread: task.time_out()
+        bgworker.running.pool.Pool, "_expire", lambda pool, task, thread: task._time_out()
     )
     with stuck(Scheduler(4)) as sleepers:
         slow = sleepers.submit(4)
@@ -803,11 +803,11 @@ def test_wherever_an_interrupt_strikes_a_run_the_task_and_the_pool_end(
             number,
             interrupt,
             inside=(
-                "run",
+                "_run",
                 "_end",
                 "_record_end",
                 "_resolve",
-                "tell",
+                "_tell",
                 "emit_lifecycle",
                 "watch",
                 "forget",
@@ -852,7 +852,7 @@ def test_at_whatever_step_of_a_shutdown_a_stuck_thread_comes_back_nothing_is_rai
         assert isinstance(task.exception(LONG), TaskTimedOut)
         until(lambda: pool.health().stuck)
         steps = AtStep(
-            number, come_back, inside=("join", "reacts", "_reacts", "reacts_to_cancel", "awaited")
+            number, come_back, inside=("join", "reacts", "_reacts", "_reacts_to_cancel", "reacts_to_cancel", "awaited")
         )
         threading.Timer(1.0, go.set).start() if number > 200 else None
         with traced(steps):
@@ -892,12 +892,12 @@ def test_at_whatever_step_of_a_cancel_the_last_worker_leaves_the_end_is_in_the_r
             inside=(
                 "cancel",
                 "cancel_pending",
-                "cancel_quietly",
+                "_cancel_quietly",
                 "_end_before_begun",
                 "_end",
                 "_record_end",
                 "_take_all",
-                "fail",
+                "_fail",
             ),
         )
         with traced(steps):
@@ -910,7 +910,7 @@ def test_at_whatever_step_of_a_cancel_the_last_worker_leaves_the_end_is_in_the_r
             else:
                 pool.shutdown(wait=False)
                 for task in waiting:
-                    task.fail(ShutdownError("cannot run"))
+                    task._fail(ShutdownError("cannot run"))
         go.set()
         assert joined(pool)
         ends = ends_of(sink)

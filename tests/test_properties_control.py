@@ -423,6 +423,6 @@ def test_the_check_sees_a_task_without_its_end_and_one_that_ended_otherwise() ->
         task.result(LONG)
     with pytest.raises(AssertionError):
         check(0, [task], sink.events[:-1], True)
-    task.state.status = bgworker.TaskStatus.FAILED
+    task._task_state.status = bgworker.TaskStatus.FAILED
     with pytest.raises(AssertionError):
         check(0, [task], sink.events, True)

@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,21 @@ def test_shell_is_callable_whatever_was_imported_before(before: str) -> None:
     code = (f"{before}from bgworker import Scheduler, shell\n"
             "with Scheduler(1) as pool: pool.submit(shell(['true'])).result()\nprint('ran')")
     assert in_fresh_interpreter(code).strip() == "ran"
+
+
+def public_names(kind: type, *bases: type) -> set[str]:
+    """The names of a class that none of the bases has."""
+    inherited = {name for base in bases for name in dir(base)}
+    return {name for name in dir(kind) if not name.startswith("_") and name not in inherited}
+
+
+def test_a_task_shows_what_its_submitter_needs_and_no_more() -> None:
+    assert public_names(bgworker.Task, Future) == {
+        "id", "name", "status", "cancel_requested", "cancel_reason", "snapshot", "streams", "wait",
+    }
+    with bgworker.Scheduler(1) as pool:
+        task = pool.submit(int)
+    assert all(name.startswith("_") for name in vars(task))
 
 
 def test_an_unknown_attribute_is_an_attribute_error_that_names_it() -> None:

@@ -69,7 +69,7 @@ def test_without_running_them_inline_the_same_fan_out_would_hang(
         assert len(pool.tasks(status="scheduled")) == 1
         [inner] = pool.tasks(status="scheduled")
         queued = pool._pool._queue.get(timeout=LONG)
-        assert queued is not None and queued.id == inner.task_id and queued.run()  # somebody has to
+        assert queued is not None and queued.id == inner.task_id and queued._run()  # somebody has to
         assert outer_task.result(LONG) == 1
 
 
@@ -252,7 +252,7 @@ def test_without_helpers_the_same_would_hang(
         assert asked.wait(LONG) and not outer.wait(0.3), "it waits for tasks that have no worker"
         while (
             (queued := pool._pool._queue.get(timeout=LONG)) is not None
-            and queued.run()
+            and queued._run()
             and pool.health().pending
         ):
             pass  # somebody has to

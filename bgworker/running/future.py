@@ -94,7 +94,7 @@ class LightFuture(Future["T"]):
         """Called when somebody is about to wait for this future and others at once."""
 
     def _resolve(self, final_state: str) -> None:
-        """Write the final state and wake everyone who waits for it. `tell` remains to be called."""
+        """Write the final state and wake everyone who waits for it. `_tell` remains to be called."""
         with self._condition:  # not `acquire` and `try`: an interrupt may strike between the two
             self._state = final_state
             if self._told is None:
@@ -107,7 +107,7 @@ class LightFuture(Future["T"]):
                 else:
                     waiter.add_result(self)
 
-    def tell(self) -> None:
+    def _tell(self) -> None:
         """Call the callbacks of a future that was resolved, once; whatever one raises, the next is
         called."""
         callbacks, self._done_callbacks = self._done_callbacks, ()

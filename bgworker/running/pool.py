@@ -148,14 +148,14 @@ class Pool:
                 raise PendingFull(
                     f"max_pending: {self._max_pending} tasks are waiting already; wait for some of them"
                 )
-            if task.has_timeout and not self.deadlines.has_started:
+            if task._has_timeout and not self.deadlines.has_started:
                 self._start_deadlines()
             is_promised = bool(self.idle)
             if is_promised:
                 self.idle -= 1
             try:
                 self.calls[task] = call
-                task.announce()
+                task._announce()
                 self._queue.put(task)
                 # last, as `ThreadPoolExecutor`: a new thread begins with the task, whatever the
                 # caller does next
@@ -188,11 +188,11 @@ class Pool:
 
     def cancel_pending(self, reason: str) -> None:
         """Cancel every task that waits."""
-        tasks = [task for task in list(self.calls) if task.cancel_quietly(reason)]
+        tasks = [task for task in list(self.calls) if task._cancel_quietly(reason)]
         with self._lock:
             self._drop_stale()
         for task in tasks:
-            task.tell()
+            task._tell()
 
     def stop_running(self, reason: str) -> None:
         """Ask every running task to stop. What they want called for that is called on threads of
@@ -204,7 +204,7 @@ class Pool:
                 for task in each.running.copy()
                 if not task.done()
             ]
-        for callback in [task.ask_to_stop(reason) for task in tasks]:
+        for callback in [task._ask_to_stop(reason) for task in tasks]:
             if callback is not None:
                 self._do_apart(callback)
 
@@ -394,7 +394,7 @@ class Pool:
             worker.has_served = True
             running.append(task)
             try:
-                task.run()
+                task._run()
                 running.pop()
             except BaseException as error:
                 # not the task's own: an interrupt between two steps of its run
@@ -409,12 +409,12 @@ class Pool:
         """Run a task inside the one that runs on this thread, which waits for it."""
         worker.running.append(task)
         try:
-            task.run()
+            task._run()
             worker.running.pop()
         except BaseException as error:  # as above
             worker.running.pop()
             self.settle(task, error)
-        del task  # as in Task.run: a traceback that leads back here must not hold it
+        del task  # as in Task._run: a traceback that leads back here must not hold it
         if self.is_closed:
             # the others on this thread may be past their deadlines, and nobody else may be left
             self.look()
@@ -428,12 +428,12 @@ class Pool:
             task.id,
             describe(error),
         )
-        if task.fail(error) or task.done():
+        if task._fail(error) or task.done():
             return
         with self._lock:
             has_runner = any([task in each.running.copy() for each in self._roster.everybody()])
         if not has_runner:
-            task.end_interrupted(error)
+            task._end_interrupted(error)
 
     def _initialize(self, worker: Worker) -> bool:
         if self.initializer is None:
@@ -458,7 +458,7 @@ class Pool:
     def _fail_pending(self, error: ShutdownError | PoolStuck) -> None:
         """Fail what waits: there is no worker for it."""
         for task in list(self.calls):
-            task.fail(_again(error))
+            task._fail(_again(error))
         with self._lock:
             self._drop_stale()
 
@@ -479,7 +479,7 @@ class Pool:
                 task = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if task is None or not task.has_begun:
+            if task is None or not task._has_begun:
                 kept.append(task)
         for task in kept:
             self._queue.put(task)
@@ -577,7 +577,7 @@ class Pool:
             if reference is None:
                 return None
             task = reference()
-            if task is not None and not task.has_begun:
+            if task is not None and not task._has_begun:
                 return task
             del task
         return self._next(helper)  # retired while it ran its task: it is like any worker now
@@ -590,7 +590,7 @@ class Pool:
         if due is self:
             self._look_whether_stuck()
             return
-        left = due.time_out()
+        left = due._time_out()
         orphans: list[Task[Any]] = []
         problem: ShutdownError | None = None
         with self._lock:
@@ -616,7 +616,7 @@ class Pool:
         if left is not None:
             self._do_apart(left)
         for task in orphans:
-            task.fail(PoolStuck(self._roster.standstill()))
+            task._fail(PoolStuck(self._roster.standstill()))
         self.look()
 
     def _replace(self, stuck: Worker, first: Callable[[], object] | None) -> None:

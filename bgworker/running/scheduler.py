@@ -383,7 +383,7 @@ class Scheduler(DropIn):
         task: Task[T] = Task(state, self._pool, dispatcher, self._limits, options._metadata)
         state.handle = weakref.ref(task)
         if options._capture_output:
-            task.captures_output = True
+            task._captures_output = True
         if not dispatcher.has_started:
             dispatcher.start()
         self._memory.add(state)
@@ -477,7 +477,7 @@ class Scheduler(DropIn):
         if task is None:
             state = None
         else:
-            state = task.state if issubclass(type(task), Task) else self._memory.state(task)  # type: ignore[union-attr, arg-type]
+            state = task._task_state if issubclass(type(task), Task) else self._memory.state(task)  # type: ignore[union-attr, arg-type]
         if state is not None and state.run_id != self._run_id:
             raise KeyError(state.id)  # another Scheduler's
         return self._dispatcher.registry.subscribe(

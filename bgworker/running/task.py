@@ -109,9 +109,9 @@ class Task(LightFuture["T"]):
     # task.
     _context: TaskContext | None = None  # while it runs
     _stop_reason: str | None = None
-    has_timeout = False
+    _has_timeout = False
     """True when its run will have a deadline."""
-    captures_output = False
+    _captures_output = False
     """Whether what its code prints, logs and warns goes to its streams too; set before it is
     queued."""
 
@@ -124,7 +124,7 @@ class Task(LightFuture["T"]):
         self._limits = limits
         self._metadata = metadata
         if state.timeout is not None:
-            self.has_timeout = True
+            self._has_timeout = True
 
     def _notice_waiter(self) -> None:
         if current_worker() is not None:
@@ -211,29 +211,24 @@ class Task(LightFuture["T"]):
         if self.done():
             return self.cancelled()
         reason = "user" if reason is None else clean(reason, self._limits.max_payload)
-        callback = self.ask_to_stop(reason)
+        callback = self._ask_to_stop(reason)
         if callback is not None:
             callback()
-        if self.cancel_quietly(reason):
-            self.tell()
+        if self._cancel_quietly(reason):
+            self._tell()
             return True
         # somebody else may have been first, or it ran, and has just ended because it was asked to
         return self.cancelled() and self._task_state.started_ns is None
 
     # -- the runner's side --
 
-    @property
-    def state(self) -> TaskState:
-        """The record of the task, without its function, arguments, result and exception."""
-        return self._task_state
-
-    def announce(self) -> None:
+    def _announce(self) -> None:
         """Have the record begin: the task is created, and waits; one record, which the dispatcher
         makes two events of."""
         state = self._task_state
         self._dispatcher.intake.emit_lifecycle(state, CREATED, state.created_ns)
 
-    def run(self) -> bool:
+    def _run(self) -> bool:
         """Run the task and return when it has ended; False if somebody else has started or
         cancelled it."""
         # one atomic step: who gets the call starts the task
@@ -246,7 +241,7 @@ class Task(LightFuture["T"]):
         context = self._context = TaskContext(state, intake, self._limits, self._metadata)
         if self._stop_reason is not None:
             context.request_stop(self._stop_reason)
-        if self.captures_output:
+        if self._captures_output:
             context.captures_output = True
         state.started_ns = now = time.time_ns()
         state.status = _RUNNING
@@ -278,7 +273,7 @@ class Task(LightFuture["T"]):
             self._record_end(kind, duration, result, None if kind == CANCELLED else error, failure)
             self._resolve(CANCELLED_AND_NOTIFIED if kind == CANCELLED else FINISHED)
             if self._done_callbacks:
-                self.tell()
+                self._tell()
         else:  # its time is over: who took it out is about to end it, and nobody leaves it before
             self._sleep(None)
         self._context = None
@@ -286,7 +281,7 @@ class Task(LightFuture["T"]):
         del self, result, error
         return True
 
-    def time_out(self) -> Callable[[], object] | None:
+    def _time_out(self) -> Callable[[], object] | None:
         """End a running task because its time is over. The supervisor's thread, which took it out
         of the deadlines.
 
@@ -295,7 +290,7 @@ class Task(LightFuture["T"]):
         timeout = self._task_state.timeout
         callback = None
         try:
-            callback = self.ask_to_stop("timeout")
+            callback = self._ask_to_stop("timeout")
             error = TaskTimedOut(f"ran longer than its timeout of {timeout:g} s")
             self._record_end(
                 TIMED_OUT, timeout, None, error, describe_failure(error, self._limits.max_payload)
@@ -305,20 +300,20 @@ class Task(LightFuture["T"]):
                 self._resolve(FINISHED)
         if callback is not None:
             return Telling(self, callback)
-        return self.tell if self._done_callbacks else None
+        return self._tell if self._done_callbacks else None
 
     @property
-    def has_begun(self) -> bool:
+    def _has_begun(self) -> bool:
         """True once the task was started or cancelled, by whomever."""
         return self not in self._runner.calls
 
     @property
-    def reacts_to_cancel(self) -> bool:
+    def _reacts_to_cancel(self) -> bool:
         """True while the running code has asked to be called when it is to stop."""
         context = self._context  # once: the task's own thread sets it to None
         return context is not None and context.reacts_to_cancel
 
-    def ask_to_stop(self, reason: str) -> Callable[[], object] | None:
+    def _ask_to_stop(self, reason: str) -> Callable[[], object] | None:
         """Ask the running code to stop; return what it wants called for that, which remains to be
         done.
 
@@ -330,15 +325,15 @@ class Task(LightFuture["T"]):
         context = self._context
         return None if context is None else context.request_stop(self._stop_reason)
 
-    def cancel_quietly(self, reason: str) -> bool:
+    def _cancel_quietly(self, reason: str) -> bool:
         """Cancel the task if nobody has begun it, and call no callback yet."""
         return self._end_before_begun(CANCELLED, None, (None, reason, None), reason)
 
-    def fail(self, error: BaseException) -> bool:
+    def _fail(self, error: BaseException) -> bool:
         """End a task that has not started because it never can; False if somebody has started or
         cancelled it."""
         if self._end_before_begun(FAILED, error, describe_failure(error, self._limits.max_payload)):
-            self.tell()
+            self._tell()
             return True
         return False
 
@@ -362,7 +357,7 @@ class Task(LightFuture["T"]):
                 self._dispatcher.intake.post(runner.look)
         return True
 
-    def end_interrupted(self, error: BaseException) -> None:
+    def _end_interrupted(self, error: BaseException) -> None:
         """End a task whose runner was interrupted between two of its steps. For who knows that
         nobody else has it in hand."""
         self._runner.deadlines.forget(self)
@@ -382,7 +377,7 @@ class Task(LightFuture["T"]):
                 FAILED if state.failure_type else CANCELLED if state.failure_message else COMPLETED
             )
             self._end(kind, state.duration, self._result, self._exception, None)
-        self.tell()
+        self._tell()
 
     def _end(self, kind: int, duration: float | None, result: Any, error: BaseException | None,
              failure: Failure | None) -> None:
@@ -475,7 +470,7 @@ class Telling:
     replaced as one that is stuck in a task.
     """
 
-    reacts_to_cancel = False
+    _reacts_to_cancel = False
 
     def __init__(self, task: Task[Any], callback: Callable[[], object]) -> None:
         self._task = task
@@ -497,7 +492,7 @@ class Telling:
         deadlines = task._runner.deadlines
         worker = task._runner.waits.worker
         if worker is None:  # no thread was to be had: at least the task does not wait
-            self.time_out()
+            self._time_out()
         else:
             worker.running.append(self)  # type: ignore[arg-type]
             deadlines.watch(self, monotonic() + PATIENCE)
@@ -507,12 +502,12 @@ class Telling:
             if not deadlines.forget(self):
                 return
             task._resolve(FINISHED)
-        task.tell()
+        task._tell()
 
-    def time_out(self) -> Callable[[], object]:
+    def _time_out(self) -> Callable[[], object]:
         """Resolve the task though its callback has not returned."""
         self._task._resolve(FINISHED)
-        return self._task.tell
+        return self._task._tell
 
 
 def run_as(
@@ -563,7 +558,7 @@ def finished(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> Any:
         del error  # the traceback holds this frame, which would hold the exception
 
 
-_OURS = Task.run.__code__, run_as.__code__, finished.__code__
+_OURS = Task._run.__code__, run_as.__code__, finished.__code__
 
 
 def _verdict(error: BaseException, max_bytes: int) -> tuple[int, Failure]:

@@ -105,7 +105,7 @@ class Worker:
     def reacts(self) -> bool:
         """Tell whether code that runs here has asked to be called when it is to stop, and can be
         expected to end."""
-        return any([task.reacts_to_cancel for task in self.running.copy()])
+        return any([task._reacts_to_cancel for task in self.running.copy()])
 
     def dismiss_helper(self) -> None:
         """Let the helper end: the task that needed it has ended, or is given up. Under the pool's
@@ -173,7 +173,7 @@ class Waits:
         worker = self.worker
         if worker is None or not worker.running:
             return False
-        if not task.has_begun:
+        if not task._has_begun:
             _refuse_depth(worker, task)
             if _running_loop() is None:
                 _look_for_room()
@@ -205,7 +205,7 @@ class Waits:
             return
         if task in worker.running:
             raise _circle(worker, task)
-        if not task.has_begun:
+        if not task._has_begun:
             _refuse_depth(worker, task)
             try:
                 self._lend(worker, task)
@@ -230,7 +230,7 @@ class Waits:
         if is_asyncios and worker.loop is not None and worker.loop.is_in_main:
             self._note(worker, task)
             LightFuture.add_done_callback(task, lambda done: self._forget(worker, done))  # type: ignore[arg-type]
-        if not task.has_begun:
+        if not task._has_begun:
             _refuse_depth(worker, task)
             # not before the coroutine waits
             loop.call_soon(self._have_run_later, worker, worker.running[-1], ref(task))
@@ -239,7 +239,7 @@ class Waits:
         self, worker: Worker, waiting: Task[Any], reference: ReferenceType[Task[Any]]
     ) -> None:
         task = reference()
-        if waiting in worker.running and task is not None and not task.has_begun:
+        if waiting in worker.running and task is not None and not task._has_begun:
             # a loop may outlive who was to wait
             self._have_run(worker, task)
 
