@@ -58,25 +58,26 @@ is in it."""
 class WebhookSink:
     """Posts each batch as one request to a URL. Delivery is at least once, in order.
 
-    The body is a CloudEvents 1.0 JSON batch (see `bgworker.sinks.cloudevents`), the signature is of
+    The body is a CloudEvents 1.0 JSON batch (see `cloudevents`), the signature is of
     Standard Webhooks: the receiver checks it with `verify`, or with the library of its language.
     ``webhook-id`` is made of the events: the same batch has the same id and body on every attempt,
     and a receiver that has dealt with an id may answer 2xx and do nothing. Events may come again in
     other batches, after a restart or a replay; they have the same ids then.
 
-    ==================
-    ===============================================================================================
-    answer             what becomes of the batch ==================
-    ===============================================================================================
-    2xx                delivered; what follows the headers does not matter 408, 429, 5xx,     tried
-    again, after ``Retry-After`` if there is one (seconds or a date, at most the ``cap`` of the
-    none, no HTTP      `RetryPolicy`). Network errors, timeouts and certificates that are not
-    trusted count as none 401, 403, 407      held, and tried again once in the ``cap``, until
-    somebody has mended it 410                the sink is closed: this and all that comes is parked,
-    or dropped and counted 400, 409, 413, 422 halved until the offending events stand alone; those
-    are parked, or dropped and counted other 3xx and 4xx  parked, or dropped and counted, as it is;
-    redirects are not followed ==================
-    ===============================================================================================
+    What the receiver answers decides what becomes of the batch:
+
+    - 2xx: delivered; what follows the headers does not matter.
+    - 408, 429, 5xx, or no answer in HTTP: tried again, after ``Retry-After`` if there is one
+      (seconds or a date, at most the ``cap`` of the `RetryPolicy`). Network errors, timeouts and
+      certificates that are not trusted count as no answer.
+    - 401, 403, 407: held, and tried again once in the ``cap``, until somebody has mended it.
+    - 410: the sink is closed; this and all that comes is parked, or dropped and counted.
+    - 400, 409, 413, 422: halved until the offending events stand alone; those are parked, or
+      dropped and counted.
+    - Any other 3xx or 4xx: parked, or dropped and counted, as a whole; no redirect is followed.
+
+    To change the secret, sign with both, ``secret=[new, old]``, give the receiver the new one, and
+    then leave the old one out: no request fails in between.
 
     No error, log line or ``repr`` shows a secret, a header, or more of the URL than its scheme,
     host and port.
