@@ -35,13 +35,13 @@ from .running.task import Task, TaskContext, checkpoint, current_task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .delivery.options import FlushReport, SinkHealth, SinkOptions
+    from .delivery.options import SinkOptions
     from .delivery.retry import RetryPolicy
     from .delivery.subscription import Subscription
     from .history.reader import History
     from .history.sink import SqliteSink
     from .model.events import Event, LifecycleEvent, LossEvent, StreamEvent, TaskSnapshot
-    from .model.health import SchedulerHealth, StuckThread
+    from .model.health import FlushReport, SchedulerHealth, SinkHealth, StuckThread
     from .shell.command import shell
     from .sinks import open_sink
     from .sinks.base import HookSink, Sink
@@ -59,14 +59,14 @@ _LAZY = {
     "LossEvent": "model.events",
     "StreamEvent": "model.events",
     "TaskSnapshot": "model.events",
+    "FlushReport": "model.health",
     "SchedulerHealth": "model.health",
+    "SinkHealth": "model.health",
     "StuckThread": "model.health",
     "HookSink": "sinks.base",
     "Sink": "sinks.base",
     "open_sink": "sinks",
     "JsonlSink": "sinks.jsonl",
-    "FlushReport": "delivery.options",
-    "SinkHealth": "delivery.options",
     "SinkOptions": "delivery.options",
     "RetryPolicy": "delivery.retry",
     "Subscription": "delivery.subscription",

@@ -16,7 +16,7 @@ import pytest
 
 from bgworker.delivery.backlog import MARK, Chunk
 from bgworker.delivery.courier import Courier, Mark, close_all, options_for
-from bgworker.delivery.options import SinkHealth, SinkOptions
+from bgworker.delivery.options import SinkOptions
 from bgworker.delivery.retry import RetryPolicy
 from bgworker.model.errors import (
     ConfigurationError,
@@ -25,6 +25,7 @@ from bgworker.model.errors import (
     TemporarySinkError,
 )
 from bgworker.model.events import Event, EventType, LossEvent
+from bgworker.model.health import SinkHealth
 from bgworker.model.records import COMPLETED, CREATED, OUTPUT, PROGRESS, TaskState
 from bgworker.model.reports import wait_for_reports
 from bgworker.testing import FlakySink, Hang, MemorySink, crawl, fail, partial, work

@@ -28,9 +28,9 @@ from bgworker import (
 from bgworker.delivery.backlog import Backlog
 from bgworker.delivery.dispatcher import Dispatcher
 from bgworker.delivery.intake import Intake
-from bgworker.delivery.options import SinkHealth
 from bgworker.delivery.retry import RetryPolicy
 from bgworker.delivery.tails import ALL_BYTES, TAIL_BYTES, TAIL_COST
+from bgworker.model.health import SinkHealth
 from bgworker.model.records import COMPLETED, CREATED, FAILED, OUTPUT, PROGRESS, STARTED, TaskState
 from bgworker.model.reports import wait_for_reports
 from bgworker.testing import FlakySink, Hang, MemorySink, fail

@@ -19,6 +19,7 @@ from time import time_ns
 from ..model.checks import number
 from ..model.clock import monotonic
 from ..model.errors import ConfigurationError, MissingPart, SinkError, TemporarySinkError
+from ..model.health import SinkHealth
 from ..model.records import LOST, TYPES, Batch
 from ..model.reports import report, wait_for_reports
 from ..model.text import describe, name_of
@@ -26,7 +27,7 @@ from ..model.threads import own_thread
 from .backlog import MARK, Backlog, Chunk
 from .intake import MOST_TAKEN
 from .loop import SinkLoop
-from .options import SinkHealth, kinds_of
+from .options import kinds_of
 from .patience import Patience
 from .retry import Breaker, Trouble
 

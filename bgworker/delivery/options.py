@@ -1,8 +1,8 @@
-"""How one sink is treated, and how it fares: frozen, validated at construction."""
+"""How one sink is treated: frozen, validated at construction."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ..model.checks import choice, members, number, settle
@@ -65,54 +65,3 @@ class SinkOptions:
 def kinds_of(types: Collection[EventType | str]) -> frozenset[int]:
     """Return the kinds of records that become events of these types."""
     return frozenset(kind for kind, type_ in enumerate(TYPES) if type_ in types)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SinkHealth:
-    """The account and the condition of one sink at one moment.
-
-    At every quiet moment ``emitted == delivered + coalesced + dropped + parked + pending``.
-    """
-
-    emitted: int = 0
-    """Events meant for this sink, those refused on the way included."""
-    delivered: int = 0
-    """Events that a ``write`` of the sink took without raising."""
-    coalesced: int = 0
-    """Progress events of which a newer one took the place in a full queue."""
-    dropped: int = 0
-    """Events given up; the reasons stand in ``dropped_by_reason``."""
-    parked: int = 0
-    """Events written to the park file instead."""
-    pending: int = 0
-    """Events that wait in the queue or are being written."""
-    dropped_by_reason: Mapping[str, int] = field(default_factory=dict)
-    """"overflow", "intake", "oversize", "refused", "failed", "closed", ... -> events; adds up to
-    ``dropped``."""
-    state: Literal["ok", "retrying", "open", "failed", "closed"] = "ok"
-    """"open" is the circuit breaker's: too many failures in a row, or the sink has its events held
-    until somebody mends it; one probe now and then. "failed": the sink takes nothing any more;
-    until it is unregistered, what comes is parked, or dropped as "closed"."""
-    lag: float = 0.0
-    """Age in seconds of the oldest pending event."""
-    retries: int = 0
-    """Attempts after a first one that failed."""
-    last_error: str | None = None
-    """Type and text of the sink's latest failure; stays after a recovery."""
-
-
-@dataclass(frozen=True, slots=True)
-class FlushReport:
-    """What `flush` achieved; truthy when all that was emitted before the call is delivered."""
-
-    pending: Mapping[str, int]
-    """Sink name -> events emitted before the call that were still waiting when it returned (0 when
-    done)."""
-    lost: Mapping[str, int]
-    """Sink name -> events that it never got since its registration: dropped or parked, not
-    coalesced."""
-    done: bool
-    """False when the timeout ended the flush."""
-
-    def __bool__(self) -> bool:
-        return self.done and not any(self.pending.values()) and not any(self.lost.values())

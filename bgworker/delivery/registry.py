@@ -11,11 +11,12 @@ from ..model.checks import key, members, named
 from ..model.clock import monotonic
 from ..model.enums import EventType
 from ..model.errors import ConfigurationError, ShutdownError, SinkError
+from ..model.health import FlushReport, SinkHealth
 from ..model.reports import report
 from ..model.text import ask, name_of, show
 from ..sinks.base import open_sink, sinks_from_environ
 from .courier import Courier, Mark, close_all, options_for
-from .options import FlushReport, SinkHealth, SinkOptions, kinds_of
+from .options import SinkOptions, kinds_of
 from .subscription import Subscription
 
 TYPE_CHECKING = False

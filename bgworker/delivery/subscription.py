@@ -16,12 +16,12 @@ from collections import Counter
 from ..model.clock import monotonic
 from ..model.errors import ShutdownError
 from ..model.failure import describe_failure
+from ..model.health import SinkHealth
 from ..model.records import Batch, TaskState
 from ..model.reports import report
 from ..model.threads import own_thread
 from .backlog import Backlog, Chunk
 from .courier import CROWDED
-from .options import SinkHealth
 from .patience import Patience
 
 TYPE_CHECKING = False

@@ -1,9 +1,17 @@
-"""How the workers of a scheduler fare at one moment: frozen figures, without a live object."""
+"""How workers and sinks fare at one moment: frozen figures, without a live object.
+
+Loaded when somebody first asks for one, as the events are.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
+    from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,3 +50,54 @@ class SchedulerHealth:
     """How often a thread took the place of a stuck one since the start."""
     late_events: int
     """Events discarded since the start because they came after their task's end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkHealth:
+    """The account and the condition of one sink at one moment.
+
+    At every quiet moment ``emitted == delivered + coalesced + dropped + parked + pending``.
+    """
+
+    emitted: int = 0
+    """Events meant for this sink, those refused on the way included."""
+    delivered: int = 0
+    """Events that a ``write`` of the sink took without raising."""
+    coalesced: int = 0
+    """Progress events of which a newer one took the place in a full queue."""
+    dropped: int = 0
+    """Events given up; the reasons stand in ``dropped_by_reason``."""
+    parked: int = 0
+    """Events written to the park file instead."""
+    pending: int = 0
+    """Events that wait in the queue or are being written."""
+    dropped_by_reason: Mapping[str, int] = field(default_factory=dict)
+    """"overflow", "intake", "oversize", "refused", "failed", "closed", ... -> events; adds up to
+    ``dropped``."""
+    state: Literal["ok", "retrying", "open", "failed", "closed"] = "ok"
+    """"open" is the circuit breaker's: too many failures in a row, or the sink has its events held
+    until somebody mends it; one probe now and then. "failed": the sink takes nothing any more;
+    until it is unregistered, what comes is parked, or dropped as "closed"."""
+    lag: float = 0.0
+    """Age in seconds of the oldest pending event."""
+    retries: int = 0
+    """Attempts after a first one that failed."""
+    last_error: str | None = None
+    """Type and text of the sink's latest failure; stays after a recovery."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlushReport:
+    """What `flush` achieved; truthy when all that was emitted before the call is delivered."""
+
+    pending: Mapping[str, int]
+    """Sink name -> events emitted before the call that were still waiting when it returned (0 when
+    done)."""
+    lost: Mapping[str, int]
+    """Sink name -> events that it never got since its registration: dropped or parked, not
+    coalesced."""
+    done: bool
+    """False when the timeout ended the flush."""
+
+    def __bool__(self) -> bool:
+        return self.done and not any(self.pending.values()) and not any(self.lost.values())

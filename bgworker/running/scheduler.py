@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
     from typing import Any, Coroutine, Literal, ParamSpec, TypeVar, overload
 
-    from ..delivery.options import FlushReport, SinkHealth, SinkOptions
+    from ..delivery.options import SinkOptions
     from ..delivery.subscription import Subscription
     from ..model.events import Event, EventType, TaskSnapshot
-    from ..model.health import SchedulerHealth
+    from ..model.health import FlushReport, SchedulerHealth, SinkHealth
     from ..sinks.base import Sink
 
     P = ParamSpec("P")
