@@ -22,6 +22,7 @@ import gc
 import importlib
 import itertools
 import multiprocessing.util
+import operator
 import os
 import re
 import sys
@@ -132,8 +133,22 @@ def test_cancel_futures_wait_false(self: Any) -> None:
     self.assertIn(out.strip(), [b"apple", b""])
 
 
-REWORDED = {"test_cancel_futures_wait_false": test_cancel_futures_wait_false}
-del test_cancel_futures_wait_false  # no test by itself
+def test_idle_thread_reuse(self: Any) -> None:
+    """The same, but waiting until the thread is idle: a result is there before that, for
+    CPython's pool as well, and on a busy machine the next task comes before it, too."""
+    executor = self.executor_type()
+    for numbers in ((21, 2), (6, 7), (3, 14)):
+        self.assertEqual(executor.submit(operator.mul, *numbers).result(), 42)
+        deadline = time.monotonic() + support.SHORT_TIMEOUT
+        while not executor._idle_semaphore._value and time.monotonic() < deadline:
+            time.sleep(0.001)
+    self.assertEqual(len(executor._threads), 1)
+    executor.shutdown(wait=True)
+
+
+REWORDED = {"test_cancel_futures_wait_false": test_cancel_futures_wait_false,
+            "test_idle_thread_reuse": test_idle_thread_reuse}
+del test_cancel_futures_wait_false, test_idle_thread_reuse  # no tests by themselves
 
 
 def thread_pool_cases() -> Iterator[tuple[types.ModuleType, type[unittest.TestCase]]]:

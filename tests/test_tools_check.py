@@ -112,8 +112,23 @@ def test_an_environment_that_somebody_else_made_is_left_alone(tmp_path: Path) ->
     (root / ".venv").mkdir()
     (root / ".venv" / "mine").write_text("precious", encoding="utf-8")
     done = run(tool=root / "tools" / "check.py", CI="")
-    assert (done.returncode, done.stderr.count("\n")) == (
-        2,
-        1,
-    ) and "was not made by this tool" in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "was not made by this tool" in done.stderr
     assert [each.name for each in (root / ".venv").iterdir()] == ["mine"]
+
+
+def test_a_check_that_hangs_is_killed_and_has_failed(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(check, "HANGS", 0.5)
+    (tmp_path / "pytest.py").write_text("import time; time.sleep(600)", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    here = check.Interpreter(sys.executable, HERE)
+    assert not check.tests_pass(here, environment, [])
+    hanging = ["-c", "import time; time.sleep(600)"]
+    assert not check.passes("what hangs", here, hanging, environment)
+    monkeypatch.setattr(check, "HANGS", 300.0)
+    assert check.passes("what ends", here, ["-c", "pass"], environment)
+    out = capfd.readouterr().out
+    assert out.count("timed out after") == 2
+    assert "\nFAIL  what hangs" in out and "\nok    what ends" in out

@@ -38,6 +38,9 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 10)
 NEWEST = (3, 15)
 
+HANGS = 30 * 60.0
+"""Seconds after which a check counts as hanging: it is killed, and has failed."""
+
 LEAKS = ("PYTHON", "PYTEST_", "MYPY", "BGWORKER_", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__",
          "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
 """Beginnings of environment variables that would let the caller's set-up decide what is installed
@@ -282,21 +285,29 @@ def run_checks(pythons: list[Interpreter], environment: dict[str, str], *, fast:
 
 def tests_pass(python: Interpreter, environment: dict[str, str], arguments: list[str]) -> bool:
     print(f"      pytest {' ' * 9} {python.version}", flush=True)
-    return subprocess.run([python.command, "-m", "pytest", "-W", "error", *arguments],
-                          cwd=str(ROOT), env=environment).returncode == 0
+    try:
+        return subprocess.run([python.command, "-m", "pytest", "-W", "error", *arguments],
+                              cwd=str(ROOT), env=environment, timeout=HANGS).returncode == 0
+    except subprocess.TimeoutExpired as error:
+        print(error, flush=True)
+        return False
 
 
 def passes(name: str, python: Interpreter, arguments: list[str],
            environment: dict[str, str]) -> bool:
     """Run one check and report it in a line; show what it said only if it failed."""
     begun = time.monotonic()
-    done = subprocess.run([python.command, *arguments], cwd=str(ROOT), env=environment,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    report("FAIL" if done.returncode else "ok", name, python, begun)
-    if done.returncode:
-        sys.stdout.buffer.write(done.stdout)
+    try:
+        done = subprocess.run([python.command, *arguments], cwd=str(ROOT), env=environment,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=HANGS)
+        has_failed, said = done.returncode != 0, done.stdout
+    except subprocess.TimeoutExpired as error:
+        has_failed, said = True, (error.output or b"") + f"{error}\n".encode()
+    report("FAIL" if has_failed else "ok", name, python, begun)
+    if has_failed:
+        sys.stdout.buffer.write(said)
         sys.stdout.flush()
-    return done.returncode == 0
+    return not has_failed
 
 
 def report(outcome: str, name: str, python: Interpreter, begun: float) -> None:
