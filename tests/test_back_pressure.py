@@ -70,7 +70,7 @@ class Hanging(Store):
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Open the gate for good."""
-    monkeypatch.setattr(TaskContext, "wait_for_room", lambda self, size: 1000)
+    monkeypatch.setattr(TaskContext, "_wait_for_room", lambda self, size: 1000)
 
 
 @pytest.fixture

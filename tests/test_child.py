@@ -48,19 +48,22 @@ class FakeContext:
             (self.outputs if kind == OUTPUT else self.errors).append(line)
             self.on_line(line)
 
-    def wait_for_room(self, size: int) -> int:
+    def _wait_for_room(self, size: int) -> int:
         return 1000
 
     def checkpoint(self) -> None:
         if self.cancel_requested:
             raise TaskCancelled(self.cancel_reason)
 
-    def on_cancel(self, callback: Callable[[], object] | None) -> None:
+    @contextlib.contextmanager
+    def _woken_by(self, wake: Callable[[], object]) -> Iterator[None]:
         with self._lock:
-            self._callback = callback
+            self._callback = wake
             now = self.cancel_requested
-        if now and callback is not None:
-            callback()
+        if now:
+            wake()
+        yield
+        self._callback = None
 
     def cancel(self, reason: str = "user") -> None:
         with self._lock:

@@ -490,80 +490,47 @@ def test_time_remaining_falls_from_the_timeout_to_zero_and_not_below(pool: Sched
     assert pool.submit(lambda: current_task().time_remaining).result(LONG) is None
 
 
-def waiting_task(
-    pool: Scheduler, arm: Callable[[TaskContext], object]
-) -> tuple[Task[None], threading.Event]:
-    armed, let_go = threading.Event(), threading.Event()
+def test_what_wakes_a_task_is_called_once_on_the_thread_that_cancels(pool: Scheduler) -> None:
+    threads: list[threading.Thread] = []
+    waiting, let_go = threading.Event(), threading.Event()
 
     def work() -> None:
-        arm(current_task())
-        armed.set()
-        assert let_go.wait(LONG)
+        context = current_task()
+        with context._woken_by(lambda: threads.append(threading.current_thread())):
+            waiting.set()
+            assert let_go.wait(LONG)
 
     task = pool.submit(work)
-    assert armed.wait(LONG)
-    return task, let_go
-
-
-def test_on_cancel_is_called_once_on_the_thread_that_cancels(pool: Scheduler) -> None:
-    threads: list[threading.Thread] = []
-    task, let_go = waiting_task(pool, lambda context: context.on_cancel(
-        lambda: threads.append(threading.current_thread())))
+    assert waiting.wait(LONG)
     task.cancel("one")
     task.cancel("two")
     assert threads == [threading.current_thread()]
     let_go.set()
+    assert task.wait(LONG)
 
 
-def test_on_cancel_is_called_at_once_if_the_task_was_asked_before_and_is_taken_back_by_none(
+def test_two_that_wait_in_one_task_are_both_woken_also_when_it_was_asked_before_and_not_afterwards(
     pool: Scheduler,
 ) -> None:
-    called: list[str] = []
-    asked = threading.Event()
+    woken: list[str] = []
+    waiting, asked = threading.Event(), threading.Event()
 
-    def late() -> None:
-        asked.wait(LONG)
-        current_task().on_cancel(None)
-        current_task().on_cancel(lambda: called.append("late"))
+    def work() -> None:
+        context = current_task()
+        with context._woken_by(lambda: woken.append("gone")):
+            pass
+        with context._woken_by(lambda: woken.append("outer")):
+            with context._woken_by(lambda: woken.append("inner")):
+                waiting.set()
+                assert asked.wait(LONG)
+            with context._woken_by(lambda: woken.append("late")):
+                pass
 
-    task = pool.submit(late)
-    while not task.running():
-        time.sleep(0.001)
+    task = pool.submit(work)
+    assert waiting.wait(LONG)
     task.cancel()
     asked.set()
-    assert task.wait(LONG) and called == ["late"]
-
-    task, let_go = waiting_task(
-        pool,
-        lambda context: (
-            context.on_cancel(lambda: called.append("first")),
-            context.on_cancel(None),
-        ),
-    )
-    task.cancel()
-    let_go.set()
-    assert task.wait(LONG) and called == ["late"]
-
-
-@pytest.mark.parametrize("error", [ValueError("broken"), TaskCancelled("own")])
-def test_an_on_cancel_callback_that_raises_neither_reaches_who_cancels_nor_keeps_a_timed_out_task_open(
-    pool: Scheduler, error: BaseException, caplog: pytest.LogCaptureFixture
-) -> None:
-    def arm(context: TaskContext) -> None:
-        def fail() -> None:
-            raise error
-        context.on_cancel(fail)
-
-    task, let_go = waiting_task(pool, arm)
-    assert task.cancel() is False and task.cancel_requested
-    let_go.set()
-    assert task.wait(LONG)
-    held = threading.Event()
-    timed_out = pool.options(timeout=0.05).submit(lambda: (arm(current_task()), held.wait(LONG)))
-    assert timed_out.wait(LONG) and timed_out.status == "timed_out"
-    held.set()
-    assert caplog.text.count("the cancel callback of task") == 2 and all(
-        each.levelno >= logging.ERROR for each in caplog.records)
+    assert task.wait(LONG) and woken == ["outer", "inner", "late"]
 
 
 # -- who it is --

@@ -461,12 +461,12 @@ def test_asyncio_timeouts_inside_are_the_coroutines_own(pool: Scheduler) -> None
     assert task.result(LONG) == "timed out inside" and task.status is TaskStatus.COMPLETED
 
 
-def test_a_callback_of_on_cancel_inside_does_not_stand_in_the_way(pool: Scheduler) -> None:
+def test_what_else_waits_in_a_coroutine_is_woken_too(pool: Scheduler) -> None:
     waiting, told = Waiting(), []
 
     async def work() -> None:
-        current_task().on_cancel(lambda: told.append("told"))
-        await waiting()
+        with current_task()._woken_by(lambda: told.append("told")):
+            await waiting()
 
     task = entered(pool.submit(work), waiting)
     task.cancel()

@@ -87,7 +87,7 @@ class Waiting:
         self.seconds = seconds
         self.said: list[str] = []
 
-    def wait_for_room(self, size: int) -> int:
+    def _wait_for_room(self, size: int) -> int:
         self.said.append("wait")
         time.sleep(self.seconds)
         return 3

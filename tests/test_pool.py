@@ -495,30 +495,6 @@ def test_a_task_given_up_at_shutdown_is_told_of_as_stuck() -> None:
     until(lambda: pool.health().stuck == ())
 
 
-def test_a_cancel_callback_that_exits_costs_neither_its_task_its_end_nor_others_their_deadlines() -> (
-    None
-):
-    gate = threading.Event()
-
-    def leave() -> None:
-        raise Leave
-
-    def work() -> None:
-        current_task().on_cancel(leave)
-        gate.wait(LONG)
-
-    with Scheduler(2) as pool:
-        first = pool.options(timeout=0.05).submit(work)
-        assert isinstance(first.exception(LONG), TaskTimedOut)
-        second = pool.options(timeout=0.05).submit(gate.wait, LONG)
-        assert isinstance(second.exception(LONG), TaskTimedOut)
-        gate.set()
-
-
-class Leave(BaseException):
-    """Nothing that code of ours expects."""
-
-
 def test_a_task_that_shrinks_the_pool_and_waits_for_another_is_helped() -> None:
     with Scheduler(4) as pool:
         together = threading.Barrier(4)
@@ -610,57 +586,6 @@ def test_of_tasks_inside_one_another_each_that_is_not_past_its_own_deadline_is_w
         assert task.done() and task.status is expected
         assert ends_of(sink)[task.id] == ["TaskTimedOut" if depth in late else "TaskCompleted"]
         assert ((task.id, f"the end of {depth}") in said) == (depth not in late)
-
-
-@pytest.mark.parametrize("max_stuck", [0, 256])
-@pytest.mark.parametrize("seconds", [0.05, LONG])
-def test_a_cancel_callback_that_takes_its_time_at_a_deadline_costs_neither_the_end_nor_others_their_deadlines(
-    seconds: float, max_stuck: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bgworker.running.task, "PATIENCE", 0.2)
-    sink = MemorySink()
-    go, gone = threading.Event(), threading.Event()
-
-    def slow_to_stop() -> None:
-        current_task().on_cancel(lambda: go.wait(seconds))
-        assert gone.wait(LONG)
-
-    told = threading.Event()
-    pool = Scheduler(2, sinks=[sink], max_stuck=max_stuck)
-    task = pool.options(timeout=0.1).submit(slow_to_stop)
-    task.add_done_callback(lambda each: told.set())
-    other = pool.options(timeout=0.3).submit(gone.wait, LONG)
-    closing = threading.Thread(target=pool.shutdown)
-    until(lambda: other.running() and task.running())
-    closing.start()
-    if max_stuck:  # else the only thread for the callback is that of the deadlines
-        assert isinstance(other.exception(LONG), TaskTimedOut)
-    assert isinstance(task.exception(LONG), TaskTimedOut) and told.wait(
-        LONG if max_stuck or seconds < LONG else 0
-    ) in (True, False)
-    go.set()
-    gone.set()
-    closing.join(LONG)
-    assert not closing.is_alive() and task.done() and told.wait(LONG)
-    assert ends_of(sink)[task.id] == ["TaskTimedOut"]
-
-
-def test_a_cancel_callback_that_blocks_does_not_hold_up_a_shutdown_with_a_timeout() -> None:
-    go = threading.Event()
-
-    def work() -> None:
-        current_task().on_cancel(lambda: go.wait(LONG))
-        go.wait(LONG)
-
-    pool = Scheduler(1)
-    task = pool.submit(work)
-    until(task.running)
-    closing = threading.Thread(target=pool.shutdown, kwargs={"timeout": 0.5})
-    closing.start()
-    closing.join(LONG / 2)
-    assert not closing.is_alive(), "the callback has had it wait"
-    go.set()
-    assert task.wait(LONG)
 
 
 def test_what_is_cancelled_at_shutdown_has_its_end_in_the_record_also_where_the_last_worker_is_stuck() -> (
@@ -844,16 +769,14 @@ def test_at_whatever_step_of_a_shutdown_a_stuck_thread_comes_back_nothing_is_rai
 
         def work() -> None:
             threads.append(threading.current_thread())
-            current_task().on_cancel(int)
-            go.wait(LONG)
+            with current_task()._woken_by(int):
+                go.wait(LONG)
 
         pool = Scheduler(1)
         task = pool.options(timeout=0.01).submit(work)
         assert isinstance(task.exception(LONG), TaskTimedOut)
         until(lambda: pool.health().stuck)
-        steps = AtStep(
-            number, come_back, inside=("join", "reacts", "_reacts", "_reacts_to_cancel", "reacts_to_cancel", "awaited")
-        )
+        steps = AtStep(number, come_back, inside=("join", "reacts", "_reacts_to_cancel"))
         threading.Timer(1.0, go.set).start() if number > 200 else None
         with traced(steps):
             pool.shutdown(timeout=0.3)

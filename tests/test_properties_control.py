@@ -88,7 +88,6 @@ class Control:
             self.sleeps,
             self.never_looks,
             self.reacts,
-            self.blocks_its_cancel,
             self.waits,
             self.waits,
             self.waits_a_little,
@@ -128,19 +127,9 @@ class Control:
 
     def reacts(self, depth: int) -> None:
         woken = threading.Event()
-        current_task().on_cancel(woken.set)
-        woken.wait(0.03)
-        current_task().on_cancel(None)
+        with current_task()._woken_by(woken.set):
+            woken.wait(0.03)
         current_task().checkpoint()
-
-    def blocks_its_cancel(self, depth: int) -> None:
-        def block() -> None:
-            time.sleep(self.random.choice([0, 0.01, 0.05]))
-            if self.random.random() < 0.3:
-                raise SystemExit("from a cancel callback")
-
-        current_task().on_cancel(block)
-        time.sleep(self.random.choice([0, 0.01, 0.03]))
 
     def waits(self, depth: int) -> None:
         for task in self.several(depth):
@@ -261,12 +250,8 @@ class Control:
 @contextlib.contextmanager
 def short_patience() -> Iterator[None]:
     """Have the pool lose its patience soon, and nobody see what is said."""
-    before = (
-        bgworker.running.pool.STANDSTILL,
-        bgworker.running.task.PATIENCE,
-        sys.getswitchinterval(),
-    )
-    bgworker.running.pool.STANDSTILL, bgworker.running.task.PATIENCE = 0.05, 0.02
+    before = bgworker.running.pool.STANDSTILL, sys.getswitchinterval()
+    bgworker.running.pool.STANDSTILL = 0.05
     loggers = [logging.getLogger(name) for name in ("bgworker", "concurrent.futures", "asyncio")]
     levels = [each.level for each in loggers]
     for each in loggers:
@@ -279,8 +264,8 @@ def short_patience() -> Iterator[None]:
         ):
             yield
     finally:
-        bgworker.running.pool.STANDSTILL, bgworker.running.task.PATIENCE = before[:2]
-        sys.setswitchinterval(before[2])
+        bgworker.running.pool.STANDSTILL = before[0]
+        sys.setswitchinterval(before[1])
         for each, level in zip(loggers, levels):
             each.setLevel(level)
 

@@ -118,6 +118,14 @@ def test_a_task_shows_what_its_submitter_needs_and_no_more() -> None:
     assert all(name.startswith("_") for name in vars(task))
 
 
+def test_the_inside_of_a_task_shows_what_its_code_needs_and_no_more() -> None:
+    assert public_names(bgworker.TaskContext) == {
+        "id", "name", "metadata", "cancel_requested", "cancel_reason", "time_remaining",
+        "progress", "output", "error", "warning", "verbose", "checkpoint", "sleep",
+    }
+    assert all(name.startswith("_") for name in vars(bgworker.current_task()))
+
+
 def test_an_unknown_attribute_is_an_attribute_error_that_names_it() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         bgworker.no_such_name

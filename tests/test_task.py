@@ -211,9 +211,9 @@ def test_cancelling_returns_false_though_the_running_task_ends_before_it_returns
     begun = threading.Event()
 
     def work() -> None:
-        current_task().on_cancel(lambda: task.wait(LONG))  # on the thread that cancels
-        begun.set()
-        current_task().sleep(LONG)
+        with current_task()._woken_by(lambda: task.wait(LONG)):  # on the thread that cancels
+            begun.set()
+            current_task().sleep(LONG)
 
     task = pool.submit(work)
     assert begun.wait(LONG)

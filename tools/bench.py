@@ -362,7 +362,7 @@ def emit_patiently(texts: Sequence[str]) -> None:
 
     task = current_task()
     waiting = iter(texts)
-    while chunk := list(itertools.islice(waiting, task.wait_for_room(60))):
+    while chunk := list(itertools.islice(waiting, task._wait_for_room(60))):
         for text in chunk:
             task.output(text)
 

@@ -57,8 +57,8 @@ class Capture:
 
     def __init__(self, context: TaskContext) -> None:
         self._context: TaskContext | None = context
-        self._max_payload = context.limits.max_payload
-        context.before_end = self.flush
+        self._max_payload = context._limits.max_payload
+        context._flush = self.flush
         self._lines: dict[tuple[Stream, int], _Line] = {}  # by stream and thread
 
     def __enter__(self) -> None:
@@ -80,7 +80,7 @@ class Capture:
         """Say nothing more, in whatever contexts still hold this."""
         context, self._context = self._context, None
         if context is not None:
-            context.before_end = None
+            context._flush = None
 
     @property
     def is_active(self) -> bool:

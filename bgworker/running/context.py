@@ -6,13 +6,12 @@ blocks but `sleep`.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import threading
 import time
+from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from types import MappingProxyType
 
 from ..delivery.intake import SHORT, Intake
@@ -23,10 +22,8 @@ from ..model.text import clean, fit, fit_json, json_text, number_of, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any, Literal
-
-logger = logging.getLogger(__name__.partition(".")[0])
 
 LONG = 4096
 """Characters from which a payload is looked at more closely, on the task's thread."""
@@ -59,23 +56,20 @@ class TaskContext:
     """The inside of a running task, from `current_task()`. Any thread may use it; nothing in it
     blocks but `sleep`."""
 
-    deadline: float | None = None
-    """When its time is over, on the monotonic clock."""
+    _deadline: float | None = None  # on the monotonic clock
     _stop_reason: str | None = None
-    _stop_event: threading.Event | None = None
-    _on_cancel: Callable[[], object] | None = None
-    _interrupt: Callable[[], object] | None = None
+    _stop_event: threading.Event | None = None  # for those who `sleep`
+    _wakers: tuple[Callable[[], object], ...] = ()
+    _reacts_until = math.inf
+    """When a task that was woken is no longer expected to end, on the monotonic clock."""
+    _captures_output = False
+    """True when what the task prints, logs and warns goes to its streams too."""
+    _flush: Callable[[], object] | None = None
+    """Emits the captured lines that are not finished; called before the terminal event, maybe
+    while the task still runs."""
     _shown_percent: float | None = None
     _shown_at: float | None = None  # monotonic; None until the first progress event
     _unshown: tuple[float | None, str] | None = None
-
-    captures_output = False
-    """True when what the task prints, logs and warns goes to its streams too."""
-    reacts_until = math.inf
-    """When who interrupts the task gives up on it, on the monotonic clock."""
-    before_end: Callable[[], object] | None = None
-    """Called before the terminal event, maybe while the task still runs, to emit what was held
-    back."""
 
     def __init__(
         self, state: TaskState, intake: Intake, limits: Limits, metadata: Mapping[str, Any]
@@ -114,7 +108,7 @@ class TaskContext:
     @property
     def time_remaining(self) -> float | None:
         """Seconds until the task's timeout, at least 0; None without one."""
-        return None if self.deadline is None else max(0.0, self.deadline - monotonic())
+        return None if self._deadline is None else max(0.0, self._deadline - monotonic())
 
     def output(self, value: object) -> None:
         """Emit to the output stream: a `str` as text, any JSON value as JSON, anything else as its
@@ -136,35 +130,6 @@ class TaskContext:
     def verbose(self, value: object) -> None:
         """Emit to the verbose stream; see `output`."""
         self._emit_value(VERBOSE, value)
-
-    def _emit_lines(self, kind: int, lines: list[str]) -> None:
-        """Emit lines of clean text of at most ``max_payload`` bytes each, at once; see
-        `Intake.emit_lines`."""
-        self._intake.emit_lines(self._state, kind, lines)
-
-    def _emit_value(self, kind: int, value: object) -> None:
-        """Emit what is not plain short text. It is turned into text here and now: the value may
-        change right after."""
-        format_: Literal["text", "json"] = "text"
-        if type(value) is str:
-            text: str = value
-        elif issubclass(type(value), _JSON_TYPES):
-            text, format_ = json_text(value), "json"
-        else:
-            text = text_of(value)
-        if len(text) <= self._limits.fits:
-            emit = self._intake.emit if len(text) <= SHORT else self._intake.emit_weighed
-            emit(self._state, kind, text if format_ == "text" else (text, format_, False, 0))
-            return
-        fitted, original_bytes = (fit if format_ == "text" else fit_json)(
-            text, self._limits.max_payload
-        )
-        if original_bytes and self._limits.oversize == "reject":
-            self._intake.refuse(kind, "oversize")
-        else:
-            self._intake.emit_weighed(
-                self._state, kind, (fitted, format_, original_bytes > 0, original_bytes)
-            )
 
     def progress(self, completed: float, total: float | None = 100, message: str = "") -> None:
         """Tell how far the task is.
@@ -196,39 +161,6 @@ class TaskContext:
         else:
             self._unshown = (percent, fitted)
 
-    def _emit_progress(self, progress: tuple[float | None, str]) -> None:
-        emit = self._intake.emit if len(progress[1]) <= SHORT else self._intake.emit_weighed
-        emit(self._state, PROGRESS, progress)
-
-    # -- the task's side --
-
-    @property
-    def limits(self) -> Limits:
-        """What the scheduler allows its tasks to say."""
-        return self._limits
-
-    @property
-    def intake(self) -> Intake:
-        """Where the task's events go: in a forked child still the parent's, which is closed
-        there."""
-        return self._intake
-
-    @property
-    def holds_back(self) -> bool:
-        """True when `say_last` has something to emit."""
-        return self._unshown is not None or self.before_end is not None
-
-    def say_last(self) -> None:
-        """Emit what was held back: a captured line that is not finished, and the progress that the
-        rate limit kept."""
-        # once: the task's thread may take it back while the deadlines' thread is here
-        before_end = self.before_end
-        if before_end is not None:
-            before_end()
-        unshown, self._unshown = self._unshown, None
-        if unshown is not None:
-            self._emit_progress(unshown)
-
     def checkpoint(self) -> None:
         """Return if the task may go on.
 
@@ -252,57 +184,91 @@ class TaskContext:
         self._stop_event.wait(seconds)
         self.checkpoint()
 
-    def on_cancel(self, callback: Callable[[], object] | None) -> None:
-        """Have ``callback`` called once when the task is asked to stop, at once if it was; None
-        takes it back.
+    def __repr__(self) -> str:
+        return f"<TaskContext {self._state.name or 'outside a task'}>"
 
-        For code that waits for something else than `sleep`. The callback runs on the thread that
-        cancels and must be quick; what it raises there is logged. There is one; setting another
-        replaces it.
-        """
-        with _stop_lock:
-            if self._stop_reason is None or callback is None:
-                self._on_cancel = callback
-                return
-        callback()
+    # -- what the runner, capture and commands need --
 
-    def interrupt_by(self, callback: Callable[[], object] | None) -> None:
-        """As `on_cancel`, for who runs the task's code: beside that, which belongs to the code
-        itself."""
-        with _stop_lock:
-            self._interrupt = callback
-            if self._stop_reason is None or callback is None:
-                return
-        callback()
+    def _emit_lines(self, kind: int, lines: list[str]) -> None:
+        """Emit lines of clean text of at most ``max_payload`` bytes each, at once; see
+        `Intake.emit_lines`."""
+        self._intake.emit_lines(self._state, kind, lines)
 
-    def request_stop(self, reason: str) -> Callable[[], object] | None:
-        """Ask the task to stop; the first reason stays. Any thread.
+    def _emit_value(self, kind: int, value: object) -> None:
+        """Emit what is not plain short text. It is turned into text here and now: the value may
+        change right after."""
+        format_: Literal["text", "json"] = "text"
+        if type(value) is str:
+            text: str = value
+        elif issubclass(type(value), _JSON_TYPES):
+            text, format_ = json_text(value), "json"
+        else:
+            text = text_of(value)
+        if len(text) <= self._limits.fits:
+            emit = self._intake.emit if len(text) <= SHORT else self._intake.emit_weighed
+            emit(self._state, kind, text if format_ == "text" else (text, format_, False, 0))
+            return
+        fitted, original_bytes = (fit if format_ == "text" else fit_json)(
+            text, self._limits.max_payload
+        )
+        if original_bytes and self._limits.oversize == "reject":
+            self._intake.refuse(kind, "oversize")
+        else:
+            self._intake.emit_weighed(
+                self._state, kind, (fitted, format_, original_bytes > 0, original_bytes)
+            )
 
-        Returns: what remains to be called if there is an `on_cancel`. That is the user's, and may
-            block.
-        """
+    def _emit_progress(self, progress: tuple[float | None, str]) -> None:
+        emit = self._intake.emit if len(progress[1]) <= SHORT else self._intake.emit_weighed
+        emit(self._state, PROGRESS, progress)
+
+    def _say_last(self) -> None:
+        """Emit what was held back: a captured line that is not finished, and the progress that the
+        rate limit kept."""
+        # read once: the task's thread may take it back while the deadlines' thread is here
+        if (flush := self._flush) is not None:
+            flush()
+        if (unshown := self._unshown) is not None:
+            self._unshown = None
+            self._emit_progress(unshown)
+
+    def _request_stop(self, reason: str) -> None:
+        """Ask the task to stop; the first reason stays. Any thread."""
         with _stop_lock:
             if self._stop_reason is not None:
-                return None
+                return
             self._stop_reason = reason
-            # they stay, see `reacts_to_cancel`
-            callback, interrupt = self._on_cancel, self._interrupt
-            stop_event = self._stop_event
+            stop_event, wakers = self._stop_event, self._wakers
         if stop_event is not None:
             stop_event.set()
-        if interrupt is not None:
-            interrupt()
-        return None if callback is None else partial(self._call_back, callback)
+        for wake in wakers:
+            wake()
 
-    def _call_back(self, callback: Callable[[], object]) -> None:
+    @contextmanager
+    def _woken_by(self, wake: Callable[[], object]) -> Iterator[None]:
+        """Have ``wake`` called when the task is asked to stop, at once if it was.
+
+        For code of ours that waits for something else than `sleep`, and ends the task soon after
+        that. ``wake`` runs on the thread that cancels: it blocks nowhere and raises nothing.
+        """
+        with _stop_lock:
+            self._wakers += (wake,)
+            was_asked = self._stop_reason is not None
         try:
-            callback()
-        except KeyboardInterrupt:
-            raise  # it is meant for whoever this thread belongs to
-        except BaseException:
-            logger.exception("the cancel callback of task %s failed", self._state.id)
+            if was_asked:
+                wake()
+            yield
+        finally:
+            with _stop_lock:
+                self._wakers = tuple(each for each in self._wakers if each is not wake)
 
-    def wait_for_room(self, size: int) -> int:
+    @property
+    def _reacts_to_cancel(self) -> bool:
+        """True while something wakes the task when it is asked to stop: it will end soon then, and
+        shutdown waits for that."""
+        return bool(self._wakers) and monotonic() < self._reacts_until
+
+    def _wait_for_room(self, size: int) -> int:
         """Wait until the healthy sinks keep up, or the task is asked to stop. For code that reads
         from a pipe.
 
@@ -321,23 +287,10 @@ class TaskContext:
             time.sleep(0.005)
         return intake.room_for(size)
 
-    @property
-    def reacts_to_cancel(self) -> bool:
-        """True while a callback of `on_cancel` or `interrupt_by` is in place: the task will end
-        soon after a cancel, and shutdown waits for that."""
-        return (
-            self._on_cancel is not None
-            or self._interrupt is not None
-            and monotonic() < self.reacts_until
-        )
 
-    def __repr__(self) -> str:
-        return f"<TaskContext {self._state.name or 'outside a task'}>"
-
-
-# guards each context's stop reason, event and callback against one another; held for
+# guards each context's stop reason, event and wakers against one another; held for moments, and
+# re-entrant because a signal handler may cancel
 _stop_lock = threading.RLock()
-# moments, and re-entrant because a signal handler may cancel
 
 
 def _renew_lock() -> None:

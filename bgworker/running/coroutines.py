@@ -81,16 +81,15 @@ class WorkerLoop:
         main = self._main = loop.create_task(coroutine)
         error: BaseException | None = None
         try:
-            context.interrupt_by(_canceller(loop, main, context))
-            try:
-                self._run_until_done(main)
-            except BaseException as raised:
-                # SystemExit or KeyboardInterrupt, which no asyncio task keeps for itself
-                error = raised
-            self._cancel_rest()
+            with context._woken_by(_canceller(loop, main, context)):
+                try:
+                    self._run_until_done(main)
+                except BaseException as raised:
+                    # SystemExit or KeyboardInterrupt, which no asyncio task keeps for itself
+                    error = raised
+                self._cancel_rest()
             return _outcome(main, error, context)
         finally:
-            context.interrupt_by(None)
             self._main = None
             del main, error  # as in _run_until_done
 
@@ -145,7 +144,7 @@ def _canceller(
     loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any], context: TaskContext
 ) -> Callable[[], None]:
     def cancel() -> None:
-        context.reacts_until = monotonic() + CLEAN_UP
+        context._reacts_until = monotonic() + CLEAN_UP
         try:
             loop.call_soon_threadsafe(main.cancel, context.cancel_reason)
         except RuntimeError:

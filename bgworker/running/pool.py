@@ -195,8 +195,7 @@ class Pool:
             task._tell()
 
     def stop_running(self, reason: str) -> None:
-        """Ask every running task to stop. What they want called for that is called on threads of
-        their own: it may block."""
+        """Ask every running task to stop."""
         with self._lock:
             tasks = [
                 task
@@ -204,9 +203,8 @@ class Pool:
                 for task in each.running.copy()
                 if not task.done()
             ]
-        for callback in [task._ask_to_stop(reason) for task in tasks]:
-            if callback is not None:
-                self._do_apart(callback)
+        for task in tasks:
+            task._ask_to_stop(reason)
 
     def give_up(self) -> None:
         """Leave the tasks that still run to themselves: `join` waits for them no more unless they

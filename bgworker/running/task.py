@@ -82,8 +82,6 @@ if TYPE_CHECKING:
 
 LOOK_AGAIN = 2.0
 """Seconds after which who waits for a task looks whether there still is a thread for it."""
-PATIENCE = 1.0
-"""Seconds for which the end of a task that is past its deadline waits for its cancel callback."""
 
 __all__ = ["Task", "TaskContext", "checkpoint", "current_task"]
 
@@ -211,9 +209,7 @@ class Task(LightFuture["T"]):
         if self.done():
             return self.cancelled()
         reason = "user" if reason is None else clean(reason, self._limits.max_payload)
-        callback = self._ask_to_stop(reason)
-        if callback is not None:
-            callback()
+        self._ask_to_stop(reason)
         if self._cancel_quietly(reason):
             self._tell()
             return True
@@ -240,19 +236,19 @@ class Task(LightFuture["T"]):
         intake = self._dispatcher.intake
         context = self._context = TaskContext(state, intake, self._limits, self._metadata)
         if self._stop_reason is not None:
-            context.request_stop(self._stop_reason)
+            context._request_stop(self._stop_reason)
         if self._captures_output:
-            context.captures_output = True
+            context._captures_output = True
         state.started_ns = now = time.time_ns()
         state.status = _RUNNING
         started = time.monotonic_ns()
         intake.emit_lifecycle(state, STARTED, now)
         deadlines = None
         if state.timeout is not None:
-            context.deadline = monotonic() + state.timeout
+            context._deadline = monotonic() + state.timeout
             # these also at the end: a child that the task forks gets new ones
             deadlines = self._runner.deadlines
-            deadlines.watch(self, context.deadline)
+            deadlines.watch(self, context._deadline)
         kind, result, error, failure = COMPLETED, None, None, None
         function, args, kwargs, variables = call
         try:
@@ -288,18 +284,13 @@ class Task(LightFuture["T"]):
         Returns: what is left to do, which is the user's code and may take long. None if nothing is.
         """
         timeout = self._task_state.timeout
-        callback = None
+        error = TaskTimedOut(f"ran longer than its timeout of {timeout:g} s")
+        failure = describe_failure(error, self._limits.max_payload)
         try:
-            callback = self._ask_to_stop("timeout")
-            error = TaskTimedOut(f"ran longer than its timeout of {timeout:g} s")
-            self._record_end(
-                TIMED_OUT, timeout, None, error, describe_failure(error, self._limits.max_payload)
-            )
+            self._ask_to_stop("timeout")
+            self._record_end(TIMED_OUT, timeout, None, error, failure)
         finally:  # the task's own thread waits for this
-            if callback is None:
-                self._resolve(FINISHED)
-        if callback is not None:
-            return Telling(self, callback)
+            self._resolve(FINISHED)
         return self._tell if self._done_callbacks else None
 
     @property
@@ -309,13 +300,12 @@ class Task(LightFuture["T"]):
 
     @property
     def _reacts_to_cancel(self) -> bool:
-        """True while the running code has asked to be called when it is to stop."""
+        """True while the running code will end soon after it was asked to stop."""
         context = self._context  # once: the task's own thread sets it to None
-        return context is not None and context.reacts_to_cancel
+        return context is not None and context._reacts_to_cancel
 
-    def _ask_to_stop(self, reason: str) -> Callable[[], object] | None:
-        """Ask the running code to stop; return what it wants called for that, which remains to be
-        done.
+    def _ask_to_stop(self, reason: str) -> None:
+        """Ask the running code to stop.
 
         The first reason stays. Written before the look at the context; `run` makes that before it
         looks for a reason.
@@ -323,7 +313,8 @@ class Task(LightFuture["T"]):
         if self._stop_reason is None:
             self._stop_reason = reason
         context = self._context
-        return None if context is None else context.request_stop(self._stop_reason)
+        if context is not None:
+            context._request_stop(self._stop_reason)
 
     def _cancel_quietly(self, reason: str) -> bool:
         """Cancel the task if nobody has begun it, and call no callback yet."""
@@ -395,15 +386,15 @@ class Task(LightFuture["T"]):
         failure: Failure | None,
     ) -> None:
         state, context = self._task_state, self._context
-        if context is not None and context.holds_back:
-            context.say_last()
+        if context is not None:
+            context._say_last()
         if failure is not None:
             state.failure_type, state.failure_message, state.invocation_info = failure
         self._result = result
         self._exception = error
         state.duration = duration
         state.completed_ns = now = time.time_ns()
-        intake = self._dispatcher.intake if context is None else context.intake
+        intake = self._dispatcher.intake if context is None else context._intake
         intake.emit_lifecycle(state, kind, now)
         state.status = _STATUS[kind]  # not before: who sees the end can count on its event
 
@@ -461,55 +452,6 @@ class Task(LightFuture["T"]):
 keep_attributes_in_place(Task.__new__(Task))
 
 
-class Telling:
-    """The cancel callback of a task that is past its deadline, on a thread of its own: it is the
-    user's, and may block.
-
-    The task is resolved after the callback, or when that has taken `PATIENCE` seconds. Stands among
-    what a worker runs, and has a deadline, as a task: a thread that is stuck in the callback is
-    replaced as one that is stuck in a task.
-    """
-
-    _reacts_to_cancel = False
-
-    def __init__(self, task: Task[Any], callback: Callable[[], object]) -> None:
-        self._task = task
-        self._callback = callback
-        self.id = task.id
-        self.name = task.name
-
-    def done(self) -> bool:
-        """True: the task has ended, nobody waits for this."""
-        return True
-
-    def running(self) -> bool:
-        """False: this is no task."""
-        return False
-
-    def __call__(self) -> None:
-        """Call the callback, then resolve the task and call its callbacks."""
-        task = self._task
-        deadlines = task._runner.deadlines
-        worker = task._runner.waits.worker
-        if worker is None:  # no thread was to be had: at least the task does not wait
-            self._time_out()
-        else:
-            worker.running.append(self)  # type: ignore[arg-type]
-            deadlines.watch(self, monotonic() + PATIENCE)
-        self._callback()
-        if worker is not None:
-            worker.running.pop()
-            if not deadlines.forget(self):
-                return
-            task._resolve(FINISHED)
-        task._tell()
-
-    def _time_out(self) -> Callable[[], object]:
-        """Resolve the task though its callback has not returned."""
-        self._task._resolve(FINISHED)
-        return self._task._tell
-
-
 def run_as(
     context: TaskContext,
     function: Callable[..., Any],
@@ -519,7 +461,7 @@ def run_as(
     """Call ``function`` as the task of ``context``. To be run inside the context variables captured
     at submit."""
     CURRENT.set(context)
-    if not context.captures_output:
+    if not context._captures_output:
         result = function(*args, **kwargs)
         # what was returned tells, whatever was called: a partial, a method, an object, a function
         # that wraps another

@@ -67,6 +67,7 @@ class Child:
     def __init__(self, argv: str | list[str], cwd: str | None, env: dict[str, str] | None,
                  context: TaskContext, on_start: Callable[[], object] | None = None) -> None:
         self._argv, self._cwd, self._env = argv, cwd, env
+        self._pump: PolledPump | ThreadedPump  # as soon as there is one
         self._on_start = on_start
         self._context = context
         self._gate = Gate(context)
@@ -84,25 +85,19 @@ class Child:
 
     def run(self) -> int:
         """Run the command to its end; see `ShellCommand.__call__`. Once."""
-        self._context.on_cancel(lambda: None)  # a cancel ends the task soon: `_start` looks for it
-        try:
+        with self._context._woken_by(self._wake):
             self._start()
-        except BaseException:
-            self._context.on_cancel(None)
-            raise
-        try:
             try:
-                self._context.on_cancel(self._pump.ring)
-                self._pump.attach(self._proc, self._out, self._err)
-                if self._on_start is not None:
-                    self._on_start()
-                self._follow()
-            except BaseException:
-                self._abandon()
-                raise
-        finally:
-            code = self._close()
-            self._context.on_cancel(None)
+                try:
+                    self._pump.attach(self._proc, self._out, self._err)
+                    if self._on_start is not None:
+                        self._on_start()
+                    self._follow()
+                except BaseException:
+                    self._abandon()
+                    raise
+            finally:
+                code = self._close()
         if self._cancelled:
             self._context.checkpoint()
         if code is None:
@@ -114,6 +109,12 @@ class Child:
         if code != 0:
             raise subprocess.CalledProcessError(code, self._argv)
         return 0
+
+    def _wake(self) -> None:
+        """Wake the thread where it waits for the child; while it starts one, it looks by itself."""
+        pump = getattr(self, "_pump", None)
+        if pump is not None:
+            pump.ring()
 
     def _say(self, kind: int, lines: list[str]) -> None:
         self._gate.emit(partial(self._context._emit_lines, kind), lines)

@@ -61,7 +61,7 @@ class Gate:
         start = 0
         while start < len(lines) and not self.discards:
             arrived = monotonic()
-            room = self._context.wait_for_room(size)
+            room = self._context._wait_for_room(size)
             self._waited += monotonic() - arrived
             send(lines[start:start + room])
             start += room
