@@ -61,7 +61,9 @@ def still_alive(threads: set[threading.Thread], deadline: float) -> list[str]:
     # for ever.
     threads = {thread for thread in threads if not isinstance(thread, threading._DummyThread)}
     for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+        # one that another thread is starting is listed before it can be joined
+        if thread._started.wait(max(0.0, deadline - time.monotonic())):
+            thread.join(max(0.0, deadline - time.monotonic()))
     return sorted(thread.name for thread in threads if thread.is_alive())
 
 
