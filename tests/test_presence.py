@@ -98,13 +98,17 @@ def test_what_lives_is_left_alone(path: str) -> None:
     assert statuses(path)["lives"] == "completed"
 
 
-def test_a_run_ended_with_the_last_that_is_known_of_it(path: str) -> None:
+@pytest.mark.parametrize("is_first", [False, True], ids=["ours", "of the first bgworker"])
+def test_a_run_ended_with_the_last_that_is_known_of_it(path: str, is_first: bool) -> None:
     record = Recorder(path)
     run_id = record.run("0" * 31 + "7", host=schema.this_host())
     record.task("early", created=record.ago(hours=3), took=60.0, run_id=run_id)
     record.task("late", "running", created=record.ago(hours=2), run_id=run_id)
-    Path(schema.lock_path(path)).write_bytes(b"\n%x\n" % (schema.presence(run_id) or 0))
+    note = 1 + int(run_id[-15:], 16) if is_first else schema.presence(run_id) or 0
+    Path(schema.lock_path(path)).write_bytes(b"\n%x\n" % note)
     record.close()
+    with History(path) as history:
+        assert history.task("late").status == "interrupted"
     open_and_close(path)
     assert rows_of(path, "SELECT ended_utc FROM runs") == [(text_of(record.ago(hours=2)),)]
     assert statuses(path) == {"early": "completed", "late": "interrupted"}

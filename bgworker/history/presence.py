@@ -41,10 +41,18 @@ def is_alive(run_id: str, lock: LockFile) -> bool:
     """Tell whether the process that records a run lives; True when that cannot be found out, as on
     another machine."""
     offset = presence(run_id)
+    if offset is None:
+        return True
     try:
-        return offset is None or not lock.is_abandoned(offset)
+        return not (lock.is_abandoned(offset) or lock.is_abandoned(_first_presence(run_id)))
     except OSError:
         return True
+
+
+def _first_presence(run_id: str) -> int:
+    """Return the byte that the first bgworker held instead, as any machine did. Its histories have
+    the same version."""
+    return 1 + int(run_id[-15:], 16)
 
 
 def dead_runs(database: Database, lock: LockFile, run_ids: Collection[str]) -> set[str]:
