@@ -21,7 +21,7 @@ from time import sleep
 from .delivery.loop import SinkLoop
 from .model import records
 from .model.errors import PermanentSinkError, TemporarySinkError
-from .model.events import Event, LossEvent, StreamEvent, TaskStatus
+from .model.events import Event, LossEvent, StreamEvent
 from .model.threads import own_thread
 
 TYPE_CHECKING = False
@@ -744,12 +744,7 @@ def _life(number: int, end: int = records.COMPLETED) -> list[records.Record]:
     state.completed_ns = _NS + 10_000_000
     state.duration = 0.01
     state.timeout = 1.5
-    state.status = {
-        records.COMPLETED: TaskStatus.COMPLETED,
-        records.FAILED: TaskStatus.FAILED,
-        records.CANCELLED: TaskStatus.CANCELLED,
-        records.TIMED_OUT: TaskStatus.TIMED_OUT,
-    }[end]
+    state.status = records.STATUSES[end]
     state.recorded_percent, state.recorded_message = 100.0, "ok"
     if end == records.FAILED:
         state.failure_type, state.failure_message = "ValueError", "no \"such\" thing: \u65e5"

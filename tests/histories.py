@@ -17,8 +17,9 @@ from typing import Any
 
 from bgworker import Scheduler, current_task
 from bgworker.history import schema
-from bgworker.model.events import StreamType, TaskStatus
+from bgworker.model.events import TaskStatus
 from bgworker.model.ids import new_id
+from bgworker.model.records import STREAM_CODES, STREAMS
 from bgworker.history.sink import SqliteSink
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,7 +126,7 @@ class Recorder:
             "stream_rows",
             task=key,
             seq=seq,
-            stream=schema.STREAM_CODES[StreamType(stream)],
+            stream=next(STREAM_CODES[kind] for kind in STREAMS if STREAMS[kind] == stream),
             created_us=int(self.now.timestamp() * 1e6),
             payload=payload,
             percent=percent,

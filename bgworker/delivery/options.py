@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..model.checks import choice, members, number, settle
 from ..model.enums import EventType
 from ..model.errors import ConfigurationError
-from ..model.records import TYPES
+from ..model.records import KINDS
 from ..model.text import show
 from ..sinks.opening import checked_mode
 from .retry import RetryPolicy
@@ -64,4 +64,4 @@ class SinkOptions:
 
 def kinds_of(types: Collection[EventType | str]) -> frozenset[int]:
     """Return the kinds of records that become events of these types."""
-    return frozenset(kind for kind, type_ in enumerate(TYPES) if type_ in types)
+    return frozenset([KINDS[type_] for type_ in EventType if type_ in types])

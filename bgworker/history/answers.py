@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from ..model.events import EventType, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
-from ..model.records import utc
-from .schema import STREAM_CODES
+from ..model.records import STREAM_CODES, STREAMS, TYPES, utc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -249,26 +248,24 @@ SELECT_BARE_STREAMS = (f"SELECT seq, stream, created_us, '{TOO_LONG}', NULL, NUL
                        "FROM stream_rows ")
 """For a row whose text is too long."""
 
-_STREAMS = {code: stream for stream, code in STREAM_CODES.items()}
-_TYPES = {StreamType.OUTPUT: EventType.TASK_OUTPUT, StreamType.ERROR: EventType.TASK_ERROR,
-          StreamType.WARNING: EventType.TASK_WARNING, StreamType.VERBOSE: EventType.TASK_VERBOSE,
-          StreamType.PROGRESS: EventType.TASK_PROGRESS}
+_STREAMS = {STREAM_CODES[kind]: (TYPES[kind], stream) for kind, stream in STREAMS.items()}
 
 
 def _stream_event_of(task_id: str, row: Row) -> StreamEvent | None:
     seq, code, created_us, payload, percent, original_bytes, is_json = row
-    stream = _STREAMS.get(code) if isinstance(code, int) else None
-    if stream is None or not isinstance(seq, int):
+    found = _STREAMS.get(code) if isinstance(code, int) else None
+    if found is None or not isinstance(seq, int):
         return None
+    type_, stream = found
     created = _time_of_ns(created_us * 1000) if isinstance(created_us, int) else EPOCH
     text = text_of(payload) or ""
     if stream is StreamType.PROGRESS:
-        return StreamEvent(_TYPES[stream], task_id, seq, created, stream,
+        return StreamEvent(type_, task_id, seq, created, stream,
                            percent=number_of(percent), message=text)
     format_: Literal["text", "json"] = "text"
     if is_json and _json_of(payload) is not ValueError:
         format_ = "json"
-    return StreamEvent(_TYPES[stream], task_id, seq, created, stream, text, format_,
+    return StreamEvent(type_, task_id, seq, created, stream, text, format_,
                        original_bytes is not None, whole_of(original_bytes))
 
 

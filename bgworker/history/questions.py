@@ -15,12 +15,13 @@ from itertools import chain, islice
 from ..model import checks
 from ..model.errors import AmbiguousTask, ConfigurationError, UnknownTask
 from ..model.events import StreamType, TaskStatus
+from ..model.records import STREAM_CODES, STREAMS
 from ..model.text import sanitise
 from .answers import (EPOCH, LAST_SIGN, MOST_CHARACTERS, OPEN, SELECT_BARE_STREAMS,
                       SELECT_BRIEF_TASK, SELECT_EACH_VALUE, SELECT_LOSSES, SELECT_STREAMS,
                       SELECT_TASK, STATUSES, TOO_LONG, Durations, Failures, Losses, brief, judged,
                       number_of, object_of, text_of, time_of, time_text)
-from .schema import MOST_TEXT, STREAM_CODES
+from .schema import MOST_TEXT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -188,7 +189,8 @@ def which_streams(types: Collection[StreamType | str] | None) -> str:
     """Return the condition that a row is of one of these streams."""
     if types is None:
         return ""
-    codes = [STREAM_CODES[checks.member("types", StreamType, each)] for each in types]
+    wanted = checks.members("types", StreamType, types)
+    codes = [STREAM_CODES[kind] for kind, stream in STREAMS.items() if stream in wanted]
     return f" AND stream IN ({', '.join(map(str, codes))})"
 
 

@@ -20,6 +20,7 @@ from time import sleep
 from ..model import checks
 from ..model.errors import HistoryError
 from ..model.events import EventType, LifecycleEvent, TaskStatus
+from ..model.records import STATUSES, TYPES
 from ..sinks.lockfile import LockFile
 from ..sinks.opening import absolute, shown
 from . import questions
@@ -46,14 +47,8 @@ _PAGE_TEXT = 2**20  # ... they have as much text
 _LONGEST_ID = 64  # that is shown; ours have half of that
 
 _EVENT_TYPES = {
-    TaskStatus.CREATED: EventType.TASK_CREATED,
-    TaskStatus.SCHEDULED: EventType.TASK_SCHEDULED,
-    TaskStatus.RUNNING: EventType.TASK_STARTED,
-    TaskStatus.INTERRUPTED: EventType.TASK_STARTED,
-    TaskStatus.COMPLETED: EventType.TASK_COMPLETED,
-    TaskStatus.FAILED: EventType.TASK_FAILED,
-    TaskStatus.CANCELLED: EventType.TASK_CANCELLED,
-    TaskStatus.TIMED_OUT: EventType.TASK_TIMED_OUT,
+    **dict(zip(STATUSES, TYPES)),
+    TaskStatus.INTERRUPTED: EventType.TASK_STARTED,  # the last that it told
 }
 
 

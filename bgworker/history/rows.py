@@ -12,35 +12,33 @@ import sqlite3
 from contextlib import nullcontext
 from operator import itemgetter
 
-from ..model.events import EventType, LifecycleEvent, LossEvent
 from ..model.ids import is_own_run
-from ..model.records import LOST, PROGRESS, STREAMS, TYPES, Batch
+from ..model.records import LOST, PROGRESS, STREAM_CODES, STREAMS
 from ..model.text import json_text
+from ..model.told import Told, records_of
 from ..model.wire import ns_text
 from . import statements as sql
-from .schema import STREAM_CODES, transaction
-from .taskrows import TaskRows, Told, ns_of
+from .schema import transaction
+from .taskrows import TaskRows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
-    from ..model.events import Event, StreamEvent
+    from ..model.events import Event
     from ..model.records import Record, TaskState
-    from .taskrows import Known
+    from ..model.told import Known
 
-_CODES = [STREAM_CODES.get(STREAMS.get(kind), -1) for kind in range(len(TYPES))]  # type: ignore[arg-type]
 _STATE, _KIND = itemgetter(0), itemgetter(2)
 _SPEECH = frozenset(kind for kind in STREAMS if kind != PROGRESS)
-_KINDS = {type_: kind for kind, type_ in enumerate(TYPES)}
 
 
 class Rows:
     """The rows of a batch: made by the constructor, put into a file by `store`."""
 
     def __init__(self, events: Sequence[Event]) -> None:
-        self._records = events.records if isinstance(events, Batch) else list(_records_of(events))
+        self._records = records_of(events)
         self._tasks = TaskRows()
         self._streams: Sequence[Record] = ()
         self._speakers: list[Known] = []
@@ -139,13 +137,13 @@ class Rows:
         """Insert in the order of the table, which else has to look for each row's place."""
         streams = self._streams
         if len(keys) > 1:
-            streams = sorted(streams, key=lambda record: keys[record[0]])  # type: ignore[index]
+            streams = sorted(streams, key=lambda record: keys[record[0]])
         values: list[Any] = []
         wide: list[Any] = []
-        extend, codes, last, key = values.extend, _CODES, None, 0
+        extend, codes, last, key = values.extend, STREAM_CODES, None, 0
         for state, seq, kind, ns, data in streams:
             if state is not last:
-                last, key = state, keys[state]  # type: ignore[index]
+                last, key = state, keys[state]
             if data.__class__ is str:
                 extend((key, seq, codes[kind], ns // 1000, data))
             else:
@@ -173,7 +171,7 @@ def _speech_of(records: Sequence[Record]) -> tuple[TaskState, int, list[Any]] | 
         if state is not speaker or kind != spoken or data.__class__ is not str:
             return None
         extend((seq, ns, data))
-    return speaker, _CODES[spoken], values
+    return speaker, STREAM_CODES[spoken], values
 
 
 def _store_speech(
@@ -200,33 +198,6 @@ def _store_speech(
 
 def _wide_values(kind: int, data: Any) -> tuple[str, float | None, int | None, int | None]:
     if kind == PROGRESS:
-        percent, message = data
-        return message, percent, None, None
-    payload, format_, is_truncated, original_bytes = data
+        return data[1], data[0], None, None
+    payload, format_, is_truncated, original_bytes = data[:4]
     return payload, None, original_bytes if is_truncated else None, 1 if format_ == "json" else None
-
-
-def _records_of(events: Iterable[Event]) -> Iterator[Record]:
-    """Return DTOs as the records that they could have been built from."""
-    tasks: dict[str, Told] = {}
-    for event in events:
-        ns = ns_of(event.created_utc)
-        kind = _KINDS[EventType(event.type)]
-        if isinstance(event, LossEvent):
-            yield None, 0, LOST, ns, (event.sink, event.reason, event.count, event.by_type)
-            continue
-        task: Any = tasks.get(event.task_id)
-        if task is None:
-            task = tasks[event.task_id] = Told(event.task_id, ns)
-        yield task, event.seq, kind, ns, _data_of(event, task, kind)
-
-
-def _data_of(event: LifecycleEvent | StreamEvent, task: Told, kind: int) -> Any:
-    if isinstance(event, LifecycleEvent):
-        task.snapshot = event.task
-        return None
-    if kind == PROGRESS:
-        return event.percent, event.message or event.payload
-    if event.format == "text" and not event.truncated:
-        return event.payload
-    return event.payload, event.format, event.truncated, event.original_bytes

@@ -25,7 +25,7 @@ from contextlib import closing, contextmanager
 from functools import lru_cache
 
 from ..model.errors import BgworkerError, HistoryError
-from ..model.events import StreamType
+from ..model.records import STREAM_CODES, STREAMS
 from ..sinks.opening import check_file, followed, shown
 
 TYPE_CHECKING = False
@@ -43,18 +43,11 @@ BUSY_SECONDS = 10.0
 """How long a statement waits for a lock that others hold: a stranger's program, or the close of a
 last writer."""
 
-STREAM_CODES: dict[StreamType, int] = {
-    StreamType.OUTPUT: 0,
-    StreamType.ERROR: 1,
-    StreamType.WARNING: 2,
-    StreamType.VERBOSE: 3,
-    StreamType.PROGRESS: 4,
-}
-"""How ``stream_rows.stream`` spells a stream; 0 and 1 take no room in a row."""
-
 _STREAM_NAMES = " ".join(
-    f"WHEN {code} THEN '{stream.value}'" for stream, code in STREAM_CODES.items()
+    f"WHEN {code} THEN '{stream.value}'"
+    for code, stream in sorted((STREAM_CODES[kind], stream) for kind, stream in STREAMS.items())
 )
+"""How ``stream_rows.stream`` spells a stream; 0 and 1 take no room in a row."""
 
 MOST_TEXT = 4 * 2**20
 """Bytes of the longest value that is read: decoded and encoded again it takes ten times as much."""

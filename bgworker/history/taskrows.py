@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 import platform
-from datetime import datetime, timedelta, timezone
 
 from .. import __version__
 from ..model.ids import is_own_run
 from ..model.records import COMPLETED, SCHEDULED, STARTED, STATUSES
 from ..model.text import json_text
+from ..model.told import Told, ns_of
 from ..model.wire import ns_text
 from . import statements as sql
 from .schema import this_host
@@ -18,28 +18,14 @@ from .schema import this_host
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
-    from typing import Any, Union
+    from datetime import datetime
+    from typing import Any
 
     from ..model.events import TaskSnapshot
     from ..model.records import Record, Source, TaskState
-
-    Known = Union[TaskState, "Told"]
+    from ..model.told import Known
 
 _STATUS_TEXTS = [status.value for status in STATUSES]
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-class Told:
-    """Stands for the `TaskState` of a task of which only DTOs are known; of those the latest
-    snapshot counts."""
-
-    __slots__ = ("id", "snapshot", "first_ns")
-
-    def __init__(self, id: str, first_ns: int) -> None:
-        self.id = id
-        self.snapshot: TaskSnapshot | None = None
-        self.first_ns = first_ns  # of its first event here
 
 
 class TaskRows:
@@ -61,19 +47,17 @@ class TaskRows:
     def add(self, record: Record, progress: Record | None = None) -> None:
         """Add the row of a task as of a life-cycle event, and of progress that may have come after
         it."""
-        state: Any = record[0]
-        _, seq, kind, ns, _ = record
-        if isinstance(state, Told):
-            assert state.snapshot is not None
-            self._add_snapshot(state.snapshot, seq, kind, ns, progress)
+        state, seq, kind, ns, snapshot = record
+        if snapshot is not None:
+            self._add_snapshot(snapshot, seq, kind, ns, progress)
         else:
             self._add_state(state, seq, kind, progress)
 
     def add_progress(self, record: Record) -> None:
         """Add the row of a task of which only progress is told."""
-        state: Any = record[0]
+        state = record[0]
         if isinstance(state, Told):
-            self._progress.append((*record[4], record[1], state.id, record[1]))
+            self._progress.append((*record[4][:2], record[1], state.id, record[1]))
         else:
             self._add_state(state, record[1], STARTED, record)
 
@@ -117,7 +101,7 @@ class TaskRows:
         ):
             constant = state.timeout, state.arguments, state.metadata_json or None
             failure: tuple[Any, ...] = None, None, None
-            latest = progress[4] if progress is not None else (None, None)
+            latest = progress[4][:2] if progress is not None else (None, None)
             if kind >= COMPLETED:
                 failure = state.failure_type, state.failure_message, state.invocation_info
                 latest = state.recorded_percent, state.recorded_message
@@ -173,7 +157,7 @@ class TaskRows:
             completed = ns_text(ns)
         percent, message = task.last_progress_percent, task.last_progress_message
         if progress is not None and kind < COMPLETED:
-            (percent, message), seq = progress[4], max(seq, progress[1])
+            (percent, message), seq = progress[4][:2], max(seq, progress[1])
         constant = (
             task.task_id,
             task.run_id or None,
@@ -242,11 +226,6 @@ class TaskRows:
 def _own_run(run_id: str) -> tuple[Any, ...]:
     started = ns_text(int(run_id[:12], 16) * 1_000_000)  # an id begins with its time
     return run_id, this_host(), os.getpid(), started, platform.python_version(), __version__
-
-
-def ns_of(time: datetime) -> int:
-    """Return a time as nanoseconds since the epoch."""
-    return (time - _EPOCH) // _MICROSECOND * 1000
 
 
 def _time_text(time: datetime | None) -> str | None:

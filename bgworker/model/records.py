@@ -1,20 +1,30 @@
 """The cheap form of an event: a plain tuple, and the batches of them that sinks get.
 
 A frozen DTO costs its builder six times what a tuple costs, so tasks emit tuples and DTOs are built
-when a sink asks for them, on the sink's thread. A numbered record is
+when a sink asks for them, on the sink's thread. Whoever encodes events reads records alone: `told`
+turns DTOs of any origin into them. A numbered record is
 
     (state, seq, kind, ns, data)
 
-``state``  the `TaskState` that the event belongs to; None for a loss ``seq``    number of the event
-in its task; 0 for a loss ``kind``   index into `TYPES`, one of the constants below ``ns``
-wall-clock nanoseconds since the epoch ``data``   None for life-cycle kinds, which read ``state``;
-for streams the text (a `str`), or a tuple
-           ``(payload, format, truncated, original_bytes)``; for progress ``(percent, message)``;
-           for a loss ``(sink, reason, count, by_type)``
+``state``
+    the `TaskState` that the event belongs to, or the `Told` of one that is known from DTOs alone;
+    None for a loss.
+``seq``
+    the number of the event in its task; 0 for a loss.
+``kind``
+    one of the constants below, which index `TYPES`.
+``ns``
+    wall-clock nanoseconds since the epoch.
+``data``
+    for life-cycle kinds None, since ``state`` tells all, or the snapshot that a DTO holds. For
+    streams the text (a `str`), or ``(payload, format, truncated, original_bytes)``. For progress
+    ``(percent, message)``. For a loss ``(sink, reason, count, by_type)``. (A hand-made DTO may hold
+    what bgworker's own never do: a tuple of a stream then goes on with ``percent, message``, that
+    of progress with the four of a stream.)
 
 ``state`` is read after the fact, on other threads. That is sound because each of its fields is
 written once, before the record that first shows it is emitted, and because a snapshot as of an
-event leaves out what only later events show; the fields that change (progress, seq) are written by
+event leaves out what only later events show. The fields that change (progress, seq) are written by
 the dispatcher's thread alone.
 """
 
@@ -35,7 +45,7 @@ if TYPE_CHECKING:
 
     from .events import Event, TaskSnapshot
 
-    Record = Tuple["TaskState | None", int, int, int, Any]
+    Record = Tuple[Any, int, int, int, Any]
 else:
     def overload(function):
         return function
@@ -43,42 +53,38 @@ else:
 (CREATED, SCHEDULED, STARTED, COMPLETED, FAILED, CANCELLED, TIMED_OUT,
  PROGRESS, OUTPUT, ERROR, WARNING, VERBOSE, LOST) = range(13)
 
-TYPES: tuple[EventType, ...] = (
-    EventType.TASK_CREATED,
-    EventType.TASK_SCHEDULED,
-    EventType.TASK_STARTED,
-    EventType.TASK_COMPLETED,
-    EventType.TASK_FAILED,
-    EventType.TASK_CANCELLED,
-    EventType.TASK_TIMED_OUT,
-    EventType.TASK_PROGRESS,
-    EventType.TASK_OUTPUT,
-    EventType.TASK_ERROR,
-    EventType.TASK_WARNING,
-    EventType.TASK_VERBOSE,
-    EventType.EVENTS_LOST,
+# The one table. By kind: the type of its events; the status that a task has from this event on, or
+# the stream that the event belongs to; how a history spells that stream.
+_TABLE: tuple[tuple[EventType, Any, int], ...] = (
+    (EventType.TASK_CREATED, TaskStatus.CREATED, -1),
+    (EventType.TASK_SCHEDULED, TaskStatus.SCHEDULED, -1),
+    (EventType.TASK_STARTED, TaskStatus.RUNNING, -1),
+    (EventType.TASK_COMPLETED, TaskStatus.COMPLETED, -1),
+    (EventType.TASK_FAILED, TaskStatus.FAILED, -1),
+    (EventType.TASK_CANCELLED, TaskStatus.CANCELLED, -1),
+    (EventType.TASK_TIMED_OUT, TaskStatus.TIMED_OUT, -1),
+    (EventType.TASK_PROGRESS, StreamType.PROGRESS, 4),
+    (EventType.TASK_OUTPUT, StreamType.OUTPUT, 0),
+    (EventType.TASK_ERROR, StreamType.ERROR, 1),
+    (EventType.TASK_WARNING, StreamType.WARNING, 2),
+    (EventType.TASK_VERBOSE, StreamType.VERBOSE, 3),
+    (EventType.EVENTS_LOST, None, -1),
 )
+
+TYPES: tuple[EventType, ...] = tuple([type_ for type_, _, _ in _TABLE])
 """Event type by kind."""
 
-STATUSES = (
-    TaskStatus.CREATED,
-    TaskStatus.SCHEDULED,
-    TaskStatus.RUNNING,
-    TaskStatus.COMPLETED,
-    TaskStatus.FAILED,
-    TaskStatus.CANCELLED,
-    TaskStatus.TIMED_OUT,
-)
+KINDS: dict[EventType, int] = {type_: kind for kind, type_ in enumerate(TYPES)}
+"""Kind by event type."""
+
+STATUSES: tuple[TaskStatus, ...] = tuple([status for _, status, _ in _TABLE[:PROGRESS]])
 """Status by kind, for the life-cycle kinds."""
 
-STREAMS: dict[int, StreamType] = {
-    PROGRESS: StreamType.PROGRESS,
-    OUTPUT: StreamType.OUTPUT,
-    ERROR: StreamType.ERROR,
-    WARNING: StreamType.WARNING,
-    VERBOSE: StreamType.VERBOSE,
-}
+STREAMS: dict[int, StreamType] = {kind: _TABLE[kind][1] for kind in range(PROGRESS, LOST)}
 """Stream by kind, for the kinds that are streams: PROGRESS..VERBOSE."""
+
+STREAM_CODES: tuple[int, ...] = tuple([code for _, _, code in _TABLE])
+"""By kind, how a history spells a stream; -1 for the kinds that are none."""
 
 
 def utc(ns: int) -> datetime:
@@ -257,15 +263,14 @@ def event(record: Record) -> Event:
         sink, reason, count, by_type = data
         return LossEvent(TYPES[LOST], utc(ns), sink, count, reason, dict(by_type))
     if kind < PROGRESS:
-        return LifecycleEvent(TYPES[kind], state.id, seq, utc(ns), state.snapshot_at(kind, seq))
+        task = state.snapshot_at(kind, seq) if data is None else data
+        return LifecycleEvent(TYPES[kind], state.id, seq, utc(ns), task)
+    common = TYPES[kind], state.id, seq, utc(ns), STREAMS[kind]
     if kind == PROGRESS:
-        percent, message = data
-        return StreamEvent(
-            TYPES[kind], state.id, seq, utc(ns), STREAMS[kind], percent=percent, message=message
-        )
+        return StreamEvent(*common, *(data[2:] or ("", "text", False, 0)), *data[:2])
     if data.__class__ is str:
-        return StreamEvent(TYPES[kind], state.id, seq, utc(ns), STREAMS[kind], data)
-    return StreamEvent(TYPES[kind], state.id, seq, utc(ns), STREAMS[kind], *data)
+        return StreamEvent(*common, data)
+    return StreamEvent(*common, *data)
 
 
 class Batch(Sequence["Event"]):

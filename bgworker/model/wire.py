@@ -33,6 +33,7 @@ from .events import (
 )
 from .records import (
     CREATED,
+    KINDS,
     LOST,
     PROGRESS,
     SCHEDULED,
@@ -40,12 +41,12 @@ from .records import (
     STATUSES,
     STREAMS,
     TYPES,
-    Batch,
     Source,
     TaskState,
     utc,
 )
 from .text import ENCODE as _ENCODE, describe, fit, json_text, sanitise, show
+from .told import Told, ns_of, records_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,17 +67,12 @@ __all__ = [
 VERSION = 1
 """The version that is written, and the greatest one that is read."""
 
-_STREAM_OF: dict[EventType, StreamType] = {TYPES[kind]: stream for kind, stream in STREAMS.items()}
-_HEADS = {type_: f'{{"v":{VERSION},"type":"{type_.value}","task_id":' for type_ in TYPES}
-_STREAM_HEADS = {type_: f'","stream":"{stream.value}"' for type_, stream in _STREAM_OF.items()}
-_TEXT_HEADS = {
-    TYPES[kind]: f'{_STREAM_HEADS[TYPES[kind]]},"payload":' for kind in STREAMS if kind != PROGRESS
-}
-_HOT_HEADS = [(_HEADS[type_], _TEXT_HEADS.get(type_, "")) for type_ in TYPES]  # by kind
+# all by kind
+_HEADS = [f'{{"v":{VERSION},"type":"{type_.value}","task_id":' for type_ in TYPES]
+_STREAM_HEADS = {kind: f'","stream":"{stream.value}"' for kind, stream in STREAMS.items()}
+_HOT_HEADS = {kind: (_HEADS[kind], f'{head},"payload":') for kind, head in _STREAM_HEADS.items()}
 
-_CREATED_HEAD, _SCHEDULED_HEAD, _STARTED_HEAD = [
-    _HOT_HEADS[kind][0] for kind in (CREATED, SCHEDULED, STARTED)
-]
+_CREATED_HEAD, _SCHEDULED_HEAD, _STARTED_HEAD = _HEADS[CREATED : STARTED + 1]
 _MICROS = tuple(["%03dZ" % micros for micros in range(1000)])
 
 _STATUS_TEXTS = tuple(status.value for status in STATUSES)
@@ -105,39 +101,7 @@ def encode(event: Event) -> str:
         WireError: a time without a time zone, a payload of format "json" that is not JSON, or a
             type that does not fit the kind of event or its stream.
     """
-    if isinstance(event, StreamEvent):
-        if event.type not in _STREAM_OF or event.stream_type != _STREAM_OF[event.type]:
-            raise WireError(
-                f"stream {show(event.stream_type)} does not fit an event of type {show(event.type)}"
-            )
-        if event.format == "json":
-            _parse(event.payload, "a payload of format 'json'")
-        elif event.format != "text":
-            raise WireError(f"format must be 'text' or 'json', got {show(event.format)}")
-        return (
-            f'{_HEADS[event.type]}{_quote(event.task_id)},"seq":{event.seq},"time":"{_time_text(event.created_utc)}'
-            + _stream_text(
-                event.type,
-                event.payload,
-                event.format,
-                event.truncated,
-                event.original_bytes,
-                event.percent,
-                event.message,
-            )
-        )
-    if isinstance(event, LossEvent):
-        if event.type != EventType.EVENTS_LOST:
-            raise WireError(f"a LossEvent has type 'EventsLost', got {show(event.type)}")
-        return _loss_text(
-            _time_text(event.created_utc), event.sink, event.reason, event.count, event.by_type
-        )
-    if event.type not in _HEADS or event.type in _STREAM_OF or event.type == EventType.EVENTS_LOST:
-        raise WireError(f"a LifecycleEvent cannot have type {show(event.type)}")
-    return (
-        f'{_HEADS[event.type]}{_quote(event.task_id)},"seq":{event.seq},"time":"{_time_text(event.created_utc)}",'
-        f'"task":{_task_text(event.task, event.task_id)}}}'
-    )
+    return encode_each([event])[0]
 
 
 def encode_lines(events: Sequence[Event]) -> bytes:
@@ -158,11 +122,7 @@ def encode_each(events: Sequence[Event]) -> list[str]:
     A `Batch` is encoded from its records, and no DTO is built for what tasks say.
     """
     try:
-        return (
-            _record_lines(events.records)
-            if isinstance(events, Batch)
-            else [encode(event) for event in events]
-        )
+        return _record_lines(records_of(events))
     except WireError:
         raise
     except Exception as error:
@@ -195,10 +155,16 @@ def _record_lines(records: Sequence[Any]) -> list[str]:  # Any, because only a l
             elif kind == LOST:
                 append(_loss_text(time, *data))
             else:
-                fields = ("", "text", False, 0, *data) if kind == PROGRESS else data
                 append(
-                    f'{_HOT_HEADS[kind][0]}{_quote(state.id)},"seq":{seq},"time":"{time}{_stream_text(TYPES[kind], *fields)}'
+                    f'{_HEADS[kind]}{_quote(state.id)},"seq":{seq},"time":"{time}'
+                    + _stream_text(kind, data, state.__class__ is Told)
                 )
+            continue
+        if data is not None:  # the snapshot of a DTO
+            append(
+                f'{_HEADS[kind]}{_quote(state.id)},"seq":{seq},"time":"{time}",'
+                f'"task":{_task_text(data, state.id)}}}'
+            )
             continue
         # each line of the life cycle in one step, from what the task's lines share: a task without
         # output is nothing but these
@@ -221,18 +187,29 @@ def _record_lines(records: Sequence[Any]) -> list[str]:  # Any, because only a l
                     f'{_STARTED_HEAD}{whose}{seq},"time":"{time}{heads[STARTED]}{started}{rest}{seq}}}}}'
                 )
             else:
-                append(f'{_HOT_HEADS[kind][0]}{whose}{seq},"time":"{time}{heads[kind]}{started}'
+                append(f'{_HEADS[kind]}{whose}{seq},"time":"{time}{heads[kind]}{started}'
                        f'{_end_text(state, ns, time, rest)}{seq}}}}}')
                 # a task that has ended, and that somebody holds on to, needs no text for its lines
                 state.wire_parts = None
     return lines
 
 
-def _stream_text(type_: EventType, payload: str, format_: str, truncated: bool, original_bytes: int,
-                 percent: float | None = None, message: str = "") -> str:
-    """The line of a stream event from behind the time to the closing brace."""
-    is_progress = type_ == EventType.TASK_PROGRESS
-    parts = [_STREAM_HEADS[type_]]
+def _stream_text(kind: int, data: tuple[Any, ...], is_told: bool) -> str:
+    """The line of a stream event from behind the time to the closing brace, for all that is not
+    plain text. A payload of JSON of somebody else's (``is_told``) is checked."""
+    is_progress = kind == PROGRESS
+    text, progress = (data[2:], data[:2]) if is_progress else (data[:4], data[4:])
+    percent, message = progress or (None, "")
+    if not text:
+        return (
+            f'{_STREAM_HEADS[kind]},"percent":{_number_text(percent)},"message":{_quote(message)}}}'
+        )
+    payload, format_, truncated, original_bytes = text
+    if format_ not in ("text", "json"):
+        raise WireError(f"format must be 'text' or 'json', got {show(format_)}")
+    if is_told and format_ == "json":
+        _parse(payload, "a payload of format 'json'")
+    parts = [_STREAM_HEADS[kind]]
     if payload or not is_progress:
         parts.append(f',"payload":{_embed(payload) if format_ == "json" else _quote(payload)}')
     if format_ == "json":
@@ -390,17 +367,6 @@ def ns_text(ns: int) -> str:
 _seconds: dict[int, str] = {}
 
 
-def _time_text(time: datetime) -> str:
-    try:
-        if time.utcoffset() is None:
-            raise WireError(
-                f"a time needs a time zone, got {time!r}; make it with datetime.now(timezone.utc)"
-            )
-        return time.astimezone(timezone.utc).isoformat(timespec="microseconds")[:-6] + "Z"
-    except OverflowError as error:  # year 1 or 9999, moved out of range by the conversion
-        raise WireError(f"{time!r} has no equivalent in UTC") from error
-
-
 def _number_text(value: float | None) -> str:
     if value.__class__ is float and value - value == 0.0:
         return repr(value)  # the usual case, at a third of the price
@@ -532,12 +498,13 @@ def _event(obj: Any, raw_payload: str | None) -> Event:
             by_type,
         )
     task_id, seq = _take(obj, "task_id", str), _take(obj, "seq", int)
-    if type_ not in _STREAM_OF:
+    kind = KINDS[type_]
+    if kind not in STREAMS:
         return LifecycleEvent(
             type_, task_id, seq, time, _snapshot(_take(obj, "task", dict), task_id)
         )
     stream = _take(obj, "stream", StreamType)
-    if stream is not _STREAM_OF[type_]:
+    if stream is not STREAMS[kind]:
         raise WireError(
             f"stream {show(stream.value)} does not fit an event of type {show(type_.value)}"
         )
@@ -652,7 +619,7 @@ _TASK_FIELDS: dict[str, Any] = {
 }
 _REQUIRED_OF_TASK = ("name", "status", "run_id", "created_utc")
 _TEXT_OF: dict[Any, Any] = {str: _quote, TaskStatus: _quote, int: int.__repr__, float: _number_text,
-                            dict: _object_text, datetime: lambda time: f'"{_time_text(time)}"'}
+                            dict: _object_text, datetime: lambda time: f'"{ns_text(ns_of(time))}"'}
 
 
 # ---------------------------------------------------------------- sanitising

@@ -29,6 +29,7 @@ from ..model.records import (
     CREATED,
     FAILED,
     STARTED,
+    STATUSES,
     STREAMS,
     TIMED_OUT,
     TaskState,
@@ -86,12 +87,6 @@ LOOK_AGAIN = 2.0
 __all__ = ["Task", "TaskContext", "checkpoint", "current_task"]
 
 _RUNNING = TaskStatus.RUNNING  # up to 3.11 a member of an enum is slow to find
-_STATUS = {
-    COMPLETED: TaskStatus.COMPLETED,
-    FAILED: TaskStatus.FAILED,
-    CANCELLED: TaskStatus.CANCELLED,
-    TIMED_OUT: TaskStatus.TIMED_OUT,
-}
 
 
 class Task(LightFuture["T"]):
@@ -396,7 +391,7 @@ class Task(LightFuture["T"]):
         state.completed_ns = now = time.time_ns()
         intake = self._dispatcher.intake if context is None else context._intake
         intake.emit_lifecycle(state, kind, now)
-        state.status = _STATUS[kind]  # not before: who sees the end can count on its event
+        state.status = STATUSES[kind]  # not before: who sees the end can count on its event
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Have ``fn`` called with the task when it has ended, as in `Future`.

@@ -3,9 +3,11 @@ same bytes.
 
 Each element has these attributes:
 
-``id`` ``<task_id>:<seq>``: unique by itself, and the same however often the event is sent. An
+``id``
+    ``<task_id>:<seq>``: unique by itself, and the same however often the event is sent. An
     ``EventsLost`` has no task; its id is ``lost:`` and a hash of its wire object.
-``source`` ``/bgworker/<run_id>``; ``/bgworker`` where the run is not known. That is so for an
+``source``
+    ``/bgworker/<run_id>``; ``/bgworker`` where the run is not known. That is so for an
     ``EventsLost``, and for what a task says if its events come without their run, as from a park
     file, and no life-cycle event of the task has come before or in the same batch.
 ``type``
@@ -14,7 +16,8 @@ Each element has these attributes:
     the task's id; of an ``EventsLost`` the sink's name.
 ``time``
     of the event.
-``sequence`` the event's number in its task, with leading zeros, so that texts sort like numbers. An
+``sequence``
+    the event's number in its task, with leading zeros, so that texts sort like numbers. An
     ``EventsLost`` has none.
 ``data``
     the wire object itself.
@@ -28,8 +31,9 @@ from __future__ import annotations
 import hashlib
 from json.encoder import encode_basestring_ascii as _quote
 
-from ..model.events import LifecycleEvent, LossEvent
+from ..model.events import LifecycleEvent
 from ..model.records import LOST, TYPES, Batch
+from ..model.told import records_of
 from ..model.wire import encode_each
 
 TYPE_CHECKING = False
@@ -37,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..model.events import Event
-    from ..model.records import Record
 
 CONTENT_TYPE = "application/cloudevents-batch+json"
 
@@ -47,7 +50,6 @@ MOST_RUNS = 10_000
 _BEFORE_TIME = ',"time":"'
 _TIME_LENGTH = len("2026-11-23T14:46:00.123456Z")
 _MIDDLES = [f'","type":"io.bgworker.{type_.value}.v1","time":"' for type_ in TYPES]  # by kind
-_MIDDLE_OF = dict(zip(TYPES, _MIDDLES))
 
 
 class Runs:
@@ -67,7 +69,9 @@ class Runs:
         memory."""
         if isinstance(events, Batch):
             return
-        self.known.update(_told(events))
+        for event in events:
+            if isinstance(event, LifecycleEvent):
+                self.known[event.task_id] = event.task.run_id
         for event in events:
             if isinstance(event, LifecycleEvent) and event.type.is_terminal:
                 self.known.pop(event.task_id, None)
@@ -88,26 +92,14 @@ def encode_batch(events: Sequence[Event], runs: Mapping[str, str]) -> tuple[byte
     Raises:
         WireError: an event has no wire form.
     """
-    lines = encode_each(events)
-    elements = (
-        _of_records(events.records, lines)
-        if isinstance(events, Batch)
-        else _of_events(events, lines, runs)
-    )
-    return f"[{','.join(elements)}]".encode(), _digest("\n".join(lines))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _of_records(records: Sequence[Record], lines: Sequence[str]) -> list[str]:
+    records = records_of(events, runs)
+    lines = encode_each(Batch(records))
     heads = {
         state: _head(state.id, state.run_id)
         for state in {record[0] for record in records}
         if state is not None
     }
-    return [
+    elements = [
         (
             _loss_element(data[0], line)
             if state is None
@@ -115,29 +107,11 @@ def _of_records(records: Sequence[Record], lines: Sequence[str]) -> list[str]:
         )
         for (state, seq, kind, _, data), line in zip(records, lines)
     ]
+    return f"[{','.join(elements)}]".encode(), _digest("\n".join(lines))
 
 
-def _of_events(events: Sequence[Event], lines: Sequence[str], runs: Mapping[str, str]) -> list[str]:
-    told = _told(events)
-    return [
-        (
-            _loss_element(event.sink, line)
-            if isinstance(event, LossEvent)
-            else _element(
-                _head(event.task_id, told.get(event.task_id) or runs.get(event.task_id, "")),
-                event.seq,
-                _MIDDLE_OF[event.type],
-                line,
-            )
-        )
-        for event, line in zip(events, lines)
-    ]
-
-
-def _told(events: Sequence[Event]) -> dict[str, str]:
-    return {
-        event.task_id: event.task.run_id for event in events if isinstance(event, LifecycleEvent)
-    }
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _element(head: str, seq: int, middle: str, line: str) -> str:
