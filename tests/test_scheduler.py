@@ -759,6 +759,16 @@ def test_signs_to_stop_after_a_resize_take_no_room_in_max_pending() -> None:
         assert [task.result(LONG) for task in tasks] == [0, 0]
 
 
+def test_tasks_that_free_workers_are_about_to_take_need_no_room_in_max_pending() -> None:
+    gate = Gate()
+    with Scheduler(3, max_pending=2, initializer=gate) as pool:  # started, and at no task yet
+        tasks = [pool.submit(len, "") for _ in range(5)]
+        with pytest.raises(PendingFull):
+            pool.submit(len, "")
+        gate.open()
+        assert [task.result(LONG) for task in tasks] == [0] * 5
+
+
 def most_at_once(pool: Scheduler, tasks: int) -> int:
     """Run tasks that all wait for a moment; return how many of them ran at the same time at
     most."""

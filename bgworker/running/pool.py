@@ -74,7 +74,7 @@ class Pool:
         name: prefix of the threads' names.
         initializer: called with ``initargs`` in each thread before its first task; if it raises,
             the pool is broken.
-        max_pending: most tasks that wait; None is no bound.
+        max_pending: most tasks that wait while every worker has one; None is no bound.
         max_stuck: most threads past their task's deadline that are replaced; None is no bound.
         on_ended: called once, when the pool is closed and its last task has ended.
     """
@@ -144,7 +144,11 @@ class Pool:
                 raise _again(self.refusal)
             if self.is_closed:
                 raise ShutdownError(f"cannot schedule new futures after {self._closed_by}")
-            if self._max_pending is not None and len(self.calls) >= self._max_pending:
+            if (
+                self._max_pending is not None
+                and len(self.calls) >= self._max_pending  # first, for it mostly decides
+                and len(self.calls) >= self._max_pending + self._free_workers()
+            ):
                 raise PendingFull(
                     f"max_pending: {self._max_pending} tasks are waiting already; wait for some of them"
                 )
@@ -532,6 +536,15 @@ class Pool:
         """Wake a worker with something that is no task; under the lock."""
         self._signs += 1
         self._queue.put(None)
+
+    def _free_workers(self) -> int:
+        """Return how many tasks wait for nothing but their worker's getting there, among them one
+        whose worker is yet to be started; under the lock."""
+        busy = sum(
+            any([task not in self.calls and not task.done() for task in each.running.copy()])
+            for each in self._workers
+        )
+        return max(0, min(len(self._workers) + 1, self.max_workers) - busy)
 
     def _start_deadlines(self) -> None:
         try:

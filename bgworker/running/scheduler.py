@@ -159,8 +159,8 @@ class Scheduler(DropIn):
         name: prefix of the names of all threads.
         sinks: where the record goes: sinks, or specifications such as ``"jsonl:debug.jsonl"``.
             Those of the environment variable ``BGWORKER_SINKS`` are added.
-        max_pending: most tasks that wait; ``submit`` raises `PendingFull` beyond it. None is no
-            bound.
+        max_pending: most tasks that wait while every worker has one; ``submit`` raises
+            `PendingFull` beyond it. None is no bound.
         keep_finished: newest finished tasks that `tasks` and `get` still know; None keeps all, 0
             none.
         keep_seconds: for how long they do; None is for ever.
