@@ -354,6 +354,30 @@ def test_a_shutdown_while_all_are_stuck_cancels_what_waits_and_ends() -> None:
     sleepers.go.set()
 
 
+def test_a_resize_holds_also_where_no_thread_can_be_had_for_it_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with stuck(Scheduler(1)) as sleepers:
+        pool = sleepers.pool
+        [slow] = sleepers.submit(1)
+        waiting = pool.submit(len, "abc")
+        until(slow.running)
+        with no_threads(monkeypatch):
+            assert isinstance(slow.exception(LONG), TaskTimedOut)
+            until(lambda: not pool.health().workers)
+            pool.resize(3)
+            assert pool.health().max_workers == 3 and not waiting.done()
+        assert pool.submit(len, "").result(LONG) == 0 and waiting.result(LONG) == 3
+
+
+def test_a_resize_after_the_end_starts_nothing() -> None:
+    pool = Scheduler(1)
+    pool.submit(len, "").result(LONG)
+    pool.shutdown()
+    pool.resize(3)
+    assert workers_of(pool) == 0
+
+
 def test_a_pool_that_got_no_thread_for_a_while_goes_on_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -174,13 +174,19 @@ class Pool:
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers. New ones start as they are needed, surplus ones end after
-        their task."""
+        their task. Where no thread can be had now, the next tasks see to it."""
+        problem = None
         with self._lock:
             self.max_workers = self._roster.max_workers = max_workers
             for _ in range(len(self._workers) - max_workers):
                 self._put_sign()  # wakes those that are idle
-            for _ in range(min(max_workers - len(self._workers), self._queue.qsize())):
-                self._start_worker()
+            try:
+                for _ in range(min(max_workers - len(self._workers), len(self.calls))):
+                    self._start_worker()
+            except ShutdownError as error:
+                problem = error
+        if problem is not None:
+            report(logging.WARNING, "%s has no worker now: %s", self._name, str(problem))
 
     def close(self, closed_by: str = "shutdown") -> None:
         """Take no more tasks; what is queued still runs. Returns at once."""
