@@ -370,6 +370,26 @@ def test_a_resize_holds_also_where_no_thread_can_be_had_for_it_now(
         assert pool.submit(len, "").result(LONG) == 0 and waiting.result(LONG) == 3
 
 
+def test_a_pool_does_not_end_between_a_deadline_and_the_callbacks_of_its_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    time_out = bgworker.Task._time_out
+
+    def resolve_and_let_the_thread_leave(task: bgworker.Task[Any]) -> Callable[[], object] | None:
+        left = time_out(task)
+        until(lambda: not workers_of(pool))
+        time.sleep(0.1)  # the look of the thread that left
+        return left
+
+    monkeypatch.setattr(bgworker.Task, "_time_out", resolve_and_let_the_thread_leave)
+    told = threading.Event()
+    pool = Scheduler(1)
+    task = pool.options(timeout=0.05).submit(lambda: current_task().sleep(LONG))
+    task.add_done_callback(lambda _: told.set())
+    pool.shutdown()
+    assert told.is_set() and not pool._pool._roster.active()
+
+
 def test_a_resize_after_the_end_starts_nothing() -> None:
     pool = Scheduler(1)
     pool.submit(len, "").result(LONG)

@@ -103,6 +103,7 @@ class Pool:
         self.calls: dict[Task[Any], Call] = {}
         self.ends: list[Task[Any]] = []
         self.awaits_ends = False
+        self._is_expiring = False  # written by the deadlines' thread alone
         self.waits = Waits(_weakly(self._lend), _weakly(self._run_inside))
         if isinstance(self.refusal, PoolStuck):
             self.refusal = None
@@ -270,6 +271,8 @@ class Pool:
                 error = self._fill_the_gap(died) if died else None
                 if error is None and (not self.is_closed or self._roster.busy()):
                     return
+                if error is None and self._is_expiring:
+                    return  # a thread may still be started; `_expire` looks again
                 if error is None and not self.calls:
                     # before the look: who ends one looks at this afterwards
                     self.awaits_ends = True
@@ -607,6 +610,14 @@ class Pool:
         if due is self:
             self._look_whether_stuck()
             return
+        self._is_expiring = True  # before the task is resolved: its thread may be the last
+        try:
+            self._end_late(due, thread)
+        finally:
+            self._is_expiring = False
+            self.look()
+
+    def _end_late(self, due: Task[Any], thread: int) -> None:
         left = due._time_out()
         orphans: list[Task[Any]] = []
         problem: ShutdownError | None = None
@@ -634,7 +645,6 @@ class Pool:
             self._do_apart(left)
         for task in orphans:
             task._fail(PoolStuck(self._roster.standstill()))
-        self.look()
 
     def _replace(self, stuck: Worker, first: Callable[[], object] | None) -> None:
         """Retire a thread and start another in its place, which does ``first`` first. Under the
