@@ -51,6 +51,29 @@ def test_a_recursive_fan_out_completes_on_two_workers() -> None:
     )
 
 
+def test_a_shutdown_inside_a_task_does_not_wait_for_those_that_wait_for_that_task() -> None:
+    pool = Scheduler(4)
+    begun, awaited = threading.Event(), threading.Event()
+
+    def shuts_down() -> str:
+        begun.set()
+        assert awaited.wait(LONG)
+        pool.shutdown()
+        return "shut down"
+
+    inner = pool.submit(shuts_down)
+    assert begun.wait(LONG)
+    middle = pool.submit(lambda: inner.result())
+    outer = pool.submit(lambda: middle.result())
+    deadline = time.monotonic() + LONG
+    while sum(len(each.waits_for) for each in pool._pool._workers) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    awaited.set()
+    assert outer.result(LONG) == middle.result(LONG) == inner.result(LONG) == "shut down"
+    pool.shutdown()
+
+
 def test_without_running_them_inline_the_same_fan_out_would_hang(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -239,13 +239,10 @@ class Pool:
         to its cancellation.
         """
         until = None if timeout is None else monotonic() + timeout
-        ours = {threading.current_thread()}  # and those that wait for us
-        worker = self.waits.worker
-        while worker is not None:
-            ours.add(worker.thread)
-            worker = worker.helps
         while True:
             self.look()
+            # those that wait for the caller cannot end before
+            ours = {threading.current_thread(), *self.waits.threads_held_up()}
             with self._lock:
                 awaited = {
                     *self._roster.busy(),

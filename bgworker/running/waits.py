@@ -274,6 +274,27 @@ class Waits:
         with self._lock:
             worker.waits_for.pop(worker.running[-1], None)
 
+    def threads_held_up(self) -> set[threading.Thread]:
+        """Return the threads whose tasks cannot go on before one that runs on the caller's thread
+        has ended."""
+        held_up: list[Worker] = [] if self.worker is None else [self.worker]
+        with self._lock:
+            for each in held_up:  # grows meanwhile
+                held_up += [
+                    other
+                    for other in self._workers
+                    if other not in held_up
+                    and (other is each.helps or self._waits_for(other, each))
+                ]
+        return {each.thread for each in held_up}
+
+    def _waits_for(self, waiting: Worker, worker: Worker) -> bool:
+        return any(
+            task in worker.running and not task.done()
+            for tasks in waiting.waits_for.values()
+            for task in tasks
+        )
+
     def _leads_back(self, worker: Worker, task: Task[Any]) -> bool:
         """Tell whether ``task`` waits for one that runs on the worker's thread, directly or through
         others."""
