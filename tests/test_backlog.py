@@ -10,7 +10,6 @@ from hypothesis import given, strategies as st
 from bgworker.delivery.backlog import (
     BATCH_TEXT,
     END_COST,
-    MARK,
     RECORD_COST,
     Backlog,
     Chunk,
@@ -39,12 +38,8 @@ def life(kind: int, task: int = 0) -> Record:
     return TASKS[task], 1, kind, 0, None
 
 
-def mark(name: str = "mark") -> Record:
-    return None, 0, MARK, 0, name
-
-
 def shown(records: list[Record]) -> list[Any]:
-    """Return texts, messages, marks and kinds of life-cycle events."""
+    """Return texts, messages and kinds of life-cycle events."""
     return [record[4][1] if record[2] == PROGRESS else record[2] if record[4] is None else record[4]
             for record in records]
 
@@ -185,19 +180,6 @@ def test_life_cycle_events_that_were_passed_by_keep_their_order_when_too_much_of
     assert seen == [0, 1, 2, 3]
 
 
-def test_a_mark_keeps_its_place_is_never_dropped_and_counts_as_no_event() -> None:
-    backlog = Backlog(1, 1 << 20)
-    extended(backlog, out("a"))
-    backlog.mark(mark("1"))
-    assert backlog.has_marks and len(backlog) == 1
-    extended(backlog, out("b"))
-    backlog.mark(mark("2"))
-    assert shown(backlog.take(2)) == ["1", "b"]
-    assert backlog.has_marks and len(backlog) == 0
-    assert shown(backlog.take(2)) == ["2"]
-    assert not backlog.has_marks
-
-
 def test_the_oldest_record_tells_the_age_of_the_queue() -> None:
     backlog = Backlog(1, 1 << 20)
     backlog.extend(
@@ -221,20 +203,16 @@ RECORDS = st.one_of(
 
 
 @given(st.booleans(), st.integers(1, 6), st.integers(1, 2000),
-       st.lists(st.one_of(st.lists(RECORDS, max_size=8), st.integers(1, 5), st.none()), max_size=20))
+       st.lists(st.one_of(st.lists(RECORDS, max_size=8), st.integers(1, 5)), max_size=20))
 def test_each_record_comes_out_once_and_the_bounds_hold_whatever_happens(
         keep_newest: bool, size: int, max_bytes: int, steps: list[Any]) -> None:
     backlog = Backlog(size, max_bytes, keep_newest)
     came: list[Record] = []
     went: list[Record] = []
-    marks = 0
     for step in steps:
-        if step is None:
-            backlog.mark(mark())
-            marks += 1
-        elif isinstance(step, int):
+        if isinstance(step, int):
             took = backlog.take(step)
-            assert backlog._taken == sum([weight(record) for record in took if record[2] != MARK])
+            assert backlog._taken == sum(map(weight, took))
             went += took
         else:
             numbered = [
@@ -243,19 +221,15 @@ def test_each_record_comes_out_once_and_the_bounds_hold_whatever_happens(
             came += numbered
             coalesced, dropped = backlog.extend(Chunk.of(numbered))
             went += [*coalesced, *dropped]
-        inside = len(came) + marks - len(went)
-        assert len(backlog) == inside - sum(record[2] == MARK for record in _inside(backlog))
+        assert len(backlog) == len(_inside(backlog)) == len(came) - len(went)
         streams = [record for record in _inside(backlog) if record[2] >= PROGRESS]
         assert len(streams) <= size and len(backlog) - len(streams) <= size
-        bytes = sum([weight(record) for record in _inside(backlog) if record[2] != MARK])
+        bytes = sum(map(weight, _inside(backlog)))
         assert (backlog._streams, backlog._bytes) == (len(streams), bytes)
         assert bytes == 0 or bytes + backlog._taken <= max_bytes
     left = backlog.clear()
-    assert [record[3] for record in left if record[2] != MARK] == sorted(
-        record[3] for record in left if record[2] != MARK), "out of order"
-    unmarked = [record for record in [*went, *left] if record[2] != MARK]
-    assert sorted(unmarked, key=lambda record: record[3]) == came
-    assert len(went) + len(left) - len(unmarked) == marks
+    assert [record[3] for record in left] == sorted(record[3] for record in left), "out of order"
+    assert sorted([*went, *left], key=lambda record: record[3]) == came
 
 
 def _inside(backlog: Backlog) -> list[Record]:

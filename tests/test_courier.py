@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bgworker.delivery.backlog import MARK, Chunk
-from bgworker.delivery.courier import Courier, Mark, close_all, options_for
+from bgworker.delivery.backlog import Chunk
+from bgworker.delivery.courier import Courier, close_all, options_for
 from bgworker.delivery.options import SinkOptions
 from bgworker.delivery.retry import RetryPolicy
 from bgworker.model.errors import (
@@ -617,6 +617,44 @@ def test_a_batch_taken_in_by_halves_comes_again_whole() -> None:
     assert payloads(sink.acknowledged) == ["a", "b", "c", "d"]
 
 
+def test_the_sink_flushes_between_what_came_before_and_what_came_after() -> None:
+    hang = Hang()
+    sink = FlakySink(hang)
+    with line(sink) as it:
+        it.say("in flight")
+        assert hang.entered.wait(SOON)
+        it.say("a")
+        first = [it.courier.mark(), it.courier.mark()]
+        it.say("b")
+        last = it.courier.mark()
+        hang.release()
+        assert all([mark.wait(SOON) for mark in (*first, last)])
+    assert sink.calls == [
+        "open", "write", "write", "flush", "write", "flush", "close"], "once for both marks"
+
+
+@pytest.mark.parametrize(("overflow", "before"), [("drop_newest", "ab"), ("drop_oldest", "de")])
+def test_a_flush_waits_for_what_came_before_and_for_as_many_more_as_were_dropped(
+    overflow: str, before: str
+) -> None:
+    flushed: list[list[str]] = []
+
+    class Noting(FlakySink):
+        def flush(self) -> None:
+            flushed.append(payloads(self.acknowledged))
+
+    hang = Hang()
+    with line(Noting(hang), queue_size=3, overflow=overflow) as it:
+        it.say("in flight")
+        assert hang.entered.wait(SOON)
+        it.say("a", "b")
+        mark = it.courier.mark()
+        it.say(*"cdef")
+        hang.release()
+        assert mark.wait(SOON)
+    assert flushed == [["in flight", *before]]
+
+
 def test_a_flush_that_fails_is_told_to_who_flushes() -> None:
     sink = FlakySink(on_flush=[fail()])
     with line(sink) as it:
@@ -769,13 +807,9 @@ def test_who_waits_in_a_flush_is_told_when_the_sink_is_left_to_itself() -> None:
     it.courier.start(SOON)
     it.say("a")
     it.flush()
-    with it.courier._lock:  # so that the record and the mark behind it go into one batch
-        record = it.record(OUTPUT, "b")
-        it.courier._backlog.extend(Chunk.of([record]))
-        it.courier._emitted += 1
-        mark = Mark(1)
-        it.courier._backlog.mark((None, 0, MARK, 0, mark))
-        it.courier._news.notify()
+    with it.courier._lock:  # so that the mark is there before the record behind it is written
+        it.say("b")
+        mark = it.courier.mark()
     assert hang.entered.wait(SOON)
     close_all([it.courier], time.monotonic() + 0.1)
     assert not mark.wait(SOON)

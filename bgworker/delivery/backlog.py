@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from ..model.records import Record, TaskState
 
 
-MARK = -1
-"""Kind of a record that only marks a place in the queue; its data is whoever waits for that
-place."""
-
 END_COST = RECORD_COST + 640
 """Bytes that a terminal event is taken to cost, with the task that it keeps in memory."""
 
@@ -93,15 +89,9 @@ class Backlog:
         self._bytes = 0
         self._taken = 0  # bytes of what `take` has returned last
         self._progress = 0  # at least the number of progress records in _queue
-        self._marks = 0
 
     def __len__(self) -> int:
-        return len(self._spared) + len(self._queue) - self._marks
-
-    @property
-    def has_marks(self) -> bool:
-        """True while a `mark` waits."""
-        return self._marks > 0
+        return len(self._spared) + len(self._queue)
 
     @property
     def fill(self) -> float:
@@ -139,19 +129,13 @@ class Backlog:
             dropped += self._drop_lifecycle()
         return coalesced, dropped
 
-    def mark(self, mark: Record) -> None:
-        """Append a record of kind `MARK`: it is not counted, never dropped, and comes out in its
-        place."""
-        self._queue.append(mark)
-        self._marks += 1
-
     def take(self, most: int) -> list[Record]:
         """Remove and return the oldest records, no more than a sink can write at once without much
         memory. What was taken before is done with."""
         self._taken = 0
-        waiting, most_bytes = len(self._spared) + len(self._queue), self._max_bytes // 8
+        waiting, most_bytes = len(self), self._max_bytes // 8
         size = self._bytes
-        if waiting <= most and size <= most_bytes and size - len(self) * RECORD_COST <= BATCH_TEXT:
+        if waiting <= most and size <= most_bytes and size - waiting * RECORD_COST <= BATCH_TEXT:
             taken = self.clear()
             self._taken = size
             return taken
@@ -175,7 +159,7 @@ class Backlog:
         everything = [*self._spared, *self._queue]
         self._spared.clear()
         self._queue.clear()
-        self._streams = self._bytes = self._taken = self._progress = self._marks = 0
+        self._streams = self._bytes = self._taken = self._progress = 0
         return everything
 
     def forget_taken(self) -> None:
@@ -187,29 +171,18 @@ class Backlog:
         (self._spared or self._queue).extendleft(reversed(records))
         self._bytes += sum(weights)
         self._streams += sum(record[2] >= PROGRESS for record in records)
-        self._marks += sum(record[2] == MARK for record in records)
 
     def _is_over(self) -> bool:
         return self._streams > self._size or self._bytes + self._taken > self._max_bytes
 
     def _forget(self, records: Sequence[Record]) -> list[int]:
         """Take records out of the account; return their weights."""
-        weights = [
-            (
-                0
-                if record[2] == MARK
-                else (
-                    RECORD_COST + len(data)
-                    if (data := record[4]).__class__ is str and data.isascii()
-                    else weight(record)
-                )
-            )
-            for record in records
-        ]  # a call for the odd ones only: half the time
+        # a call for the odd ones only: half the time
+        weights = [RECORD_COST + len(data)
+                   if (data := record[4]).__class__ is str and data.isascii() else weight(record)
+                   for record in records]
         self._bytes -= sum(weights)
         self._streams -= sum([record[2] >= PROGRESS for record in records])
-        if self._marks:
-            self._marks -= sum(record[2] == MARK for record in records)
         return weights
 
     def _coalesce(self) -> list[Record]:
@@ -269,7 +242,7 @@ class Backlog:
         gone: list[Record] = []
         kept: list[Record] = []
         for record in (*self._spared, *self._queue):
-            if MARK < record[2] < PROGRESS and (len(gone) < excess or too_much > 0):
+            if record[2] < PROGRESS and (len(gone) < excess or too_much > 0):
                 gone.append(record)
                 too_much -= weight(record)
             else:

@@ -24,7 +24,7 @@ from ..model.records import LOST, TYPES, Batch
 from ..model.reports import report, wait_for_reports
 from ..model.text import describe, name_of
 from ..model.threads import own_thread
-from .backlog import MARK, Backlog, Chunk
+from .backlog import Backlog, Chunk
 from .intake import MOST_TAKEN
 from .loop import SinkLoop
 from .options import kinds_of
@@ -33,7 +33,7 @@ from .retry import Breaker, Trouble
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from ..model.records import Record
     from ..park.park import Park
@@ -61,10 +61,12 @@ atomic."""
 
 class Mark:
     """A place in a courier's queue that somebody waits for. Set once, by the courier's thread or by
-    who gives up."""
+    whoever gives the sink up."""
 
-    def __init__(self, left: int = 0) -> None:
+    def __init__(self, place: int = 0, left: int = 0) -> None:
         self._event = threading.Event()
+        self.place = place
+        """Events that have been taken from the queue once all before the place are among them."""
         self.left = left
         """Events before the place that are neither with the sink nor given up, as last counted."""
         self.reached = False
@@ -110,8 +112,9 @@ class Courier:
         self._news = threading.Condition(self._lock)
         self._backlog = Backlog(options.queue_size, options.queue_bytes,
                                 options.overflow == "drop_oldest")
-        self._in_flight: Sequence[Record] = ()  # events in the sink's hands: no marks, no losses
-        self._marks_in_flight: Sequence[Record] = ()
+        self._in_flight: Sequence[Record] = ()  # events in the sink's hands: no losses
+        self._taken = 0  # events that the queue has handed out so far
+        self._marks: list[Mark] = []  # in the order of their places
         self._emitted = self._delivered = self._coalesced = self._parked = self._retries = 0
         self._parking = 0  # given to the park, which has not answered yet
         self._dropped: Counter[str] = Counter()
@@ -287,17 +290,14 @@ class Courier:
             if self._state == "closed":
                 return  # it ended just now
             self._abandoned = True
-            left = [*self._in_flight, *self._marks_in_flight, *self._backlog.clear()]
-            self._in_flight = ()
-            self._give_up(left, "closed")
-            self._state = "closed"
+            left = self._give_up_all("closed")
             self._news.notify()
         report(
             logging.ERROR,
-            "sink %r did not finish in time and is left to itself, in thread %s; " "%d events %s",
+            "sink %r did not finish in time and is left to itself, in thread %s; %d events %s",
             self.name,
             self.thread.name,
-            sum(record[2] != MARK for record in left),
+            left,
             "are lost" if self._park is None else "go to the park file",
         )
 
@@ -337,11 +337,11 @@ class Courier:
         """Return a mark that is settled once all that was put before is settled and the sink has
         flushed."""
         with self._lock:
-            mark = Mark(self._pending())
+            mark = Mark(self._taken + len(self._backlog), self._pending())
             if self._state == "closed":
                 mark.settle(False)
             else:
-                self._backlog.mark((None, 0, MARK, time_ns(), mark))
+                self._marks.append(mark)
                 self._news.notify()
         return mark
 
@@ -351,18 +351,15 @@ class Courier:
         try:
             if self._open():
                 while (batch := self._next_batch()) is not None:
-                    for part in _parts(batch) if self._marks_in_flight else (batch,):
-                        if isinstance(part, Mark):
-                            self._flush(part)
-                        else:
-                            self._settle(tuple(part))
+                    if batch:
+                        self._settle(batch)
+                    else:
+                        self._flush()
                 if self._end is None:
                     self._say_if_failed("close", self._call("close"))
         finally:
             with self._lock:
-                self._give_up([*self._in_flight, *self._backlog.clear()], "failed")
-                self._in_flight = ()
-                self._state = "closed"
+                self._give_up_all("failed")
             self._opened.settle(False)
             self._report_losses(is_last=True)
             self._say_if_failed("end its event loop", self._loop_closed())
@@ -415,13 +412,17 @@ class Courier:
         self._opened.settle(True)
         return True
 
-    def _next_batch(self) -> list[Record] | None:
+    def _next_batch(self) -> Sequence[Record] | None:
         """Wait for records and take a batch, which begins with the losses that the sink was not
-        told of; None is the end."""
+        told of; it is empty when the sink is to flush, and None at the end.
+
+        A batch ends before the first mark. What overflow drops before a mark is not told from what
+        it drops behind it: then a flush waits for as many events more, or for an empty queue.
+        """
         with self._lock:
-            self._in_flight = self._marks_in_flight = ()
+            self._in_flight = ()
             self._backlog.forget_taken()
-            while not self._abandoned and not len(self._backlog) and not self._backlog.has_marks:
+            while not self._abandoned and not len(self._backlog) and not self._marks:
                 if self._losses and self._announces and self._announces_alone and (
                         self._state == "ok" or not self._closing):
                     # also the probe of a sink that failed, when nothing else waits to be tried
@@ -433,14 +434,14 @@ class Courier:
                 self._linger()
             if self._abandoned:
                 return None
-            losses = self._announce()
-            has_marks = self._backlog.has_marks
-            batch = self._backlog.take(max(0, self._batch_size - len(losses)))
-            self._in_flight = batch
-            if has_marks:
-                self._in_flight = [record for record in batch if record[2] != MARK]
-                self._marks_in_flight = [record for record in batch if record[2] == MARK]
-            return losses + batch
+            most = min(self._batch_size, len(self._backlog))
+            if self._marks:
+                most = min(most, self._marks[0].place - self._taken)
+            losses = self._announce() if self._announces_alone or most > 0 else []
+            self._in_flight = self._backlog.take(
+                max(0, min(most, self._batch_size - len(losses))))
+            self._taken += len(self._in_flight)
+            return (*losses, *self._in_flight)
 
     def _linger(self) -> None:
         """Wait for a full batch as long as the options say, unless somebody waits for us."""
@@ -448,7 +449,7 @@ class Courier:
         while len(self._backlog) < self._batch_size and not (
             self._closing
             or self._abandoned
-            or self._backlog.has_marks
+            or self._marks
             or self._backlog.fill > CROWDED
         ):
             if (left := until - monotonic()) <= 0:
@@ -594,11 +595,17 @@ class Courier:
             _, reason, _, by_type = record[4]
             self._losses.setdefault(reason, Counter()).update(by_type)
 
-    def _flush(self, mark: Mark) -> None:
+    def _flush(self) -> None:
+        """Have the sink flush for all marks that are reached."""
+        with self._lock:
+            due = [mark for mark in self._marks
+                   if mark.place <= self._taken or not len(self._backlog)]
         reached = self._end is None and self._say_if_failed("flush", self._call("flush"))
         with self._lock:
-            mark.left = self._parking
-        mark.settle(reached)
+            for mark in due:
+                mark.left = self._parking
+                mark.settle(reached)
+            del self._marks[:len(due)]
 
     def _say_if_failed(self, what: str, trouble: Trouble | None) -> bool:
         """Report what kept the sink from something that is not tried again; True when nothing
@@ -608,21 +615,27 @@ class Courier:
             report(logging.ERROR, "sink %r failed to %s: %s", self.name, what, trouble.text)
         return trouble is None
 
-    def _give_up(self, records: Iterable[Record], reason: str, error: str = "",
+    def _give_up_all(self, reason: str) -> int:
+        """Give up what waits and what is under way, and wake all who wait for it: the account is
+        closed. Return how many events it was; under the lock."""
+        left = [*self._in_flight, *self._backlog.clear()]
+        self._in_flight = ()
+        self._give_up(left, reason)
+        for mark in self._marks:
+            mark.settle(False)
+        self._marks.clear()
+        self._state = "closed"
+        return len(left)
+
+    def _give_up(self, records: Sequence[Record], reason: str, error: str = "",
                  attempts: int = 0) -> None:
         """Park records, or count them as dropped; under the lock."""
-        left: list[Record] = []
-        for record in records:
-            if record[2] == MARK:
-                record[4].settle(False)
-            else:
-                left.append(record)
-        if self._park is None or not left:
-            self._drop(left, reason)
+        if self._park is None or not records:
+            self._drop(records, reason)
             return
-        parking = self._park.put(left, error or reason, attempts)
+        parking = self._park.put(records, error or reason, attempts)
         self._parking += parking
-        self._drop(left[parking:], "park")
+        self._drop(records[parking:], "park")
 
     def _drop(self, records: Sequence[Record], reason: str) -> None:
         """Count records as dropped, to be announced; under the lock."""
@@ -708,21 +721,6 @@ def close_all(couriers: Collection[Courier], deadline: float) -> None:
     for courier in others:
         courier.close_park(deadline)
     wait_for_reports(monotonic() + LOG_GRACE)
-
-
-def _parts(batch: Sequence[Record]) -> Iterator[list[Record] | Mark]:
-    """Split a batch at its marks."""
-    part: list[Record] = []
-    for record in batch:
-        if record[2] != MARK:
-            part.append(record)
-            continue
-        if part:
-            yield part
-            part = []
-        yield record[4]
-    if part:
-        yield part
 
 
 def _new_park(options: SinkOptions, name: str, done: Callable[..., None]) -> Park:
