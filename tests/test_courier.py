@@ -28,7 +28,7 @@ from bgworker.model.events import Event, EventType, LossEvent
 from bgworker.model.health import SinkHealth
 from bgworker.model.records import COMPLETED, CREATED, OUTPUT, PROGRESS, TaskState
 from bgworker.model.reports import wait_for_reports
-from bgworker.testing import FlakySink, Hang, MemorySink, crawl, fail, partial, work
+from bgworker.testing import FlakySink, Hang, MemorySink, Step, crawl, fail, partial, work
 
 if TYPE_CHECKING:
     from bgworker.model.records import Record
@@ -653,6 +653,25 @@ def test_a_flush_waits_for_what_came_before_and_for_as_many_more_as_were_dropped
         hang.release()
         assert mark.wait(SOON)
     assert flushed == [["in flight", *before]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_sink_that_refuses_announcements_by_the_batch_gets_its_events_all_the_same(
+    batch_size: int,
+) -> None:
+    def act(events: Sequence[Event], write: Callable[[Sequence[Event]], None]) -> None:
+        if all(isinstance(event, LossEvent) for event in events):
+            raise PermanentSinkError("not these", concerns="batch")
+        write(events)
+
+    sink = FlakySink(Step(act, None))
+    with line(sink, batch_size=batch_size) as it:
+        it.courier.refuse(OUTPUT, "intake", 7)
+        wait_until(lambda: sink.attempts)
+        it.say("a")
+        sink.sink.wait_for(1, SOON)
+        assert it.flush()
+    assert payloads(sink.acknowledged) == ["a"] and len(sink.attempts) < 9
 
 
 def test_a_flush_that_fails_is_told_to_who_flushes() -> None:

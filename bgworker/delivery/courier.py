@@ -437,7 +437,10 @@ class Courier:
             most = min(self._batch_size, len(self._backlog))
             if self._marks:
                 most = min(most, self._marks[0].place - self._taken)
-            losses = self._announce() if self._announces_alone or most > 0 else []
+            losses: list[Record] = []
+            # what was given up alone goes beside an event, or after one that was taken
+            if self._announces_alone or (most > 0 and self._batch_size > len(self._losses)):
+                losses = self._announce()
             self._in_flight = self._backlog.take(
                 max(0, min(most, self._batch_size - len(losses))))
             self._taken += len(self._in_flight)
