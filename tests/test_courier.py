@@ -777,6 +777,23 @@ def test_closing_ends_a_wait_for_a_retry_and_gives_each_waiting_batch_one_attemp
     assert sink.calls[-1] == "close"
 
 
+@pytest.mark.parametrize(("retry_after", "has_been_failing", "is_last"), [
+    (None, True, True), (None, False, False), (0.05, True, False), (0.05, False, False)])
+def test_a_sink_that_has_failed_for_as_long_as_closing_takes_gets_one_last_attempt(
+    retry_after: float | None, has_been_failing: bool, is_last: bool
+) -> None:
+    sink = FlakySink(fail(None, TemporarySinkError("down", retry_after=retry_after)))
+    steady = RetryPolicy(attempts=10 ** 6, base=0.05, cap=0.05, jitter="none")
+    with line(sink, retry=steady) as it:
+        it.say("a")
+        wait_until(lambda: len(sink.attempts) == (20 if has_been_failing else 1))
+        before = len(sink.attempts)
+        health = it.close(0.6)
+    after = len(sink.attempts) - before
+    assert after <= 2 if is_last else after >= 3, "one may have been under way"
+    assert health.dropped_by_reason == {"failed": 1} and sink.calls[-1] == "close"
+
+
 def abandoned(sink: FlakySink, hang: Hang, *, batch_size: int = 500, **options: Any) -> Line:
     """Close a courier whose sink hangs; return it once closing has come back, which it does in time
     or never."""

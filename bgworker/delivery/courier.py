@@ -126,12 +126,14 @@ class Courier:
         self._unreported: Counter[str] = Counter()
         self._next_report = 0.0
         self._is_said_to_fail = False  # in the log
+        self._failing_since: float | None = None  # monotonic; None: its latest call went well
         self._state = "ok"
         self._last_error: str | None = None
         self._is_idle = False
         self._closing = False
         self._closes_itself = False  # the sink asked for it: nobody else closes the park file
         self._retries_until = 0.0  # monotonic; while closing
+        self._retry_time = 0.0  # seconds from the close until then
         self._last_call = False  # closing, and there is no time left for another wait
         self._end: Trouble | None = None  # why the sink takes nothing any more
         self._abandoned = False
@@ -254,12 +256,14 @@ class Courier:
 
         Args:
             retries_until: when the last retry may begin (monotonic). What fails then gets one more
-                attempt, and so does each batch behind it.
+                attempt, and so does each batch behind it. Of this time a sink that fails already
+                has used up as much as it has been failing for, unless it says when to come back.
         """
         with self._lock:
             self._closing = True
             self._closes_itself = self.is_this_thread
             self._retries_until = retries_until
+            self._retry_time = retries_until - monotonic()
             self._news.notify()
 
     @property
@@ -407,7 +411,7 @@ class Courier:
             # it may come to work: the registration stands, and we keep trying
             self._opened.settle(True)
             self._note_trouble(trouble)
-            if not self._pause(self._breaker.failed(trouble, 0).wait):
+            if not self._pause(self._breaker.failed(trouble, 0).wait, trouble):
                 break  # closing: `write` is the last attempt
         self._opened.settle(True)
         return True
@@ -486,7 +490,7 @@ class Courier:
                 if not trouble.is_permanent:
                     with self._lock:
                         self._retries += 1
-            elif decision.action == "retry" and self._pause(decision.wait):
+            elif decision.action == "retry" and self._pause(decision.wait, trouble):
                 pieces.append(piece)
             else:  # given up; or the sink is being closed, and had its last attempt
                 if decision.action == "end":
@@ -558,7 +562,7 @@ class Courier:
         )
         self._say_if_failed("close", self._call("close"))
 
-    def _pause(self, seconds: float) -> bool:
+    def _pause(self, seconds: float, trouble: Trouble) -> bool:
         """Wait before a retry; False when the sink is being closed, and the attempt just made was
         the last."""
         until = monotonic() + seconds
@@ -566,7 +570,7 @@ class Courier:
             if not self._abandoned:
                 self._state = "open" if self._breaker.is_open else "retrying"
             while not self._abandoned:
-                if self._closing and until > self._retries_until:
+                if self._closing and until > self._retries_end(trouble):
                     if self._last_call:
                         return False
                     # one more attempt for what is in our hands, then one for each that waits
@@ -577,6 +581,15 @@ class Courier:
                 self._news.wait(left)
             self._retries += 1
             return not self._abandoned
+
+    def _retries_end(self, trouble: Trouble) -> float:
+        """Return when the last retry may begin, while closing; under the lock.
+
+        A program whose receiver has been down for long is not kept from its end by it.
+        """
+        if self._failing_since is None or trouble.retry_after is not None:
+            return self._retries_until
+        return min(self._retries_until, self._failing_since + self._retry_time)
 
     def _announce(self) -> list[Record]:
         """Return what the sink is to be told before the next events: the losses so far; under the
@@ -681,6 +694,8 @@ class Courier:
             self._last_error = trouble.text
             if trouble.is_permanent or self._abandoned:
                 return
+            if self._failing_since is None:
+                self._failing_since = monotonic()
             self._state = "open" if self._breaker.is_open else "retrying"
         if not self._is_said_to_fail:
             self._is_said_to_fail = True
@@ -689,6 +704,7 @@ class Courier:
 
     def _note_success(self, piece: Sequence[Record] = ()) -> None:
         with self._lock:
+            self._failing_since = None
             if not self._abandoned:
                 self._state = "ok"
         # a loss is small: it may fit where no event does
