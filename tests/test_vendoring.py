@@ -3,6 +3,7 @@ file."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -151,18 +152,79 @@ def test_the_core_alone_runs_and_says_of_each_part_that_it_is_missing(
     assert "updated bgworker" in vendored(tmp_path, *options)
 
 
-@pytest.mark.parametrize("part", ["history", "webhook", "park", "shell", "testing", "cli"])
+VERBS_THAT_NEED = {
+    "history": [
+        "run -- python -c pass",
+        "run --no-db --sink sqlite:x.db -- python -c pass",
+        "run --resume -- python -c pass",
+        "tasks",
+        "show last",
+        "tail last",
+        "stats",
+        "watch",
+        "prune --keep 1",
+        "export --jsonl",
+        "replay park.jsonl --to sqlite:x.db",
+    ],
+    "webhook": [
+        "run --no-db --sink webhook:https://example.com/ -- python -c pass",
+        "replay park.jsonl --to webhook:https://example.com/",
+    ],
+    "park": ["replay park.jsonl --to jsonl:x.jsonl"],
+    "shell": ["run --no-db -- python -c pass", "run -f commands.txt"],
+    "testing": [],
+    "cli": [],
+}
+"""Part -> command lines that cannot do without it."""
+
+
+@pytest.mark.parametrize("part", VERBS_THAT_NEED)
 def test_a_copy_lacks_the_files_of_a_part_left_out_and_no_others(tmp_path: Path, part: str) -> None:
-    others = "" if part in ("cli", "testing", "history", "webhook") else ",cli"
-    vendored(tmp_path, "--name", "_bg", "--without", part + others)
+    vendored(tmp_path, "--name", "_bg", "--without", part)
     lacking = sources().keys() - {name.partition("/")[2] for name in files_under(tmp_path)}
-    of_cli = {name for name in sources() if name.startswith("cli/")} | {"__main__.py"}
-    own = (
-        of_cli
-        if part == "cli"
-        else {name for name in sources() if name.startswith((f"{part}/", f"{part}.py"))}
+    prefixes = ("cli/", "__main__.py") if part == "cli" else (f"{part}/", f"{part}.py")
+    assert lacking == {name for name in sources() if name.startswith(prefixes)}
+
+
+@pytest.mark.parametrize("part", [part for part, lines in VERBS_THAT_NEED.items() if lines])
+def test_each_verb_that_needs_a_part_left_out_says_so_in_one_line_and_does_nothing(
+    tmp_path: Path, part: str
+) -> None:
+    vendored(tmp_path, "--name", "_bg", "--without", part)
+    (tmp_path / "commands.txt").write_text("exit 3\n", encoding="utf-8")
+    before = files_under(tmp_path)
+    for line in VERBS_THAT_NEED[part]:
+        done = command_line(tmp_path, *line.split())
+        assert done.returncode == 2 and done.stdout == "", (line, done)
+        assert f"made without its part {part!r}" in done.stderr, (line, done.stderr)
+        assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+    assert files_under(tmp_path) == before
+
+
+@pytest.mark.parametrize("part", [part for part in VERBS_THAT_NEED if part != "cli"])
+def test_each_verb_that_does_without_a_part_left_out_works(tmp_path: Path, part: str) -> None:
+    vendored(tmp_path, "--name", "_bg", "--without", part)
+    assert command_line(tmp_path, "--help").returncode == 0
+    if part != "shell":
+        run = command_line(
+            tmp_path, "run", "--no-db", "--jsonl", "x.jsonl", "--", sys.executable, "-c", "print(6)"
+        )
+        assert (run.returncode, run.stdout, run.stderr) == (0, "6\n", "")
+    if part not in ("shell", "park", "history"):
+        again = command_line(tmp_path, "replay", "x.jsonl", "--to", "sqlite:bgworker.db")
+        assert again.returncode == 0 and "delivered, 0 refused, 0 skipped" in again.stdout
+        assert "completed" in command_line(tmp_path, "tasks").stdout
+
+
+def command_line(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-B", "-W", "error", "-m", "_bg", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={key: value for key, value in os.environ.items() if not key.startswith("BGWORKER_")},
     )
-    assert lacking == own | (of_cli if others else set())
 
 
 def test_an_unknown_part_is_refused_in_one_line(tmp_path: Path) -> None:

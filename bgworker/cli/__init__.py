@@ -8,6 +8,7 @@ import os
 import sys
 
 from .. import __version__
+from ..model.errors import MissingPart
 from . import export, prune, replay, run, show, stats, tail, tasks, watch
 from .screen import escaped
 
@@ -71,16 +72,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
         return code if _flushed() else 141
     except ModuleNotFoundError as error:
-        if error.name not in ("sqlite3", "_sqlite3"):
+        trouble = _lacking(error.name or "")
+        if not trouble:
             raise
-        print(
-            f"bgworker: error: this Python has no {error.name} module, which a history needs; install it, or use "
-            "another Python (run works without a history: --no-db)",
-            file=sys.stderr,
-        )
+        print(f"bgworker: error: {trouble}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the verb has handlers of its own
         return 130
+
+
+def _lacking(module: str) -> str:
+    """Return what to say of a module that a verb needs and that is not there; nothing if that is a
+    defect."""
+    package, _, part = module.rpartition(".")
+    if package == __package__.rpartition(".")[0]:  # a vendored copy was made without the part
+        trouble = str(MissingPart(part))
+    elif module in ("sqlite3", "_sqlite3"):
+        trouble = (
+            f"this Python has no {module} module, which a history needs; install it, or use "
+            "another Python"
+        )
+    else:
+        return ""
+    is_for_history = part in ("history", "sqlite3", "_sqlite3")
+    return trouble + (" (run works without a history: --no-db)" if is_for_history else "")
 
 
 def _occupy_standard_streams() -> None:

@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass
 
 from ..model.errors import BgworkerError, ConfigurationError
-from ..shell.command import ShellCommand, shell
 from ..sinks import open_sink, sinks_from_environ
 from ..sinks.opening import shown
 from .screen import cut, escaped
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
+    from ..shell.command import ShellCommand
     from ..sinks.base import Sink
 
 NAME_LENGTH = 200
@@ -130,6 +130,7 @@ def _read(file: str) -> bytes:
 
 
 def _checked(command: str | list[str], where: str) -> ShellCommand:
+    from ..shell.command import shell  # a vendored copy may lack it
     try:
         return shell(command)
     except ConfigurationError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from ..model.errors import BgworkerError, ConfigurationError
-from ..park.replay import replay
 from ..sinks import open_sink
 from ..sinks.opening import trouble
 from .screen import escaped
@@ -52,6 +51,7 @@ def add_parser(verbs: Any) -> None:
 
 def act(options: Namespace) -> int:
     """Replay, and tell how many events were delivered, refused and skipped."""
+    from ..park.replay import replay  # a vendored copy may lack it
     try:
         sink = open_sink(options.to)
     except BgworkerError as error:

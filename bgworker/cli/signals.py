@@ -13,8 +13,6 @@ import sys
 import threading
 from contextlib import suppress
 
-from ..shell import processes
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
@@ -98,19 +96,24 @@ class Signals:
         if sys.platform == "win32":
             return
         with self._screen.taken_off():
-            processes.signal_all(signal.SIGSTOP)
+            _signal_all(signal.SIGSTOP)
             handler = signal.signal(number, signal.SIG_DFL)
             # returns when we are continued; at once where no shell could do that
             os.kill(os.getpid(), number)
             signal.signal(number, handler)
-            processes.signal_all(signal.SIGCONT)
+            _signal_all(signal.SIGCONT)
 
 
 def kill_children() -> None:
     """Kill the processes of all commands, without asking."""
     # there, what ignores the Ctrl-Break that it got at the first signal lives on
     if sys.platform != "win32":
-        processes.signal_all(signal.SIGKILL)
+        _signal_all(signal.SIGKILL)
+
+
+def _signal_all(number: int) -> None:
+    from ..shell import processes  # loaded long since, by the commands; a vendored copy may lack it
+    processes.signal_all(number)
 
 
 def leave_at_once(run: Run, screen: Screen) -> None:
