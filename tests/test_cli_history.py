@@ -19,7 +19,7 @@ from histories import ROOT, Recorder, run_cli
 from bgworker.history import schema
 from bgworker.cli import VERBS, main
 from bgworker.cli.reading import harmless_json, json_line
-from bgworker.cli.screen import escaped
+from bgworker.cli.text import escaped
 
 README = ROOT / "README.md"
 

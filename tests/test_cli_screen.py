@@ -11,21 +11,11 @@ from typing import Any
 
 import pytest
 
-from bgworker.cli import screen as module
-from bgworker.cli.screen import (
-    ERR,
-    OUT,
-    OWN,
-    Channel,
-    Screen,
-    TaskTable,
-    cut,
-    draw,
-    escaped,
-    painted,
-    said,
-    width_of,
-)
+from bgworker.cli import live
+from bgworker.cli.live import TaskTable, draw
+from bgworker.cli.screen import ERR, OUT, OWN, Channel, Screen
+from bgworker.cli.tables import painted
+from bgworker.cli.text import cut, escaped, said, width_of
 from bgworker.model.events import (
     Event,
     EventType,
@@ -183,7 +173,7 @@ def test_an_ended_task_stays_for_a_moment_below_the_running_ones() -> None:
     table = table_of(running(1), running(2), ended(1, TaskStatus.FAILED, 3))
     assert [line.split()[:2] for line in lines_of(table, seconds=3)] == [
         ["[2]", "running"], ["[1]", "failed"], ["1", "running,"]]
-    table.forget_ended(at(3 + module.JUST_ENDED))
+    table.forget_ended(at(3 + live.JUST_ENDED))
     assert [row.number for row in table.rows()] == [2]
     assert lines_of(table)[-1] == "1 running, 1 failed, 0:00"
 

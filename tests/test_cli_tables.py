@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bgworker.cli.screen import width_of
+from bgworker.cli.text import width_of
 from bgworker.cli.tables import (
     ANY_WIDTH,
     ago,
@@ -113,6 +113,13 @@ def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
     for colour in (False, True):
         for line in task_lines(tasks, NOW, columns, colour=colour):
             assert width_of(line.replace("\x1b[32m", "").replace("\x1b[0m", "")) <= columns
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80])
+def test_a_terminal_without_a_character_gets_an_escape_that_is_measured(columns: int) -> None:
+    tasks = [task(1, name="日本" * 20), task(2, last_progress_message="é" * 500)]
+    for line in task_lines(tasks, NOW, columns, encoding="ascii"):
+        assert line.isascii() and len(line) <= columns
 
 
 def test_only_the_status_is_coloured() -> None:

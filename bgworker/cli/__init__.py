@@ -10,7 +10,7 @@ import sys
 from .. import __version__
 from ..model.errors import MissingPart
 from . import export, prune, replay, run, show, stats, tail, tasks, watch
-from .screen import escaped
+from .text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

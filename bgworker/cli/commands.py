@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..model.errors import BgworkerError, ConfigurationError
 from ..sinks import open_sink, sinks_from_environ
 from ..sinks.opening import shown
-from .screen import cut, escaped
+from .text import cut, escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from ..sinks.opening import (
     trouble,
 )
 from .reading import Output, a_path, add_db, exit_codes, harmless_json, opened, quietly
-from .screen import escaped
+from .text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ the next tick of its clock, takes what else has come meanwhile, and shows it all
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections import deque
 from datetime import datetime, timezone
@@ -16,7 +15,10 @@ from datetime import datetime, timezone
 from ..model.events import LifecycleEvent, LossEvent, StreamType, TaskStatus
 from ..model.records import event
 from ..model.threads import own_thread
-from .screen import ERR, OUT, OWN, Screen, TaskTable, counted, cut, escaped, painted
+from .live import TaskTable
+from .screen import ERR, OUT, OWN, Screen
+from .tables import counted, painted, why
+from .text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from ..delivery.subscription import Subscription
     from ..model.events import TaskSnapshot
     from ..model.records import Record
-    from .run import Run
+    from .jobs import Run
     from .screen import Line
 
 
@@ -183,24 +185,6 @@ def _grouped(records: Iterable[Record]) -> Iterator[list[Record]]:
         group.append(record)
     if group:
         yield group
-
-
-def why(task: TaskSnapshot) -> str:
-    """Return in a few words why a task failed or was cancelled."""
-    message = " ".join((task.failure_message or "").split())
-    if task.failure_type == "subprocess.CalledProcessError":
-        if found := re.search(r" exit status (\d+)\.$", message):
-            return f"exit code {found[1]}"
-        if found := re.search(
-            r" died with (?:<Signals\.(\w+): \d+>|unknown signal (\d+))\.$", message
-        ):
-            return found[1] or f"signal {found[2]}"
-    elif task.failure_type and not message.startswith(("[Errno ", "[WinError ")):
-        message = f"{task.failure_type}: {message}"
-    return (
-        cut(message.partition("] ")[2] if message.startswith("[") else message, 500, "...")
-        or task.status.value
-    )
 
 
 class Notices(logging.Handler):

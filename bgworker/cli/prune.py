@@ -16,7 +16,7 @@ from .reading import (
     plain,
     quietly,
 )
-from .screen import escaped
+from .text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from datetime import datetime, timezone
 from textwrap import fill
 
 from ..model.errors import BgworkerError, ConfigurationError, HistoryError, UnknownTask, WireError
-from .screen import Channel, can_redraw, escaped
+from .screen import Channel, can_redraw
 from .tables import ANY_WIDTH, duration
+from .text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,24 +83,25 @@ def a_duration(text: str) -> Any:
     try:
         return duration(text)
     except ConfigurationError as error:
-        raise _wrong(str(error)) from error
+        raise wrong(str(error)) from error
 
 
 def a_count(text: str) -> int:
     """Read an option's value as a whole number of at least 0."""
     if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise _wrong(f"expected a whole number >= 0, got {text[:80]!r}")
+        raise wrong(f"expected a whole number >= 0, got {text[:80]!r}")
     return int(text)
 
 
 def a_path(text: str) -> str:
     """Read an option's value as the path of a file."""
     if not text or "\0" in text:
-        raise _wrong(f"expected the path of a file, got {text!r}")
+        raise wrong(f"expected the path of a file, got {text!r}")
     return text
 
 
-def _wrong(message: str) -> Exception:
+def wrong(message: str) -> Exception:
+    """Return the error for an option's value that cannot be used."""
     from argparse import ArgumentTypeError
     return ArgumentTypeError(message)
 

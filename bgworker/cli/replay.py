@@ -7,7 +7,7 @@ import sys
 from ..model.errors import BgworkerError, ConfigurationError
 from ..sinks import open_sink
 from ..sinks.opening import trouble
-from .screen import escaped
+from .text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
-    from .run import Run
+    from .jobs import Run
     from .screen import Screen
 
 _OTHERS = frozenset(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .reading import Output, a_duration, add_db, add_json, exit_codes, now, opened, quietly
-from .screen import painted, word_for
-from .tables import MOST_OF_A_MESSAGE, MOST_OF_A_NAME, aligned, ago, cell, took
+from .tables import (MOST_OF_A_MESSAGE, MOST_OF_A_NAME, ago, aligned, cell, painted, took,
+                     word_for)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

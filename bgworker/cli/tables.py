@@ -1,5 +1,5 @@
-"""Times, durations and tables in front of people: pure functions from values to text that fits a
-terminal.
+"""Statuses, times, failures and tables in front of people: pure functions from values to text that
+fits a terminal.
 
 Whatever comes from a task is untrusted: `cell` makes it one line without anything that could steer
 a terminal.
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, timezone
+from itertools import zip_longest
 
 from ..model.errors import ConfigurationError
 from ..model.events import TaskStatus
-from .printer import why
-from .screen import cut, escaped, painted, width_of, word_for
+from .text import cut, ellipsis_in, said, showable, width_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Iterable, Iterator, Sequence
 
     from ..model.events import TaskSnapshot
@@ -26,6 +27,22 @@ ANY_WIDTH = 1_000_000
 
 MOST_OF_A_NAME, MOST_OF_A_MESSAGE = 200, 500
 """Characters shown where there is no terminal either."""
+
+_WORDS = {TaskStatus.TIMED_OUT: "timed out", TaskStatus.SCHEDULED: "waiting"}
+_COLOURS = {
+    TaskStatus.RUNNING: "36",
+    TaskStatus.COMPLETED: "32",
+    TaskStatus.FAILED: "31",
+    TaskStatus.TIMED_OUT: "31",
+    TaskStatus.CANCELLED: "33",
+}
+STATUSES = (
+    TaskStatus.RUNNING,
+    TaskStatus.SCHEDULED,
+    TaskStatus.CREATED,
+    *(status for status in TaskStatus if status.is_final),
+)
+"""In the order in which their counts are told."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?[smhdw])+")
@@ -53,6 +70,19 @@ def duration(text: str) -> timedelta:
 
 
 # ---------------------------------------------------------------- values to words
+
+def word_for(status: TaskStatus) -> str:
+    """Return what to call a status in front of people."""
+    return _WORDS.get(status, status.value)
+
+
+def counted(counts: Counter[TaskStatus], statuses: Iterable[TaskStatus] = STATUSES) -> str:
+    """Return "180 completed, 19 failed": the counts that are not zero, in the order of
+    ``statuses``."""
+    return ", ".join(
+        f"{counts[status]} {word_for(status)}" for status in statuses if counts[status]
+    )
+
 
 def ago(then: datetime | None, now: datetime) -> str:
     """Return "12s ago", "5m ago", "7h ago", "3d ago", or the date of what is longer ago than two
@@ -103,6 +133,24 @@ def stamp(time: datetime | None) -> str:
     return "-" if time is None else time.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def why(task: TaskSnapshot) -> str:
+    """Return in a few words why a task failed or was cancelled."""
+    message = " ".join((task.failure_message or "").split())
+    if task.failure_type == "subprocess.CalledProcessError":
+        if found := re.search(r" exit status (\d+)\.$", message):
+            return f"exit code {found[1]}"
+        if found := re.search(
+            r" died with (?:<Signals\.(\w+): \d+>|unknown signal (\d+))\.$", message
+        ):
+            return found[1] or f"signal {found[2]}"
+    elif task.failure_type and not message.startswith(("[Errno ", "[WinError ")):
+        message = f"{task.failure_type}: {message}"
+    return (
+        cut(message.partition("] ")[2] if message.startswith("[") else message, 500, "...")
+        or task.status.value
+    )
+
+
 def message_of(task: TaskSnapshot) -> str:
     """Return what is most worth knowing of a task in a line: why it failed, else the latest
     progress message."""
@@ -115,72 +163,87 @@ def message_of(task: TaskSnapshot) -> str:
 
 # ---------------------------------------------------------------- tables
 
-def cell(text: str, columns: int) -> str:
-    """Return text of a task as part of a line: harmless, and cut to the columns."""
-    return cut(escaped(text[:4 * columns + 4]), columns)
+def cell(text: str, columns: int, encoding: str = "utf-8") -> str:
+    """Return text of a task as part of a line: harmless, and cut to the columns.
+
+    Args:
+        encoding: of the terminal, which shows no other characters.
+    """
+    harmless = showable(said(text[:4 * columns + 4]), encoding)
+    return cut(harmless, columns, ellipsis_in(encoding))
 
 
 TASK_HEADINGS = ("ID", "NAME", "STATUS", "PROGRESS", "STARTED", "DURATION", "MESSAGE")
 
 
 def task_lines(tasks: Sequence[TaskSnapshot], now: datetime, columns: int, *, id_length: int = 32,
-               colour: bool = False) -> list[str]:
+               colour: bool = False, encoding: str = "utf-8") -> list[str]:
     """Return a heading and a line per task, none wider than the columns.
 
     Args:
         id_length: digits of the ids that are shown: enough to tell them apart.
+        encoding: as of `cell`.
     """
     of_name, of_message = min(MOST_OF_A_NAME, max(8, columns // 4)), min(MOST_OF_A_MESSAGE, columns)
     rows = [
         (
             cell(task.task_id[:id_length], id_length),
-            cell(task.name, of_name),
+            cell(task.name, of_name, encoding),
             word_for(task.status),
             "" if task.last_progress_percent is None else f"{task.last_progress_percent:.0f}%",
             ago(task.started_utc, now),
             took(duration_of(task, now)),
-            cell(message_of(task), of_message),
+            cell(message_of(task), of_message, encoding),
         )
         for task in tasks
     ]
-    lines = aligned([TASK_HEADINGS, *rows], "<<<>><<", columns)
-    if colour:
-        at = sum(
-            max(width_of(row[column]) for row in [TASK_HEADINGS, *rows]) + 2 for column in (0, 1)
-        )
-        lines[1:] = [_coloured(line, task.status, at) for line, task in zip(lines[1:], tasks)]
-    return lines
+    statuses = [None, *(task.status for task in tasks)] if colour else ()
+    return aligned([TASK_HEADINGS, *rows], "<<<>><<", columns, encoding=encoding,
+                   statuses=statuses, status_column=2)
 
 
-def _coloured(line: str, status: TaskStatus, at: int) -> str:
-    """Colour the status word that begins in column ``at``."""
-    used = end = 0
-    for character in line:
-        if used >= at:
-            break
-        used += width_of(character)
-        end += 1
-    return painted(line, status, line[:end] + word_for(status))
-
-
-def aligned(rows: Sequence[Sequence[str]], sides: str, columns: int) -> list[str]:
-    """Return the rows as lines of aligned columns, each cut to ``columns``.
+def aligned(
+    rows: Sequence[Sequence[str]],
+    sides: str,
+    columns: int,
+    *,
+    encoding: str = "utf-8",
+    statuses: Iterable[TaskStatus | None] = (),
+    status_column: int = 0,
+) -> list[str]:
+    """Return the rows as lines of aligned columns, each cut to ``columns``. A column without any
+    text is left out.
 
     Args:
         sides: "<" or ">" for each column: where its text begins or ends. The last one is not
             padded.
+        encoding: as of `cell`.
+        statuses: one for each row whose status is to be coloured, else None.
+        status_column: the number of the column that ends with the status.
     """
     widths = [max(map(width_of, column)) for column in zip(*rows)]
-    lines = [
-        "  ".join(_filled(text, width, side) for text, width, side in zip(row, widths, sides))
-        for row in rows
-    ]
-    return [cut(line.rstrip(), columns) for line in lines]
+    ellipsis, lines = ellipsis_in(encoding), []
+    for row, status in zip_longest(rows, statuses):
+        cells = [_filled(*each) for each in zip(row, widths, sides) if each[1]]
+        line = cut("  ".join(cells).rstrip(), columns, ellipsis)
+        if status is not None:
+            line = painted(line, status, "  ".join(cells[:status_column + 1]).rstrip())
+        lines.append(line)
+    return lines
 
 
 def _filled(text: str, width: int, side: str) -> str:
     space = " " * (width - width_of(text))
     return space + text if side == ">" else text + space
+
+
+def painted(line: str, status: TaskStatus, head: str) -> str:
+    """Return the line with its status, which ends ``head``, in colour. A line cut within it stays
+    as it is."""
+    word, code = word_for(status), _COLOURS.get(status)
+    if code is None or not line.startswith(head) or not head.endswith(word):
+        return line
+    return f"{head[:-len(word)]}\x1b[{code}m{word}\x1b[0m{line[len(head):]}"
 
 
 def fields(pairs: Iterable[tuple[str, str]], columns: int) -> Iterator[str]:

@@ -18,8 +18,8 @@ from .reading import (
     opened,
     quietly,
 )
-from .screen import escaped, escaped_lines, said, word_for
-from .tables import message_of, took
+from .tables import message_of, took, word_for
+from .text import escaped, escaped_lines, said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

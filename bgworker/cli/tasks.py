@@ -80,5 +80,6 @@ def _lines(history: History, keys: Sequence[int], output: Output) -> Iterator[st
         id_length = 32
         if len(keys) <= _TABLE:
             id_length = history.id_length([task.task_id for task in tasks])
-        lines = task_lines(tasks, now(), output.columns, id_length=id_length, colour=output.colour)
+        lines = task_lines(tasks, now(), output.columns, id_length=id_length, colour=output.colour,
+                           encoding=output.channel.encoding)
         yield from lines[bool(start):]

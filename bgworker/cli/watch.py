@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from datetime import timedelta
 from time import monotonic, sleep
@@ -10,18 +9,19 @@ from time import monotonic, sleep
 from ..model.errors import UnknownTask
 from ..model.events import TaskStatus
 from .reading import JSON_VERSION, Output, add_db, add_json, json_line, now, opened, quietly
-from .screen import counted, cut, width_of
-from .tables import task_lines
+from .screen import Picture
+from .tables import counted, task_lines
+from .text import cut, ellipsis_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from ..history.reader import History
     from ..model.events import TaskSnapshot
-    from .screen import Size
+    from .live import Size
 
 DESCRIPTION = """\
 Watch a history while others write it: the tasks that run, those that have just
@@ -50,11 +50,6 @@ WINDOW = timedelta(seconds=60)
 MOST = 1000
 """Tasks that run, and that have ended with each status, whose changes are noticed at a time."""
 
-_FINAL = tuple(status for status in TaskStatus if status.is_final)
-_ORDER = (TaskStatus.RUNNING, TaskStatus.SCHEDULED, TaskStatus.CREATED, *_FINAL)
-_COLOUR = re.compile("\x1b\\[[0-9]+m")
-
-
 def add_parser(verbs: Any) -> None:
     """Describe the verb to the parser of the whole command line."""
     parser = verbs.add_parser(
@@ -80,48 +75,53 @@ def act(options: Namespace) -> int:
 
 def _draw(history: History, output: Output) -> None:
     """Keep the table up to date until Ctrl-C, which leaves it on the terminal."""
-    drawn: list[str] = []
-    drawn_at, seen = 0.0, None
+    picture, channel = Picture(), output.channel
     try:
-        while True:
-            version, size = history.version(), output.channel.size()
-            if version != seen or monotonic() - drawn_at >= 1.0:  # time goes by, and processes die
-                lines = picture(history, size, colour=output.colour)
-                output.channel.write(
-                    f"{_erasure(drawn, size[0])}\x1b[?25l" + "\n".join(lines) + "\x1b[?25h"
-                )
-                drawn, drawn_at, seen = lines, monotonic(), version
-            sleep(INTERVAL)
+        for _ in _looks(history):
+            size = channel.size()
+            lines = lines_of(history, size, colour=output.colour, encoding=channel.encoding)
+            channel.write(picture.erasure(size[0]) + picture.drawn(lines))
     except KeyboardInterrupt:
-        output.channel.write("\n")
+        channel.write("\n")
         raise
 
 
-def _erasure(lines: list[str], columns: int) -> str:
-    """Return what takes lines off the terminal, which may have become narrower and have wrapped
-    them."""
-    rows = sum(max(1, -(-width_of(_COLOUR.sub("", line)) // max(1, columns))) for line in lines)
-    return "\r" + (f"\x1b[{rows - 1}A" if rows > 1 else "") + "\x1b[J" if rows else ""
+def _looks(history: History) -> Iterator[None]:
+    """Yield at once, then whenever the file has changed or a second has gone by: times change, and
+    processes die without a word."""
+    looked_at, seen = 0.0, None
+    while True:
+        version = history.version()
+        if version != seen or monotonic() - looked_at >= 1.0:
+            yield
+            looked_at, seen = monotonic(), version
+        sleep(INTERVAL)
 
 
-def picture(history: History, size: Size, *, colour: bool = False) -> list[str]:
+def lines_of(history: History, size: Size, *, colour: bool = False, encoding: str = "utf-8",
+             ) -> list[str]:
     """Return the lines of the table: what runs, what has just ended, and the counts, within the
     size of a terminal."""
     columns, rows = max(20, size[0] - 1), max(1, size[1] - 3)  # the last column would wrap
     counts = history.counts()
-    keys = history.task_keys(status=TaskStatus.RUNNING, limit=rows)
-    running = history.tasks_of(keys, is_brief=True)
-    tasks = [*running, *_ended(history, rows, counts)][:rows]
+    tasks = [*_of_status(history, TaskStatus.RUNNING, rows), *_ended(history, rows, counts)][:rows]
     id_length = history.id_length([task.task_id for task in tasks])
-    lines = task_lines(tasks, now(), columns, id_length=id_length, colour=colour)
-    return [*lines, cut(counted(Counter(counts), _ORDER) or "no tasks yet", columns)]
+    lines = task_lines(tasks, now(), columns, id_length=id_length, colour=colour, encoding=encoding)
+    summary = counted(Counter(counts)) or "no tasks yet"
+    return [*lines, cut(summary, columns, ellipsis_in(encoding))]
 
 
-def _ended(history: History, limit: int, statuses: Collection[TaskStatus],
+def _of_status(history: History, status: TaskStatus, limit: int, since: timedelta | None = None,
+               ) -> Iterator[TaskSnapshot]:
+    keys = history.task_keys(status=status, since=since, limit=limit)
+    return history.tasks_of(keys, is_brief=True)
+
+
+def _ended(history: History, limit: int, statuses: Iterable[TaskStatus],
            since: timedelta | None = None) -> list[TaskSnapshot]:
     """Return tasks that have ended with one of the statuses, the latest first."""
-    tasks = [task for status in _FINAL if status in statuses for task in history.tasks_of(
-        history.task_keys(status=status, since=since, limit=limit), is_brief=True)]
+    tasks = [task for status in statuses if status.is_final
+             for task in _of_status(history, status, limit, since)]
     return sorted(
         tasks, key=lambda task: (task.completed_utc or task.created_utc, task.task_id), reverse=True
     )
@@ -131,33 +131,25 @@ def _ended(history: History, limit: int, statuses: Collection[TaskStatus],
 
 def _print(history: History, output: Output, *, as_json: bool) -> None:
     """Print each task that runs, and each again that has ended."""
-    known: dict[str, TaskStatus] = {}
-    looked_at, seen = 0.0, None
-    while True:
-        version = history.version()
-        if version != seen or monotonic() - looked_at >= 1.0:
-            running = list(history.tasks_of(
-                history.task_keys(status=TaskStatus.RUNNING, limit=MOST), is_brief=True))
-            ended = _ended(history, MOST, _FINAL, WINDOW)
-            if seen is None:
-                known = {task.task_id: task.status for task in ended}  # they are no news
-            news = [
-                task
-                for task in reversed(ended + running)
-                if known.get(task.task_id) is not task.status
-            ]
-            ran = {task_id for task_id, status in known.items() if status is TaskStatus.RUNNING}
-            gone = ran.difference(task.task_id for task in (*running, *ended))
-            news += [task for task in _exact(history, gone)
-                     if task.status is TaskStatus.INTERRUPTED]
-            known = {task.task_id: task.status for task in (*running, *ended, *news)}
-            looked_at, seen = monotonic(), version
-            if as_json:
-                output.lines(json_line({"v": JSON_VERSION, "task": task})
-                             for task in _exact(history, [task.task_id for task in news]))
-            elif news:
-                output.lines(task_lines(news, now(), output.columns)[1:])
-        sleep(INTERVAL)
+    known: dict[str, TaskStatus] | None = None
+    for _ in _looks(history):
+        running = list(_of_status(history, TaskStatus.RUNNING, MOST))
+        ended = _ended(history, MOST, TaskStatus, WINDOW)
+        if known is None:
+            known = {task.task_id: task.status for task in ended}  # they are no news
+        news = [
+            task for task in reversed(ended + running) if known.get(task.task_id) is not task.status
+        ]
+        ran = {task_id for task_id, status in known.items() if status is TaskStatus.RUNNING}
+        gone = ran.difference(task.task_id for task in (*running, *ended))
+        news += [task for task in _exact(history, gone) if task.status is TaskStatus.INTERRUPTED]
+        known = {task.task_id: task.status for task in (*running, *ended, *news)}
+        if as_json:
+            output.lines(json_line({"v": JSON_VERSION, "task": task})
+                         for task in _exact(history, [task.task_id for task in news]))
+        elif news:
+            output.lines(task_lines(news, now(), output.columns,
+                                    encoding=output.channel.encoding)[1:])
 
 
 def _exact(history: History, task_ids: Iterable[str]) -> Iterator[TaskSnapshot]:
