@@ -1,11 +1,15 @@
-"""The command line: one module per verb, each with ``add_parser`` to describe itself. Nothing else
-imports this."""
+"""The command line: a module per verb. Nothing else imports this.
+
+A verb's module describes it with ``HELP``, ``DESCRIPTION``, ``EPILOG`` and ``add_arguments``; its
+``act`` does the work and returns the exit code. Errors of the output are told here.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from contextlib import suppress
 
 from .. import __version__
 from ..model.errors import MissingPart
@@ -50,35 +54,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _occupy_standard_streams()
+    parser = make_parser()
     try:
-        parser = make_parser()
-        if not words:
-            parser.print_help(sys.stderr)
-            return 2
-        # What follows the first -- is a command, to be left alone; argparse treats it differently
-        # from version to version.
-        at = words.index("--") if "--" in words else len(words)
-        options, strange = parser.parse_known_args(
-            words[:at], argparse.Namespace(behind_dashes=words[at + 1 :])
-        )
-        used: Parser = getattr(options, "parser", parser)
-        if strange:
-            used.error(f"unrecognized arguments: {' '.join(strange)}; see {used.prog} --help")
-        if not hasattr(options, "act"):
-            used.error(f"expected a verb; see {used.prog} --help")
-        code: int = options.act(options)
+        try:
+            options = _parsed(parser, words)
+            parser = options.parser
+            code: int = options.act(options)
+        except SystemExit as stop:  # argparse ends --help, --version and errors so
+            code = int(stop.code or 0)
+        sys.stdout.flush()
         return code
-    except SystemExit as stop:  # argparse ends --help, --version and errors so
-        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        return code if _flushed() else 141
+    except OSError as error:
+        with suppress(OSError):  # the interpreter would try once more to write it, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):
+            return 141
+        trouble, code = f"cannot write the output: {error.strerror or error}", 1
     except ModuleNotFoundError as error:
-        trouble = _lacking(error.name or "")
+        trouble, code = _lacking(error.name or ""), 2
         if not trouble:
             raise
-        print(f"bgworker: error: {trouble}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:  # before the verb has handlers of its own
         return 130
+    print(f"{parser.prog}: error: {trouble}", file=sys.stderr)
+    return code
+
+
+def _parsed(parser: Parser, words: list[str]) -> argparse.Namespace:
+    """Return what the words ask for; exit where they cannot be understood."""
+    if not words:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    # What follows the first -- is a command, to be left alone; argparse treats it differently
+    # from version to version.
+    at = words.index("--") if "--" in words else len(words)
+    options, strange = parser.parse_known_args(
+        words[:at], argparse.Namespace(behind_dashes=words[at + 1 :], parser=parser)
+    )
+    used: Parser = options.parser
+    if strange:
+        used.error(f"unrecognized arguments: {' '.join(strange)}; see {used.prog} --help")
+    if used is parser:
+        used.error(f"expected a verb; see {used.prog} --help")
+    return options
 
 
 def _lacking(module: str) -> str:
@@ -110,17 +128,6 @@ def _occupy_standard_streams() -> None:
             )
 
 
-def _flushed() -> bool:
-    """Write what argparse has printed; False when nobody reads it."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        # the interpreter would try again, and complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return False
-    return True
-
-
 def make_parser() -> Parser:
     """Return the parser of the whole command line. Each verb sets ``act`` and ``parser`` in the
     options."""
@@ -132,5 +139,12 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
     for verb in VERBS:
-        verb.add_parser(verbs)
+        used = verbs.add_parser(
+            verb.__name__.rpartition(".")[2],
+            help=verb.HELP,
+            description=verb.DESCRIPTION,
+            epilog=verb.EPILOG,
+        )
+        verb.add_arguments(used)
+        used.set_defaults(act=verb.act, parser=used)
     return parser

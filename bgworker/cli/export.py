@@ -17,7 +17,7 @@ from ..sinks.opening import (
     shown,
     trouble,
 )
-from .reading import Output, a_path, add_db, exit_codes, harmless_json, opened, quietly
+from .reading import Output, a_path, add_db, exit_codes, harmless_json, opened
 from .text import escaped
 
 TYPE_CHECKING = False
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from typing import Any, BinaryIO
 
     from ..history.reader import History
+
+HELP = "write a history as lines of JSON"
 
 DESCRIPTION = """\
 Write a history as lines of JSON, one event a line, which a replay turns back
@@ -43,11 +45,8 @@ examples:
   bgworker export --jsonl | gzip > history.jsonl.gz
 """
 
-def add_parser(verbs: Any) -> None:
-    """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser(
-        "export", help="write a history as lines of JSON", description=DESCRIPTION, epilog=EPILOG
-    )
+def add_arguments(parser: Any) -> None:
+    """Describe the words that may follow the verb."""
     add_db(parser)
     parser.add_argument(
         "--jsonl",
@@ -59,7 +58,6 @@ def add_parser(verbs: Any) -> None:
         help="the file to write, which is replaced if it exists, unless it is a device or FIFO; "
         "without PATH, or with -, stdout",
     )
-    parser.set_defaults(act=quietly(act), parser=parser)
 
 
 def act(options: Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 
 from ..model.errors import ConfigurationError, HistoryError
 from .reading import (
@@ -13,8 +14,6 @@ from .reading import (
     add_json,
     exit_codes,
     opened,
-    plain,
-    quietly,
 )
 from .text import escaped
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..history.retention import Pruned
+
+HELP = "remove old tasks from a history"
 
 DESCRIPTION = """\
 Remove tasks from a history, with what they said, and make the file smaller.
@@ -40,11 +41,8 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
-    """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser(
-        "prune", help="remove old tasks from a history", description=DESCRIPTION, epilog=EPILOG
-    )
+def add_arguments(parser: Any) -> None:
+    """Describe the words that may follow the verb."""
     add_db(parser)
     parser.add_argument("--older-than", metavar="DUR", type=a_duration,
                         help="tasks that ended longer ago than this: 90s, 15m, 2h, 7d ...")
@@ -54,7 +52,6 @@ def add_parser(verbs: Any) -> None:
         "--dry-run", action="store_true", help="remove nothing, and tell what would go"
     )
     add_json(parser)
-    parser.set_defaults(act=quietly(act), parser=parser)
 
 
 def act(options: Namespace) -> int:
@@ -82,7 +79,7 @@ def act(options: Namespace) -> int:
         return 1
     output = Output()
     if options.json:
-        output.json(dry_run=options.dry_run, **plain(pruned))
+        output.json(dry_run=options.dry_run, **asdict(pruned))
     else:
         output.lines([_line(pruned, options.dry_run)])
     return 0

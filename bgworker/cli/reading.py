@@ -12,8 +12,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import fields
 from datetime import datetime, timezone
 from textwrap import fill
 
@@ -214,7 +215,9 @@ def _json_pieces(fields: dict[str, Any]) -> Iterator[str]:
 def json_line(value: Any) -> str:
     """Return a value, which may hold dataclasses, times and enums, as JSON on one line of plain
     ASCII."""
-    return harmless_json(json.dumps(plain(value), separators=(",", ":"), allow_nan=False))
+    return harmless_json(
+        json.dumps(value, separators=(",", ":"), allow_nan=False, default=_plain)
+    )
 
 
 def harmless_json(text: str) -> str:
@@ -224,36 +227,11 @@ def harmless_json(text: str) -> str:
     )
 
 
-def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: dataclasses are objects of their fields, times ISO text
-    in UTC."""
-    names = getattr(type(value), "__dataclass_fields__", None)
-    if names is not None:
-        return {name: plain(getattr(value, name)) for name in names}
+def _plain(value: Any) -> Any:
+    """Return what JSON has no form for: dataclasses as objects of their fields, times as the wire
+    has them."""
     if isinstance(value, datetime):
         return value.astimezone(timezone.utc).isoformat(timespec="microseconds")[:-6] + "Z"
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    # an enum, too, is the text that it stands for
-    return str(value) if isinstance(value, str) else value
-
-
-def quietly(act: Any) -> Any:
-    """Wrap a verb so that it ends with 141 and without a word when nobody reads its output any
-    more."""
-    def acting(options: Namespace) -> int:
-        try:
-            code: int = act(options)
-            return code
-        except BrokenPipeError:
-            return 141
-        except OSError as error:
-            trouble = (
-                f"{options.parser.prog}: error: cannot write the output: {error.strerror or error}"
-            )
-            print(trouble, file=sys.stderr)
-            return 1
-
-    return acting
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {field.name: getattr(value, field.name) for field in fields(value)}

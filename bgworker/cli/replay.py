@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
+HELP = "deliver what was parked"
+
 DESCRIPTION = """\
 Deliver the events of a park file to a sink, and then remove them from the
 file. A file of plain wire lines (jsonl, such as bgworker export writes) can be
@@ -34,11 +36,8 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
-    """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser(
-        "replay", help="deliver what was parked", description=DESCRIPTION, epilog=EPILOG
-    )
+def add_arguments(parser: Any) -> None:
+    """Describe the words that may follow the verb."""
     parser.add_argument("file", metavar="FILE", help="the park file")
     parser.add_argument(
         "--to",
@@ -46,7 +45,6 @@ def add_parser(verbs: Any) -> None:
         required=True,
         help="where to: jsonl:PATH, sqlite:PATH, webhook:URL or package.module:factory",
     )
-    parser.set_defaults(act=act, parser=parser)
 
 
 def act(options: Namespace) -> int:

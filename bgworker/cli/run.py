@@ -41,6 +41,8 @@ LAST_MOMENT = 2.0
 REDRAW = 0.1
 """Seconds that lines and news are gathered for, where each time the table is redrawn."""
 
+HELP = "run one command, or a file of commands"
+
 DESCRIPTION = """\
 Run one command, or many at a time, each as a task: with its own exit code,
 time limit, and record.
@@ -98,14 +100,10 @@ examples:
 
 # ---------------------------------------------------------------- the command line
 
-def add_parser(verbs: Any) -> None:
-    """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser(
-        "run",
-        help="run one command, or a file of commands",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        usage="%(prog)s [options] -- COMMAND [ARGUMENT ...]\n" "       %(prog)s [options] -f FILE",
+def add_arguments(parser: Any) -> None:
+    """Describe the words that may follow the verb."""
+    parser.usage = (
+        "%(prog)s [options] -- COMMAND [ARGUMENT ...]\n       %(prog)s [options] -f FILE"
     )
     parser.add_argument("command", nargs="...", metavar="COMMAND ...",
                         help="the program and its arguments, run directly, without a shell")
@@ -153,7 +151,6 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="no line for each command that completed"
     )
-    parser.set_defaults(act=act, parser=parser)
 
 
 def _cpus() -> int:

@@ -9,7 +9,7 @@ from heapq import merge
 from ..model.events import StreamType, TaskStatus
 from ..model.wire import encode
 from .reading import (NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes,
-                      harmless_json, now, opened, quietly)
+                      harmless_json, now, opened)
 from .tables import (MOST_OF_A_NAME, ago, cell, duration_of, fields, painted, stamp, took, why,
                      word_for)
 from .tail import payload_lines
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ..history.answers import Run
     from ..history.reader import History
     from ..model.events import StreamEvent, TaskSnapshot
+
+HELP = "show everything about one task"
 
 DESCRIPTION = """\
 Show everything that is recorded of one task: when and where it ran, how it
@@ -45,17 +47,13 @@ _COMMAND_FAILED = re.compile(
 STREAMS = (StreamType.OUTPUT, StreamType.ERROR, StreamType.WARNING, StreamType.VERBOSE)
 
 
-def add_parser(verbs: Any) -> None:
-    """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser(
-        "show", help="show everything about one task", description=DESCRIPTION, epilog=EPILOG
-    )
+def add_arguments(parser: Any) -> None:
+    """Describe the words that may follow the verb."""
     add_task(parser)
     add_db(parser)
     parser.add_argument("-n", "--lines", metavar="N", type=a_count, default=5,
                         help="the last N events of each stream (default: 5)")
     add_json(parser)
-    parser.set_defaults(act=quietly(act), parser=parser)
 
 
 def act(options: Namespace) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .reading import Output, a_duration, add_db, add_json, exit_codes, now, opened, quietly
+from .reading import Output, a_duration, add_db, add_json, exit_codes, now, opened
 from .tables import (MOST_OF_A_MESSAGE, MOST_OF_A_NAME, ago, aligned, cell, painted, took,
                      word_for)
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..history.answers import Stats
+
+HELP = "sum up what was run"
 
 DESCRIPTION = """\
 Sum up a history: tasks by status, failures by type, how long the tasks of
@@ -29,11 +31,8 @@ MOST_ROWS = 20
 """Names and types of failures that are shown to people; ``--json`` has more."""
 
 
-def add_parser(verbs: Any) -> None:
-    """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser(
-        "stats", help="sum up what was run", description=DESCRIPTION, epilog=EPILOG
-    )
+def add_arguments(parser: Any) -> None:
+    """Describe the words that may follow the verb."""
     add_db(parser)
     parser.add_argument(
         "--since",
@@ -42,7 +41,6 @@ def add_parser(verbs: Any) -> None:
         help="only tasks that have not ended, or ended less than 90s, 15m, 2h, 7d ... ago",
     )
     add_json(parser)
-    parser.set_defaults(act=quietly(act), parser=parser)
 
 
 def act(options: Namespace) -> int:

@@ -16,7 +16,6 @@ from .reading import (
     exit_codes,
     harmless_json,
     opened,
-    quietly,
 )
 from .tables import message_of, took, word_for
 from .text import escaped, escaped_lines, said
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
     from ..history.reader import History
     from ..model.events import StreamEvent
+
+HELP = "print what a task said, or says"
 
 DESCRIPTION = """\
 Print what a task said, in order: its output as it is, lines of its other
@@ -50,11 +51,8 @@ _COLOURS = {
 }
 
 
-def add_parser(verbs: Any) -> None:
-    """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser(
-        "tail", help="print what a task said, or says", description=DESCRIPTION, epilog=EPILOG
-    )
+def add_arguments(parser: Any) -> None:
+    """Describe the words that may follow the verb."""
     add_task(parser)
     add_db(parser)
     parser.add_argument(
@@ -75,7 +73,6 @@ def add_parser(verbs: Any) -> None:
         help=f"only this stream: {', '.join(StreamType)}; may be given several times",
     )
     add_json(parser, "print an event a line as JSON, in the wire format")
-    parser.set_defaults(act=quietly(act), parser=parser)
 
 
 def act(options: Namespace) -> int:

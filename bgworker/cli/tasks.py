@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..model.events import TaskStatus
-from .reading import Output, a_count, a_duration, add_db, add_json, exit_codes, now, opened, quietly
+from .reading import Output, a_count, a_duration, add_db, add_json, exit_codes, now, opened
 from .tables import task_lines
 
 TYPE_CHECKING = False
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..history import History
+
+HELP = "list what was run, newest first"
 
 DESCRIPTION = """\
 List the tasks of a history, the newest first: the latest created, or with
@@ -34,11 +36,8 @@ _TABLE = 1000
 """Tasks whose lines are made together, and of which the shortest ids are found out."""
 
 
-def add_parser(verbs: Any) -> None:
-    """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser(
-        "tasks", help="list what was run, newest first", description=DESCRIPTION, epilog=EPILOG
-    )
+def add_arguments(parser: Any) -> None:
+    """Describe the words that may follow the verb."""
     add_db(parser)
     parser.add_argument("--status", choices=[str(status) for status in TaskStatus], metavar="S",
                         help=f"only those of one status: {', '.join(TaskStatus)}")
@@ -54,7 +53,6 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--limit", metavar="N", type=a_count, default=50,
                         help="at most so many (default: 50; 0 is all)")
     add_json(parser)
-    parser.set_defaults(act=quietly(act), parser=parser)
 
 
 def act(options: Namespace) -> int:

@@ -8,7 +8,7 @@ from time import monotonic, sleep
 
 from ..model.errors import UnknownTask
 from ..model.events import TaskStatus
-from .reading import JSON_VERSION, Output, add_db, add_json, json_line, now, opened, quietly
+from .reading import JSON_VERSION, Output, add_db, add_json, json_line, now, opened
 from .screen import Picture
 from .tables import counted, task_lines
 from .text import cut, ellipsis_in
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..history.reader import History
     from ..model.events import TaskSnapshot
     from .live import Size
+
+HELP = "watch a running scheduler"
 
 DESCRIPTION = """\
 Watch a history while others write it: the tasks that run, those that have just
@@ -50,14 +52,10 @@ WINDOW = timedelta(seconds=60)
 MOST = 1000
 """Tasks that run, and that have ended with each status, whose changes are noticed at a time."""
 
-def add_parser(verbs: Any) -> None:
-    """Describe the verb to the parser of the whole command line."""
-    parser = verbs.add_parser(
-        "watch", help="watch a running scheduler", description=DESCRIPTION, epilog=EPILOG
-    )
+def add_arguments(parser: Any) -> None:
+    """Describe the words that may follow the verb."""
     add_db(parser)
     add_json(parser, "print a line of JSON for each change")
-    parser.set_defaults(act=quietly(act), parser=parser)
 
 
 def act(options: Namespace) -> int:
