@@ -107,6 +107,11 @@ def sanitise(text: str) -> str:
     return text
 
 
+def last_state(line: str) -> str:
+    """Return what a terminal shows of a line: what comes after its last carriage return."""
+    return line.rstrip("\r").rpartition("\r")[2]
+
+
 def fit(text: str, max_bytes: int) -> tuple[str, int]:
     """Sanitise the text and cut it to at most ``max_bytes`` of UTF-8, between two characters.
 
@@ -126,6 +131,16 @@ def fit(text: str, max_bytes: int) -> tuple[str, int]:
     if len(encoded) <= max_bytes and len(text) <= max_bytes:
         return head, 0
     return encoded[:max_bytes].decode(errors="ignore"), _size(text)
+
+
+def pieces(text: str, max_bytes: int) -> Iterator[str]:
+    """Yield the sanitised text in parts of at most ``max_bytes`` of UTF-8, 4 or more, cut between
+    characters; an empty text is one part."""
+    start = 0
+    while start < len(text) or not start:
+        piece, _ = fit(text[start:start + max_bytes], max_bytes)
+        yield piece
+        start += len(piece) or 1
 
 
 def clean(value: object, max_bytes: int) -> str:

@@ -37,7 +37,7 @@ from contextvars import ContextVar
 from threading import RLock, get_ident
 from types import MethodType
 
-from ..model.text import ask, text_of
+from ..model.text import ask, last_state, pieces, text_of
 from .context import current_task
 
 TYPE_CHECKING = False
@@ -93,12 +93,8 @@ class Capture:
         context = self._context
         if context is not None:
             emit = getattr(context, stream)
-            # a character takes at most 4 bytes, and the stand-in for a NUL more than one
-            most = (
-                self._max_payload if text.isascii() and "\0" not in text else self._max_payload // 4
-            )
-            for start in range(0, len(text) or 1, most):
-                emit(text[start:start + most])
+            for piece in pieces(text, self._max_payload):
+                emit(piece)
 
     def write(self, stream: Stream, text: str) -> None:
         """Gather the text, and say each line that it completes."""
@@ -109,9 +105,9 @@ class Capture:
         if "\n" in text or line.size > self._max_payload:
             *whole, rest = line.take().split("\n")
             for each in whole:
-                self.say(stream, _shown(each))
+                self.say(stream, last_state(each))
             if len(rest) > self._max_payload or "\r" in rest:
-                rest = _shown(rest) + "\r" * rest.endswith("\r")  # a newline may follow it
+                rest = last_state(rest) + "\r" * rest.endswith("\r")  # a newline may follow it
                 kept = (len(rest) - 1) % self._max_payload + 1  # never nothing: the line goes on
                 early, rest = rest[:-kept], rest[-kept:]
                 if early:
@@ -123,7 +119,7 @@ class Capture:
     def flush(self) -> None:
         """Say every line that was begun. Any thread."""
         for (stream, _), line in list(self._lines.items()):
-            if rest := _shown(line.take()):
+            if rest := last_state(line.take()):
                 self.say(stream, rest)
 
 
@@ -145,10 +141,6 @@ class _Line(deque):  # type: ignore[type-arg]
                 taken.append(self.popleft())
         except IndexError:  # that was all
             return "".join(taken)
-
-
-def _shown(line: str) -> str:
-    return line.rstrip("\r").rpartition("\r")[2]
 
 
 class StandIn:

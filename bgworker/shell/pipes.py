@@ -13,10 +13,11 @@ import os
 import selectors
 import struct
 import threading
+from codecs import getincrementaldecoder
 from queue import Empty, SimpleQueue
 
 from ..model.clock import monotonic
-from ..model.text import sanitise
+from ..model.text import last_state, pieces, sanitise
 from ..model.threads import own_thread
 
 try:
@@ -27,7 +28,7 @@ except ImportError:  # Windows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from subprocess import Popen
     from typing import IO
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _CHUNK = 65536
 """Most bytes of one read: what a pipe holds."""
 _PIECE = 65536
-"""Most bytes of a line that has not ended yet; a longer one is emitted in pieces."""
+"""Most characters of a line that has not ended yet; a longer one is emitted in pieces."""
 
 
 class Gate:
@@ -73,8 +74,7 @@ class Gate:
 
 
 class Lines:
-    """Cuts bytes into lines of text; holds less than one line, and never more than 64 KiB and a
-    chunk.
+    """Cuts bytes into lines of text; holds less than one line, and at most 64 Ki characters.
 
     Args:
         emit: gets the lines that a chunk has completed, at least one: clean text, no line of it
@@ -82,62 +82,37 @@ class Lines:
         most: UTF-8 bytes of a line, as it will be recorded; a longer one is emitted in pieces.
     """
 
-    __slots__ = ("_emit", "_most", "_rest")
+    __slots__ = ("_emit", "_most", "_decode", "_rest")
 
     def __init__(self, emit: Callable[[list[str]], object], most: int = _PIECE) -> None:
         self._emit = emit
         self._most = max(4, min(most, _PIECE))  # a character takes four bytes at most
-        self._rest = b""
+        self._decode = getincrementaldecoder("utf-8")("replace").decode
+        self._rest = ""
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes, *, is_last: bool = False) -> None:
         """Take in bytes and emit the lines that they complete."""
-        # A newline byte is never part of a UTF-8 character, so cutting there and decoding whole
-        # blocks is exact.
-        block, newline, rest = (self._rest + chunk).rpartition(b"\n")
-        if b"\r" in rest:
+        text = self._rest + sanitise(self._decode(chunk, is_last))
+        *lines, rest = text.split("\n")  # not splitlines(), which also cuts at form feeds
+        if "\r" in text:
+            lines = list(map(last_state, lines))
             # a progress bar: forget what was overwritten, but keep a return that may belong to \r\n
-            shown = rest.rstrip(b"\r")
-            rest = shown[shown.rfind(b"\r") + 1:] + rest[len(shown):][:1]
+            rest = last_state(rest) + "\r" * rest.endswith("\r")
+        if len(rest) > _PIECE:
+            *early, rest = pieces(rest, self._most)
+            lines += early
         self._rest = rest
-        if newline:
-            self._cut(block)
-        while len(self._rest) > _PIECE:
-            cut = _boundary(self._rest, _PIECE)
-            piece, self._rest = self._rest[:cut], self._rest[cut:]
-            self._cut(piece)
+        if lines:
+            if max(map(len, lines)) > self._most // 4:
+                lines = [piece for line in lines for piece in pieces(line, self._most)]
+            self._emit(lines)
 
     def finish(self) -> None:
         """Emit a last line that has no newline."""
-        rest, self._rest = self._rest.rstrip(b"\r"), b""
-        if rest:
-            self._cut(rest)
-
-    def _cut(self, block: bytes) -> None:
-        text = sanitise(block.decode("utf-8", "replace"))  # now: a NUL grows by that
-        lines = text.split("\n")  # not splitlines(), which also cuts at form feeds and U+2028
-        if "\r" in text:
-            lines = [line.rstrip("\r").rpartition("\r")[2] for line in lines]
-        if max(map(len, lines)) > self._most // 4:
-            lines = [piece for line in lines for piece in _pieces(line, self._most)]
-        self._emit(lines)
-
-
-def _pieces(line: str, most: int) -> Iterator[str]:
-    data = line.encode()  # cannot fail: it was decoded from UTF-8
-    start = 0
-    while len(data) - start > most:
-        cut = _boundary(data, start + most)
-        yield data[start:cut].decode()
-        start = cut
-    yield data[start:].decode()
-
-
-def _boundary(data: bytes, end: int) -> int:
-    """Return the last place up to ``end`` that is not inside a character."""
-    for cut in range(end, end - 4, -1):
-        if data[cut] & 0xC0 != 0x80:
-            return cut
-    return end  # not UTF-8
+        self.feed(b"", is_last=True)
+        if last_state(self._rest):
+            self.feed(b"\n")
+        self._rest = ""
 
 
 class PolledPump:
