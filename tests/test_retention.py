@@ -3,10 +3,13 @@ to wait for it."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +26,7 @@ from bgworker.history.connections import Database
 from bgworker.model.errors import ConfigurationError
 from bgworker.sinks.lockfile import LockFile
 from bgworker.model.ids import new_id, new_run_id
+from bgworker.model.reports import wait_for_reports
 from bgworker.model.records import COMPLETED, CREATED, OUTPUT, SCHEDULED, STARTED, Batch, TaskState
 from bgworker.history.presence import dead_runs
 from bgworker.history.retention import MOST_ROWS, MOST_TASKS, Retention, prune
@@ -410,6 +414,41 @@ def test_a_large_batch_is_followed_by_as_much_more_pruning(
 
 def test_trouble_with_pruning_is_no_trouble_of_the_batch(
         path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    fail_to_prune(path, monkeypatch)
+    wait_for_reports(time.monotonic() + SOON)
+    assert (
+        f"the history {path!r} could not be pruned, which is tried again in a minute: no such table"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("does", ["raises", "blocks"])
+def test_nor_is_a_handler_of_the_log_that(
+        path: str, monkeypatch: pytest.MonkeyPatch, does: str) -> None:
+    called, go_on, gone_on = threading.Event(), threading.Event(), threading.Event()
+
+    class Handler(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            called.set()
+            if does == "raises":
+                raise SystemExit
+            go_on.wait(SOON)
+            gone_on.set()
+            return True
+
+    handler = Handler()
+    logging.getLogger("bgworker").addHandler(handler)
+    try:
+        fail_to_prune(path, monkeypatch)
+        assert called.wait(SOON) and not gone_on.is_set()
+    finally:
+        go_on.set()
+        wait_for_reports(time.monotonic() + SOON)
+        logging.getLogger("bgworker").removeHandler(handler)
+
+
+def fail_to_prune(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a batch through a sink that then fails to prune."""
     def step(self: Retention, connection: sqlite3.Connection) -> int:
         connection.execute("DELETE FROM no_such_table")
         return 0
@@ -419,10 +458,6 @@ def test_trouble_with_pruning_is_no_trouble_of_the_batch(
     sink.write(states(range(5)))
     sink.close()
     assert len(names(path)) == 5
-    assert (
-        f"the history {path!r} could not be pruned, which is tried again in a minute: no such table"
-        in caplog.text
-    )
 
 
 def test_a_running_task_of_a_real_scheduler_is_never_pruned(path: str) -> None:

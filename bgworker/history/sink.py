@@ -14,12 +14,14 @@ import logging
 import os
 import sqlite3
 import sys
+from contextlib import contextmanager
 from time import time_ns
 
 from ..model import checks
 from ..model.clock import monotonic
 from ..model.errors import HistoryError, PermanentSinkError, TemporarySinkError
 from ..model.ids import is_own_run
+from ..model.reports import report
 from ..model.text import describe
 from ..model.wire import ns_text
 from ..sinks.lockfile import LockFile
@@ -32,7 +34,7 @@ from .rows import Rows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Literal
 
     from ..model.events import Event
@@ -70,8 +72,6 @@ _REFUSALS = (
 )
 """What SQLite and its module say to values that will never fit: too long, too large, of a strange
 type, not Unicode."""
-
-logger = logging.getLogger(__name__.partition(".")[0])
 
 
 class SqliteSink:
@@ -141,22 +141,21 @@ class SqliteSink:
                 it is; or the path cannot be used.
             TemporarySinkError: it may work later.
         """
-        try:
-            with self._locked(), self._database.use():
-                pass
-            settle(self._database, self._locked())
-        except OSError as error:
-            if error.errno in HOPELESS:
+        with self._explained("open"):
+            try:
+                with self._locked(), self._database.use():
+                    pass
+                settle(self._database, self._locked())
+            except OSError as error:
+                if error.errno not in HOPELESS:
+                    raise
                 raise PermanentSinkError(trouble("open", self.path, error, HOPELESS)) from error
-            raise TemporarySinkError(trouble("open", self.path, error, CURABLE)) from error
-        except HistoryError as error:
-            raise PermanentSinkError(str(error)) from error
-        except sqlite3.Error as error:
-            if self._is_out_of_reach():
+            except sqlite3.Error as error:
+                if not os.path.exists(self.path) or os.access(self.path, os.R_OK | os.W_OK):
+                    raise
                 raise PermanentSinkError(
                     f"cannot open {shown(self.path)}: {error}; {HOPELESS[errno.EACCES]}"
                 ) from error
-            raise TemporarySinkError(self._sql_trouble("open", error)) from error
 
     def write(self, events: Sequence[Event]) -> None:
         """Store the events, as one transaction; open the file first if need be. Then prune for a
@@ -174,20 +173,15 @@ class SqliteSink:
             raise PermanentSinkError(
                 f"cannot store an event in {shown(self.path)}: {describe(error)}"
             ) from error
-        try:
+        with self._explained("write to"):
             self._show_presence(rows.runs)
             with self._locked(), self._database.use() as connection:
-                rows.store(connection, self._most_values)
-        except OSError as error:
-            raise TemporarySinkError(trouble("write to", self.path, error, CURABLE)) from error
-        except HistoryError as error:
-            raise PermanentSinkError(str(error)) from error
-        except _REFUSALS as error:
-            raise PermanentSinkError(
-                f"cannot store an event in {shown(self.path)}: {error}"
-            ) from error
-        except sqlite3.Error as error:
-            raise TemporarySinkError(self._sql_trouble("write to", error)) from error
+                try:
+                    rows.store(connection, self._most_values)
+                except _REFUSALS as error:
+                    raise PermanentSinkError(
+                        f"cannot store an event in {shown(self.path)}: {error}"
+                    ) from error
         if self._retention.is_bounded:
             self._prune(PRUNE_SECONDS * max(1.0, len(events) / PRUNE_BATCH))
 
@@ -268,14 +262,11 @@ class SqliteSink:
                 self._locked().hold(offset)
                 self._runs.add(run_id)
 
-    def _is_out_of_reach(self) -> bool:
-        return os.path.exists(self.path) and not os.access(self.path, os.R_OK | os.W_OK)
-
     # -- pruning --
 
     def _prune(self, seconds: float) -> None:
-        """Remove what is too much, for about so many seconds. The batch is stored: trouble here is
-        not its trouble."""
+        """Remove what is too much, for about so many seconds. Errors are only reported: by now the
+        batch is stored."""
         begun = monotonic()
         lock = self._locked()
         try:
@@ -290,17 +281,29 @@ class SqliteSink:
         except (sqlite3.Error, OSError, HistoryError) as error:
             self._next_look = monotonic() + 60
             self._has_more_to_prune = False
-            logger.warning(
+            report(
+                logging.WARNING,
                 "the history %r could not be pruned, which is tried again in a minute: %s",
                 self.path,
-                error,
+                str(error),
             )
 
     # -- what went wrong --
 
-    def _sql_trouble(self, what: str, error: sqlite3.Error) -> str:
-        remedy = next((remedy for part, remedy in _REMEDIES.items() if part in str(error)), None)
-        return f"cannot {what} {shown(self.path)}: {error}" + (f"; {remedy}" if remedy else "")
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Raise the errors of the file as those of a sink, which say whether to try again."""
+        try:
+            yield
+        except OSError as error:
+            raise TemporarySinkError(trouble(what, self.path, error, CURABLE)) from error
+        except HistoryError as error:
+            raise PermanentSinkError(str(error)) from error
+        except sqlite3.Error as error:
+            remedies = [f"; {remedy}" for part, remedy in _REMEDIES.items() if part in str(error)]
+            raise TemporarySinkError(
+                f"cannot {what} {shown(self.path)}: {error}{''.join(remedies)}"
+            ) from error
 
 
 def _most_values(connection: sqlite3.Connection) -> int:
