@@ -318,3 +318,52 @@ def test_only_code_of_others_needs_a_thread(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         with pytest.raises(AssertionError, match="a thread is started"):
             describe_failure(odd, 65536)
+
+
+def test_a_syntax_error_shows_its_line_and_its_caret() -> None:
+    try:
+        compile("x = (1,\ny = 2\n", "<typed>", "exec")
+    except SyntaxError as caught:
+        trace = describe_failure(caught, 65536)[2]
+    assert '  File "<typed>", line 1\n' in trace and "\n    x = (1,\n        ^\n" in trace
+
+
+class Account:
+    balance = 1
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="its tracebacks have no hints")
+def test_a_hint_of_python_stands_in_the_traceback() -> None:
+    def misspell() -> Any:
+        return Account().balence  # type: ignore[attr-defined]
+
+    for function, hint in (
+        (misspell, "Did you mean: 'balance'?"),
+        (lambda: Acount, "Did you mean: 'Account'?"),  # type: ignore[name-defined]  # noqa: F821
+        (lambda: importlib.import_module("json") and exec("from json import lods"), "'loads'"),
+    ):
+        with Scheduler(1) as pool:
+            task = pool.submit(function)
+            assert task.wait(LONG)
+        assert hint in task.snapshot().invocation_info.splitlines()[-1]
+
+
+@pytest.mark.leaks_threads("the names that never come are waited for by their own thread")
+def test_an_object_that_does_not_tell_its_names_holds_up_no_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(failure, "PATIENCE", 0.1)
+
+    class Slow:
+        def __dir__(self) -> Any:
+            gate.wait(LONG)
+            return []
+
+    try:
+        with Scheduler(1) as pool:
+            task = pool.submit(lambda: Slow().missing)  # type: ignore[attr-defined]
+            assert isinstance(task.exception(LONG), AttributeError)
+        assert "in <lambda>" in task.snapshot().invocation_info
+    finally:
+        gate.set()

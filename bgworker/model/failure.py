@@ -21,7 +21,7 @@ from .threads import own_thread
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from types import CodeType, TracebackType
+    from types import CodeType
     from typing import Any, Tuple
 
     Texts = Tuple["str | None", "str | None", "str | None"]
@@ -55,6 +55,7 @@ _TRACEBACK, _CAUSE, _CONTEXT, _IS_ALONE, _ARGS, _DICT = [
 _OS_PARTS = [
     OSError.__dict__[name].__get__ for name in ("errno", "strerror", "filename", "filename2")
 ]
+_SOUGHT = AttributeError.__dict__["obj"].__get__
 _PLAIN = (str, int, float, bool, bytes, type(None))
 # a type: the loaders of built-in and frozen modules
 _LOADERS = (SourceFileLoader, SourcelessFileLoader, zipimporter, type)
@@ -94,7 +95,7 @@ def describe_failure(error: BaseException, max_bytes: int) -> Texts:
     message = found[0] if found else "(its text takes too long)"
     if issubclass(type(error), TaskCancelled):
         return None, message, None
-    trace = found[1] if len(found) == 2 else "".join([*_bare_frames(_TRACEBACK(error)), message])
+    trace = found[1] if len(found) == 2 else _bare_text(error, message)
     return fit(_type_text(type(error)), max_bytes)[0], message, fit(trace, max_bytes)[0]
 
 
@@ -120,6 +121,7 @@ def _is_plain(error: BaseException) -> bool:
             not _is_one_of(shows_it, (BaseException, KeyError, OSError))
             or "__notes__" in _DICT(link)
             or not all([_is_one_of(type(part), _PLAIN) for part in parts])
+            or _has_hint(link)
         ):
             return False
         trace = _TRACEBACK(link)
@@ -133,6 +135,14 @@ def _is_plain(error: BaseException) -> bool:
         if len(links) > MOST_SHOWN:
             return False
     return True
+
+
+def _has_hint(error: BaseException) -> bool:
+    """Tell whether Python asks others' objects for names, to say which one may have been meant."""
+    kind = type(error)
+    if issubclass(kind, AttributeError):
+        return not _is_one_of(type(_SOUGHT(error)), _PLAIN)
+    return issubclass(kind, (NameError, ImportError))
 
 
 def _is_one_of(kind: type, kinds: tuple[type, ...]) -> bool:
@@ -175,19 +185,7 @@ def _chain_text(error: BaseException, message: str, shown: set[int], most: int) 
 
 
 def _text_of_one(error: BaseException, message: str, shown: set[int], most: int) -> str:
-    import traceback
-
-    trace, text = _TRACEBACK(error), ""
-    if trace is not None:
-        frames = ask(traceback.format_tb, trace, -MOST_FRAMES) or _bare_frames(trace)
-        text = (
-            f"Traceback (most recent call last):\n{fit(''.join(frames), most // 2)[0].rstrip()}\n"
-        )
-    name = _type_text(type(error))
-    text += f"{name}: {message}\n" if message else f"{name}\n"
-    notes: Any = ask(_DICT(error).get, "__notes__")
-    if type(notes) in (list, tuple):
-        text += "".join([f"{clean(note, most // 8)}\n" for note in notes[:MOST_NOTES]])
+    text = ask(_python_text, error, most) or _bare_text(error, message)
     for number, each in enumerate(_members_of(error), 1):
         if id(each) in shown or len(shown) >= MOST_SHOWN:
             return f"{text}  +---------------- and more\n"
@@ -197,19 +195,42 @@ def _text_of_one(error: BaseException, message: str, shown: set[int], most: int)
     return text
 
 
+def _python_text(error: BaseException, most: int) -> str:
+    """Return what Python prints of an exception alone, with its hints ("Did you mean ...") and, of
+    a `SyntaxError`, the line and its caret."""
+    from traceback import TracebackException
+
+    trace, text = _TRACEBACK(error), ""
+    # Given ``_seen`` it leaves alone what led to this exception, and the members of a group: there
+    # may be no end of them. That and ``_str`` hold from 3.10 to 3.15; where they do not, this raises
+    # and the caller has another text.
+    one: Any = TracebackException(type(error), error, trace, limit=-MOST_FRAMES, _seen=set())
+    one._str, one.exceptions = fit(one._str, most)[0], None
+    notes: Any = getattr(one, "__notes__", None)  # from 3.11 on
+    is_list = type(notes) in (list, tuple)
+    one.__notes__ = [clean(note, most // 8) for note in notes[:MOST_NOTES]] if is_list else None
+    if trace is not None:
+        frames = fit("".join(one.stack.format()), most // 2)[0].rstrip()
+        text = f"Traceback (most recent call last):\n{frames}\n"
+    return text + "".join(one.format_exception_only())
+
+
+def _bare_text(error: BaseException, message: str) -> str:
+    """Return what can be told of an exception without running anybody's code."""
+    trace = _TRACEBACK(error)
+    frames = []
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        where = f'"{sanitise(code.co_filename)}", line {trace.tb_lineno}'
+        frames.append(f"  File {where}, in {sanitise(code.co_name)}\n")
+        trace = trace.tb_next
+    head = "Traceback (most recent call last):\n" if frames else ""
+    name = _type_text(type(error))
+    last = f"{name}: {message}\n" if message else f"{name}\n"
+    return "".join([head, *frames[-MOST_FRAMES:], last])
+
+
 def _members_of(error: BaseException) -> tuple[BaseException, ...]:
     if _GROUP is None or not issubclass(type(error), _GROUP):
         return ()
     return _GROUP.__dict__["exceptions"].__get__(error)  # type: ignore[no-any-return]
-
-
-def _bare_frames(trace: TracebackType | None) -> list[str]:
-    """The frames without their lines of code, which a module's loader will not tell."""
-    frames = []
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        frames.append(
-            f'  File "{sanitise(code.co_filename)}", line {trace.tb_lineno}, in {sanitise(code.co_name)}\n'
-        )
-        trace = trace.tb_next
-    return frames[-MOST_FRAMES:]
