@@ -202,8 +202,8 @@ def _python_text(error: BaseException, most: int) -> str:
 
     trace, text = _TRACEBACK(error), ""
     # Given ``_seen`` it leaves alone what led to this exception, and the members of a group: there
-    # may be no end of them. That and ``_str`` hold from 3.10 to 3.15; where they do not, this raises
-    # and the caller has another text.
+    # may be no end of them. Neither it nor ``_str`` is documented: where they fail, the caller has
+    # another text.
     one: Any = TracebackException(type(error), error, trace, limit=-MOST_FRAMES, _seen=set())
     one._str, one.exceptions = fit(one._str, most)[0], None
     notes: Any = getattr(one, "__notes__", None)  # from 3.11 on
