@@ -32,7 +32,6 @@ import io
 import logging
 import os
 import sys
-from collections import deque
 from contextvars import ContextVar
 from threading import RLock, get_ident
 from types import MethodType
@@ -59,7 +58,10 @@ class Capture:
         self._context: TaskContext | None = context
         self._max_payload = context._limits.max_payload
         context._flush = self.flush
-        self._lines: dict[tuple[Stream, int], _Line] = {}  # by stream and thread
+        # By stream and thread: what was written since the last newline. Without a lock, although a
+        # finaliser may print between any two steps, and the deadlines' thread may flush: each step
+        # on the dict is atomic, so what was put in is taken out once.
+        self._lines: dict[tuple[Stream, int], str] = {}
 
     def __enter__(self) -> None:
         with _lock:
@@ -99,48 +101,26 @@ class Capture:
     def write(self, stream: Stream, text: str) -> None:
         """Gather the text, and say each line that it completes."""
         key = stream, get_ident()
-        line = self._lines[key] if key in self._lines else self._lines.setdefault(key, _Line())
-        line.append(text)
-        line.size += len(text)
-        if "\n" in text or line.size > self._max_payload:
-            *whole, rest = line.take().split("\n")
+        line = self._lines.pop(key, "")
+        line += text  # nobody else holds it, so it grows in place
+        if "\n" in text or len(line) > self._max_payload:
+            *whole, line = line.split("\n")
             for each in whole:
                 self.say(stream, last_state(each))
-            if len(rest) > self._max_payload or "\r" in rest:
-                rest = last_state(rest) + "\r" * rest.endswith("\r")  # a newline may follow it
-                kept = (len(rest) - 1) % self._max_payload + 1  # never nothing: the line goes on
-                early, rest = rest[:-kept], rest[-kept:]
-                if early:
+            if len(line) > self._max_payload or "\r" in line:
+                line = last_state(line) + "\r" * line.endswith("\r")  # a newline may follow it
+                kept = (len(line) - 1) % self._max_payload + 1  # never nothing: the line goes on
+                if early := line[:-kept]:
                     self.say(stream, early)
-            if rest:
-                line.appendleft(rest)
-                line.size += len(rest)
+                line = line[-kept:]
+        if line:
+            self._lines[key] = line + self._lines.pop(key, "")
 
     def flush(self) -> None:
         """Say every line that was begun. Any thread."""
-        for (stream, _), line in list(self._lines.items()):
-            if rest := last_state(line.take()):
-                self.say(stream, rest)
-
-
-class _Line(deque):  # type: ignore[type-arg]
-    """What one thread has written to one stream since its last newline.
-
-    Without a lock, although a finaliser may print at any point, and the deadlines' thread may
-    `take`: each step on the deque is atomic, so what was added is taken once. ``size`` may be off
-    then, and a long line split elsewhere.
-    """
-
-    size = 0
-
-    def take(self) -> str:
-        self.size = 0
-        taken: list[str] = []
-        try:
-            while True:
-                taken.append(self.popleft())
-        except IndexError:  # that was all
-            return "".join(taken)
+        for key in list(self._lines):
+            if rest := last_state(self._lines.pop(key, "")):
+                self.say(key[0], rest)
 
 
 class StandIn:
