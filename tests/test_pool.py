@@ -207,6 +207,20 @@ def test_a_pool_whose_initializer_fails_fails_all_that_waits_and_takes_no_more(
     assert "exception in the pool's initializer" in caplog.text
 
 
+def test_a_log_that_fails_keeps_the_news_of_a_failed_initializer_from_nobody() -> None:
+    def refuse(record: logging.LogRecord) -> bool:
+        raise SystemExit("from a filter of the log")
+
+    log = logging.getLogger("concurrent.futures")
+    log.addFilter(refuse)
+    try:
+        with Scheduler(1, initializer=divmod, initargs=(1, 0)) as pool:
+            with pytest.raises(ShutdownError, match="initializer failed.*ZeroDivisionError"):
+                pool.submit(len, "").result(LONG)
+    finally:
+        log.removeFilter(refuse)
+
+
 # -- threads that are stuck --
 
 

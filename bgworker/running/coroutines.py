@@ -17,6 +17,8 @@ import threading
 
 from ..model.clock import monotonic
 from ..model.errors import PoolDeadlock, TaskCancelled
+from ..model.reports import report
+from ..model.text import describe
 from .waits import current_worker
 
 TYPE_CHECKING = False
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from .context import TaskContext
 
     Outcome = Tuple[Any, "BaseException | None"]
-
-logger = logging.getLogger(__name__.partition(".")[0])
 
 CLEAN_UP = 5.0
 """Seconds after its cancellation for which a coroutine is taken to be cleaning up. What runs on
@@ -132,9 +132,12 @@ class WorkerLoop:
         try:
             self._run_until_done(self._loop.create_task(self._loop.shutdown_asyncgens()))
             self._run_until_done(self._loop.create_task(self._loop.shutdown_default_executor()))
-        except Exception:  # third parties' generators
-            logger.exception(
-                "the event loop of %s could not be closed properly", threading.current_thread().name
+        except Exception as error:  # third parties' generators
+            report(
+                logging.ERROR,
+                "the event loop of %s could not be closed properly: %s",
+                threading.current_thread().name,
+                describe(error),
             )
         finally:
             self._loop.close()

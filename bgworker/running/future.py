@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["CANCELLED_AND_NOTIFIED", "FINISHED", "RUNNING", "LightFuture"]
+__all__ = ["CANCELLED_AND_NOTIFIED", "FINISHED", "LOGGER", "RUNNING", "LightFuture"]
 
 _KNOWN = {"_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks"}
 _needs_more = vars(Future()).keys() != _KNOWN

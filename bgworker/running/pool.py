@@ -28,9 +28,10 @@ from weakref import WeakMethod, ref
 from ..model.clock import monotonic
 from ..model.errors import PendingFull, PoolStuck, ShutdownError
 from ..model.reports import report
-from ..model.text import describe, text_of
+from ..model.text import ask, describe
 from ..model.threads import own_thread
 from .deadlines import Deadlines
+from .future import LOGGER
 from .roster import Roster
 from .waits import Waits, Worker
 
@@ -38,14 +39,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
-    from weakref import ReferenceType
 
     from ..model.health import SchedulerHealth
     from .task import Call, Task
-
-    Inbox = queue.SimpleQueue[ReferenceType[Task[Any]] | None]
-
-logger = logging.getLogger(__name__.partition(".")[0])
+    from .waits import Inbox, Work
 
 JOIN_SLICE = 0.1
 """Seconds after which `Pool.join` looks again whom it has to wait for."""
@@ -340,8 +337,8 @@ class Pool:
             if worker.loop is not None:
                 worker.loop.close()
             died = False
-        except BaseException:
-            logger.critical("a thread of the pool has died", exc_info=True)
+        except BaseException as error:
+            report(logging.CRITICAL, "a thread of the pool has died: %s", describe(error))
         finally:
             self._leave(worker, died)
 
@@ -427,7 +424,7 @@ class Pool:
             # the others on this thread may be past their deadlines, and nobody else may be left
             self.look()
 
-    def settle(self, task: Task[Any], error: BaseException) -> None:
+    def settle(self, task: Work, error: BaseException) -> None:
         """Have a task end whose runner was struck by an interrupt, unless somebody else has it in
         hand."""
         report(
@@ -450,16 +447,15 @@ class Pool:
             self.initializer(*self.initargs)
             worker.variables = tuple(copy_context().items())
         except BaseException as error:
-            logging.getLogger("concurrent.futures").critical(
-                "exception in the pool's initializer", exc_info=True
-            )
             broken = BrokenPool(
                 "A thread initializer failed, the thread pool is not usable anymore "
-                f"({type(error).__name__}: {text_of(error)})"
+                f"({describe(error)})"
             )
             with self._lock:
                 self.refusal = broken
             self._fail_pending(broken)
+            # last, and guarded: what the handlers of the log do costs nobody the news
+            ask(lambda: LOGGER.critical("exception in the pool's initializer", exc_info=True))
             return False
         return True
 
@@ -587,7 +583,7 @@ class Pool:
         self._start(helper, self._roster.helpers)
         worker.helper = helper
 
-    def _next_lent(self, helper: Worker) -> Task[Any] | None:
+    def _next_lent(self, helper: Worker) -> Work | None:
         """Return the next task for a helper to run, or None when it is to end."""
         while helper in self._roster.helpers and helper.inbox is not None:
             reference = helper.inbox.get()
@@ -616,7 +612,7 @@ class Pool:
 
     def _end_late(self, due: Task[Any], thread: int) -> None:
         left = due._time_out()
-        orphans: list[Task[Any]] = []
+        orphans: list[Work] = []
         problem: ShutdownError | None = None
         with self._lock:
             stuck = self._roster.runner_of(due, thread)
@@ -705,7 +701,7 @@ def _again(error: ShutdownError | PoolStuck) -> ShutdownError | PoolStuck:
     return type(error)(*error.args)  # each raise adds to an exception's traceback
 
 
-def _drain(inbox: Inbox) -> list[Task[Any]]:
+def _drain(inbox: Inbox) -> list[Work]:
     tasks = []
     while not inbox.empty():
         reference = inbox.get()
