@@ -14,11 +14,9 @@ from time import time_ns
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from threading import Thread
-    from typing import Any
 
     from ..model.health import SchedulerHealth
-    from .task import Task
-    from .waits import Worker
+    from .waits import Work, Worker
 
 
 class Roster:
@@ -63,7 +61,7 @@ class Roster:
         """Tell whether a thread is one of them."""
         return worker in self.everybody()
 
-    def runner_of(self, task: Task[Any], thread: int) -> Worker | None:
+    def runner_of(self, task: Work, thread: int) -> Worker | None:
         """Return whose thread, given by its identifier, runs a task; None if it has just ended
         that, or is retired."""
         return next(

@@ -27,11 +27,37 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import ContextVar
     from queue import SimpleQueue
-    from typing import Any
+    from typing import Any, Protocol, Union
     from weakref import ReferenceType
 
-    from .coroutines import WorkerLoop
-    from .task import Task
+    class Work(Protocol):
+        """What the threads of a pool need of a `Task`."""
+
+        @property
+        def id(self) -> str: ...
+        @property
+        def name(self) -> str: ...
+        @property
+        def _has_begun(self) -> bool: ...
+        @property
+        def _reacts_to_cancel(self) -> bool: ...
+        def done(self) -> bool: ...
+        def running(self) -> bool: ...
+        def _run(self) -> bool: ...
+        def _fail(self, error: BaseException) -> bool: ...
+        def _end_interrupted(self, error: BaseException) -> None: ...
+        def _ask_to_stop(self, reason: str) -> None: ...
+
+    class Loop(Protocol):
+        """What they need of the event loop of one."""
+
+        @property
+        def is_in_main(self) -> bool: ...
+        def run(self, coroutine: Any, context: Any) -> tuple[Any, BaseException | None]: ...
+        def close(self) -> None: ...
+
+    Inbox = SimpleQueue[Union[ReferenceType[Work], None]]
+
 
 MOST_NESTED = 50
 """Most tasks that run inside one another: on one thread that is about ten Python frames each, of a
@@ -70,9 +96,9 @@ class Worker:
         self.first = first
         """To be called before anything else. Not an argument of the thread, which would keep it
         until the end."""
-        self.running: list[Task[Any]] = []
+        self.running: list[Work] = []
         """A task is here before anybody else can know that it has begun, and until it has ended."""
-        self.waits_for: dict[Task[Any], tuple[Task[Any], ...]] = {}
+        self.waits_for: dict[Work, tuple[Work, ...]] = {}
         """Of the tasks that run here: for which others they wait. Guarded by the lock of
         `waits`."""
         self.waits: Waits
@@ -81,9 +107,9 @@ class Worker:
         queued."""
         self.helper: Worker | None = None
         """The one that helps this one."""
-        self.inbox: SimpleQueue[ReferenceType[Task[Any]] | None] | None = None
+        self.inbox: Inbox | None = None
         """Of a helper: what it is to run; None is the sign to end."""
-        self.loop: WorkerLoop | None = None
+        self.loop: Loop | None = None
         """Of the coroutines that run here; made for the first of them."""
         self.variables: tuple[tuple[ContextVar[Any], Any], ...] = ()
         """The context variables that the initializer has set, with their values."""
@@ -131,8 +157,8 @@ class Waits:
 
     def __init__(
         self,
-        lend: Callable[[Worker, Task[Any]], object],
-        run: Callable[[Worker, Task[Any]], object],
+        lend: Callable[[Worker, Work], object],
+        run: Callable[[Worker, Work], object],
     ) -> None:
         self._lend = lend
         self._run = run
@@ -161,7 +187,7 @@ class Waits:
 
     # -- waits without a timeout --
 
-    def begin(self, task: Task[Any]) -> bool:
+    def begin(self, task: Work) -> bool:
         """Prepare to wait for ``task`` without a timeout: if it is still queued, run it here, or
         have it run.
 
@@ -185,7 +211,7 @@ class Waits:
         self._note(worker, task)
         return True
 
-    def end(self, task: Task[Any]) -> None:
+    def end(self, task: Work) -> None:
         """Note that the wait is over."""
         worker = self.worker
         if worker is not None:
@@ -193,7 +219,7 @@ class Waits:
 
     # -- waits for several at once, and those of event loops --
 
-    def notice(self, task: Task[Any]) -> None:
+    def notice(self, task: Work) -> None:
         """Have a helper run ``task`` if it is queued: somebody on this thread is about to wait for
         it and others.
 
@@ -215,7 +241,7 @@ class Waits:
                     f"run on: {error}"
                 ) from error
 
-    def notice_callback(self, task: Task[Any], callback: Callable[..., object]) -> None:
+    def notice_callback(self, task: Work, callback: Callable[..., object]) -> None:
         """Have a helper run ``task`` if it is queued and this is a loop's thread: a callback is how
         loops wait.
 
@@ -236,14 +262,14 @@ class Waits:
             loop.call_soon(self._have_run_later, worker, worker.running[-1], ref(task))
 
     def _have_run_later(
-        self, worker: Worker, waiting: Task[Any], reference: ReferenceType[Task[Any]]
+        self, worker: Worker, waiting: Work, reference: ReferenceType[Work]
     ) -> None:
         task = reference()
         if waiting in worker.running and task is not None and not task._has_begun:
             # a loop may outlive who was to wait
             self._have_run(worker, task)
 
-    def _have_run(self, worker: Worker, task: Task[Any]) -> None:
+    def _have_run(self, worker: Worker, task: Work) -> None:
         try:
             self._lend(worker, task)
             return
@@ -253,14 +279,14 @@ class Waits:
 
     # -- who waits for whom --
 
-    def _note(self, worker: Worker, task: Task[Any]) -> None:
+    def _note(self, worker: Worker, task: Work) -> None:
         with self._lock:
             if self._leads_back(worker, task):
                 raise _circle(worker, task)
             waiting = worker.running[-1]
             worker.waits_for[waiting] = (*worker.waits_for.get(waiting, ()), task)
 
-    def _forget(self, worker: Worker, task: Task[Any]) -> None:
+    def _forget(self, worker: Worker, task: Work) -> None:
         with self._lock:
             for waiting, others in list(worker.waits_for.items()):
                 left = tuple(each for each in others if each is not task)
@@ -295,7 +321,7 @@ class Waits:
             for task in tasks
         )
 
-    def _leads_back(self, worker: Worker, task: Task[Any]) -> bool:
+    def _leads_back(self, worker: Worker, task: Work) -> bool:
         """Tell whether ``task`` waits for one that runs on the worker's thread, directly or through
         others."""
         seen, ahead = set(), [task]
@@ -323,7 +349,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
     return None if events is None else events._get_running_loop()
 
 
-def _refuse_depth(worker: Worker, task: Task[Any]) -> None:
+def _refuse_depth(worker: Worker, task: Work) -> None:
     if worker.depth >= MOST_NESTED:
         raise PoolDeadlock(
             f"task {worker.running[-1].name!r} waits for task {task.name!r}, {MOST_NESTED} waits deep; "
@@ -338,7 +364,7 @@ def _look_for_room(frames: int = 50) -> None:
         _look_for_room(frames - 1)
 
 
-def _circle(worker: Worker, task: Task[Any]) -> PoolDeadlock:
+def _circle(worker: Worker, task: Work) -> PoolDeadlock:
     return PoolDeadlock(
         f"task {worker.running[-1].name!r} waits for task {task.name!r}, which waits for it, directly or "
         "through others; none of them would ever end"
