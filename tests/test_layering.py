@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).resolve().parent.parent / "bgworker"
 
 FLOORS = (
@@ -149,6 +151,54 @@ def judged(module: str, target: str, name: str | None) -> Iterator[str]:
 def test_no_module_imports_from_a_higher_floor_or_touches_a_neighbours_internals() -> None:
     found = breaches(PACKAGE)
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("room", ["model", "park", "running", "shell"])
+def test_no_modules_of_a_room_import_one_another_in_a_circle(room: str) -> None:
+    assert circles(PACKAGE, room) == []
+
+
+def circles(package: Path, room: str) -> list[str]:
+    """Return the modules of a room that lead back to themselves, by imports of whatever kind."""
+    modules = {dotted(path, package): path for path in sorted(package.rglob("*.py"))}
+    imported = {
+        module: {
+            target
+            for node in ast.walk(ast.parse(path.read_bytes(), str(path)))
+            if isinstance(node, ast.ImportFrom) and node.level
+            for target, _, _ in targets(
+                node, list(path.parent.relative_to(package).parts), set(modules)
+            )
+            if top(target) == room and target != module
+        }
+        for module, path in modules.items()
+        if top(module) == room
+    }
+    return [module for module in imported if module in reached_from(module, imported)]
+
+
+def reached_from(module: str, imported: dict[str, set[str]]) -> set[str]:
+    reached: set[str] = set()
+    ahead = [module]
+    while ahead:
+        further = imported.get(ahead.pop(), set()) - reached
+        reached |= further
+        ahead += further
+    return reached
+
+
+def test_a_circle_is_noticed_also_one_that_only_type_checkers_see(tmp_path: Path) -> None:
+    package = tree_of(
+        tmp_path,
+        {
+            "running/__init__.py": "",
+            "running/task.py": "from .waits import Waits\n",
+            "running/waits.py": "if TYPE_CHECKING:\n    from .loops import Loop\n",
+            "running/loops.py": "def late():\n    from . import task\n",
+            "running/pool.py": "from .task import Task\n",
+        },
+    )
+    assert circles(package, "running") == ["running.loops", "running.task", "running.waits"]
 
 
 # --- the checker itself
