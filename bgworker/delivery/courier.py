@@ -364,12 +364,12 @@ class Courier:
         finally:
             with self._lock:
                 self._give_up_all("failed")
-            self._opened.settle(False)
             self._report_losses(is_last=True)
             self._say_if_failed("end its event loop", self._loop_closed())
             if self._closes_itself:
                 self.close_park(self._retries_until)
             _carried.pop(id(self._sink), None)
+            self._opened.settle(False)  # last: whoever is refused may register the sink again
 
     def _call(self, method: str, *arguments: object) -> Trouble | None:
         """Call a method of the sink, if it has that one. The only door to the sink's code."""
