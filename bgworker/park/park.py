@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections import deque
+from queue import SimpleQueue
 from time import time_ns
 
 from ..delivery.backlog import weight
@@ -67,12 +67,10 @@ class Park:
         self._most_waiting_bytes = most_waiting_bytes
         self._sink = sink
         self._done = done
+        self._waiting: SimpleQueue[Waiting | None] = SimpleQueue()  # None: there is no more
         self._lock = threading.Lock()  # guards all below
-        self._news = threading.Condition(self._lock)
-        self._waiting: deque[Waiting] = deque()
         self._count = 0
         self._bytes = 0
-        self._closing = False
         self._thread: threading.Thread | None = None
 
     def open(self) -> None:
@@ -92,11 +90,10 @@ class Park:
                 fitting += 1
             if not fitting or not self._has_thread():
                 return 0
-            self._waiting.append((records[:fitting], error, attempts, bytes_))
             self._count += fitting
             self._bytes += bytes_
-            self._news.notify()
-            return fitting
+        self._waiting.put((records[:fitting], error, attempts, bytes_))
+        return fitting
 
     def _has_thread(self) -> bool:
         """Start the thread if need be, under the lock; False when the system gives none (3.12 at
@@ -112,38 +109,27 @@ class Park:
 
     def close(self, deadline: float) -> bool:
         """Write what waits and close the file; False when that took longer than until ``deadline``
-        (monotonic)."""
+        (monotonic). The last call."""
         with self._lock:
-            self._closing = True
-            self._news.notify()
             thread = self._thread
         if thread is None:
             self._file.close()
             return True
+        self._waiting.put(None)
         thread.join(max(0.0, deadline - monotonic()))
         return not thread.is_alive()
 
     def _run(self) -> None:
-        while (waiting := self._take()) is not None:
-            for records, error, attempts, bytes_ in waiting:
-                try:
-                    self._write(records, error, attempts)
-                except Exception as failure:  # the thread's boundary: reported to the account
-                    self._done(records, failure)
-                with self._lock:
-                    self._count -= len(records)
-                    self._bytes -= bytes_
+        while (waiting := self._waiting.get()) is not None:
+            records, error, attempts, bytes_ = waiting
+            try:
+                self._write(records, error, attempts)
+            except Exception as failure:  # the thread's boundary: reported to the account
+                self._done(records, failure)
+            with self._lock:
+                self._count -= len(records)
+                self._bytes -= bytes_
         self._file.close()
-
-    def _take(self) -> list[Waiting] | None:
-        with self._lock:
-            while not self._waiting:
-                if self._closing:
-                    return None
-                self._news.wait()
-            waiting = list(self._waiting)
-            self._waiting.clear()
-            return waiting
 
     def _write(self, records: Sequence[Record], error: str, attempts: int) -> None:
         head = (
