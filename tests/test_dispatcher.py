@@ -90,8 +90,7 @@ def balanced(health: SinkHealth) -> bool:
 class Gatherer:
     """Stands in for a courier: keeps what is put."""
 
-    queue_size = 100
-    queue_bytes = 1 << 26
+    most_waiting = 100
     room = 1 << 26
     is_this_thread = False
     is_crowded = False

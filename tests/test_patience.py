@@ -17,15 +17,14 @@ class Sink:
         self.patience = Patience()
         self.now = 1000.0
         self.delivered = 0.0
-        self.patience.lasts(False, 0, self.now)
+        self.patience.is_due(0.0, 0, self.now)
 
     def goes_on(self, seconds: float, rate: float = 0.0, crowded: bool = True) -> float:
         """Return for how many seconds it was waited for."""
         waited = 0.0
         for _ in range(round(seconds / STEP)):
-            waited += STEP * (
-                self.patience.lasts(crowded, int(self.delivered), self.now) and crowded
-            )
+            is_due = self.patience.is_due(float(crowded), int(self.delivered), self.now)
+            waited += STEP * is_due
             self.now += STEP
             self.delivered += rate * STEP
         return waited
@@ -63,7 +62,7 @@ def test_a_sink_that_was_not_crowded_for_a_while_is_waited_for_again() -> None:
 
 def test_a_queue_that_just_filled_up_after_a_quiet_hour_costs_no_patience() -> None:
     patience = Patience()
-    patience.lasts(False, 0, 1.0)
-    assert patience.lasts(True, 0, 3601.0)
-    assert patience.lasts(True, 0, 3601.0 + PATIENCE - 0.01)
-    assert not patience.lasts(True, 0, 3601.0 + PATIENCE)
+    patience.is_due(0.0, 0, 1.0)
+    assert patience.is_due(1.0, 0, 3601.0)
+    assert patience.is_due(1.0, 0, 3601.0 + PATIENCE - 0.01)
+    assert not patience.is_due(1.0, 0, 3601.0 + PATIENCE)

@@ -99,6 +99,11 @@ class Backlog:
         return max(self._streams / self._size, (self._bytes + self._taken) / self._max_bytes)
 
     @property
+    def most_waiting(self) -> int:
+        """Records with a short text that it holds when it is full."""
+        return min(self._size, self._max_bytes // RECORD_COST)
+
+    @property
     def room(self) -> int:
         """Bytes that fit in."""
         return max(0, self._max_bytes - self._bytes - self._taken)

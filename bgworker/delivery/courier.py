@@ -28,7 +28,7 @@ from .backlog import Backlog, Chunk
 from .intake import MOST_TAKEN
 from .loop import SinkLoop
 from .options import kinds_of
-from .patience import Patience
+from .patience import CROWDED, Patience
 from .retry import Breaker, Trouble
 
 TYPE_CHECKING = False
@@ -41,11 +41,6 @@ if TYPE_CHECKING:
     from .options import SinkOptions
 
 DEFAULT_BATCH = 500
-CROWDED = 0.25
-"""A queue fuller than this asks those who can wait to wait. The rest is for what is under way: an
-eighth of a queue in the intake, another in the dispatcher's hands, and what each reader emits
-before it looks again."""
-
 LOG_GRACE = 0.5
 """Seconds that the log gets at most for the lines about a sink's end: its handlers may block for
 ever."""
@@ -219,14 +214,9 @@ class Courier:
         return self.thread is threading.current_thread()
 
     @property
-    def queue_size(self) -> int:
-        """The bound of the queue, by count."""
-        return self._options.queue_size
-
-    @property
-    def queue_bytes(self) -> int:
-        """The bound of the queue, by memory."""
-        return self._options.queue_bytes
+    def most_waiting(self) -> int:
+        """Short records that the queue holds when it is full."""
+        return self._backlog.most_waiting
 
     @property
     def room(self) -> int:
@@ -247,9 +237,8 @@ class Courier:
         `Patience` with it: one that hangs, or takes next to nothing, is waited for some seconds and
         then no more until it works again.
         """
-        is_full = self._backlog.fill > CROWDED
-        lasts = self._patience.lasts(is_full, self._delivered, monotonic())
-        return is_full and lasts and self._state == "ok"
+        is_due = self._patience.is_due(self._backlog.fill, self._delivered, monotonic())
+        return is_due and self._state == "ok"
 
     def close(self, retries_until: float) -> None:
         """Let the thread deliver what waits, close the sink and end. Returns at once.

@@ -47,9 +47,7 @@ if TYPE_CHECKING:
         @property
         def is_crowded(self) -> bool: ...
         @property
-        def queue_size(self) -> int: ...
-        @property
-        def queue_bytes(self) -> int: ...
+        def most_waiting(self) -> int: ...
         @property
         def room(self) -> int: ...
         @property
@@ -156,8 +154,7 @@ class Dispatcher:
         if self._is_finishing or self.closed.is_set():
             return False
         self._outlets = outlets
-        slots = [min(outlet.queue_size, outlet.queue_bytes // SLOT) for outlet in outlets]
-        self.intake.calm = min([LIMIT, *slots]) // 8
+        self.intake.calm = min([LIMIT, *[outlet.most_waiting for outlet in outlets]]) // 8
         return True
 
     @property

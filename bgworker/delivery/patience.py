@@ -3,6 +3,11 @@ sleep."""
 
 from __future__ import annotations
 
+CROWDED = 0.25
+"""A queue fuller than this asks those who can wait to wait. The rest is for what is under way: an
+eighth of a queue in the intake, another in the dispatcher's hands, and what each reader emits
+before it looks again."""
+
 PATIENCE = 5.0
 """Seconds that a sink may keep others waiting without taking anything."""
 
@@ -30,12 +35,11 @@ class Patience:
         self._delivered = 0
         self._asked_at = 0.0
 
-    def lasts(self, is_crowded: bool, delivered: int, now: float) -> bool:
-        """Return whether the sink is to be waited for.
+    def is_due(self, fill: float, delivered: int, now: float) -> bool:
+        """Return whether those who can wait for the sink should.
 
         Args:
-            is_crowded: whether its queue is getting full. What it was the last time counts until
-                now.
+            fill: of its queue, from 0 to 1. What it was the last time counts until now.
             delivered: events that the sink has taken since its registration.
             now: seconds on any monotonic clock.
         """
@@ -46,5 +50,5 @@ class Patience:
             - PER_EVENT * (delivered - self._delivered)
         )
         self._used = min(max(used, 0.0), PATIENCE)
-        self._was_crowded, self._delivered, self._asked_at = is_crowded, delivered, now
-        return self._used < PATIENCE
+        self._was_crowded, self._delivered, self._asked_at = fill > CROWDED, delivered, now
+        return fill > CROWDED and self._used < PATIENCE

@@ -21,7 +21,6 @@ from ..model.records import Batch, TaskState
 from ..model.reports import report
 from ..model.threads import own_thread
 from .backlog import Backlog, Chunk
-from .courier import CROWDED
 from .patience import Patience
 
 TYPE_CHECKING = False
@@ -66,7 +65,6 @@ class Subscription:
         self.name = name
         self._state = state
         self._kinds = kinds
-        self._maxsize = maxsize
         self._patience = Patience() if back_pressure else None  # the dispatcher's thread alone asks
         self._detach = detach
         self._lock = threading.RLock()  # guards all below; re-entrant as a courier's
@@ -238,22 +236,13 @@ class Subscription:
     @property
     def is_crowded(self) -> bool:
         """True when who can wait should. The dispatcher's thread; see `Courier.is_crowded`."""
-        if self._patience is None:
-            return False
-        is_full = self._backlog.fill > CROWDED
-        lasts = self._patience.lasts(is_full, self._delivered, monotonic())
-        return is_full and lasts
+        return self._patience is not None and self._patience.is_due(
+            self._backlog.fill, self._delivered, monotonic())
 
     @property
-    def queue_size(self) -> int:
-        """The bound of the queue, by count; more than anything where nobody waits for the
-        reader."""
-        return sys.maxsize if self._patience is None else self._maxsize
-
-    @property
-    def queue_bytes(self) -> int:
-        """As `queue_size`, by memory."""
-        return sys.maxsize if self._patience is None else MAX_BYTES
+    def most_waiting(self) -> int:
+        """As `Courier.most_waiting`; more than anything where nobody waits for the reader."""
+        return sys.maxsize if self._patience is None else self._backlog.most_waiting
 
     @property
     def is_this_thread(self) -> bool:
