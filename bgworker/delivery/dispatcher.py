@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from ..model.records import Record, TaskState
     from .intake import Emitted
-    from .registry import Registry
 
     T = TypeVar("T")
 
@@ -53,6 +52,13 @@ if TYPE_CHECKING:
         @property
         def is_this_thread(self) -> bool: ...
 
+    class Sinks(Protocol):
+        """What the registry of the outlets does at the turns of a dispatcher's life."""
+
+        def start_inherited(self) -> tuple[Outlet, ...]: ...
+        def start_afresh(self, outlets: Sequence[Outlet]) -> None: ...
+        def close_all(self, deadline: float) -> None: ...
+
 GATHER = 0.05
 """Seconds that the dispatcher lets events come in before it works: one wake-up for many events
 keeps the GIL with the tasks (measured: p99.9 of an emit at 20 us pace is 1.6 us so, 14 us at 2
@@ -61,7 +67,7 @@ ms)."""
 
 
 class Dispatcher:
-    """Numbers and fans out; with its `registry` the scheduler's way to its sinks.
+    """Numbers and fans out.
 
     Args:
         name: of the scheduler; threads are named after it.
@@ -85,10 +91,11 @@ class Dispatcher:
         self._refused_before: dict[tuple[int, str], int] = {}
         self._is_finishing = False
         self._has_drained = False  # what is in the intake now, stays there
-        # Guards the start of the thread, the making of the registry, and the reading of a tally.
-        # Re-entrant: the garbage collector may run a finaliser in here that comes back.
-        self._lock = threading.RLock()
-        self._registry: Registry | None = None
+        self.lock = threading.RLock()
+        """Guards the start of the thread, the setting of ``sinks``, and the reading of a tally.
+        Re-entrant: the garbage collector may run a finaliser in here that comes back."""
+        self.sinks: Sinks | None = None
+        """Set by whoever makes a registry, under ``lock``."""
         self._thread: threading.Thread | None = None
         self.has_started = False
         """True once there is a thread that drains the intake; no property, because each `submit`
@@ -96,10 +103,10 @@ class Dispatcher:
 
     def start(self) -> None:
         """Start the thread if it does not run yet; never again after `finish`."""
-        with self._lock:
+        with self.lock:
             if self._thread is None and not self.closed.is_set():
-                if self._registry is not None:
-                    self.set_outlets(self._registry.start_inherited())
+                if self.sinks is not None:
+                    self.set_outlets(self.sinks.start_inherited())
                 thread = own_thread(f"{self._name}-dispatcher", self._begin)
                 try:
                     self._thread = thread
@@ -123,24 +130,14 @@ class Dispatcher:
             return
         self.closed = threading.Event()
         self.intake = Intake()
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._thread = None
         self._tails = Tails()
         self.has_started = False
         self._refused_before = {}
         outlets, self._outlets = self._outlets, ()
-        if self._registry is not None:
-            self._registry.start_afresh(outlets)
-
-    @property
-    def registry(self) -> Registry:
-        """The sinks and subscriptions. Made, and its modules loaded, when it is first asked for."""
-        with self._lock:
-            if self._registry is None:
-                from .registry import Registry
-
-                self._registry = Registry(self, self._name, self.close_timeout)
-            return self._registry
+        if self.sinks is not None:
+            self.sinks.start_afresh(outlets)
 
     @property
     def outlets(self) -> tuple[Outlet, ...]:
@@ -202,13 +199,13 @@ class Dispatcher:
         """Return how many events were discarded so far because they came after their task's end.
         Any thread."""
         self.sync()
-        with self._lock:  # a tally has one reader at a time
+        with self.lock:  # a tally has one reader at a time
             return self.intake.late.read()
 
     def finish(self) -> None:
         """Refuse what is emitted from now on, deliver the rest within the close timeout, and end.
         Returns at once."""
-        with self._lock:
+        with self.lock:
             if self._thread is None:
                 self.intake.close()
                 self.closed.set()
@@ -223,7 +220,7 @@ class Dispatcher:
 
     def _begin(self) -> None:
         # not before `start` has made up its mind: of two threads each would number
-        with self._lock:
+        with self.lock:
             is_wanted = self._thread is threading.current_thread()
         if is_wanted:
             self._run()
@@ -241,8 +238,8 @@ class Dispatcher:
         self._drain()  # what slipped in between the last look and the close
         self._has_drained = True
         try:
-            if self._registry is not None:
-                self._registry.close_all(monotonic() + self.close_timeout)
+            if self.sinks is not None:
+                self.sinks.close_all(monotonic() + self.close_timeout)
         except Exception as error:  # the thread's boundary
             _report_defect("at its end", error)
         finally:  # whatever happens, nobody waits for us for ever

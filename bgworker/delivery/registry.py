@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Registry:
-    """What a dispatcher hands events to.
+    """What a dispatcher hands events to. Its maker sets it as the ``sinks`` of the dispatcher.
 
     Args:
         dispatcher: whose outlets these are.

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from typing import Any, Coroutine, Literal, ParamSpec, TypeVar, overload
 
     from ..delivery.options import SinkOptions
+    from ..delivery.registry import Registry
     from ..delivery.subscription import Subscription
     from ..model.events import Event, EventType, TaskSnapshot
     from ..model.health import FlushReport, SchedulerHealth, SinkHealth
@@ -237,6 +238,7 @@ class Scheduler(DropIn):
             number("keep_seconds", keep_seconds, least=0, optional=True),
         )
         self._dispatcher = Dispatcher(name, self._memory.retire, close_timeout)
+        self._made_registry: Registry | None = None
         self._pool = Pool(
             max_workers,
             name,
@@ -259,10 +261,22 @@ class Scheduler(DropIn):
             for sink in given:
                 self.register_sink(sink)
             if os.environ.get("BGWORKER_SINKS"):
-                self._dispatcher.registry.register_of_environment()
+                self._registry.register_of_environment()
         except BaseException:
             self.shutdown(wait=False)
             raise
+
+    @property
+    def _registry(self) -> Registry:
+        """The sinks and subscriptions. Made, and its modules loaded, when it is first asked for."""
+        with self._dispatcher.lock:
+            if self._made_registry is None:
+                from ..delivery.registry import Registry
+
+                self._made_registry = self._dispatcher.sinks = Registry(
+                    self._dispatcher, self._name, self._dispatcher.close_timeout
+                )
+            return self._made_registry
 
     def _start_afresh(self) -> None:
         self._run_id = new_run_id(time_ns())
@@ -480,7 +494,7 @@ class Scheduler(DropIn):
             state = task._task_state if issubclass(type(task), Task) else self._memory.state(task)  # type: ignore[union-attr, arg-type]
         if state is not None and state.run_id != self._run_id:
             raise KeyError(state.id)  # another Scheduler's
-        return self._dispatcher.registry.subscribe(
+        return self._registry.subscribe(
             callback, state, types, maxsize, flag("back_pressure", back_pressure)
         )
 
@@ -506,7 +520,7 @@ class Scheduler(DropIn):
             SinkError: the specification is wrong, or the sink refuses to open.
             ConfigurationError: the name is taken.
         """
-        return self._dispatcher.registry.register(sink, name, options, config)
+        return self._registry.register(sink, name, options, config)
 
     def unregister_sink(self, name: str, *, timeout: float = 5.0) -> SinkHealth:
         """Let a sink finish what was emitted so far, close it, and return its final account.
@@ -517,12 +531,12 @@ class Scheduler(DropIn):
         Raises:
             KeyError: no sink has that name.
         """
-        return self._dispatcher.registry.unregister(name, number("timeout", timeout, least=0))
+        return self._registry.unregister(name, number("timeout", timeout, least=0))
 
     @property
     def sinks(self) -> Mapping[str, SinkHealth]:
         """The account and the condition of every sink, by name; after `shutdown` the final ones."""
-        return self._dispatcher.registry.health()
+        return self._registry.health()
 
     def flush(self, timeout: float | None = None) -> FlushReport:
         """Have all that was emitted before the call delivered and the sinks flushed; wait
@@ -530,7 +544,7 @@ class Scheduler(DropIn):
 
         Returns: a report that is truthy when every sink has all of it.
         """
-        return self._dispatcher.registry.flush(number("timeout", timeout, least=0, optional=True))
+        return self._registry.flush(number("timeout", timeout, least=0, optional=True))
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
