@@ -204,17 +204,19 @@ def test_what_is_said_during_atexit_by_a_task_that_is_over_harms_nobody(tmp_path
 def test_a_task_around_one_that_timed_out_is_waited_for_at_exit(tmp_path: Path) -> None:
     _, errors, events = run(tmp_path, """
         pool = Scheduler(1)
+        started = threading.Event()
 
         def outer():
             try:
-                pool.options(timeout=0.1).submit(time.sleep, 0.3).result()
+                inner = pool.options(timeout=0.1).submit(time.sleep, 0.3)
+                started.set()  # from here on the exit takes no more tasks
+                inner.result()
             except Exception as error:
                 current_task().output(type(error).__name__)
             time.sleep(0.3)
             current_task().output("the end")
 
-        started = threading.Event()
-        pool.submit(lambda: (started.set(), outer()))
+        pool.submit(outer)
         started.wait(30)
     """)
     assert ends(events) == {"TaskCompleted": 1, "TaskTimedOut": 1} and errors == ""
