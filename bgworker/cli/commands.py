@@ -1,5 +1,5 @@
-"""What ``bgworker run`` is asked to do: the commands and sinks that its options name, checked
-before anything is started."""
+"""The commands and sinks that the options of ``bgworker run`` name, checked before anything is
+started."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shlex
 import stat
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..model.errors import BgworkerError, ConfigurationError
@@ -17,6 +18,7 @@ from .text import cut, escaped
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Callable
     from typing import Any
 
     from ..shell.command import ShellCommand
@@ -28,14 +30,14 @@ NAME_LENGTH = 200
 
 @dataclass(frozen=True)
 class Command:
-    """What is to be run, checked and ready."""
+    """A command that was checked and can be run."""
 
     name: str
     """Of the task."""
     text: str
     """What to call it in a line of our own: harmless, and not long."""
     metadata: dict[str, Any]
-    """What is recorded with it: where it runs, its number, and exactly what it is."""
+    """Recorded with the task: the directory, the number, and the exact words."""
     call: ShellCommand
 
 
@@ -138,7 +140,7 @@ def _checked(command: str | list[str], where: str) -> ShellCommand:
 
 
 def place() -> dict[str, Any]:
-    """Return what is recorded with every command: where it runs."""
+    """Return the part of the metadata that all commands share: the directory."""
     try:
         return {"cwd": exactly(os.getcwd())}
     except OSError:  # it was removed
@@ -185,61 +187,51 @@ def sinks_of(options: Namespace) -> list[Sink]:
         BgworkerError: a specification is wrong, or a file cannot be written to.
     """
     given: list[tuple[str, Sink]] = []
+
+    def add(source: str, make: Callable[[str], Sink], what: str) -> None:
+        try:
+            given.append((source, make(what)))
+        except BgworkerError as error:
+            raise ConfigurationError(f"{source}: {error}") from error
+
     if options.db is not None:
         from ..history.sink import SqliteSink
-        try:
-            given.append(("argument --db", SqliteSink(options.db)))
-        except ConfigurationError as error:
-            raise ConfigurationError(f"argument --db: {error}") from error
+        add("argument --db", SqliteSink, options.db)
     if options.jsonl is not None:
         from ..sinks.jsonl import JsonlSink
-        try:
-            given.append(("argument --jsonl", JsonlSink(options.jsonl)))
-        except ConfigurationError as error:
-            raise ConfigurationError(f"argument --jsonl: {error}") from error
-    given += [("argument --sink", _open_spec("argument --sink", spec)) for spec in options.sink]
+        add("argument --jsonl", JsonlSink, options.jsonl)
+    for spec in options.sink:
+        add("argument --sink", open_sink, spec)
     ours = [sink for _, sink in given]
-    given += [
-        ("BGWORKER_SINKS", _open_spec("BGWORKER_SINKS", spec))
-        for spec in sinks_from_environ()
-        # the Scheduler opens them; a factory is called only once
-        if spec.startswith(("jsonl:", "sqlite:"))
-    ]
-    for source, sink in given:
-        path = _path_of(sink)
-        if path and (trouble := _trouble_with(path)):
+    for spec in sinks_from_environ():
+        if spec.startswith(("jsonl:", "sqlite:")):
+            # only to be looked at: the Scheduler opens them, and calls a factory only once
+            add("BGWORKER_SINKS", open_sink, spec)
+    files = [(source, path) for source, sink in given if (path := _path_of(sink))]
+    for source, path in files:
+        if trouble := _trouble_with(path):
             instead = "; or record nothing, with --no-db" if source == "argument --db" else ""
             raise ConfigurationError(f"{source}: cannot write to {shown(path)}: {trouble}{instead}")
-    _refuse_shared(given)
+    _refuse_shared(files)
     return sorted(ours, key=lambda sink: _path_of(sink) != "")
 
 
-def _refuse_shared(given: list[tuple[str, Sink]]) -> None:
+def _refuse_shared(files: list[tuple[str, str]]) -> None:
     """Refuse two sinks with one file: a history would be overwritten with lines, or each line come
     twice."""
     found: dict[str | tuple[int, int], str] = {}
-    for source, sink in given:
-        if path := _path_of(sink):
-            try:
-                status = os.stat(path)
-            except OSError:  # nothing is there, or a circle of links, of which its sink tells
-                key: str | tuple[int, int] = os.path.realpath(path)
-            else:
-                if not stat.S_ISREG(status.st_mode):
-                    continue  # a device or a FIFO takes lines from anybody
-                key = status.st_dev, status.st_ino
-            if key in found:
-                raise ConfigurationError(
-                    f"{source}: {shown(path)} is the file of {found[key]} already; name another"
-                )
-            found[key] = source
-
-
-def _open_spec(source: str, spec: str) -> Sink:
-    try:
-        return open_sink(spec)
-    except BgworkerError as error:
-        raise ConfigurationError(f"{source}: {error}") from error
+    for source, path in files:
+        key: str | tuple[int, int] = os.path.realpath(path)
+        with suppress(OSError):  # nothing is there, or a circle of links, of which its sink tells
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                continue  # a device or a FIFO takes lines from anybody
+            key = status.st_dev, status.st_ino
+        if key in found:
+            raise ConfigurationError(
+                f"{source}: {shown(path)} is the file of {found[key]} already; name another"
+            )
+        found[key] = source
 
 
 def _path_of(sink: Sink) -> str:

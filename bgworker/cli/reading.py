@@ -231,7 +231,8 @@ def _plain(value: Any) -> Any:
     """Return what JSON has no form for: dataclasses as objects of their fields, times as the wire
     has them."""
     if isinstance(value, datetime):
-        return value.astimezone(timezone.utc).isoformat(timespec="microseconds")[:-6] + "Z"
+        from ..history.answers import time_text
+        return time_text(value)
     if isinstance(value, Mapping):
         return dict(value)
     return {field.name: getattr(value, field.name) for field in fields(value)}

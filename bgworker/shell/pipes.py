@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import struct
 import threading
 from codecs import getincrementaldecoder
 from queue import Empty, SimpleQueue
@@ -19,12 +18,6 @@ from queue import Empty, SimpleQueue
 from ..model.clock import monotonic
 from ..model.text import last_state, pieces, sanitise
 from ..model.threads import own_thread
-
-try:
-    import fcntl
-    import termios
-except ImportError:  # Windows
-    pass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +29,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 65536
 """Most bytes of one read: what a pipe holds."""
+_MOST_CHUNKS = 64
+"""Most chunks that are taken in after the end: more than the largest pipe holds."""
 _PIECE = 65536
 """Most characters of a line that has not ended yet; a longer one is emitted in pieces."""
 
@@ -168,27 +163,28 @@ class PolledPump:
                 self.sees_exit = self.sees_exit and key.fd != self._pidfd
         return bool(ready)
 
-    def _read(self, pipe: IO[bytes], lines: Lines) -> None:
+    def _read(self, pipe: IO[bytes], lines: Lines) -> bool:
+        """Take in a chunk, or the end; False when neither is there."""
         try:
             chunk = os.read(pipe.fileno(), _CHUNK)
         except BlockingIOError:
-            return
+            return False
         if chunk:
             lines.feed(chunk)
-            return
-        self._selector.unregister(pipe)
-        pipe.close()
-        self.open -= 1
-        lines.finish()
+        else:
+            self._selector.unregister(pipe)
+            pipe.close()
+            self.open -= 1
+            lines.finish()
+        return True
 
     def drain(self) -> None:
-        """Take in what is in the pipes by now, and no more: somebody may hold them open, and write
-        without end."""
+        """Take in all that the pipes hold, and little more: a process that left the session may
+        hold them open, and write without end."""
         for pipe, lines in self._pipes:
-            left = 0 if pipe.closed else _bytes_in(pipe)
-            while left > 0 and (chunk := os.read(pipe.fileno(), min(left, _CHUNK))):
-                lines.feed(chunk)
-                left -= len(chunk)
+            for _ in range(_MOST_CHUNKS):
+                if pipe.closed or not self._read(pipe, lines):
+                    break
 
     def close(self) -> None:
         """Close every descriptor; `ring` does nothing from now on."""
@@ -202,13 +198,6 @@ class PolledPump:
                 os.close(descriptor)
 
 
-def _bytes_in(pipe: IO[bytes]) -> int:
-    found: int = struct.unpack(
-        "i", fcntl.ioctl(pipe.fileno(), termios.FIONREAD, bytes(struct.calcsize("i")))
-    )[0]
-    return found
-
-
 class ThreadedPump:
     """Windows: a thread per pipe reads it and hands the chunks over, at most eight ahead. See
     `PolledPump`."""
@@ -219,8 +208,6 @@ class ThreadedPump:
     _SETTLE = 0.25
     """Seconds without a chunk after which all that was written before the end has been handed
     over."""
-    _MOST = 64
-    """Most chunks that are taken in after the end."""
 
     def __init__(self) -> None:
         self.open = 0
@@ -266,7 +253,7 @@ class ThreadedPump:
         return True
 
     def drain(self) -> None:
-        for _ in range(self._MOST):
+        for _ in range(_MOST_CHUNKS):
             if not self.open or not self.wait(self._SETTLE):
                 return
 
