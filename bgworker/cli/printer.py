@@ -1,5 +1,5 @@
-"""What ``bgworker run`` shows: a subscription's events become lines and rows of a table, on a
-thread of their own.
+"""Shows ``bgworker run``: a subscription's events become lines and rows of a table, on a thread of
+their own.
 
 This is how a user interface lives on a subscription: one thread, which waits for the next event or
 the next tick of its clock, takes what else has come meanwhile, and shows it all at once.
@@ -8,9 +8,9 @@ the next tick of its clock, takes what else has come meanwhile, and shows it all
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from datetime import datetime, timezone
+from time import monotonic, sleep
 
 from ..model.events import LifecycleEvent, LossEvent, StreamType, TaskStatus
 from ..model.records import event
@@ -22,12 +22,12 @@ from .text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from threading import Thread
-    from typing import Any
 
     from ..delivery.subscription import Subscription
     from ..model.events import TaskSnapshot
+    from ..model.health import SinkHealth
     from ..model.records import Record
     from .jobs import Run
     from .screen import Line
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 10_000
 """Most events that are shown together."""
+
+UNHAPPY = (TaskStatus.FAILED, TaskStatus.TIMED_OUT, TaskStatus.CANCELLED)
 
 TICK = 1.0
 """Seconds without an event after which the clock of the table is drawn again."""
@@ -46,8 +48,8 @@ class Printer:
 
     def __init__(self, run: Run, screen: Screen, table: TaskTable, *, quiet: bool) -> None:
         self.notices: deque[str] = deque()
-        """Messages of our own that wait to be shown; whoever has one does not wait for the
-        screen."""
+        """Messages of our own that wait to be shown. Any thread appends one, and does not wait for
+        the screen."""
         self._run = run
         self._screen = screen
         self._table = table
@@ -73,7 +75,7 @@ class Printer:
             if batch:
                 self._show(batch.records)
                 if len(batch) < AT_ONCE:
-                    time.sleep(pause)
+                    sleep(pause)
             elif is_last_look:
                 break
             else:
@@ -94,36 +96,29 @@ class Printer:
         notices = self._notices()
         self._guarded(lambda: self._screen.show(notices) if notices else self._screen.refresh())
 
-    def finish(self, dropped: int, sinks: Any, seconds: float) -> None:
+    def finish(self, dropped: int, sinks: Mapping[str, SinkHealth]) -> None:
         """Show the summary, and what was not shown or recorded. Nothing when nobody reads it."""
-        lost = (
-            [f"{dropped} events could not be shown"]
-            if dropped and not self._run.output_error
-            else []
-        )
-        lost += [
-            f"sink {name!r} lost {each.dropped} events; {each.last_error or 'it did not take them in time'}"
-            for name, each in sinks.items()
-            if each.dropped
-        ]
-        lines = [*self._notices(), *((OWN, f"bgworker run: {escaped(each)}") for each in lost)]
-        error = self._run.output_error
-        if isinstance(error, BrokenPipeError):
+        run = self._run
+        if isinstance(run.output_error, BrokenPipeError):
             return
-        if error is not None:
-            lines.append(
-                (OWN, f"bgworker run: error: cannot write the output: {error.strerror or error}")
-            )
+        lost = [
+            f"sink {name!r} lost {each.dropped} events; "
+            f"{each.last_error or 'it did not take them in time'}"
+            for name, each in sinks.items() if each.dropped
+        ]
+        if run.output_error is not None:
+            reason = run.output_error.strerror or run.output_error
+            lost.append(f"error: cannot write the output: {reason}")
+        elif dropped:
+            lost.insert(0, f"{dropped} events could not be shown")
+        lines = [*self._notices(), *((OWN, f"bgworker run: {escaped(each)}") for each in lost)]
         if not self._is_single:
-            counts = self._run.counts()
-            how = counted(counts, (TaskStatus.FAILED, TaskStatus.TIMED_OUT, TaskStatus.CANCELLED))
-            lines.append(
-                (
-                    OWN,
-                    f"{len(self._run.commands)} commands: {counts[TaskStatus.COMPLETED]} completed"
-                    f"{', ' if how else ''}{how} in {seconds:.1f} s",
-                )
-            )
+            counts = run.counts()
+            ended = [f"{counts[TaskStatus.COMPLETED]} completed"]
+            if others := counted(counts, UNHAPPY):
+                ended.append(others)
+            lines.append((OWN, f"{len(run.commands)} commands: {', '.join(ended)} "
+                               f"in {monotonic() - run.started:.1f} s"))
         self._guarded(lambda: self._screen.show(lines), even_if_lost=True)
 
     def _guarded(self, show: Callable[[], object], *, even_if_lost: bool = False) -> None:

@@ -1,8 +1,8 @@
 """``bgworker run``: run commands as tasks, show what they say, and end with an exit code that tells
 how it went.
 
-Who does what. The main thread submits and then only waits: for the end, or for a signal. A worker
-thread runs each command. The printer's thread turns the events of a subscription into lines; while
+The main thread submits and then only waits: for the end, or for a signal. A worker thread runs each
+command. The printer's thread turns the events of a subscription into lines; while
 it is blocked (by a pager, say) the subscription's queue fills, and then the commands' pipes are
 read no further. So whatever blocks, a signal is answered.
 """
@@ -13,7 +13,7 @@ import os
 import sys
 from time import monotonic
 
-from ..model.errors import BgworkerError, ShutdownError
+from ..model.errors import BgworkerError
 from ..running.scheduler import Scheduler
 from . import reading
 from .commands import commands_of, left_of, sinks_of
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..sinks.base import Sink
+    from .commands import Command
 
 FOR_EVER = 1e6
 """Seconds, eleven days: as long as a pager may keep the last lines waiting. (`Thread.join` takes no
@@ -202,15 +203,17 @@ def act(options: Namespace) -> int:
     except BgworkerError as error:
         options.parser.error(str(error))
     if len(commands) < count:
-        print(
-            f"bgworker run: {count - len(commands)} of {count} commands completed before, {len(commands)} are left",
-            file=sys.stderr,
-        )
+        print(f"bgworker run: {count - len(commands)} of {count} commands completed before, "
+              f"{len(commands)} are left", file=sys.stderr)
     if not commands:
         return 0
+    return _run(commands, sinks, options)
+
+
+def _run(commands: Sequence[Command], sinks: Sequence[Sink], options: Namespace) -> int:
     out, err = Channel(sys.stdout), Channel(sys.stderr)
-    table = TaskTable()
     is_live = len(commands) > 1 and can_redraw(err)
+    table = TaskTable()
     screen = Screen(out, err, table if is_live else None, clock=monotonic,
                     colour=can_redraw(err) and not os.environ.get("NO_COLOR"))
     run = Run(commands, fail_fast=options.fail_fast)
@@ -230,9 +233,7 @@ def act(options: Namespace) -> int:
             subscription.close()
             printer.join(FOR_EVER)  # all is shown, however slowly it is read
             scheduler.shutdown()  # waits for commands that are past their deadline to be gone
-            printer.finish(
-                subscription.health().dropped, scheduler.sinks, monotonic() - run.started
-            )
+            printer.finish(subscription.health().dropped, scheduler.sinks)
         except BaseException as error:
             # `Killed`, or a defect: in no case may commands go on unseen
             kill_children()
@@ -240,11 +241,10 @@ def act(options: Namespace) -> int:
             scheduler.shutdown(timeout=LAST_MOMENT)
             if isinstance(error, Killed):
                 leave_at_once(run, screen)
-            if isinstance(error, (ShutdownError, RuntimeError)) and "thread" in str(error):
-                print(
-                    f"bgworker run: error: {error}; raise the limit of processes (ulimit -u, the container's)",
-                    file=sys.stderr,
-                )
+            # no thread could be started: ShutdownError, a RuntimeError, comes from the pool
+            if isinstance(error, RuntimeError) and "thread" in str(error):
+                print(f"bgworker run: error: {error}; raise the limit of processes "
+                      "(ulimit -u, the container's)", file=sys.stderr)
                 return 1
             raise
     return run.exit_code()
