@@ -69,14 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):
             return 141
-        trouble, code = f"cannot write the output: {error.strerror or error}", 1
+        reason = error.strerror or error
+        trouble, code = f"{parser.prog}: error: cannot write the output: {reason}", 1
     except ModuleNotFoundError as error:
         trouble, code = _lacking(error.name or ""), 2
         if not trouble:
             raise
     except KeyboardInterrupt:  # before the verb has handlers of its own
         return 130
-    print(f"{parser.prog}: error: {trouble}", file=sys.stderr)
+    print(trouble, file=sys.stderr)
     return code
 
 
@@ -100,8 +101,8 @@ def _parsed(parser: Parser, words: list[str]) -> argparse.Namespace:
 
 
 def _lacking(module: str) -> str:
-    """Return what to say of a module that a verb needs and that is not there; nothing if that is a
-    defect."""
+    """Return the error that tells of a module which a verb needs and which is not there; nothing if
+    that is a defect."""
     package, _, part = module.rpartition(".")
     if package == __package__.rpartition(".")[0]:  # a vendored copy was made without the part
         trouble = str(MissingPart(part))
@@ -113,7 +114,8 @@ def _lacking(module: str) -> str:
     else:
         return ""
     is_for_history = part in ("history", "sqlite3", "_sqlite3")
-    return trouble + (" (run works without a history: --no-db)" if is_for_history else "")
+    hint = " (run works without a history: --no-db)" if is_for_history else ""
+    return f"bgworker: error: {trouble}{hint}"
 
 
 def _occupy_standard_streams() -> None:
