@@ -418,8 +418,6 @@ class History:
         if self._still is not None and self._still != _state(self.path):
             self._database.close()  # it does change after all
         with self._errors(), self._database.use() as connection:
-            if self._is_closed:
-                raise HistoryError(f"{self!r} is closed; open another")
             yield connection
 
     def _connect(self) -> sqlite3.Connection:

@@ -110,21 +110,31 @@ _RUN = (*_WAITING, "started_utc", "completed_utc", "duration_sec")
 
 def _insert_tasks(
     constant: Sequence[str], varying: Sequence[str], progress: Sequence[str] = ()
-) -> ManyRows:
-    """Rows of tasks, which advance those that are there already.
+) -> tuple[ManyRows, ManyRows]:
+    """Return two statements for rows of tasks, which advance those that are there already.
 
-    Only the varying columns are set then: to set a column costs a write to its index, changed or
-    not. Progress stays as it is unless the new row tells of some.
+    The first sets only the varying columns then: to set a column costs a write to its index,
+    changed or not. The second completes placeholders as well. Progress stays as it is unless the
+    new row tells of some.
     """
     columns = (*constant, *varying, *progress)
     advance = [f"{column} = excluded.{column}" for column in varying]
-    advance += [f"{column} = CASE WHEN excluded.last_progress_msg IS NULL THEN tasks.{column} "
-                f"ELSE excluded.{column} END" for column in progress]
-    return ManyRows(
-        f"INSERT INTO tasks ({', '.join(columns)}) ",
-        len(columns),
-        f" ON CONFLICT(id) DO UPDATE SET {', '.join(advance)} WHERE excluded.last_seq >= tasks.last_seq",
-    )
+    advance += [_set_if("excluded.last_progress_msg IS NOT NULL", column) for column in progress]
+    complete = [_set_if("tasks.run_id IS NULL", column) for column in constant if column != "id"]
+    usual, completing = [
+        ManyRows(
+            f"INSERT INTO tasks ({', '.join(columns)}) ",
+            len(columns),
+            f" ON CONFLICT(id) DO UPDATE SET {', '.join(assignments)} "
+            "WHERE excluded.last_seq >= tasks.last_seq",
+        )
+        for assignments in (advance, advance + complete)
+    ]
+    return usual, completing
+
+
+def _set_if(condition: str, column: str) -> str:
+    return f"{column} = CASE WHEN {condition} THEN excluded.{column} ELSE tasks.{column} END"
 
 
 INSERT_WAITING_TASKS = _insert_tasks(_NAMED, _WAITING)
@@ -137,8 +147,6 @@ INSERT_PLACEHOLDER = """INSERT OR IGNORE INTO tasks (id, name, status, created_u
 VALUES (?, '', 'running', ?, 0)"""
 """For a task that is not known yet, though something that it said is. Any snapshot completes it."""
 IS_ANY_PLACEHOLDER = "SELECT EXISTS (SELECT 1 FROM tasks WHERE run_id IS NULL)"
-COMPLETE_PLACEHOLDER = """UPDATE tasks SET run_id = ?, name = ?, created_utc = ?, script_id = ?, script_hash = ?,
-timeout_sec = ?, arg_json = ?, metadata_json = ? WHERE id = ? AND run_id IS NULL"""
 ADVANCE_PROGRESS = """UPDATE tasks SET last_progress_pct = ?, last_progress_msg = ?,
 last_seq = CASE last_seq WHEN 0 THEN 0 ELSE ? END WHERE id = ? AND last_seq <= ?"""
 

@@ -39,8 +39,6 @@ class TaskRows:
         self._usual: list[Any] = []
         self._full: list[Any] = []
         self._placeholders: list[tuple[str, str]] = []
-        self._constants: list[tuple[Any, ...]] = []
-        """What completes a placeholder, of the full rows; the others have it all."""
         self._progress: list[tuple[Any, ...]] = []
         self._source: tuple[Source | None, str | None, str | None] = None, None, None
 
@@ -107,7 +105,6 @@ class TaskRows:
                 latest = state.recorded_percent, state.recorded_message
             elif progress is not None:
                 seq = max(seq, progress[1])
-            self._constants.append((*named[1:], *constant, state.id))
             self._full += (
                 *named,
                 *constant,
@@ -169,7 +166,6 @@ class TaskRows:
             task.arguments,
             json_text(dict(task.metadata)) if task.metadata else None,
         )
-        self._constants.append((*constant[1:], task.task_id))
         self._full += (
             *constant,
             task.status.value,
@@ -200,21 +196,12 @@ class TaskRows:
                 sql.INSERT_SCRIPT, [(hash_, *rest) for hash_, rest in self._scripts.items()]
             )
         if self._waiting or self._usual or self._full:
-            sql.INSERT_WAITING_TASKS.run(connection, self._waiting, most_values)
-            sql.INSERT_USUAL_TASKS.run(connection, self._usual, most_values)
-            sql.INSERT_TASKS.run(connection, self._full, most_values)
-            if connection.execute(sql.IS_ANY_PLACEHOLDER).fetchone()[0]:
-                self._complete_placeholders(connection)
+            (is_any,) = connection.execute(sql.IS_ANY_PLACEHOLDER).fetchone()
+            sql.INSERT_WAITING_TASKS[is_any].run(connection, self._waiting, most_values)
+            sql.INSERT_USUAL_TASKS[is_any].run(connection, self._usual, most_values)
+            sql.INSERT_TASKS[is_any].run(connection, self._full, most_values)
         if self._placeholders:
             connection.executemany(sql.INSERT_PLACEHOLDER, self._placeholders)
-
-    def _complete_placeholders(self, connection: sqlite3.Connection) -> None:
-        for values, width in ((self._waiting, 9), (self._usual, 12)):
-            rows = [values[start:start + 6] for start in range(0, len(values), width)]
-            connection.executemany(
-                sql.COMPLETE_PLACEHOLDER, [(*row[1:], None, None, None, row[0]) for row in rows]
-            )
-        connection.executemany(sql.COMPLETE_PLACEHOLDER, self._constants)
 
     def store_progress(self, connection: sqlite3.Connection) -> None:
         """Let tasks, which the file knows by now, advance to the progress that was told of them
