@@ -23,8 +23,8 @@ from ..model.wire import ns_text
 from ..sinks.lockfile import LockFile
 from .connections import Database
 from .presence import dead_runs, settle
-from .schema import (bounded, connect_to_read, connect_to_write, damage_told, damaged,
-                     lock_path, transaction)
+from .schema import (bounded, connect_to_read, connect_to_write, damage_told, lock_path,
+                     transaction)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Retention:
         Takes 5 to 10 ms. The caller holds the lock.
 
         Raises:
-            HistoryError: the file is damaged: what is found to be removed cannot be.
+            ValueError: the file is damaged: what is found to be removed cannot be.
         """
         with transaction(connection):
             keys = self._candidates(connection)
@@ -203,9 +203,7 @@ class Retention:
         gone, were_dead = set(keys) - left, len(self._dead)
         self._dead = [each for each in self._dead if each[1] not in gone]
         if not rows and not tasks and were_dead == len(self._dead):
-            raise damaged(
-                _path_of(connection), f"tasks such as that with key {keys[0]} cannot be removed"
-            )
+            raise ValueError(f"tasks such as that with key {keys[0]} cannot be removed")
         self._surplus = max(0, self._surplus - tasks)
         self.removed_tasks += tasks
         self.removed_rows += rows
@@ -226,14 +224,6 @@ class Retention:
             reserve = min(reserve, max(0, self._max_bytes // page_size - (pages - free)))
         surplus = min(free - reserve, MOST_PAGES)
         return _give_back(connection, surplus) if surplus > 0 else 0
-
-
-def _path_of(connection: sqlite3.Connection) -> str:
-    return str(
-        connection.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[
-            0
-        ]
-    )
 
 
 def _delete_rows(connection: sqlite3.Connection, keys: list[int]) -> int:
@@ -293,7 +283,10 @@ def prune(
     try:
         with damage_told(path):
             if is_trial:
-                return _what_would_go(path, database, retention, lock, before)
+                retention.look(database, lock, MOST_BY_HAND)
+                with database.use() as connection, bounded(connection, path):
+                    tasks, rows = retention.totals(connection)
+                return Pruned(tasks, rows, before, None)
             with lock, database.use():
                 pass  # opens it, which may lead an old file to the newest version
             settle(database, lock)
@@ -302,8 +295,9 @@ def prune(
                 retention.look(database, lock, MOST_BY_HAND)
                 while is_more:
                     with lock, database.use() as connection, bounded(connection, path):
+                        # at the end the reserve goes as well: who prunes by hand wants the room
                         is_more = retention.step(connection) > 0 or (
-                            retention.has_seen_all and _shrink_all(connection))
+                            retention.has_seen_all and _give_back(connection, MOST_PAGES) > 0)
                     sleep(PAUSE)
                 is_more = not retention.has_seen_all
     finally:
@@ -311,20 +305,6 @@ def prune(
             database.close()
         lock.leave()
     return Pruned(retention.removed_tasks, retention.removed_rows, before, os.stat(path).st_size)
-
-
-def _what_would_go(
-    path: str, database: Database, retention: Retention, lock: LockFile, size: int
-) -> Pruned:
-    retention.look(database, lock, MOST_BY_HAND)
-    with database.use() as connection, bounded(connection, path):
-        tasks, rows = retention.totals(connection)
-    return Pruned(tasks, rows, size, None)
-
-
-def _shrink_all(connection: sqlite3.Connection) -> bool:
-    """Give some free pages back, the reserve included: who prunes by hand wants the room."""
-    return _give_back(connection, MOST_PAGES) > 0
 
 
 def _give_back(connection: sqlite3.Connection, pages: int) -> int:

@@ -270,14 +270,15 @@ class SqliteSink:
         begun = monotonic()
         lock = self._locked()
         try:
-            if begun >= self._next_look:
-                self._retention.look(self._database, lock)
-                now = monotonic()
-                self._next_look = now + max(LOOK_INTERVAL, 20 * (now - begun))
-                self._has_more_to_prune = True
-            while self._has_more_to_prune and monotonic() - begun < seconds:
-                with lock, self._database.use() as connection:
-                    self._has_more_to_prune = self._retention.step(connection) > 0
+            with schema.damage_told(self.path):
+                if begun >= self._next_look:
+                    self._retention.look(self._database, lock)
+                    now = monotonic()
+                    self._next_look = now + max(LOOK_INTERVAL, 20 * (now - begun))
+                    self._has_more_to_prune = True
+                while self._has_more_to_prune and monotonic() - begun < seconds:
+                    with lock, self._database.use() as connection:
+                        self._has_more_to_prune = self._retention.step(connection) > 0
         except (sqlite3.Error, OSError, HistoryError) as error:
             self._next_look = monotonic() + 60
             self._has_more_to_prune = False
