@@ -152,6 +152,7 @@ class Dispatcher:
             return False
         self._outlets = outlets
         self.intake.calm = min([LIMIT, *[outlet.most_waiting for outlet in outlets]]) // 8
+        self.intake.is_heard = bool(outlets)
         return True
 
     @property

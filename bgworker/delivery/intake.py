@@ -107,7 +107,7 @@ class Intake:
 
     __slots__ = ("_records", "_unweighed", "_most", "_limit", "_bell", "_asleep", "_urgent",
                  "_closed", "_refusals", "_has_refused",
-                 "late", "congested", "calm")
+                 "late", "congested", "calm", "is_heard")
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._records: deque[Emitted | None] = deque()
@@ -125,6 +125,9 @@ class Intake:
         """Records that came after their task's terminal event, or after `close`."""
         self.congested = False
         """Written by the dispatcher: a healthy sink's queue is getting full."""
+        self.is_heard = False
+        """Written by the dispatcher: somebody gets life-cycle records. Else they are only counted,
+        in ``TaskState.seq``, which who would emit one may do."""
         self.calm = limit // 8
         """Slots that may wait here before who can wait should; the dispatcher fits it to the
         smallest queue."""

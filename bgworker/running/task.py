@@ -216,8 +216,11 @@ class Task(LightFuture["T"]):
     def _announce(self) -> None:
         """Have the record begin: the task is created, and waits; one record, which the dispatcher
         makes two events of."""
-        state = self._task_state
-        self._dispatcher.intake.emit_lifecycle(state, CREATED, state.created_ns)
+        state, intake = self._task_state, self._dispatcher.intake
+        if intake.is_heard:
+            intake.emit_lifecycle(state, CREATED, state.created_ns)
+        else:
+            state.seq = 2
 
     def _run(self) -> bool:
         """Run the task and return when it has ended; False if somebody else has started or
@@ -237,7 +240,10 @@ class Task(LightFuture["T"]):
         state.started_ns = now = time.time_ns()
         state.status = _RUNNING
         started = time.monotonic_ns()
-        intake.emit_lifecycle(state, STARTED, now)
+        if state.seq == 2 and not intake.is_heard:  # the dispatcher has no record of it
+            state.seq = 3
+        else:
+            intake.emit_lifecycle(state, STARTED, now)
         deadlines = None
         if state.timeout is not None:
             context._deadline = monotonic() + state.timeout
