@@ -94,7 +94,7 @@ def test_a_wait_that_ran_out_leaves_no_waiter_behind(pool: Scheduler) -> None:
             task.result(0.001)
         assert not task.wait(0)
     assert concurrent.futures.wait([task], timeout=0.001).not_done == {task}
-    assert task._waiters == []
+    assert not task._waiters and not task._sleepers
     gate.set()
 
 
@@ -102,7 +102,7 @@ def test_whoever_waits_is_told_as_well_when_a_stranger_sets_the_result(pool: Sch
     task, gate = running(pool)
     found: list[object] = []
     waiter = started(lambda: found.append(task.result(LONG)))
-    until(lambda: task._waiters)
+    until(lambda: task._sleepers)
     concurrent.futures.Future.set_result(task, "a stranger's")
     joined(waiter)
     assert found == ["a stranger's"]

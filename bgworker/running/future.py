@@ -8,6 +8,7 @@ CPython, 3.10 to 3.15:
 - What others do with a future (``wait``, ``as_completed``), they do with its ``_condition`` held:
   they look at ``_state`` and then add to ``_waiters``. So whoever writes the final state with
   ``_condition`` held, and then tells everyone in the lists, misses nobody and tells nobody twice.
+- Its own methods that resolve it end with a call of ``_invoke_callbacks``.
 - They only ever lock the ``_condition``. Waiting on it is `Future.result`'s way, which is not used
   here.
 - A ``_thread.RLock`` is made in a tenth of the time that a `threading.Condition` takes; a subclass
@@ -43,23 +44,6 @@ class _Condition(RLock):  # type: ignore[misc]  # final only for type checkers
         """Do nothing: those who wait for the future are in ``_waiters``."""
 
 
-class _Waiter:
-    """Lets one thread sleep until a future ends. The three methods are those that futures call."""
-
-    __slots__ = ("sleep", "_wake")
-
-    def __init__(self) -> None:
-        lock = allocate_lock()
-        lock.acquire()
-        self.sleep = lock.acquire
-        self._wake = lock.release
-
-    def add_result(self, future: object) -> None:
-        self._wake()
-
-    add_exception = add_cancelled = add_result
-
-
 class LightFuture(Future["T"]):
     """A `Future` that is asked for its state without a lock, and whose lists are made when
     needed."""
@@ -69,6 +53,8 @@ class LightFuture(Future["T"]):
     _exception: BaseException | None = None
     _told: list[Any] | None = None
     """Those to be told of the end."""
+    _sleepers: list[Any] | None = None
+    """Locks, each of a thread that sleeps until somebody releases it."""
     _done_callbacks: Any = ()
 
     def __init__(self) -> None:
@@ -97,6 +83,8 @@ class LightFuture(Future["T"]):
         """Write the final state and wake everyone who waits for it. `_tell` remains to be called."""
         with self._condition:  # not `acquire` and `try`: an interrupt may strike between the two
             self._state = final_state
+            if self._sleepers is not None:
+                self._wake_sleepers()
             if self._told is None:
                 return
             for waiter in self._told:
@@ -123,22 +111,35 @@ class LightFuture(Future["T"]):
 
     def _sleep(self, timeout: float | None) -> bool:
         """Wait until the future has ended; False when ``timeout`` seconds passed first."""
-        waiter = _Waiter()
+        sleeper = allocate_lock()
+        sleeper.acquire()
         with self._condition:
-            if self.done():
+            if self._state == FINISHED or self._state == CANCELLED_AND_NOTIFIED:
                 return True
-            if self._told is None:
-                self._told = [waiter]
+            if self._sleepers is None:
+                self._sleepers = [sleeper]
             else:
-                self._told.append(waiter)
-        if timeout is None:
-            return waiter.sleep()
-        if waiter.sleep(True, min(max(timeout, 0.0), threading.TIMEOUT_MAX)):
+                self._sleepers.append(sleeper)
+        if sleeper.acquire(
+            True, -1 if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX)
+        ):
             return True
         with self._condition:
-            if self._told is not None and waiter in self._told:
-                self._told.remove(waiter)
+            if self._sleepers is not None:
+                self._sleepers.remove(sleeper)
             return self.done()
+
+    def _wake_sleepers(self) -> None:
+        """Let the threads go on that wait in `_sleep`; with ``_condition`` held."""
+        sleepers, self._sleepers = self._sleepers or (), None
+        for sleeper in sleepers:
+            sleeper.release()
+
+    def _invoke_callbacks(self) -> None:
+        """Called by `Future` when a stranger has set the result."""
+        with self._condition:
+            self._wake_sleepers()
+        super()._invoke_callbacks()  # type: ignore[misc]
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Have ``fn`` called with the future when it has ended, as in `Future`."""
