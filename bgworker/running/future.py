@@ -109,8 +109,12 @@ class LightFuture(Future["T"]):
                     "exception in worker, calling a callback of %r", self, exc_info=True
                 )
 
-    def _sleep(self, timeout: float | None) -> bool:
+    def _ends_within(self, timeout: float) -> bool:
         """Wait until the future has ended; False when ``timeout`` seconds passed first."""
+        return self.done() or self._sleep(min(max(timeout, 0.0), threading.TIMEOUT_MAX))
+
+    def _sleep(self, seconds: float) -> bool:
+        """As `_ends_within`; -1 is for ever."""
         sleeper = allocate_lock()
         sleeper.acquire()
         with self._condition:
@@ -120,9 +124,7 @@ class LightFuture(Future["T"]):
                 self._sleepers = [sleeper]
             else:
                 self._sleepers.append(sleeper)
-        if sleeper.acquire(
-            True, -1 if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX)
-        ):
+        if sleeper.acquire(True, seconds):
             return True
         with self._condition:
             if self._sleepers is not None:

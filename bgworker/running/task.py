@@ -110,7 +110,7 @@ class Task(LightFuture["T"]):
 
     def __init__(self, state: TaskState, runner: Runner, dispatcher: Dispatcher, limits: Limits,
                  metadata: Mapping[str, Any]) -> None:
-        super().__init__()
+        LightFuture.__init__(self)  # up to 3.11 ``super()`` takes twice as long
         self._task_state = state
         self._runner = runner
         self._dispatcher = dispatcher
@@ -179,7 +179,7 @@ class Task(LightFuture["T"]):
             except PoolDeadlock:
                 return self.done()
             return True
-        return self.done() or self._sleep(timeout)
+        return self._ends_within(timeout)
 
     def _wait_for_ever(self) -> None:
         """Wait without a timeout; a worker of the same pool does the task's work itself if nobody
@@ -250,7 +250,7 @@ class Task(LightFuture["T"]):
             # these also at the end: a child that the task forks gets new ones
             deadlines = self._runner.deadlines
             deadlines.watch(self, context._deadline)
-        kind, result, error, failure = COMPLETED, None, None, None
+        kind, final_state, result, error, failure = COMPLETED, FINISHED, None, None, None
         function, args, kwargs, variables = call
         try:
             if self._runner.initializer is not None and (worker := current_worker()) is not None:
@@ -266,13 +266,15 @@ class Task(LightFuture["T"]):
         del call, function, args, kwargs, variables
         if error is not None:  # looks at the user's exception, in the task's own time
             kind, failure = _verdict(error, self._limits.max_payload)
+            if kind == CANCELLED:
+                final_state, error = CANCELLED_AND_NOTIFIED, None
         if deadlines is None or deadlines.forget(self):
-            self._record_end(kind, duration, result, None if kind == CANCELLED else error, failure)
-            self._resolve(CANCELLED_AND_NOTIFIED if kind == CANCELLED else FINISHED)
+            self._record_end(kind, duration, result, error, failure)
+            self._resolve(final_state)
             if self._done_callbacks:
                 self._tell()
         else:  # its time is over: who took it out is about to end it, and nobody leaves it before
-            self._sleep(None)
+            self._sleep(-1)
         self._context = None
         # the traceback's frames lead back to this one, which would hold the exception
         del self, result, error
@@ -386,16 +388,17 @@ class Task(LightFuture["T"]):
         error: BaseException | None,
         failure: Failure | None,
     ) -> None:
-        state, context = self._task_state, self._context
+        state, context, intake = self._task_state, self._context, self._dispatcher.intake
         if context is not None:
-            context._say_last()
+            intake = context._intake
+            if context._unshown is not None or context._flush is not None:
+                context._say_last()
         if failure is not None:
             state.failure_type, state.failure_message, state.invocation_info = failure
         self._result = result
         self._exception = error
         state.duration = duration
         state.completed_ns = now = time.time_ns()
-        intake = self._dispatcher.intake if context is None else context._intake
         intake.emit_lifecycle(state, kind, now)
         state.status = STATUSES[kind]  # not before: who sees the end can count on its event
 
@@ -441,7 +444,7 @@ class Task(LightFuture["T"]):
     def _await_result(self, timeout: float | None) -> None:
         if timeout is None:
             self._wait_for_ever()
-        elif not self.done() and not self._sleep(timeout):
+        elif not self._ends_within(timeout):
             raise TimeoutError()
         if self._state != FINISHED:
             raise CancelledError()
