@@ -178,35 +178,20 @@ class TaskState:
     def snapshot_at(self, kind: int, seq: int) -> TaskSnapshot:
         """Return the task as of its life-cycle event ``kind``: nothing that only later events
         tell."""
-        ended = kind >= COMPLETED
-        return self._snapshot(
-            STATUSES[kind],
-            seq,
-            scheduled=kind != CREATED,
-            started=kind >= STARTED,
-            ended=ended,
-            progressed=ended,
-        )
+        return self._snapshot(STATUSES[kind], kind, seq, has_progress=kind >= COMPLETED)
 
     def snapshot_now(self) -> TaskSnapshot:
         """Return the task as it is; any thread."""
         status = self.status
-        return self._snapshot(
-            status, self.seq, scheduled=True, started=True, ended=status.is_final, progressed=True
-        )
+        latest = COMPLETED if status.is_final else STARTED
+        return self._snapshot(status, latest, self.seq, has_progress=True)
 
     def _snapshot(
-        self,
-        status: TaskStatus,
-        seq: int,
-        *,
-        scheduled: bool,
-        started: bool,
-        ended: bool,
-        progressed: bool,
+        self, status: TaskStatus, kind: int, seq: int, *, has_progress: bool
     ) -> TaskSnapshot:
         from .events import TaskSnapshot
 
+        ended = kind >= COMPLETED
         source = self.source
         return TaskSnapshot(
             task_id=self.id,
@@ -214,13 +199,15 @@ class TaskState:
             status=status,
             run_id=self.run_id,
             created_utc=utc(self.created_ns),
-            scheduled_utc=utc(self.created_ns) if scheduled else None,
-            started_utc=None if self.started_ns is None or not started else utc(self.started_ns),
+            scheduled_utc=utc(self.created_ns) if kind >= SCHEDULED else None,
+            started_utc=(
+                None if self.started_ns is None or kind < STARTED else utc(self.started_ns)
+            ),
             completed_utc=utc(self.completed_ns) if ended else None,
             duration=self.duration if ended else None,
             timeout=self.timeout,
-            last_progress_percent=self.recorded_percent if progressed else None,
-            last_progress_message=self.recorded_message if progressed else None,
+            last_progress_percent=self.recorded_percent if has_progress else None,
+            last_progress_message=self.recorded_message if has_progress else None,
             script_id=source.script_id if source else None,
             script_hash=source.script_hash if source else None,
             script_text=self.script_text,

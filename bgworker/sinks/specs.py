@@ -30,14 +30,8 @@ _BUILT_IN = {
 
 _EXPECTED = "expected jsonl:PATH, sqlite:PATH, webhook:URL or package.module:factory"
 _BOOLEANS = {
-    "true": True,
-    "1": True,
-    "yes": True,
-    "on": True,
-    "false": False,
-    "0": False,
-    "no": False,
-    "off": False,
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
 }
 _UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
@@ -54,10 +48,11 @@ def open_sink(spec: str, **config: Any) -> Sink:
     Args:
         spec: one of
 
-            ``jsonl:PATH``, ``sqlite:PATH`` options may follow as ``?key=value&key=value``: the
-                keywords of the sink's class. Values are percent-decoded; sizes in bytes take a
-                suffix K, M or G (KiB, MiB, GiB); booleans are true, false, 1, 0, yes, no, on or
-                off. The path is taken as it stands, up to the first ``?``.
+            ``jsonl:PATH``, ``sqlite:PATH``
+                options may follow as ``?key=value&key=value``: the keywords of the sink's class.
+                Values are percent-decoded; sizes in bytes take a suffix K, M or G (KiB, MiB, GiB);
+                booleans are true, false, 1, 0, yes, no, on or off. The path is taken as it stands,
+                up to the first ``?``.
             ``webhook:URL``
                 the whole rest is the URL.
             ``package.module:factory``
@@ -194,38 +189,31 @@ def _convert(spec: str, key: str, text: str, annotation: str) -> Any:
     None")."""
     from urllib.parse import unquote
     kinds = annotation.replace("|", " ").split()
+    expected = "percent-encoded UTF-8"
     try:
         text = unquote(text, errors="strict")
         if "bool" in kinds:
+            expected = "true or false"
             return _BOOLEANS[text.lower()]
         if key == "mode":
+            expected = "permissions as octal digits, such as 640"
             return int(text, 8)
+        if "int" in kinds and key.endswith("bytes"):
+            expected = "a whole number, with K, M or G behind it for KiB, MiB or GiB"
+            return _whole_number(text, _UNITS)
         if "int" in kinds:
-            return _whole_number(text, with_unit=key.endswith("bytes"))
-        return float(text) if "float" in kinds else text
+            expected = "a whole number"
+            return _whole_number(text, {})
+        if "float" in kinds:
+            expected = "a number"
+            return float(text)
+        return text
     except (KeyError, ValueError) as error:
-        expected = (
-            "true or false"
-            if "bool" in kinds
-            else (
-                "a whole number, with K, M or G behind it for KiB, MiB or GiB"
-                if key.endswith("bytes")
-                else (
-                    "permissions as octal digits, such as 640"
-                    if key == "mode"
-                    else (
-                        "a whole number"
-                        if "int" in kinds
-                        else "a number" if "float" in kinds else "percent-encoded UTF-8"
-                    )
-                )
-            )
-        )
         raise _error(spec, f"option {key!r} has the value {text!r}; expected {expected}") from error
 
 
-def _whole_number(text: str, *, with_unit: bool) -> int:
-    unit = _UNITS.get(text[-1:].upper(), 1) if with_unit else 1
+def _whole_number(text: str, units: Mapping[str, int]) -> int:
+    unit = units.get(text[-1:].upper(), 1)
     digits = text[:-1] if unit > 1 else text
     if not (digits.isascii() and digits.lstrip("-").isdigit()):
         raise ValueError(text)
