@@ -242,8 +242,9 @@ class FlakySink:
     """A sink that does what a script says, for tests of what must bear it, and keeps a record of
     both sides.
 
-        hang = Hang() sink = FlakySink(fail(3), work(), hang, poison=lambda event: "bad" in
-        getattr(event, "payload", ""))
+        hang = Hang()
+        sink = FlakySink(fail(3), work(), hang,
+                         poison=lambda event: "bad" in getattr(event, "payload", ""))
 
     The first three writes fail, the next goes through, the next hangs until ``hang.release()``,
     later ones go through.

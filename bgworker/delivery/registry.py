@@ -14,7 +14,7 @@ from ..model.errors import ConfigurationError, ShutdownError, SinkError
 from ..model.health import FlushReport, SinkHealth
 from ..model.reports import report
 from ..model.text import ask, name_of, show
-from ..sinks.base import open_sink, sinks_from_environ
+from ..sinks.specs import open_sink, sinks_from_environ
 from .courier import Courier, Mark, close_all, options_for
 from .options import SinkOptions, kinds_of
 from .subscription import Subscription

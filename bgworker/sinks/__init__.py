@@ -3,6 +3,7 @@ for it."""
 
 from __future__ import annotations
 
-from .base import HookSink, Sink, SinkSpecError, open_sink, sinks_from_environ
+from .base import HookSink, Sink
+from .specs import SinkSpecError, open_sink, sinks_from_environ
 
 __all__ = ["HookSink", "Sink", "SinkSpecError", "open_sink", "sinks_from_environ"]

@@ -1,7 +1,7 @@
 """What a sink is: the contract between delivery and whatever takes the events in, and its per-event
 form.
 
-With `open_sink`, which builds one from a specification, this is all that delivery knows of sinks.
+With `specs`, which builds one from a specification, this is all that delivery knows of sinks.
 """
 
 from __future__ import annotations
@@ -9,14 +9,11 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..model.events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent
-from .specs import SinkSpecError, open_sink, sinks_from_environ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator, Sequence
     from typing import Any
-
-__all__ = ["HookSink", "Sink", "SinkSpecError", "open_sink", "sinks_from_environ"]
 
 
 class Sink(Protocol):
@@ -33,14 +30,17 @@ class Sink(Protocol):
 
     These are optional; without them nothing is called or read:
 
-    ``open()`` called before the first ``write``, and again in a child after ``fork``, where it has
-        to let go of what the parent opened without disturbing the parent's use of it.
+    ``open()``
+        called before the first ``write``, and again in a child after ``fork``, where it has to let
+        go of what the parent opened without disturbing the parent's use of it.
         `PermanentSinkError` says that the sink is of no use as it is configured, and refuses its
         registration. An ``open`` that raises leaves nothing open.
-    ``flush()`` called when the scheduler is flushed, after the events before the flush were
-        written. Returns when they are as safe as this sink makes them.
-    ``preferred_batch: int`` most events that it wants in one ``write`` (500 without it).
-        ``SinkOptions.batch_size`` goes before.
+    ``flush()``
+        called when the scheduler is flushed, after the events before the flush were written.
+        Returns when they are as safe as this sink makes them.
+    ``preferred_batch: int``
+        most events that it wants in one ``write`` (500 without it). ``SinkOptions.batch_size`` goes
+        before.
 
     ``open``, ``flush`` and ``close`` may be coroutine functions too.
     """

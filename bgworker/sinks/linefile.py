@@ -40,9 +40,9 @@ _BLOCK = 1 << 16
 _JUDGED = 1 << 20  # bytes of the beginning, and of a last line, that are looked at
 _OURS = (b'{"v":1,"type":', b'{"v":1,"sink":')  # begin the lines of a sink, and of a park
 _MOST_TORN = 1 << 26  # bytes of a line that a writer of ours could have left half-written
-# what may come before the first object: a byte order mark, blank lines, and the
+# What may come before the first object: a byte order mark, blank lines, and the zeros that a power
+# failure leaves where data had not reached the disk.
 _BLANK = b"\xef\xbb\xbf\0 \t\r\n"
-# zeros that a power failure leaves where data had not reached the disk
 
 
 class LineFile:

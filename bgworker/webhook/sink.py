@@ -40,19 +40,18 @@ OWN_HEADERS = (
     "host",
     "expect",
 )
-"""What a request needs as it is; ``headers`` cannot change it."""
+"""The sink sets these itself; ``headers`` cannot change them."""
 
 HELD = {
     401: "give it the secret or the credentials that it expects",
     403: "have it allow this sender",
     407: "give the proxy in the environment the credentials that it expects",
 }
-"""Statuses that say nothing about the events, and that no retry mends but somebody -> what he can
-do."""
+"""Statuses that say nothing about the events, and that a person has to mend -> how."""
 
 ABOUT_EVENTS = (400, 409, 413, 422)
-"""Statuses that may be one event's fault. Any other of 3xx and 4xx is about the request, whatever
-is in it."""
+"""Statuses that one event may cause. Any other of 3xx and 4xx refuses the request, whatever is in
+it."""
 
 
 class WebhookSink:
