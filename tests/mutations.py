@@ -27,6 +27,9 @@ import bgworker.cli
 import bgworker.history.retention  # so that no child has to
 
 MOST_MEMORY = 200 * 2**20
+OWN_MEMORY = 40 * 2**20
+"""What the command line takes before it has read anything; its forked child begins with that and
+with all that the tests before have left, which does not count."""
 PATIENCE = 15.0
 """Seconds of the processor that a verb may take over a small file before it counts as hanging; of
 the clock eight times as many, for others may work here, too."""
@@ -468,6 +471,7 @@ def run(words: Sequence[str], folder: str) -> Outcome:
     sys.stdout.flush()
     out, err = os.path.join(folder, "out"), os.path.join(folder, "err")
     begun = time.monotonic()
+    inherited = _memory()  # a run of many tests has made it large
     pid = os.fork()
     if not pid:
         _be(words, out, err)
@@ -492,10 +496,18 @@ def run(words: Sequence[str], folder: str) -> Outcome:
         tuple(words),
         os.waitstatus_to_exitcode(status),
         ended - begun,
-        usage.ru_maxrss * 1024,
+        max(0, usage.ru_maxrss * 1024 - inherited) + OWN_MEMORY,
         Path(err).read_text(errors="replace"),
         None if interrupted is None else ended - interrupted,
     )
+
+
+def _memory() -> int:
+    """Return the bytes of memory that this process has now, 0 where that cannot be told."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def _processor_time(pid: int) -> float:
