@@ -102,28 +102,22 @@ def source_of(function: Callable[..., Any]) -> Source:
     """Return where ``function`` comes from, looking through ``functools.partial``, wrappers and
     bound methods.
     """
-    code: CodeType | None
-    module: str | None
-    qualname: str | None
     if type(function) is FunctionType and not function.__dict__:
-        code, module, qualname = function.__code__, function.__module__, function.__qualname__
-        found = _cache.get(id(code))
-        if found is not None and found.module is module and found.qualname is qualname:
+        found = _cache.get(id(function.__code__))
+        if (
+            found is not None
+            and found.module is function.__module__
+            and found.qualname is function.__qualname__
+        ):
             return found
-        if type(module) is not str or type(qualname) is not str:  # one may set them to anything
-            module, qualname = _attribute(function, "__module__", str), _attribute(
-                function, "__qualname__", str
-            )
     else:
         own = _attribute(function, "source", Source)
         if own is not None:
             return own
         function = _innermost(function)
-        code = _attribute(function, "__code__", CodeType)
-        module, qualname = _attribute(function, "__module__", str), _attribute(
-            function, "__qualname__", str
-        )
-    qualname = qualname or _QUALNAME(type(function))
+    code = _attribute(function, "__code__", CodeType)
+    module = _attribute(function, "__module__", str)  # one may set it to anything
+    qualname = _attribute(function, "__qualname__", str) or _QUALNAME(type(function))
     found = _cache.get(id(code))
     if found is None or found.qualname != qualname or found.module != module:
         # one code object may serve several names
