@@ -94,7 +94,7 @@ def test_an_unknown_task_is_a_key_error_and_a_refused_one_is_forgotten() -> None
     memory.forget(state)
     assert kept(memory) == []
     memory.add(state)
-    memory.forget_all()
+    memory.start_afresh()
     assert kept(memory) == []
 
 

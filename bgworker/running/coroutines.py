@@ -47,12 +47,7 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> 
             f"a coroutine waits for task {context.name!r}, and no thread can be started to run that"
         )
     worker = current_worker()
-    if worker is None:  # somebody runs a task by hand
-        loop = WorkerLoop()
-        try:
-            return loop.run(coroutine, context)
-        finally:
-            loop.close()
+    assert worker is not None  # no other thread runs tasks
     if worker.loop is None:
         worker.loop = WorkerLoop()
     try:

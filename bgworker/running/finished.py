@@ -23,16 +23,14 @@ class Memory:
     def __init__(self, keep_finished: int | None, keep_seconds: float | None) -> None:
         self._keep_finished = keep_finished
         self._keep_seconds = keep_seconds
+        self.start_afresh()
+
+    def start_afresh(self) -> None:
+        """Know no task; also in a forked child, which has none of its parent's."""
         self._states: dict[str, TaskState] = {}
         # with the time of the end, oldest first
         self._finished: deque[tuple[float, TaskState]] = deque()
         # guards _finished: after the dispatcher's end, any thread retires
-        self._lock = threading.Lock()
-
-    def forget_all(self) -> None:
-        """Know no task; in a forked child, which has none of its parent's."""
-        self._states = {}
-        self._finished = deque()
         self._lock = threading.Lock()
 
     def add(self, state: TaskState) -> None:

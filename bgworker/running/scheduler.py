@@ -280,7 +280,7 @@ class Scheduler(DropIn):
 
     def _start_afresh(self) -> None:
         self._run_id = new_run_id(time_ns())
-        self._memory.forget_all()
+        self._memory.start_afresh()
 
     @property
     def run_id(self) -> str:
