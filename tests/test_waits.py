@@ -273,12 +273,7 @@ def test_without_helpers_the_same_would_hang(
         monkeypatch.setattr(pool._pool.waits, "_lend", lambda worker, task: asked.set())
         outer = pool.submit(function, pool, 1)
         assert asked.wait(LONG) and not outer.wait(0.3), "it waits for tasks that have no worker"
-        while (
-            (queued := pool._pool._queue.get(timeout=LONG)) is not None
-            and queued._run()
-            and pool.health().pending
-        ):
-            pass  # somebody has to
+        pool.resize(2)  # somebody has to run them
         assert outer.result(LONG) == 4
 
 

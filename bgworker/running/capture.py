@@ -1,29 +1,29 @@
-"""What a task's code prints, logs and warns, copied to the task's streams on its way to where it
-goes anyway.
+"""Copies of what a task's code prints, logs and warns, for the task's streams.
 
-Guarantees, while a task with ``capture_output`` runs:
+Everything runs on the thread that speaks. Guarantees, while a task with ``capture_output`` runs:
 
-- What its context writes to ``sys.stdout`` and ``sys.stderr`` comes in whole lines to its output
-  and error streams, gathered per stream and thread, so that threads which share the context do not
-  mix inside a line; an unfinished one comes at the task's end. What a carriage return inside a line
-  wipes out (a progress bar's past) is dropped. Lines longer than ``max_payload`` come in pieces.
-- A record that passes its logger's level and filters comes once, with its traceback and in no
+- Text that its context writes to ``sys.stdout`` and ``sys.stderr`` comes to its output and error
+  streams in whole lines, an unfinished one at the task's end. Lines are gathered per stream and
+  thread, so that threads which share the context do not mix inside a line. Of a line with carriage
+  returns (a progress bar) only the last state comes. Lines longer than ``max_payload`` come in
+  pieces.
+- A log record that passes its logger's level and filters comes once, with its traceback and in no
   handler's format, to verbose (below INFO), output, warning or error (from ERROR), whatever
   handlers and ``propagate`` do with it.
 - A warning that passes the filters comes once to the warning stream, also while somebody records
   warnings.
-- The old places get it all as before and raise as before. Other threads, tasks without capture, and
-  contexts that outlive their task notice one look-up of a context variable.
+- The old places get everything as before, and raise as before. For other threads, tasks without
+  capture, and contexts that outlive their task, all this costs one look-up of a context variable.
 
 How. Stand-ins take the places of ``sys.stdout``, ``sys.stderr``, ``Logger.callHandlers`` (a root
 handler would miss ``propagate=False`` and switch off ``lastResort``) and ``warnings._showwarnmsg``
 (``catch_warnings`` puts `showwarning` back at any time) with the first such task, and leave them
-after the last. What they hand down is written with capture off, so neither a handler's line on
-``sys.stderr`` nor a ``sys.stdout`` that is a logger brings text twice.
+after the last. They hand down with capture off, so that no text comes twice: neither a handler's
+line on ``sys.stderr`` nor the text of a ``sys.stdout`` that is a logger.
 
-Who replaces ``sys.stdout`` meanwhile gets what is printed from then on, and is left alone; the next
-task to start has the new stream captured too. So ``redirect_stdout`` takes text from a task's
-streams when used inside it, not around it.
+A stream that somebody puts in the place of ``sys.stdout`` meanwhile gets the text from then on and
+stays; the next task to start captures it too. So ``redirect_stdout`` inside a task takes text from
+its streams, and around it does not.
 """
 
 from __future__ import annotations
@@ -79,19 +79,19 @@ class Capture:
                 _step_back()
 
     def close(self) -> None:
-        """Say nothing more, in whatever contexts still hold this."""
+        """Emit nothing more, also where contexts outlive the task and still hold this."""
         context, self._context = self._context, None
         if context is not None:
             context._flush = None
 
     @property
     def is_active(self) -> bool:
-        """True in the task itself; False after its end, and in another task that inherited its
+        """True in the task itself; False after its end, and in a task that inherited its
         context."""
         return self._context is current_task()
 
     def say(self, stream: Stream, text: str) -> None:
-        """Emit the text, in pieces none of which is cut or refused for its size."""
+        """Emit the text, in pieces that are small enough to come whole."""
         context = self._context
         if context is not None:
             emit = getattr(context, stream)
@@ -99,7 +99,7 @@ class Capture:
                 emit(piece)
 
     def write(self, stream: Stream, text: str) -> None:
-        """Gather the text, and say each line that it completes."""
+        """Gather the text, and emit each line that it completes."""
         key = stream, get_ident()
         line = self._lines.pop(key, "")
         line += text  # nobody else holds it, so it grows in place
@@ -117,15 +117,15 @@ class Capture:
             self._lines[key] = line + self._lines.pop(key, "")
 
     def flush(self) -> None:
-        """Say every line that was begun. Any thread."""
+        """Emit every line that was begun. Any thread."""
         for key in list(self._lines):
             if rest := last_state(self._lines.pop(key, "")):
                 self.say(key[0], rest)
 
 
 class StandIn:
-    """Something of ours in the place of what it hands down to. Its odd slots tell other copies of
-    this package so."""
+    """Stands in the place of something and hands down to it. By the odd names of its slots other
+    copies of this package know it for one of ours."""
 
     __slots__ = ("bgworker_below", "bgworker_told", "__weakref__")
     bgworker_below: Any
@@ -213,15 +213,15 @@ class Router(StandIn):
 
 
 class _Nowhere(io.TextIOBase):
-    """What a ``sys.stdout`` of None (pythonw) is to ``print``."""
+    """Takes text as ``print`` does where ``sys.stdout`` is None (pythonw): nothing comes of it."""
 
     def write(self, text: str, /) -> int:
         return len(text)
 
 
 class Tap(StandIn):
-    """Stands in for a function, or a method of a class, that every record or warning passes on its
-    way out."""
+    """Stands in for the function, or the method of a class, that every warning or record
+    passes."""
 
     __slots__ = ()
 
@@ -271,7 +271,7 @@ def _of_warning(shown: Any) -> tuple[Stream, str]:
 
 
 def _hand_down(function: Callable[..., Any], *args: Any) -> Any:
-    """Call what stood in our place, with capture off: the text has been said."""
+    """Call what stood in our place with capture off, because the text has been emitted."""
     token = _capturing.set(None)
     try:
         return function(*args)
@@ -279,7 +279,7 @@ def _hand_down(function: Callable[..., Any], *args: Any) -> Any:
         _capturing.reset(token)
 
 
-# guards all below, and our own changes of the places; re-entrant because a finaliser may run a task
+# guards all below and our changes of the places; re-entrant because a finaliser may run a task
 _lock = RLock()
 _running: set[Capture] = set()
 # Used again, and never let go at once: `print` holds no reference to the sys.stdout that it writes
@@ -301,7 +301,7 @@ def _places() -> tuple[tuple[Any, str, type[StandIn], object], ...]:
 
 
 def _stand_in() -> None:
-    """Take every place in which we are not, be it below other copies' stand-ins."""
+    """Take every place in which we do not stand yet, not even below stand-ins of other copies."""
     for owner, name, kind, told in _places():
         below = found = vars(owner).get(name, _places)
         while not issubclass(type(found), StandIn) and hasattr(type(found), "bgworker_below"):
@@ -321,8 +321,8 @@ def _stand_in() -> None:
 
 
 def _step_back() -> None:
-    """Give back every place that is still ours. Below something of somebody else's we stay, and do
-    nothing there."""
+    """Give back every place that is still ours. Where somebody else stands above us we stay, and
+    only hand down."""
     for owner, name, _, _ in _places():
         current = vars(owner).get(name)
         if issubclass(type(current), StandIn):
@@ -333,8 +333,8 @@ def _step_back() -> None:
 
 
 def _start_afresh() -> None:
-    """In a forked child: the tasks are the parent's, also the one that forked, and are captured
-    there."""
+    """In a forked child: capture nothing, because the tasks are the parent's, also the one that
+    forked."""
     global _lock
     _lock = RLock()
     while _running:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any, Literal
 
 LONG = 4096
-"""Characters from which a payload is looked at more closely, on the task's thread."""
+"""Characters up to which a payload's bytes are not counted: so few fit in any case."""
 
 _JSON_TYPES = (dict, list, tuple, int, float, type(None))
 
@@ -195,8 +195,7 @@ class TaskContext:
         self._intake.emit_lines(self._state, kind, lines)
 
     def _emit_value(self, kind: int, value: object) -> None:
-        """Emit what is not plain short text. It is turned into text here and now: the value may
-        change right after."""
+        """Emit any value. It becomes text here and now, because it may change right after."""
         format_: Literal["text", "json"] = "text"
         if type(value) is str:
             text: str = value
@@ -223,7 +222,7 @@ class TaskContext:
         emit(self._state, PROGRESS, progress)
 
     def _say_last(self) -> None:
-        """Emit what was held back: a captured line that is not finished, and the progress that the
+        """Emit what was held back: captured lines that are not finished, and the progress that the
         rate limit kept."""
         # read once: the task's thread may take it back while the deadlines' thread is here
         if (flush := self._flush) is not None:
@@ -269,17 +268,15 @@ class TaskContext:
         return bool(self._wakers) and monotonic() < self._reacts_until
 
     def _wait_for_room(self, size: int) -> int:
-        """Wait until the healthy sinks keep up, or the task is asked to stop. For code that reads
-        from a pipe.
+        """Wait until the healthy sinks keep up, or the task is asked to stop.
 
-        Callables never wait: they only ever emit. This is for who loses nothing by reading later.
-        Looks every few milliseconds, and only while a queue is crowded.
+        For code that reads from a pipe: it loses nothing by reading later. Functions never wait.
+        The queues are looked at every few milliseconds, and only while one is crowded.
 
         Args:
-            size: bytes of memory of one of the texts that are about to be emitted.
+            size: bytes of memory that each of the next texts takes.
 
-        Returns: how many of them may be emitted before the next call without a healthy sink's
-            losing any.
+        Returns: how many of them may be emitted before the next call; no healthy sink loses any.
         """
         intake = self._intake
         while intake.is_crowded and self._stop_reason is None:
@@ -304,7 +301,8 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Bare(TaskContext):
-    """The twin for code that runs outside a task: says nothing, is never cancelled."""
+    """Stands in for a task where code runs outside of any: it emits nothing and is never
+    cancelled."""
 
     def __init__(self) -> None:
         silent = Intake()
@@ -317,11 +315,11 @@ class _Bare(TaskContext):
         )
 
     def _emit_value(self, kind: int, value: object) -> None:
-        """Turn nothing into text for nobody."""
+        """Do nothing: the text would reach nobody."""
 
 
 CURRENT: ContextVar[TaskContext] = ContextVar("bgworker_task", default=_Bare())
-"""What `current_task` returns; set by who runs a task, in that task's own context variables."""
+"""What `current_task` returns. `Task` sets it among the context variables of its run."""
 
 
 def current_task() -> TaskContext:

@@ -1,9 +1,9 @@
 """Tasks whose function is a coroutine function: they run on an event loop of their worker's thread.
 
-There is one loop per worker, made for its first coroutine and closed when the worker ends. A
-coroutine has its worker for itself until it returns, as a function has; what it started on the loop
-and did not await is cancelled then, as `asyncio.run` does. To be stopped, by ``cancel`` or by its
-deadline, is to be cancelled: it gets ``asyncio.CancelledError`` where it awaits.
+A worker makes its loop for its first coroutine and closes it at its end. A coroutine has the worker
+for itself until it returns, as a function has. Asyncio tasks that it started and did not await are
+cancelled then, as `asyncio.run` does. A coroutine that is asked to stop, by ``cancel`` or by its
+deadline, gets ``asyncio.CancelledError`` where it awaits.
 
 `asyncio` is dear to import: this module is loaded with the first coroutine.
 """
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     Outcome = Tuple[Any, "BaseException | None"]
 
 CLEAN_UP = 5.0
-"""Seconds after its cancellation for which a coroutine is taken to be cleaning up. What runs on
-then has swallowed it, and counts as a thread that never looks: nobody waits for it."""
+"""Seconds that a cancelled coroutine is given to clean up. One that still runs then has swallowed
+its cancellation, and a shutdown waits for it no more."""
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> Outcome:
     """Run a coroutine to its end as the task of ``context``; return its result and what it raised.
 
-    To be called inside the context variables that it is to have.
+    Called with the context variables that the coroutine is to have.
     """
     if asyncio._get_running_loop() is not None:
-        # loops do not nest; `waits` comes to this only where there are no threads
+        # loops do not nest; only where no thread can be had does `waits` run the task here
         coroutine.close()
         return None, PoolDeadlock(
             f"a coroutine waits for task {context.name!r}, and no thread can be started to run that"
@@ -86,11 +86,11 @@ class WorkerLoop:
             return _outcome(main, error, context)
         finally:
             self._main = None
-            del main, error  # as in _run_until_done
+            del main, error  # see _run_until_done
 
     def _run_until_done(self, future: asyncio.Future[Any]) -> None:
-        """As ``run_until_complete``, but raise nothing that the future keeps, and be stopped by
-        nobody else."""
+        """As ``run_until_complete``, but leave the future's exception in it, and go on when
+        something else stops the loop."""
         future.add_done_callback(lambda _: self._loop.stop())
         try:
             while not future.done():
@@ -101,8 +101,8 @@ class WorkerLoop:
             del future
 
     def _cancel_rest(self) -> None:
-        """Cancel what runs on the loop, and wait for it; what it raises is reported as asyncio
-        reports it."""
+        """Cancel the tasks that still run on the loop and wait for them; report what they raise as
+        asyncio does."""
         rest = asyncio.all_tasks(self._loop)
         if not rest:
             return
@@ -120,8 +120,7 @@ class WorkerLoop:
                 )
 
     def close(self) -> None:
-        """Close the loop, after what its asynchronous generators and its executor's threads still
-        have to do."""
+        """Close the loop, after its asynchronous generators and the threads of its executor."""
         if os.getpid() != self._process:
             return  # forked: closing our copy would deregister the parent's sockets
         try:

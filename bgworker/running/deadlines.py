@@ -1,9 +1,9 @@
-"""One thread that notices when a running task's time is over.
+"""One thread that notices when the time of a running task is over.
 
-Only running tasks have deadlines, so there are never more of them than workers: a dict that is
-looked through at each wake-up does what a heap would, and a task that ends in time just takes
-itself out. The thread starts with the first task that has a timeout, sleeps until the earliest
-deadline, and is woken early only by a deadline before that.
+Only running tasks have deadlines, hardly more than there are workers. So a dict does what a heap
+would: the thread looks through it at each wake-up, and a task that ends in time takes itself out.
+The thread starts with the first task that has a timeout and sleeps until the earliest deadline;
+only an earlier one wakes it sooner.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from _thread import allocate_lock, get_ident
 from math import inf
 
 from ..model.clock import monotonic
-
 from ..model.reports import report
 from ..model.text import describe
 from ..model.threads import own_thread
@@ -32,17 +31,16 @@ unforeseen."""
 
 
 class Deadlines:
-    """Watches deadlines, mostly of tasks, and calls ``expire(task, thread)`` on its own thread for
-    each that passes, with the identifier of the thread that had it watched: others may have the
-    task in hand, too, who will find that it was begun.
+    """Watches deadlines and calls ``expire(task, thread)`` on its own thread for each that passes.
 
-    Any thread may call `watch` and `forget`. Adding to and removing from a dict are one atomic step
-    each, so it is settled, too, who ends a task with a deadline: who takes it out of the dict.
+    ``thread`` is the identifier of the thread that called `watch`, which runs the task. Any thread
+    may call `watch` and `forget`. To put into a dict and to take out of it are one atomic step
+    each; so exactly one thread takes a task out, and that one ends it.
 
-    The doorbell: the thread announces until when it sleeps, and then looks at the dict; whoever
-    adds a deadline looks at the announcement afterwards. Between its two steps each takes the lock,
-    or has held the GIL, so that one of them sees the other's first also where a processor lets a
-    load overtake a store.
+    The doorbell: the thread announces until when it sleeps, and then looks at the dict; `watch`
+    puts the deadline into the dict, and then looks at the announcement. Between its two steps each
+    takes the lock, or has held the GIL. So at least one sees the other's first step, also on a
+    processor that lets a load overtake a store.
     """
 
     def __init__(self, expire: Callable[[Any, int], object], name: str) -> None:
@@ -67,7 +65,7 @@ class Deadlines:
         return self._thread is thread
 
     def watch(self, task: object, deadline: float) -> None:
-        """Expire ``task`` at ``deadline`` (monotonic) unless `forget` comes first."""
+        """Have ``task`` expire at ``deadline`` (monotonic) unless `forget` comes first."""
         self._watched[task] = deadline, get_ident()
         if not HAS_GIL:
             with self._lock:
@@ -76,8 +74,8 @@ class Deadlines:
             self._ring()
 
     def forget(self, task: object) -> bool:
-        """Watch ``task`` no more, and tell whether it is the caller's to end: False when its
-        deadline came first."""
+        """Watch ``task`` no more; return False if its deadline came first, and another thread ends
+        it."""
         came_first = self._watched.pop(task, None) is not None
         if self._is_stopped:
             self._ring()
@@ -90,8 +88,11 @@ class Deadlines:
             pass  # rung already: one ring is enough
 
     def start(self) -> None:
-        """Start the thread unless it runs. When a task with a timeout is queued: once it runs, that
-        may be too late, for an interpreter that exits starts no thread."""
+        """Start the thread unless there is one.
+
+        Called when a task with a timeout is queued. Once the task runs it may be too late: an
+        interpreter that exits starts no thread.
+        """
         with self._lock:
             if self._thread is None:
                 thread = own_thread(self._name, self._run)
@@ -99,13 +100,13 @@ class Deadlines:
                     self._thread = thread
                     thread.start()
                 except BaseException:
-                    # an interrupt, too: should it start after all, it finds that it is not wanted
+                    # also after an interrupt: a thread that starts after all finds this, and ends
                     self._thread = None
                     raise
 
     def stop(self) -> None:
-        """End the thread as soon as it watches nothing: tasks that were given up may still pass
-        their deadlines."""
+        """End the thread as soon as it watches nothing. Tasks that were given up keep their
+        deadlines."""
         self._is_stopped = True
         self._ring()
 
@@ -137,7 +138,7 @@ class Deadlines:
     def _expire_safely(self, task: object, thread: int) -> None:
         try:
             self._expire(task, thread)
-        except BaseException as error:  # the thread's boundary: the other deadlines still count
+        except BaseException as error:  # the thread's boundary: it has other deadlines to watch
             report(
                 logging.ERROR,
                 "%s could not be ended at its deadline: %s",

@@ -1,5 +1,4 @@
-"""Which tasks a scheduler still knows: all that have not ended, and the newest of those that
-have."""
+"""The tasks that a scheduler still knows: those that have not ended, and the newest that have."""
 
 from __future__ import annotations
 
@@ -12,8 +11,8 @@ from ..model.records import TaskState
 
 
 class Memory:
-    """The tasks by id. Any thread adds and reads, each by one atomic step on the dict; one at a
-    time retires.
+    """The tasks by id. Any thread may add and read, each by one atomic step on the dict; a lock
+    lets one thread at a time retire tasks.
 
     Args:
         keep_finished: newest ended tasks that are kept; None keeps all.
@@ -38,7 +37,7 @@ class Memory:
         self._states[state.id] = state
 
     def forget(self, state: TaskState) -> None:
-        """Know a task no more that could not be queued."""
+        """Forget a task that could not be queued."""
         self._states.pop(state.id, None)
 
     def retire(self, ended: list[TaskState]) -> None:

@@ -1,10 +1,10 @@
-"""Who is in a pool: the threads that run tasks, those that help them, those that leave, and those
+"""The threads of a pool: those that run tasks, those that help them, those that leave, and those
 that are stuck.
 
-No thread and no lock: the pool that owns the roster guards it. A thread whose task is past its
-deadline is *retired*: another takes its place. That says nothing about other tasks on the same
-thread, around the late one or inside it: as long as one of them runs, the pool waits for it. There
-are never more than ``max_stuck`` threads beyond the workers, helpers apart.
+The roster has no thread and no lock of its own: its pool guards it. A thread whose task is past its
+deadline is *retired*, and another takes its place. Other tasks may run on the same thread, around
+the late one or inside it: as long as one of them does, the pool waits for the thread. Beyond the
+workers there are at most ``max_stuck`` threads, helpers not counted.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Roster:
         self.max_workers = max_workers
         self._max_stuck = max_stuck
         self.workers: set[Worker] = set()
-        """They take tasks from the queue."""
+        """Those that take tasks from the queue."""
         self.helpers: set[Worker] = set()
         """Each runs what the tasks of one other thread wait for."""
-        self._leaving: set[Worker] = set()  # they run no task any more, and close their event loop
+        self._leaving: set[Worker] = set()  # those that run no task more, and close their loop
         self.retired: set[Worker] = set()
-        """They were past a task's deadline, or given up at shutdown, and have not come back."""
+        """Those that a late task holds, or that a shutdown gave up, and that have not come back."""
         self.has_given_up = False
         """True when tasks that still run are left to themselves."""
         self.replaced = 0
-        """How many retired threads another took the place of."""
+        """How many retired threads were replaced."""
 
     def active(self) -> tuple[Worker, ...]:
         """Return the threads that are neither retired nor at their end."""
@@ -51,8 +51,8 @@ class Roster:
         return (*self.active(), *self.retired)
 
     def busy(self) -> tuple[Worker, ...]:
-        """Return the threads without which the pool cannot end: all but the retired ones that run
-        no task which is to end by itself."""
+        """Return the threads for which the pool's end has to wait: the active ones and, unless the
+        pool gave up, the retired ones that run a task which has not ended."""
         if self.has_given_up:
             return self.active()
         return (*self.active(), *[each for each in self.retired if each.runs_something()])
@@ -62,8 +62,8 @@ class Roster:
         return worker in self.everybody()
 
     def runner_of(self, task: Work, thread: int) -> Worker | None:
-        """Return whose thread, given by its identifier, runs a task; None if it has just ended
-        that, or is retired."""
+        """Return the worker that runs a task on the thread with that identifier; None if it has
+        just ended the task, or is retired."""
         return next(
             (
                 each
@@ -91,16 +91,16 @@ class Roster:
         """Make a retired thread that has come back a worker again."""
         self.retired.discard(worker)
         self.workers.add(worker)
-        worker.helps = worker.inbox = None  # who helps in its place has the inbox now
+        worker.helps = worker.inbox = None  # another helps in its place, and has the inbox
 
     def forget(self, worker: Worker) -> None:
-        """Know a thread no more."""
+        """Strike a thread off."""
         for group in (self.workers, self.helpers, self._leaving, self.retired):
             group.discard(worker)
 
     def forget_the_dead(self) -> int:
-        """Know those no more that have died without a word, or were never started; return how many
-        there were."""
+        """Strike off the threads that died without a word or were never started; return how
+        many."""
         dead = [each for each in self.everybody() if not each.thread.is_alive()]
         for each in dead:
             self.forget(each)
@@ -127,14 +127,15 @@ class Roster:
             else "the system has"
         )
         return (
-            f"threads stuck in tasks past their deadline: {len(self.retired)}, and {bound} no other to replace them"
-            "; Scheduler.health() names the tasks: have them call checkpoint(), or end what they wait for"
+            f"threads stuck in tasks past their deadline: {len(self.retired)}, and {bound} no "
+            "other to replace them; Scheduler.health() names the tasks: have them call "
+            "checkpoint(), or end what they wait for"
         )
 
     # -- the figures --
 
     def health(self, pending: int, late_events: int) -> SchedulerHealth:
-        """Return the figures of this moment, with two that others have counted."""
+        """Return the figures of this moment; two of them others have counted."""
         from ..model.health import SchedulerHealth, StuckThread
         from ..model.records import utc
 

@@ -2,8 +2,8 @@
 
 A source is shared by all tasks of one function. Its text is read where a record is first encoded,
 on a sink's thread: from the file, from what `linecache` holds (a notebook's cells, say) or from a
-zip archive. No other loader and no module is asked, since those are somebody's code; whatever goes
-wrong means "no source".
+zip archive. Other loaders, and modules, are not asked: they are somebody's code. Where anything
+goes wrong there is no source.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ _MOST_CACHED = 1024
 
 
 class FunctionSource(Source):
-    """The source of a Python function, or just the name of another callable. All that it tells is
-    clean text.
-    """
+    """The source of a Python function, or just the name of another callable; all in clean text."""
 
     __slots__ = ("module", "qualname", "_name", "_script_id", "_code", "_text", "_hash")
 
@@ -149,8 +147,8 @@ def _innermost(function: Any) -> Any:
 
 
 def _attribute(owner: Any, name: str, kind: type[T]) -> T | None:
-    """Return an attribute of that type; None where there is none, or where asking for it raises, as
-    some proxies do.
+    """Return an attribute of that type; None where there is none, or where the object raises when
+    it is asked, as some proxies do.
     """
     value = ask(getattr, owner, name, None)
     if not issubclass(type(value), kind):

@@ -1,21 +1,23 @@
-"""Tasks that wait for tasks of their own pool: have run what is still queued, refuse what would
-wait for ever.
+"""Tasks that wait for tasks of their own pool.
 
-A worker whose task waits for a queued one, by ``result()``, ``exception()`` or ``wait()`` without a
-timeout, runs that one itself, there and then, with its own context, deadline and events. Where that
-cannot be, because the thread is an event loop's or waits for several at once
-(``asyncio.wrap_future``, ``concurrent.futures.wait``, ``as_completed``), the worker's place in the
-pool is lent to a *helper*: one more thread, which runs what the worker's task waits for. So a pool
-of any size finishes a recursive fan-out.
+A pool of any size finishes a recursive fan-out. When a task waits for a queued one by ``result()``,
+``exception()`` or ``wait()`` without a timeout, its worker runs that one itself, there and then,
+with its own context, deadline and events. Some waits leave the thread no room for that: those of
+an event loop (``asyncio.wrap_future``) and those for several tasks at once
+(``concurrent.futures.wait``, ``as_completed``). Then the worker's place in the pool is lent to a
+*helper*, one more thread, which runs the tasks that are waited for.
 
-A wait that can never end, because the chain of waits leads back to the waiting task, raises
-`PoolDeadlock` instead of hanging. A ``result(timeout)`` ends by itself, so it does none of this.
+A wait whose chain leads back to the waiting task could never end: it raises `PoolDeadlock`. A
+``result(timeout)`` ends by itself, so nothing of this concerns it.
+
+All of it runs on the thread that waits, except where a docstring says otherwise.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+from functools import partial
 from weakref import ref
 
 from ..model.errors import PoolDeadlock, ShutdownError
@@ -60,9 +62,8 @@ if TYPE_CHECKING:
 
 
 MOST_NESTED = 50
-"""Most tasks that run inside one another: on one thread that is about ten Python frames each, of a
-thousand."""
-
+"""Most tasks that run inside one another. On one thread each takes about ten of the thousand Python
+frames."""
 
 
 class _Here(threading.local):
@@ -73,8 +74,7 @@ _here = _Here()  # in the threads of all pools: whose thread it is
 
 
 class Worker:
-    """One thread of a pool: what it runs, the outermost task first, and what these tasks wait
-    for."""
+    """One thread of a pool, the tasks that it runs, and the tasks that those wait for."""
 
     __slots__ = (
         "thread",
@@ -94,29 +94,28 @@ class Worker:
     def __init__(self, first: Callable[[], object] | None, helps: Worker | None = None) -> None:
         self.thread: threading.Thread
         self.first = first
-        """To be called before anything else. Not an argument of the thread, which would keep it
-        until the end."""
+        """Called before anything else. Not an argument of the thread, which would hold it until
+        its end."""
         self.running: list[Work] = []
-        """A task is here before anybody else can know that it has begun, and until it has ended."""
+        """The outermost task first. A task is added before anybody can know that it has begun, and
+        leaves after its end."""
         self.waits_for: dict[Work, tuple[Work, ...]] = {}
-        """Of the tasks that run here: for which others they wait. Guarded by the lock of
-        `waits`."""
+        """The tasks for which each task here waits. Guarded by the lock of `waits`."""
         self.waits: Waits
         self.helps = helps
-        """The worker whose tasks wait for what this one runs; None for one that runs what is
-        queued."""
+        """Of a helper: the worker whose tasks wait for the tasks that run here."""
         self.helper: Worker | None = None
-        """The one that helps this one."""
+        """The thread that helps this one."""
         self.inbox: Inbox | None = None
-        """Of a helper: what it is to run; None is the sign to end."""
+        """Of a helper: the tasks that it is to run; None is the sign to end."""
         self.loop: Loop | None = None
-        """Of the coroutines that run here; made for the first of them."""
+        """The event loop for coroutines, made for the first of them."""
         self.variables: tuple[tuple[ContextVar[Any], Any], ...] = ()
         """The context variables that the initializer has set, with their values."""
         self.stuck_since = 0
-        """Nanoseconds since the epoch: when its task passed its deadline; 0 unless it did."""
+        """When it was retired, in nanoseconds since the epoch; 0 if it was not."""
         self.has_served = False
-        """True once it has got as far as a task."""
+        """True once it has taken a task."""
 
     @property
     def depth(self) -> int:
@@ -129,13 +128,12 @@ class Worker:
         return any([not task.done() for task in self.running.copy()])
 
     def reacts(self) -> bool:
-        """Tell whether code that runs here has asked to be called when it is to stop, and can be
-        expected to end."""
+        """Tell whether a task that runs here is expected to end when it is asked to stop."""
         return any([task._reacts_to_cancel for task in self.running.copy()])
 
     def dismiss_helper(self) -> None:
-        """Let the helper end: the task that needed it has ended, or is given up. Under the pool's
-        lock."""
+        """Let the helper end, because the task that needed it has ended or was given up. Under the
+        pool's lock."""
         helper, self.helper = self.helper, None
         if helper is not None and helper.inbox is not None:
             helper.inbox.put(None)
@@ -150,9 +148,9 @@ class Waits:
     """Knows which worker of a pool waits for which task.
 
     Args:
-        lend: called with a worker and a queued task that its task is about to wait for, to have a
-            helper run it. Raises `ShutdownError` if no thread can be had.
-        run: called with a worker and a task, on the worker's thread, to run it there and then.
+        lend: has a helper of a worker run a queued task, for which the worker's own task is about
+            to wait. Raises `ShutdownError` if no thread can be had.
+        run: runs a task on a worker's thread, which is the caller's, there and then.
     """
 
     def __init__(
@@ -173,14 +171,14 @@ class Waits:
         return worker if worker is not None and worker.waits is self else None
 
     def enter(self, worker: Worker) -> None:
-        """Know this thread as a worker's."""
+        """Make the caller's thread known as a worker's."""
         worker.waits = self
         _here.worker = worker
         with self._lock:
             self._workers.append(worker)
 
     def leave(self, worker: Worker) -> None:
-        """Forget it; it ends."""
+        """Forget a worker that ends."""
         with self._lock:
             if worker in self._workers:  # not in a forked child
                 self._workers.remove(worker)
@@ -220,8 +218,8 @@ class Waits:
     # -- waits for several at once, and those of event loops --
 
     def notice(self, task: Work) -> None:
-        """Have a helper run ``task`` if it is queued: somebody on this thread is about to wait for
-        it and others.
+        """Have a helper run ``task`` if it is queued, because this thread is about to wait for it
+        and for others.
 
         Raises:
             PoolDeadlock: the wait would never end.
@@ -237,13 +235,13 @@ class Waits:
                 self._lend(worker, task)
             except ShutdownError as error:
                 raise PoolDeadlock(
-                    f"task {worker.running[-1].name!r} waits for task {task.name!r}, which has no thread to "
-                    f"run on: {error}"
+                    f"task {worker.running[-1].name!r} waits for task {task.name!r}, which has no "
+                    f"thread to run on: {error}"
                 ) from error
 
     def notice_callback(self, task: Work, callback: Callable[..., object]) -> None:
-        """Have a helper run ``task`` if it is queued and this is a loop's thread: a callback is how
-        loops wait.
+        """Have a helper run ``task`` if it is queued and an event loop runs on this thread: loops
+        wait by a callback.
 
         Raises:
             PoolDeadlock: the wait would never end.
@@ -251,14 +249,15 @@ class Waits:
         worker = self.worker
         if worker is None or not worker.running or task.done() or (loop := _running_loop()) is None:
             return
-        # wrap_future's: others may not wait
+        # only the callback of wrap_future is known to stand for a wait
         is_asyncios = getattr(callback, "__module__", None) == "asyncio.futures"
         if is_asyncios and worker.loop is not None and worker.loop.is_in_main:
             self._note(worker, task)
-            LightFuture.add_done_callback(task, lambda done: self._forget(worker, done))  # type: ignore[arg-type]
+            forget = partial(self._forget, worker)
+            LightFuture.add_done_callback(task, forget)  # type: ignore[arg-type]
         if not task._has_begun:
             _refuse_depth(worker, task)
-            # not before the coroutine waits
+            # later, when the coroutine waits
             loop.call_soon(self._have_run_later, worker, worker.running[-1], ref(task))
 
     def _have_run_later(
@@ -266,7 +265,7 @@ class Waits:
     ) -> None:
         task = reference()
         if waiting in worker.running and task is not None and not task._has_begun:
-            # a loop may outlive who was to wait
+            # the loop may outlive the task that was to wait
             self._have_run(worker, task)
 
     def _have_run(self, worker: Worker, task: Work) -> None:
@@ -275,9 +274,9 @@ class Waits:
             return
         except ShutdownError:
             pass  # there are no more threads
-        self._run(worker, task)  # the loop stands still meanwhile, which is better than for ever
+        self._run(worker, task)  # the loop stands still meanwhile: else it would for ever
 
-    # -- who waits for whom --
+    # -- the chains of waits --
 
     def _note(self, worker: Worker, task: Work) -> None:
         with self._lock:
@@ -296,7 +295,7 @@ class Waits:
                     del worker.waits_for[waiting]
 
     def forget_all_of(self, worker: Worker) -> None:
-        """Forget what the innermost task of a worker waits for: it has ended."""
+        """Forget the waits of a worker's innermost task, which has ended."""
         with self._lock:
             worker.waits_for.pop(worker.running[-1], None)
 
@@ -352,20 +351,20 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 def _refuse_depth(worker: Worker, task: Work) -> None:
     if worker.depth >= MOST_NESTED:
         raise PoolDeadlock(
-            f"task {worker.running[-1].name!r} waits for task {task.name!r}, {MOST_NESTED} waits deep; "
-            "collect the results outside of the tasks, or wait with a timeout"
+            f"task {worker.running[-1].name!r} waits for task {task.name!r}, {MOST_NESTED} waits "
+            "deep; collect the results outside of the tasks, or wait with a timeout"
         )
 
 
 def _look_for_room(frames: int = 50) -> None:
-    """Raise `RecursionError` now if a task that ran here could not even begin and end: nobody could
-    end it then."""
+    """Raise `RecursionError` now if there are too few frames for a task to begin and end: one that
+    had begun could not be ended."""
     if frames:
         _look_for_room(frames - 1)
 
 
 def _circle(worker: Worker, task: Work) -> PoolDeadlock:
     return PoolDeadlock(
-        f"task {worker.running[-1].name!r} waits for task {task.name!r}, which waits for it, directly or "
-        "through others; none of them would ever end"
+        f"task {worker.running[-1].name!r} waits for task {task.name!r}, which waits for it, "
+        "directly or through others; none of them would ever end"
     )
