@@ -269,16 +269,16 @@ def test_a_damaged_line_is_read_or_refused(event, data):
 
 @given(st.text(st.characters()))
 def test_sanitised_text_can_be_stored_anywhere_and_keeps_its_length(text):
-    clean = wire.sanitise(text)
+    clean = door.sanitise(text)
     assert "\0" not in clean and clean.encode().decode() == clean and len(clean) == len(text)
     assert all(new == old or new == "\ufffd" for old, new in zip(text, clean))
-    assert wire.sanitise(clean) == clean
+    assert door.sanitise(clean) == clean
 
 
 @given(st.text(st.characters()), st.integers(-5, 60))
 def test_fitted_text_is_the_longest_start_that_fits(text, limit):
-    clean = wire.sanitise(text)
-    fitted, original = wire.fit(text, limit)
+    clean = door.sanitise(text)
+    fitted, original = door.fit(text, limit)
     size = len(clean.encode())
     if size <= max(limit, 0):
         assert (fitted, original) == (clean, 0)

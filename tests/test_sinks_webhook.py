@@ -367,6 +367,8 @@ def test_an_event_without_a_wire_form_is_refused_for_good_and_nothing_is_sent(
     with pytest.raises(PermanentSinkError, match=complaint) as caught:
         sink_to(receiver.url).write([bad])
     assert caught.value.concerns == "event" and receiver.requests == []
+    with pytest.raises(PermanentSinkError, match="an event cannot be encoded"):
+        sink_to(receiver.url).write([object()])  # type: ignore[list-item]
 
 
 # -- others' libraries --

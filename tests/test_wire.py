@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import pytest
 
-from bgworker.model import records, wire
+from bgworker.model import records, text as door, wire
 from bgworker.model.errors import WireError
 from bgworker.model.events import (
     EventType,
@@ -400,13 +400,13 @@ def test_an_empty_batch_has_no_lines():
     ("", ""), ("abc\n\x1b", "abc\n\x1b"), ("a\0b", "a\ufffdb"), ("é\0", "é\ufffd"),
     ("\ud800x\udfff", "\ufffdx\ufffd"), ("日本 \U0001f600", "日本 \U0001f600")])
 def test_nul_and_surrogates_are_replaced(text, clean):
-    assert wire.sanitise(text) == clean
+    assert door.sanitise(text) == clean
 
 
 def test_clean_text_is_not_copied():
     for text in ["x" * 1000, "é" * 1000]:
-        assert wire.sanitise(text) is text
-        assert wire.fit(text, 10_000)[0] is text
+        assert door.sanitise(text) is text
+        assert door.fit(text, 10_000)[0] is text
 
 
 @pytest.mark.parametrize("text, limit, cut", [
@@ -414,7 +414,7 @@ def test_clean_text_is_not_copied():
     ("\U0001f600\U0001f600", 7, ("\U0001f600", 8)), ("a\0", 3, ("a", 4)), ("a\0", 4, ("a\ufffd", 0)), ("", 0, ("", 0)),
     ("abc", 0, ("", 3)), ("abc", -1, ("", 3)), ("\ud800" * 3, 5, ("\ufffd", 9))])
 def test_text_is_cut_between_characters_and_its_full_size_is_told(text, limit, cut):
-    assert wire.fit(text, limit) == cut
+    assert door.fit(text, limit) == cut
 
 
 # ------------------------------------------------------------ any value as JSON

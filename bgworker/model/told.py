@@ -6,16 +6,17 @@ for any thread.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 
 from .errors import WireError
 from .events import Event, EventType, LifecycleEvent, LossEvent, StreamEvent
 from .records import CREATED, KINDS, LOST, PROGRESS, STREAMS, Batch
-from .text import show
+from .text import describe, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any, Union
 
     from .records import Record, TaskState
@@ -47,12 +48,25 @@ def records_of(events: Sequence[Event], runs: Mapping[str, str] | None = None) -
 
     Raises:
         WireError: an event has a type that does not fit its class or its stream, or a time that
-            cannot be told in UTC.
+            cannot be told in UTC, or is none of ours.
     """
     if isinstance(events, Batch):
         return events.records
     tasks: dict[str, Told] = {}
-    return [_record_of(event, tasks, runs or {}) for event in events]
+    with refusing():
+        return [_record_of(event, tasks, runs or {}) for event in events]
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Make a `WireError` of whatever goes wrong with an event: delivery then halves the batch, until
+    the event stands alone."""
+    try:
+        yield
+    except WireError:
+        raise
+    except Exception as error:
+        raise WireError(f"an event cannot be encoded ({describe(error)})") from error
 
 
 def _record_of(event: Event, tasks: dict[str, Told], runs: Mapping[str, str]) -> Record:

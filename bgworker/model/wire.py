@@ -1,5 +1,5 @@
-"""The one codec: events to and from lines of JSON (wire format, version 1), and the sanitiser that
-runs before it.
+"""The one codec: events to and from lines of JSON (wire format, version 1). The sanitiser that runs
+before it is `text`.
 
 Every sink, the park file and the command line go through here, so that a line reads the same
 wherever it was written. Everything is a pure function, for any thread, and never blocks.
@@ -45,8 +45,8 @@ from .records import (
     TaskState,
     utc,
 )
-from .text import ENCODE as _ENCODE, describe, fit, json_text, sanitise, show
-from .told import Told, ns_of, records_of
+from .text import ENCODE as _ENCODE, json_text, show
+from .told import Told, ns_of, records_of, refusing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,9 +59,6 @@ __all__ = [
     "encode",
     "encode_each",
     "encode_lines",
-    "fit",
-    "json_text",
-    "sanitise",
 ]
 
 VERSION = 1
@@ -121,13 +118,8 @@ def encode_each(events: Sequence[Event]) -> list[str]:
 
     A `Batch` is encoded from its records, and no DTO is built for what tasks say.
     """
-    try:
+    with refusing():
         return _record_lines(records_of(events))
-    except WireError:
-        raise
-    except Exception as error:
-        # who delivers halves the batch then, until what cannot be encoded stands alone
-        raise WireError(f"an event cannot be encoded ({describe(error)})") from error
 
 
 def _record_lines(records: Sequence[Any]) -> list[str]:  # Any, because only a loss has no state
@@ -448,6 +440,9 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def _raw_payload(text: str) -> str:
     """The text of the top-level "payload" (the last one, as for every JSON reader) in a line that
     parses.
@@ -621,8 +616,3 @@ _REQUIRED_OF_TASK = ("name", "status", "run_id", "created_utc")
 _TEXT_OF: dict[Any, Any] = {str: _quote, TaskStatus: _quote, int: int.__repr__, float: _number_text,
                             dict: _object_text, datetime: lambda time: f'"{ns_text(ns_of(time))}"'}
 
-
-# ---------------------------------------------------------------- sanitising
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
