@@ -198,6 +198,13 @@ def make(**config):
 def nothing(): pass
 def broken(): raise RuntimeError("two\\nlines")
 number = 5
+class Sulking(type):
+    part = property(lambda cls: 1 / 0)
+class hidden(metaclass=Sulking): pass
+class Odd:
+    write = property(lambda self: 1 / 0)
+    close = print
+odd = Odd
 """
 
 
@@ -230,6 +237,8 @@ number = 5
     ("my_sinks:missing", {}, "module 'my_sinks' has no 'missing'; expected the name of a class or function"),
     ("my_sinks:number", {}, "'number' is not callable"),
     ("my_sinks:nothing", {}, "returned NoneType; expected a sink, with methods write and close"),
+    ("my_sinks:odd", {}, "returned Odd; expected a sink, with methods write and close"),
+    ("my_sinks:hidden.part", {}, "module 'my_sinks' has no 'hidden.part'"),
     ("my_sinks:nothing", {"a": 1}, "cannot be built .TypeError"),
     ("my_sinks:broken", {}, "cannot be built .RuntimeError: two lines.; correct its options"),
 ])

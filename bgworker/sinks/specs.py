@@ -6,9 +6,10 @@ A concrete sink is imported when a spec first asks for it.
 from __future__ import annotations
 
 import os
+from operator import attrgetter
 
 from ..model.errors import BgworkerError, ConfigurationError, MissingPart, SinkError
-from ..model.text import describe
+from ..model.text import ask, describe, name_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,21 +120,20 @@ def _from_factory(spec: str, module_name: str, factory_name: str, config: dict[s
         raise _error(spec, f"there is no such kind of sink; {_EXPECTED}")
     from importlib import import_module
     try:
-        factory: Any = import_module(module_name)
+        module = import_module(module_name)
     except Exception as error:  # whatever a stranger's module raises while it is imported
         raise _error(
             spec,
             f"module {module_name!r} cannot be imported ({describe(error)}); {_EXPECTED}, "
             "with the module on sys.path",
         ) from error
-    for part in factory_name.split("."):
-        if not hasattr(factory, part):
-            raise _error(
-                spec,
-                f"module {module_name!r} has no {factory_name!r}; expected the name of a class or "
-                "function that returns a sink",
-            )
-        factory = getattr(factory, part)
+    factory = ask(attrgetter(factory_name), module)
+    if factory is None:
+        raise _error(
+            spec,
+            f"module {module_name!r} has no {factory_name!r}; expected the name of a class or "
+            "function that returns a sink",
+        )
     if not callable(factory):
         raise _error(
             spec,
@@ -152,10 +152,11 @@ def _build(
     except Exception as error:  # whatever a stranger's factory raises
         raise _error(spec, f"it cannot be built ({describe(error)}); "
                            "correct its options, or the factory") from error
-    if not (callable(getattr(sink, "write", None)) and callable(getattr(sink, "close", None))):
+    if not ask(lambda: callable(sink.write) and callable(sink.close)):
         raise _error(
             spec,
-            f"its factory returned {type(sink).__name__}; expected a sink, with methods write and close",
+            f"its factory returned {name_of(type(sink))}; "
+            "expected a sink, with methods write and close",
         )
     return sink  # type: ignore[no-any-return]
 
