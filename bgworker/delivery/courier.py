@@ -363,9 +363,7 @@ class Courier:
     def _call(self, method: str, *arguments: object) -> Trouble | None:
         """Call a method of the sink, if it has that one. The only door to the sink's code."""
         try:
-            function = getattr(self._sink, method, None)
-            if function is not None:
-                self._loop.finish(function(*arguments))
+            self._loop.call(self._sink, method, *arguments)
         except BaseException as error:  # a third party's code on our thread: delivery decides
             return Trouble.of(error)
         return None
@@ -380,9 +378,7 @@ class Courier:
     def _open(self) -> bool:
         while True:
             try:
-                opener = getattr(self._sink, "open", None)
-                if opener is not None:
-                    self._loop.finish(opener())
+                self._loop.call(self._sink, "open")
                 self._breaker.succeeded()
                 self._note_success()
                 break

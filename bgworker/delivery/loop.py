@@ -15,6 +15,12 @@ class SinkLoop:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    def call(self, sink: object, method: str, *arguments: object) -> None:
+        """Call a method of ``sink`` if it has that one, to its end also where it is async."""
+        function = getattr(sink, method, None)
+        if function is not None:
+            self.finish(function(*arguments))
+
     def finish(self, result: Awaitable[None] | None) -> None:
         """Await ``result``; None is what a plain method returns, and done already."""
         if result is None:

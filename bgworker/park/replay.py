@@ -90,11 +90,11 @@ class _Replay:
     def run(self) -> ReplayReport:
         is_closed = False
         try:
-            self._call("open")
+            self._loop.call(self._sink, "open")
             try:
                 self._deliver()
             finally:
-                self._call("close")
+                self._loop.call(self._sink, "close")
                 is_closed = True
         finally:
             self._loop.close()
@@ -148,7 +148,7 @@ class _Replay:
         self._write([line for line in batch if line[2] is not None], refused)
         stays = [not is_parked or start in refused for start, _, _, is_parked in batch]
         if not all(stays):
-            self._call("flush")
+            self._loop.call(self._sink, "flush")
         for (start, end, _, _), does_stay in zip(batch, stays):
             self._done = end
             if not does_stay:
@@ -163,7 +163,7 @@ class _Replay:
         if not lines:
             return
         try:
-            self._call("write", [line[2] for line in lines])
+            self._loop.call(self._sink, "write", [line[2] for line in lines])
         except PermanentSinkError as error:
             if error.concerns != "event":
                 raise  # all of them, whatever is in them: they are best kept where they are
@@ -181,12 +181,6 @@ class _Replay:
             raise SinkError(f"the sink failed: {type(error).__name__}: {error}") from error
         else:
             self._delivered += len(lines)
-
-    def _call(self, method: str, *arguments: object) -> None:
-        """Call a method of the sink if it has it, to its end if it is async."""
-        function = getattr(self._sink, method, None)
-        if function is not None:
-            self._loop.finish(function(*arguments))
 
     def _note_problem(self, text: str) -> None:
         if len(self._problems) < 5:
