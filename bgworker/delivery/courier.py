@@ -89,6 +89,9 @@ class Courier:
         scheduler: its name, which the thread is named after.
     """
 
+    has_ended = False
+    """Also what comes after its close is counted."""
+
     def __init__(self, name: str, sink: Sink, options: SinkOptions, scheduler: str) -> None:
         self.name = name
         self._scheduler = scheduler
@@ -124,7 +127,6 @@ class Courier:
         self._failing_since: float | None = None  # monotonic; None: its latest call went well
         self._state = "ok"
         self._last_error: str | None = None
-        self._is_idle = False
         self._closing = False
         self._closes_itself = False  # the sink asked for it: nobody else closes the park file
         self._retries_until = 0.0  # monotonic; while closing
@@ -224,11 +226,6 @@ class Courier:
         return self._backlog.room
 
     @property
-    def has_ended(self) -> bool:
-        """False: also what comes after its close is counted."""
-        return False
-
-    @property
     def is_crowded(self) -> bool:
         """True when the queue of a healthy sink is getting full: who can wait for it should. The
         dispatcher's thread.
@@ -312,8 +309,7 @@ class Courier:
             if dropped:
                 self._give_up(dropped, "overflow")
                 self._unreported["overflow"] += len(dropped)
-            if self._is_idle:
-                self._news.notify()
+            self._news.notify()
 
     def refuse(self, kind: int, reason: str, count: int) -> None:
         """Count events that never got a number, because the intake was full or the event too
@@ -418,7 +414,7 @@ class Courier:
                     break
                 if self._closing:
                     return None
-                self._wait(None)
+                self._news.wait(None)
             if len(self._backlog):
                 self._linger()
             if self._abandoned:
@@ -446,12 +442,7 @@ class Courier:
         ):
             if (left := until - monotonic()) <= 0:
                 return
-            self._wait(left)
-
-    def _wait(self, timeout: float | None) -> None:
-        self._is_idle = True
-        self._news.wait(timeout)
-        self._is_idle = False
+            self._news.wait(left)
 
     def _settle(self, records: Sequence[Record]) -> None:
         """Deliver records, or account for them otherwise: retry, halve what is refused for good,
