@@ -89,9 +89,9 @@ def test_a_posted_action_keeps_its_place_between_the_events() -> None:
     assert [record[3] for record in intake.take()] == ["1", action, "2"]
 
 
-def test_the_intake_is_crowded_beyond_what_the_dispatcher_calls_calm_and_when_a_sink_is() -> None:
+def test_the_intake_is_crowded_above_its_mark_and_when_a_sink_is() -> None:
     intake = Intake()
-    intake.calm = 2
+    intake.crowded_above = 2
     intake.emit(STATE, OUTPUT, "")
     intake.emit(STATE, OUTPUT, "")
     assert not intake.is_crowded
@@ -105,7 +105,7 @@ def test_the_intake_is_crowded_beyond_what_the_dispatcher_calls_calm_and_when_a_
 
 def test_each_line_of_a_block_counts_where_records_are_counted() -> None:
     intake = Intake(limit=13)
-    intake.calm = 2
+    intake.crowded_above = 2
     intake.emit_lines(STATE, OUTPUT, ["a", "b", "c"])
     assert intake.is_crowded
     intake.emit_lines(STATE, OUTPUT, [""] * 10)

@@ -227,12 +227,12 @@ class Courier:
 
     @property
     def is_crowded(self) -> bool:
-        """True when the queue of a healthy sink is getting full: who can wait for it should. The
-        dispatcher's thread.
+        """True when the queue of a healthy sink is getting full: those who can wait for it should.
+        The dispatcher's thread.
 
-        Healthy is a sink whose latest ``write`` did not fail and that has not used up the
-        `Patience` with it: one that hangs, or takes next to nothing, is waited for some seconds and
-        then no more until it works again.
+        A sink is healthy if its latest ``write`` did not fail and the `Patience` with it is not
+        used up. Nobody waits for more than some seconds for a sink that hangs, or takes next to
+        nothing, until it works again.
         """
         is_due = self._patience.is_due(self._backlog.fill, self._delivered, monotonic())
         return is_due and self._state == "ok"
@@ -496,7 +496,7 @@ class Courier:
         events = piece[len(losses):]
         with self._lock:
             if self._abandoned:
-                return  # who abandoned us has settled the account
+                return  # `_abandon` has settled the account
             self._in_flight = self._in_flight[len(events):]
             if trouble is None:
                 self._delivered += len(events)

@@ -151,7 +151,7 @@ class Dispatcher:
         if self._is_finishing or self.closed.is_set():
             return False
         self._outlets = outlets
-        self.intake.calm = min([LIMIT, *[outlet.most_waiting for outlet in outlets]]) // 8
+        self.intake.crowded_above = min([LIMIT, *[outlet.most_waiting for outlet in outlets]]) // 8
         self.intake.is_heard = bool(outlets)
         return True
 
@@ -228,8 +228,8 @@ class Dispatcher:
 
     def _run(self) -> None:
         intake = self.intake
-        # where something came just now, more is likely to: one wake-up a turn instead of two, and
-        # no ring
+        # while something comes at each turn, the thread does not declare itself asleep: it wakes
+        # once a turn instead of twice, and no emitter rings
         is_flowing = False
         while not self._is_finishing:
             if not is_flowing:
@@ -360,7 +360,7 @@ class Dispatcher:
                 elif kind >= COMPLETED:
                     state.ended = kind
                     ended.append(state)
-                    # a submit was interrupted before it said that there is a task: nobody has it
+                    # an interrupt struck `submit` before it returned the task: nobody has it
                     if seq == 1:
                         size -= END_COST - RECORD_COST
                         continue

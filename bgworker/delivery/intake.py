@@ -11,11 +11,10 @@ atomic ``extend``; `take` leaves them out. So one comparison bounds the intake b
 counter that two threads could both change.
 
 This rests on three properties of CPython: ``deque.append``, ``deque.extend`` of a `repeat`,
-``deque.popleft`` and
-``next(itertools.count())`` are each one atomic step; reads and writes of attributes by several
-threads are seen in program order; and releasing a raw lock takes no other lock (``queue.Queue``,
-``Event`` and ``Condition`` do, and deadlock when a signal handler or a finaliser interrupts their
-owner).
+``deque.popleft`` and ``next(itertools.count())`` are each one atomic step; several threads see
+reads and writes of attributes in program order; and to release a raw lock takes no other lock
+(``queue.Queue``, ``Event`` and ``Condition`` do, and deadlock when a signal handler or a finaliser
+interrupts their owner).
 
 The doorbell is rung only when the consumer has declared itself asleep. No wake-up is lost: the
 consumer sets ``_asleep`` and *then* looks at the deque; an emitter appends and *then* looks at
@@ -49,17 +48,18 @@ TUPLE_COST = 112
 """Bytes that an event costs besides when its data is not just a text."""
 
 SLOT = RECORD_COST
-"""Bytes that a slot of the intake stands for: an event with a short text, or so much more of a
-text."""
+"""Bytes that a slot of the intake stands for: an event with a short text, or as many more bytes of
+a long one."""
 
 LIMIT = 100_000
 """Most slots that wait for the dispatcher; then stream records are refused and counted."""
 
 RESERVED = 8_192
-"""Slots that may wait (2 MiB) though all queues are full; the others share the queues' bytes."""
+"""Slots that may wait (2 MiB) though all queues are full. How many more may wait depends on the
+room in the queues."""
 
 MOST_SLOTS = RESERVED // 2
-"""Most slots that one record takes: else what is larger than the bound would never come through."""
+"""Most slots that one record takes: a text larger than the bound would never come through."""
 
 UNWEIGHED = 25_000
 """Records that may wait before `Intake.emit` weighs those that follow; it takes short ones only.
@@ -107,7 +107,7 @@ class Intake:
 
     __slots__ = ("_records", "_unweighed", "_most", "_limit", "_bell", "_asleep", "_urgent",
                  "_closed", "_refusals", "_has_refused",
-                 "late", "congested", "calm", "is_heard")
+                 "late", "congested", "crowded_above", "is_heard")
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._records: deque[Emitted | None] = deque()
@@ -126,11 +126,11 @@ class Intake:
         self.congested = False
         """Written by the dispatcher: a healthy sink's queue is getting full."""
         self.is_heard = False
-        """Written by the dispatcher: somebody gets life-cycle records. Else they are only counted,
-        in ``TaskState.seq``, which who would emit one may do."""
-        self.calm = limit // 8
-        """Slots that may wait here before who can wait should; the dispatcher fits it to the
-        smallest queue."""
+        """Written by the dispatcher: somebody gets life-cycle records. If not, they are only counted,
+        in ``TaskState.seq``, and the thread that would emit one may count it."""
+        self.crowded_above = limit // 8
+        """More waiting slots than this, and the intake is crowded; the dispatcher fits the number to
+        the smallest queue."""
 
     def emit(self, state: TaskState, kind: int, data: object) -> None:
         """Append one stream record of at most `SHORT` characters, with the one clock reading that
@@ -169,8 +169,8 @@ class Intake:
             self._ring()
 
     def emit_lines(self, state: TaskState, kind: int, lines: list[str]) -> None:
-        """Append lines of clean text that came at the same moment, as one block: for who has waited
-        for room.
+        """Append lines of clean text that came at the same moment, as one block. The caller has
+        waited for room.
 
         One record for a thousand lines makes a chatty command three times as fast.
         """
@@ -228,13 +228,13 @@ class Intake:
     def room_for(self, size: int) -> int:
         """Return how many records with ``size`` bytes of text may be emitted before the next look
         at `is_crowded`."""
-        return max(1, self.calm // (8 * ((RECORD_COST + size) // SLOT)))
+        return max(1, self.crowded_above // (8 * ((RECORD_COST + size) // SLOT)))
 
     @property
     def is_crowded(self) -> bool:
-        """True when who can wait (a pipe's reader) should: a healthy sink's queue is getting full,
-        or much waits here."""
-        return not self._closed and (self.congested or len(self._records) > self.calm)
+        """True when a healthy sink's queue is getting full, or much waits here: a caller that can
+        wait, such as the reader of a pipe, should."""
+        return not self._closed and (self.congested or len(self._records) > self.crowded_above)
 
     def close(self) -> None:
         """Refuse what comes from now on, counting it as late."""

@@ -86,8 +86,8 @@ class Registry:
             courier = self._sinks[name] = Courier(name, sink, options, self._name)
         try:
             courier.start(self._close_timeout)
-            # waited for: what the intake refuses from now on is this sink's too, and is passed to
-            # who is attached
+            # the call is waited for, so that the sink has a part in all that the intake refuses
+            # from now on
             if not self._dispatcher.call(lambda: self._attach(courier)):
                 raise ShutdownError(f"cannot register sink {name!r} after shutdown")
         except BaseException:

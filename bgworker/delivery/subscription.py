@@ -1,9 +1,9 @@
 """Events for a program that looks at them itself: a live view, a progress bar, a test.
 
-A subscription is fed like a courier, from the dispatcher's thread, into a bounded queue: whoever
-reads slowly, or not at all, slows nobody, and what does not fit is coalesced or dropped and
-counted. It has no thread; its reader brings one. Only with ``back_pressure`` do those wait for its
-reader who wait for sinks, too.
+A subscription is fed like a courier, from the dispatcher's thread, into a bounded queue. A reader
+that is slow, or does not read at all, slows nobody: what does not fit is coalesced or dropped, and
+counted. A subscription has no thread; its reader brings one. Only with ``back_pressure`` does a
+command wait for the reader, as it waits for a sink.
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ class Subscription:
         state: the task that it is bound to; None for all.
         kinds: the kinds of records that it gets; None for all.
         maxsize: most stream events that wait; as many life-cycle events have room of their own.
-        back_pressure: whether who can wait (a command) waits for the reader, as for a sink that
-            works.
+        back_pressure: whether a command waits for the reader, as it waits for a sink that works.
         detach: takes it off the dispatcher.
     """
 
@@ -235,7 +234,7 @@ class Subscription:
 
     @property
     def is_crowded(self) -> bool:
-        """True when who can wait should. The dispatcher's thread; see `Courier.is_crowded`."""
+        """True when a command should wait. The dispatcher's thread; see `Courier.is_crowded`."""
         return self._patience is not None and self._patience.is_due(
             self._backlog.fill, self._delivered, monotonic())
 
