@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bgworker import Scheduler, SinkError, SinkOptions, current_task
+from bgworker import (
+    ConfigurationError,
+    Scheduler,
+    ShutdownError,
+    SinkError,
+    SinkOptions,
+    current_task,
+)
 from bgworker.model import wire
 from bgworker.park.park import Park
 from bgworker.delivery.retry import RetryPolicy
@@ -314,6 +321,33 @@ def test_a_park_file_that_cannot_be_opened_refuses_the_registration(
     ):
         pool.register_sink(sink, name="it", options=SinkOptions(park=tmp_path / "no" / "park"))
     assert not sink.calls and "it" not in pool.sinks
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_a_sink_whose_registration_fails_leaves_no_park_file_open(
+    pool: Scheduler, tmp_path: Path
+) -> None:
+    def registered(sink: FlakySink) -> str:
+        return pool.register_sink(sink, options=SinkOptions(park=tmp_path / "park"))
+
+    def descriptors() -> list[str]:
+        links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        found = [os.readlink(link) for link in links if os.path.lexists(link)]
+        return [path for path in found if path == str(tmp_path / "park")]
+
+    fine = FlakySink()
+    registered(fine)
+    before = len(descriptors())
+    for _ in range(3):
+        with pytest.raises(SinkError, match="not today"):
+            registered(FlakySink(on_open=[fail(error=OSError("not today"))]))
+        with pytest.raises(ConfigurationError, match="registered already"):
+            registered(fine)
+    assert len(descriptors()) == before == 1
+    pool.shutdown()
+    with pytest.raises(ShutdownError):
+        registered(FlakySink())
+    assert descriptors() == []
 
 
 def test_a_life_cycle_event_is_parked_whole(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class Registry:
             if not self._dispatcher.call(lambda: self._attach(courier)):
                 raise ShutdownError(f"cannot register sink {name!r} after shutdown")
         except BaseException:
-            courier.close(monotonic())
+            close_all([courier], monotonic() + self._close_timeout)  # its park file, too
             with self._lock:
                 if self._sinks.get(name) is courier:
                     del self._sinks[name]
