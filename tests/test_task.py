@@ -323,6 +323,22 @@ def test_a_callback_that_exits_costs_no_worker_and_no_task(
     assert "exception in worker" in caplog.text
 
 
+def test_a_log_that_fails_keeps_no_callback_from_being_called(pool: Scheduler) -> None:
+    def refuse(record: logging.LogRecord) -> bool:
+        raise SystemExit("from a filter of the log")
+
+    log, gate, called = logging.getLogger("concurrent.futures"), Gate(), threading.Event()
+    log.addFilter(refuse)
+    try:
+        task = entered(pool.submit(gate), gate)
+        task.add_done_callback(lambda each: fail(ValueError("own")))
+        task.add_done_callback(lambda each: called.set())
+        gate.open()
+        assert called.wait(LONG)
+    finally:
+        log.removeFilter(refuse)
+
+
 def test_callbacks_of_a_timed_out_task_are_called_while_its_thread_is_still_stuck(
     pool: Scheduler,
 ) -> None:

@@ -22,6 +22,8 @@ from _thread import RLock, allocate_lock
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
 
+from ..model.text import ask
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,18 +98,16 @@ class LightFuture(Future["T"]):
                     waiter.add_result(self)
 
     def _tell(self) -> None:
-        """Call the callbacks of a future that was resolved, once; whatever one raises, the next is
-        called."""
+        """Call the callbacks of a future that was resolved, once. Whatever one raises, or the
+        handlers of the log do when that is told, the next is called."""
         callbacks, self._done_callbacks = self._done_callbacks, ()
         for callback in callbacks:
             try:
                 callback(self)
             except Exception:
-                LOGGER.exception("exception calling callback for %r", self)
+                ask(LOGGER.exception, "exception calling callback for %r", self)
             except BaseException:  # it costs no worker, and no other task
-                LOGGER.critical(
-                    "exception in worker, calling a callback of %r", self, exc_info=True
-                )
+                ask(LOGGER.exception, "exception in worker, calling a callback of %r", self)
 
     def _ends_within(self, timeout: float) -> bool:
         """Wait until the future has ended; False when ``timeout`` seconds passed first."""
