@@ -1,9 +1,9 @@
 """What a history answers with: rows of its tables become the DTOs of `events`, or the small records
 below.
 
-Whoever wrote the file may have put any value anywhere. Here alone values are read, each as the type
-that it must have: what is of another becomes text that says so, or nothing; or the row is left out,
-and counted.
+Any program may have put any value anywhere in the file. This module alone reads values, each as the
+type that it must have. A value of another type becomes a text that says so, or nothing; or its row
+is left out, and counted.
 
 Where SQL stands here, it names the columns in the order in which the function beside it reads them.
 """
@@ -129,7 +129,7 @@ def _time_of_ns(ns: int) -> datetime:
 MOST_JSON = 2**20
 """Characters of the longest JSON text that is parsed: its objects take twenty times as much."""
 
-_DEEPEST = 200  # what is deeper may be too deep for who encodes it
+_DEEPEST = 200  # a deeper value may be too deep for the encoder that it meets next
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', re.DOTALL)
 
 

@@ -1,6 +1,7 @@
-"""SQLite connections that neither a fork nor the loss of their file can harm, nor make do harm.
+"""SQLite connections that survive a fork, and the loss of their file, without harm to any file.
 
-While the process forks none of ours is open, and no thread of ours is inside SQLite.
+While the process forks, none of our connections is open and no thread of ours is inside SQLite. Any
+thread may use a `Database`; the hooks run on the thread that forks.
 
 SQLite keeps what it has locked in memory, per file and process, and a forked child inherits that
 memory but not the locks. Even a connection that the child opens itself then believes in locks that
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PATIENCE = 2.0
-"""Seconds that a fork waits for those who use a connection, all together. Past it the fork goes on,
-and the child may not use those files: a disk that hangs must not hang who forks."""
+"""Seconds that a fork waits for all users of connections together. Then it goes on, and the child
+may not use those files: a disk that hangs must not stop the thread that forks."""
 
 
 class Database:
@@ -68,8 +69,9 @@ class Database:
                 self._close()
                 if self._path in _lost:
                     raise HistoryError(
-                        f"{shown(self._path)} cannot be used in this process: it was forked while its parent "
-                        "was using the file, which took too long to wait for; name another path here"
+                        f"{shown(self._path)} cannot be used in this process: it was forked while "
+                        "its parent was using the file, which took too long to wait for; name "
+                        "another path here"
                     )
                 self._connection = self._connect()
                 self._identity = self._identity_now()

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 MOST_RUNS = 10_000
 """Runs that are judged: the newest of those whose end is not recorded."""
 
-OPEN_RUNS = f"""SELECT run_id FROM runs WHERE ended_utc IS NULL AND host IS NOT NULL AND run_id < x''
+OPEN_RUNS = f"""SELECT run_id FROM runs
+WHERE ended_utc IS NULL AND host IS NOT NULL AND run_id < x''
 ORDER BY run_id DESC LIMIT {MOST_RUNS}"""
 
 _OPEN_TASKS = "status IN ('created', 'scheduled', 'running')"
@@ -58,9 +59,10 @@ def _first_presence(run_id: str) -> int:
 def dead_runs(database: Database, lock: LockFile, run_ids: Collection[str]) -> set[str]:
     """Return which of these runs are such that their tasks will never end.
 
-    Those whose record was closed or whose process has died, and those copied from elsewhere. Runs
-    of another machine may be alive. The caller does not hold the lock, which is asked while the
-    connection is given back: who has the lock may wait for a fork, and that for the connection.
+    Those are runs whose record was closed, whose process has died, or that were copied from another
+    file. Runs of another machine may be alive. The caller must not hold the lock: this function
+    asks it, and gives the connection back before. (The thread that has the lock may wait for a
+    fork, and the fork for the connection.)
     """
     with database.use() as connection:
         found = connection.execute(
@@ -72,7 +74,7 @@ def dead_runs(database: Database, lock: LockFile, run_ids: Collection[str]) -> s
 
 
 def settle(database: Database, lock: LockFile) -> None:
-    """Record the end of runs whose process is dead, and what is left of ended ones as interrupted.
+    """Record the end of runs whose process is dead, and open tasks of ended runs as interrupted.
 
     A dead run ended with the last start or end of a task of it. The caller does not hold the lock.
     """

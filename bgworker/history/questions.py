@@ -113,8 +113,8 @@ def find(connection: sqlite3.Connection, task: str) -> tuple[int, str]:
             found = rows[0][:2]
     if found is None:
         raise UnknownTask(
-            f"there is no task {task[:80]!r} in this history; expected an id, the beginning of one, "
-            "a name, or last"
+            f"there is no task {task[:80]!r} in this history; expected an id, the beginning of "
+            "one, a name, or last"
         )
     return found
 
@@ -308,7 +308,8 @@ class Search:
         if self._since:
             older = (
                 f"t.key IN (SELECT key FROM tasks WHERE {_in('status', _NOT_ENDED)} UNION ALL "
-                f"SELECT key FROM tasks WHERE {_in('status', _ENDED)} AND completed_utc >= ?) AND +t.id < ?"
+                f"SELECT key FROM tasks WHERE {_in('status', _ENDED)} AND completed_utc >= ?) "
+                "AND +t.id < ?"
             )
             found = chain(found, self._judged(older, (self._since, self._first_id), "t.id DESC"))
         return islice((key for key, _ in found), self._limit)
@@ -352,7 +353,8 @@ def counts(
     recent = f"total({LAST_SIGN} >= ?)" if since else "count(?)"
     for status, run_id, ended, count, recent in connection.execute(
         f"SELECT t.status, t.run_id, r.ended_utc, count(*), {recent} FROM tasks t "
-        f"LEFT JOIN runs r ON r.run_id = t.run_id WHERE {_in('t.status', _NOT_ENDED)} GROUP BY t.status, t.run_id",
+        f"LEFT JOIN runs r ON r.run_id = t.run_id WHERE {_in('t.status', _NOT_ENDED)} "
+        "GROUP BY t.status, t.run_id",
         (since,),
     ):
         seen = judged(STATUSES[status], run_id, ended, dead)

@@ -76,7 +76,7 @@ class History:
         # lent to one thread at a time, which guards all below
         self._database = Database(self.path, self._connect)
         self._lock_file = LockFile.share(lock_path(self.path))
-        self._dead: set[str] = set()  # runs; what has died stays so
+        self._dead: set[str] = set()  # runs whose process has died: none of them comes back
         self._opened = 0
         # what the file was, if it was taken for one that does not change
         self._still: tuple[int, ...] | None = None
@@ -282,7 +282,7 @@ class History:
             _, task_id = questions.find(connection, task)
         seen: Version | None = None
         while True:
-            # before we look: what is written meanwhile changes it once more
+            # asked before the look: whatever others write meanwhile changes it once more
             version = self.version()
             with self._asking() as connection:
                 key, is_over = questions.end_of(connection, task_id, self._dead)
@@ -437,13 +437,16 @@ class History:
                 yield
         except (sqlite3.OperationalError, OSError) as error:
             raise HistoryError(
-                f"the history {shown(self.path)} cannot be read: {error}; try again, and if that does not "
-                "help, see whether this user may read the file, and its disk is well"
+                f"the history {shown(self.path)} cannot be read: {error}; try again, and if that "
+                "does not help, see whether this user may read the file, and its disk is well"
             ) from error
 
     def _newly_dead(self) -> set[str]:
-        """Find out with the connection given back: who has the lock file may wait for a fork, and
-        that for us."""
+        """Return runs whose process has died since the last question.
+
+        The lock is asked after the connection was given back: the thread that has the lock may wait
+        for a fork, and the fork for the connection.
+        """
         with self._connected() as connection, bounded(connection, self.path):
             runs = {run_id for run_id, in connection.execute(OPEN_RUNS)} - self._dead
         return {run_id for run_id in runs if not is_alive(run_id, self._lock_file)}

@@ -46,7 +46,7 @@ to wake up and take it."""
 
 _FOREVER = "9"
 _FINAL = ("completed", "failed", "cancelled", "timed_out")
-# has no time of its end: goes by that of its creation
+# These have no time of their end; the time of their creation stands for it.
 _UNENDED = ("created", "scheduled", "running", "interrupted")
 MOST_LOOKED_AT = 1000
 """Tasks of each status without an end that one look of a sink takes in; the next look begins where
@@ -69,7 +69,8 @@ _IN_KEYS = "IN (SELECT value FROM json_each(?))"
 _REFERENCES = f"SELECT DISTINCT run_id, script_hash FROM tasks WHERE key {_IN_KEYS}"
 _DELETE_TASKS = f"""DELETE FROM tasks WHERE key {_IN_KEYS}
 AND NOT EXISTS (SELECT 1 FROM stream_rows WHERE stream_rows.task = tasks.key)"""
-_DELETE_RUNS = f"DELETE FROM runs WHERE run_id {_IN_KEYS} AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.run_id = runs.run_id)"
+_DELETE_RUNS = f"""DELETE FROM runs WHERE run_id {_IN_KEYS}
+AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.run_id = runs.run_id)"""
 _DELETE_SCRIPTS = f"""DELETE FROM scripts WHERE hash {_IN_KEYS}
 AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.script_hash = scripts.hash)"""
 
@@ -108,8 +109,8 @@ class Retention:
         return not self._max_age is self._max_tasks is self._max_bytes is None
 
     def look(self, database: Database, lock: LockFile, most: int = MOST_LOOKED_AT) -> None:
-        """Find out what is too much. Reads, some milliseconds; the caller does not hold the lock,
-        nor the connection.
+        """Find out which tasks are too old or too many: some milliseconds of reading. The caller
+        holds neither the lock nor the connection.
 
         Args:
             most: tasks of each status without an end that are looked at, from where the last look
@@ -149,7 +150,7 @@ class Retention:
         Takes 5 to 10 ms. The caller holds the lock.
 
         Raises:
-            ValueError: the file is damaged: what is found to be removed cannot be.
+            ValueError: the file is damaged: it lists tasks that cannot be removed.
         """
         with transaction(connection):
             keys = self._candidates(connection)
@@ -237,7 +238,7 @@ def _delete_rows(connection: sqlite3.Connection, keys: list[int]) -> int:
         )
         while rows < MOST_ROWS and characters < MOST_CHARACTERS and (row := found.fetchone()):
             last, rows, characters = row[0], rows + 1, characters + row[1]
-        found.close()  # nobody reads what is deleted
+        found.close()  # an open cursor would stand on rows that are now deleted
         if last is None:
             continue
         gone += connection.execute(
@@ -255,8 +256,7 @@ class Pruned:
     bytes_before: int
     """Of the file, its log not counted."""
     bytes_after: int | None
-    """None for a trial; more than it will be as long as others have the file open, who shrink it
-    later."""
+    """None for a trial. Others who have the file open may shrink it further later."""
 
 
 def prune(
@@ -295,7 +295,7 @@ def prune(
                 retention.look(database, lock, MOST_BY_HAND)
                 while is_more:
                     with lock, database.use() as connection, bounded(connection, path):
-                        # at the end the reserve goes as well: who prunes by hand wants the room
+                        # At the end the reserve goes as well: a user who prunes wants the room.
                         is_more = retention.step(connection) > 0 or (
                             retention.has_seen_all and _give_back(connection, MOST_PAGES) > 0)
                     sleep(PAUSE)

@@ -72,8 +72,8 @@ class Rows:
     def _sort(self) -> None:
         self._sort_by_kind(self._records)
         self._speakers = list(dict.fromkeys(map(_STATE, self._streams)))
-        # a task that only talks shows that its run lives, which else counts as over once a sink of
-        # it was closed
+        # A task that only talks shows that its run lives. Without this the run would count as over
+        # once one of its sinks was closed.
         self._tasks.runs.update(state.run_id for state in self._speakers
                                 if not isinstance(state, Told) and is_own_run(state.run_id))
 
@@ -134,7 +134,7 @@ class Rows:
     def _store_streams(
         self, connection: sqlite3.Connection, keys: dict[Known, int], most_values: int
     ) -> None:
-        """Insert in the order of the table, which else has to look for each row's place."""
+        """Insert in the order of the table: in any other SQLite looks for each row's place."""
         streams = self._streams
         if len(keys) > 1:
             streams = sorted(streams, key=lambda record: keys[record[0]])

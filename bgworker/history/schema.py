@@ -1,8 +1,8 @@
-"""What a history file is: its tables, how it is known again, and the steps from one version of it
-to the next.
+"""The format of a history file: its tables, the checks by which we know our own files, and the
+steps from one version to the next.
 
 Beside ``PATH`` lie SQLite's ``PATH-wal`` and ``PATH-shm``, and ``PATH.lock`` (`files.LockFile`).
-Whoever writes holds that lock from before a transaction until after its commit or its checkpoint:
+A writer holds that lock from before a transaction until after its commit or its checkpoint:
 SQLite before 3.51.3 can lose commits when one connection commits while another begins a checkpoint
 (https://sqlite.org/wal.html#walresetbug). Readers need no lock.
 
@@ -59,7 +59,8 @@ STEPS: Steps = (
   host TEXT,         -- where it ran; NULL for a run that was copied here from elsewhere
   pid INTEGER,
   started_utc TEXT,
-  ended_utc TEXT,    -- when its record was closed; NULL while it lasts, and for ever if its process was killed
+  ended_utc TEXT,    -- when its record was closed; NULL while it lasts, and for ever if its \
+process was killed
   python TEXT,
   version TEXT
 )""",
@@ -107,7 +108,8 @@ STEPS: Steps = (
 SELECT tasks.id AS task_id, seq, CASE stream {_STREAM_NAMES} END AS stream_type, payload,
   CASE WHEN is_json THEN 'json' ELSE 'text' END AS format,
   original_bytes IS NOT NULL AS truncated,
-  strftime('%Y-%m-%dT%H:%M:%S', created_us / 1000000, 'unixepoch') || printf('.%06dZ', created_us % 1000000)
+  strftime('%Y-%m-%dT%H:%M:%S', created_us / 1000000, 'unixepoch') || \
+printf('.%06dZ', created_us % 1000000)
     AS created_utc,
   percent, original_bytes
 FROM stream_rows JOIN tasks ON tasks.key = stream_rows.task""",
@@ -150,8 +152,8 @@ def lock_path(path: str) -> str:
 def presence(run_id: object) -> int | None:
     """Return the byte of the lock file that a process holds as long as it records a run.
 
-    None for what is no run id. On each machine it is another, for the locks of others may not be
-    seen here. The name of a machine may change with its network, so it is known by its id.
+    None if ``run_id`` is no run id. Each machine has another byte for it, since one machine may not
+    see the locks of another. The name of a machine may change with its network, so its id counts.
     """
     if not isinstance(run_id, str) or not re.fullmatch("[0-9a-f]{32}", run_id):
         return None  # a file may hold anything
@@ -215,8 +217,9 @@ def connect_to_read(path: str) -> sqlite3.Connection:
             ):
                 raise
             raise HistoryError(
-                f"the newest part of the history {shown(path)} is in {shown(log)}, which SQLite cannot read where no file "
-                "can be created beside it; copy both to a directory that you may write to"
+                f"the newest part of the history {shown(path)} is in {shown(log)}, which SQLite "
+                "cannot read where no file can be created beside it; copy both to a directory that "
+                "you may write to"
             ) from error
     # all there is stands in the file itself, and nobody writes
     return _connect_to_read(path, "ro&immutable=1")
@@ -258,8 +261,8 @@ def connect_to_write(path: str, steps: Steps = STEPS) -> sqlite3.Connection:
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise HistoryError(
-                f"no history can be kept at {shown(path)}: its file system lacks the shared memory that "
-                "SQLite's write-ahead log needs; name a path on a local disk"
+                f"no history can be kept at {shown(path)}: its file system lacks the shared memory "
+                "that SQLite's write-ahead log needs; name a path on a local disk"
             )
         migrate(connection, version, steps)
         if not os.access(path, os.W_OK):
@@ -394,19 +397,19 @@ def _check(connection: sqlite3.Connection, path: str, steps: Steps) -> int:
                       f"sqlite3 shell: PRAGMA application_id = {APPLICATION_ID}; "
                       f"PRAGMA user_version = {len(steps)};")
         raise HistoryError(
-            f"{shown(path)} belongs to another program: its application_id is {application_id}, that of a "
-            f"history {APPLICATION_ID}; {remedy}"
+            f"{shown(path)} belongs to another program: its application_id is {application_id}, "
+            f"that of a history {APPLICATION_ID}; {remedy}"
         )
     if version > len(steps):
         raise HistoryError(
-            f"the history {shown(path)} has version {version}, and this bgworker knows versions up to "
-            f"{len(steps)}; upgrade bgworker, or name another path"
+            f"the history {shown(path)} has version {version}, and this bgworker knows versions up "
+            f"to {len(steps)}; upgrade bgworker, or name another path"
         )
     missing = [name for name in _OURS if name not in found]
     if missing or version < 1:
         raise HistoryError(
-            f"the history {shown(path)} is damaged: it lacks {', '.join(missing) or 'its version'}; move it "
-            "aside"
+            f"the history {shown(path)} is damaged: it lacks "
+            f"{', '.join(missing) or 'its version'}; move it aside"
         )
     expected = _made_by(steps[:version])
     for name, (kind, sql) in found.items():
@@ -418,7 +421,7 @@ def _check(connection: sqlite3.Connection, path: str, steps: Steps) -> int:
 
 
 def _objects(connection: sqlite3.Connection) -> Objects:
-    """Return type and text, by name, of what is ours or may act on it."""
+    """Return type and text, by name, of our objects and of those that may act on them."""
     ours = ", ".join(f"'{name}'" for name in _OURS)
     return {name: (kind, sql) for name, kind, sql in connection.execute(
         "SELECT name, type, sql FROM sqlite_master WHERE sql IS NOT NULL "
@@ -451,7 +454,8 @@ def _made_by(steps: Steps) -> Objects:
 
 def _no_database(path: str) -> HistoryError:
     return HistoryError(
-        f"{shown(path)} is not a history: it is no SQLite file, or an encrypted one; name another path"
+        f"{shown(path)} is not a history: it is no SQLite file, or an encrypted one; name another "
+        "path"
     )
 
 
@@ -464,8 +468,8 @@ def _judge(path: str, steps: Steps) -> None:
         with closing(_connect(path, "ro")) as connection:
             check(connection, path, steps)
     except sqlite3.OperationalError:
-        # a killed process has left work that only a writer can finish; or whoever writes finds out
-        # why
+        # A killed process has left work that only a writer can finish. For any other reason the
+        # connection that writes will fail, too.
         return
 
 
@@ -507,7 +511,7 @@ def _size(path: str) -> int:
 
 
 def _connect(path: str, mode: str) -> sqlite3.Connection:
-    # a path may hold ? and #; what is dear, urllib.request, is not loaded by this
+    # a path may hold ? and #; urllib.parse alone does not load urllib.request, which is slow
     from urllib.parse import quote
 
     absolute = os.path.abspath(path).replace(os.sep, "/")

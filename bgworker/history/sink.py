@@ -45,8 +45,8 @@ for more rows than it brings, and nobody notices."""
 PRUNE_BATCH = 5000
 CLOSE_PRUNE_SECONDS = 0.5
 LOOK_INTERVAL = 0.2
-"""Seconds between two looks at what is to be pruned, unless such a look takes more than a twentieth
-of that."""
+"""Seconds between two looks for tasks to prune, unless such a look takes more than a twentieth of
+that."""
 
 _LOG_BYTES = 16 * 2**20
 """What a log that grew because a reader held up its checkpoints is cut back to."""
@@ -57,7 +57,8 @@ _REMEDIES = {
     "readonly database": HOPELESS[errno.EACCES],
     "disk I/O error": "look after its disk, the room on it, and limits for file sizes",
     "unable to open": "look for its directory, and for the limit for open files",
-    "malformed": "move it aside and recover what is in it with the .recover command of the sqlite3 shell",
+    "malformed": "move it aside and recover what is in it with the .recover command of the sqlite3 "
+    "shell",
 }
 """Part of a message of SQLite's -> what mends it."""
 
@@ -169,7 +170,7 @@ class SqliteSink:
         try:
             rows = Rows(events)
         except Exception as error:
-            # who delivers halves the batch then, until the event that is no row stands alone
+            # The courier halves the batch then, until the event that is no row stands alone.
             raise PermanentSinkError(
                 f"cannot store an event in {shown(self.path)}: {describe(error)}"
             ) from error
@@ -204,7 +205,8 @@ class SqliteSink:
                     schema.transaction(connection),
                 ):
                     connection.execute(
-                        "UPDATE runs SET ended_utc = ? WHERE run_id IN (SELECT value FROM json_each(?))",
+                        "UPDATE runs SET ended_utc = ? "
+                        "WHERE run_id IN (SELECT value FROM json_each(?))",
                         (ns_text(time_ns()), json.dumps(runs)),
                     )
                 is_noted = True

@@ -91,7 +91,8 @@ INSERT_WIDE_STREAMS = ManyRows(
 )
 INSERT_SPEECH = ManyRows(
     "INSERT INTO stream_rows (task, seq, stream, created_us, payload) SELECT "
-    "(SELECT key FROM tasks JOIN runs USING (run_id) WHERE id = ? AND ended_utc IS NULL AND host IS NOT NULL), "
+    "(SELECT key FROM tasks JOIN runs USING (run_id) "
+    "WHERE id = ? AND ended_utc IS NULL AND host IS NOT NULL), "
     "column1, ?, column2 / 1000, column3 FROM (SELECT * FROM (",
     3,
     ") LIMIT -1) WHERE true ON CONFLICT DO NOTHING",
@@ -150,14 +151,18 @@ IS_ANY_PLACEHOLDER = "SELECT EXISTS (SELECT 1 FROM tasks WHERE run_id IS NULL)"
 ADVANCE_PROGRESS = """UPDATE tasks SET last_progress_pct = ?, last_progress_msg = ?,
 last_seq = CASE last_seq WHEN 0 THEN 0 ELSE ? END WHERE id = ? AND last_seq <= ?"""
 
-INSERT_LOSS = "INSERT OR IGNORE INTO losses (created_utc, sink, reason, count, by_type) VALUES (?, ?, ?, ?, ?)"
+INSERT_LOSS = """INSERT OR IGNORE INTO losses (created_utc, sink, reason, count, by_type)
+VALUES (?, ?, ?, ?, ?)"""
 INSERT_RUN = "INSERT OR IGNORE INTO runs (run_id) VALUES (?)"
-INSERT_OWN_RUN = """INSERT INTO runs (run_id, host, pid, started_utc, python, version) VALUES (?, ?, ?, ?, ?, ?)
-ON CONFLICT(run_id) DO UPDATE SET host = excluded.host, pid = excluded.pid, started_utc = excluded.started_utc,
-ended_utc = NULL, python = excluded.python, version = excluded.version
+INSERT_OWN_RUN = """INSERT INTO runs (run_id, host, pid, started_utc, python, version)
+VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT(run_id) DO UPDATE SET host = excluded.host, pid = excluded.pid,
+started_utc = excluded.started_utc, ended_utc = NULL, python = excluded.python,
+version = excluded.version
 WHERE runs.ended_utc IS NOT NULL OR runs.host IS NULL"""
 INSERT_SCRIPT = """INSERT INTO scripts (hash, script_id, text) VALUES (?, ?, ?)
-ON CONFLICT(hash) DO UPDATE SET text = excluded.text WHERE scripts.text IS NULL AND excluded.text IS NOT NULL"""
+ON CONFLICT(hash) DO UPDATE SET text = excluded.text
+WHERE scripts.text IS NULL AND excluded.text IS NOT NULL"""
 
 FIND_KEYS = (
     "SELECT json_group_object(id, key) FROM tasks WHERE id IN (SELECT value FROM json_each(?))"

@@ -52,7 +52,7 @@ class TaskRows:
             self._add_state(state, seq, kind, progress)
 
     def add_progress(self, record: Record) -> None:
-        """Add the row of a task of which only progress is told."""
+        """Add the row of a task whose only events in this batch are progress."""
         state = record[0]
         if isinstance(state, Told):
             self._progress.append((*record[4][:2], record[1], state.id, record[1]))
@@ -204,8 +204,7 @@ class TaskRows:
             connection.executemany(sql.INSERT_PLACEHOLDER, self._placeholders)
 
     def store_progress(self, connection: sqlite3.Connection) -> None:
-        """Let tasks, which the file knows by now, advance to the progress that was told of them
-        alone."""
+        """Advance tasks, which the file knows by now, to the progress that `add_progress` got."""
         if self._progress:
             connection.executemany(sql.ADVANCE_PROGRESS, self._progress)
 
