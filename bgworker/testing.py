@@ -22,6 +22,7 @@ from .delivery.loop import SinkLoop
 from .model import records
 from .model.errors import PermanentSinkError, TemporarySinkError
 from .model.events import Event, LossEvent, StreamEvent
+from .model.text import describe
 from .model.threads import own_thread
 
 TYPE_CHECKING = False
@@ -463,7 +464,7 @@ class _Check:
                 pass
             except BaseException as error:
                 # the thread's boundary: whatever it is, the sink led to it
-                self._break(f"{self.step} raised {_described(error)}")
+                self._break(f"{self.step} raised {describe(error)}")
             finally:
                 loop.close()
 
@@ -589,7 +590,7 @@ class _Check:
                 return
             loop.finish(result)
         except BaseException as error:  # a third party's code: this is what we are here to tell
-            self._break(f"{what} raised {_described(error)}")
+            self._break(f"{what} raised {describe(error)}")
             raise _Failed from error
 
     def _break(self, what: str) -> None:
@@ -660,10 +661,6 @@ class _Check:
                     f"{when}, an event has changed: {_short(_content(event))} became {_short(_content(there))}"
                 )
                 break
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _a(noun: str) -> str:
