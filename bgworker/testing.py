@@ -533,7 +533,8 @@ class _Check:
         else:
             if unreadable.was_read:
                 self._break(
-                    "write swallows exceptions: a batch whose events cannot be read counts as delivered"
+                    "write swallows exceptions: a batch whose events cannot be read counts as "
+                    "delivered"
                 )
         try:
             self._write(loop, sink, "a batch after one that failed", [records.event(_record(9, 1))])
@@ -584,8 +585,8 @@ class _Check:
                 return
             if not inspect.isawaitable(result):
                 self._break(
-                    f"{what.partition(' ')[0]} returned {_a(type(result).__name__)}; it should return None, or "
-                    "an awaitable"
+                    f"{what.partition(' ')[0]} returned {_a(type(result).__name__)}; it should "
+                    "return None, or an awaitable"
                 )
                 return
             loop.finish(result)
@@ -644,21 +645,25 @@ class _Check:
             if key is not None:
                 found.setdefault(key, event)
                 if key[1] < last.get(key[0], 0) and not disorder:
-                    disorder = f"{when}, seq does not ascend in task {key[0]}: {key[1]} comes after {last[key[0]]}"
+                    disorder = (
+                        f"{when}, seq does not ascend in task {key[0]}: "
+                        f"{key[1]} comes after {last[key[0]]}"
+                    )
                 last[key[0]] = key[1]
         if disorder:
             self._break(disorder)
         missing = [event for event in self._written if _key(event) not in found]
         if missing:
             self._break(
-                f"{when}, {len(missing)} of {len(self._written)} events that write took are not there, "
-                f"the first a {missing[0].type}"
+                f"{when}, {len(missing)} of {len(self._written)} events that write took are not "
+                f"there, the first a {missing[0].type}"
             )
         for event in self._written:
             there = found.get(_key(event))
             if there is not None and _content(there) != _content(event):
                 self._break(
-                    f"{when}, an event has changed: {_short(_content(event))} became {_short(_content(there))}"
+                    f"{when}, an event has changed: {_short(_content(event))} became "
+                    f"{_short(_content(there))}"
                 )
                 break
 

@@ -102,8 +102,8 @@ class MissingPart(BgworkerError, ImportError):
 
     def __init__(self, part: str) -> None:
         super().__init__(
-            f"this copy of bgworker was made without its part {part!r}: make it again with that part "
-            "(tools/vendor.py, --without)",
+            f"this copy of bgworker was made without its part {part!r}: make it again with that "
+            "part (tools/vendor.py, --without)",
             name=part,
         )
 

@@ -160,7 +160,9 @@ def _size(text: str) -> int:
 
 def show(value: object) -> str:
     """Return a value as an error message shows it: its repr, never long."""
-    shown = ask(_SHOWN.repr, value[:100] if type(value) in (bytes, bytearray) else value)  # type: ignore[index]
+    if type(value) in (bytes, bytearray):
+        value = value[:100]  # type: ignore[index]
+    shown = ask(_SHOWN.repr, value)
     if shown is None:  # for one, an integer longer than sys.get_int_max_str_digits()
         return _unprintable(value)
     shown = sanitise(shown)
@@ -326,7 +328,9 @@ def _default(value: object) -> object:
     kind = type(value)
     if issubclass(kind, Mapping):
         return dict(_bounded(value.items()))  # type: ignore[attr-defined]
-    return list(_bounded(value)) if issubclass(kind, (set, frozenset)) else text_of(value)  # type: ignore[arg-type]
+    if issubclass(kind, (set, frozenset)):
+        return list(_bounded(value))  # type: ignore[arg-type]
+    return text_of(value)
 
 
 # The checks for cycles stay on: without them a cycle is found by running out of stack.

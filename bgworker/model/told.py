@@ -59,8 +59,8 @@ def records_of(events: Sequence[Event], runs: Mapping[str, str] | None = None) -
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Make a `WireError` of whatever goes wrong with an event: delivery then halves the batch, until
-    the event stands alone."""
+    """Make a `WireError` of whatever goes wrong with an event: delivery then halves the batch until
+    that event stands alone."""
     try:
         yield
     except WireError:

@@ -165,18 +165,21 @@ def _record_lines(records: Sequence[Any]) -> list[str]:  # Any, because only a l
         )
         if kind == CREATED:
             append(
-                f'{_CREATED_HEAD}{whose}{seq},"time":"{time}{heads[CREATED]}{created}{rest}{seq}}}}}'
+                f'{_CREATED_HEAD}{whose}{seq},"time":"{time}{heads[CREATED]}'
+                f'{created}{rest}{seq}}}}}'
             )
         elif kind == SCHEDULED:
             append(
-                f'{_SCHEDULED_HEAD}{whose}{seq},"time":"{time}{heads[SCHEDULED]}{scheduled}{rest}{seq}}}}}'
+                f'{_SCHEDULED_HEAD}{whose}{seq},"time":"{time}{heads[SCHEDULED]}'
+                f'{scheduled}{rest}{seq}}}}}'
             )
         else:
             if not started:
                 started = _note_start(state, ns, time)
             if kind == STARTED:
                 append(
-                    f'{_STARTED_HEAD}{whose}{seq},"time":"{time}{heads[STARTED]}{started}{rest}{seq}}}}}'
+                    f'{_STARTED_HEAD}{whose}{seq},"time":"{time}{heads[STARTED]}'
+                    f'{started}{rest}{seq}}}}}'
                 )
             else:
                 append(f'{_HEADS[kind]}{whose}{seq},"time":"{time}{heads[kind]}{started}'
@@ -220,8 +223,8 @@ def _stream_text(kind: int, data: tuple[Any, ...], is_told: bool) -> str:
 
 def _loss_text(time: str, sink: str, reason: str, count: int, by_type: Mapping[str, int]) -> str:
     return (
-        f'{{"v":{VERSION},"type":"EventsLost","time":"{time}","sink":{_quote(sink)},"count":{count},'
-        f'"reason":{_quote(reason)},"by_type":{_object_text(by_type)}}}'
+        f'{{"v":{VERSION},"type":"EventsLost","time":"{time}","sink":{_quote(sink)},'
+        f'"count":{count},"reason":{_quote(reason)},"by_type":{_object_text(by_type)}}}'
     )
 
 
@@ -246,8 +249,8 @@ def _shared_parts(
     if name is not state.name or run_id is not state.run_id or script is not latest_script:
         heads = tuple(
             [
-                f'","task":{{"name":{_quote(state.name)},"status":"{status}","run_id":{_quote(state.run_id)},'
-                '"created_utc":"'
+                f'","task":{{"name":{_quote(state.name)},"status":"{status}",'
+                f'"run_id":{_quote(state.run_id)},"created_utc":"'
                 for status in _STATUS_TEXTS
             ]
         )
@@ -288,7 +291,8 @@ def _note_start(state: TaskState, ns: int, time: str) -> str:
     heads, whose, created, scheduled, _, rest = state.wire_parts or _shared_parts(state, ns, time)
     if state.started_ns is None:
         return scheduled
-    started = f'{scheduled},"started_utc":"{time if ns == state.started_ns else ns_text(state.started_ns)}"'
+    moment = time if ns == state.started_ns else ns_text(state.started_ns)
+    started = f'{scheduled},"started_utc":"{moment}"'
     state.wire_parts = heads, whose, created, scheduled, started, rest
     return started
 
@@ -473,8 +477,8 @@ def _event(obj: Any, raw_payload: str | None) -> Event:
     version = _take(obj, "v", int)
     if version > VERSION:
         raise WireError(
-            f"wire format version {show(version)} is newer than version {VERSION}, the newest that this "
-            "bgworker reads; upgrade bgworker"
+            f"wire format version {show(version)} is newer than version {VERSION}, the newest that "
+            "this bgworker reads; upgrade bgworker"
         )
     if version < 1:
         raise WireError(f"there is no wire format version {show(version)}")

@@ -117,8 +117,8 @@ class HookSink:
                     else f"the hooks are {', '.join(sorted(known))}"
                 )
                 raise TypeError(
-                    f"{cls.__qualname__}.{name} is not a hook of HookSink and would never be called; "
-                    f"{hint} (a method that is not meant as a hook needs another name)"
+                    f"{cls.__qualname__}.{name} is not a hook of HookSink and would never be "
+                    f"called; {hint} (a method that is not meant as a hook needs another name)"
                 )
 
     def write(self, events: Sequence[Event]) -> Awaitable[None] | None:

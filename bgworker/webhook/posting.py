@@ -87,7 +87,10 @@ class Poster:
         way = (
             f"cannot reach {self._shown}{' through the proxy in the environment' if proxy else ''}"
         )
-        malformed = f"cannot reach {self._shown}: the proxy in the environment is malformed; set it as http://HOST:PORT"
+        malformed = (
+            f"cannot reach {self._shown}: the proxy in the environment is malformed; "
+            "set it as http://HOST:PORT"
+        )
         if proxy and not _PROXY.fullmatch(proxy):
             raise TemporarySinkError(malformed)
         try:
@@ -114,8 +117,8 @@ class Poster:
             return f"no answer within {self._timeout:g} s"
         if isinstance(reason, ssl.SSLCertVerificationError):
             return (
-                f"its certificate is not trusted ({reason.verify_message}); mend the certificate, or name the one "
-                "of its authority in SSL_CERT_FILE"
+                f"its certificate is not trusted ({reason.verify_message}); mend the certificate, "
+                "or name the one of its authority in SSL_CERT_FILE"
             )
         if isinstance(reason, http.client.RemoteDisconnected):
             return "it closed the connection without an answer"

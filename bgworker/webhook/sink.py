@@ -179,7 +179,7 @@ class WebhookSink:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": " ".join(self._keys.signatures(message_id, timestamp, body)),
         }
-        status, answered = self._poster.post(body, headers)  # type: ignore[union-attr]  # open has made it
+        status, answered = self._poster.post(body, headers)  # type: ignore[union-attr]
         if not 200 <= status < 300:
             raise self._error(status, _seconds(answered.get("retry-after", ""), self._now()))
 
@@ -279,7 +279,8 @@ def _checked_url(url: str, allow_http: bool) -> tuple[str, bool]:
         raise ConfigurationError(
             "url: it ends in a fragment (#...), which is never sent; leave it out"
         )
-    shown = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{'' if port is None else f':{port}'}"
+    shown_host = f"[{host}]" if ":" in host else host
+    shown = f"{parts.scheme}://{shown_host}{'' if port is None else f':{port}'}"
     is_local = parts.scheme == "http" and _is_this_machine(host)
     if parts.scheme == "http" and not is_local and not allow_http:
         raise ConfigurationError(
