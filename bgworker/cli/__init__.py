@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; 2 for what was not understood.
+    """Run the command line and return its exit code; 2 where it cannot be understood.
 
     Args:
         argv: the words behind the program's name; None takes those of this process.
@@ -119,8 +119,8 @@ def _lacking(module: str) -> str:
 
 
 def _occupy_standard_streams() -> None:
-    """Open the null device where we were started without stdin, stdout or stderr: else the next
-    file that is opened, a history perhaps, would get that number, and what is printed."""
+    """Open the null device where we were started without stdin, stdout or stderr. Else the next
+    file that is opened, a history perhaps, would get the stream's number, and our output."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(
@@ -136,7 +136,8 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="bgworker",
         epilog=EPILOG,
-        description="Run shell commands in parallel, keep a faithful record of what they did, and read it.",
+        description="Run shell commands in parallel, keep a faithful record of what they did, and "
+        "read it.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)

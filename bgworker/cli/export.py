@@ -85,9 +85,8 @@ def _to_file(history: History, options: Namespace) -> int:
         else:
             count = _replace(history, path)
     except OSError as error:
-        options.parser.error(
-            f"argument --jsonl: {trouble('write', options.jsonl, error, CURABLE)}; name another file"
-        )
+        reason = trouble("write", options.jsonl, error, CURABLE)
+        options.parser.error(f"argument --jsonl: {reason}; name another file")
     print(f"{count} events written to {escaped(options.jsonl)}", file=sys.stderr)
     return 0
 

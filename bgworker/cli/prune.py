@@ -61,7 +61,7 @@ def act(options: Namespace) -> int:
             "expected --older-than DUR or --keep N, or both; see bgworker prune --help"
         )
     with opened(options):
-        pass  # what is no history is refused in the same words as everywhere
+        pass  # a file that is no history is refused in the same words by every verb
     import sqlite3
 
     from ..history.retention import prune
@@ -72,8 +72,9 @@ def act(options: Namespace) -> int:
         options.parser.error(f"argument --db: {error}")
     except (ConfigurationError, sqlite3.Error, OSError, MemoryError) as error:
         print(
-            f"bgworker prune: error: cannot prune {escaped(repr(options.db))}: {escaped(str(error))}; see whether "
-            "this user may write to the file and its directory, and whether there is room on the disk",
+            f"bgworker prune: error: cannot prune {escaped(repr(options.db))}: "
+            f"{escaped(str(error))}; see whether this user may write to the file and its "
+            "directory, and whether there is room on the disk",
             file=sys.stderr,
         )
         return 1
@@ -89,7 +90,8 @@ def _line(pruned: Pruned, is_trial: bool) -> str:
     what = f"{pruned.tasks:,} tasks with {pruned.stream_rows:,} stream rows"
     if is_trial or pruned.bytes_after is None:
         return f"would remove {what}"
-    return f"removed {what}; the file had {_size(pruned.bytes_before)} and has {_size(pruned.bytes_after)}"
+    before, after = _size(pruned.bytes_before), _size(pruned.bytes_after)
+    return f"removed {what}; the file had {before} and has {after}"
 
 
 def _size(count: int) -> str:

@@ -62,7 +62,8 @@ def act(options: Namespace) -> int:
         options.parser.error(str(error))
     except BgworkerError as error:
         print(
-            f"bgworker replay: error: {escaped(str(error))}; what was not delivered is still in {escaped(options.file)}",
+            f"bgworker replay: error: {escaped(str(error))}; what was not delivered is still in "
+            f"{escaped(options.file)}",
             file=sys.stderr,
         )
         return 1

@@ -112,8 +112,8 @@ def add_arguments(parser: Any) -> None:
         "-f",
         "--file",
         metavar="FILE",
-        help="run each line of FILE by the shell, - is stdin; blank lines and lines that begin with # are "
-        "skipped",
+        help="run each line of FILE by the shell, - is stdin; blank lines and lines that begin "
+        "with # are skipped",
     )
     parser.add_argument(
         "-j",
@@ -135,7 +135,8 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="skip the commands that completed in an earlier run of the history, in the same directory",
+        help="skip the commands that completed in an earlier run of the history, in the same "
+        "directory",
     )
     parser.add_argument(
         "--jsonl", metavar="PATH", help="append all events to this file, one JSON object a line"
@@ -178,7 +179,9 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):  # False for nan, too
-        raise reading.wrong(f"expected a number of seconds > 0, got {text!r}; leave it out for no limit")
+        raise reading.wrong(
+            f"expected a number of seconds > 0, got {text!r}; leave it out for no limit"
+        )
     return value
 
 
@@ -211,6 +214,7 @@ def act(options: Namespace) -> int:
 
 
 def _run(commands: Sequence[Command], sinks: Sequence[Sink], options: Namespace) -> int:
+    """Run the commands to their end, whatever happens to this process meanwhile but SIGKILL."""
     out, err = Channel(sys.stdout), Channel(sys.stderr)
     is_live = len(commands) > 1 and can_redraw(err)
     table = TaskTable()

@@ -60,7 +60,7 @@ class Channel:
         left = memoryview(text.encode(self.encoding, "backslashreplace"))
         while left:
             written = self._raw.write(left)
-            if written is None:  # somebody who shares it has made it non-blocking
+            if written is None:  # another process that shares it has made it non-blocking
                 self._wait()
             else:
                 left = left[written:]

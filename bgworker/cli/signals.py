@@ -66,7 +66,7 @@ class Signals:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, a job in the background
                 is_pause = number == getattr(signal, "SIGTSTP", None)
                 self._set(number, self._pause if is_pause else self._handle)
-        # Who started us may ignore it, and then no exit code is to be had.
+        # A parent that ignores it hands that down to us, and then no exit code is to be had.
         if hasattr(signal, "SIGCHLD"):
             self._set(signal.SIGCHLD, signal.SIG_DFL)
 

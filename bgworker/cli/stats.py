@@ -61,58 +61,34 @@ def act(options: Namespace) -> int:
 
 
 def _lines(stats: Stats, output: Output) -> Iterator[str]:
-    columns, at = output.columns, now()
+    at = now()
     if not stats.counts:
         yield "no such tasks"
     for status, count in stats.counts.items():
         head = f"{count:>9,} {word_for(status)}"
         yield painted(head, status, head) if output.colour else head
-    if stats.failures:
-        yield ""
-        yield from _table(
-            [
-                ("FAILURES", "TYPE", "LATEST", "MESSAGE"),
-                *(
-                    (
-                        f"{each.count:,}",
-                        cell(each.failure_type or "-", MOST_OF_A_NAME),
-                        ago(each.latest_utc, at),
-                        cell(each.latest_message or "", MOST_OF_A_MESSAGE),
-                    )
-                    for each in stats.failures
-                ),
-            ],
-            "><<<",
-            columns,
-        )
-    if stats.durations:
-        yield ""
-        yield from _table(
-            [
-                ("TASKS", "P50", "P95", "MAX", "NAME"),
-                *(
-                    (
-                        f"{each.count:,}",
-                        took(each.p50),
-                        took(each.p95),
-                        took(each.max),
-                        cell(each.name, MOST_OF_A_NAME),
-                    )
-                    for each in stats.durations
-                ),
-            ],
-            ">>>><",
-            columns,
-        )
-    if stats.losses:
-        yield ""
-        yield from _table([("LOST", "SINK", "REASON", "LATEST"), *(
-            (f"{each.count:,}", cell(each.sink, MOST_OF_A_NAME), cell(each.reason, MOST_OF_A_NAME),
-             ago(each.latest_utc, at))
-            for each in stats.losses)], "><<<", columns)
+    yield from _table(output.columns, "><<<", ("FAILURES", "TYPE", "LATEST", "MESSAGE"), [
+        (f"{each.count:,}", cell(each.failure_type or "-", MOST_OF_A_NAME),
+         ago(each.latest_utc, at), cell(each.latest_message or "", MOST_OF_A_MESSAGE))
+        for each in stats.failures
+    ])
+    yield from _table(output.columns, ">>>><", ("TASKS", "P50", "P95", "MAX", "NAME"), [
+        (f"{each.count:,}", took(each.p50), took(each.p95), took(each.max),
+         cell(each.name, MOST_OF_A_NAME))
+        for each in stats.durations
+    ])
+    yield from _table(output.columns, "><<<", ("LOST", "SINK", "REASON", "LATEST"), [
+        (f"{each.count:,}", cell(each.sink, MOST_OF_A_NAME), cell(each.reason, MOST_OF_A_NAME),
+         ago(each.latest_utc, at))
+        for each in stats.losses
+    ])
 
 
-def _table(rows: list[tuple[str, ...]], sides: str, columns: int) -> Iterator[str]:
-    yield from aligned(rows[:MOST_ROWS + 1], sides, columns)
-    if len(rows) > MOST_ROWS + 1:
-        yield f"... and {len(rows) - MOST_ROWS - 1} more"
+def _table(columns: int, sides: str, headings: tuple[str, ...], rows: list[tuple[str, ...]],
+           ) -> Iterator[str]:
+    """Yield a section, after an empty line; nothing where it has no rows."""
+    if rows:
+        yield ""
+        yield from aligned([headings, *rows[:MOST_ROWS]], sides, columns)
+    if len(rows) > MOST_ROWS:
+        yield f"... and {len(rows) - MOST_ROWS} more"

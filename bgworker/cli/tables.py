@@ -152,8 +152,8 @@ def why(task: TaskSnapshot) -> str:
 
 
 def message_of(task: TaskSnapshot) -> str:
-    """Return what is most worth knowing of a task in a line: why it failed, else the latest
-    progress message."""
+    """Return the most useful line about a task: why it failed, else its latest progress
+    message."""
     if task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED) and (
         task.failure_type or task.failure_message
     ):

@@ -95,11 +95,9 @@ def act(options: Namespace) -> int:
             task = history.task(task_id)
             if not options.json:
                 why = message_of(task) if task.failure_type or task.failure_message else ""
-                print(
-                    f"bgworker tail: {word_for(task.status)} after {took(task.duration)}{': ' if why else ''}"
-                    f"{escaped(why[:500])}",
-                    file=sys.stderr,
-                )
+                end = f"{word_for(task.status)} after {took(task.duration)}"
+                print(f"bgworker tail: {end}{': ' if why else ''}{escaped(why[:500])}",
+                      file=sys.stderr)
     return 0
 
 

@@ -103,8 +103,9 @@ class Child:
         if code is None:
             raise ChildProcessError(
                 errno.ECHILD,
-                "how the command ended is not known: this process ignores SIGCHLD, or something in it "
-                "waits for any child; set SIGCHLD to SIG_DFL, and wait for children by their numbers",
+                "how the command ended is not known: this process ignores SIGCHLD, or something in "
+                "it waits for any child; set SIGCHLD to SIG_DFL, and wait for children by their "
+                "numbers",
             )
         if code != 0:
             raise subprocess.CalledProcessError(code, self._argv)
@@ -179,7 +180,7 @@ class Child:
                 timeout = min(timeout, pause)
             happened = self._pump.wait(None if timeout == inf else timeout)
             pause = SHORTEST_PAUSE if happened else min(2 * pause, LONGEST_PAUSE)
-        # all that the session wrote is in the pipes by now; only who left can still hold them open
+        # the pipes hold all that the session wrote; only processes that left it keep them open
         self._pump.drain()
         self._out.finish()
         self._err.finish()
@@ -196,15 +197,15 @@ class Child:
         return self._gave_up or self._lost or self._is_alone
 
     def _escalate(self, now: float) -> None:
-        """Send what is due: SIGTERM on a cancel or to what the leader left behind, SIGKILL when
-        that was no use."""
+        """Send the signal that is due: SIGTERM on a cancel, or to processes that the leader left
+        behind; SIGKILL when that was no use."""
         if self._due == inf:
             if self._exited:
                 self._due = now + LINGER
             elif self._context.cancel_requested:
                 self._cancelled, self._due = True, now
         if self._exited and self._signals == 0 and not self._pump.open:
-            self._due = now  # whoever is left does not write for the task
+            self._due = now  # the processes that are left do not write for the task
         if self._exited and self._signals:
             self._pursue()
         if now < self._due:
@@ -215,19 +216,14 @@ class Child:
             self._due = now + GIVE_UP_AFTER
         else:
             self._gave_up = True
-            self._say(
-                ERROR,
-                [
-                    f"bgworker: processes of session {self._proc.pid} are still there after SIGKILL and are "
-                    "left behind"
-                ],
-            )
+            self._say(ERROR, [f"bgworker: processes of session {self._proc.pid} are still there "
+                              "after SIGKILL and are left behind"])
         self._signals += 1
         self._signal(kill=self._signals > 1)
 
     def _pursue(self) -> None:
-        """Signal again who was not reached: those whose parents were to end them, and what was
-        forked meanwhile."""
+        """Signal the processes that the last signal did not reach: those whose parents were to end
+        them, and those forked meanwhile."""
         if self._signals > 1:
             self._signal(kill=True)
         elif not self._told_strays and not self._family.is_session_alive():

@@ -1,8 +1,8 @@
 """A callable that runs a child process as a task: its lines become the task's streams, and nothing
 of it stays behind.
 
-What is given to `shell` is checked on the caller's thread, so that what cannot run is refused where
-it was written.
+`shell` checks a command on the caller's thread, so that one that cannot run is refused where it was
+written.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _is_encodable(text: str) -> bool:
 
 
 def _readable(text: str) -> str:
-    """Return text that the system knows as bytes for people, who write UTF-8 whatever the
+    """Return text for people of the bytes that the system knows; they write UTF-8 whatever the
     locale."""
     return os.fsencode(text).decode("utf-8", "replace")
 
@@ -216,7 +216,7 @@ def _checked_env(env: object) -> dict[str, str] | None:
             or not _is_encodable(name + env[name])
         ):
             raise ConfigurationError(
-                f"expected env[{name!r}] to have a name without '=', no NUL, and only characters of "
-                f"the system's encoding, {sys.getfilesystemencoding()}; correct it"
+                f"expected env[{name!r}] to have a name without '=', no NUL, and only characters "
+                f"of the system's encoding, {sys.getfilesystemencoding()}; correct it"
             )
     return dict(env)

@@ -6,8 +6,8 @@ from these in sessions of their own (`setsid`, `script`). A daemon, which made i
 whose parent has ended, is neither, and lives on.
 
 No signal reaches a stranger: the leader's number names nobody else until the leader is reaped, a
-descendant can only be in a session that the command made, and who was seen before is known again by
-the time when it started.
+descendant can only be in a session that the command made, and a process that was seen before is
+known again by the time when it started.
 
 Linux tells all of it in /proc. Elsewhere `ps` is asked when there is something to end; without
 either, the leader's group alone is signalled.
@@ -85,8 +85,8 @@ class Family:
             return False
 
     def signal(self, number: int, *, strays: bool) -> None:
-        """Send a signal to all of the session, and to the strays, too, or not. What is not ours
-        does not get it."""
+        """Send a signal to all of the session and, with ``strays``, to the strays. Processes of
+        another user do not get it."""
         # first: when a parent has ended, nothing tells whose its children were
         members = self._members()
         # the whole group at once, whatever it forks meanwhile
@@ -101,14 +101,14 @@ class Family:
                 _send(os.kill, each.pid, number)
 
     def kill_group(self) -> None:
-        """Kill whoever is in the leader's group. Costs next to nothing."""
+        """Kill all of the leader's group. Costs next to nothing."""
         _send(os.killpg, self._leader, signal.SIGKILL)
 
     def _members(self) -> list[Process]:
         try:
             processes = _all_processes()
         except OSError:
-            # no descriptor is left to look with; who is left gets the next signal
+            # no descriptor is left to look with; the next signal reaches the rest
             return self._strays
         known = [each for each in self._strays
                  if each.pid in processes and processes[each.pid].started == each.started]
@@ -174,8 +174,8 @@ _seen_from = -inf
 def _all_processes() -> dict[int, Process]:
     """Return all processes of the system that can be seen, by number, as of now or a moment later.
 
-    Who asks while another one looks shares the next look with all who do: a Ctrl-C ends hundreds of
-    commands at once.
+    Threads that ask while another one looks share the next look: a Ctrl-C ends hundreds of commands
+    at once.
     """
     global _seen, _seen_from
     asked_at = monotonic()
