@@ -169,7 +169,8 @@ class Printer:
 
 
 def _grouped(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Yield the records in their order, those together that are of one task and one kind."""
+    """Yield the records in their order, those together that are of one task and one kind.
+    `itertools.groupby` takes almost twice as long, on a path of a million lines a second."""
     state, kind = None, -1
     group: list[Record] = []
     for record in records:

@@ -13,6 +13,7 @@ import sys
 import threading
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from itertools import groupby
 
 from .live import draw
 from .text import said, width_of
@@ -184,16 +185,9 @@ class Screen:
             yield kind, text + "\n"
 
     def _write(self, parts: Iterable[tuple[int, str]]) -> None:
-        channel, texts = self._channels[ERR], list[str]()
-        for kind, text in parts:
-            if self._channels[kind] is not channel and text:
-                if texts:
-                    channel.write("".join(texts))
-                channel, texts = self._channels[kind], []
-            if text:
-                texts.append(text)
-        if texts:
-            channel.write("".join(texts))
+        filled = (part for part in parts if part[1])
+        for channel, group in groupby(filled, key=lambda part: self._channels[part[0]]):
+            channel.write("".join([text for _, text in group]))
 
     def _drawing(self) -> str:
         if self._table is None or not self._channels[ERR].is_foreground():
