@@ -115,6 +115,15 @@ def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
             assert width_of(line.replace("\x1b[32m", "").replace("\x1b[0m", "")) <= columns
 
 
+def test_on_a_terminal_the_message_gets_the_room_of_a_progress_that_no_task_has() -> None:
+    silent = [task(name="n" * 20), task(2, TaskStatus.FAILED, failure_message="exit code 3")]
+    assert [line.split()[3] for line in task_lines(silent, NOW, 80, id_length=15)] == [
+        "STARTED", "3m", "3m"]
+    assert task_lines(silent, NOW, 80, id_length=15)[2].endswith("  exit code 3")
+    assert "PROGRESS" in task_lines(silent, NOW, ANY_WIDTH)[0], "a program may look for it"
+    assert "PROGRESS" in task_lines([task(last_progress_percent=1.0)], NOW, 80)[0]
+
+
 @pytest.mark.parametrize("columns", [20, 40, 80])
 def test_a_terminal_without_a_character_gets_an_escape_that_is_measured(columns: int) -> None:
     tasks = [task(1, name="日本" * 20), task(2, last_progress_message="é" * 500)]

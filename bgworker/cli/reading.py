@@ -1,5 +1,5 @@
-"""What the verbs that read a history share: their options, its errors as exit codes, and where
-their text goes.
+"""Shared by the verbs that read a history: their options, the errors of a history as exit codes, and
+their output.
 
 Text is for people, and harmless: what a task said is escaped wherever it goes, since a pipe may end
 at a terminal, too. ``--json`` is for programs: exact, ASCII, and of a shape that never changes
@@ -139,7 +139,7 @@ MOST_MEMORY = 100 * 2**20
 
 
 def _bound_memory() -> None:
-    """Have SQLite refuse what takes more; nobody else uses it in this process."""
+    """Have SQLite refuse a value that takes more; nothing else uses SQLite in this process."""
     import sqlite3
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute(f"PRAGMA hard_heap_limit = {MOST_MEMORY}")
@@ -163,8 +163,8 @@ class Output:
 
     @property
     def columns(self) -> int:
-        """What a line may take: of the terminal, else $COLUMNS if that is set, else as good as
-        any."""
+        """How wide a line may be: as the terminal, or else as $COLUMNS says, or else of any
+        width."""
         if self.is_terminal:
             return max(20, self.channel.size()[0])
         given = os.environ.get("COLUMNS", "")

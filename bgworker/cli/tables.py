@@ -173,12 +173,10 @@ def cell(text: str, columns: int, encoding: str = "utf-8") -> str:
     return cut(harmless, columns, ellipsis_in(encoding))
 
 
-TASK_HEADINGS = ("ID", "NAME", "STATUS", "PROGRESS", "STARTED", "DURATION", "MESSAGE")
-
-
 def task_lines(tasks: Sequence[TaskSnapshot], now: datetime, columns: int, *, id_length: int = 32,
                colour: bool = False, encoding: str = "utf-8") -> list[str]:
-    """Return a heading and a line per task, none wider than the columns.
+    """Return a heading and a line per task, none wider than the columns. On a terminal the column
+    PROGRESS is left out where no task has any: the message needs the room.
 
     Args:
         id_length: digits of the ids that are shown: enough to tell them apart.
@@ -197,8 +195,10 @@ def task_lines(tasks: Sequence[TaskSnapshot], now: datetime, columns: int, *, id
         )
         for task in tasks
     ]
+    progress = "PROGRESS" if columns >= ANY_WIDTH or any(row[3] for row in rows) else ""
+    headings = ("ID", "NAME", "STATUS", progress, "STARTED", "DURATION", "MESSAGE")
     statuses = [None, *(task.status for task in tasks)] if colour else ()
-    return aligned([TASK_HEADINGS, *rows], "<<<>><<", columns, encoding=encoding,
+    return aligned([headings, *rows], "<<<>><<", columns, encoding=encoding,
                    statuses=statuses, status_column=2)
 
 
