@@ -92,8 +92,9 @@ def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, Iterat
         yield ""
         yield "why it was cancelled:" if task.status is TaskStatus.CANCELLED else "failure:"
         what = ": ".join(filter(None, (task.failure_type, task.failure_message)))
-        if info.strip() == what:
-            info = ""
+        before, same, after = info.strip().partition(what)
+        if same and not after and "\n" not in before:
+            info = ""  # it is the failure once more, with the module of its type perhaps
         yield from (f"  {line}" for line in escaped_lines(why(task) if is_command else what))
     if info and not is_command:  # where in bgworker a command was run tells nobody anything
         yield ""
