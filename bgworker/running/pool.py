@@ -152,7 +152,7 @@ class Pool:
                 )
             if task._has_timeout and not self.deadlines.has_started:
                 self._start_deadlines()
-            is_promised = bool(self.idle)
+            is_promised = self.idle > 0
             if is_promised:
                 self.idle -= 1
             try:
