@@ -14,10 +14,10 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 from ..model.events import EventType, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
-from ..model.records import STREAM_CODES, STREAMS, TYPES, utc
+from ..model.records import STREAM_CODES, STREAMS, TYPES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,9 +117,10 @@ EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 """Stands for a time that must be there, and is not."""
 
 
-def _time_of_ns(ns: int) -> datetime:
+def _time_of_us(us: int) -> datetime:
+    """Return the time that lies so many microseconds after the epoch; the epoch for too many."""
     try:
-        return utc(ns)
+        return EPOCH + timedelta(microseconds=us)
     except OverflowError:
         return EPOCH
 
@@ -257,7 +258,7 @@ def _stream_event_of(task_id: str, row: Row) -> StreamEvent | None:
     if found is None or not isinstance(seq, int):
         return None
     type_, stream = found
-    created = _time_of_ns(created_us * 1000) if isinstance(created_us, int) else EPOCH
+    created = _time_of_us(created_us) if isinstance(created_us, int) else EPOCH
     text = text_of(payload) or ""
     if stream is StreamType.PROGRESS:
         return StreamEvent(type_, task_id, seq, created, stream,
@@ -330,4 +331,4 @@ class Reading:
 def _beginning_of(task_id: str) -> datetime:
     """Return the time with which an id begins, or the epoch."""
     is_hex = re.fullmatch("[0-9a-f]{12}", task_id[:12])
-    return _time_of_ns(int(task_id[:12], 16) * 1_000_000) if is_hex else EPOCH
+    return _time_of_us(int(task_id[:12], 16) * 1000) if is_hex else EPOCH

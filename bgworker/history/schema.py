@@ -484,10 +484,12 @@ def bounded(connection: sqlite3.Connection, path: str) -> Iterator[None]:
     Raises:
         HistoryError: they took more steps than they can need for all rows of such a file.
     """
-    left = (_STEPS_AT_LEAST + _STEPS_A_BYTE * _size(path)) // _VM_STEPS
+    left: int | None = None  # calls of the handler: the first one finds out, and most never come to it
 
     def goes_on_for_too_long() -> bool:
         nonlocal left
+        if left is None:
+            left = (_STEPS_AT_LEAST + _STEPS_A_BYTE * _size(path)) // _VM_STEPS
         left -= 1
         return left < 0
 
@@ -497,7 +499,7 @@ def bounded(connection: sqlite3.Connection, path: str) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if str(error) != "interrupted":
             raise
-        if left >= 0:
+        if left is None or left >= 0:
             raise KeyboardInterrupt from None  # it was raised in the handler, and lost there
         raise damaged(path, "a question takes longer than any can in such a file") from error
     finally:
