@@ -484,7 +484,7 @@ def bounded(connection: sqlite3.Connection, path: str) -> Iterator[None]:
     Raises:
         HistoryError: they took more steps than they can need for all rows of such a file.
     """
-    left: int | None = None  # calls of the handler: the first one finds out, and most never come to it
+    left: int | None = None  # calls of the handler; most questions never make the first
 
     def goes_on_for_too_long() -> bool:
         nonlocal left
