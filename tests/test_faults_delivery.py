@@ -336,6 +336,39 @@ def test_forks_in_the_middle_of_bursts_repeat_nothing_and_lose_nothing_on_either
     assert in_child("forks", 20, str(tmp_path)) == "ok\n"
 
 
+LOADED_MEANWHILE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from bgworker import Scheduler, current_task
+
+def talk():
+    current_task().output("text")
+    current_task().output({"json": 1})
+    current_task().progress(1)
+    raise ValueError("and fail")
+
+with Scheduler(2, sinks=[sys.argv[2]]) as pool:
+    before = set(sys.modules)
+    pool.submit(talk).exception(timeout=60)
+    assert pool.flush(timeout=60)
+    print(*sorted(set(sys.modules) - before))
+"""
+
+
+@pytest.mark.parametrize("sink", ["jsonl:lines.jsonl", "sqlite:history.db"])
+def test_no_thread_of_a_sink_imports_anything_which_a_fork_could_leave_half_done(
+    tmp_path: Path, sink: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED_MEANWHILE, str(ROOT), sink],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stdout + done.stderr
+
+
 # -- a sink that takes nothing --
 
 
