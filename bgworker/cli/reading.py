@@ -1,5 +1,4 @@
-"""Shared by the verbs that read a history: their options, the errors of a history as exit codes, and
-their output.
+"""What the verbs that read a history share: options, exit codes for its errors, and output.
 
 Text is for people, and harmless: what a task said is escaped wherever it goes, since a pipe may end
 at a terminal, too. ``--json`` is for programs: exact, ASCII, and of a shape that never changes

@@ -220,7 +220,7 @@ def _switch_on_ansi() -> bool:
     Sequences", Microsoft."""
     try:
         import ctypes
-        kernel32: Any = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
+        kernel32: Any = getattr(ctypes, "WinDLL")("kernel32", use_last_error=True)  # Windows alone
         kernel32.GetStdHandle.restype = ctypes.c_void_p
         handle = ctypes.c_void_p(kernel32.GetStdHandle(-12))
         mode = ctypes.c_uint32()

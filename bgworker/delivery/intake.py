@@ -126,11 +126,11 @@ class Intake:
         self.congested = False
         """Written by the dispatcher: a healthy sink's queue is getting full."""
         self.is_heard = False
-        """Written by the dispatcher: somebody gets life-cycle records. If not, they are only counted,
-        in ``TaskState.seq``, and the thread that would emit one may count it."""
+        """Written by the dispatcher: somebody gets life-cycle records. If not, they are only
+        counted, in ``TaskState.seq``, and the thread that would emit one may count it."""
         self.crowded_above = limit // 8
-        """More waiting slots than this, and the intake is crowded; the dispatcher fits the number to
-        the smallest queue."""
+        """With more waiting slots than this the intake is crowded; the dispatcher fits the number
+        to the smallest queue."""
 
     def emit(self, state: TaskState, kind: int, data: object) -> None:
         """Append one stream record of at most `SHORT` characters, with the one clock reading that

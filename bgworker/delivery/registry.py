@@ -266,4 +266,5 @@ def _open_spec(sink: Sink | str, config: dict[str, Any]) -> tuple[Sink, str]:
             f"sink: expected an object with write(events) and close(), or a specification such as "
             f"'jsonl:PATH', got {show(sink)}"
         )
-    return sink, name_of(type(sink)).lower().removesuffix("sink") or "sink"  # type: ignore[return-value]
+    name = name_of(type(sink)).lower().removesuffix("sink") or "sink"
+    return sink, name  # type: ignore[return-value]

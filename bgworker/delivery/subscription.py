@@ -163,7 +163,8 @@ class Subscription:
             thread.start()
         except RuntimeError as error:
             raise ShutdownError(
-                f"no thread can be started for the callback ({error}); read the subscription instead"
+                f"no thread can be started for the callback ({error}); "
+                "read the subscription instead"
             ) from error
         self._thread = thread
 

@@ -82,7 +82,7 @@ class LightFuture(Future["T"]):
         """Called when somebody is about to wait for this future and others at once."""
 
     def _resolve(self, final_state: str) -> None:
-        """Write the final state and wake everyone who waits for it. `_tell` remains to be called."""
+        """Write the final state and wake all who wait for it. `_tell` remains to be called."""
         with self._condition:  # not `acquire` and `try`: an interrupt may strike between the two
             self._state = final_state
             if self._sleepers is not None:

@@ -148,7 +148,8 @@ class Pool:
                 and len(self.calls) >= self._max_pending + self._free_workers()
             ):
                 raise PendingFull(
-                    f"max_pending: {self._max_pending} tasks are waiting already; wait for some of them"
+                    f"max_pending: {self._max_pending} tasks are waiting already; "
+                    "wait for some of them"
                 )
             if task._has_timeout and not self.deadlines.has_started:
                 self._start_deadlines()

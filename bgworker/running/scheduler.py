@@ -494,8 +494,10 @@ class Scheduler(DropIn):
             raise ConfigurationError(f"callback: expected a callable or None, got {show(callback)}")
         if task is None:
             state = None
+        elif issubclass(type(task), Task):
+            state = task._task_state  # type: ignore[union-attr]
         else:
-            state = task._task_state if issubclass(type(task), Task) else self._memory.state(task)  # type: ignore[union-attr, arg-type]
+            state = self._memory.state(task)  # type: ignore[arg-type]
         if state is not None and state.run_id != self._run_id:
             raise KeyError(state.id)  # another Scheduler's
         return self._registry.subscribe(

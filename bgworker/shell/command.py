@@ -122,8 +122,8 @@ class _CommandSource(Source):
 
 
 _PROGRAM = re.compile(
-    r"""\s*(?:\w+=\S*\s+)*           # VAR=value in front of it
-                          (?:"(?P<double>[^"]+)"|'(?P<single>[^']+)'|(?P<bare>[^\s;&|<>(){}"'`$#]+))""",
+    r"""\s*(?:\w+=\S*\s+)*  # VAR=value in front of it
+        (?:"(?P<double>[^"]+)" | '(?P<single>[^']+)' | (?P<bare>[^\s;&|<>(){}"'`$#]+))""",
     re.VERBOSE,
 )
 
