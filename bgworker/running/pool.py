@@ -448,6 +448,9 @@ class Pool:
             self.initializer(*self.initargs)
             worker.variables = tuple(copy_context().items())
         except BaseException as error:
+            # first, as ThreadPoolExecutor: whoever hears of it finds it in the log; and guarded:
+            # what a handler raises costs nobody the news
+            ask(lambda: LOGGER.critical("exception in the pool's initializer", exc_info=True))
             broken = BrokenPool(
                 "A thread initializer failed, the thread pool is not usable anymore "
                 f"({describe(error)})"
@@ -455,8 +458,6 @@ class Pool:
             with self._lock:
                 self.refusal = broken
             self._fail_pending(broken)
-            # last, and guarded: what the handlers of the log do costs nobody the news
-            ask(lambda: LOGGER.critical("exception in the pool's initializer", exc_info=True))
             return False
         return True
 
