@@ -144,8 +144,7 @@ def judged(module: str, target: str, name: str | None) -> Iterator[str]:
         yield f"imports {target}: {source} knows no concrete sink"
 
 
-# --- the package
-# --------------------------------------------------------------------------------------------------------
+# --- the package ---
 
 
 def test_no_module_imports_from_a_higher_floor_or_touches_a_neighbours_internals() -> None:
@@ -201,8 +200,7 @@ def test_a_circle_is_noticed_also_one_that_only_type_checkers_see(tmp_path: Path
     assert circles(package, "running") == ["running.loops", "running.task", "running.waits"]
 
 
-# --- the checker itself
-# -------------------------------------------------------------------------------------------------
+# --- the checker itself ---
 
 
 def tree_of(folder: Path, files: dict[str, str]) -> Path:

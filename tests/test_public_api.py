@@ -137,8 +137,7 @@ def test_the_version_is_the_one_of_the_project() -> None:
     assert bgworker.__version__.count(".") == 2
 
 
-# --- docstrings
-# ---------------------------------------------------------------------------------------------------------
+# --- docstrings ---
 
 
 def undocumented(name: str, value: object) -> Iterator[str]:

@@ -113,8 +113,7 @@ def subcommands() -> list[str]:
     return listed
 
 
-# --- the extraction itself
-# ----------------------------------------------------------------------------------------------
+# --- the extraction itself ---
 
 SAMPLE = """\
 # Title

@@ -53,8 +53,7 @@ PAUSE = 0.03
 the next."""
 
 
-# --- the frame
-# ----------------------------------------------------------------------------------------------------------
+# --- the frame ---
 
 
 @dataclass(frozen=True)
@@ -281,8 +280,7 @@ def main(argv: list[str]) -> int:
     return 1 if failed else 0
 
 
-# --- what the benches share
-# ---------------------------------------------------------------------------------------------
+# --- what the benches share ---
 
 
 class NullSink:
@@ -409,8 +407,7 @@ def bare_put() -> Callable[[Any], None]:
     return lambda text: put((state, 8, time_ns(), text))
 
 
-# --- the benches
-# --------------------------------------------------------------------------------------------------------
+# --- the benches ---
 
 IMPORTS = 15
 """Interpreters started per variant and round."""
@@ -835,8 +832,7 @@ def isolation() -> Mapping[str, Variant]:
     return {"alone": alone, "dead": dead, "logging": logs}
 
 
-# --- beside tasks that compute
-# --------------------------------------------------------------------------------------------
+# --- beside tasks that compute ---
 
 
 def compute(steps: int) -> int:

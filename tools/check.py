@@ -51,6 +51,16 @@ import sys, sysconfig
 free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
 print("%d.%d.%d" % sys.version_info[:3] + ("t" if free_threaded else ""))
 """
+WIDTH = """
+import pathlib, sys
+long = [
+    f"{path}:{number}: expected at most 100 columns, got {len(line)}; fold the line"
+    for path in sorted(pathlib.Path("bgworker").rglob("*.py"))
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    if len(line) > 100
+]
+sys.exit("\\n".join(long) or 0)
+"""
 PARSE = """
 import pathlib, sys
 for path in sys.argv[1:]:
@@ -110,8 +120,7 @@ def split_at(argv: list[str], separator: str) -> tuple[list[str], list[str]]:
     return argv[:at], argv[at + 1:]
 
 
-# --- interpreters
-# ----------------------------------------------------------------------------------
+# --- interpreters ---
 
 
 def interpreters(named: list[str] | None, environment: dict[str, str]) -> list[Interpreter]:
@@ -173,8 +182,7 @@ def on_ci(environment: dict[str, str]) -> bool:
     return environment.get("CI", "").lower() not in ("", "0", "false")
 
 
-# --- the environment
-# -------------------------------------------------------------------------------
+# --- the environment ---
 
 
 def prepared_venv(python: Interpreter, scratch: Path, environment: dict[str, str]) -> Interpreter:
@@ -251,8 +259,7 @@ def install(inside: Interpreter, extras: str, environment: dict[str, str]) -> No
                              " --no-install")
 
 
-# --- the checks
-# ------------------------------------------------------------------------------------
+# --- the checks ---
 
 
 def run_checks(pythons: list[Interpreter], environment: dict[str, str], *, fast: bool,
@@ -265,6 +272,7 @@ def run_checks(pythons: list[Interpreter], environment: dict[str, str], *, fast:
         target = "{}.{}".format(*version)
         mypy = ["-m", "mypy", "--strict", "--python-version", target, "bgworker", "tests/typing"]
         passed.append(passes(f"mypy for {target}", last, mypy, environment))
+    passed.append(passes("width of lines", last, ["-I", "-c", WIDTH], environment))
     tools = sorted(map(str, (ROOT / "tools").glob("*.py")))
     for python in pythons:
         parse = ["-I", "-W", "error", "-c", PARSE, *tools]

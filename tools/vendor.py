@@ -245,8 +245,7 @@ def is_zipped_copy(path: Path) -> bool:
         return any(MARK in reader.read(entry) for entry in marks)
 
 
-# --- verification
-# -------------------------------------------------------------------------------------------------------
+# --- verification ---
 
 
 def verify(entry: Path, name: str) -> str:
