@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from histories import Recorder
+from tests.histories import Recorder
 
 import bgworker.cli
 import bgworker.history.retention  # so that no child has to

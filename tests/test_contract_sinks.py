@@ -22,9 +22,9 @@ from bgworker import (
 )
 from bgworker.model import wire
 from bgworker.testing import FlakySink, MemorySink, check_sink
-from receiver import SECRET, Receiver, judge
+from tests.receiver import SECRET, Receiver, judge
 
-from reading import events_of
+from tests.reading import events_of
 
 SOON = 30.0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from test_readme import README, ROOT, python_blocks, run_block
+from tests.test_readme import README, ROOT, python_blocks, run_block
 
 DRIVER = """
 import json, sys, tkinter

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 
 def machine(examples: int, seed: int) -> None:
@@ -34,7 +34,7 @@ def machine(examples: int, seed: int) -> None:
     import hypothesis
 
     from bgworker.delivery import dispatcher
-    import test_properties_delivery as properties
+    from tests.delivery import test_properties_delivery as properties
 
     dispatcher.GATHER = 0.001  # as the test does: the gathering adds nothing but time
     logging.getLogger("bgworker").disabled = True
@@ -49,21 +49,21 @@ def machine(examples: int, seed: int) -> None:
 
 def signals(examples: int, seed: int) -> None:
     """Ten seconds of signals whose handler emits."""
-    import test_faults_delivery as faults
+    from tests.delivery import test_faults_delivery as faults
 
     print("     ", faults.in_child("signal_storm", 10.0).strip())
 
 
 def finalisers(examples: int, seed: int) -> None:
     """Ten seconds of garbage collection at every allocation, with finalisers that emit."""
-    import test_faults_delivery as faults
+    from tests.delivery import test_faults_delivery as faults
 
     print("     ", faults.in_child("collector_storm", 10.0).strip())
 
 
 def forks(examples: int, seed: int) -> None:
     """Two hundred forks in the middle of bursts."""
-    import test_faults_delivery as faults
+    from tests.delivery import test_faults_delivery as faults
 
     with tempfile.TemporaryDirectory() as folder:
         faults.in_child("forks", 200, folder, seconds=600)
@@ -71,7 +71,7 @@ def forks(examples: int, seed: int) -> None:
 
 def stalled(examples: int, seed: int) -> None:
     """Five million events into a sink that hangs."""
-    import test_faults_delivery as faults
+    from tests.delivery import test_faults_delivery as faults
     from bgworker import SinkOptions
 
     print(
@@ -84,7 +84,7 @@ def stalled(examples: int, seed: int) -> None:
 
 def kills(examples: int, seed: int) -> None:
     """A thousand kills of a process that writes one SQLite history."""
-    import test_faults_sqlite as faults
+    from tests.history import test_faults_sqlite as faults
 
     with tempfile.TemporaryDirectory() as folder:
         reached = faults.run_kills(f"{folder}/history.db", 1000, seed)
@@ -93,7 +93,7 @@ def kills(examples: int, seed: int) -> None:
 
 def processes(examples: int, seed: int) -> None:
     """Thirty seconds of four processes that write one SQLite history, and a reader."""
-    import test_faults_sqlite as faults
+    from tests.history import test_faults_sqlite as faults
     from bgworker.history.sink import SqliteSink
 
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ def processes(examples: int, seed: int) -> None:
 
 def hostile(examples: int, seed: int) -> None:
     """SECONDS of hostile objects in every place where a user can put one."""
-    import test_faults_values as faults
+    from tests.model import test_faults_values as faults
 
     with tempfile.TemporaryDirectory() as folder:
         print("     ", faults.run_hostile(seed, folder, seconds=duration))
@@ -111,7 +111,7 @@ def hostile(examples: int, seed: int) -> None:
 def links(examples: int, seed: int) -> None:
     """A hundred folders in which another user has set links, FIFOs and devices; then one that
     changes all the time."""
-    import test_faults_files as faults
+    from tests.sinks import test_faults_files as faults
 
     for number in range(100):
         faults.run_links(seed + number)
@@ -122,21 +122,21 @@ def links(examples: int, seed: int) -> None:
 def mutated(examples: int, seed: int) -> None:
     """Five minutes of park files and JSONL files that were changed, through replay, a sink, a
     history and its export."""
-    import test_faults_files as faults
+    from tests.sinks import test_faults_files as faults
 
     print("     ", faults.run_mutations(300.0, seed))
 
 
 def histories(examples: int, seed: int) -> None:
     """SECONDS of histories that were changed at random, in bytes and by SQL, through every verb."""
-    import mutations
+    from tests import mutations
 
     print("     ", mutations.run_for(duration, seed))
 
 
 def control(examples: int, seed: int) -> None:
     """Random control of pools for SECONDS, a third of the time with SIGINT in a child process."""
-    import test_properties_control as properties
+    from tests.running import test_properties_control as properties
 
     rounds, ends = properties.run_for(duration * 2 / 3, seed)
     print(

@@ -1,0 +1,95 @@
+"""``bgworker replay``, as a user runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bgworker import RetryPolicy, Scheduler, SinkOptions, TemporarySinkError
+from bgworker.model.wire import decode
+
+ROOT = Path(__file__).parents[2]
+
+
+class Dead:
+    def write(self, events: object) -> None:
+        raise TemporarySinkError("nobody there")
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def parked(tmp_path: Path) -> Path:
+    path = tmp_path / "park.jsonl"
+    with Scheduler(1, close_timeout=0.3) as pool:
+        pool.register_sink(
+            Dead(),
+            options=SinkOptions(park=path, retry=RetryPolicy(attempts=1, base=0.001, cap=0.001)),
+        )
+        pool.submit(len, "x").result(10)
+    return path
+
+
+def bgworker(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bgworker", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_what_was_parked_is_delivered_and_counted(parked: Path, tmp_path: Path) -> None:
+    done = bgworker("replay", parked, "--to", f"jsonl:{tmp_path / 'out.jsonl'}")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "4 delivered, 0 refused, 0 skipped\n",
+        "",
+    )
+    assert [decode(line).seq for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert not parked.exists()
+
+
+def test_a_line_that_cannot_be_read_is_shown_harmlessly_and_ends_with_1(
+    parked: Path, tmp_path: Path
+) -> None:
+    with parked.open("a") as file:
+        file.write('{"event":{"v":1,"type":"\x1b[31mred"}}\n')
+    done = bgworker("replay", parked, "--to", f"jsonl:{tmp_path / 'out.jsonl'}")
+    assert done.returncode == 1 and done.stdout == "4 delivered, 0 refused, 1 skipped\n"
+    assert "line at byte" in done.stderr and "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["none.jsonl", "--to", "jsonl:x.jsonl"], "cannot read 'none.jsonl'"),
+    (["PARK", "--to", "pigeon"], "argument --to: "),
+    (["PARK"], "--to"),
+    ([], "FILE"),
+])
+def test_bad_input_is_one_line_and_exit_code_2(
+    parked: Path, words: list[str], message: str
+) -> None:
+    before = parked.read_bytes()
+    done = bgworker("replay", *[str(parked) if word == "PARK" else word for word in words])
+    assert done.returncode == 2 and done.stdout == ""
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert parked.read_bytes() == before
+
+
+def test_a_sink_that_cannot_be_opened_leaves_the_file_as_it_was(
+    parked: Path, tmp_path: Path
+) -> None:
+    before = parked.read_bytes()
+    done = bgworker("replay", parked, "--to", f"jsonl:{tmp_path}")
+    assert done.returncode == 1 and "is a directory" in done.stderr and done.stderr.count("\n") == 1
+    assert parked.read_bytes() == before

@@ -1,0 +1,154 @@
+"""``bgworker show``, on a history that a real Scheduler recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.histories import Recorder, make_nightly
+
+from bgworker.cli import main
+from bgworker.model.wire import decode_object
+
+
+class Nightly:
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.ids = make_nightly(path)
+
+
+@pytest.fixture(scope="module")
+def nightly(tmp_path_factory: pytest.TempPathFactory) -> Nightly:
+    return Nightly(tmp_path_factory.mktemp("show") / "nightly.db")
+
+
+def shown(capfd: pytest.CaptureFixture[str], *words: object, code: int = 0) -> str:
+    assert main(["show", *map(str, words)]) == code
+    out, err = capfd.readouterr()
+    assert (err == "") == (code == 0)
+    return out + err
+
+
+def test_a_failed_task_shows_why_and_its_last_lines(
+    nightly: Nightly, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(capfd, "--db", nightly.path, "load orders")
+    assert text.startswith("load orders: failed\n")
+    assert f"\n  id         {nightly.ids['load orders']}\n" in text
+    assert re.search(
+        r"\n  started    \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \((now|\d+s ago)\)\n", text
+    )
+    assert re.search(
+        r"\n  progress   100% row 2\n  script     histories:load \(sha256 [0-9a-f]{12}\)\n", text
+    )
+    assert '\n  arguments  {"args":[2],"kwargs":{"fail":true}}\n' in text
+    assert re.search(
+        rf"\n  run        [0-9a-f]+ \(process {os.getpid()} on \S.*, Python 3\.\d+\.\d+\S*, ended\)\n",
+        text,
+    )
+    assert "\nfailure:\n  ValueError: row 2 is bad\n  and so is the next\n" in text
+    assert "\n  Traceback (most recent call last):\n" in text
+    assert text.endswith("\noutput:\n  loaded row 1\n  loaded row 2\n"
+                         "\nerror:\n  one row was odd\n\nwarning:\n  {\"odd\":[3,null]}\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the commands are POSIX commands")
+@pytest.mark.parametrize("words, failure, end", [
+    (["sh", "-c", "echo out; printf '\\033[31mbad\\033[0m\\n' >&2; exit 3"], "exit code 3",
+     "\nerror:\n  bad\n\noutput:\n  out\n"),
+    (["sh", "-c", "kill -9 $$"], "SIGKILL", "\nfailure:\n  SIGKILL\n"),
+    (["./nosuch"], "there is no such program", ": './nosuch'\n"),
+    (["--timeout", "0.2", "--", "sleep", "1000"], "TaskTimedOut: ran longer than its timeout of 0.2 s",
+     "\nfailure:\n  TaskTimedOut: ran longer than its timeout of 0.2 s\n")])
+def test_a_failed_command_shows_how_it_ended_and_what_it_said_but_no_code_of_ours(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], failure: str, end: str
+) -> None:
+    db = str(tmp_path / "h.db")
+    assert main(["run", "--db", db, *words]) > 0
+    capfd.readouterr()
+    text = shown(capfd, "--db", db, "last")
+    assert f"\nfailure:\n  {failure}" in text and text.endswith(end)
+    assert "Traceback" not in text and ".py" not in text
+    if words[0] == "sh":
+        assert json.dumps(words) in text, "it says what ran"
+
+
+def test_as_many_lines_are_shown_of_each_stream_as_were_asked_for(
+    nightly: Nightly, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def lines(*words: object) -> list[str]:
+        return re.findall("loaded row .*", shown(capfd, "--db", nightly.path, "load items", *words))
+
+    assert lines() == [f"loaded row {row}" for row in range(16, 21)]
+    assert lines("-n", 2) == ["loaded row 19", "loaded row 20"]
+    assert len(lines("-n", 100)) == 20
+    assert lines("-n", 0) == []
+
+
+def test_how_other_tasks_ended_is_shown(
+    nightly: Nightly, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(capfd, "--db", nightly.path, "cleanup")
+    assert text.startswith("cleanup: cancelled\n") and "\n  started    -\n" in text
+    assert "\nwhy it was cancelled:\n  not tonight\n" in text
+    text = shown(capfd, "--db", nightly.path, nightly.ids["slow"])
+    assert text.startswith("slow: timed out\n") and "(timeout 50ms)\n" in text
+    assert "last" not in shown(capfd, "--db", nightly.path, "last").splitlines()[0]
+
+
+def test_a_task_that_runs_shows_how_long_it_has_been_running(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    record = Recorder(tmp_path / "h.db")
+    record.task("job", "running", created=record.ago(minutes=5, seconds=30))
+    text = shown(capfd, "--db", record.path, "job")
+    assert text.startswith("job: running\n") and re.search(
+        r"\n  ended     -\n  duration  5m3\ds\n", text
+    )
+    record.close()
+
+
+def test_the_json_has_the_task_its_run_and_wire_events(
+    nightly: Nightly, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer = json.loads(shown(capfd, "--db", nightly.path, "--json", "load orders"))
+    assert list(answer) == ["v", "task", "run", "streams"] and answer["v"] == 1
+    assert answer["task"]["task_id"] == nightly.ids["load orders"]
+    assert list(answer["run"]) == [
+        "run_id",
+        "host",
+        "pid",
+        "started_utc",
+        "ended_utc",
+        "python",
+        "version",
+        "is_alive",
+    ]
+    assert answer["run"]["pid"] == os.getpid() and answer["run"]["is_alive"] is False
+    events: Any = [decode_object(each) for each in answer["streams"]]
+    assert [event.seq for event in events] == sorted(event.seq for event in events)
+    assert [event.payload for event in events if event.stream_type == "warning"] == [
+        '{"odd":[3,null]}'
+    ]
+
+
+def test_a_task_that_is_not_there_is_code_1_and_the_candidates_are_listed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    record = Recorder(tmp_path / "h.db")
+    for end in "12":
+        record.task(f"job\x1b[31m{end}", id="abcdef".ljust(31, "0") + end)
+    assert shown(capfd, "--db", record.path, "nope\x1b", code=1) == (
+        "bgworker show: there is no task 'nope\\x1b' in this history; expected an id, the beginning of one, a name, "
+        "or last\n"
+    )
+    first, *candidates = shown(capfd, "--db", record.path, "abc", code=1).splitlines()
+    assert first == "bgworker show: 2 tasks have ids that begin with 'abc'; give more digits"
+    assert candidates == [
+        f"bgworker show: abcdef{'0' * 25}{end} job\\x1b[31m{end} (completed)" for end in "21"
+    ]
+    record.close()

@@ -1,0 +1,94 @@
+"""``bgworker stats``, on a history with known rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.histories import Recorder, make_nightly
+
+from bgworker.cli import main
+
+
+@pytest.fixture
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    monkeypatch.chdir(tmp_path)
+    recorder = Recorder("bgworker.db")
+    yield recorder
+    recorder.close()
+
+
+def shown(capfd: pytest.CaptureFixture[str], *words: object) -> list[str]:
+    assert main(["stats", *map(str, words)]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    return out.splitlines()
+
+
+def test_counts_failures_durations_and_losses_have_a_section_each(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for seconds in range(1, 21):
+        record.task("load users", took=float(seconds), created=record.ago(hours=2))
+    record.task(
+        "load orders",
+        "failed",
+        took=61.0,
+        created=record.ago(hours=3),
+        failure_type="OSError",
+        failure_message="no\nway",
+    )
+    record.task("waits", "scheduled")
+    record.lost(1234, at=record.ago(hours=5))
+    assert shown(capfd) == [
+        "        1 waiting", "       20 completed", "        1 failed",
+        "",
+        "FAILURES  TYPE     LATEST  MESSAGE",
+        r"       1  OSError  2h ago  no\nway",
+        "",
+        "TASKS    P50    P95    MAX  NAME",
+        "   20  10.0s  19.0s  20.0s  load users",
+        "    1  1m01s  1m01s  1m01s  load orders",
+        "",
+        " LOST  SINK  REASON    LATEST",
+        "1,234  hook  overflow  5h ago",
+    ]
+
+
+def test_a_long_section_is_cut_for_people_and_whole_for_programs(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(30):
+        record.task(f"name {number}")
+    assert shown(capfd)[-1] == "... and 10 more"
+    assert len(json.loads(shown(capfd, "--json")[0])["durations"]) == 30
+
+
+def test_since_leaves_out_what_ended_before(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    record.task("old", created=record.ago(days=2))
+    record.task("new", created=record.ago(hours=2))
+    assert shown(capfd, "--since", "1d")[-1].split()[-1] == "new"
+    assert shown(capfd, "--since", "1m") == ["no such tasks"]
+
+
+def test_the_json_has_four_fields_of_known_shape(tmp_path: Path, record: Recorder,
+                                                 capfd: pytest.CaptureFixture[str]) -> None:
+    [line] = shown(capfd, "--json")
+    assert line == '{"v":1,"counts":{},"failures":[],"durations":[],"losses":[]}'
+    make_nightly(tmp_path / "nightly.db")
+    record.lost(3)
+    [line] = shown(capfd, "--json", "--db", tmp_path / "nightly.db")
+    answer = json.loads(line)
+    assert answer["counts"] == {"completed": 2, "failed": 1, "cancelled": 1, "timed_out": 1}
+    assert [list(each) for each in answer["failures"]] == [
+        ["failure_type", "count", "latest_utc", "latest_task_id", "latest_message"]]
+    assert answer["failures"][0]["failure_type"] == "ValueError"
+    assert [list(each) for each in answer["durations"]] == [
+        ["name", "count", "p50", "p95", "max"]
+    ] * 4
+    [line] = shown(capfd, "--json")
+    assert list(json.loads(line)["losses"][0]) == ["sink", "reason", "count", "latest_utc"]
