@@ -68,6 +68,10 @@ class Durations:
     """Seconds that half of them took at most (nearest rank)."""
     p95: float
     max: float
+    total: float
+    """Seconds that all of them took together."""
+    slowest_task_id: str
+    """Of the task that took longest."""
 
 
 @dataclass(frozen=True)

@@ -343,23 +343,52 @@ class Search:
 # ---------------------------------------------------------------- counts
 
 
-def counts(
-    connection: sqlite3.Connection, dead: Collection[str], since: str
-) -> dict[TaskStatus, int]:
-    """Return how many tasks there are of each status."""
-    rows = connection.execute(f"SELECT status, count(*) FROM tasks WHERE {_in('status', _ENDED)} "
-                              "AND completed_utc >= ? GROUP BY status", (since,)).fetchall()
+def counts(connection: sqlite3.Connection, dead: Collection[str], since: str,
+           run: str | None = None) -> dict[TaskStatus, int]:
+    """Return how many tasks there are of each status. Reads all tasks of the run, if one is
+    named."""
+    which, values = _which(_ENDED, run)
+    rows = connection.execute(f"SELECT t.status, count(*) FROM tasks t WHERE {which} "
+                              "AND t.completed_utc >= ? GROUP BY t.status", (*values, since))
     found = {STATUSES[status]: count for status, count in rows}
     recent = f"total({LAST_SIGN} >= ?)" if since else "count(?)"
+    which, values = _which(_NOT_ENDED, run)
     for status, run_id, ended, count, recent in connection.execute(
         f"SELECT t.status, t.run_id, r.ended_utc, count(*), {recent} FROM tasks t "
-        f"LEFT JOIN runs r ON r.run_id = t.run_id WHERE {_in('t.status', _NOT_ENDED)} "
-        "GROUP BY t.status, t.run_id",
-        (since,),
+        f"LEFT JOIN runs r ON r.run_id = t.run_id WHERE {which} GROUP BY t.status, t.run_id",
+        (since, *values),
     ):
         seen = judged(STATUSES[status], run_id, ended, dead)
         found[seen] = found.get(seen, 0) + int(recent if seen is TaskStatus.INTERRUPTED else count)
     return {status: found[status] for status in TaskStatus if found.get(status)}
+
+
+def _which(statuses: Collection[TaskStatus], run: str | None) -> tuple[str, tuple[str, ...]]:
+    """Return the condition that a task ``t`` has one of these statuses, and is of a run if one is
+    named, with its values. The + then has the run's index answer, not that of statuses."""
+    if run is None:
+        return _in("t.status", statuses), ()
+    return f"t.run_id = ? AND {_in('+t.status', statuses)}", (run,)
+
+
+def find_run(connection: sqlite3.Connection, run: str) -> str:
+    """Return the id of the run that is meant by an id or the beginning of one.
+
+    Raises:
+        ConfigurationError: none is, or several are.
+    """
+    if not isinstance(run, str):
+        raise ConfigurationError(f"run: expected the id of a run, or its beginning, got {run!r}")
+    beginning = sanitise(run).lower()
+    found = connection.execute(
+        "SELECT run_id FROM runs WHERE run_id >= ? AND run_id < ? ORDER BY run_id LIMIT 2",
+        (beginning, beginning + "\U0010ffff")).fetchall()
+    if not beginning or not found or len(found) > 1 and found[0][0] != beginning:
+        raise ConfigurationError(
+            f"run: expected the id of a run of this history, or the beginning of one, got "
+            f"{run[:80]!r}, which {'several runs have' if found else 'no run has'}; the page of "
+            "runs, and --json of any task, show the ids")
+    return str(found[0][0])
 
 
 def completed(
@@ -374,45 +403,58 @@ def completed(
     return sum(metadata.items() <= object_of(text).items() for text, in rows)
 
 
-def failures(connection: sqlite3.Connection, since: str) -> tuple[Failures, ...]:
-    """Return the failed tasks by the type of their exception. Reads all of them."""
+def failures(connection: sqlite3.Connection, since: str,
+             run: str | None = None) -> tuple[Failures, ...]:
+    """Return the failed tasks by the type of their exception. Reads all of them, or of the run."""
+    which, values = _which((TaskStatus.FAILED,), run)
     # SQLite takes the other columns from the row that has the max():
     # https://sqlite.org/lang_select.html#bareagg
     rows = connection.execute(
         f"SELECT {brief('failure_type')}, count(*), max(completed_utc), {brief('id')}, "
-        f"{brief('failure_message')} FROM tasks WHERE status = 'failed' AND completed_utc >= ? "
-        "GROUP BY failure_type ORDER BY 2 DESC, failure_type LIMIT ?", (since, MOST_NAMES))
+        f"{brief('failure_message')} FROM tasks t WHERE {which} AND completed_utc >= ? "
+        "GROUP BY failure_type ORDER BY 2 DESC, failure_type LIMIT ?",
+        (*values, since, MOST_NAMES))
     return tuple(Failures(text_of(kind), count, time_of(latest), text_of(task_id) or "",
                           text_of(message))
                  for kind, count, latest, task_id, message in rows)
 
 
 _TIMED = "duration_sec > -9e999 AND duration_sec < 9e999"  # neither infinite nor text
-_RECENT = f"""
+_SOME = f"""
 SELECT {brief("name")}, number, max(duration_sec) FILTER (WHERE place <= (number * 50 + 99) / 100),
-  max(duration_sec) FILTER (WHERE place <= (number * 95 + 99) / 100), max(duration_sec)
-FROM (SELECT name, duration_sec, count(*) OVER (PARTITION BY name) AS number,
+  max(duration_sec) FILTER (WHERE place <= (number * 95 + 99) / 100), max(duration_sec),
+  total(duration_sec), max(id) FILTER (WHERE place = number)
+FROM (SELECT name, {brief("id")} AS id, duration_sec, count(*) OVER (PARTITION BY name) AS number,
     row_number() OVER (PARTITION BY name ORDER BY duration_sec) AS place
-  FROM tasks WHERE {_in("status", _ENDED)} AND completed_utc >= ? AND {_TIMED})
+  FROM tasks t WHERE {{}} AND completed_utc >= ? AND {_TIMED})
 GROUP BY name ORDER BY number DESC, name LIMIT {MOST_NAMES}"""
 _NAMES = f"""
-SELECT {brief("name")}, count(*), key FROM tasks WHERE {_TIMED}
+SELECT {brief("name")}, count(*), total(duration_sec), key FROM tasks WHERE {_TIMED}
 GROUP BY name ORDER BY 2 DESC, name LIMIT {MOST_NAMES}"""
 
 
-def durations(connection: sqlite3.Connection, since: str) -> tuple[Durations, ...]:
-    """Return how long the tasks of each name ran. Reads all tasks since a time; without one, an
-    index."""
-    if since:
-        rows = connection.execute(_RECENT, (since,))
-        return tuple(Durations(text_of(name) or "", *rest) for name, *rest in rows)
-    return tuple(Durations(text_of(name) or "", count,
-                           *(_ranked(connection, key, count, percent) for percent in (50, 95, 100)))
-                 for name, count, key in connection.execute(_NAMES).fetchall())
+def durations(connection: sqlite3.Connection, since: str,
+              run: str | None = None) -> tuple[Durations, ...]:
+    """Return how long the tasks of each name ran. Reads all tasks since a time, or of a run;
+    without these, an index."""
+    if since or run is not None:
+        which, values = _which(_ENDED, run)
+        rows = connection.execute(_SOME.format(which), (*values, since))
+        return tuple(Durations(text_of(name) or "", count, p50, p95, most, total,
+                               text_of(task_id) or "")
+                     for name, count, p50, p95, most, total, task_id in rows)
+    found = []
+    for name, count, total, key in connection.execute(_NAMES).fetchall():
+        (p50, _), (p95, _), (most, task_id) = [
+            _ranked(connection, key, count, percent) for percent in (50, 95, 100)]
+        found.append(Durations(text_of(name) or "", count, p50, p95, most, total, task_id))
+    return tuple(found)
 
 
-def _ranked(connection: sqlite3.Connection, key: int, count: int, percent: int) -> float:
-    """Return what so many percent took at most, by steps along the index from the nearer end.
+def _ranked(connection: sqlite3.Connection, key: int, count: int,
+            percent: int) -> tuple[float, str]:
+    """Return what so many percent took at most, by steps along the index from the nearer end, and
+    the id of a task that took this.
 
     Args:
         key: of a task of the name.
@@ -420,13 +462,13 @@ def _ranked(connection: sqlite3.Connection, key: int, count: int, percent: int) 
     """
     rank = -(-count * percent // 100) - 1
     order, steps = ("ASC", rank) if rank < count // 2 else ("DESC", count - 1 - rank)
-    row = connection.execute("SELECT duration_sec FROM tasks "
+    row = connection.execute(f"SELECT duration_sec, {brief('id')} FROM tasks "
                              f"WHERE name = (SELECT name FROM tasks WHERE key = ?) AND {_TIMED} "
                              f"ORDER BY duration_sec {order} LIMIT 1 OFFSET ?",
                              (key, steps)).fetchone()
     if row is None:
         raise ValueError("an index lacks rows of tasks")
-    return float(row[0])
+    return float(row[0]), text_of(row[1]) or ""
 
 
 def losses(connection: sqlite3.Connection, since: str) -> tuple[Losses, ...]:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from typing import Any, Tuple
 
     from ..model.events import Event, LossEvent, StreamEvent, StreamType, TaskSnapshot
+    from .charts import FailureGroups, Throughput, Timeline
+    from .pages import LinePage, RunCounts, TaskPage
 
     Version = Tuple[int, int]
 
@@ -204,7 +206,69 @@ class History:
                         needed += 1
         return needed
 
+    def page(
+        self,
+        *,
+        status: TaskStatus | str | None = None,
+        name: str | None = None,
+        text: str | None = None,
+        run: str | None = None,
+        fingerprint: str | None = None,
+        since: datetime | timedelta | None = None,
+        until: datetime | None = None,
+        before: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+    ) -> TaskPage:
+        """Return a page of tasks, the latest created first, whatever their status.
+
+        Args:
+            status, name: as for `tasks`.
+            text: only tasks that have this in their name, last message, failure or output, in
+                small or capital letters.
+            run: only tasks of this run: its id, or the beginning of it.
+            fingerprint: only failed tasks of this `FailureGroup`.
+            since: as for `tasks`.
+            until: only tasks that were created before this time (aware).
+            before: the cursor of an earlier page: what is older than it.
+            after: the same: what is newer than it, and next to it.
+            limit: most tasks, 1 to 1,000.
+
+        Raises:
+            ConfigurationError: no run, or more than one, has an id that begins with ``run``.
+        """
+        raise NotImplementedError
+
+    def run_counts(self, *, before: str | None = None, limit: int = 50) -> tuple[RunCounts, ...]:
+        """Return runs with their counts, the newest first.
+
+        Args:
+            before: only runs with a smaller id: the last one of an earlier answer.
+            limit: most runs, 1 to 1,000.
+        """
+        raise NotImplementedError
+
     # -- streams --
+
+    def lines(
+        self,
+        task: str,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        types: Collection[StreamType | str] | None = None,
+        limit: int = 500,
+    ) -> LinePage:
+        """Return some of what a task said, at most a megabyte: the last lines, or those next to a
+        place.
+
+        Args:
+            task, types: as for `streams`.
+            before: the last ones with a smaller ``seq``.
+            after: the first ones with a greater ``seq``; 0 begins with the first of all.
+            limit: most lines, 1 to 1,000.
+        """
+        raise NotImplementedError
 
     def streams(
         self,
@@ -307,26 +371,76 @@ class History:
 
     # -- all of it --
 
-    def stats(self, *, since: datetime | timedelta | None = None) -> Stats:
+    def stats(self, *, since: datetime | timedelta | None = None,
+              run: str | None = None) -> Stats:
         """Return counts by status, failures by type, durations by name (of the 1,000 most
         frequent), and losses.
 
         Args:
             since: as for `tasks`; losses that were noted after it.
+            run: as for `page`; losses belong to no run.
         """
         after = "" if since is None else time_text(questions.moment(since))
         with self._asking() as connection:
+            run_id = None if run is None else questions.find_run(connection, run)
             return Stats(
-                questions.counts(connection, self._dead, after),
-                questions.failures(connection, after),
-                questions.durations(connection, after),
+                questions.counts(connection, self._dead, after, run_id),
+                questions.failures(connection, after, run_id),
+                questions.durations(connection, after, run_id),
                 questions.losses(connection, after),
             )
 
-    def counts(self) -> dict[TaskStatus, int]:
-        """Return how many tasks there are of each status, without those of which there are none."""
+    def failure_groups(self, *, run: str | None = None,
+                       since: datetime | timedelta | None = None,
+                       limit: int = 100) -> FailureGroups:
+        """Return the failed tasks in groups that are alike, the latest first.
+
+        Args:
+            run: only tasks of this run: its id, or the beginning of it.
+            since: only tasks that failed after this time (aware), or less than this long ago.
+            limit: most groups, 1 to 1,000.
+        """
+        raise NotImplementedError
+
+    def throughput(self, *, run: str | None = None, since: datetime | timedelta | None = None,
+                   until: datetime | None = None, buckets: int = 120) -> Throughput:
+        """Return how many tasks ended by the minute, or by a longer time for a longer span.
+
+        Args:
+            run: only tasks of this run: its id, or the beginning of it.
+            since, until: only what ended between these times; the buckets fill the span from
+                ``since``, or the first end, to ``until``, or the last end.
+            buckets: most stretches of time, 1 to 1,000.
+        """
+        raise NotImplementedError
+
+    def timeline(self, *, run: str | None = None, since: datetime | timedelta | None = None,
+                 until: datetime | None = None, bars: int = 2000, lanes: int = 64,
+                 loads: int = 240, most: int = 20_000) -> Timeline:
+        """Return when tasks ran, on lanes, and how many ran at once.
+
+        Args:
+            run: only tasks of this run: its id, or the beginning of it.
+            since, until: only tasks that ran between these times, and of them what lies between.
+            bars: most bars, 1 to 10,000.
+            lanes: most lanes, 1 to 1,000; tasks for which none is free have no bar.
+            loads: most stretches of time of the load, 1 to 1,000.
+            most: most tasks that are read, the newest: 20,000 take about 0.1 s.
+        """
+        raise NotImplementedError
+
+    def counts(self, *, run: str | None = None,
+               since: datetime | timedelta | None = None) -> dict[TaskStatus, int]:
+        """Return how many tasks there are of each status, without those of which there are none.
+
+        Args:
+            run: as for `page`.
+            since: as for `tasks`.
+        """
+        after = "" if since is None else time_text(questions.moment(since))
         with self._asking() as connection:
-            return questions.counts(connection, self._dead, "")
+            run_id = None if run is None else questions.find_run(connection, run)
+            return questions.counts(connection, self._dead, after, run_id)
 
     def completed(
         self, script_hashes: Iterable[str], metadata: Mapping[str, object]

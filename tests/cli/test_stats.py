@@ -88,7 +88,7 @@ def test_the_json_has_four_fields_of_known_shape(tmp_path: Path, record: Recorde
         ["failure_type", "count", "latest_utc", "latest_task_id", "latest_message"]]
     assert answer["failures"][0]["failure_type"] == "ValueError"
     assert [list(each) for each in answer["durations"]] == [
-        ["name", "count", "p50", "p95", "max"]
+        ["name", "count", "p50", "p95", "max", "total", "slowest_task_id"]
     ] * 4
     [line] = shown(capfd, "--json")
     assert list(json.loads(line)["losses"][0]) == ["sink", "reason", "count", "latest_utc"]

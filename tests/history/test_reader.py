@@ -477,7 +477,7 @@ def test_a_reader_inside_a_transaction_would_keep_the_log_from_being_emptied(
 
 def test_stats_count_and_group(record: Recorder, history: History) -> None:
     for number in range(1, 101):
-        record.task("many", created=record.ago(hours=2), took=float(number))
+        slowest = record.task("many", created=record.ago(hours=2), took=float(number))
     record.task(
         "one",
         "failed",
@@ -511,8 +511,8 @@ def test_stats_count_and_group(record: Recorder, history: History) -> None:
         Failures("OSError", 2, record.ago(hours=1) + timedelta(seconds=4), latest, "new"),
         Failures("mod.Odd", 1, record.ago(hours=3), stats.failures[1].latest_task_id, None))
     assert stats.durations == (
-        Durations("many", 100, 50.0, 95.0, 100.0),
-        Durations("one", 2, 3.0, 4.0, 4.0),
+        Durations("many", 100, 50.0, 95.0, 100.0, 5050.0, slowest),
+        Durations("one", 2, 3.0, 4.0, 4.0, 7.0, latest),
     )
     assert stats.losses == (Losses("hook", "overflow", 12, record.ago(hours=1)),
                             Losses("hook", "oversize", 1, record.now))
@@ -521,13 +521,33 @@ def test_stats_count_and_group(record: Recorder, history: History) -> None:
 def test_stats_of_a_time_leave_out_what_ended_before(record: Recorder, history: History) -> None:
     record.task("old", created=record.ago(days=3))
     record.task("old", "running", created=record.ago(days=3))
-    record.task("new", "failed", created=record.ago(hours=1), took=7.0, failure_type="E")
+    new = record.task("new", "failed", created=record.ago(hours=1), took=7.0, failure_type="E")
     record.lost(3, at=record.ago(days=2))
     stats = history.stats(since=timedelta(days=1))
     assert stats.counts == {"running": 1, "failed": 1}
     assert [each.count for each in stats.failures] == [1]
-    assert stats.durations == (Durations("new", 1, 7.0, 7.0, 7.0),)
+    assert stats.durations == (Durations("new", 1, 7.0, 7.0, 7.0, 7.0, new),)
     assert stats.losses == ()
+
+
+def test_stats_of_a_run_tell_of_its_tasks_alone(record: Recorder, history: History) -> None:
+    run = record.run(new_id(5), ended=record.now)
+    record.task("load", took=2.0)
+    record.task("load", "failed", run_id=run, took=3.0, failure_type="E")
+    record.task("load", "running", run_id=run)
+    stats = history.stats(run=run[:20])
+    assert stats.counts == {"failed": 1, "interrupted": 1} == history.counts(run=run)
+    assert [each.count for each in stats.failures] == [1]
+    assert [(each.count, each.total) for each in stats.durations] == [(1, 3.0)]
+
+
+@pytest.mark.parametrize("wrong", ["ff", "", "000000", 5])
+def test_a_run_that_cannot_be_told_is_refused(record: Recorder, history: History,
+                                              wrong: Any) -> None:
+    for time in (5, 6):
+        record.run(new_id(time), ended=record.now)
+    with pytest.raises(ConfigurationError, match="run: expected the id of a run"):
+        history.counts(run=wrong)
 
 
 def test_percentiles_are_the_nearest_rank_whichever_way_they_are_found(
