@@ -13,8 +13,8 @@ from contextlib import suppress
 
 from .. import __version__
 from ..model.errors import MissingPart
+from ..words import escaped
 from . import export, prune, replay, run, show, stats, tail, tasks, watch
-from .text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from ..model.errors import BgworkerError, ConfigurationError
 from ..sinks import open_sink, sinks_from_environ
 from ..sinks.opening import shown
-from .text import cut, escaped
+from ..words import escaped
+from .text import cut
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from ..sinks.opening import (
     shown,
     trouble,
 )
+from ..words import escaped
 from .reading import Output, a_path, add_db, exit_codes, harmless_json, opened
-from .text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

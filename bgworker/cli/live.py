@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections import Counter, deque
 
 from ..model.events import LifecycleEvent, StreamType, TaskSnapshot, TaskStatus
-from .tables import aligned, cell, counted, duration_of, word_for
+from ..words import duration_of, word_for
+from .tables import aligned, cell, counted
 from .text import cut, ellipsis_in
 
 TYPE_CHECKING = False

@@ -15,10 +15,10 @@ from time import monotonic, sleep
 from ..model.events import LifecycleEvent, LossEvent, StreamType, TaskStatus
 from ..model.records import event
 from ..model.threads import own_thread
+from ..words import escaped, why
 from .live import TaskTable
 from .screen import ERR, OUT, OWN, Screen
-from .tables import counted, painted, why
-from .text import escaped
+from .tables import counted, painted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

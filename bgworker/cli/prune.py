@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 
 from ..model.errors import ConfigurationError, HistoryError
+from ..words import escaped
 from .reading import (
     Output,
     a_count,
@@ -15,7 +16,6 @@ from .reading import (
     exit_codes,
     opened,
 )
-from .text import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from datetime import datetime, timezone
 from textwrap import fill
 
 from ..model.errors import BgworkerError, ConfigurationError, HistoryError, UnknownTask, WireError
+from ..words import duration, escaped
 from .screen import Channel, can_redraw
-from .tables import ANY_WIDTH, duration
-from .text import escaped
+from .tables import ANY_WIDTH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import sys
 from ..model.errors import BgworkerError, ConfigurationError
 from ..sinks import open_sink
 from ..sinks.opening import trouble
-from .text import escaped
+from ..words import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

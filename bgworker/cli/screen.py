@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from itertools import groupby
 
+from ..words import said
 from .live import draw
-from .text import said, width_of
+from .text import width_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,12 +8,11 @@ from heapq import merge
 
 from ..model.events import StreamType, TaskStatus
 from ..model.wire import encode
+from ..words import ago, duration_of, escaped, escaped_lines, stamp, took, why, word_for
 from .reading import (NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes,
                       harmless_json, now, opened)
-from .tables import (MOST_OF_A_NAME, ago, cell, duration_of, fields, painted, stamp, took, why,
-                     word_for)
+from .tables import MOST_OF_A_NAME, cell, fields, painted
 from .tail import payload_lines
-from .text import escaped, escaped_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

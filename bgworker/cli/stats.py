@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..words import ago, took, word_for
 from .reading import Output, a_duration, add_db, add_json, exit_codes, now, opened
-from .tables import (MOST_OF_A_MESSAGE, MOST_OF_A_NAME, ago, aligned, cell, painted, took,
-                     word_for)
+from .tables import MOST_OF_A_MESSAGE, MOST_OF_A_NAME, aligned, cell, painted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

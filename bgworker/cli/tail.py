@@ -6,6 +6,7 @@ import sys
 
 from ..model.events import StreamType
 from ..model.wire import encode
+from ..words import escaped, escaped_lines, message_of, said, took, word_for
 from .reading import (
     NO_SUCH_TASK,
     Output,
@@ -17,8 +18,6 @@ from .reading import (
     harmless_json,
     opened,
 )
-from .tables import message_of, took, word_for
-from .text import escaped, escaped_lines, said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from tests.histories import ROOT, Recorder, run_cli
 from bgworker.history import schema
 from bgworker.cli import VERBS, main
 from bgworker.cli.reading import harmless_json, json_line
-from bgworker.cli.text import escaped
+from bgworker.words import escaped
 
 README = ROOT / "README.md"
 

@@ -15,7 +15,8 @@ from bgworker.cli import live
 from bgworker.cli.live import TaskTable, draw
 from bgworker.cli.screen import ERR, OUT, OWN, Channel, Screen
 from bgworker.cli.tables import painted
-from bgworker.cli.text import cut, escaped, said, width_of
+from bgworker.cli.text import cut, width_of
+from bgworker.words import escaped, said
 from bgworker.model.events import (
     Event,
     EventType,

@@ -8,20 +8,10 @@ from typing import Any
 import pytest
 
 from bgworker.cli.text import width_of
-from bgworker.cli.tables import (
-    ANY_WIDTH,
-    ago,
-    aligned,
-    cell,
-    duration,
-    duration_of,
-    message_of,
-    stamp,
-    task_lines,
-    took,
-)
+from bgworker.cli.tables import ANY_WIDTH, aligned, cell, task_lines
 from bgworker.model.errors import ConfigurationError
 from bgworker.model.events import TaskSnapshot, TaskStatus
+from bgworker.words import ago, duration, duration_of, message_of, stamp, took
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 
