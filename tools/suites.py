@@ -29,14 +29,17 @@ PYTEST = ("-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "-o", "addopts
 SUITES: dict[str, tuple[str, ...]] = {
     "aiofiles": (*PYTEST, "tests"),
     "asgiref": (*PYTEST, "tests"),
+    # its warnings are errors, and its tests do not await the plugin for coroutines
+    "dask": (*PYTEST, "-p", "no:asyncio", "-o", "filterwarnings=", "dask/tests/test_threaded.py"),
     "janus": (*PYTEST, "tests"),
+    "requests-futures": (*PYTEST, "tests"),
     "s3transfer": (*PYTEST, "tests/unit", "tests/functional"),
     "tornado": ("-m", "tornado.test.runtests"),
 }
 """What runs a suite, in its source folder."""
 USUAL = ("aiofiles", "asgiref", "janus")
 
-TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout")
+TOOLS = ("pytest", "pytest-asyncio", "pytest-httpbin", "pytest-timeout")
 
 SWAP = """
 import os, sys
