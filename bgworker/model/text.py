@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 _SURROGATES = "[\ud800-\udfff]"
 _ESCAPES = r"\\(?:u(?:d[89ab]..\\ud[c-f]..|(d[89a-f]..|0000)|....)|.)"  # group 1: NUL, half a pair
-_NUMBERLIKE_KEY = r'[{,]"(?:-?[0-9][^"]*|true|false|null)":'
-_ALL_BUT_BRACKETS = r'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+'
 _MAX_DEPTH = 100
 """Most containers inside one another: well inside every interpreter's recursion limit, for readers
 too.
@@ -42,6 +40,8 @@ _MOST_ITEMS = 1_000_000
 """Most items of one container: a class of somebody's may go on for ever."""
 
 _CONTAINERS = (Mapping, list, tuple, set, frozenset)
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+_KEYS = frozenset((str,))
 
 SHOWN = 200
 """Characters of a value that a message shows at most."""
@@ -223,17 +223,16 @@ def json_text(value: object) -> str:
     text.
     """
     try:  # as `ask` does, which is worth a tenth of the time here
-        text = ENCODE(value)
+        text = ENCODE(value) if _is_plain(value, _MAX_DEPTH) else None
     except BaseException as error:
         _raise_ctrl_c(error)
-    else:
-        # Left to look for: NUL, half a surrogate pair (a whole one is a character), keys such as 1
-        # beside "1", depth.
-        has_bad_text = ("\\ud" in text or "\\u0000" in text) and any(
-            bad[1] for bad in re.finditer(_ESCAPES, text)
-        )
-        if not has_bad_text and not re.search(_NUMBERLIKE_KEY, text) and not _is_deep(text):
-            return text
+        text = None
+    # left to look for: NUL, and half a surrogate pair (a whole one is a character)
+    if text is not None and not (
+        ("\\ud" in text or "\\u0000" in text)
+        and any(bad[1] for bad in re.finditer(_ESCAPES, text))
+    ):
+        return text
     cleaned = ask(lambda: ENCODE(_cleaned(value, ())))
     # a RecursionError, if the caller has left no room
     return _quote(_unprintable(value)) if cleaned is None else cleaned
@@ -257,16 +256,26 @@ def fit_json(text: str, max_bytes: int) -> tuple[str, int]:
     return f'{start}{head}"}}', len(text)
 
 
-def _is_deep(text: str) -> bool:
-    """Tell whether more than `_MAX_DEPTH` containers of JSON text stand inside one another."""
-    if len(text) <= 2 * _MAX_DEPTH or text.count("[") + text.count("{") <= _MAX_DEPTH:
-        return False
-    shape = re.sub(_ALL_BUT_BRACKETS, "", text)
-    for _ in range(_MAX_DEPTH):
-        if not shape:
+def _is_plain(value: Any, depth: int) -> bool:
+    """Tell whether a value holds nothing but JSON's own types, exactly these, in at most ``depth``
+    containers inside one another: then nobody's code runs while it is encoded.
+    """
+    kind = type(value)
+    if kind is dict:
+        if not _KEYS.issuperset(map(type, value)):
             return False
-        shape = re.sub(r"\[\]|\{\}", "", shape)
-    return bool(shape)
+        items = value.values()
+    elif kind is list or kind is tuple:
+        items = value
+    else:
+        return kind in _SCALARS
+    if not depth:
+        return False
+    if _SCALARS.issuperset(map(type, items)):
+        return True
+    # of a copy, since another thread may change it meanwhile; and no more after the first that is
+    # not plain, since what leads back to itself has no end
+    return all(_is_plain(item, depth - 1) for item in list(items))
 
 
 def _cleaned(value: Any, parents: tuple[int, ...]) -> Any:
@@ -323,15 +332,5 @@ def _cleaned_key(key: object) -> str:
     return sanitise(key if issubclass(type(key), str) else text_of(key))  # type: ignore[arg-type]
 
 
-def _default(value: object) -> object:
-    """What the encoder asks for when it meets something that is not JSON."""
-    kind = type(value)
-    if issubclass(kind, Mapping):
-        return dict(_bounded(value.items()))  # type: ignore[attr-defined]
-    if issubclass(kind, (set, frozenset)):
-        return list(_bounded(value))  # type: ignore[arg-type]
-    return text_of(value)
-
-
 # The checks for cycles stay on: without them a cycle is found by running out of stack.
-ENCODE = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_default).encode
+ENCODE = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode

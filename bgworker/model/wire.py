@@ -373,7 +373,7 @@ def _number_text(value: float | None) -> str:
 
 def _object_text(value: Mapping[str, Any]) -> str:
     try:
-        text = _ENCODE(value)
+        text = _ENCODE(dict(value))
     except (ValueError, TypeError, RecursionError):
         # NaN, odd keys, too deep: no JSON value, but never a lost event
         text = json_text(value)

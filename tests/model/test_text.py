@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from enum import Enum, IntEnum
 from fractions import Fraction
+from itertools import repeat
 from types import MappingProxyType
 from typing import Any
 
@@ -346,14 +347,21 @@ def test_what_a_message_shows_is_short(value: object) -> None:
     assert len(show(value)) <= 203
 
 
+FOR_EVER = 5_000_000
+"""As good as: whoever takes all of it would take what has no end."""
+
+
 class Endless(dict):  # type: ignore[type-arg]
     """Gives for ever, as a mapping and as a sequence."""
 
     def __iter__(self) -> Any:
-        return iter(int, 1)
+        return repeat(0, FOR_EVER)
 
     def __getitem__(self, key: object) -> int:
         return 0
+
+    def items(self) -> Any:
+        return repeat(("k", 0), FOR_EVER)
 
 
 class EndlessMapping(Mapping):  # type: ignore[type-arg]
@@ -361,7 +369,7 @@ class EndlessMapping(Mapping):  # type: ignore[type-arg]
         return 0
 
     def __iter__(self) -> Any:
-        return iter(int, 1)
+        return repeat(0, FOR_EVER)
 
     def __len__(self) -> int:
         return 1
@@ -372,6 +380,10 @@ def test_what_gives_for_ever_is_not_waited_for() -> None:
         EndlessMapping(),
         [EndlessMapping(), math.nan],
         type("EndlessSet", (set,), {"__iter__": Endless.__iter__})([1]),
+        Endless(a=1),
+        {"k": [Endless(a=1)]},
+        type("EndlessList", (list,), {"__iter__": Endless.__iter__})([1]),
+        type("EndlessTuple", (tuple,), {"__iter__": Endless.__iter__})([1]),
     ):
         assert "unprintable" in json_text(value)
     for check in (
