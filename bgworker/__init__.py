@@ -30,7 +30,8 @@ from .model.errors import (
     UnknownTask,
     WireError,
 )
-from .running.scheduler import Scheduler, TaskOptions
+from .running.options import TaskOptions
+from .running.scheduler import Scheduler
 from .running.task import Task, TaskContext, checkpoint, current_task
 
 TYPE_CHECKING = False

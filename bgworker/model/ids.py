@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from itertools import count
 
+from .forks import in_child
+
 _random = os.urandom(4).hex()
 # one atomic step, safe from any thread
 _next = count(int.from_bytes(os.urandom(3), "big")).__next__
@@ -19,15 +21,12 @@ _next = count(int.from_bytes(os.urandom(3), "big")).__next__
 _own_runs: set[str] = set()
 
 
+@in_child
 def _reseed() -> None:
     """A forked child must not continue its parent's ids, and its parent's runs are not its own."""
     global _random
     _random = os.urandom(4).hex()
     _own_runs.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reseed)
 
 
 # Most ids of a burst share the millisecond, and 4,096 in a row the head of the counter: both are

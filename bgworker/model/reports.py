@@ -9,11 +9,11 @@ text and numbers, never an object of somebody else's.
 from __future__ import annotations
 
 import logging
-import os
 from _thread import allocate_lock
 from collections import deque
 
 from .clock import monotonic
+from .forks import in_child
 from .threads import own_thread
 
 TYPE_CHECKING = False
@@ -70,12 +70,9 @@ def _write() -> None:
     _have_written()  # for who came between the last look and the release, and found the lock taken
 
 
+@in_child
 def _start_afresh_in_child() -> None:
     """In a forked child: the lines are the parent's, and so was the thread that held the lock."""
     global _writing
     _lines.clear()
     _writing = allocate_lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_afresh_in_child)

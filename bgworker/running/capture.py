@@ -30,12 +30,12 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 from contextvars import ContextVar
 from threading import RLock, get_ident
 from types import MethodType
 
+from ..model.forks import in_child
 from ..model.text import ask, last_state, pieces, text_of
 from .context import current_task
 
@@ -332,6 +332,7 @@ def _step_back() -> None:
             )
 
 
+@in_child
 def _start_afresh() -> None:
     """In a forked child: capture nothing, because the tasks are the parent's, also the one that
     forked."""
@@ -340,7 +341,3 @@ def _start_afresh() -> None:
     while _running:
         _running.pop().close()
         _step_back()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_afresh)

@@ -7,7 +7,6 @@ blocks but `sleep`.
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from types import MappingProxyType
 from ..delivery.intake import SHORT, Intake
 from ..model.clock import monotonic
 from ..model.errors import TaskCancelled
+from ..model.forks import in_child
 from ..model.records import ERROR, OUTPUT, PROGRESS, VERBOSE, WARNING, TaskState
 from ..model.text import clean, fit, fit_json, json_text, number_of, text_of
 
@@ -290,14 +290,11 @@ class TaskContext:
 _stop_lock = threading.RLock()
 
 
+@in_child
 def _renew_lock() -> None:
     """In a forked child: the lock may be held by a thread that is not here."""
     global _stop_lock
     _stop_lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class _Bare(TaskContext):

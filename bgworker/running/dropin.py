@@ -9,25 +9,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.thread import BrokenThreadPool
-from itertools import islice
 
 from ..model.checks import number
-from ..model.clock import monotonic
 from ..model.errors import ConfigurationError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any, Protocol
+    from collections.abc import Callable
+    from typing import Any
 
     from .pool import Pool
-
-    class Submits(Protocol):
-        def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]: ...
 
 
 class WaitingTasks:
@@ -114,52 +107,3 @@ def number_of_workers(value: Any) -> int:
     if exact < 1:
         raise ConfigurationError(f"max_workers must be greater than 0, got {exact}")
     return exact
-
-
-def map_calls(
-    find: Callable[[], Submits | None],
-    fn: Callable[..., Any],
-    iterables: tuple[Iterable[Any], ...],
-    timeout: float | None,
-    buffersize: int | None,
-) -> Iterator[Any]:
-    """Submit a call for each item, and return an iterator over the results, as `Executor.map` does
-    since 3.14.
-
-    Args:
-        find: returns what submits. A weak reference to a scheduler, since one that is forgotten
-            winds down; then nothing more is submitted.
-    """
-    if buffersize is not None and not isinstance(buffersize, int):
-        raise TypeError("buffersize must be an integer or None")
-    if buffersize is not None and buffersize < 1:
-        raise ValueError("buffersize must be None or > 0")
-    until = None if timeout is None else monotonic() + timeout
-    items = zip(*iterables)
-    tasks: deque[Future[Any]] = deque()
-
-    def submit(most: int | None) -> None:
-        if (submitter := find()) is not None:
-            tasks.extend(submitter.submit(fn, *args) for args in islice(items, most))
-
-    def results() -> Iterator[Any]:
-        try:
-            while tasks:
-                if buffersize is not None:
-                    submit(1)
-                # not by a name, which would hold the task while its result is elsewhere
-                yield _result_or_cancel(tasks.popleft(), until)
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    submit(buffersize)
-    return results()
-
-
-def _result_or_cancel(task: Future[Any], until: float | None) -> Any:
-    try:
-        return task.result(None if until is None else until - monotonic())
-    finally:
-        task.cancel()
-        del task  # the traceback holds this frame, which would hold the task

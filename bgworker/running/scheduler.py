@@ -8,14 +8,9 @@ forgotten is collected: its queued tasks still run and its sinks are flushed.
 
 from __future__ import annotations
 
-import atexit
-import json
 import os
-import threading
 import weakref
-from collections.abc import Mapping
 from time import time_ns
-from types import MappingProxyType
 
 from ..delivery.dispatcher import Dispatcher
 from ..model.checks import MOST_LISTED, choice, flag, named, number
@@ -24,10 +19,12 @@ from ..model.enums import TaskStatus
 from ..model.errors import ConfigurationError, ShutdownError
 from ..model.ids import new_id, new_run_id
 from ..model.records import TaskState
-from ..model.text import fit_json, json_text, listed, show
+from ..model.text import listed, show
+from . import process
 from .context import Limits
-from .dropin import DropIn, default_workers, map_calls, number_of_workers
+from .dropin import DropIn, default_workers, number_of_workers
 from .finished import Memory
+from .options import Submits, TaskOptions
 from .pool import Pool
 from .source import source_of
 from .task import Task
@@ -35,8 +32,8 @@ from .variables import captured
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
-    from typing import Any, Coroutine, Literal, ParamSpec, TypeVar, overload
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from typing import Any, Literal, TypeVar
 
     from ..delivery.options import SinkOptions
     from ..delivery.registry import Registry
@@ -45,108 +42,13 @@ if TYPE_CHECKING:
     from ..model.health import FlushReport, SchedulerHealth, SinkHealth
     from ..sinks.base import Sink
 
-    P = ParamSpec("P")
     T = TypeVar("T")
-else:
-    def overload(function):
-        return None
 
 
 _NO_KEYWORDS: dict[str, Any] = {}
 
 
-class TaskOptions:
-    """Settings for the tasks submitted through it, from `Scheduler.options`. Immutable; use it as
-    often as you like."""
-
-    __slots__ = (
-        "_scheduler",
-        "_name",
-        "_timeout",
-        "_metadata",
-        "_metadata_json",
-        "_capture_output",
-        "_record_source",
-        "_record_arguments",
-        "_is_special",
-    )
-
-    def __init__(self, scheduler: Scheduler | None, name: str | None, timeout: float | None,
-                 metadata: Mapping[str, Any] | None, capture_output: bool, record_source: bool,
-                 record_arguments: bool) -> None:
-        self._scheduler = scheduler
-        self._name = None if name is None else named("name", name)
-        self._timeout = number("timeout", timeout, above=0, optional=True)
-        self._metadata, self._metadata_json = _frozen(metadata)
-        self._capture_output = flag("capture_output", capture_output)
-        self._record_source = flag("record_source", record_source)
-        self._record_arguments = flag("record_arguments", record_arguments)
-        self._is_special = bool(
-            self._timeout or self._metadata_json or self._record_source or self._record_arguments
-        )
-
-    def apply(
-        self, state: TaskState, args: tuple[Any, ...], kwargs: dict[str, Any], max_bytes: int
-    ) -> None:
-        """Write what is set here into the state of a new task."""
-        state.timeout = self._timeout
-        if self._metadata_json:
-            state.metadata_json = fit_json(self._metadata_json, max_bytes)[0]
-        if self._record_source:
-            state.record_source = True
-        if self._record_arguments:
-            state.arguments = fit_json(json_text({"args": args, "kwargs": kwargs}), max_bytes)[0]
-
-    @overload
-    def submit(
-        self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Task[T]: ...
-
-    @overload
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task[Any]:
-        """Submit a call with these settings; see `Scheduler.submit`."""
-        assert self._scheduler is not None  # only a Scheduler's own defaults lack it
-        return self._scheduler._submit(self, fn, args, kwargs)
-
-    @overload
-    def map(
-        self,
-        fn: Callable[..., Coroutine[Any, Any, T]],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[T]: ...
-
-    @overload
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[T]: ...
-    def map(
-        self,
-        fn: Callable[..., Any],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[Any]:
-        """Like `concurrent.futures.Executor.map`, each call a task with these settings.
-
-        Args:
-            timeout: seconds from this call for all of the results; the tasks' own timeout is a
-                setting of the options.
-        """
-        return map_calls(lambda: self, fn, iterables, timeout, buffersize)
-
-
-class Scheduler(DropIn):
+class Scheduler(Submits, DropIn):
     """Runs callables on background threads and records what they did. A drop-in for
     ``ThreadPoolExecutor``.
 
@@ -181,6 +83,8 @@ class Scheduler(DropIn):
         ConfigurationError: a setting has a value that cannot be used; also a ``ValueError``.
         SinkError: a sink cannot be opened.
     """
+
+    _settings: TaskOptions  # what `submit` goes by
 
     def __init__(
         self,
@@ -218,7 +122,7 @@ class Scheduler(DropIn):
             raise ConfigurationError(
                 f"sinks: expected a list of sinks or specifications, got {show(sinks)}"
             )
-        if _is_exiting:
+        if process.is_exiting():
             raise ShutdownError("cannot make a Scheduler: the interpreter is shutting down")
         max_workers = number_of_workers(max_workers)
         max_pending = number("max_pending", max_pending, least=1, whole=True, optional=True)
@@ -249,14 +153,13 @@ class Scheduler(DropIn):
             self._dispatcher.finish,
         )
         # without the Scheduler: a cycle would let a forgotten one wait for the garbage collector
-        self._defaults = TaskOptions(
-            None, None, None, None, capture_output, record_source, record_arguments
+        self._settings = TaskOptions(
+            None,
+            capture_output=capture_output,
+            record_source=record_source,
+            record_arguments=record_arguments,
         )
-        _live[self._pool] = self._dispatcher
-        _schedulers.add(self)
-        # a forgotten Scheduler winds down. Its pool is closed on the dispatcher's thread: the
-        # garbage collector may run right inside the pool, which holds its lock
-        weakref.finalize(self, _wind_down, self._dispatcher, self._pool).atexit = False
+        process.enter(self, self._pool, self._dispatcher)
         try:
             for sink in given:
                 self.register_sink(sink)
@@ -283,6 +186,7 @@ class Scheduler(DropIn):
             return self._made_registry
 
     def _start_afresh(self) -> None:
+        """Go on under a new run id; in a forked child, which has none of its parent's tasks."""
         self._run_id = new_run_id(time_ns())
         self._memory.start_afresh()
 
@@ -291,69 +195,8 @@ class Scheduler(DropIn):
         """Id of this Scheduler in this process: 32 hex digits."""
         return self._run_id
 
-    @overload
-    def submit(
-        self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Task[T]: ...
-
-    @overload
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task[Any]:
-        """Queue ``fn(*args, **kwargs)`` and return its `Task`. All keywords go to ``fn``; settings
-        go through `options`.
-
-        A coroutine that ``fn`` returns, because it is an ``async def`` or wraps one, runs on an
-        event loop of its worker; the task's result is the coroutine's.
-
-        Context variables are captured now. Any thread; never blocks.
-
-        Raises:
-            ShutdownError: after `shutdown`, at interpreter exit, or when the initializer failed;
-                also a ``RuntimeError``.
-            PendingFull: ``max_pending`` tasks wait already; also a ``queue.Full``.
-            PoolStuck: every thread is stuck past its task's deadline, ``max_stuck`` of them were
-                replaced.
-        """
-        return self._submit(self._defaults, fn, args, kwargs)
-
-    @overload
-    def map(
-        self,
-        fn: Callable[..., Coroutine[Any, Any, T]],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[T]: ...
-
-    @overload
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[T]: ...
-    def map(
-        self,
-        fn: Callable[..., Any],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[Any]:
-        """Submit a call for each item; return an iterator over the results, in order, as
-        ``Executor.map``.
-
-        Args:
-            timeout: seconds from this call for all of the results.
-            chunksize: means nothing here, as in ``ThreadPoolExecutor``.
-            buffersize: most calls whose results have not been taken; None submits all at once. On
-                every Python.
-        """
-        return map_calls(weakref.ref(self), fn, iterables, timeout, buffersize)
+    def _finder(self) -> Callable[[], Scheduler | None]:
+        return weakref.ref(self)  # a forgotten one winds down
 
     def options(
         self,
@@ -379,15 +222,19 @@ class Scheduler(DropIn):
             record_arguments: whether the record holds the arguments, as JSON.
             The last three take None for the Scheduler's default.
         """
-        defaults = self._defaults
+        defaults = self._settings
         return TaskOptions(
-            self,
-            name,
-            timeout,
-            metadata,
-            defaults._capture_output if capture_output is None else capture_output,
-            defaults._record_source if record_source is None else record_source,
-            defaults._record_arguments if record_arguments is None else record_arguments,
+            self._submit,
+            name=name,
+            timeout=timeout,
+            metadata=metadata,
+            capture_output=(
+                defaults._capture_output if capture_output is None else capture_output
+            ),
+            record_source=defaults._record_source if record_source is None else record_source,
+            record_arguments=(
+                defaults._record_arguments if record_arguments is None else record_arguments
+            ),
         )
 
     def _submit(self, options: TaskOptions, fn: Callable[..., T], args: tuple[Any, ...],
@@ -396,7 +243,7 @@ class Scheduler(DropIn):
         now = time_ns()
         state = TaskState(new_id(now), options._name or source.name, self._run_id, now, source)
         if options._is_special:
-            options.apply(state, args, kwargs, self._limits.max_payload)
+            options._apply(state, args, kwargs, self._limits.max_payload)
         dispatcher = self._dispatcher
         task: Task[T] = Task(state, self._pool, dispatcher, self._limits, options._metadata)
         state.handle = weakref.ref(task)
@@ -584,74 +431,3 @@ class Scheduler(DropIn):
         elif self._pool.is_inside():
             return
         self._dispatcher.closed.wait(None if until is None else max(0.0, until - monotonic()))
-
-
-def _frozen(metadata: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], str]:
-    """Return a read-only copy of the metadata, with JSON values only, and its JSON text."""
-    if metadata is None:
-        return MappingProxyType({}), ""
-    text = json_text(metadata) if issubclass(type(metadata), Mapping) else ""
-    if not text.startswith("{"):  # no mapping, or one that will not tell what is in it
-        raise ConfigurationError(
-            f"metadata: expected a mapping of JSON values, got {show(metadata)}"
-        )
-    return MappingProxyType(json.loads(text)), text
-
-
-def _wind_down(dispatcher: Dispatcher, pool: Pool) -> None:
-    """Close the pool of a Scheduler that was forgotten; takes no lock."""
-    if dispatcher.has_started:  # else there is no task, no sink, and nobody to close the pool
-        dispatcher.intake.post(pool.close)
-
-
-# -- the ends of a process, and its forks --
-
-_live: weakref.WeakKeyDictionary[Pool, Dispatcher] = weakref.WeakKeyDictionary()
-_schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
-_is_exiting = False
-
-
-def _finish_all() -> None:
-    """At interpreter exit: let the tasks finish, as ``ThreadPoolExecutor`` does, and the sinks
-    within their timeouts.
-
-    Runs before `threading` joins the other threads, while new ones may mostly still start (not on
-    3.12).
-    """
-    global _is_exiting
-    _is_exiting = True
-    live = list(_live.items())
-    for pool, _ in live:
-        pool.close("interpreter shutdown")
-    for pool, dispatcher in live:
-        pool.join(None)
-        dispatcher.closed.wait()
-
-
-def _register_at_exit() -> None:
-    # The hook that concurrent.futures.thread uses. `atexit` itself runs after the joining of
-    # non-daemon threads, which may wait for our tasks for ever.
-    register = getattr(threading, "_register_atexit", None)
-    try:
-        if register is not None:
-            register(_finish_all)
-            return
-    except RuntimeError:
-        pass  # imported while the interpreter exits: nothing will be submitted any more
-    atexit.register(_finish_all)
-
-
-def _start_afresh_in_child() -> None:
-    """In a forked child: the threads are the parent's, and so is the record of its tasks."""
-    for pool, dispatcher in list(_live.items()):
-        pool.start_afresh()
-        dispatcher.start_afresh()
-        if pool.has_ended:  # the parent was closing its sinks: here there is nothing to close
-            dispatcher.finish()
-    for scheduler in list(_schedulers):
-        scheduler._start_afresh()
-
-
-_register_at_exit()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_afresh_in_child)

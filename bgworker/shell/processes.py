@@ -23,6 +23,7 @@ import threading
 from math import inf
 
 from ..model.clock import monotonic
+from ..model.forks import in_child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -226,11 +227,8 @@ def _listed_by_ps() -> Iterator[Process]:
         yield Process(int(pid), int(parent), int(group), session, "", not state.startswith("Z"))
 
 
+@in_child
 def _renew_lock() -> None:
     """In a forked child: the lock may be held by a thread that is not here."""
     global _lock
     _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)

@@ -12,6 +12,7 @@ import os
 import threading
 
 from ..model.clock import monotonic
+from ..model.forks import in_child
 
 try:
     import resource
@@ -81,11 +82,8 @@ class _Room:
 room = _Room()
 
 
+@in_child
 def _renew() -> None:
     """In a forked child: the commands are the parent's, and the lock may be held by a thread that
     is not here."""
     room.__init__()  # type: ignore[misc]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)

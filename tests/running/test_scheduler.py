@@ -1064,7 +1064,11 @@ def test_options_keep_their_scheduler_alive() -> None:
     gc.collect()
     task = options.submit(len, "abc")
     assert task.result(LONG) == 3
-    options._scheduler.shutdown()  # type: ignore[union-attr]
+    closed = task._dispatcher.closed
+    assert not closed.is_set()
+    del options
+    gc.collect()
+    assert closed.wait(LONG), "nothing else keeps it"
 
 
 # -- sinks from the environment and from specifications --
