@@ -32,7 +32,7 @@ them."""
 def weight(record: Record) -> int:
     """Return the bytes of memory that a waiting record is estimated at; the dispatcher counts
     alike."""
-    state, _, kind, _, data = record
+    state, kind, data = record[0], record[2], record[4]
     if kind >= PROGRESS:
         return cost(kind, data)
     return RECORD_COST if kind < COMPLETED or state is None else END_COST + text_of_task(state)

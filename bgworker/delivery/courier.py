@@ -1,18 +1,27 @@
-"""One sink's queue, thread and account.
+"""One sink's queue, its thread, and the account of what became of its events.
 
 Guarantees. Every call into the sink comes from this courier's one thread, through `Courier._call`,
 and what it raises comes back as a `Trouble`: plain values. Whatever the sink does, `put` returns at
-once, `close_all` by its deadline, and at every quiet moment ``emitted == delivered + coalesced +
-dropped + parked + pending``: each step of an event from one of these to another happens under the
-courier's lock, which is never held while code runs that is not ours.
+once, `close_all` by its deadline, and the account is exact (see `consumer`): the courier's lock is
+never held while code runs that is not ours.
+
+*States.* "ok"; "retrying" and "open" while the sink fails, as the `Breaker` says; "failed" when it
+has said that it takes nothing any more; "closed" at the end, which is final: the thread has ended,
+or the sink did not finish in time and is left to itself in it.
+
+*One turn of the thread.* It waits until there is something to do, takes a batch, and settles it: in
+the end each event of it has been delivered, parked or dropped. A batch begins with the losses that
+the sink has not been told of. One without events and losses is a flush.
+
+*After a failed attempt* events come again as they were, after a wait, or in halves, or they are
+given up: then they go to the park file, or are dropped and announced. Which of these, the `Breaker`
+decides. The park file is a sink too, with a courier of its own.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from collections import Counter
 from dataclasses import replace
 from time import time_ns
 
@@ -20,35 +29,27 @@ from ..model.checks import number
 from ..model.clock import monotonic
 from ..model.errors import ConfigurationError, MissingPart, SinkError, TemporarySinkError
 from ..model.health import SinkHealth
-from ..model.records import LOST, TYPES, Batch
-from ..model.reports import report, wait_for_reports
-from ..model.text import describe, name_of
+from ..model.records import LOST, Batch
+from ..model.reports import report
+from ..model.text import name_of, show
 from ..model.threads import own_thread
-from .backlog import Backlog, Chunk
+from .backlog import BATCH_TEXT, Backlog, Chunk
+from .consumer import Consumer, kinds_in
 from .intake import MOST_TAKEN
 from .loop import SinkLoop
-from .options import kinds_of
-from .patience import CROWDED, Patience
+from .losses import Losses
+from .options import SinkOptions, kinds_of
+from .patience import CROWDED
 from .retry import Breaker, Trouble
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from ..model.records import Record
-    from ..park.park import Park
     from ..sinks.base import Sink
-    from .options import SinkOptions
 
 DEFAULT_BATCH = 500
-LOG_GRACE = 0.5
-"""Seconds that the log gets at most for the lines about a sink's end: its handlers may block for
-ever."""
-
-REPORT_INTERVAL = 60.0
-"""Seconds between two log lines about events of one sink that did not fit; the first and the last
-come at once."""
-
 _carried: dict[int, Courier] = {}
 """Who calls which sink, by the sink's id: never more than one courier. Each step on it is
 atomic."""
@@ -58,7 +59,7 @@ class Mark:
     """A place in a courier's queue that somebody waits for. Set once, by the courier's thread or by
     whoever gives the sink up."""
 
-    def __init__(self, place: int = 0, left: int = 0) -> None:
+    def __init__(self, place: int, left: int) -> None:
         self._event = threading.Event()
         self.place = place
         """Events that have been taken from the queue once all before the place are among them."""
@@ -69,9 +70,8 @@ class Mark:
     def settle(self, reached: bool) -> None:
         """Wake the waiter; ``reached`` tells whether all before the place is settled and the sink
         has flushed."""
-        if not self._event.is_set():
-            self.reached = reached
-            self._event.set()
+        self.reached = reached
+        self._event.set()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the place; True when it was reached."""
@@ -79,7 +79,7 @@ class Mark:
         return self.reached
 
 
-class Courier:
+class Courier(Consumer):
     """Carries events to one sink.
 
     Args:
@@ -87,68 +87,59 @@ class Courier:
         sink: opened, written to and closed on the courier's thread.
         options: bounds and policies, as `options_for` returns them.
         scheduler: its name, which the thread is named after.
+        tell_loss: of the courier of a park file: called on its thread, under no lock, when the file
+            did not take something. It then belongs to a courier that announces this to its own
+            sink.
     """
 
-    has_ended = False
-    """Also what comes after its close is counted."""
-
-    def __init__(self, name: str, sink: Sink, options: SinkOptions, scheduler: str) -> None:
-        self.name = name
+    def __init__(self, name: str, sink: Sink, options: SinkOptions, scheduler: str,
+                 tell_loss: Callable[[], object] | None = None) -> None:
+        kinds = None if options.types is None else kinds_of(options.types)
+        super().__init__(name, kinds, Backlog(options.queue_size, options.queue_bytes,
+                                              options.overflow == "drop_oldest"), True)
+        self._title = f"sink {name!r}" if tell_loss is None else f"the park file of sink {name!r}"
         self._scheduler = scheduler
         self._sink = sink
         self._options = options
         self._batch_size = options.batch_size or DEFAULT_BATCH
-        self._kinds = None if options.types is None else kinds_of(options.types)
-        self._announces = self._kinds is None or LOST in self._kinds
+        self._tell_loss = tell_loss
         self._breaker = Breaker(options.retry)  # the courier's thread alone decides
-        self._patience = Patience()  # the dispatcher's thread alone asks
-        self._park = None if options.park is None else _new_park(options, name, self._count_parked)
-        # Guards all below. Re-entrant: the garbage collector may run a finaliser right here, which
-        # looks at our health.
-        self._lock = threading.RLock()
-        # the thread waits on it: records, a mark, the close
-        self._news = threading.Condition(self._lock)
-        self._backlog = Backlog(options.queue_size, options.queue_bytes,
-                                options.overflow == "drop_oldest")
+        self._loop = SinkLoop()
+        self._opened = threading.Event()  # the sink, or it never will be
+        self._is_said_to_fail = False  # in the log
+        # The lock guards all below.
+        self.park = None if options.park is None else _park_courier(options, name, scheduler,
+                                                                    self._wake)
+        self._fate = "are lost" if self.park is None else "are parked, if possible"
         self._in_flight: Sequence[Record] = ()  # events in the sink's hands: no losses
         self._taken = 0  # events that the queue has handed out so far
         self._marks: list[Mark] = []  # in the order of their places
-        self._emitted = self._delivered = self._coalesced = self._parked = self._retries = 0
-        self._parking = 0  # given to the park, which has not answered yet
-        self._dropped: Counter[str] = Counter()
-        # reason -> type -> count, not yet announced to the sink
-        self._losses: dict[str, Counter[str]] = {}
-        # False: losses wait for the next events, since they alone were given up
-        self._announces_alone = True
-        # reason -> count of what was lost unsaid, not yet in the log
-        self._unreported: Counter[str] = Counter()
-        self._next_report = 0.0
-        self._is_said_to_fail = False  # in the log
-        self._failing_since: float | None = None  # monotonic; None: its latest call went well
-        self._state = "ok"
+        self._losses = Losses(name)
+        # "alone": losses are announced as soon as there are any; "beside": with the next events,
+        # since the sink did not take them alone
+        self._announces = "alone"
+        if tell_loss is not None or kinds is not None and LOST not in kinds:
+            self._announces = "never"
+        self._retries = 0
         self._last_error: str | None = None
-        self._closing = False
-        self._closes_itself = False  # the sink asked for it: nobody else closes the park file
-        self._retries_until = 0.0  # monotonic; while closing
-        self._retry_time = 0.0  # seconds from the close until then
-        self._last_call = False  # closing, and there is no time left for another wait
-        self._end: Trouble | None = None  # why the sink takes nothing any more
-        self._abandoned = False
+        self._failing_since: float | None = None  # monotonic; None: its latest call went well
+        self._failure: Trouble | None = None  # why it takes nothing any more
+        self._closing: tuple[float, float] | None = None  # since when; when the last retry begins
+        self._had_last_call = False  # closing, and there is no time left for another wait
         self._is_awaited = False  # somebody waits in `start` and is told of an open that fails
-        self._opened = Mark()
         self._refusal: BaseException | None = None
-        self._loop = SinkLoop()
-        self.thread = own_thread(f"{scheduler}-sink-{name}", self._run)
+        self.thread = self._thread = own_thread(
+            f"{scheduler}-sink-{name}{'' if tell_loss is None else '-park'}", self._run)
 
-    # -- any thread --
+    # -- any thread: the coming and going --
 
     def start(self, timeout: float) -> None:
         """Start the thread and wait up to ``timeout`` seconds for the sink to open.
 
         Raises:
             ConfigurationError: the sink is another courier's already.
-            SinkError: the sink refused to open for good, it is of no use; or no thread can be
-                started.
+            SinkError: the sink refused to open for good, it is of no use; or its park file did; or
+                no thread can be started.
         """
         other = _carried.setdefault(id(self._sink), self)
         if other is not self:
@@ -156,17 +147,14 @@ class Courier:
                 f"sink: this {name_of(type(self._sink))} is registered already, as {other.name!r}; "
                 "two threads would call it at once. Make another one, or unregister it first")
         try:
-            if self._park is not None:
-                self._park.open()
+            if self.park is not None:
+                self.park.start(timeout)
             self._is_awaited = True
             self.thread.start()
         except BaseException as error:
             del _carried[id(self._sink)]
-            if issubclass(type(error), OSError):
-                raise SinkError(f"the park file of sink {self.name!r} cannot be used: "
-                                f"{describe(error)}") from error
             if issubclass(type(error), RuntimeError):
-                raise SinkError(f"sink {self.name!r} cannot be opened: no thread can be started "
+                raise SinkError(f"{self._title} cannot be opened: no thread can be started "
                                 f"({error})") from error
             raise
         self._opened.wait(timeout)
@@ -176,7 +164,7 @@ class Courier:
         if refusal is not None:
             if issubclass(type(refusal), SinkError):
                 raise refusal
-            raise SinkError(f"sink {self.name!r} does not open: {self._last_error}") from refusal
+            raise SinkError(f"{self._title} does not open: {self._last_error}") from refusal
 
     def twin(self) -> Courier:
         """Return a courier to the same sink with an empty queue and account: a forked child's
@@ -187,55 +175,9 @@ class Courier:
 
     def start_inherited(self) -> None:
         """Start in a forked child, which nobody asked: an error of ``open`` is for the log."""
+        if self.park is not None:
+            self.park.start_inherited()
         self.thread.start()
-
-    def health(self) -> SinkHealth:
-        """Return the account and the condition of the sink at this moment."""
-        with self._lock:
-            oldest = self._in_flight[0][3] if self._in_flight else self._backlog.oldest_ns
-            return SinkHealth(
-                emitted=self._emitted, delivered=self._delivered, coalesced=self._coalesced,
-                dropped=sum(self._dropped.values()), parked=self._parked,
-                pending=self._pending(), dropped_by_reason=dict(self._dropped),
-                state=self._state,  # type: ignore[arg-type]
-                lag=max(0.0, (time_ns() - oldest) / 1e9) if oldest is not None else 0.0,
-                retries=self._retries, last_error=self._last_error)
-
-    def _pending(self) -> int:
-        """Count what waits, is being written or is on its way to the park file; under the lock."""
-        return len(self._backlog) + len(self._in_flight) + self._parking
-
-    @property
-    def is_open(self) -> bool:
-        """True until the sink is closed or given up."""
-        return self._state != "closed"
-
-    @property
-    def is_this_thread(self) -> bool:
-        """True when the caller is the sink itself."""
-        return self.thread is threading.current_thread()
-
-    @property
-    def most_waiting(self) -> int:
-        """Short records that the queue holds when it is full."""
-        return self._backlog.most_waiting
-
-    @property
-    def room(self) -> int:
-        """Bytes that the queue has room for."""
-        return self._backlog.room
-
-    @property
-    def is_crowded(self) -> bool:
-        """True when the queue of a healthy sink is getting full: those who can wait for it should.
-        The dispatcher's thread.
-
-        A sink is healthy if its latest ``write`` did not fail and the `Patience` with it is not
-        used up. Nobody waits for more than some seconds for a sink that hangs, or takes next to
-        nothing, until it works again.
-        """
-        is_due = self._patience.is_due(self._backlog.fill, self._delivered, monotonic())
-        return is_due and self._state == "ok"
 
     def close(self, retries_until: float) -> None:
         """Let the thread deliver what waits, close the sink and end. Returns at once.
@@ -246,95 +188,56 @@ class Courier:
                 has used up as much as it has been failing for, unless it says when to come back.
         """
         with self._lock:
-            self._closing = True
-            self._closes_itself = self.is_this_thread
-            self._retries_until = retries_until
-            self._retry_time = retries_until - monotonic()
-            self._news.notify()
-
-    @property
-    def has_park(self) -> bool:
-        """True when there is a park file to write."""
-        return self._park is not None
+            self._closing = monotonic(), retries_until
+            self._news.notify_all()
 
     def join(self, deadline: float) -> None:
         """Wait for the thread's end until ``deadline`` (monotonic). If it does not come, the sink
         is left to itself, and what still waits is parked or dropped and counted."""
-        if self.thread.ident is not None:  # else it never began
+        has_begun = self.thread.ident is not None
+        if has_begun:
             self.thread.join(max(0.0, deadline - monotonic()))
-        if self.thread.is_alive():
-            self._abandon()
-
-    def close_park(self, deadline: float) -> None:
-        """Wait for the park file until ``deadline`` (monotonic); what it has not got by then is
-        counted as dropped."""
-        if self._park is not None and not self._park.close(deadline):
-            with self._lock:
-                self._dropped["park"] += self._parking
-                self._parking = 0
-            report(logging.ERROR, "sink %r: the park file is too slow; its thread is left behind",
-                   self.name)
-
-    def _abandon(self) -> None:
         with self._lock:
-            if self._state == "closed":
-                return  # it ended just now
-            self._abandoned = True
-            left = self._give_up_all("closed")
-            self._news.notify()
-        report(
-            logging.ERROR,
-            "sink %r did not finish in time and is left to itself, in thread %s; %d events %s",
-            self.name,
-            self.thread.name,
-            left,
-            "are lost" if self._park is None else "go to the park file",
-        )
-
-    # -- the dispatcher's thread --
-
-    def put(self, chunk: Chunk) -> None:
-        """Queue numbered records; what does not fit is coalesced or dropped, and counted."""
-        if self._kinds is not None:
-            chunk = Chunk.of(record for record in chunk.records if record[2] in self._kinds)
-            if not chunk.records:
+            if self.is_closed:
                 return
+            left = self._end("closed")
+        self._close_park()
+        if has_begun:
+            report(logging.ERROR, "%s did not finish in time and is left to itself, in thread %s; "
+                   "%d events %s", self._title, self.thread.name, left, self._fate)
+
+    # -- any thread: the account --
+
+    def health(self) -> SinkHealth:
+        """Return the account and the condition of the sink at this moment."""
         with self._lock:
-            self._emitted += len(chunk.records)
-            if self._state == "closed":
-                self._drop(chunk.records, "closed")
-                return
-            coalesced, dropped = self._backlog.extend(chunk)
-            self._coalesced += len(coalesced)
-            if dropped:
-                self._give_up(dropped, "overflow")
-                self._unreported["overflow"] += len(dropped)
-            self._news.notify()
-
-    def refuse(self, kind: int, reason: str, count: int) -> None:
-        """Count events that never got a number, because the intake was full or the event too
-        large."""
-        if self._kinds is None or kind in self._kinds:
-            with self._lock:
-                self._emitted += count
-                self._dropped[reason] += count
-                self._unreported[reason] += count
-                self._losses.setdefault(reason, Counter())[TYPES[kind].value] += count
-                self._news.notify()
+            own = super().health()
+            parked = SinkHealth() if self.park is None else self.park.health()
+            by_reason = dict(own.dropped_by_reason)
+            if parked.dropped:
+                by_reason["park"] = parked.dropped
+            oldest = self._in_flight[0][3] if self._in_flight else self._backlog.oldest_ns
+            return replace(
+                own, coalesced=own.coalesced + parked.coalesced,
+                dropped=own.dropped + parked.dropped, parked=parked.delivered,
+                pending=own.pending + len(self._in_flight) + parked.pending,
+                dropped_by_reason=by_reason,
+                lag=max(0.0, (time_ns() - oldest) / 1e9) if oldest is not None else 0.0,
+                retries=self._retries, last_error=self._last_error)
 
     def mark(self) -> Mark:
         """Return a mark that is settled once all that was put before is settled and the sink has
         flushed."""
         with self._lock:
-            mark = Mark(self._taken + len(self._backlog), self._pending())
-            if self._state == "closed":
+            mark = Mark(self._taken + len(self._backlog), self.health().pending)
+            if self.is_closed:
                 mark.settle(False)
             else:
                 self._marks.append(mark)
-                self._news.notify()
+                self._news.notify_all()
         return mark
 
-    # -- the courier's thread --
+    # -- the courier's thread: its turns --
 
     def _run(self) -> None:
         try:
@@ -344,62 +247,51 @@ class Courier:
                         self._settle(batch)
                     else:
                         self._flush()
-                if self._end is None:
-                    self._say_if_failed("close", self._call("close"))
+                    self._log_losses()
+                if self._failure is None:
+                    self._call_once(self._sink, "close")
         finally:
             with self._lock:
-                self._give_up_all("failed")
-            self._report_losses(is_last=True)
-            self._say_if_failed("end its event loop", self._loop_closed())
-            if self._closes_itself:
-                self.close_park(self._retries_until)
+                self._end("failed")
+            self._log_losses(is_last=True)
+            self._call_once(self._loop, "close")
+            self._close_park()
             _carried.pop(id(self._sink), None)
-            self._opened.settle(False)  # last: whoever is refused may register the sink again
-
-    def _call(self, method: str, *arguments: object) -> Trouble | None:
-        """Call a method of the sink, if it has that one. The only door to the sink's code."""
-        try:
-            self._loop.call(self._sink, method, *arguments)
-        except BaseException as error:  # a third party's code on our thread: delivery decides
-            return Trouble.of(error)
-        return None
-
-    def _loop_closed(self) -> Trouble | None:
-        try:
-            self._loop.close()
-        except BaseException as error:  # the sink's own generators, which end with their loop
-            return Trouble.of(error)
-        return None
+            self._opened.set()  # last: whoever is refused may register the sink again
 
     def _open(self) -> bool:
+        """Open the sink, however long it takes; False if it refuses for good."""
         while True:
             try:
                 self._loop.call(self._sink, "open")
-                self._breaker.succeeded()
-                self._note_success()
-                break
             except BaseException as error:
-                # as in `_call`, but whoever registers the sink gets the error itself
+                # as in `_guarded`, but whoever registers the sink gets the error itself
                 trouble = Trouble.of(error)
                 if not issubclass(type(error), TemporarySinkError):
-                    with self._lock:
-                        self._last_error = trouble.text
-                        is_awaited = self._is_awaited
-                        self._refusal = error if is_awaited else None
-                    if not is_awaited:
-                        report(logging.ERROR, "sink %r does not open: %s", self.name, trouble.text)
+                    self._refuse_registration(error, trouble)
                     return False
-            # it may come to work: the registration stands, and we keep trying
-            self._opened.settle(True)
+            else:
+                self._note_success()
+                break
+            self._opened.set()  # it may come to work: the registration stands, and we keep trying
+            wait = self._breaker.failed(trouble, 0).wait
             self._note_trouble(trouble)
-            if not self._pause(self._breaker.failed(trouble, 0).wait, trouble):
+            if not self._pause(wait, trouble):
                 break  # closing: `write` is the last attempt
-        self._opened.settle(True)
+        self._opened.set()
         return True
 
+    def _refuse_registration(self, error: BaseException, trouble: Trouble) -> None:
+        with self._lock:
+            self._last_error = trouble.text
+            is_awaited = self._is_awaited
+            self._refusal = error if is_awaited else None
+        if not is_awaited:
+            report(logging.ERROR, "%s does not open: %s", self._title, trouble.text)
+
     def _next_batch(self) -> Sequence[Record] | None:
-        """Wait for records and take a batch, which begins with the losses that the sink was not
-        told of; it is empty when the sink is to flush, and None at the end.
+        """Wait for something to do and take a batch; it is empty when the sink is to flush, and
+        None at the end.
 
         A batch ends before the first mark. What overflow drops before a mark is not told from what
         it drops behind it: then a flush waits for as many events more, or for an empty queue.
@@ -407,207 +299,262 @@ class Courier:
         with self._lock:
             self._in_flight = ()
             self._backlog.forget_taken()
-            while not self._abandoned and not len(self._backlog) and not self._marks:
-                if self._losses and self._announces and self._announces_alone and (
-                        self._state == "ok" or not self._closing):
-                    # also the probe of a sink that failed, when nothing else waits to be tried
-                    break
-                if self._closing:
+            while not self._has_work():
+                if self._closing is not None:
                     return None
                 self._news.wait(None)
             if len(self._backlog):
                 self._linger()
-            if self._abandoned:
+            if self.is_closed:
                 return None
             most = min(self._batch_size, len(self._backlog))
             if self._marks:
-                most = min(most, self._marks[0].place - self._taken)
-            losses: list[Record] = []
-            # what was given up alone goes beside an event, or after one that was taken
-            if self._announces_alone or (most > 0 and self._batch_size > len(self._losses)):
-                losses = self._announce()
-            self._in_flight = self._backlog.take(
-                max(0, min(most, self._batch_size - len(losses))))
+                most = max(0, min(most, self._marks[0].place - self._taken))
+            losses = self._announcements(most)
+            self._in_flight = self._backlog.take(min(most, self._batch_size - len(losses)))
             self._taken += len(self._in_flight)
             return (*losses, *self._in_flight)
+
+    def _has_work(self) -> bool:
+        """Tell whether the next turn is due; under the lock."""
+        if self.park is not None:
+            self.park.move_losses(self._losses)
+        if self.is_closed or len(self._backlog) or self._marks:
+            return True
+        # an announcement alone is also the probe of a sink that failed
+        return self._announces == "alone" and len(self._losses) > 0 and (
+            self._state == "ok" or self._closing is None)
 
     def _linger(self) -> None:
         """Wait for a full batch as long as the options say, unless somebody waits for us."""
         until = monotonic() + self._options.linger
         while len(self._backlog) < self._batch_size and not (
-            self._closing
-            or self._abandoned
-            or self._marks
-            or self._backlog.fill > CROWDED
-        ):
+                self._closing or self.is_closed or self._marks or self._backlog.fill > CROWDED):
             if (left := until - monotonic()) <= 0:
                 return
             self._news.wait(left)
-
-    def _settle(self, records: Sequence[Record]) -> None:
-        """Deliver records, or account for them otherwise: retry, halve what is refused for good,
-        park or drop."""
-        pieces = [records]  # what is left, the oldest last
-        attempts = 0
-        while pieces and not self._abandoned:
-            piece = pieces.pop()
-            trouble = self._end
-            if trouble is None:
-                trouble = self._attempt(piece)
-                attempts += 1
-            if trouble is None:
-                self._settled(piece)
-                attempts = 0
-                continue
-            decision = self._breaker.failed(trouble, len(piece))
-            if decision.action == "split":
-                middle = len(piece) // 2
-                pieces += [piece[middle:], piece[:middle]]
-                if not trouble.is_permanent:
-                    with self._lock:
-                        self._retries += 1
-            elif decision.action == "retry" and self._pause(decision.wait, trouble):
-                pieces.append(piece)
-            else:  # given up; or the sink is being closed, and had its last attempt
-                if decision.action == "end":
-                    self._end_with(trouble)
-                self._settled(piece, trouble, attempts)
-                attempts = 0
-
-    def _attempt(self, piece: Sequence[Record]) -> Trouble | None:
-        """Write records; return what kept the sink from taking them."""
-        trouble = self._write(piece)
-        if trouble is None:
-            self._breaker.succeeded()
-            self._note_success(piece)
-        else:
-            self._note_trouble(trouble)
-        self._report_losses()
-        return trouble
-
-    def _write(self, records: Sequence[Record]) -> Trouble | None:
-        # a tuple: nothing that the sink could change is ours
-        return self._call("write", Batch(tuple(records)))
-
-    def _settled(self, piece: Sequence[Record], trouble: Trouble | None = None,
-                 attempts: int = 1) -> None:
-        """Move records in flight to where they ended up."""
-        losses = [record for record in piece if record[2] == LOST]
-        events = piece[len(losses):]
-        with self._lock:
-            if self._abandoned:
-                return  # `_abandon` has settled the account
-            self._in_flight = self._in_flight[len(events):]
-            if trouble is None:
-                self._delivered += len(events)
-                self._announces_alone = True
-                return
-            if self._end is None and self._breaker.is_open:
-                self._state = "open"
-            reason = ("failed" if not trouble.is_permanent else
-                      "refused" if self._end is None else "closed")
-            self._give_up(events, reason, trouble.text, attempts)
-            if self._end is not None:
-                self._unreported[reason] += len(events)
-            elif losses:
-                self._take_back(losses, trouble)
-        if self._end is not None:
-            self._report_losses()
-        elif events:
-            report(logging.ERROR, "sink %r: %d events %s: %s", self.name, len(events),
-                   "dropped" if self._park is None else "go to the park file", trouble.text)
-        elif not self._announces:
-            report(logging.WARNING, "sink %r refuses EventsLost events and gets none any more: %s",
-                   self.name, trouble.text)
-
-    def _end_with(self, trouble: Trouble) -> None:
-        """Close the sink, which takes nothing any more; what it still has and gets is given up."""
-        with self._lock:
-            if self._end is not None:
-                return
-            self._end = trouble
-            self._announces = False
-            if not self._abandoned:
-                self._state = "failed"
-        report(
-            logging.ERROR,
-            "sink %r takes nothing any more, and is closed: %s; what waits and comes " "%s",
-            self.name,
-            trouble.text,
-            "is lost" if self._park is None else "goes to the park file",
-        )
-        self._say_if_failed("close", self._call("close"))
-
-    def _pause(self, seconds: float, trouble: Trouble) -> bool:
-        """Wait before a retry; False when the sink is being closed, and the attempt just made was
-        the last."""
-        until = monotonic() + seconds
-        with self._lock:
-            if not self._abandoned:
-                self._state = "open" if self._breaker.is_open else "retrying"
-            while not self._abandoned:
-                if self._closing and until > self._retries_end(trouble):
-                    if self._last_call:
-                        return False
-                    # one more attempt for what is in our hands, then one for each that waits
-                    self._last_call = True
-                    break
-                if (left := until - monotonic()) <= 0:
-                    break
-                self._news.wait(left)
-            self._retries += 1
-            return not self._abandoned
-
-    def _retries_end(self, trouble: Trouble) -> float:
-        """Return when the last retry may begin, while closing; under the lock.
-
-        A program whose receiver has been down for long is not kept from its end by it.
-        """
-        if self._failing_since is None or trouble.retry_after is not None:
-            return self._retries_until
-        return min(self._retries_until, self._failing_since + self._retry_time)
-
-    def _announce(self) -> list[Record]:
-        """Return what the sink is to be told before the next events: the losses so far; under the
-        lock."""
-        if not self._losses or not self._announces:
-            return []
-        losses, self._losses = self._losses, {}
-        now = time_ns()
-        return [(None, 0, LOST, now, (self.name, reason, sum(by_type.values()), dict(by_type)))
-                for reason, by_type in losses.items()]
-
-    def _take_back(self, losses: Sequence[Record], trouble: Trouble) -> None:
-        """Keep announcements that were given up for the next events; under the lock."""
-        if len(losses) == 1 and trouble.concerns == "event":
-            self._announces = False  # it takes no such events, and its own must not suffer for it
-            return
-        self._announces_alone = False  # else they would be tried again at once
-        for record in losses:
-            _, reason, _, by_type = record[4]
-            self._losses.setdefault(reason, Counter()).update(by_type)
 
     def _flush(self) -> None:
         """Have the sink flush for all marks that are reached."""
         with self._lock:
             due = [mark for mark in self._marks
                    if mark.place <= self._taken or not len(self._backlog)]
-        reached = self._end is None and self._say_if_failed("flush", self._call("flush"))
+        reached = self._failure is None and self._call_once(self._sink, "flush")
         with self._lock:
             for mark in due:
-                mark.left = self._parking
+                mark.left = self.health().pending - len(self._backlog)
                 mark.settle(reached)
             del self._marks[:len(due)]
 
-    def _say_if_failed(self, what: str, trouble: Trouble | None) -> bool:
-        """Report what kept the sink from something that is not tried again; True when nothing
-        did."""
+    # -- the courier's thread: a batch --
+
+    def _settle(self, batch: Sequence[Record]) -> None:
+        """Deliver records, or account for them otherwise."""
+        pieces = [batch]  # what is left, the oldest last
+        attempts = 0
+        while pieces and not self.is_closed:
+            piece = pieces.pop()
+            trouble = self._failure
+            if trouble is None:
+                trouble = self._write(piece)
+                attempts += 1
+            if trouble is None:
+                self._note_success(piece)
+                attempts = 0
+                continue
+            decision = self._breaker.failed(trouble, len(piece))
+            self._note_trouble(trouble)
+            if decision.action == "split":
+                middle = len(piece) // 2
+                pieces += [piece[middle:], piece[:middle]]
+                self._retries += not trouble.is_permanent
+            elif decision.action == "retry" and self._pause(decision.wait, trouble):
+                pieces.append(piece)
+            else:  # given up; or the sink is being closed, and had its last attempt
+                if decision.action == "end":
+                    self._fail(trouble)
+                self._give_up_piece(piece, trouble, attempts)
+                attempts = 0
+
+    def _write(self, records: Sequence[Record]) -> Trouble | None:
+        # a tuple: nothing that the sink could change is ours
+        return self._call(self._sink, "write", Batch(tuple(records)))
+
+    def _note_success(self, piece: Sequence[Record] = ()) -> None:
+        """Note that the sink has opened, or taken records."""
+        self._breaker.succeeded()
+        losses, events = _parted(piece)
+        with self._lock:
+            self._failing_since = None
+            if self.is_closed:
+                return  # `_end` has settled the account
+            self._state = "ok"
+            self._in_flight = self._in_flight[len(events):]
+            self._delivered += len(events)
+            self._losses.announced(losses)
+            if piece and self._announces == "beside":
+                self._announces = "alone"
+        # a loss is small: it may fit where no event does
+        if self._is_said_to_fail and events:
+            self._is_said_to_fail = False
+            report(logging.WARNING, "%s works again", self._title)
+
+    def _note_trouble(self, trouble: Trouble) -> None:
+        """Note that the sink did not do what it was asked for. If it only refuses some events, it
+        works."""
+        with self._lock:
+            self._last_error = trouble.text
+            if trouble.is_permanent or self.is_closed:
+                return
+            if self._failing_since is None:
+                self._failing_since = monotonic()
+            self._state = "open" if self._breaker.is_open else "retrying"
+        if not self._is_said_to_fail:
+            self._is_said_to_fail = True
+            report(logging.WARNING, "%s failed, and is tried again: %s", self._title, trouble.text)
+
+    def _pause(self, seconds: float, trouble: Trouble) -> bool:
+        """Wait before a retry; False when the sink is being closed, and the attempt just made was
+        the last."""
+        until = monotonic() + seconds
+        with self._lock:
+            while not self.is_closed:
+                if self._closing is not None and until > self._last_retry(*self._closing, trouble):
+                    if self._had_last_call:
+                        return False
+                    # one more attempt for what is in our hands, then one for each that waits
+                    self._had_last_call = True
+                    break
+                if (left := until - monotonic()) <= 0:
+                    break
+                self._news.wait(left)
+            self._retries += 1
+            return not self.is_closed
+
+    def _last_retry(self, since: float, until: float, trouble: Trouble) -> float:
+        """Return when the last retry may begin, while closing; under the lock.
+
+        A program whose receiver has been down for long is not kept from its end by it.
+        """
+        if self._failing_since is None or trouble.retry_after is not None:
+            return until
+        return min(until, self._failing_since + until - since)
+
+    def _fail(self, trouble: Trouble) -> None:
+        """Close the sink, which takes nothing any more; what it still has and gets is given up."""
+        with self._lock:
+            if self._failure is not None:
+                return
+            self._failure = trouble
+            self._announces = "never"
+            if not self.is_closed:
+                self._state = "failed"
+        report(logging.ERROR, "%s takes nothing any more, and is closed: %s; the events that wait "
+               "and come %s", self._title, trouble.text, self._fate)
+        self._call_once(self._sink, "close")
+
+    def _give_up_piece(self, piece: Sequence[Record], trouble: Trouble, attempts: int) -> None:
+        """Account for records that the sink did not take and will not get again."""
+        losses, events = _parted(piece)
+        with self._lock:
+            if self.is_closed:
+                return  # `_end` has settled the account
+            self._in_flight = self._in_flight[len(events):]
+            self._give_up(events, trouble.reason, trouble.text, attempts)
+            if self._failure is not None:
+                self._losses.log_later(trouble.reason, len(events))
+            elif losses and self._announces != "never":
+                # it takes no such events, and its own must not suffer for it; else they would be
+                # tried again at once
+                refuses = len(losses) == 1 and trouble.concerns == "event"
+                self._announces = "never" if refuses else "beside"
+        if self._failure is None and events:
+            report(logging.ERROR, "%s: %d events %s: %s", self._title, len(events), self._fate,
+                   trouble.text)
+        elif self._announces == "never" and losses:
+            report(logging.WARNING, "%s refuses EventsLost events and gets none any more: %s",
+                   self._title, trouble.text)
+        if self._tell_loss is not None:
+            self._tell_loss()
+
+    # -- the courier's thread: the sink --
+
+    def _call(self, whom: object, method: str, *arguments: object) -> Trouble | None:
+        """Call a method of the sink or its loop, if it has that one. The only door to the sink's
+        code."""
+        try:
+            self._loop.call(whom, method, *arguments)
+        except BaseException as error:  # a third party's code on our thread: delivery decides
+            return Trouble.of(error)
+        return None
+
+    def _call_once(self, whom: object, method: str) -> bool:
+        """Call a method that is not tried again; True when nothing went wrong."""
+        trouble = self._call(whom, method)
         if trouble is not None:
             self._last_error = trouble.text
-            report(logging.ERROR, "sink %r failed to %s: %s", self.name, what, trouble.text)
+            report(logging.ERROR, "%s failed to %s: %s", self._title, method, trouble.text)
         return trouble is None
 
-    def _give_up_all(self, reason: str) -> int:
+    # -- what is lost --
+
+    def _shed(self, records: Sequence[Record]) -> None:
+        self._give_up(records, "overflow")
+        self._losses.log_later("overflow", len(records))
+
+    def refuse(self, kind: int, reason: str, count: int) -> None:
+        """As of every consumer; and the sink and the log are told."""
+        with self._lock:
+            before = self._dropped[reason]
+            super().refuse(kind, reason, count)
+            self._losses.log_later(reason, self._dropped[reason] - before)
+
+    def _give_up(self, records: Sequence[Record], reason: str, error: str = "",
+                 attempts: int = 0) -> None:
+        """Park records, or count them as dropped; under the lock."""
+        if self.park is None:
+            self._drop(reason, kinds_in(records))
+        elif records:
+            why = error or reason, attempts
+            # the file's courier alone looks at a sixth field
+            self.park.put(Chunk.of([(*record, why) for record in records]))  # type: ignore[misc]
+
+    def _drop(self, reason: str, kinds: Mapping[int, int]) -> None:
+        if kinds:
+            super()._drop(reason, kinds)
+            self._losses.add(reason, kinds)
+
+    def _announcements(self, events: int) -> list[Record]:
+        """Return what a batch of so many ``events`` begins with; under the lock."""
+        if self._announces == "alone":
+            return self._losses.announcements(self._batch_size)
+        if self._announces == "beside" and events:
+            return self._losses.announcements(self._batch_size - 1)
+        return []
+
+    def move_losses(self, to: Losses) -> None:
+        """Of a park file: hand over what is to be announced to the sink."""
+        with self._lock:
+            to.move_from(self._losses, "park")
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._news.notify_all()
+
+    def _log_losses(self, *, is_last: bool = False) -> None:
+        """Tell the log what was lost unsaid. On the courier's thread: a slow handler must not hold
+        up the dispatcher."""
+        with self._lock:
+            lost = self._losses.due_for_log(is_last=is_last)
+        if lost:
+            report(logging.WARNING, "%s: %d events %s and %s (%s)", self._title,
+                   sum(lost.values()),
+                   "did not fit" if self._failure is None else "were not taken",
+                   self._fate, ", ".join(f"{reason}: {count}" for reason, count in lost.items()))
+
+    # -- the end --
+
+    def _end(self, reason: str) -> int:
         """Give up what waits and what is under way, and wake all who wait for it: the account is
         closed. Return how many events it was; under the lock."""
         left = [*self._in_flight, *self._backlog.clear()]
@@ -617,76 +564,18 @@ class Courier:
             mark.settle(False)
         self._marks.clear()
         self._state = "closed"
+        self._news.notify_all()
         return len(left)
 
-    def _give_up(self, records: Sequence[Record], reason: str, error: str = "",
-                 attempts: int = 0) -> None:
-        """Park records, or count them as dropped; under the lock."""
-        if self._park is None or not records:
-            self._drop(records, reason)
-            return
-        parking = self._park.put(records, error or reason, attempts)
-        self._parking += parking
-        self._drop(records[parking:], "park")
+    def _close_park(self) -> None:
+        if self.park is not None:
+            self.park.close(monotonic())
 
-    def _drop(self, records: Sequence[Record], reason: str) -> None:
-        """Count records as dropped, to be announced; under the lock."""
-        if records:
-            self._dropped[reason] += len(records)
-            self._losses.setdefault(reason, Counter()).update(
-                TYPES[record[2]].value for record in records)
 
-    def _count_parked(self, records: Sequence[Record], error: BaseException | None) -> None:
-        """Count what the park file took, or did not; the park's thread."""
-        with self._lock:
-            if not self._parking:
-                return  # too late: `join` has counted them as lost
-            self._parking -= len(records)
-            if error is None:
-                self._parked += len(records)
-            else:
-                self._drop(records, "park")
-            self._news.notify()
-        if error is not None:
-            report(logging.ERROR, "sink %r: %d events lost, the park file does not take them: %s",
-                   self.name, len(records), describe(error))
-
-    def _report_losses(self, *, is_last: bool = False) -> None:
-        """Tell the log what was lost unsaid. On the courier's thread: a slow handler must not hold
-        up the dispatcher."""
-        now = monotonic()
-        with self._lock:
-            if not self._unreported or (now < self._next_report and not is_last):
-                return
-            lost, self._unreported = self._unreported, Counter()
-            self._next_report = now + REPORT_INTERVAL
-        report(logging.WARNING, "sink %r: %d events %s and %s (%s)", self.name, sum(lost.values()),
-               "did not fit" if self._end is None else "were not taken",
-               "are lost" if self._park is None else "go to the park file, or are lost",
-               ", ".join(f"{reason}: {count}" for reason, count in lost.items()))
-
-    def _note_trouble(self, trouble: Trouble) -> None:
-        with self._lock:
-            self._last_error = trouble.text
-            if trouble.is_permanent or self._abandoned:
-                return
-            if self._failing_since is None:
-                self._failing_since = monotonic()
-            self._state = "open" if self._breaker.is_open else "retrying"
-        if not self._is_said_to_fail:
-            self._is_said_to_fail = True
-            report(logging.WARNING, "sink %r failed, and is tried again: %s", self.name,
-                   trouble.text)
-
-    def _note_success(self, piece: Sequence[Record] = ()) -> None:
-        with self._lock:
-            self._failing_since = None
-            if not self._abandoned:
-                self._state = "ok"
-        # a loss is small: it may fit where no event does
-        if self._is_said_to_fail and piece and piece[-1][2] != LOST:
-            self._is_said_to_fail = False
-            report(logging.WARNING, "sink %r works again", self.name)
+def _parted(piece: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:
+    """Return the announcements that a piece begins with, and its events."""
+    losses = [record for record in piece if record[2] == LOST]
+    return losses, piece[len(losses):]
 
 
 def options_for(sink: Sink, options: SinkOptions) -> SinkOptions:
@@ -707,34 +596,26 @@ def close_all(couriers: Collection[Courier], deadline: float) -> None:
     for courier in couriers:
         courier.close(now + (deadline - now) * 0.8)
     others = [courier for courier in couriers if not courier.is_this_thread]
+    parks = [courier.park for courier in others if courier.park is not None]
     for courier in others:
-        if courier.has_park:
+        if courier.park is not None:
             courier.join(now + (deadline - now) * 0.9)  # a tenth of the time is the disk's
-    for courier in others:
-        if not courier.has_park:
-            courier.join(deadline)
-    for courier in others:
-        courier.close_park(deadline)
-    wait_for_reports(monotonic() + LOG_GRACE)
+    for courier in [*parks, *(each for each in others if each.park is None)]:
+        courier.join(deadline)
 
 
-def _new_park(options: SinkOptions, name: str, done: Callable[..., None]) -> Park:
-    assert options.park is not None
+def _park_courier(options: SinkOptions, name: str, scheduler: str,
+                  tell_loss: Callable[[], object]) -> Courier:
+    """Return the courier to the park file that a sink's options name. It takes what it is given
+    until its queue is full, and then nothing more."""
     try:
-        from ..park.park import Park
+        from ..park.park import ParkFile
     except ModuleNotFoundError as error:
-        raise SinkError(
-            f"SinkOptions(park={os.fspath(options.park)!r}): {MissingPart('park')}"
-        ) from error
-    # an overflow sheds up to MOST_TAKEN records at once, however small the queue is, and again
-    # before the disk is done
-    most_waiting = max(options.queue_size, 4 * MOST_TAKEN)
-    return Park(
-        options.park,
-        options.park_bytes,
-        most_waiting,
-        options.queue_bytes,
-        name,
-        done,
-        options.park_mode,
-    )
+        raise SinkError(f"SinkOptions(park={show(options.park)}): {MissingPart('park')}") from error
+    assert options.park is not None
+    file = ParkFile(options.park, options.park_bytes, name, options.park_mode)
+    # An overflow sheds up to MOST_TAKEN records at once, however small the queue is, and again
+    # before the disk is done; and what is too large for that queue is to be parked, too.
+    bounds = SinkOptions(queue_size=max(options.queue_size, 4 * MOST_TAKEN),
+                         queue_bytes=max(options.queue_bytes, BATCH_TEXT), overflow="drop_newest")
+    return Courier(name, file, bounds, scheduler, tell_loss)

@@ -30,33 +30,16 @@ if TYPE_CHECKING:
     from typing import Protocol, TypeVar
 
     from ..model.records import Record, TaskState
+    from .consumer import Consumer
     from .intake import Emitted
 
     T = TypeVar("T")
 
-    class Outlet(Protocol):
-        """What events are handed to: a courier or a subscription. None of this waits for
-        anything."""
-
-        def put(self, chunk: Chunk) -> None: ...
-        def refuse(self, kind: int, reason: str, count: int) -> None: ...
-
-        @property
-        def has_ended(self) -> bool: ...
-        @property
-        def is_crowded(self) -> bool: ...
-        @property
-        def most_waiting(self) -> int: ...
-        @property
-        def room(self) -> int: ...
-        @property
-        def is_this_thread(self) -> bool: ...
-
     class Sinks(Protocol):
-        """What the registry of the outlets does at the turns of a dispatcher's life."""
+        """What the registry of the consumers does at the turns of a dispatcher's life."""
 
-        def start_inherited(self) -> tuple[Outlet, ...]: ...
-        def start_afresh(self, outlets: Sequence[Outlet]) -> None: ...
+        def start_inherited(self) -> tuple[Consumer, ...]: ...
+        def start_afresh(self, consumers: Sequence[Consumer]) -> None: ...
         def close_all(self, deadline: float) -> None: ...
 
 GATHER = 0.05
@@ -87,7 +70,7 @@ class Dispatcher:
         self.close_timeout = close_timeout
         self._tails = Tails()  # the dispatcher's thread alone uses it
         # those that get events; the dispatcher's thread alone sets it
-        self._outlets: tuple[Outlet, ...] = ()
+        self._consumers: tuple[Consumer, ...] = ()
         self._refused_before: dict[tuple[int, str], int] = {}
         self._is_finishing = False
         self._has_drained = False  # what is in the intake now, stays there
@@ -106,7 +89,7 @@ class Dispatcher:
         with self.lock:
             if self._thread is None and not self.closed.is_set():
                 if self.sinks is not None:
-                    self.set_outlets(self.sinks.start_inherited())
+                    self.set_consumers(self.sinks.start_inherited())
                 thread = own_thread(f"{self._name}-dispatcher", self._begin)
                 try:
                     self._thread = thread
@@ -135,24 +118,24 @@ class Dispatcher:
         self._tails = Tails()
         self.has_started = False
         self._refused_before = {}
-        outlets, self._outlets = self._outlets, ()
+        consumers, self._consumers = self._consumers, ()
         if self.sinks is not None:
-            self.sinks.start_afresh(outlets)
+            self.sinks.start_afresh(consumers)
 
     @property
-    def outlets(self) -> tuple[Outlet, ...]:
+    def consumers(self) -> tuple[Consumer, ...]:
         """Those that get events. The dispatcher's thread."""
-        return self._outlets
+        return self._consumers
 
-    def set_outlets(self, outlets: tuple[Outlet, ...]) -> bool:
+    def set_consumers(self, consumers: tuple[Consumer, ...]) -> bool:
         """Hand events to these from now on; False when there will be none any more. The
         dispatcher's thread."""
         self.pass_refusals()
         if self._is_finishing or self.closed.is_set():
             return False
-        self._outlets = outlets
-        self.intake.crowded_above = min([LIMIT, *[outlet.most_waiting for outlet in outlets]]) // 8
-        self.intake.is_heard = bool(outlets)
+        self._consumers = consumers
+        self.intake.crowded_above = min([LIMIT, *[each.most_waiting for each in consumers]]) // 8
+        self.intake.is_heard = bool(consumers)
         return True
 
     @property
@@ -163,7 +146,7 @@ class Dispatcher:
     def waits_for_caller(self) -> bool:
         """True when the caller is one of those that delivery ends with: the dispatcher, a sink, or
         the callback of a subscription. To wait there for the end is to wait for oneself."""
-        return self.is_this_thread or any([outlet.is_this_thread for outlet in self._outlets])
+        return self.is_this_thread or any([each.is_this_thread for each in self._consumers])
 
     def call(self, function: Callable[[], T]) -> T:
         """Run ``function`` between two events on the dispatcher's thread, after all that was
@@ -256,9 +239,9 @@ class Dispatcher:
                     self._dispatch(emitted)
                 self._allow()
             self.pass_refusals()
-            if any([outlet.has_ended for outlet in self._outlets]):
-                self.set_outlets(tuple(outlet for outlet in self._outlets if not outlet.has_ended))
-            self.intake.congested = any([outlet.is_crowded for outlet in self._outlets])
+            if any([each.has_ended for each in self._consumers]):
+                self.set_consumers(tuple(each for each in self._consumers if not each.has_ended))
+            self.intake.congested = any([each.is_crowded for each in self._consumers])
         except Exception as error:
             # the thread's boundary: a defect in here must not silence every task after it
             _report_defect("on a batch of events", error)
@@ -267,8 +250,8 @@ class Dispatcher:
     def _allow(self) -> None:
         """Let the intake hold as much as the queues have room for; all that it can where there is
         no queue."""
-        outlets = self._outlets
-        self.intake.allow(sum([outlet.room for outlet in outlets]) if outlets else LIMIT * SLOT)
+        consumers = self._consumers
+        self.intake.allow(sum([each.room for each in consumers]) if consumers else LIMIT * SLOT)
 
     def _dispatch(self, emitted: Sequence[Emitted]) -> None:
         """Number records and fan them out; where the intake holds a posted action, run it between
@@ -278,8 +261,8 @@ class Dispatcher:
             ended: list[TaskState] = []
             done, chunk = self._number(emitted, records, ended)
             if records:
-                for outlet in self._outlets:
-                    outlet.put(chunk)
+                for consumer in self._consumers:
+                    consumer.put(chunk)
             if ended:
                 self._on_ended(ended)
             if done == len(emitted):
@@ -305,7 +288,7 @@ class Dispatcher:
         keep: Callable[[Record], object]
         weigh: Callable[[int], object]
         # else life-cycle records are only numbered: nobody gets them, no tail keeps them
-        is_heard = bool(self._outlets)
+        is_heard = bool(self._consumers)
         streams = size = 0
         count = -1
         for count, (state, kind, ns, data) in enumerate(emitted):
@@ -381,8 +364,8 @@ class Dispatcher:
             news = total - self._refused_before.get((kind, reason), 0)
             self._refused_before[kind, reason] = total
             if news:
-                for outlet in self._outlets:
-                    outlet.refuse(kind, reason, news)
+                for consumer in self._consumers:
+                    consumer.refuse(kind, reason, news)
 
 
 def _report_defect(where: str, error: Exception) -> None:

@@ -12,7 +12,7 @@ from ..model.clock import monotonic
 from ..model.enums import EventType
 from ..model.errors import ConfigurationError, ShutdownError, SinkError
 from ..model.health import FlushReport, SinkHealth
-from ..model.reports import report
+from ..model.reports import report, wait_for_reports
 from ..model.text import ask, name_of, show
 from ..sinks.specs import open_sink, sinks_from_environ
 from .courier import Courier, Mark, close_all, options_for
@@ -27,14 +27,20 @@ if TYPE_CHECKING:
     from ..model.events import Event
     from ..model.records import TaskState
     from ..sinks.base import Sink
-    from .dispatcher import Dispatcher, Outlet
+    from .consumer import Consumer
+    from .dispatcher import Dispatcher
+
+
+LOG_GRACE = 0.5
+"""Seconds that the log gets at most for the lines about an end: its handlers may block for
+ever."""
 
 
 class Registry:
     """What a dispatcher hands events to. Its maker sets it as the ``sinks`` of the dispatcher.
 
     Args:
-        dispatcher: whose outlets these are.
+        dispatcher: whose consumers these are.
         name: of the scheduler; threads are named after it.
         close_timeout: seconds that a sink gets to open.
     """
@@ -78,7 +84,7 @@ class Registry:
                     for n in count(1)
                     if (each := kind if n == 1 else f"{kind}-{n}") not in self._sinks
                 )
-            elif name in self._sinks and self._sinks[name].is_open:
+            elif name in self._sinks and not self._sinks[name].is_closed:
                 raise ConfigurationError(
                     f"name: a sink called {name!r} is registered already; choose another name, "
                     "or unregister it first"
@@ -124,6 +130,7 @@ class Registry:
             courier = self._sinks[name]
         self._dispatcher.call(lambda: self._detach(courier))
         close_all([courier], deadline)
+        wait_for_reports(monotonic() + LOG_GRACE)
         with self._lock:
             if self._sinks.get(name) is courier:  # else the name is another's by now
                 del self._sinks[name]
@@ -197,27 +204,27 @@ class Registry:
         # what was refused before the flush is lost before the flush
         self._dispatcher.pass_refusals()
         return [
-            (outlet, outlet.mark())
-            for outlet in self._dispatcher.outlets
-            if isinstance(outlet, Courier)
+            (consumer, consumer.mark())
+            for consumer in self._dispatcher.consumers
+            if isinstance(consumer, Courier)
         ]
 
-    def _attach(self, outlet: Outlet) -> bool:
-        return self._dispatcher.set_outlets((*self._dispatcher.outlets, outlet))
+    def _attach(self, consumer: Consumer) -> bool:
+        return self._dispatcher.set_consumers((*self._dispatcher.consumers, consumer))
 
-    def _detach(self, outlet: Outlet) -> None:
-        self._dispatcher.set_outlets(
-            tuple(each for each in self._dispatcher.outlets if each is not outlet)
+    def _detach(self, consumer: Consumer) -> None:
+        self._dispatcher.set_consumers(
+            tuple(each for each in self._dispatcher.consumers if each is not consumer)
         )
 
     def close_all(self, deadline: float) -> None:
         """Have all sinks finish and close, and all subscriptions end, by ``deadline``
         (monotonic)."""
-        outlets = self._dispatcher.outlets
-        subscriptions = [each for each in outlets if isinstance(each, Subscription)]
+        consumers = self._dispatcher.consumers
+        subscriptions = [each for each in consumers if isinstance(each, Subscription)]
         for subscription in subscriptions:
             subscription.end()
-        close_all([each for each in outlets if isinstance(each, Courier)], deadline)
+        close_all([each for each in consumers if isinstance(each, Courier)], deadline)
         for subscription in subscriptions:
             if not subscription.join(deadline):
                 report(
@@ -225,18 +232,19 @@ class Registry:
                     "the callback of %s did not finish in time and is left to itself",
                     subscription.name,
                 )
+        wait_for_reports(monotonic() + LOG_GRACE)
 
     # -- a forked child --
 
-    def start_afresh(self, outlets: Sequence[Outlet]) -> None:
+    def start_afresh(self, consumers: Sequence[Consumer]) -> None:
         """Give each sink an empty queue and account, to be opened with the child's first task; end
         the subscriptions."""
-        for outlet in outlets:
-            if isinstance(outlet, Subscription):
-                outlet.end_in_child()
+        for consumer in consumers:
+            if isinstance(consumer, Subscription):
+                consumer.end_in_child()
         self._lock = threading.RLock()
         self._sinks = {
-            name: courier.twin() for name, courier in self._sinks.items() if courier.is_open
+            name: courier.twin() for name, courier in self._sinks.items() if not courier.is_closed
         }
         self._inherited = tuple(self._sinks.values())
 

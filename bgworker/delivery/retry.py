@@ -65,6 +65,12 @@ class Trouble:
         """True when trying the same again is of no use."""
         return self.concerns in ("event", "batch", "sink")
 
+    @property
+    def reason(self) -> str:
+        """Why events are given up after this, as the account of their sink says."""
+        return {"event": "refused", "batch": "refused", "sink": "closed"}.get(self.concerns,
+                                                                               "failed")
+
     @classmethod
     def of(cls, error: BaseException) -> Trouble:
         """Look at an exception. This may run code of its class: never under a lock of ours."""

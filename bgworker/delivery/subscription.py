@@ -9,19 +9,16 @@ command wait for the reader, as it waits for a sink.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
-from collections import Counter
 
 from ..model.clock import monotonic
 from ..model.errors import ShutdownError
 from ..model.failure import describe_failure
-from ..model.health import SinkHealth
 from ..model.records import Batch, TaskState
 from ..model.reports import report
 from ..model.threads import own_thread
 from .backlog import Backlog, Chunk
-from .patience import Patience
+from .consumer import Consumer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,13 +26,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ..model.events import Event
-    from ..model.records import Record
 
 MAX_BYTES = 64 * 1024 * 1024
 """Most memory that waiting stream events take, as estimated: text plus 256 bytes an event."""
 
 
-class Subscription:
+class Subscription(Consumer):
     """The events from now on, or those of one task: an iterator, a context manager, and something
     to poll.
 
@@ -61,18 +57,9 @@ class Subscription:
         back_pressure: bool,
         detach: Callable[[Subscription], object],
     ) -> None:
-        self.name = name
-        self._state = state
-        self._kinds = kinds
-        self._patience = Patience() if back_pressure else None  # the dispatcher's thread alone asks
+        super().__init__(name, kinds, Backlog(maxsize, MAX_BYTES), back_pressure)
+        self._task = state
         self._detach = detach
-        self._lock = threading.RLock()  # guards all below; re-entrant as a courier's
-        self._news = threading.Condition(self._lock)
-        self._backlog = Backlog(maxsize, MAX_BYTES)
-        self._emitted = self._delivered = self._coalesced = 0
-        self._dropped: Counter[str] = Counter()
-        self._is_closed = False
-        self._thread: threading.Thread | None = None
 
     # -- the reader's side --
 
@@ -94,7 +81,7 @@ class Subscription:
         """
         until = None if timeout is None else monotonic() + timeout
         with self._lock:
-            while not len(self._backlog) and not self._is_closed:
+            while not len(self._backlog) and not self.is_closed:
                 left = None if until is None else until - monotonic()
                 if left is not None and left <= 0:
                     break
@@ -117,25 +104,6 @@ class Subscription:
         if following is None:
             raise StopIteration
         return following
-
-    @property
-    def is_closed(self) -> bool:
-        """True when nothing more will come; what waits can still be read."""
-        return self._is_closed
-
-    def health(self) -> SinkHealth:
-        """Return the account: ``emitted == delivered + coalesced + dropped + pending``, where
-        delivered means read."""
-        with self._lock:
-            return SinkHealth(
-                emitted=self._emitted,
-                delivered=self._delivered,
-                coalesced=self._coalesced,
-                dropped=sum(self._dropped.values()),
-                pending=len(self._backlog),
-                dropped_by_reason={reason: n for reason, n in self._dropped.items() if n},
-                state="closed" if self._is_closed else "ok",
-            )
 
     def close(self) -> None:
         """Take no more events. What was emitted before the call can still be read."""
@@ -196,7 +164,7 @@ class Subscription:
     def begin(self) -> None:
         """For a task that has begun already: start with what is still in memory of it, and with its
         end if it has ended."""
-        state = self._state
+        state = self._task
         if state is None:
             return
         records = list(state.tail or ())
@@ -205,71 +173,37 @@ class Subscription:
         self.put(Chunk.of(records))
 
     def put(self, chunk: Chunk) -> None:
-        """Queue what it is to get of these records."""
-        if self._is_closed:
-            return
-        if self._state is not None or self._kinds is not None:
-            chunk = Chunk.of(record for record in chunk.records if self._wants(record))
-        with self._lock:
-            if self._is_closed:
-                return
-            self._emitted += len(chunk.records)
-            coalesced, dropped = self._backlog.extend(chunk)
-            self._coalesced += len(coalesced)
-            self._dropped["overflow"] += len(dropped)
-            if self._state is not None and self._state.ended:
-                # nothing follows a terminal event, which `types` may have filtered out
-                self._is_closed = True
-            self._news.notify_all()
+        """As of every consumer; nothing follows the end of the one task, which `types` may have
+        filtered out."""
+        super().put(chunk)
+        if self._task is not None and self._task.ended:
+            self.end()
 
-    def _wants(self, record: Record) -> bool:
-        return (self._state is None or record[0] is self._state) and (
-            self._kinds is None or record[2] in self._kinds
-        )
-
-    @property
-    def has_ended(self) -> bool:
-        """True when there is nothing more to do for it: it is closed, and its callback, if it has
-        one, has had all."""
-        return self._is_closed and (self._thread is None or not self._thread.is_alive())
-
-    @property
-    def is_crowded(self) -> bool:
-        """True when a command should wait. The dispatcher's thread; see `Courier.is_crowded`."""
-        return self._patience is not None and self._patience.is_due(
-            self._backlog.fill, self._delivered, monotonic())
-
-    @property
-    def most_waiting(self) -> int:
-        """As `Courier.most_waiting`; more than anything where nobody waits for the reader."""
-        return sys.maxsize if self._patience is None else self._backlog.most_waiting
-
-    @property
-    def is_this_thread(self) -> bool:
-        """True when the caller is the callback."""
-        return self._thread is threading.current_thread()
-
-    @property
-    def room(self) -> int:
-        """Bytes that the queue has room for."""
-        return self._backlog.room
+    def _wanted(self, chunk: Chunk) -> Chunk:
+        if self._task is not None:
+            chunk = Chunk.of([record for record in chunk.records if record[0] is self._task])
+        return super()._wanted(chunk)
 
     def refuse(self, kind: int, reason: str, count: int) -> None:
         """Count events that never got a number. Whose they were is not known: one task's
         subscription cannot count them."""
-        if self._state is None and (self._kinds is None or kind in self._kinds):
-            with self._lock:
-                self._emitted += count
-                self._dropped[reason] += count
+        if self._task is None:
+            super().refuse(kind, reason, count)
+
+    @property
+    def has_ended(self) -> bool:  # type: ignore[override]
+        """True when there is nothing more to do for it: it is closed, and its callback, if it has
+        one, has had all."""
+        return self.is_closed and (self._thread is None or not self._thread.is_alive())
 
     def end_in_child(self) -> None:
         """In a forked child: be closed. The lock may be held by a thread that is not here."""
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
-        self._is_closed = True
+        self._state = "closed"
 
     def end(self) -> None:
         """Wake the readers: there will be no more."""
         with self._lock:
-            self._is_closed = True
+            self._state = "closed"
             self._news.notify_all()

@@ -88,6 +88,7 @@ def line(sink: Any, **options: Any) -> Iterator[Line]:
         yield made
     finally:
         close_all([made.courier], time.monotonic() + 10)
+        wait_for_reports(time.monotonic() + SOON)
 
 
 def payloads(events: Sequence[Event]) -> list[str]:
@@ -537,7 +538,7 @@ def test_a_sink_that_takes_nothing_any_more_is_closed_and_what_waits_and_comes_i
         (
             logging.ERROR,
             "sink 'it' takes nothing any more, and is closed: PermanentSinkError: gone; "
-            "what waits and comes is lost",
+            "the events that wait and come are lost",
         ),
         (logging.WARNING, "sink 'it': 2 events were not taken and are lost (closed: 2)"),
         (logging.WARNING, "sink 'it': 6 events were not taken and are lost (closed: 6)"),
@@ -951,7 +952,7 @@ def test_a_sink_that_fails_for_long_is_in_the_log_at_its_first_failure_at_each_l
             logging.WARNING,
             "sink 'it' failed, and is tried again: TemporarySinkError: failing as scripted",
         ),
-        (logging.ERROR, "sink 'it': 1 events dropped: TemporarySinkError: failing as scripted"),
+        (logging.ERROR, "sink 'it': 1 events are lost: TemporarySinkError: failing as scripted"),
         (logging.WARNING, "sink 'it' works again"),
     ]
 

@@ -119,7 +119,7 @@ class Gatherer:
 @pytest.fixture
 def still() -> tuple[Dispatcher, Gatherer]:
     dispatcher, gatherer = Dispatcher("still", lambda ended: None, 1.0), Gatherer()
-    dispatcher.set_outlets((gatherer,))  # type: ignore[arg-type]
+    dispatcher.set_consumers((gatherer,))  # type: ignore[arg-type]
     return dispatcher, gatherer
 
 
@@ -269,7 +269,7 @@ def test_refusals_go_to_every_sink_registered_at_the_time_once(
     dispatcher, first = still
     second = Gatherer()
     dispatcher.intake.refuse(OUTPUT, "intake")
-    dispatcher.set_outlets((first, second))  # type: ignore[arg-type]
+    dispatcher.set_consumers((first, second))  # type: ignore[arg-type]
     dispatcher.intake.refuse(OUTPUT, "intake")
     dispatcher.intake.refuse(OUTPUT, "intake")
     dispatcher._drain()

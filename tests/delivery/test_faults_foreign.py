@@ -537,7 +537,7 @@ def test_a_callback_without_a_thread_is_refused_and_leaves_nothing_behind(
         no_threads()
         with pytest.raises(ShutdownError, match="no thread can be started for the callback"):
             pool.subscribe(print)
-        assert pool._dispatcher.outlets == ()
+        assert pool._dispatcher.consumers == ()
 
 
 def test_a_sink_without_a_thread_is_refused_and_may_be_registered_later(

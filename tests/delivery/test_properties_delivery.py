@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -36,6 +36,7 @@ from bgworker import (
 )
 from bgworker.running.context import TaskContext
 from bgworker.delivery import dispatcher, registry
+from bgworker.delivery.consumer import Consumer
 from bgworker.delivery.courier import Courier
 from bgworker.delivery.intake import Intake
 from bgworker.delivery.retry import RetryPolicy, Trouble
@@ -394,9 +395,9 @@ def _say_fifty(_: int) -> None:
 class Forgetful(Courier):
     """Does not count what a full queue sheds."""
 
-    def _drop(self, records: Sequence[Any], reason: str) -> None:
+    def _drop(self, reason: str, kinds: Mapping[int, int]) -> None:
         if reason != "overflow":
-            super()._drop(records, reason)
+            super()._drop(reason, kinds)
 
 
 class Stuttering(Courier):
@@ -411,9 +412,8 @@ class Stuttering(Courier):
 class Silent(Courier):
     """Counts its losses and tells the sink nothing."""
 
-    def _announce(self) -> list[Any]:
-        self._losses.clear()
-        return []
+    def _drop(self, reason: str, kinds: Mapping[int, int]) -> None:
+        Consumer._drop(self, reason, kinds)
 
 
 class Reordering(Courier):

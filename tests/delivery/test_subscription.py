@@ -239,12 +239,12 @@ def test_the_dispatcher_lets_go_of_subscriptions_that_have_ended() -> None:
         pool.subscribe(lambda event: seen.append(event.type.value), task=pool.submit(say, 1))
         standing = pool.subscribe()
         deadline = time.monotonic() + LONG
-        while len(pool._dispatcher.outlets) > 1:
+        while len(pool._dispatcher.consumers) > 1:
             # the callback's goes with the next drain after its thread's end
-            assert time.monotonic() < deadline, pool._dispatcher.outlets
+            assert time.monotonic() < deadline, pool._dispatcher.consumers
             pool.submit(say, 0).result()
             pool.flush()
-        assert pool._dispatcher.outlets == (standing,) and seen[-1] == "TaskCompleted"
+        assert pool._dispatcher.consumers == (standing,) and seen[-1] == "TaskCompleted"
 
 
 def test_a_task_of_another_scheduler_cannot_be_subscribed_to() -> None:

@@ -21,10 +21,16 @@ from bgworker import (
     current_task,
 )
 from bgworker.model import wire
-from bgworker.park.park import Park
+from bgworker.park import park
+from bgworker.park.park import ParkFile
+from bgworker.sinks.linefile import LineFile
+from bgworker.delivery.backlog import Chunk
+from bgworker.delivery.courier import Courier, close_all
+from bgworker.delivery.intake import MOST_TAKEN
 from bgworker.delivery.retry import RetryPolicy
 from bgworker.model.events import Event, EventType, LossEvent
-from bgworker.model.records import COMPLETED, OUTPUT, TaskState
+from bgworker.model.records import COMPLETED, OUTPUT, Batch, TaskState
+from bgworker.model.reports import wait_for_reports
 from bgworker.testing import FlakySink, Hang, fail, work
 
 if TYPE_CHECKING:
@@ -56,42 +62,31 @@ def losses(events: Sequence[Event]) -> list[str]:
     return [event.reason for event in events if isinstance(event, LossEvent)]
 
 
-class Answers:
-    """What the park tells, and a way to make its thread wait while it tells."""
-
-    def __init__(self) -> None:
-        self.taken: list[str] = []
-        self.refused: list[tuple[str, str]] = []
-        self.go_on = threading.Event()
-        self.go_on.set()
-        self.entered = threading.Event()
-
-    def __call__(self, done: Sequence[Record], error: BaseException | None) -> None:
-        self.entered.set()
-        assert self.go_on.wait(SOON)
-        if error is None:
-            self.taken += [record[4] for record in done]
-        else:
-            self.refused += [(record[4], type(error).__name__) for record in done]
+def parked_by(file: ParkFile, *given: tuple[Sequence[Record], str, int]) -> list[str]:
+    """Have a park file take records, in one batch, as the courier does: with what kept them from
+    their sink."""
+    file.open()
+    try:
+        file.write(Batch([
+            (*record, (error, attempts))  # type: ignore[misc]
+            for several, error, attempts in given for record in several]))
+    finally:
+        file.close()
+    return parked(Path(file._file.path))
 
 
-def park_of(path: Path | str, answers: Answers, max_bytes: int = 1 << 20, most: int = 100,
-            most_bytes: int = 1 << 20) -> Park:
-    return Park(path, max_bytes, most, most_bytes, "it", answers)
-
-
-def closed(park: Park) -> bool:
-    return park.close(time.monotonic() + SOON)
+def courier(path: Path, **options: Any) -> Courier:
+    """Return a courier whose sink refuses all that it is given for good."""
+    return Courier("it", FlakySink(poison=lambda event: event.type == EventType.TASK_OUTPUT),
+                   SinkOptions(park=path, types=["TaskOutput"], **options), "test")
 
 
 def test_a_line_tells_all_that_a_replay_needs(tmp_path: Path) -> None:
-    answers = Answers()
-    park = park_of(tmp_path / "park", answers)
-    park.open()
-    assert park.put(records("a\n\u2028b", "c"), "OSError: down", 8) == 2
-    assert closed(park)
-    assert (answers.taken, answers.refused) == (["a\n\u2028b", "c"], [])
-    first, second = lines_of(tmp_path / "park")
+    file = ParkFile(tmp_path / "park", 1 << 20, "it")
+    a, c, d = records("a\n\u2028b", "c", "d")
+    assert parked_by(file, ([a, c], "OSError: down", 8), ([d], "overflow", 0)) == [
+        "a\n\u2028b", "c", "d"]
+    first, second, third = lines_of(tmp_path / "park")
     assert {**first, "event": None, "parked_at": None} == {
         "v": 1,
         "sink": "it",
@@ -101,75 +96,111 @@ def test_a_line_tells_all_that_a_replay_needs(tmp_path: Path) -> None:
         "parked_at": None,
     }
     assert first["parked_at"].endswith("Z")
+    assert [(line["error"], line["attempts"]) for line in (second, third)] == [
+        ("OSError: down", 8), ("overflow", 0)]
     event = wire.decode(json.dumps(second["event"]))
     assert (event.task_id, event.seq, event.payload) == (STATE.id, 2, "c")  # type: ignore[union-attr]
 
 
-def test_no_thread_and_no_line_comes_of_a_park_that_was_not_needed(tmp_path: Path) -> None:
-    before = threading.active_count()
-    park = park_of(tmp_path / "park", Answers())
-    park.open()
-    assert closed(park)
-    assert threading.active_count() == before
-    assert not (tmp_path / "park").exists() or (tmp_path / "park").read_bytes() == b""
+def test_no_line_comes_of_a_park_that_was_not_needed(pool: Scheduler, tmp_path: Path) -> None:
+    pool.register_sink(FlakySink(), name="it", options=SinkOptions(park=tmp_path / "park"))
+    say(pool, "a")
+    pool.unregister_sink("it", timeout=SOON)
+    assert (tmp_path / "park").read_bytes() == b""
+    assert not [thread for thread in threading.enumerate() if "it" in thread.name]
 
 
 def test_a_file_at_its_bound_takes_what_fits_and_refuses_the_rest_line_by_line(
     tmp_path: Path,
 ) -> None:
-    answers = Answers()
-    park = park_of(tmp_path / "park", answers, max_bytes=1000)
-    park.put(records(*"abcdefgh"), "overflow", 0)
-    park.put(records("i"), "overflow", 0)
-    assert closed(park)
-    size = (tmp_path / "park").stat().st_size
+    it = courier(tmp_path / "park", park_bytes=1000)
+    it.start(SOON)
+    it.put(Chunk.of(records(*"abcdefgh")))
+    close_all([it], time.monotonic() + SOON)
+    health, size = it.health(), (tmp_path / "park").stat().st_size
     assert 500 < size <= 1000
-    assert answers.taken == parked(tmp_path / "park") == [*"abcdefgh"][:len(answers.taken)]
-    assert answers.refused == [(text, "ParkFull") for text in "abcdefghi"[len(answers.taken):]]
+    fitting = parked(tmp_path / "park")
+    assert fitting == [*"abcdefgh"][:len(fitting)] and health.parked == len(fitting) >= 3
+    assert health.dropped_by_reason == {"park": 8 - len(fitting)}
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_refuses_and_the_park_goes_on() -> None:
-    answers = Answers()
-    park = park_of("/dev/full", answers)
-    park.put(records("a"), "overflow", 0)
-    park.put(records("b"), "overflow", 0)
-    assert closed(park)
-    assert answers.refused == [("a", "OSError"), ("b", "OSError")]
+    it = courier(Path("/dev/full"))
+    it.start(SOON)
+    for number in range(3):
+        it.put(Chunk.of(records("a")))
+        it.mark().wait(SOON)
+    close_all([it], time.monotonic() + SOON)
+    assert (it.health().dropped_by_reason, it.health().parked) == ({"park": 3}, 0)
+    assert it.park is not None and "No space left" in str(it.park.health().last_error)
+
+
+class Slow(LineFile):
+    """A disk that is busy until it is told."""
+
+    entered, go_on = threading.Event(), threading.Event()
+
+    def append(self, data: bytes) -> None:
+        self.entered.set()
+        assert self.go_on.wait(SOON)
+        super().append(data)
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Slow]]:
+    Slow.entered, Slow.go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(park, "LineFile", Slow)
+    yield Slow
+    Slow.go_on.set()
 
 
 def test_no_more_waits_for_the_disk_than_the_bounds_by_count_and_by_bytes_allow(
-    tmp_path: Path,
+    tmp_path: Path, slow_disk: type[Slow]
 ) -> None:
-    for most, most_bytes in ((3, 1 << 20), (100, 3 * 257)):
-        answers = Answers()
-        answers.go_on.clear()
-        park = park_of(tmp_path / f"park-{most}", answers, most=most, most_bytes=most_bytes)
-        assert park.put(records("a"), "overflow", 0) == 1
-        assert answers.entered.wait(SOON)  # a is written and answered, but not yet off the books
-        assert park.put(records("b", "c", "d"), "overflow", 0) == 2
-        assert park.put(records("e"), "overflow", 0) == 0
-        answers.go_on.set()
-        assert closed(park)
-        assert answers.taken == ["a", "b", "c"]
+    for name, most, text in ("count", 4 * MOST_TAKEN, "x"), ("bytes", 4, "x" * 250_000):
+        slow_disk.entered.clear()
+        slow_disk.go_on.clear()
+        it = courier(tmp_path / name, queue_size=1, queue_bytes=1 << 20 if name == "bytes" else 1 << 26)
+        it.start(SOON)
+        it.put(Chunk.of(records("a")))
+        assert slow_disk.entered.wait(SOON)
+        with it._lock:
+            it._give_up(records(*[text] * (most + 2)), "overflow")
+        assert it.health().dropped_by_reason == {"park": 2}
+        slow_disk.go_on.set()
+        close_all([it], time.monotonic() + SOON)
+        assert it.health().parked == 1 + most
 
 
 def test_an_event_larger_than_the_bound_is_parked_when_nothing_else_waits(tmp_path: Path) -> None:
-    answers = Answers()
-    park = park_of(tmp_path / "park", answers, most_bytes=10)
-    assert park.put(records("a" * 1000, "b"), "overflow", 0) == 1
-    assert closed(park)
-    assert answers.taken == ["a" * 1000]
+    it = courier(tmp_path / "park", queue_bytes=300)
+    it.start(SOON)
+    with it._lock:
+        it._give_up(records("a" * 1000), "overflow")
+    close_all([it], time.monotonic() + SOON)
+    assert parked(tmp_path / "park") == ["a" * 1000]
 
 
-def test_a_park_that_cannot_finish_in_time_says_so(tmp_path: Path) -> None:
-    answers = Answers()
-    answers.go_on.clear()
-    park = park_of(tmp_path / "park", answers)
-    park.put(records("a"), "overflow", 0)
-    assert not park.close(time.monotonic() + 0.05)
-    answers.go_on.set()
-    assert closed(park)
+def test_a_park_that_cannot_finish_in_time_is_left_behind_and_what_it_has_not_got_is_counted(
+    tmp_path: Path, slow_disk: type[Slow], caplog: pytest.LogCaptureFixture
+) -> None:
+    it = courier(tmp_path / "park")
+    it.start(SOON)
+    it.put(Chunk.of(records("a")))
+    assert slow_disk.entered.wait(SOON)
+    it.put(Chunk.of(records("b")))
+    assert it.mark().wait(SOON)
+    assert it.health().pending == 2
+    close_all([it], time.monotonic() + 0.1)
+    wait_for_reports(time.monotonic() + SOON)
+    assert (it.health().pending, it.health().dropped_by_reason) == (0, {"park": 2})
+    assert any("the park file of sink 'it' did not finish in time" in record.message
+               for record in caplog.records)
+    slow_disk.go_on.set()
+    assert it.park is not None
+    it.park.thread.join(SOON)
+    assert (it.health().parked, it.health().dropped) == (0, 2), "the account is final"
 
 
 # -- in the account of a sink --
@@ -304,7 +335,7 @@ def test_a_file_of_something_else_is_no_park_file_and_stays_as_it_is(
     (tmp_path / "park").write_bytes(b"SQLite format 3\0and more")
     with pytest.raises(
         SinkError,
-        match="park file of sink 'it' cannot be used: .*name another file, or move .*/park'",
+        match="park file of sink 'it' does not open: .*name another file, or move .*/park'",
     ):
         pool.register_sink(FlakySink(), name="it", options=SinkOptions(park=tmp_path / "park"))
     assert (tmp_path / "park").read_bytes() == b"SQLite format 3\0and more" and os.listdir(
@@ -317,7 +348,7 @@ def test_a_park_file_that_cannot_be_opened_refuses_the_registration(
 ) -> None:
     sink = FlakySink()
     with pytest.raises(
-        SinkError, match="the park file of sink 'it' cannot be used: FileNotFoundError"
+        SinkError, match="the park file of sink 'it' does not open: FileNotFoundError"
     ):
         pool.register_sink(sink, name="it", options=SinkOptions(park=tmp_path / "no" / "park"))
     assert not sink.calls and "it" not in pool.sinks
@@ -351,13 +382,11 @@ def test_a_sink_whose_registration_fails_leaves_no_park_file_open(
 
 
 def test_a_life_cycle_event_is_parked_whole(tmp_path: Path) -> None:
-    answers = Answers()
     state = TaskState("2" * 32, "task", "r" * 32, 1)
     state.completed_ns = 5_000
     state.metadata_json = '{"a":1}'
-    park = park_of(tmp_path / "park", answers)
-    assert park.put([(state, 7, COMPLETED, 5_000, None)], "closed", 0) == 1
-    assert closed(park)
+    file = ParkFile(tmp_path / "park", 1 << 20, "it")
+    parked_by(file, ([(state, 7, COMPLETED, 5_000, None)], "closed", 0))
     (line,) = lines_of(tmp_path / "park")
     event = wire.decode(json.dumps(line["event"]))
     assert event.task == state.snapshot_at(COMPLETED, 7)  # type: ignore[union-attr]

@@ -74,7 +74,7 @@ def parked(tmp_path: Path) -> Path:
         for number in range(20):
             current_task().output(f"line {number}")
 
-    with Scheduler(1, close_timeout=0.3) as pool:
+    with Scheduler(1, close_timeout=1.0) as pool:
         pool.register_sink(Dead(), name="dead", options=SinkOptions(
             park=path, batch_size=7, retry=RetryPolicy(attempts=2, base=0.001, cap=0.002)))
         pool.submit(talk).result(10)
