@@ -318,7 +318,7 @@ class Reading:
             return None
         return TaskSnapshot(
             task_id, text_of(name) or "", judged(STATUSES[status], run_id, run_ended, dead),
-            text_of(run_id) or "", time_of(created) or _beginning_of(task_id), time_of(scheduled),
+            text_of(run_id) or "", time_of(created) or beginning_of(task_id), time_of(scheduled),
             time_of(started), time_of(completed), number_of(duration), number_of(timeout),
             number_of(percent), text_of(message), text_of(script_id), text_of(script_hash),
             text_of(script_text), text_of(arguments), text_of(failure_type),
@@ -332,7 +332,7 @@ class Reading:
         return found
 
 
-def _beginning_of(task_id: str) -> datetime:
+def beginning_of(task_id: str) -> datetime:
     """Return the time with which an id begins, or the epoch."""
     is_hex = re.fullmatch("[0-9a-f]{12}", task_id[:12])
     return _time_of_us(int(task_id[:12], 16) * 1000) if is_hex else EPOCH

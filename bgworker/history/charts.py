@@ -7,7 +7,9 @@ all.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from hashlib import sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,3 +125,26 @@ class Timeline:
     """Tasks that were read."""
     is_all: bool
     """False if there are older ones that were not read."""
+
+
+# ---------------------------------------------------------------- failures that are alike
+
+_MOST_PATTERN = 200
+
+_VARYING = re.compile(r"""
+    0x[0-9a-f]+                                             # an address
+  | [0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
+  | (?<![a-z0-9])(?=[a-f]*[0-9])[0-9a-f]{8,}(?![a-z0-9])    # hex digits that are no word
+  | [0-9]+(?:[.,:][0-9]+)*                                  # a number, a time, a version
+""", re.IGNORECASE | re.VERBOSE)
+
+
+def pattern_of(message: str | None) -> str:
+    """Return a message with ``#`` for each number, id and address in it, without line breaks."""
+    return " ".join(_VARYING.sub("#", message or "").split())[:_MOST_PATTERN]
+
+
+def fingerprint_of(failure_type: str | None, message: str | None) -> str:
+    """Return what failures that are alike have in common, as 16 hex digits."""
+    text = f"{failure_type or ''}\n{pattern_of(message)}"
+    return sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

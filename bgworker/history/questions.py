@@ -25,7 +25,7 @@ from .schema import MOST_TEXT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from typing import Any, Tuple
 
     Row = Tuple[Any, ...]
@@ -39,21 +39,23 @@ MOST_NAMES = 1000
 MOST_OF_A_TASK = 2**19
 """Bytes of the longest value of a task, unless together they have no more than `MOST_TEXT`."""
 
-_ABOVE_ALL = float(2**63)  # numbers of rows are below it, texts and BLOBs are above
+ABOVE_ALL = float(2**63)
+"""Numbers of rows are below it, texts and BLOBs are above."""
+
 _TEXT_ONLY = "id < x''"  # all text sorts before the first BLOB
-_TOO_LARGE = (sqlite3.DataError, MemoryError)
+TOO_LARGE = (sqlite3.DataError, MemoryError)
 """What too long a value raises: Python before 3.11 cannot set the limit, and memory may end."""
 
 MOST_CANDIDATES = 10
 """Tasks that an `AmbiguousTask` names."""
 
-_ENDED = tuple(
+ENDED = tuple(
     status for status in TaskStatus if status.is_final and status is not TaskStatus.INTERRUPTED
 )
-_NOT_ENDED = (*OPEN, TaskStatus.INTERRUPTED)  # which stands in the table itself after a replay
+NOT_ENDED = (*OPEN, TaskStatus.INTERRUPTED)  # which stands in the table itself after a replay
 
 
-def _in(column: str, statuses: Collection[TaskStatus]) -> str:
+def status_in(column: str, statuses: Collection[TaskStatus]) -> str:
     return f"{column} IN ({', '.join(repr(status.value) for status in statuses)})"
 
 
@@ -68,6 +70,16 @@ def moment(since: datetime | timedelta) -> datetime:
         return since
     raise ConfigurationError(f"since: expected an aware datetime or a timedelta, got {since!r}; "
                              "make one with datetime.now(timezone.utc)")
+
+
+def time_since(since: datetime | timedelta | None) -> str:
+    """Return a time as the tables spell it; empty, which sorts before all, for None."""
+    return "" if since is None else time_text(moment(since))
+
+
+def id_of(time: datetime) -> str:
+    """Return what the ids of tasks that are created at this time begin with."""
+    return f"{max(0, int(time.timestamp() * 1000)):012x}"
 
 
 # ---------------------------------------------------------------- one task
@@ -138,7 +150,7 @@ def task_row(connection: sqlite3.Connection, key: int, *, is_brief: bool = False
         select = SELECT_BRIEF_TASK if is_brief else SELECT_TASK
         row: Row | None = connection.execute(select, (key,)).fetchone()
         return row
-    except _TOO_LARGE:
+    except TOO_LARGE:
         row = tuple(_values(connection, key))
     finally:
         _limit(connection, MOST_TEXT)
@@ -155,7 +167,7 @@ def _values(connection: sqlite3.Connection, key: int) -> Iterator[object]:
         _limit(connection, max(room, MOST_CHARACTERS))
         try:
             row = connection.execute(select, (key,)).fetchone()
-        except _TOO_LARGE:
+        except TOO_LARGE:
             yield TOO_LONG
             continue
         value = row[0] if row else None
@@ -195,10 +207,10 @@ def which_streams(types: Collection[StreamType | str] | None) -> str:
 
 
 def stream_rows(connection: sqlite3.Connection, key: int, since: float, which: str,
-                limit: int = ALL, *, is_newest_first: bool = False) -> Iterator[Row]:
+                limit: int = ALL, *, before: float = ABOVE_ALL,
+                is_newest_first: bool = False) -> Iterator[Row]:
     """Yield rows of a task's streams in the order of their numbers; too long ones without text."""
     after: float = max(since, 0)
-    before: float = _ABOVE_ALL
     where = (f"WHERE task = ? AND seq > ? AND seq < ?{which} "
              f"ORDER BY seq {'DESC' * is_newest_first} LIMIT ?")
 
@@ -208,7 +220,7 @@ def stream_rows(connection: sqlite3.Connection, key: int, since: float, which: s
     def one() -> Row | None:
         try:
             row: Row | None = asked(SELECT_STREAMS, 1).fetchone()
-        except _TOO_LARGE:
+        except TOO_LARGE:
             row = asked(SELECT_BARE_STREAMS, 1).fetchone()
         return row
 
@@ -217,7 +229,7 @@ def stream_rows(connection: sqlite3.Connection, key: int, since: float, which: s
         try:
             rows = rows or asked(SELECT_STREAMS, limit)
             row = next(rows, None)
-        except _TOO_LARGE:  # of this row or the next one, for a cursor is a step ahead
+        except TOO_LARGE:  # of this row or the next one, for a cursor is a step ahead
             rows, row = None, one()
         if row is None:
             return
@@ -254,6 +266,27 @@ def before_newest(connection: sqlite3.Connection, key: int, which: str, count: i
     return 2**63 - 1 if seq is None else int(seq) - 1
 
 
+PAGE = 1000
+"""Rows that one read transaction gives to an iterator, unless they have as much text as ..."""
+PAGE_TEXT = 2**20
+
+
+def first_page(rows: Iterable[Any]) -> tuple[list[Any], bool]:
+    """Return the first rows, as many as one transaction gives, and whether there may be more."""
+    page, room = [], PAGE_TEXT
+    for row in rows:
+        page.append(row)
+        room -= text_in(row)
+        if room <= 0 or len(page) == PAGE:
+            return page, True
+    return page, False
+
+
+def text_in(row: Row) -> int:
+    """Return the characters and bytes of a row."""
+    return sum([len(value) for value in row if isinstance(value, (str, bytes))])
+
+
 # ---------------------------------------------------------------- many tasks
 
 class Search:
@@ -282,16 +315,16 @@ class Search:
         self._named = "" if name is None else " AND +t.name GLOB ?"
         self._pattern = () if name is None else (sanitise(name),)
         self._since = "" if since is None else time_text(since)
-        self._first_id = "" if since is None else f"{max(0, int(since.timestamp() * 1000)):012x}"
+        self._first_id = "" if since is None else id_of(since)
         self._limit = limit
 
     def of_status(self, status: TaskStatus) -> Iterator[int]:
         """Yield those of one status: the latest ended first, of no final one the latest created."""
-        if status in _ENDED:
+        if status in ENDED:
             found = self._judged("t.status = ? AND t.completed_utc >= ?",
                                  (status.value, self._since), "t.completed_utc DESC, t.key DESC")
         elif status is TaskStatus.INTERRUPTED:
-            found = self._judged(_in("t.status", _NOT_ENDED), (), "t.id DESC")
+            found = self._judged(status_in("t.status", NOT_ENDED), (), "t.id DESC")
         else:
             found = self._judged("t.status = ?", (status.value,), "t.id DESC")
         return islice((key for key, seen in found if seen is status), self._limit)
@@ -307,8 +340,8 @@ class Search:
                              (self._first_id, self._since), "t.id DESC")
         if self._since:
             older = (
-                f"t.key IN (SELECT key FROM tasks WHERE {_in('status', _NOT_ENDED)} UNION ALL "
-                f"SELECT key FROM tasks WHERE {_in('status', _ENDED)} AND completed_utc >= ?) "
+                f"t.key IN (SELECT key FROM tasks WHERE {status_in('status', NOT_ENDED)} UNION ALL "
+                f"SELECT key FROM tasks WHERE {status_in('status', ENDED)} AND completed_utc >= ?) "
                 "AND +t.id < ?"
             )
             found = chain(found, self._judged(older, (self._since, self._first_id), "t.id DESC"))
@@ -316,28 +349,35 @@ class Search:
 
     def _judged(self, where: str, values: tuple[str, ...],
                 order: str) -> Iterator[tuple[int, TaskStatus | None]]:
-        """Yield keys and statuses, but for what was interrupted before ``since``.
+        return judged_keys(self._connection, self._dead, self._since, f"{where}{self._named}",
+                           (*values, *self._pattern), order)
 
-        The query begins with the first, and reads no more of a task than it needs.
-        """
-        rows = self._connection.execute(
-            "SELECT t.key, t.status, t.run_id, r.ended_utc "
-            "FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
-            f"WHERE {where}{self._named} ORDER BY {order}", (*values, *self._pattern))
-        for key, status, run_id, ended in rows:
-            known = STATUSES.get(status)
-            seen = None if known is None else judged(known, run_id, ended, self._dead)
-            is_judged = self._since and seen is TaskStatus.INTERRUPTED
-            if not is_judged or self._last_sign(key) >= self._since:
-                yield key, seen
 
-    def _last_sign(self, key: int) -> str:
-        (sign,) = self._connection.execute(
-            f"SELECT {LAST_SIGN} FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
-            "WHERE t.key = ?",
-            (key,),
-        ).fetchone()
-        return str(sign)
+def judged_keys(connection: sqlite3.Connection, dead: Collection[str], since: str, where: str,
+                values: Sequence[Any], order: str) -> Iterator[tuple[int, TaskStatus | None]]:
+    """Yield keys and statuses, but for what was interrupted before ``since``.
+
+    The query begins with the first, and reads no more of a task than it needs.
+    """
+    rows = connection.execute(
+        "SELECT t.key, t.status, t.run_id, r.ended_utc "
+        "FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
+        f"WHERE {where} ORDER BY {order}", values)
+    for key, status, run_id, ended in rows:
+        known = STATUSES.get(status)
+        seen = None if known is None else judged(known, run_id, ended, dead)
+        is_judged = since and seen is TaskStatus.INTERRUPTED
+        if not is_judged or _last_sign(connection, key) >= since:
+            yield key, seen
+
+
+def _last_sign(connection: sqlite3.Connection, key: int) -> str:
+    (sign,) = connection.execute(
+        f"SELECT {LAST_SIGN} FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
+        "WHERE t.key = ?",
+        (key,),
+    ).fetchone()
+    return str(sign)
 
 
 # ---------------------------------------------------------------- counts
@@ -347,12 +387,12 @@ def counts(connection: sqlite3.Connection, dead: Collection[str], since: str,
            run: str | None = None) -> dict[TaskStatus, int]:
     """Return how many tasks there are of each status. Reads all tasks of the run, if one is
     named."""
-    which, values = _which(_ENDED, run)
+    which, values = _which(ENDED, run)
     rows = connection.execute(f"SELECT t.status, count(*) FROM tasks t WHERE {which} "
                               "AND t.completed_utc >= ? GROUP BY t.status", (*values, since))
     found = {STATUSES[status]: count for status, count in rows}
     recent = f"total({LAST_SIGN} >= ?)" if since else "count(?)"
-    which, values = _which(_NOT_ENDED, run)
+    which, values = _which(NOT_ENDED, run)
     for status, run_id, ended, count, recent in connection.execute(
         f"SELECT t.status, t.run_id, r.ended_utc, count(*), {recent} FROM tasks t "
         f"LEFT JOIN runs r ON r.run_id = t.run_id WHERE {which} GROUP BY t.status, t.run_id",
@@ -367,16 +407,18 @@ def _which(statuses: Collection[TaskStatus], run: str | None) -> tuple[str, tupl
     """Return the condition that a task ``t`` has one of these statuses, and is of a run if one is
     named, with its values. The + then has the run's index answer, not that of statuses."""
     if run is None:
-        return _in("t.status", statuses), ()
-    return f"t.run_id = ? AND {_in('+t.status', statuses)}", (run,)
+        return status_in("t.status", statuses), ()
+    return f"t.run_id = ? AND {status_in('+t.status', statuses)}", (run,)
 
 
-def find_run(connection: sqlite3.Connection, run: str) -> str:
-    """Return the id of the run that is meant by an id or the beginning of one.
+def find_run(connection: sqlite3.Connection, run: str | None) -> str | None:
+    """Return the id of the run that is meant by an id or the beginning of one; None for None.
 
     Raises:
         ConfigurationError: none is, or several are.
     """
+    if run is None:
+        return None
     if not isinstance(run, str):
         raise ConfigurationError(f"run: expected the id of a run, or its beginning, got {run!r}")
     beginning = sanitise(run).lower()
@@ -438,7 +480,7 @@ def durations(connection: sqlite3.Connection, since: str,
     """Return how long the tasks of each name ran. Reads all tasks since a time, or of a run;
     without these, an index."""
     if since or run is not None:
-        which, values = _which(_ENDED, run)
+        which, values = _which(ENDED, run)
         rows = connection.execute(_SOME.format(which), (*values, since))
         return tuple(Durations(text_of(name) or "", count, p50, p95, most, total,
                                text_of(task_id) or "")

@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from time import sleep
 
 from ..model import checks
-from ..model.errors import HistoryError
+from ..model.errors import ConfigurationError, HistoryError
 from ..model.events import EventType, LifecycleEvent, TaskStatus
 from ..model.records import STATUSES, TYPES
 from ..sinks.lockfile import LockFile
 from ..sinks.opening import absolute, shown
-from . import questions
-from .answers import SELECT_LOSSES, SELECT_RUNS, Reading, Run, Stats, loss_of, run_of, time_text
+from . import pages, questions
+from .answers import SELECT_LOSSES, SELECT_RUNS, Reading, Run, Stats, loss_of, run_of
 from .connections import Database
 from .presence import OPEN_RUNS, is_alive
 from .schema import (bounded, connect_to_read, damage_told, damaged, lock_path, roll_back,
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from .pages import LinePage, RunCounts, TaskPage
 
     Version = Tuple[int, int]
-
-_PAGE = 1000  # rows that one read transaction gives to an iterator, unless ...
-_PAGE_TEXT = 2**20  # ... they have as much text
 
 _LONGEST_ID = 64  # that is shown; ours have half of that
 
@@ -156,14 +153,14 @@ class History:
         at = 0
         while at < len(keys):
             tasks: list[TaskSnapshot] = []
-            room = _PAGE_TEXT
+            room = questions.PAGE_TEXT
             with self._asking() as connection:
-                while at < len(keys) and len(tasks) < _PAGE and room > 0:
+                while at < len(keys) and len(tasks) < questions.PAGE and room > 0:
                     row = questions.task_row(connection, keys[at], is_brief=is_brief)
                     at += 1
                     if row is not None and (task := self._reading.task(row, self._dead)):
                         tasks.append(task)
-                        room -= _text_in(row)
+                        room -= questions.text_in(row)
             yield from tasks
 
     @contextmanager
@@ -237,7 +234,17 @@ class History:
         Raises:
             ConfigurationError: no run, or more than one, has an id that begins with ``run``.
         """
-        raise NotImplementedError
+        limit = _most("limit", limit)
+        with self._asking() as connection:
+            if fingerprint is not None and status is None:
+                status = TaskStatus.FAILED
+            wanted = pages.Wanted(
+                None if status is None else checks.member("status", TaskStatus, status),
+                pages.wanted_text("name", name), pages.wanted_text("text", text),
+                questions.find_run(connection, run), pages.wanted_text("fingerprint", fingerprint),
+                questions.time_since(since), None if until is None else questions.id_of(questions.moment(until)))
+            return pages.task_page(connection, self._dead, self._reading, wanted, before, after,
+                                   limit)
 
     def run_counts(self, *, before: str | None = None, limit: int = 50) -> tuple[RunCounts, ...]:
         """Return runs with their counts, the newest first.
@@ -246,7 +253,9 @@ class History:
             before: only runs with a smaller id: the last one of an earlier answer.
             limit: most runs, 1 to 1,000.
         """
-        raise NotImplementedError
+        limit = _most("limit", limit)
+        with self._asking() as connection:
+            return pages.run_counts(connection, self._dead, self._host, before, limit)
 
     # -- streams --
 
@@ -268,7 +277,14 @@ class History:
             after: the first ones with a greater ``seq``; 0 begins with the first of all.
             limit: most lines, 1 to 1,000.
         """
-        raise NotImplementedError
+        which = questions.which_streams(types)
+        checks.number("before", before, whole=True, optional=True)
+        checks.number("after", after, whole=True, optional=True)
+        limit = _most("limit", limit)
+        with self._asking() as connection:
+            key, task_id = questions.find(connection, task)
+            return pages.line_page(connection, key, task_id, self._reading, which, before, after,
+                                   limit)
 
     def streams(
         self,
@@ -315,7 +331,7 @@ class History:
         is_more = True
         while is_more:
             with self._asking() as connection:
-                rows, is_more = _page(questions.stream_rows(connection, key, since, which))
+                rows, is_more = questions.first_page(questions.stream_rows(connection, key, since, which))
             if rows:
                 yield self._reading.events(task_id, rows)
                 since = rows[-1][0]
@@ -351,7 +367,7 @@ class History:
             with self._asking() as connection:
                 key, is_over = questions.end_of(connection, task_id, self._dead)
                 is_new = key is not None and (version != seen or is_over)
-                rows, is_more = _page(questions.stream_rows(connection, key or 0, since, which)
+                rows, is_more = questions.first_page(questions.stream_rows(connection, key or 0, since, which)
                                       if is_new else ())
             yield from self._reading.events(task_id, rows)
             since = rows[-1][0] if rows else since
@@ -380,9 +396,9 @@ class History:
             since: as for `tasks`; losses that were noted after it.
             run: as for `page`; losses belong to no run.
         """
-        after = "" if since is None else time_text(questions.moment(since))
+        after = questions.time_since(since)
         with self._asking() as connection:
-            run_id = None if run is None else questions.find_run(connection, run)
+            run_id = questions.find_run(connection, run)
             return Stats(
                 questions.counts(connection, self._dead, after, run_id),
                 questions.failures(connection, after, run_id),
@@ -437,9 +453,9 @@ class History:
             run: as for `page`.
             since: as for `tasks`.
         """
-        after = "" if since is None else time_text(questions.moment(since))
+        after = questions.time_since(since)
         with self._asking() as connection:
-            run_id = None if run is None else questions.find_run(connection, run)
+            run_id = questions.find_run(connection, run)
             return questions.counts(connection, self._dead, after, run_id)
 
     def completed(
@@ -489,14 +505,14 @@ class History:
                 if key is None:
                     break
                 row = questions.task_row(connection, key)
-                rows, is_more = _page(questions.stream_rows(connection, key, 0, ""))
+                rows, is_more = questions.first_page(questions.stream_rows(connection, key, 0, ""))
             task = None if row is None else self._reading.task(row, self._dead)
             if task is not None:
                 yield from self._reading.events(task.task_id, rows)
                 while is_more:
                     with self._asking() as connection:
                         seq = rows[-1][0]
-                        rows, is_more = _page(questions.stream_rows(connection, key, seq, ""))
+                        rows, is_more = questions.first_page(questions.stream_rows(connection, key, seq, ""))
                     yield from self._reading.events(task.task_id, rows)
                 time = task.completed_utc or task.started_utc or task.created_utc
                 yield LifecycleEvent(_EVENT_TYPES[task.status], task.task_id, task.last_seq, time,
@@ -507,7 +523,7 @@ class History:
         last, is_more = -2**63, True
         while is_more:
             with self._asking() as connection:
-                rows, is_more = _page(questions.loss_rows(connection, last))
+                rows, is_more = questions.first_page(questions.loss_rows(connection, last))
             yield from map(loss_of, rows)
             last = rows[-1][0] if rows else last
 
@@ -566,19 +582,13 @@ class History:
         return {run_id for run_id in runs if not is_alive(run_id, self._lock_file)}
 
 
-def _page(rows: Iterable[Any]) -> tuple[list[Any], bool]:
-    """Return the first rows, as many as one transaction gives, and whether there may be more."""
-    page, room = [], _PAGE_TEXT
-    for row in rows:
-        page.append(row)
-        room -= _text_in(row)
-        if room <= 0 or len(page) == _PAGE:
-            return page, True
-    return page, False
-
-
-def _text_in(row: tuple[Any, ...]) -> int:
-    return sum([len(value) for value in row if isinstance(value, (str, bytes))])
+def _most(name: str, value: int, most: int = 1000) -> int:
+    """Return a whole number from 1 to a bound, else raise a `ConfigurationError`."""
+    number = checks.number(name, value, least=1, whole=True)
+    if number > most:
+        raise ConfigurationError(f"{name}: expected at most {most:,}, got {number}; ask again for "
+                                 "what comes after")
+    return int(number)
 
 
 def _state(path: str) -> tuple[int, ...]:

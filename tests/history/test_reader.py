@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import sqlite3
 import subprocess
 import sys
@@ -960,13 +961,21 @@ def ask_everything(history: History) -> dict[str, Any]:
     found: dict[str, Any] = {"tasks": history.tasks(limit=None), "runs": history.runs(),
                              "losses": history.losses(), "stats": history.stats(),
                              "recent": history.stats(since=timedelta(days=365)),
-                             "counts": history.counts(), "events": list(history.events())}
+                             "counts": history.counts(), "events": list(history.events()),
+                             "run counts": history.run_counts()}
+    pages = {"page": history.page(), "named": history.page(name="j*", until=timedelta(0)),
+             "found": history.page(text="a"), "recent": history.page(since=timedelta(days=365)),
+             **{status: history.page(status=status, run=run.run_id, text="said")
+                for status in TaskStatus for run in found["runs"] if re.fullmatch("[0-9a-f]+", run.run_id)}}
+    found["pages"] = pages
     for task in found["tasks"]:
         if {"\ufffd", "\0"} & {*task.task_id}:
             continue  # it was no text; nobody can spell it
         found["streams"] = history.streams(task.task_id)
         assert history.streams(task.task_id, newest=True) == found["streams"]
         assert [event for page in history.pages(task.task_id) for event in page] == found["streams"]
+        found["lines"] = history.lines(task.task_id), history.lines(task.task_id, after=0)
+        assert list(found["lines"][1].lines) == found["streams"][:500]
         history.id_length([task.task_id])
     for status in TaskStatus:
         history.tasks(status=status, since=timedelta(days=365))
