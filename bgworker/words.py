@@ -61,6 +61,11 @@ def word_for(status: TaskStatus) -> str:
     return _WORDS.get(status, status.value)
 
 
+def now() -> datetime:
+    """Return the time of day."""
+    return datetime.now(timezone.utc)
+
+
 def ago(then: datetime | None, now: datetime) -> str:
     """Return "12s ago", "5m ago", "7h ago", "3d ago", or the date of what is longer ago than two
     weeks."""
@@ -126,6 +131,15 @@ def why(task: TaskSnapshot) -> str:
         message = message.partition("] ")[2]
     short = message if len(message) <= 500 else f"{message[:497]}..."
     return short or task.status.value
+
+
+def ending(task: TaskSnapshot) -> str:
+    """Return how a task ended: "completed in 1.2s", "failed (exit code 3) after 5m12s"."""
+    is_explained = task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED)
+    reason = f" ({why(task)})" if is_explained else ""
+    link = "in" if task.status is TaskStatus.COMPLETED else "after"
+    lasted = "" if task.duration is None else f" {link} {took(task.duration)}"
+    return f"{word_for(task.status)}{reason}{lasted}"
 
 
 def message_of(task: TaskSnapshot) -> str:

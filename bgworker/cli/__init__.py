@@ -41,9 +41,18 @@ class Parser(argparse.ArgumentParser):
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
 
+    def tell(self, message: str) -> None:
+        """Write a line to stderr."""
+        print(f"{self.prog}: {escaped(' '.join(message.split()))}", file=sys.stderr)
+
     def error(self, message: str) -> NoReturn:
-        """Tell what is wrong on stderr and exit with code 2."""
-        self.exit(2, f"{self.prog}: error: {escaped(' '.join(message.split()))}\n")
+        """Tell what is wrong with the command line, and exit with code 2."""
+        self.fail(message, 2)
+
+    def fail(self, message: str, code: int = 1) -> NoReturn:
+        """Tell what went wrong, and exit."""
+        self.tell(f"error: {message}")
+        self.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,7 +38,7 @@ class Command:
     text: str
     """What to call it in a line of our own: harmless, and not long."""
     metadata: dict[str, Any]
-    """Recorded with the task: the directory, the number, and the exact words."""
+    """Recorded with the task: the directory, and the exact words."""
     call: ShellCommand
 
 
@@ -72,7 +72,7 @@ def commands_of(options: Namespace) -> list[Command]:
         if options.name is not None:
             name = f"{options.name}-{number}" if calls[1:] else options.name
         shown = cut(escaped(text[:2 * NAME_LENGTH]), NAME_LENGTH, "...")
-        commands.append(Command(name, shown, {**here, "number": number, **_recorded(call)}, call))
+        commands.append(Command(name, shown, {**here, **_recorded(call)}, call))
     return commands
 
 

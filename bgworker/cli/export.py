@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from ..model.wire import encode
 from ..sinks.opening import (
@@ -17,8 +16,8 @@ from ..sinks.opening import (
     shown,
     trouble,
 )
-from ..words import escaped
-from .reading import Output, a_path, add_db, exit_codes, harmless_json, opened
+from .options import NO_OUTPUT, a_path, add_db, exit_codes
+from .reading import Output, harmless_json, opened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ the earlier life-cycle events of a task, which a history does not keep. An
 interrupted task stays so.
 """
 
-EPILOG = exit_codes("the output cannot be written") + """
+EPILOG = exit_codes(NO_OUTPUT) + """
 examples:
   bgworker export --jsonl history.jsonl
   bgworker replay history.jsonl --to sqlite:copy.db
@@ -87,7 +86,7 @@ def _to_file(history: History, options: Namespace) -> int:
     except OSError as error:
         reason = trouble("write", options.jsonl, error, CURABLE)
         options.parser.error(f"argument --jsonl: {reason}; name another file")
-    print(f"{count} events written to {escaped(options.jsonl)}", file=sys.stderr)
+    options.parser.tell(f"{count:,} events written to {options.jsonl}")
     return 0
 
 

@@ -55,10 +55,11 @@ class Run:
         """Queue all commands, to run ``jobs`` at a time."""
         self._scheduler, self._jobs = scheduler, jobs
         try:
-            for command in self.commands:
+            for number, command in enumerate(self.commands, 1):
                 command.call.on_start = self._grow
                 options = scheduler.options(
-                    name=command.name, timeout=timeout, metadata=command.metadata
+                    name=command.name, timeout=timeout,
+                    metadata={"number": number, **command.metadata},
                 )
                 task = options.submit(command.call)
                 self._tasks.append(task)

@@ -1,138 +1,87 @@
-"""The live table of ``bgworker run``: `TaskTable` keeps a row per task from events, `draw` makes
-lines of the rows for a terminal of some size. Neither knows a terminal.
+"""The live picture of ``bgworker run``: which commands run, what each said last, and how many have
+ended. It knows no terminal.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
+from itertools import count
+from time import monotonic, time_ns
 
-from ..model.events import LifecycleEvent, StreamType, TaskSnapshot, TaskStatus
-from ..words import duration_of, word_for
-from .tables import aligned, cell, counted
-from .text import cut, ellipsis_in
+from ..model.events import TaskStatus
+from ..words import took
+from .tables import MOST_OF_A_MESSAGE, UNHAPPY, Column, counted, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from datetime import datetime
-    from typing import Tuple
+    from ..model.records import TaskState
+    from .text import Surface
 
-    from ..model.events import StreamEvent
+COLUMNS = (Column("ID"), Column("TIME", ">"), Column("NAME", rank=1, least=12),
+           Column("MESSAGE", rank=2, least=12, most=MOST_OF_A_MESSAGE))
 
-    Size = Tuple[int, int]
-
-JUST_ENDED = 2.0
-"""Seconds that a task stays in the table after its end."""
-
-
-class Row:
-    """One task, as far as the events told."""
-
-    __slots__ = ("number", "task", "percent", "message")
-
-    def __init__(self, number: int, task: TaskSnapshot) -> None:
-        self.number = number
-        """1, 2, 3 ... in the order of creation."""
-        self.task = task
-        self.percent: float | None = None
-        self.message = ""
-        """Its last line, or the message of its progress."""
+BAR = 24
+"""Columns of the bar that shows how many commands have ended."""
 
 
-class TaskTable:
-    """The tasks that wait, run, or have just ended, and how many there are of each status. Not
-    locked."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[TaskStatus] = Counter()
-        self._rows: dict[str, Row] = {}
-        self._running: dict[str, Row] = {}
-        self._ended: deque[Row] = deque()  # oldest first
-        self._seen = 0
-
-    def apply(self, event: LifecycleEvent | StreamEvent) -> Row:
-        """Take an event in; return the row of its task."""
-        row = self._rows.get(event.task_id) or self._new_row(event)
-        if isinstance(event, LifecycleEvent):
-            self._move(row, event.task)
-        elif event.stream_type is StreamType.PROGRESS:
-            row.percent = event.percent
-            row.message = event.message or row.message
-        else:
-            row.message = event.payload or row.message
-        return row
-
-    def _new_row(self, event: LifecycleEvent | StreamEvent) -> Row:
-        if isinstance(event, LifecycleEvent):
-            task = event.task
-        else:  # what told of its creation was lost
-            task = TaskSnapshot(event.task_id, event.task_id, TaskStatus.CREATED, "",
-                                event.created_utc)
-        self._seen += 1
-        row = self._rows[event.task_id] = Row(self._seen, task)
-        self.counts[task.status] += 1
-        return row
-
-    def _move(self, row: Row, task: TaskSnapshot) -> None:
-        self.counts[row.task.status] -= 1
-        self.counts[task.status] += 1
-        row.task = task
-        if task.status is TaskStatus.RUNNING:
-            self._running[task.task_id] = row
-        elif task.status.is_final:
-            self._running.pop(task.task_id, None)
-            self._ended.append(row)
-
-    def forget_ended(self, now: datetime) -> None:
-        """Drop the rows of tasks that ended a while ago; nothing more is said of them."""
-        while self._ended:
-            task = self._ended[0].task
-            ended = task.completed_utc
-            if ended is not None and 0 <= (now - ended).total_seconds() < JUST_ENDED:
-                return
-            del self._rows[task.task_id]
-            self._ended.popleft()
-
-    def rows(self) -> list[Row]:
-        """Return those that run, the longest first, then those that have just ended, the latest
-        first."""
-        ended = [row for row in reversed(self._ended) if row.task.started_utc is not None]
-        return [*self._running.values(), *ended]
-
-
-def draw(table: TaskTable, size: Size, now: datetime, elapsed: float, *, colour: bool = False,
-         encoding: str = "utf-8") -> list[str]:
-    """Return the lines of the table: a row per task and a summary, narrower than the terminal and
-    two thirds as high.
+class Live:
+    """What the commands of a run do, as far as their records told. One thread uses it.
 
     Args:
-        size: columns and lines of the terminal.
-        now: for how long the tasks have been running.
-        elapsed: seconds of the whole run.
-        encoding: what the terminal can show; other characters are escaped.
+        total: how many commands there are.
     """
-    # the last column would wrap
-    columns, height = size[0] - 1, max(1, min(max(2, size[1] * 2 // 3), size[1] - 1))
-    rows, ellipsis = table.rows(), ellipsis_in(encoding)
-    shown = rows if len(rows) < height else rows[:max(0, height - 2)]
-    label_columns = max((len(f"[{row.number}]") for row in shown), default=0)
-    lines = aligned(
-        [(f"{f'[{row.number}]':>{label_columns}} {word_for(row.task.status):<9}",
-          f"{_clock(duration_of(row.task, now) or 0.0):>7}",
-          "" if row.percent is None else f"{row.percent:3.0f}%",
-          cell(row.task.name, max(8, columns // 3), encoding),
-          cell(row.message, columns, encoding)) for row in shown],
-        "<>><<",
-        columns,
-        encoding=encoding,
-        statuses=[row.task.status for row in shown] if colour else (),
-    )
-    if len(shown) < len(rows) and height > 1:
-        lines.append(cut(f"{ellipsis} and {len(rows) - len(shown)} more", columns, ellipsis))
-    summary = counted(table.counts) or "starting"
-    return [*lines, cut(f"{summary}, {_clock(elapsed)}", columns, ellipsis)]
 
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._started = monotonic()
+        self._next_number = count(1).__next__
+        self._numbers: dict[TaskState, int] = {}  # of those that have not ended
+        self._last_lines: dict[TaskState, str] = {}  # of those that run, the longest first
+        self._ended: Counter[TaskStatus] = Counter()
 
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(int(max(seconds, 0.0)), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+    def number(self, state: TaskState) -> int:
+        """Return a command's number: 1, 2, 3 ... in the order of creation."""
+        return self._numbers.get(state) or self._numbers.setdefault(state, self._next_number())
+
+    def move(self, state: TaskState, status: TaskStatus) -> None:
+        """Note that a command has begun to run, or has ended: nothing more comes of it."""
+        if status is TaskStatus.RUNNING:
+            self._last_lines[state] = ""
+        elif status.is_final:
+            self._last_lines.pop(state, None)
+            self._numbers.pop(state, None)
+            self._ended[status] += 1
+
+    def say(self, state: TaskState, line: str) -> None:
+        """Note what a command said last."""
+        if line and state in self._last_lines:
+            self._last_lines[state] = line
+
+    def lines(self, surface: Surface) -> list[str]:
+        """Return a heading and a line per command that runs, as many as two thirds of the surface's
+        height take, and a summary."""
+        running = list(self._last_lines.items())
+        room = min(max(3, surface.height * 2 // 3), surface.height - 1) - 2
+        if room < 1 or not running:
+            return [self._summary(surface)]
+        shown = running if len(running) <= room else running[:room - 1]
+        at = time_ns()
+        lines = table(COLUMNS, [
+            (f"[{self._numbers[state]}]", took((at - (state.started_ns or at)) / 1e9), state.name,
+             line) for state, line in shown], surface)
+        if len(shown) < len(running):
+            lines.append(surface.cut(f"... and {len(running) - len(shown)} more"))
+        return [*lines, self._summary(surface)]
+
+    def _summary(self, surface: Surface) -> str:
+        """Return how many commands have ended, with a bar if there is room, and how."""
+        ended = sum(self._ended.values())
+        counts = {**self._ended, TaskStatus.RUNNING: len(self._last_lines)}
+        words = (f"{ended} of {self._total}", counted(counts, (TaskStatus.RUNNING, *UNHAPPY)),
+                 took(monotonic() - self._started))
+        text = ", ".join(filter(None, words))
+        width = min(BAR, surface.columns - len(text) - 3)
+        if width < BAR // 3:
+            return surface.cut(text)
+        done = f"{'=' * (width * ended // self._total)}>"[:width]
+        return f"[{done:<{width}}] {text}"

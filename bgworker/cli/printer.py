@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from datetime import datetime, timezone
+from dataclasses import replace
 from time import monotonic, sleep
 
-from ..model.events import LifecycleEvent, LossEvent, StreamType, TaskStatus
-from ..model.records import event
+from ..model.events import TaskStatus
+from ..model.records import COMPLETED, OUTPUT, PROGRESS, STATUSES
 from ..model.threads import own_thread
-from ..words import escaped, why
-from .live import TaskTable
-from .screen import ERR, OUT, OWN, Screen
-from .tables import counted, painted
+from ..words import ending, escaped, now, took, word_for
+from .screen import ERR, OUT, OWN
+from .tables import FAILED, UNHAPPY, counted, task_table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,13 +29,15 @@ if TYPE_CHECKING:
     from ..model.health import SinkHealth
     from ..model.records import Record
     from .jobs import Run
-    from .screen import Line
-
+    from .live import Live
+    from .screen import Line, Screen
+    from .text import Surface
 
 AT_ONCE = 10_000
 """Most events that are shown together."""
 
-UNHAPPY = (TaskStatus.FAILED, TaskStatus.TIMED_OUT, TaskStatus.CANCELLED)
+MOST_FAILED, MOST_COLUMNS = 10, 200
+"""Commands that failed, and columns for them, that are shown once more at the end."""
 
 TICK = 1.0
 """Seconds without an event after which the clock of the table is drawn again."""
@@ -44,16 +45,27 @@ TICK = 1.0
 
 class Printer:
     """Shows the events of a subscription on the screen, on its own thread, and at the end the
-    account."""
+    account.
 
-    def __init__(self, run: Run, screen: Screen, table: TaskTable, *, quiet: bool) -> None:
+    Args:
+        surface: what lines of our own are fitted to.
+        quiet: whether a command that completed gets no line.
+        shows: what to type before a command's number to see more of it; empty if nothing is
+            recorded.
+    """
+
+    def __init__(self, run: Run, screen: Screen, live: Live, surface: Surface, *, quiet: bool,
+                 shows: str) -> None:
         self.notices: deque[str] = deque()
         """Messages of our own that wait to be shown. Any thread appends one, and does not wait for
         the screen."""
         self._run = run
         self._screen = screen
-        self._table = table
+        self._live = live
+        self._surface = surface
         self._quiet = quiet
+        self._shows = shows
+        self._failed: dict[int, TaskSnapshot] = {}  # by number, those that are shown at the end
         self._is_single = len(run.commands) == 1
         self._thread: Thread | None = None
 
@@ -72,32 +84,23 @@ class Printer:
         while True:
             is_last_look = subscription.is_closed  # asked first: nothing comes after it
             batch = subscription.batch(AT_ONCE, TICK)
-            if batch:
-                self._show(batch.records)
-                if len(batch) < AT_ONCE:
-                    sleep(pause)
-            elif is_last_look:
+            if is_last_look and not batch:
                 break
-            else:
-                self._tick()
+            self._show(batch.records)
+            if 0 < len(batch) < AT_ONCE:
+                sleep(pause)
         self._guarded(self._screen.close)
 
     def _show(self, records: Sequence[Record]) -> None:
         """Show what these tell, and redraw the table. Blocks as long as the reader of our output
         does."""
         if self._run.output_error is None:
-            with self._screen.lock:
-                lines = [line for group in _grouped(records) for line in self._lines_of(group)]
-                self._table.forget_ended(datetime.now(timezone.utc))
+            lines = [line for group in _grouped(records) for line in self._lines_of(group)]
             self._guarded(lambda: self._screen.show([*lines, *self._notices()]))
 
-    def _tick(self) -> None:
-        """Show what does not wait for events: the time, and notices."""
-        notices = self._notices()
-        self._guarded(lambda: self._screen.show(notices) if notices else self._screen.refresh())
-
     def finish(self, dropped: int, sinks: Mapping[str, SinkHealth]) -> None:
-        """Show the summary, and what was not shown or recorded. Nothing when nobody reads it."""
+        """Show what failed, what was not shown or recorded, and the summary. Nothing when nobody
+        reads it."""
         run = self._run
         if isinstance(run.output_error, BrokenPipeError):
             return
@@ -117,9 +120,26 @@ class Printer:
             ended = [f"{counts[TaskStatus.COMPLETED]} completed"]
             if others := counted(counts, UNHAPPY):
                 ended.append(others)
+            lines += [(OWN, line) for line in self._failures(counts)]
             lines.append((OWN, f"{len(run.commands)} commands: {', '.join(ended)} "
-                               f"in {monotonic() - run.started:.1f} s"))
+                               f"in {took(monotonic() - run.started)}"))
         self._guarded(lambda: self._screen.show(lines), even_if_lost=True)
+
+    def _failures(self, counts: Mapping[TaskStatus, int]) -> Iterator[str]:
+        """Yield a table of what failed first, each with what to type to see more of it."""
+        if self._failed:
+            numbers = sorted(self._failed)
+            # for people, in a log too
+            surface = replace(self._surface, columns=min(self._surface.columns, MOST_COLUMNS))
+            yield ""
+            yield from task_table(
+                [self._failed[number] for number in numbers],
+                [f"{self._shows} {number}" if self._shows else f"[{number}]"
+                 for number in numbers],
+                now(), surface, "SEE MORE" if self._shows else "ID")
+        left = counts[TaskStatus.FAILED] + counts[TaskStatus.TIMED_OUT] - len(self._failed)
+        if left:
+            yield f"... and {left} more"
 
     def _guarded(self, show: Callable[[], object], *, even_if_lost: bool = False) -> None:
         if self._run.output_error is None or even_if_lost:
@@ -132,40 +152,33 @@ class Printer:
         return [(OWN, escaped(self.notices.popleft())) for _ in range(len(self.notices))]
 
     def _lines_of(self, group: list[Record]) -> Iterator[Line]:
-        """Yield the lines of records of one task and kind. Only one of them becomes an event: a
-        chatty command says a million lines a second."""
-        latest = event(next((record for record in reversed(group) if record[4]), group[-1]))
-        if isinstance(latest, LossEvent):
-            return  # `finish` has the whole account
-        row = self._table.apply(latest)
-        label = "" if self._is_single else f"[{row.number}] "
-        if isinstance(latest, LifecycleEvent):
-            outcome = self._outcome(latest.task, row.number)
-            if outcome:
+        """Yield the lines of records of one task and kind."""
+        state, _, kind, _, _ = group[-1]
+        if state is None:
+            return  # a loss: `finish` has the whole account
+        number = self._live.number(state)
+        label = "" if self._is_single else f"[{number}] "
+        if kind > PROGRESS:
+            lines = [record[4] for record in group]
+            self._live.say(state, next(filter(None, reversed(lines)), ""))
+            yield OUT if kind == OUTPUT else ERR, label + f"\n{label}".join(lines)
+        elif kind < PROGRESS:
+            self._live.move(state, STATUSES[kind])
+            if kind >= COMPLETED and (outcome := self._outcome(state.snapshot_now(), number)):
                 yield OWN, ("bgworker run: " if self._is_single else label) + outcome
-        elif latest.stream_type is not StreamType.PROGRESS:
-            kind = OUT if latest.stream_type is StreamType.OUTPUT else ERR
-            yield kind, label + f"\n{label}".join([record[4] for record in group])
 
     def _outcome(self, task: TaskSnapshot, number: int) -> str:
         """Return how the task ended, in words; nothing if that needs no line of its own."""
-        status, text = task.status, self._run.commands[number - 1].text
-        if (
-            not status.is_final
-            or status is TaskStatus.COMPLETED
-            and (self._is_single or self._quiet)
-        ):
+        status = task.status
+        if status in FAILED and len(self._failed) < MOST_FAILED:
+            self._failed[number] = replace(task, started_utc=None)  # its duration tells more
+        elif status is TaskStatus.COMPLETED and (self._is_single or self._quiet):
             return ""
-        if status is TaskStatus.CANCELLED and task.started_utc is None and not self._is_single:
-            return ""  # the summary counts it
-        after = "" if task.duration is None else f" after {task.duration:.1f} s"
-        if status is TaskStatus.COMPLETED:
-            word, line = "completed", f"completed in {task.duration or 0.0:.1f} s: {text}"
-        elif status is TaskStatus.TIMED_OUT:
-            word, line = "timed out", f"timed out{after}: {text}"
-        else:
-            word, line = status.value, f"{status.value} ({escaped(why(task))}){after}: {text}"
-        return painted(line, status, word) if self._screen.colour else line
+        elif status is TaskStatus.CANCELLED and not self._is_single and task.duration is None:
+            return ""  # it never ran, and the summary counts it
+        word = word_for(status)
+        rest = escaped(ending(task)[len(word):])
+        return f"{self._surface.painted(word, status)}{rest}: {self._run.commands[number - 1].text}"
 
 
 def _grouped(records: Iterable[Record]) -> Iterator[list[Record]]:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 
 from ..model.errors import ConfigurationError, HistoryError
-from ..words import escaped
-from .reading import (
-    Output,
-    a_count,
-    a_duration,
-    add_db,
-    add_json,
-    exit_codes,
-    opened,
-)
+from .options import a_duration, add_db, add_json, exit_codes, whole
+from .reading import Output, opened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +37,7 @@ def add_arguments(parser: Any) -> None:
     add_db(parser)
     parser.add_argument("--older-than", metavar="DUR", type=a_duration,
                         help="tasks that ended longer ago than this: 90s, 15m, 2h, 7d ...")
-    parser.add_argument("--keep", metavar="N", type=a_count,
+    parser.add_argument("--keep", metavar="N", type=whole(),
                         help="all tasks but N; those that have not ended count, and stay")
     parser.add_argument(
         "--dry-run", action="store_true", help="remove nothing, and tell what would go"
@@ -71,13 +62,10 @@ def act(options: Namespace) -> int:
     except HistoryError as error:
         options.parser.error(f"argument --db: {error}")
     except (ConfigurationError, sqlite3.Error, OSError, MemoryError) as error:
-        print(
-            f"bgworker prune: error: cannot prune {escaped(repr(options.db))}: "
-            f"{escaped(str(error))}; see whether this user may write to the file and its "
-            "directory, and whether there is room on the disk",
-            file=sys.stderr,
+        options.parser.fail(
+            f"cannot prune {options.db!r}: {error}; see whether this user may write to the file "
+            "and its directory, and whether there is room on the disk"
         )
-        return 1
     output = Output()
     if options.json:
         output.json(dry_run=options.dry_run, **asdict(pruned))

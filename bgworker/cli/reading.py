@@ -1,4 +1,4 @@
-"""What the verbs that read a history share: options, exit codes for its errors, and output.
+"""What the verbs that read a history share: how it is opened, exit codes for its errors, and output.
 
 Text is for people, and harmless: what a task said is escaped wherever it goes, since a pipe may end
 at a terminal, too. ``--json`` is for programs: exact, ASCII, and of a shape that never changes
@@ -8,102 +8,36 @@ inside a version.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import fields
-from datetime import datetime, timezone
-from textwrap import fill
+from datetime import datetime
 
-from ..model.errors import BgworkerError, ConfigurationError, HistoryError, UnknownTask, WireError
-from ..words import duration, escaped
-from .screen import Channel, can_redraw
-from .tables import ANY_WIDTH
+from ..model.errors import BgworkerError, HistoryError, UnknownTask, WireError
+from ..words import now
+from .screen import Channel
+from .tables import task_table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from ..history.reader import History
+    from ..model.events import TaskSnapshot
+    from .text import Surface
 
 JSON_VERSION = 1
 """``"v"`` of what ``--json`` prints. Fields may be added; none changes its meaning or goes while
 this stays."""
 
-DEFAULT_DB = "bgworker.db"
-
-NO_SUCH_TASK = "there is no such task, or several may be meant"
-
 _BLOCK = 2**18
 """Characters that are written at once, unless one piece has more."""
 
 _BEYOND_ASCII = re.compile("[\x7f-\U0010ffff]")
-
-
-def exit_codes(one: str) -> str:
-    """Return the section of a help that tells of exit codes, of which only the 1 differs from verb
-    to verb."""
-    codes = (
-        f"0 done; 1 {one}; 2 the command line is wrong, or there is no history that can be read; "
-        "141 nobody reads our output any more (as in ... | head)"
-    )
-    return f"exit codes:\n{fill(codes, 78, initial_indent='  ', subsequent_indent='  ')}\n"
-
-
-# ---------------------------------------------------------------- options
-
-def add_db(parser: Any, what: str = "the history") -> None:
-    """Add ``--db``."""
-    default = os.environ.get("BGWORKER_DB") or DEFAULT_DB
-    here = escaped(default).replace("%", "%%")
-    parser.add_argument("--db", metavar="PATH", type=a_path, default=default,
-                        help=f"{what} (default: $BGWORKER_DB or {DEFAULT_DB}, here {here})")
-
-
-def add_json(parser: Any, what: str = "print JSON, for programs") -> None:
-    """Add ``--json``."""
-    parser.add_argument("--json", action="store_true", help=what)
-
-
-def add_task(parser: Any) -> None:
-    """Add the argument that names a task."""
-    parser.add_argument(
-        "task",
-        metavar="TASK",
-        help="a task's id, the beginning of one, a name (the newest task that has it), or last",
-    )
-
-
-def a_duration(text: str) -> Any:
-    """Read an option's value with `duration`."""
-    try:
-        return duration(text)
-    except ConfigurationError as error:
-        raise wrong(str(error)) from error
-
-
-def a_count(text: str) -> int:
-    """Read an option's value as a whole number of at least 0."""
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise wrong(f"expected a whole number >= 0, got {text[:80]!r}")
-    return int(text)
-
-
-def a_path(text: str) -> str:
-    """Read an option's value as the path of a file."""
-    if not text or "\0" in text:
-        raise wrong(f"expected the path of a file, got {text!r}")
-    return text
-
-
-def wrong(message: str) -> Exception:
-    """Return the error for an option's value that cannot be used."""
-    from argparse import ArgumentTypeError
-    return ArgumentTypeError(message)
 
 
 # ---------------------------------------------------------------- the history
@@ -122,15 +56,52 @@ def opened(options: Namespace) -> Iterator[History]:
         try:
             yield history
             if history.left_out:
-                print(f"{options.parser.prog}: rows that are damaged were left out: "
-                      f"{history.left_out:,}", file=sys.stderr)
+                options.parser.tell(f"rows that are damaged were left out: {history.left_out:,}")
         except UnknownTask as error:
-            lines = [str(error), *error.candidates]
-            options.parser.exit(
-                1, "\n".join(f"{options.parser.prog}: {escaped(line)}" for line in lines) + "\n"
-            )
+            for line in (str(error), *error.candidates):
+                options.parser.tell(line)
+            options.parser.exit(1)
         except (HistoryError, WireError) as error:  # the file went away, or is damaged
             options.parser.error(f"argument --db: {error}")
+
+
+def task_named(history: History, name: str) -> TaskSnapshot:
+    """Return the task that a word of the command line names: as `History.task`, or by the number
+    that the last run gave it.
+
+    Raises:
+        UnknownTask: as there.
+    """
+    try:
+        return history.task(name)
+    except UnknownTask:
+        is_number = name.isascii() and name.isdigit() and len(name) < 8
+        task = _numbered(history, int(name)) if is_number else None
+        if task is None:
+            raise
+        return task
+
+
+def _numbered(history: History, number: int) -> TaskSnapshot | None:
+    """Return the command of this number, if the newest task is a command of the same run. Their
+    numbers have no gap."""
+    for last in history.tasks(limit=1):
+        greatest = last.metadata.get("number")
+        if isinstance(greatest, int) and number <= greatest < 10**7:
+            keys = history.task_keys(limit=greatest - number + 1)
+            for task in history.tasks_of(keys[greatest - number:]):
+                if task.run_id == last.run_id and task.metadata.get("number") == number:
+                    return task
+    return None
+
+
+def listed(history: History, tasks: Sequence[TaskSnapshot], surface: Surface, *,
+           has_whole_ids: bool = False) -> list[str]:
+    """Return a table of tasks, whose ids are cut to what tells each from all others of the
+    history."""
+    ids = [task.task_id for task in tasks]
+    digits = None if has_whole_ids else history.id_length(ids)
+    return task_table(tasks, [task_id[:digits] for task_id in ids], now(), surface)
 
 
 MOST_MEMORY = 100 * 2**20
@@ -144,30 +115,13 @@ def _bound_memory() -> None:
         connection.execute(f"PRAGMA hard_heap_limit = {MOST_MEMORY}")
 
 
-def now() -> datetime:
-    """Return the time of day."""
-    return datetime.now(timezone.utc)
-
-
 # ---------------------------------------------------------------- the output
 
-class Output:
+class Output(Channel):
     """Stdout, as lines for people or JSON for programs."""
 
     def __init__(self) -> None:
-        self.channel = Channel(sys.stdout)
-        self.is_terminal = self.channel.is_terminal
-        self.can_redraw = can_redraw(self.channel)
-        self.colour = self.can_redraw and not os.environ.get("NO_COLOR")
-
-    @property
-    def columns(self) -> int:
-        """How wide a line may be: as the terminal, or else as $COLUMNS says, or else of any
-        width."""
-        if self.is_terminal:
-            return max(20, self.channel.size()[0])
-        given = os.environ.get("COLUMNS", "")
-        return max(20, int(given)) if given.isdecimal() and len(given) < 7 else ANY_WIDTH
+        super().__init__(sys.stdout)
 
     def lines(self, lines: Iterable[str]) -> None:
         """Write lines that are harmless already, as they come. Raises OSError."""
@@ -181,10 +135,10 @@ class Output:
             waiting.append(piece)
             size += len(piece)
             if size >= _BLOCK:
-                self.channel.write("".join(waiting))
+                self.write("".join(waiting))
                 waiting, size = [], 0
         if waiting:
-            self.channel.write("".join(waiting))
+            self.write("".join(waiting))
 
     def json(self, **fields: Any) -> None:
         """Write one JSON object, with its version in front. Raises OSError.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 from ..model.errors import BgworkerError, ConfigurationError
 from ..sinks import open_sink
 from ..sinks.opening import trouble
-from ..words import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,13 +58,8 @@ def act(options: Namespace) -> int:
     except ConfigurationError as error:
         options.parser.error(str(error))
     except BgworkerError as error:
-        print(
-            f"bgworker replay: error: {escaped(str(error))}; what was not delivered is still in "
-            f"{escaped(options.file)}",
-            file=sys.stderr,
-        )
-        return 1
+        options.parser.fail(f"{error}; what was not delivered is still in {options.file}")
     for problem in report.problems:
-        print(f"bgworker replay: {escaped(problem)}", file=sys.stderr)
+        options.parser.tell(problem)
     print(f"{report.delivered} delivered, {report.refused} refused, {report.skipped} skipped")
     return 1 if report.refused or report.skipped else 0

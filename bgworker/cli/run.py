@@ -10,17 +10,21 @@ read no further. So whatever blocks, a signal is answered.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from argparse import ArgumentTypeError
+from contextlib import suppress
 from time import monotonic
 
-from ..model.errors import BgworkerError
+from ..model.errors import BgworkerError, ConfigurationError
 from ..running.scheduler import Scheduler
-from . import reading
+from ..words import duration
 from .commands import commands_of, left_of, sinks_of
 from .jobs import Run
-from .live import TaskTable
+from .live import Live
+from .options import add_db, program, whole
 from .printer import Notices, Printer
-from .screen import Channel, Screen, can_redraw
+from .screen import Channel, Screen
 from .signals import Killed, Signals, kill_children, leave_at_once
 
 TYPE_CHECKING = False
@@ -119,16 +123,17 @@ def add_arguments(parser: Any) -> None:
         "-j",
         "--jobs",
         metavar="N",
-        type=_jobs,
+        type=whole(1, "; leave it out for one command per CPU"),
         default=_cpus(),
         help="how many commands run at a time (default: the number of CPUs, here %(default)s)",
     )
     parser.add_argument(
-        "--timeout", metavar="S", type=_seconds, help="seconds that each command may run"
+        "--timeout", metavar="S", type=_timeout,
+        help="how long each command may run: seconds, or a duration such as 90s or 1h30m"
     )
     parser.add_argument("--name", metavar="N", type=_name,
                         help="name of the task; of many, N-1, N-2 and so on (default: the command)")
-    reading.add_db(parser, "record what happens in this history")
+    add_db(parser, "record what happens in this history")
     parser.add_argument(
         "--no-db", dest="db", action="store_const", const=None, help="record no history"
     )
@@ -161,33 +166,19 @@ def _cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _jobs(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise reading.wrong(
-            f"expected a whole number >= 1, got {text!r}; leave it out for one command per CPU"
-        )
-    return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):  # False for nan, too
-        raise reading.wrong(
-            f"expected a number of seconds > 0, got {text!r}; leave it out for no limit"
-        )
-    return value
+def _timeout(text: str) -> float:
+    seconds = 0.0
+    with suppress(ConfigurationError):
+        seconds = duration(text if text[-1:].isalpha() else f"{text}s").total_seconds()
+    if not seconds:
+        raise ArgumentTypeError(f"expected seconds > 0, or a duration such as 90s or 1h30m, got "
+                                f"{text[:80]!r}; leave it out for no limit")
+    return seconds
 
 
 def _name(text: str) -> str:
     if not text.strip():
-        raise reading.wrong(
+        raise ArgumentTypeError(
             f"expected a name, got {text!r}; leave it out to name tasks after their commands"
         )
     return text
@@ -206,8 +197,8 @@ def act(options: Namespace) -> int:
     except BgworkerError as error:
         options.parser.error(str(error))
     if len(commands) < count:
-        print(f"bgworker run: {count - len(commands)} of {count} commands completed before, "
-              f"{len(commands)} are left", file=sys.stderr)
+        options.parser.tell(f"{count - len(commands)} of {count} commands completed before, "
+                            f"{len(commands)} are left")
     if not commands:
         return 0
     return _run(commands, sinks, options)
@@ -216,15 +207,14 @@ def act(options: Namespace) -> int:
 def _run(commands: Sequence[Command], sinks: Sequence[Sink], options: Namespace) -> int:
     """Run the commands to their end, whatever happens to this process meanwhile but SIGKILL."""
     out, err = Channel(sys.stdout), Channel(sys.stderr)
-    is_live = len(commands) > 1 and can_redraw(err)
-    table = TaskTable()
-    screen = Screen(out, err, table if is_live else None, clock=monotonic,
-                    colour=can_redraw(err) and not os.environ.get("NO_COLOR"))
+    live = Live(len(commands))
+    is_live = len(commands) > 1 and err.can_redraw
+    screen = Screen(out, err, live.lines if is_live else None)
     run = Run(commands, fail_fast=options.fail_fast)
-    printer = Printer(run, screen, table, quiet=options.quiet)
+    printer = Printer(run, screen, live, err.surface(), quiet=options.quiet, shows=_shows(options))
     with Notices(printer.notices), Signals(run, screen):
         try:
-            scheduler = _scheduler(sinks)
+            scheduler = Scheduler(1, sinks=sinks, keep_finished=0)  # `Run` lets it grow
         except BgworkerError as error:
             options.parser.error(str(error))
         try:
@@ -247,19 +237,16 @@ def _run(commands: Sequence[Command], sinks: Sequence[Sink], options: Namespace)
                 leave_at_once(run, screen)
             # no thread could be started: ShutdownError, a RuntimeError, comes from the pool
             if isinstance(error, RuntimeError) and "thread" in str(error):
-                print(f"bgworker run: error: {error}; raise the limit of processes "
-                      "(ulimit -u, the container's)", file=sys.stderr)
-                return 1
+                options.parser.fail(f"{error}; raise the limit of processes (ulimit -u, the "
+                                    "container's)")
             raise
     return run.exit_code()
 
 
-def _scheduler(sinks: Sequence[Sink]) -> Scheduler:
-    scheduler = Scheduler(1, keep_finished=0)  # `Run` lets it grow
-    try:
-        for sink in sinks:
-            scheduler.register_sink(sink)
-    except BaseException:
-        scheduler.shutdown()
-        raise
-    return scheduler
+def _shows(options: Namespace) -> str:
+    """Return what to type before the number of a command to see more of it; nothing where nothing
+    is recorded."""
+    if options.db is None:
+        return ""
+    is_default = options.db == options.parser.get_default("db")
+    return f"{program()} show" + ("" if is_default else f" --db {shlex.quote(options.db)}")

@@ -1,5 +1,5 @@
 """Where text goes, and what stands below it: `Channel` is stdout or stderr, `Picture` redraws lines
-in place, `Screen` puts scrolling lines on both channels and the live table below them.
+in place, `Screen` puts scrolling lines on both channels and a picture below them.
 
 What a task says is untrusted: on a terminal its control characters are shown, never sent. The
 cursor is hidden only inside one write, so that no way of dying leaves it hidden.
@@ -12,20 +12,19 @@ import shutil
 import sys
 import threading
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
+from dataclasses import replace
 from itertools import groupby
+from time import sleep
 
 from ..words import said
-from .live import draw
-from .text import width_of
+from .text import ANY_WIDTH, Surface, width_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any, TextIO, Tuple
 
-    from .live import Size, TaskTable
-
+    Drawing = Callable[[Surface], Sequence[str]]
     Line = Tuple[int, str]
 
 OUT, ERR, OWN = range(3)
@@ -45,7 +44,9 @@ class Channel:
         buffer = getattr(stream, "buffer", None)
         self._raw: Any = getattr(buffer, "raw", buffer)
         self.is_terminal = stream is not None and stream.isatty()
-        self.encoding = (stream is not None and self.is_terminal and stream.encoding) or "utf-8"
+        self.can_redraw = self.is_terminal and _understands_ansi()
+        """Whether it leads to a terminal that understands ANSI sequences."""
+        self._encoding = (stream is not None and self.is_terminal and stream.encoding) or "utf-8"
         if stream is not None:
             stream.flush()
 
@@ -59,11 +60,11 @@ class Channel:
             if self._stream is not None:
                 self._stream.write(text)
             return
-        left = memoryview(text.encode(self.encoding, "backslashreplace"))
+        left = memoryview(text.encode(self._encoding, "backslashreplace"))
         while left:
             written = self._raw.write(left)
             if written is None:  # another process that shares it has made it non-blocking
-                self._wait()
+                sleep(0.01)
             else:
                 left = left[written:]
 
@@ -76,156 +77,108 @@ class Channel:
             # it is not the terminal that started us; Windows
             return True
 
-    def _wait(self) -> None:
-        import select
-        select.select((), (self._raw.fileno(),), (), 1.0)
+    def surface(self) -> Surface:
+        """Return what text is fitted to: the terminal as it now is. Elsewhere lines are as wide as
+        $COLUMNS says, or of any width."""
+        if self.is_terminal:
+            columns, height = self._size()
+        else:
+            given = os.environ.get("COLUMNS", "")
+            is_number = given.isdecimal() and len(given) < 7
+            columns, height = is_number and int(given) or ANY_WIDTH, 24
+        has_colour = self.can_redraw and not os.environ.get("NO_COLOR")
+        return Surface(columns, height, self._encoding, has_colour)
 
-    def size(self) -> Size:
-        """Return columns and lines of the terminal."""
-        try:
+    def _size(self) -> tuple[int, int]:
+        found = (0, 0)
+        with suppress(OSError, ValueError, AttributeError):  # no terminal after all
             found = os.get_terminal_size(self._raw.fileno())
-        except (OSError, ValueError, AttributeError):  # no terminal after all
-            found = shutil.get_terminal_size()
-        if min(found) <= 0:  # a pseudo-terminal that was told no size
-            found = shutil.get_terminal_size()
-        return found.columns, found.lines
+        # a pseudo-terminal may have been told no size
+        return found if min(found) > 0 else shutil.get_terminal_size()
 
 
 class Picture:
     """Lines at the bottom of a terminal that are drawn again and again in the same place."""
 
-    def __init__(self) -> None:
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._widths: list[int] = []
 
-    def drawn(self, lines: Sequence[str]) -> str:
+    def drawn(self, drawing: Drawing) -> str:
         """Return what draws harmless lines, at the beginning of a line of the terminal."""
+        surface = self._channel.surface()
+        # text in the last column would wrap
+        lines = drawing(replace(surface, columns=max(1, surface.columns - 1)))
         self._widths = [width_of(said(line)) for line in lines]
         return "\x1b[?25l" + "\n".join(lines) + "\x1b[?25h"
 
-    def erasure(self, columns: int) -> str:
+    def erasure(self) -> str:
         """Return what takes the lines off again. The terminal may have become narrower, and have
         wrapped them."""
-        rows = sum(max(1, -(-width // max(1, columns))) for width in self._widths)
+        columns = self._channel.surface().columns
+        rows = sum(max(1, -(-width // columns)) for width in self._widths)
         self._widths = []
         return "\r" + (f"\x1b[{rows - 1}A" if rows > 1 else "") + "\x1b[J" if rows else ""
 
 
 class Screen:
-    """Puts lines on stdout and stderr in their order, and the table below them. Any thread; one at
+    """Puts lines on stdout and stderr in their order, and a picture below them. Any thread; one at
     a time.
 
     Args:
-        table: drawn at the bottom of stderr; None shows lines only. Guarded by `lock`.
-        size: columns and lines of the terminal.
-        now: the time of day.
-        clock: monotonic seconds.
-        colour: whether the table and our own lines are coloured.
+        drawing: returns the lines of the picture, at the bottom of stderr; None shows none.
     """
 
-    def __init__(
-        self,
-        out: Channel,
-        err: Channel,
-        table: TaskTable | None,
-        *,
-        clock: Callable[[], float],
-        size: Callable[[], Size] | None = None,
-        now: Callable[[], datetime] | None = None,
-        colour: bool = False,
-    ) -> None:
-        self.lock = threading.Lock()
-        self.colour = colour
+    def __init__(self, out: Channel, err: Channel, drawing: Drawing | None) -> None:
         self._channels = (out, err, err)
-        self._table = table
-        self._size = size or err.size
-        self._now = now or (lambda: datetime.now(timezone.utc))
-        self._clock = clock
-        self._started = self._drawn_at = clock()
-        self._picture = Picture()
+        self._err = err
+        self._drawing = drawing
+        self._picture = Picture(err)
+        self._lock = threading.Lock()  # held while something is written
 
     def show(self, lines: Sequence[Line]) -> None:
-        """Write lines, below them the table as it now is. Blocks as long as their reader does.
+        """Write lines, below them the picture as it now is. Blocks as long as their reader does.
 
         Raises:
             OSError: from `Channel.write`.
         """
-        with self.lock:
-            parts = [(ERR, self._erasure()), *self._grouped(lines), (ERR, self._drawing())]
-            self._write(parts)
-
-    def refresh(self) -> None:
-        """Redraw the table if a second has passed since it was drawn. Raises OSError, as `show`."""
-        with self.lock:
-            if self._table is not None and self._clock() - self._drawn_at >= 0.99:
-                self._write([(ERR, self._erasure()), (ERR, self._drawing())])
+        with self._lock:
+            parts = [(ERR, self._picture.erasure()), *self._harmless(lines)]
+            # another job redraws the same lines: a shell's prompt, or one more of us
+            if self._drawing is not None and self._err.is_foreground():
+                parts.append((ERR, self._picture.drawn(self._drawing)))
+            # as few writes as can be: a terminal may show what it has got between two
+            for channel, group in groupby(parts, key=lambda part: self._channels[part[0]]):
+                channel.write("".join([text for _, text in group]))
 
     def close(self) -> None:
-        """Take the table off the terminal and draw it no more. Raises OSError, as `show`."""
-        with self.lock:
-            self._table = None
-            self._write([(ERR, self._erasure())])
+        """Take the picture off the terminal and draw it no more. Raises OSError, as `show`."""
+        self._drawing = None
+        self.show([])
 
     @contextmanager
     def taken_off(self) -> Iterator[None]:
-        """Have the table off the terminal, if that can be done at once, and nothing drawn
+        """Have the picture off the terminal, if that can be done at once, and nothing drawn
         meanwhile."""
-        is_ours = self.lock.acquire(timeout=0.1)
+        is_ours = self._lock.acquire(timeout=0.1)
         try:
             if is_ours:
                 with suppress(OSError):  # nobody looks
-                    self._write([(ERR, self._erasure())])
+                    self._err.write(self._picture.erasure())
             yield
         finally:
             if is_ours:
-                self.lock.release()
+                self._lock.release()
 
-    def _grouped(self, lines: Sequence[Line]) -> Iterator[tuple[int, str]]:
+    def _harmless(self, lines: Sequence[Line]) -> Iterator[Line]:
         for kind, text in lines:
             if kind != OWN and self._channels[kind].is_terminal:
                 text = "\n".join(map(said, text.split("\n")))
             yield kind, text + "\n"
 
-    def _write(self, parts: Iterable[tuple[int, str]]) -> None:
-        filled = (part for part in parts if part[1])
-        for channel, group in groupby(filled, key=lambda part: self._channels[part[0]]):
-            channel.write("".join([text for _, text in group]))
 
-    def _drawing(self) -> str:
-        if self._table is None or not self._channels[ERR].is_foreground():
-            return ""  # another job redraws the same lines: a shell's prompt, or one more of us
-        now, self._drawn_at = self._now(), self._clock()
-        self._table.forget_ended(now)
-        return self._picture.drawn(draw(
-            self._table,
-            self._size(),
-            now,
-            self._drawn_at - self._started,
-            colour=self.colour,
-            encoding=self._channels[ERR].encoding,
-        ))
-
-    def _erasure(self) -> str:
-        return self._picture.erasure(self._size()[0])
-
-
-def can_redraw(channel: Channel) -> bool:
-    """Tell whether the channel leads to a terminal that understands ANSI sequences; on Windows,
-    switch that on."""
-    if not channel.is_terminal or os.environ.get("TERM") == "dumb":
-        return False
-    return sys.platform != "win32" or _switch_on_ansi()
-
-
-def _switch_on_ansi() -> bool:
-    """Have the console behind stderr process ANSI sequences. Source: "Console Virtual Terminal
-    Sequences", Microsoft."""
-    try:
-        import ctypes
-        kernel32: Any = getattr(ctypes, "WinDLL")("kernel32", use_last_error=True)  # Windows alone
-        kernel32.GetStdHandle.restype = ctypes.c_void_p
-        handle = ctypes.c_void_p(kernel32.GetStdHandle(-12))
-        mode = ctypes.c_uint32()
-        return bool(kernel32.GetConsoleMode(handle, ctypes.byref(mode))
-                    and kernel32.SetConsoleMode(handle, mode.value | 0x0004))
-    except (ImportError, AttributeError, OSError):
-        return False
+def _understands_ansi() -> bool:
+    """Tell whether a terminal does."""
+    if sys.platform == "win32":
+        os.system("")  # has the console process them from now on
+    return os.environ.get("TERM") != "dumb"

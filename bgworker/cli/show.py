@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from heapq import merge
 
 from ..model.events import StreamType, TaskStatus
 from ..model.wire import encode
-from ..words import ago, duration_of, escaped, escaped_lines, stamp, took, why, word_for
-from .reading import (NO_SUCH_TASK, Output, a_count, add_db, add_json, add_task, exit_codes,
-                      harmless_json, now, opened)
-from .tables import MOST_OF_A_NAME, cell, fields, painted
+from ..words import ago, duration_of, escaped_lines, now, stamp, took, why, word_for
+from .options import NO_SUCH_TASK, add_db, add_json, add_task, exit_codes, whole
+from .reading import Output, harmless_json, opened, task_named
+from .tables import MOST_OF_A_NAME, Column, table
 from .tail import payload_lines
+from .text import ANY_WIDTH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from ..history.answers import Run
     from ..history.reader import History
     from ..model.events import StreamEvent, TaskSnapshot
+    from .text import Surface
 
 HELP = "show everything about one task"
 
@@ -43,6 +46,8 @@ _COMMAND_FAILED = re.compile(
 )
 """The beginning of the traceback of a command that failed, or could not be started."""
 
+FACTS = (Column(""), Column("", least=12, most=ANY_WIDTH))
+
 STREAMS = (StreamType.OUTPUT, StreamType.ERROR, StreamType.WARNING, StreamType.VERBOSE)
 
 
@@ -50,7 +55,7 @@ def add_arguments(parser: Any) -> None:
     """Describe the words that may follow the verb."""
     add_task(parser)
     add_db(parser)
-    parser.add_argument("-n", "--lines", metavar="N", type=a_count, default=5,
+    parser.add_argument("-n", "--lines", metavar="N", type=whole(), default=5,
                         help="the last N events of each stream (default: 5)")
     add_json(parser)
 
@@ -59,7 +64,7 @@ def act(options: Namespace) -> int:
     """Print one task in sections, or as JSON."""
     output = Output()
     with opened(options) as history:
-        task = history.task(options.task)
+        task = task_named(history, options.task)
         run = history.run(task.run_id)
         streams = {stream: _events(history, task, stream, options.lines)
                    for stream in (*STREAMS, StreamType.PROGRESS)}
@@ -68,7 +73,7 @@ def act(options: Namespace) -> int:
             output.json(task=task, run=run,
                         streams=(harmless_json(encode(event)) for event in events))
         else:
-            output.lines(_lines(task, run, streams, output))
+            output.lines(_lines(task, run, streams, output.surface()))
     return 0
 
 
@@ -80,11 +85,11 @@ def _events(history: History, task: TaskSnapshot, stream: StreamType,
 
 
 def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, Iterator[StreamEvent]],
-           output: Output) -> Iterator[str]:
-    columns = output.columns
-    title = f"{cell(task.name, MOST_OF_A_NAME)}: {word_for(task.status)}"
-    yield painted(title, task.status, title) if output.colour else title
-    yield from (f"  {line}" for line in fields(_facts(task, run), columns - 2))
+           surface: Surface) -> Iterator[str]:
+    status = surface.painted(word_for(task.status), task.status)
+    yield f"{surface.cell(task.name, MOST_OF_A_NAME)}: {status}"
+    facts = table(FACTS, list(_facts(task, run)), replace(surface, columns=surface.columns - 2))
+    yield from (f"  {line}" for line in facts[1:])
     info = task.invocation_info or ""
     is_command = _COMMAND_FAILED.match(info) is not None
     if task.failure_type or task.failure_message:
@@ -108,28 +113,26 @@ def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, Iterat
 
 def _facts(task: TaskSnapshot, run: Run | None) -> Iterator[tuple[str, str]]:
     at = now()
-    yield "id", escaped(task.task_id)
+    yield "id", task.task_id
     for name, time in (
         ("created", task.created_utc),
         ("started", task.started_utc),
         ("ended", task.completed_utc),
     ):
         yield name, stamp(time) if time is None else f"{stamp(time)} ({ago(time, at)})"
-    yield "duration", took(duration_of(task, at)) + (
-        "" if task.timeout is None else f" (timeout {took(task.timeout)})"
-    )
-    if task.last_progress_percent is not None or task.last_progress_message:
-        percent = (
-            "" if task.last_progress_percent is None else f"{task.last_progress_percent:.0f}% "
-        )
-        yield "progress", percent + escaped(task.last_progress_message or "")
+    limit = "" if task.timeout is None else f" (timeout {took(task.timeout)})"
+    yield "duration", took(duration_of(task, at)) + limit
+    percent = task.last_progress_percent
+    if percent is not None or task.last_progress_message:
+        done = "" if percent is None else f"{percent:.0f}% "
+        yield "progress", done + (task.last_progress_message or "")
     source = "" if task.script_hash is None else f" (sha256 {task.script_hash[:12]})"
-    yield "script", escaped((task.script_id or "-") + source)
+    yield "script", (task.script_id or "-") + source
     if task.arguments is not None:
-        yield "arguments", escaped(task.arguments)
+        yield "arguments", task.arguments
     if task.metadata:
-        yield "metadata", escaped(json.dumps(dict(task.metadata)))
-    yield "run", escaped(task.run_id or "-") + ("" if run is None else escaped(_where(run)))
+        yield "metadata", json.dumps(dict(task.metadata), ensure_ascii=False)
+    yield "run", (task.run_id or "-") + ("" if run is None else _where(run))
 
 
 def _where(run: Run) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from ..words import ago, took, word_for
-from .reading import Output, a_duration, add_db, add_json, exit_codes, now, opened
-from .tables import MOST_OF_A_MESSAGE, MOST_OF_A_NAME, aligned, cell, painted
+from ..words import ago, now, took, word_for
+from .options import NO_OUTPUT, add_db, add_json, add_since, exit_codes
+from .reading import Output, opened
+from .tables import MOST_OF_A_MESSAGE, Column, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from ..history.answers import Stats
+    from .text import Surface
 
 HELP = "sum up what was run"
 
@@ -22,7 +24,7 @@ each name ran (half of them at most p50, 95 of 100 at most p95), and what sinks
 lost.
 """
 
-EPILOG = exit_codes("the output cannot be written") + """
+EPILOG = exit_codes(NO_OUTPUT) + """
 example:
   bgworker stats --since 7d
 """
@@ -30,16 +32,18 @@ example:
 MOST_ROWS = 20
 """Names and types of failures that are shown to people; ``--json`` has more."""
 
+FAILURES = (Column("FAILURES", ">"), Column("TYPE", least=12), Column("LATEST", rank=2),
+            Column("MESSAGE", rank=1, least=12, most=MOST_OF_A_MESSAGE))
+DURATIONS = (Column("TASKS", ">"), Column("P50", ">", rank=2), Column("P95", ">", rank=3),
+             Column("MAX", ">", rank=4), Column("NAME", rank=1, least=12))
+LOSSES = (Column("LOST", ">"), Column("SINK", least=12), Column("REASON", rank=1, least=12),
+          Column("LATEST", rank=2))
+
 
 def add_arguments(parser: Any) -> None:
     """Describe the words that may follow the verb."""
     add_db(parser)
-    parser.add_argument(
-        "--since",
-        metavar="DUR",
-        type=a_duration,
-        help="only tasks that have not ended, or ended less than 90s, 15m, 2h, 7d ... ago",
-    )
+    add_since(parser)
     add_json(parser)
 
 
@@ -56,39 +60,32 @@ def act(options: Namespace) -> int:
             losses=stats.losses,
         )
     else:
-        output.lines(_lines(stats, output))
+        output.lines(_lines(stats, output.surface()))
     return 0
 
 
-def _lines(stats: Stats, output: Output) -> Iterator[str]:
+def _lines(stats: Stats, surface: Surface) -> Iterator[str]:
     at = now()
     if not stats.counts:
         yield "no such tasks"
     for status, count in stats.counts.items():
-        head = f"{count:>9,} {word_for(status)}"
-        yield painted(head, status, head) if output.colour else head
-    yield from _table(output.columns, "><<<", ("FAILURES", "TYPE", "LATEST", "MESSAGE"), [
-        (f"{each.count:,}", cell(each.failure_type or "-", MOST_OF_A_NAME),
-         ago(each.latest_utc, at), cell(each.latest_message or "", MOST_OF_A_MESSAGE))
-        for each in stats.failures
-    ])
-    yield from _table(output.columns, ">>>><", ("TASKS", "P50", "P95", "MAX", "NAME"), [
-        (f"{each.count:,}", took(each.p50), took(each.p95), took(each.max),
-         cell(each.name, MOST_OF_A_NAME))
-        for each in stats.durations
-    ])
-    yield from _table(output.columns, "><<<", ("LOST", "SINK", "REASON", "LATEST"), [
-        (f"{each.count:,}", cell(each.sink, MOST_OF_A_NAME), cell(each.reason, MOST_OF_A_NAME),
-         ago(each.latest_utc, at))
-        for each in stats.losses
-    ])
+        yield f"{count:>9,} {surface.painted(word_for(status), status)}"
+    yield from _section(surface, FAILURES, [
+        (f"{each.count:,}", each.failure_type or "-", ago(each.latest_utc, at),
+         each.latest_message or "") for each in stats.failures])
+    yield from _section(surface, DURATIONS, [
+        (f"{each.count:,}", took(each.p50), took(each.p95), took(each.max), each.name)
+        for each in stats.durations])
+    yield from _section(surface, LOSSES, [
+        (f"{each.count:,}", each.sink, each.reason, ago(each.latest_utc, at))
+        for each in stats.losses])
 
 
-def _table(columns: int, sides: str, headings: tuple[str, ...], rows: list[tuple[str, ...]],
-           ) -> Iterator[str]:
-    """Yield a section, after an empty line; nothing where it has no rows."""
+def _section(surface: Surface, columns: Sequence[Column],
+             rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """Yield a table, after an empty line; nothing where it has no rows."""
     if rows:
         yield ""
-        yield from aligned([headings, *rows[:MOST_ROWS]], sides, columns)
+        yield from table(columns, rows[:MOST_ROWS], surface)
     if len(rows) > MOST_ROWS:
         yield f"... and {len(rows) - MOST_ROWS} more"

@@ -1,136 +1,133 @@
-"""Tables in front of people: pure functions from values to text that fits a terminal.
+"""Tables in front of people: pure functions from values to lines that fit a `Surface`.
 
-Whatever comes from a task is untrusted: `cell` makes it one line without anything that could steer
-a terminal.
+A table takes texts as tasks said them, which are untrusted, and makes each of them one line without
+anything that could steer a terminal.
 """
 
 from __future__ import annotations
 
-from itertools import zip_longest
+from dataclasses import dataclass
 
 from ..model.events import TaskStatus
-from ..words import STATUSES, ago, duration_of, message_of, said, took, word_for
-from .text import cut, ellipsis_in, showable, width_of
+from ..words import STATUSES, ago, duration_of, message_of, took, word_for
+from .text import width_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections import Counter
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from ..model.events import TaskSnapshot
-
-ANY_WIDTH = 1_000_000
-"""Columns where there is no terminal: nothing is left out, a program may be reading."""
+    from .text import Surface
 
 MOST_OF_A_NAME, MOST_OF_A_MESSAGE = 200, 500
-"""Characters shown where there is no terminal either."""
+"""Columns shown where there is no terminal either."""
 
-_COLOURS = {
-    TaskStatus.RUNNING: "36",
-    TaskStatus.COMPLETED: "32",
-    TaskStatus.FAILED: "31",
-    TaskStatus.TIMED_OUT: "31",
-    TaskStatus.CANCELLED: "33",
-}
+FAILED = (TaskStatus.FAILED, TaskStatus.TIMED_OUT)
+UNHAPPY = (*FAILED, TaskStatus.CANCELLED)
 
 
-def counted(counts: Counter[TaskStatus], statuses: Iterable[TaskStatus] = STATUSES) -> str:
+def counted(counts: Mapping[TaskStatus, int], statuses: Iterable[TaskStatus] = STATUSES) -> str:
     """Return "180 completed, 19 failed": the counts that are not zero, in the order of
     ``statuses``."""
     return ", ".join(
-        f"{counts[status]} {word_for(status)}" for status in statuses if counts[status]
+        f"{counts[status]} {word_for(status)}" for status in statuses if counts.get(status)
     )
 
 
-# ---------------------------------------------------------------- tables
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
 
-def cell(text: str, columns: int, encoding: str = "utf-8") -> str:
-    """Return text of a task as part of a line: harmless, and cut to the columns.
-
-    Args:
-        encoding: of the terminal, which shows no other characters.
-    """
-    harmless = showable(said(text[:4 * columns + 4]), encoding)
-    return cut(harmless, columns, ellipsis_in(encoding))
-
-
-def task_lines(tasks: Sequence[TaskSnapshot], now: datetime, columns: int, *, id_length: int = 32,
-               colour: bool = False, encoding: str = "utf-8") -> list[str]:
-    """Return a heading and a line per task, none wider than the columns. On a terminal the column
-    PROGRESS is left out where no task has any: the message needs the room.
-
-    Args:
-        id_length: digits of the ids that are shown: enough to tell them apart.
-        encoding: as of `cell`.
-    """
-    of_name, of_message = min(MOST_OF_A_NAME, max(8, columns // 4)), min(MOST_OF_A_MESSAGE, columns)
-    rows = [
-        (
-            cell(task.task_id[:id_length], id_length),
-            cell(task.name, of_name, encoding),
-            word_for(task.status),
-            "" if task.last_progress_percent is None else f"{task.last_progress_percent:.0f}%",
-            ago(task.started_utc, now),
-            took(duration_of(task, now)),
-            cell(message_of(task), of_message, encoding),
-        )
-        for task in tasks
-    ]
-    progress = "PROGRESS" if columns >= ANY_WIDTH or any(row[3] for row in rows) else ""
-    headings = ("ID", "NAME", "STATUS", progress, "STARTED", "DURATION", "MESSAGE")
-    statuses = [None, *(task.status for task in tasks)] if colour else ()
-    return aligned([headings, *rows], "<<<>><<", columns, encoding=encoding,
-                   statuses=statuses, status_column=2)
+    heading: str
+    side: str = "<"
+    """Where the texts begin (<) or end (>)."""
+    rank: int = 0
+    """Where room is scarce, those with the greatest go first."""
+    least: int = 0
+    """Where room is scarce, texts are cut to so many columns; 0 is never."""
+    most: int = MOST_OF_A_NAME
+    """Columns that a text may have, however much room there is."""
 
 
-def aligned(
-    rows: Sequence[Sequence[str]],
-    sides: str,
-    columns: int,
-    *,
-    encoding: str = "utf-8",
-    statuses: Iterable[TaskStatus | None] = (),
-    status_column: int = 0,
-) -> list[str]:
-    """Return the rows as lines of aligned columns, each cut to ``columns``. A column without any
-    text is left out.
+def table(columns: Sequence[Column], rows: Sequence[Sequence[str | TaskStatus]],
+          surface: Surface) -> list[str]:
+    """Return a heading and a line per row, none wider than the surface.
+
+    On a terminal a column without any text is left out, and where room is scarce long texts are
+    cut, then whole columns left out.
 
     Args:
-        sides: "<" or ">" for each column: where its text begins or ends. The last one is not
-            padded.
-        encoding: as of `cell`.
-        statuses: one for each row whose status is to be coloured, else None.
-        status_column: the number of the column that ends with the status.
+        rows: as many cells as there are columns; a status is shown in words and in its colour.
     """
-    widths = [max(map(width_of, column)) for column in zip(*rows)]
-    ellipsis, lines = ellipsis_in(encoding), []
-    for row, status in zip_longest(rows, statuses):
-        cells = [_filled(*each) for each in zip(row, widths, sides) if each[1]]
-        line = cut("  ".join(cells).rstrip(), columns, ellipsis)
-        if status is not None:
-            line = painted(line, status, "  ".join(cells[:status_column + 1]).rstrip())
-        lines.append(line)
+    texts = [[column.heading for column in columns]]
+    for row in rows:
+        words = (word_for(cell) if isinstance(cell, TaskStatus) else cell for cell in row)
+        texts.append([surface.cell(text, column.most) for text, column in zip(words, columns)])
+    widths = _widths(columns, texts, surface)
+    lines = []
+    for line, row in zip(texts, [[""] * len(columns), *rows]):
+        cells = []
+        for text, cell, column, width in zip(line, row, columns, widths):
+            if width:
+                text = surface.cut(text, width)
+                space = " " * (width - width_of(text))
+                text = (surface.painted(text, cell) if isinstance(cell, TaskStatus)
+                        else surface.closed(text))
+                cells.append(space + text if column.side == ">" else text + space)
+        lines.append("  ".join(cells).rstrip())
     return lines
 
 
-def _filled(text: str, width: int, side: str) -> str:
-    space = " " * (width - width_of(text))
-    return space + text if side == ">" else text + space
+def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]],
+            surface: Surface) -> list[int]:
+    """Return how wide each column is; 0 for one that is left out."""
+    room = surface.columns
+    wanted = [max(map(width_of, cells)) for cells in zip(*texts)]
+    if surface.is_for_people and texts[1:]:
+        wanted = [width if set(cells[1:]) - {"", "-"} else 0
+                  for width, cells in zip(wanted, zip(*texts))]
+    widths = [0] * len(columns)
+    left = room + 2  # between two columns there are two blanks, behind the last one none
+    for at in sorted(range(len(columns)), key=lambda at: columns[at].rank):
+        width = min(wanted[at], columns[at].least or wanted[at])
+        if left > room + 1:  # the first one is there in any case
+            width = min(width, room)
+        if 0 < width <= left - 2:
+            widths[at] = width
+            left -= width + 2
+    # what is left is shared by those that were cut, the least cut first
+    missing = sorted((wanted[at] - width, at) for at, width in enumerate(widths) if width)
+    for number, (lack, at) in enumerate(missing):
+        more = min(lack, left // (len(missing) - number))
+        widths[at] += more
+        left -= more
+    return widths
 
 
-def painted(line: str, status: TaskStatus, head: str) -> str:
-    """Return the line with its status, which ends ``head``, in colour. A line cut within it stays
-    as it is."""
-    word, code = word_for(status), _COLOURS.get(status)
-    if code is None or not line.startswith(head) or not head.endswith(word):
-        return line
-    return f"{head[:-len(word)]}\x1b[{code}m{word}\x1b[0m{line[len(head):]}"
+TASK_COLUMNS = (
+    Column("NAME", rank=2, least=12),
+    Column("STATUS"),
+    Column("PROGRESS", ">", rank=4),
+    Column("STARTED", ">", rank=6),
+    Column("DURATION", rank=5),
+    Column("MESSAGE", rank=3, least=12, most=MOST_OF_A_MESSAGE),
+)
 
 
-def fields(pairs: Iterable[tuple[str, str]], columns: int) -> Iterator[str]:
-    """Yield "name  value" lines with the values below one another."""
-    pairs = list(pairs)
-    width = max((len(name) for name, _ in pairs), default=0)
-    for name, value in pairs:
-        yield cut(f"{name:<{width}}  {value}", columns)
+def task_table(tasks: Sequence[TaskSnapshot], ids: Sequence[str], now: datetime,
+               surface: Surface, heading: str = "ID") -> list[str]:
+    """Return a `table` of tasks, each with what names it, under a heading."""
+    return table((Column(heading, rank=1), *TASK_COLUMNS), [
+        (
+            task_id,
+            task.name,
+            task.status,
+            "" if task.last_progress_percent is None else f"{task.last_progress_percent:.0f}%",
+            ago(task.started_utc, now),
+            took(duration_of(task, now)),
+            message_of(task),
+        )
+        for task_id, task in zip(ids, tasks)
+    ], surface)
+

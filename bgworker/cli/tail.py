@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from ..model.events import StreamType
 from ..model.wire import encode
-from ..words import escaped, escaped_lines, message_of, said, took, word_for
-from .reading import (
-    NO_SUCH_TASK,
-    Output,
-    a_count,
-    add_db,
-    add_json,
-    add_task,
-    exit_codes,
-    harmless_json,
-    opened,
-)
+from ..words import ending, escaped_lines, said
+from .options import NO_SUCH_TASK, add_db, add_json, add_task, exit_codes, whole
+from .reading import Output, harmless_json, opened, task_named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +50,7 @@ def add_arguments(parser: Any) -> None:
         "-n",
         "--lines",
         metavar="N",
-        type=a_count,
+        type=whole(),
         help="begin with the last N events (default: all)",
     )
     parser.add_argument(
@@ -78,7 +67,7 @@ def act(options: Namespace) -> int:
     """Print the streams page by page, and if asked for follow them."""
     output = Output()
     with opened(options) as history:
-        task_id = history.task(options.task).task_id
+        task_id = task_named(history, options.task).task_id
         seq = 0
         if options.lines is not None:
             # following goes on from here, also when none of these is to be printed
@@ -93,14 +82,12 @@ def act(options: Namespace) -> int:
                 output.lines(_lines([event], options, output))
             task = history.task(task_id)
             if not options.json:
-                why = message_of(task) if task.failure_type or task.failure_message else ""
-                end = f"{word_for(task.status)} after {took(task.duration)}"
-                print(f"bgworker tail: {end}{': ' if why else ''}{escaped(why[:500])}",
-                      file=sys.stderr)
+                options.parser.tell(ending(task))
     return 0
 
 
 def _lines(events: list[StreamEvent], options: Namespace, output: Output) -> Iterator[str]:
+    has_colour = output.surface().has_colour
     for event in events:
         if options.json:
             yield harmless_json(encode(event))
@@ -108,7 +95,7 @@ def _lines(events: list[StreamEvent], options: Namespace, output: Output) -> Ite
             yield from payload_lines(event)
         else:
             label = f"[{event.stream_type}]"
-            if output.colour:
+            if has_colour:
                 label = f"\x1b[{_COLOURS[event.stream_type]}m{label}\x1b[0m"
             yield from (f"{label} {line}" for line in payload_lines(event))
 
@@ -117,7 +104,7 @@ def payload_lines(event: StreamEvent) -> Iterator[str]:
     """Yield what an event says as lines that can do no harm."""
     if event.stream_type is StreamType.PROGRESS:
         percent = "" if event.percent is None else f"{event.percent:.0f}%"
-        yield escaped(f"{percent} {event.message}".strip())
+        yield said(f"{percent} {event.message}".strip())
         return
     yield from escaped_lines(event.payload, said)
     if event.truncated:

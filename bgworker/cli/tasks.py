@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..model.events import TaskStatus
-from .reading import Output, a_count, a_duration, add_db, add_json, exit_codes, now, opened
-from .tables import task_lines
+from .options import NO_OUTPUT, add_db, add_json, add_since, exit_codes, whole
+from .reading import Output, listed, opened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ task ended. An id is cut to what tells it from all others; that much of it
 names the task for the other verbs.
 """
 
-EPILOG = exit_codes("the output cannot be written") + """
+EPILOG = exit_codes(NO_OUTPUT) + """
 examples:
   bgworker tasks --status failed --since 1d
   bgworker tasks --name 'load*' --limit 0 --json
@@ -44,13 +44,8 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--name", metavar="GLOB", help="only those whose name matches; *, ? and [...] are wild"
     )
-    parser.add_argument(
-        "--since",
-        metavar="DUR",
-        type=a_duration,
-        help="only those that have not ended, or ended less than 90s, 15m, 2h, 7d ... ago",
-    )
-    parser.add_argument("--limit", metavar="N", type=a_count, default=50,
+    add_since(parser)
+    parser.add_argument("--limit", metavar="N", type=whole(), default=50,
                         help="at most so many (default: 50; 0 is all)")
     add_json(parser)
 
@@ -73,11 +68,8 @@ def act(options: Namespace) -> int:
 
 def _lines(history: History, keys: Sequence[int], output: Output) -> Iterator[str]:
     """Yield the table, in which the columns of so many lines as a screen shows stand in line."""
+    surface = output.surface()
     for start in range(0, len(keys), _TABLE):
         tasks = list(history.tasks_of(keys[start:start + _TABLE], is_brief=True))
-        id_length = 32
-        if len(keys) <= _TABLE:
-            id_length = history.id_length([task.task_id for task in tasks])
-        lines = task_lines(tasks, now(), output.columns, id_length=id_length, colour=output.colour,
-                           encoding=output.channel.encoding)
+        lines = listed(history, tasks, surface, has_whole_ids=len(keys) > _TABLE)
         yield from lines[bool(start):]

@@ -1,9 +1,80 @@
-"""Text that a terminal can show, measured in columns. Pure functions."""
+"""Text measured in the columns of a terminal, and the `Surface` that it is fitted to. Pure
+functions.
+"""
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from dataclasses import dataclass
 from functools import lru_cache
+
+from ..model.events import TaskStatus
+from ..words import said
+
+ANY_WIDTH = 1_000_000
+"""Columns where there is no terminal: nothing is left out, a program may be reading."""
+
+# Terminals disagree about the width of what these join, choose or colour; without them they agree.
+_OF_NO_CERTAIN_WIDTH = re.compile("[\u200d\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]")
+
+_LEFTWARD = ("R", "AL", "AN")  # Source: Unicode Standard Annex 9, "Unicode Bidirectional Algorithm"
+
+_COLOURS = {
+    TaskStatus.RUNNING: "36",
+    TaskStatus.COMPLETED: "32",
+    TaskStatus.FAILED: "31",
+    TaskStatus.TIMED_OUT: "31",
+    TaskStatus.CANCELLED: "33",
+}
+
+
+@dataclass(frozen=True)
+class Surface:
+    """What text is put on: a terminal as it now is, or what is none."""
+
+    columns: int = ANY_WIDTH
+    height: int = 24
+    encoding: str = "utf-8"
+    has_colour: bool = False
+
+    @property
+    def is_for_people(self) -> bool:
+        """Whether lines are fitted to a width; else a program may be reading."""
+        return self.columns < ANY_WIDTH
+
+    def cut(self, text: str, columns: int | None = None) -> str:
+        """Return harmless text, cut to the columns; None stands for all that there are."""
+        room = self.columns if columns is None else columns
+        return cut(text, room, "…" if self._showable("…") == "…" else "...")
+
+    def cell(self, text: str, columns: int) -> str:
+        """Return text of a task as part of a line: harmless, and cut to the columns.
+
+        No more of it is looked at than could be shown if most of it were colours.
+        """
+        return self.cut(self._showable(said(text[:16 * columns + 16])), columns)
+
+    def painted(self, text: str, status: TaskStatus) -> str:
+        """Return the text in the colour of a status, if there are colours."""
+        code = _COLOURS.get(status)
+        return f"\x1b[{code}m{text}\x1b[0m" if code and self.has_colour else text
+
+    def _showable(self, text: str) -> str:
+        """Return the text with escapes for the characters that the encoding lacks."""
+        if text.isascii():
+            return text
+        if self.is_for_people:
+            text = _OF_NO_CERTAIN_WIDTH.sub("", text)
+        return text.encode(self.encoding, "backslashreplace").decode(self.encoding, "replace")
+
+    def closed(self, text: str) -> str:
+        """Return the text with a mark behind it if any of it runs from right to left: terminals
+        that reorder text then leave what stands behind it in its place."""
+        if text.isascii() or not self.is_for_people:
+            return text
+        runs_left = any(unicodedata.bidirectional(each) in _LEFTWARD for each in text)
+        return f"{text}\u200e" if runs_left else text
 
 
 def width_of(text: str) -> int:
@@ -20,7 +91,7 @@ def _columns(character: str) -> int:
     return 1
 
 
-def cut(text: str, columns: int, ellipsis: str = "…") -> str:
+def cut(text: str, columns: int, ellipsis: str = "...") -> str:
     """Return the text, or as much of its beginning as fits the columns with an ellipsis behind
     it."""
     if len(text) * 2 <= columns or width_of(text) <= columns:
@@ -35,15 +106,3 @@ def cut(text: str, columns: int, ellipsis: str = "…") -> str:
             break
         end += 1
     return text[:end] + ellipsis
-
-
-def showable(text: str, encoding: str) -> str:
-    """Return the text with escapes for the characters that the encoding lacks."""
-    if text.isascii():
-        return text
-    return text.encode(encoding, "backslashreplace").decode(encoding, "replace")
-
-
-def ellipsis_in(encoding: str) -> str:
-    """Return the sign that something was cut off, as a terminal of this encoding can show it."""
-    return "…" if showable("…", encoding) == "…" else "..."

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from datetime import timedelta
 from time import monotonic, sleep
 
 from ..model.errors import UnknownTask
 from ..model.events import TaskStatus
-from .reading import JSON_VERSION, Output, add_db, add_json, json_line, now, opened
+from .options import add_db, add_json
+from .reading import JSON_VERSION, Output, json_line, listed, opened
 from .screen import Picture
-from .tables import counted, task_lines
-from .text import cut, ellipsis_in
+from .tables import counted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..history.reader import History
     from ..model.events import TaskSnapshot
-    from .live import Size
+    from .text import Surface
 
 HELP = "watch a running scheduler"
 
@@ -73,14 +72,13 @@ def act(options: Namespace) -> int:
 
 def _draw(history: History, output: Output) -> None:
     """Keep the table up to date until Ctrl-C, which leaves it on the terminal."""
-    picture, channel = Picture(), output.channel
+    picture = Picture(output)
     try:
         for _ in _looks(history):
-            size = channel.size()
-            lines = lines_of(history, size, colour=output.colour, encoding=channel.encoding)
-            channel.write(picture.erasure(size[0]) + picture.drawn(lines))
+            erasure = picture.erasure()
+            output.write(erasure + picture.drawn(lambda surface: lines_of(history, surface)))
     except KeyboardInterrupt:
-        channel.write("\n")
+        output.write("\n")
         raise
 
 
@@ -96,17 +94,13 @@ def _looks(history: History) -> Iterator[None]:
         sleep(INTERVAL)
 
 
-def lines_of(history: History, size: Size, *, colour: bool = False, encoding: str = "utf-8",
-             ) -> list[str]:
-    """Return the lines of the table: what runs, what has just ended, and the counts, within the
-    size of a terminal."""
-    columns, rows = max(20, size[0] - 1), max(1, size[1] - 3)  # the last column would wrap
+def lines_of(history: History, surface: Surface) -> list[str]:
+    """Return the lines of the table: what runs, what has just ended, and the counts."""
+    rows = max(1, surface.height - 3)
     counts = history.counts()
     tasks = [*_of_status(history, TaskStatus.RUNNING, rows), *_ended(history, rows, counts)][:rows]
-    id_length = history.id_length([task.task_id for task in tasks])
-    lines = task_lines(tasks, now(), columns, id_length=id_length, colour=colour, encoding=encoding)
-    summary = counted(Counter(counts)) or "no tasks yet"
-    return [*lines, cut(summary, columns, ellipsis_in(encoding))]
+    summary = surface.cut(counted(counts) or "no tasks yet")
+    return [*listed(history, tasks, surface), summary]
 
 
 def _of_status(history: History, status: TaskStatus, limit: int, since: timedelta | None = None,
@@ -146,8 +140,7 @@ def _print(history: History, output: Output, *, as_json: bool) -> None:
             output.lines(json_line({"v": JSON_VERSION, "task": task})
                          for task in _exact(history, [task.task_id for task in news]))
         elif news:
-            output.lines(task_lines(news, now(), output.columns,
-                                    encoding=output.channel.encoding)[1:])
+            output.lines(listed(history, news, output.surface())[1:])
 
 
 def _exact(history: History, task_ids: Iterable[str]) -> Iterator[TaskSnapshot]:

@@ -215,7 +215,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(record: Recorder, tmp_path: Path
     record.task("job")
     (tmp_path / "out.jsonl").write_text("old")
     assert main(["export", "--jsonl", "out.jsonl"]) == 0
-    assert capfd.readouterr() == ("", "1 events written to out.jsonl\n")
+    assert capfd.readouterr() == ("", "bgworker export: 1 events written to out.jsonl\n")
     before = (tmp_path / "out.jsonl").read_text()
     assert decode(before).type == "TaskCompleted"  # type: ignore[union-attr]
     record.many_said(record.task("chatty"), 20_000)

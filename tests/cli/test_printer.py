@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 
-from bgworker.cli import main, printer
+from bgworker.cli import main
+from bgworker.cli.screen import Screen
 
 
 @pytest.mark.skipif(os.name == "nt", reason="seq is a POSIX command")
-def test_a_chatty_command_costs_no_event_for_each_line(monkeypatch: pytest.MonkeyPatch,
+def test_a_chatty_command_is_shown_many_lines_at_a_time(monkeypatch: pytest.MonkeyPatch,
                                                        capfd: pytest.CaptureFixture[str]) -> None:
-    built: list[Any] = []
+    shown: list[Any] = []
 
-    def counting(record: Any) -> Any:
-        built.append(event(record))
-        return built[-1]
+    def counting(self: Screen, lines: Any) -> None:
+        shown.extend(lines)
+        show(self, lines)
 
-    event = printer.event
-    monkeypatch.setattr(printer, "event", counting)
+    show = Screen.show
+    monkeypatch.setattr(Screen, "show", counting)
     assert main(["run", "--no-db", "--", "seq", "200000"]) == 0
     assert capfd.readouterr().out == "".join(f"{n}\n" for n in range(1, 200_001))
-    assert 4 < len(built) < 4000
+    assert 4 < len(shown) < 4000

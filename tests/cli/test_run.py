@@ -24,6 +24,7 @@ from bgworker.cli import main
 from bgworker.model.events import LifecycleEvent
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTHON = os.path.basename(sys.executable)
 WAIT = 30.0
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals and shell commands of POSIX")
 
@@ -156,7 +157,7 @@ def test_the_exit_code_is_that_of_the_one_command(tmp_path: Path) -> None:
     done = cli("run", "--", *python("raise SystemExit(3)"), cwd=tmp_path)
     assert done.returncode == 3
     assert re.fullmatch(
-        r"bgworker run: failed \(exit code 3\) after \d+\.\d s: .*raise SystemExit\(3\).*\n",
+        r"bgworker run: failed \(exit code 3\) after [\d.]+m?s: .*raise SystemExit\(3\).*\n",
         done.stderr,
     )
 
@@ -186,7 +187,7 @@ def test_124_is_a_command_that_ran_too_long(tmp_path: Path) -> None:
         "run", "--timeout", "0.5", "--", *python("import time; time.sleep(600)"), cwd=tmp_path
     )
     assert done.returncode == 124
-    assert done.stderr.startswith("bgworker run: timed out after 0.5 s: ")
+    assert done.stderr.startswith("bgworker run: timed out after 50")
 
 
 # ---------------------------------------------------------------- many commands
@@ -204,10 +205,11 @@ def test_many_commands_are_labelled_counted_and_summed_up(tmp_path: Path) -> Non
     done = cli("run", "-f", "commands", "-j", "1", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == "[1] one\n[1] two\n"
-    first, second, summary = done.stderr.splitlines()
-    assert re.match(r"\[1\] completed in \d+\.\d s: ", first)
-    assert re.match(r"\[2\] failed \(exit code 4\) after \d+\.\d s: ", second)
-    assert re.fullmatch(r"2 commands: 1 completed, 1 failed in \d+\.\d s", summary)
+    first, second, *failures, summary = done.stderr.splitlines()
+    assert re.match(r"\[1\] completed in [\d.]+m?s: ", first)
+    assert re.match(r"\[2\] failed \(exit code 4\) after [\d.]+m?s: ", second)
+    assert [text.split()[:1] for text in failures] == [[], ["SEE"], [PYTHON]]
+    assert re.fullmatch(r"2 commands: 1 completed, 1 failed in [\d.]+m?s", summary)
 
 
 @pytest.mark.parametrize("commands, code", [(["pass", "pass"], 0), (["pass", "import time; time.sleep(600)"], 124),
@@ -238,7 +240,9 @@ def test_quiet_leaves_out_only_what_completed(tmp_path: Path) -> None:
         cwd=tmp_path,
         input=line("pass") + "\n" + line("raise SystemExit(1)"),
     )
-    assert [text[:12] for text in done.stderr.splitlines()] == ["[2] failed (", "2 commands: "]
+    lines = done.stderr.splitlines()
+    assert [text[:12] for text in (lines[0], lines[-1])] == ["[2] failed (", "2 commands: "]
+    assert not any("completed in" in text for text in lines)
 
 
 def test_fail_fast_cancels_the_rest(tmp_path: Path) -> None:
@@ -263,8 +267,61 @@ def test_fail_fast_cancels_the_rest(tmp_path: Path) -> None:
     assert "never" not in done.stdout
     assert "[1] cancelled (another command failed) after" in done.stderr
     assert "52 commands: 0 completed, 1 failed, 51 cancelled in" in done.stderr
-    assert len(done.stderr.splitlines()) == 3
+    assert done.stderr.count("[") == 2, "no line for what never ran"
     check_record(tmp_path / "e.jsonl", 52)
+
+
+@POSIX
+def test_what_failed_is_shown_once_more_at_the_end_with_what_to_type_next(tmp_path: Path) -> None:
+    commands = "\n".join(["echo fine", "exit 3", *["true"] * 20, "sleep 600"])
+    done = cli("run", "-f", "-", "--timeout", "1s", "-j", "3", cwd=tmp_path, input=commands)
+    empty, heading, *rows, summary = done.stderr.splitlines()[23:]
+    assert (empty, heading.split()) == (
+        "", ["SEE", "MORE", "NAME", "STATUS", "DURATION", "MESSAGE"])
+    typed = [re.split("  +", row) for row in rows]
+    assert [row[:3] + row[4:5] for row in typed] == [
+        [f"{PYTHON} -m bgworker show 2", "exit 3", "failed", "exit code 3"],
+        [f"{PYTHON} -m bgworker show 23", "sleep 600", "timed out", "ran longer than its timeout of 1 s"],
+    ]
+    assert summary.startswith("23 commands: 21 completed, 1 failed, 1 timed out in ")
+    for words, *_ in typed:
+        shown = cli(*words.split()[3:], cwd=tmp_path)
+        assert shown.returncode == 0 and shown.stdout.startswith(("exit 3: f", "sleep 600: t"))
+
+
+@POSIX
+def test_only_the_first_failures_are_shown_once_more_and_the_others_are_counted(
+    tmp_path: Path,
+) -> None:
+    done = cli("run", "-q", "-f", "-", "--db", "a b.db", cwd=tmp_path, input="exit 1\n" * 13)
+    rows = done.stderr.splitlines()[15:-1]
+    numbers = [re.match(rf"{PYTHON} -m bgworker show --db 'a b.db' (\d+) +exit 1 ", row)[1]  # type: ignore[index]
+               for row in rows[:-1]]
+    assert len(numbers) == 10 and numbers == sorted(numbers, key=int)
+    assert rows[-1] == "... and 3 more"
+    done = cli("run", "-q", "-f", "-", "--no-db", cwd=tmp_path, input="true\nexit 1")
+    assert done.stderr.splitlines()[2:4] == ["ID   NAME    STATUS  DURATION  MESSAGE",
+                                             done.stderr.splitlines()[3]]
+    assert done.stderr.splitlines()[3].startswith("[2]  exit 1  failed  ")
+
+
+@POSIX
+def test_the_number_of_a_command_names_its_task_until_something_else_runs(tmp_path: Path) -> None:
+    def shown(word: str) -> str:
+        done = cli("show", word, cwd=tmp_path)
+        return (done.stdout or done.stderr).splitlines()[0]
+
+    cli("run", "-f", "-", cwd=tmp_path, input="\n".join(f"echo {n}" for n in range(1, 31)))
+    assert [shown(word) for word in ("1", "17", "30")] == [
+        "echo 1: completed", "echo 17: completed", "echo 30: completed"]
+    assert cli("tail", "17", cwd=tmp_path).stdout == "17\n"
+    for word in ("31", "99", "99999999999999"):
+        assert "there is no task" in shown(word)
+    cli("run", "-f", "-", cwd=tmp_path, input="echo new\necho newer")
+    assert [shown(word) for word in ("1", "2")] == ["echo new: completed", "echo newer: completed"]
+    assert "there is no task '3'" in shown("3"), "not of the run before"
+    cli("run", "--name", "2", "--", *python("pass"), cwd=tmp_path)
+    assert shown("2") == "2: completed", "a name comes first"
 
 
 def test_names_are_numbered_given_or_taken_from_the_command(tmp_path: Path) -> None:
@@ -360,9 +417,9 @@ def test_a_sink_that_loses_events_is_told_of_and_harms_no_command(tmp_path: Path
 REFUSED = [
     (["-j", "0", "--", "x"], "expected a whole number >= 1, got '0'"),
     (["-j", "two", "--", "x"], "expected a whole number >= 1, got 'two'"),
-    (["--timeout", "-1", "--", "x"], "expected a number of seconds > 0, got '-1'"),
-    (["--timeout", "nan", "--", "x"], "expected a number of seconds > 0, got 'nan'"),
-    (["--timeout", "inf", "--", "x"], "expected a number of seconds > 0, got 'inf'"),
+    (["--timeout", "-1", "--", "x"], "expected seconds > 0, or a duration such as 90s or 1h30m, got '-1'"),
+    (["--timeout", "nan", "--", "x"], "or 1h30m, got 'nan'; leave it out for no limit"),
+    (["--timeout", "0m", "--", "x"], "or 1h30m, got '0m'"),
     (["--name", " ", "--", "x"], "expected a name"),
     (["--sink", "nosuch:x", "--", "x"], "sink spec 'nosuch:x'"),
     (["--sink", "jsonl:a.jsonl?colour=red", "--", "x"], "no option 'colour'"),
@@ -905,10 +962,11 @@ def test_on_a_terminal_a_table_shows_what_runs_and_nothing_of_a_payload_is_obeye
     )
     assert r"[1] \x1b]0;evil\x07\x1b[2J\x9b31m\u202e" in sent
     assert r"[1] \x1b[1;1Hbad" in sent
-    assert re.search(r"3 running, 3 waiting, 0:0\d", sent), "there was no table"
+    assert re.search(r"ID +TIME +NAME +MESSAGE\r\n\[1\] ", sent), "there was no table"
+    assert re.search(r"\[>? +\] 0 of 6, 3 running, ", sent)
     assert terminal.is_cursor_visible
     assert terminal.lines[-1] == ""
-    assert re.fullmatch(r"6 commands: 5 completed, 1 failed in \d+\.\d s", terminal.lines[-2])
+    assert re.fullmatch(r"6 commands: 5 completed, 1 failed in \d+\.\ds", terminal.lines[-2])
     assert not any(
         re.search("running", text) for text in terminal.lines
     ), "the table was not taken off"

@@ -1,104 +1,46 @@
-"""What is drawn: rows from events, lines from rows, and what of it may reach a terminal. No
-terminal is needed."""
+"""What is drawn, and what of it may reach a terminal. No terminal is needed."""
 
 from __future__ import annotations
 
 import io
 import os
 import re
-from datetime import datetime, timedelta, timezone
+from dataclasses import replace
+from time import time_ns
 from typing import Any
 
 import pytest
 
-from bgworker.cli import live
-from bgworker.cli.live import TaskTable, draw
+from bgworker.cli.live import Live
 from bgworker.cli.screen import ERR, OUT, OWN, Channel, Screen
-from bgworker.cli.tables import painted
-from bgworker.cli.text import cut, width_of
+from bgworker.cli.text import Surface, width_of
+from bgworker.model.events import TaskStatus
+from bgworker.model.records import TaskState
 from bgworker.words import escaped, said
-from bgworker.model.events import (
-    Event,
-    EventType,
-    LifecycleEvent,
-    StreamEvent,
-    StreamType,
-    TaskSnapshot,
-    TaskStatus,
-)
-
-START = datetime(2026, 1, 1, tzinfo=timezone.utc)
-ENDS = {
-    TaskStatus.COMPLETED: EventType.TASK_COMPLETED,
-    TaskStatus.FAILED: EventType.TASK_FAILED,
-    TaskStatus.CANCELLED: EventType.TASK_CANCELLED,
-    TaskStatus.TIMED_OUT: EventType.TASK_TIMED_OUT,
-}
 
 
-def at(seconds: float) -> datetime:
-    return START + timedelta(seconds=seconds)
+def live_with(*running: tuple[str, str], total: int = 3) -> Live:
+    """Return what is known of commands that run, each with its name and what it said."""
+    live = Live(total)
+    for name, line in running:
+        live.move(state := state_of(name), TaskStatus.RUNNING)
+        live.number(state)
+        live.say(state, line)
+    return live
 
 
-def lifecycle(
-    task: int, type_: EventType, status: TaskStatus, when: float = 0.0, **fields: Any
-) -> LifecycleEvent:
-    snapshot = TaskSnapshot(
-        f"{task:032x}", fields.pop("name", f"task {task}"), status, "0" * 32, START, **fields
-    )
-    return LifecycleEvent(type_, snapshot.task_id, 1, at(when), snapshot)
+def state_of(name: str) -> TaskState:
+    state = TaskState("0" * 32, name, "", 0)
+    state.started_ns = time_ns() - 65_000_000_000
+    return state
 
 
-def waiting(task: int, **fields: Any) -> list[Event]:
-    return [lifecycle(task, EventType.TASK_CREATED, TaskStatus.CREATED, **fields),
-            lifecycle(task, EventType.TASK_SCHEDULED, TaskStatus.SCHEDULED, **fields)]
+def lines_of(live: Live, columns: int = 80, height: int = 24, **how: Any) -> list[str]:
+    return live.lines(Surface(columns, height, **how))
 
 
-def running(task: int, when: float = 0.0, **fields: Any) -> list[Event]:
-    return [
-        *waiting(task, **fields),
-        lifecycle(
-            task, EventType.TASK_STARTED, TaskStatus.RUNNING, when, started_utc=at(when), **fields
-        ),
-    ]
-
-
-def ended(task: int, status: TaskStatus, when: float, started: float | None = 0.0) -> Event:
-    return lifecycle(task, ENDS[status], status, when, completed_utc=at(when),
-                     started_utc=None if started is None else at(started),
-                     duration=None if started is None else when - started)
-
-
-def says(task: int, text: str) -> Event:
-    return StreamEvent(
-        EventType.TASK_OUTPUT, f"{task:032x}", 4, START, StreamType.OUTPUT, payload=text
-    )
-
-
-def progress(task: int, percent: float | None, message: str = "") -> Event:
-    return StreamEvent(
-        EventType.TASK_PROGRESS,
-        f"{task:032x}",
-        4,
-        START,
-        StreamType.PROGRESS,
-        percent=percent,
-        message=message,
-    )
-
-
-def table_of(*events: Event | list[Event]) -> TaskTable:
-    table = TaskTable()
-    for each in events:
-        for event in each if isinstance(each, list) else [each]:
-            table.apply(event)  # type: ignore[arg-type]
-    return table
-
-
-def lines_of(
-    table: TaskTable, columns: int = 80, height: int = 24, seconds: float = 0.0, **how: Any
-) -> list[str]:
-    return draw(table, (columns, height), at(seconds), seconds, **how)
+def plain(line: str) -> str:
+    return re.sub("\x1b\\[[0-9]+m", "", line)
 
 
 # ---------------------------------------------------------------- text
@@ -146,6 +88,7 @@ def test_wide_characters_count_two_columns_and_combining_ones_none() -> None:
 
 
 def test_a_cut_text_never_exceeds_its_columns() -> None:
+    cut = Surface().cut
     for text in ("plain text that is long", "日本語の長いテキスト", "e\u0301" * 30, "a日" * 20):
         for columns in range(30):
             assert width_of(cut(text, columns)) <= columns
@@ -154,91 +97,81 @@ def test_a_cut_text_never_exceeds_its_columns() -> None:
     assert cut("abcdef", 6) == "abcdef"
 
 
-# ---------------------------------------------------------------- events -> rows -> lines
+# ---------------------------------------------------------------- what runs -> lines
 
-def test_the_table_has_a_row_for_each_running_task_and_a_summary() -> None:
-    table = table_of(
-        running(1, 0, name="gzip -t a"),
-        says(1, "halfway"),
-        running(2, 5, name="make"),
-        progress(2, 40.0, "compiling"),
-        waiting(3),
-    )
-    first, second, summary = lines_of(table, seconds=65)
-    assert re.fullmatch(r"\[1\] running +1:05 +gzip -t a  halfway", first)
-    assert re.fullmatch(r"\[2\] running +1:00 +40% +make +compiling", second)
-    assert summary == "2 running, 1 waiting, 1:05"
+def test_the_picture_has_a_heading_a_line_for_each_command_that_runs_and_a_summary() -> None:
+    live = live_with(("gzip -t a", "halfway"), ("make", ""), total=4)
+    heading, first, second, summary = lines_of(live)
+    assert heading.split() == ["ID", "TIME", "NAME", "MESSAGE"]
+    assert re.fullmatch(r"\[1\] +1m05s +gzip -t a +halfway", first)
+    assert re.fullmatch(r"\[2\] +1m05s +make", second)
+    assert re.fullmatch(r"\[> {23}\] 0 of 4, 2 running, \d+ms", summary)
 
 
-def test_an_ended_task_stays_for_a_moment_below_the_running_ones() -> None:
-    table = table_of(running(1), running(2), ended(1, TaskStatus.FAILED, 3))
-    assert [line.split()[:2] for line in lines_of(table, seconds=3)] == [
-        ["[2]", "running"], ["[1]", "failed"], ["1", "running,"]]
-    table.forget_ended(at(3 + live.JUST_ENDED))
-    assert [row.number for row in table.rows()] == [2]
-    assert lines_of(table)[-1] == "1 running, 1 failed, 0:00"
+def test_the_bar_grows_with_what_has_ended_and_the_summary_counts_what_failed() -> None:
+    live, ended = live_with(total=4), []
+    for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED):
+        live.move(state_of("job"), status)
+        [summary] = lines_of(live)
+        ended.append(summary)
+    assert [line.count("=") for line in ended] == [6, 12, 18]
+    assert re.fullmatch(r"\[={18}> {5}\] 3 of 4, 1 failed, 1 cancelled, \d+ms", ended[-1])
+    live.move(state_of("job"), TaskStatus.COMPLETED)
+    assert f"[{'=' * 24}] 4 of 4" in lines_of(live)[0]
+    [summary] = lines_of(live, 40)
+    assert summary.startswith("4 of 4, "), "there is no room for the bar"
 
 
-def test_a_task_cancelled_before_it_started_has_no_row() -> None:
-    table = table_of(waiting(1), ended(1, TaskStatus.CANCELLED, 1, None))
-    assert lines_of(table) == ["1 cancelled, 0:00"]
-
-
-def test_a_task_keeps_its_number_when_others_are_forgotten() -> None:
-    table = table_of(running(1), ended(1, TaskStatus.COMPLETED, 1))
-    table.forget_ended(at(100))
-    assert table.apply(waiting(2)[0]).number == 2  # type: ignore[arg-type]
+def test_a_command_that_has_ended_has_no_line_and_the_others_keep_their_numbers() -> None:
+    live = Live(3)
+    states = [state_of(f"job {number}") for number in range(3)]
+    for state in states:
+        live.move(state, TaskStatus.RUNNING)
+        assert live.number(state) == live.number(state)
+    live.move(states[0], TaskStatus.COMPLETED)
+    live.say(states[0], "what comes late is not shown")
+    assert [line.split()[0] for line in lines_of(live)[1:3]] == ["[2]", "[3]"]
+    assert live.number(state_of("next")) == 4
 
 
 def test_an_empty_line_does_not_hide_the_last_message() -> None:
-    assert lines_of(table_of(running(1), says(1, "busy"), says(1, "")))[0].endswith("  busy")
+    live = live_with()
+    live.move(state := state_of("job"), TaskStatus.RUNNING)
+    live.number(state)
+    live.say(state, "busy")
+    live.say(state, "")
+    assert lines_of(live)[1].endswith("  busy")
 
 
 @pytest.mark.parametrize("height", [1, 2, 3, 5, 10, 24, 200])
-def test_the_table_never_is_higher_than_the_terminal_and_counts_what_it_leaves_out(
+def test_the_picture_never_is_higher_than_the_terminal_and_counts_what_it_leaves_out(
     height: int,
 ) -> None:
-    lines = lines_of(table_of(*(running(task) for task in range(1, 41))), height=height)
+    lines = lines_of(live_with(*[("job", "")] * 40, total=40), height=height)
     assert len(lines) <= max(1, height - 1)
-    shown = sum(line.startswith("[") or line.startswith(" [") for line in lines)
+    shown = sum(line.lstrip().startswith("[") for line in lines[:-1])
     if 1 < len(lines) and shown < 40:
-        assert lines[-2] == f"… and {40 - shown} more"
-    assert lines[-1] == "40 running, 0:00"
+        assert lines[-2] == f"... and {40 - shown} more"
+    assert "0 of 40, 40 running" in lines[-1]
 
 
 @pytest.mark.parametrize("columns", [1, 5, 12, 20, 40, 79, 300])
-def test_no_line_ever_reaches_the_last_column(columns: int) -> None:
-    table = table_of(
-        running(1, name="日本語の名前" * 20),
-        says(1, "e\u0301日" * 200),
-        running(2),
-        progress(2, 5.0, "x" * 500),
-    )
-    for line in lines_of(table, columns=columns):
-        assert width_of(line) < max(columns, 2)
-    for line in lines_of(table, columns=columns, colour=True):
-        assert width_of(re.sub("\x1b\\[[0-9]+m", "", line)) < max(columns, 2)
+def test_no_line_of_the_picture_is_wider_than_the_surface(columns: int) -> None:
+    live = live_with(("日本語の名前" * 20, "e\u0301日" * 200), ("job", "x" * 500))
+    for line in lines_of(live, columns) + lines_of(live, columns, has_colour=True):
+        assert width_of(plain(line)) <= columns
 
 
 def test_names_and_messages_cannot_steer_the_terminal_from_within_the_table() -> None:
-    table = table_of(running(1, name="a\x1b[2Jb"), says(1, "\x1b]0;evil\x07\u202e"))
-    assert r"a\x1b[2Jb" in lines_of(table)[0]
-    assert all(line.isprintable() for line in lines_of(table))
+    lines = lines_of(live_with(("a\x1b[2Jb", "\x1b]0;evil\x07\u202e")))
+    assert r"a\x1b[2Jb" in lines[1]
+    assert all(line.isprintable() for line in lines)
 
 
 def test_what_the_terminal_cannot_encode_is_escaped_before_it_is_measured() -> None:
-    table = table_of(running(1, name="日本"), says(1, "é" * 100))
-    lines = lines_of(table, columns=60, encoding="ascii")
-    assert all(line.isascii() and len(line) < 60 for line in lines)
-    assert r"\u65e5\u672c" in lines[0] and lines[0].endswith("...")
-
-
-def test_colour_is_only_added_around_the_status() -> None:
-    table = table_of(running(1), says(1, "running"))
-    [coloured, _], [plain, _] = lines_of(table, colour=True), lines_of(table)
-    assert coloured == plain.replace("running", "\x1b[36mrunning\x1b[0m", 1)
-    assert painted("failed x", TaskStatus.FAILED, "failed") == "\x1b[31mfailed\x1b[0m x"
-    assert painted("fai…", TaskStatus.FAILED, "failed") == "fai…"
+    lines = lines_of(live_with(("日本", "é" * 100)), 60, encoding="ascii")
+    assert all(line.isascii() and len(line) <= 60 for line in lines)
+    assert r"\u65e5\u672c" in lines[1] and lines[1].endswith("...")
 
 
 # ---------------------------------------------------------------- lines -> stdout and stderr
@@ -260,26 +193,22 @@ class File(io.TextIOWrapper):
         super().__init__(self.bytes, encoding="latin-1")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.seconds = 0.0
+class Sized(Channel):
+    """A channel to a terminal whose size a test sets."""
 
-    def __call__(self) -> float:
-        return self.seconds
+    columns, height = 40, 10
 
-    def now(self) -> datetime:
-        return at(self.seconds)
+    def surface(self) -> Surface:
+        return replace(super().surface(), columns=self.columns, height=self.height)
 
 
-def screen_on(
-    out: Any, err: Any, table: TaskTable | None, clock: Clock, size: tuple[int, int] = (40, 10)
-) -> Screen:
-    return Screen(Channel(out), Channel(err), table, size=lambda: size, now=clock.now, clock=clock)
+def screen_on(out: Any, err: Any, drawing: Any = None) -> Screen:
+    return Screen(Channel(out), Sized(err), drawing)
 
 
 def test_what_is_no_terminal_gets_every_byte_as_it_is() -> None:
     out, err = File(), File()
-    screen_on(out, err, None, Clock()).show(
+    screen_on(out, err).show(
         [(OUT, "\x1b[31mé\t\u202e"), (ERR, "bad\x07"), (OUT, "")]
     )
     assert out.bytes.getvalue() == "\x1b[31mé\t\u202e\n\n".encode()
@@ -288,60 +217,36 @@ def test_what_is_no_terminal_gets_every_byte_as_it_is() -> None:
 
 def test_a_terminal_gets_the_lines_of_tasks_escaped_and_our_own_as_they_are() -> None:
     out, err = Terminal("ascii"), Terminal()
-    screen_on(out, err, None, Clock()).show(
+    screen_on(out, err).show(
         [(OUT, "\x1b[31mé"), (ERR, "bad\x07"), (OWN, "\x1b[31mfailed\x1b[0m")]
     )
     assert out.bytes.getvalue() == b"\\xe9\n"
     assert err.bytes.getvalue() == b"bad\\x07\n\x1b[31mfailed\x1b[0m\n"
 
 
-def test_lines_scroll_above_the_table_which_is_taken_off_at_the_end() -> None:
-    err, clock = Terminal(), Clock()
-    screen = screen_on(File(), err, table_of(running(1), running(2)), clock)
+def test_lines_scroll_above_the_picture_which_is_taken_off_at_the_end() -> None:
+    err = Terminal()
+    screen = screen_on(File(), err, lambda surface: ["one", "two", f"{surface.columns} columns"])
     screen.show([])
     first = err.bytes.getvalue().decode()
-    assert first.startswith("\x1b[?25l") and first.endswith("\x1b[?25h") and first.count("\n") == 2
+    assert first == "\x1b[?25lone\ntwo\n39 columns\x1b[?25h", "text in the last one would wrap"
     screen.show([(ERR, "news")])
-    assert (
-        err.bytes.getvalue()
-        .decode()[len(first) :]
-        .startswith("\r\x1b[2A\x1b[Jnews\n\x1b[?25l[1] running")
-    )
+    assert err.bytes.getvalue().decode()[len(first):] == "\r\x1b[2A\x1b[Jnews\n" + first
     screen.close()
     assert err.bytes.getvalue().endswith(b"\r\x1b[2A\x1b[J")
     screen.show([(OWN, "2 commands")])
     assert err.bytes.getvalue().endswith(b"\r\x1b[2A\x1b[J2 commands\n")
 
 
-def test_without_news_the_table_is_drawn_once_a_second() -> None:
-    err, clock = Terminal(), Clock()
-    screen = screen_on(File(), err, table_of(running(1)), clock)
-    screen.show([])
-    before = len(err.bytes.getvalue())
-    clock.seconds = 0.5
-    screen.refresh()
-    assert len(err.bytes.getvalue()) == before
-    clock.seconds = 1.0
-    screen.refresh()
-    assert b"0:01" in err.bytes.getvalue()[before:]
-
-
 def test_a_terminal_that_has_become_narrower_is_cleared_of_the_wrapped_lines() -> None:
-    err, clock, size = Terminal(), Clock(), [80, 24]
-    table = table_of(running(1), says(1, "x" * 200))
-    screen = Screen(
-        Channel(File()),
-        Channel(err),
-        table,
-        size=lambda: (size[0], size[1]),
-        now=clock.now,
-        clock=clock,
-    )
+    err = Sized(Terminal())
+    err.columns = 80
+    screen = Screen(Channel(File()), err, lambda surface: ["x" * surface.columns, "summary"])
     screen.show([])
-    size[0] = 40
+    err.columns = 40
     screen.close()
     # 79 columns are two lines now, the summary is the third
-    assert err.bytes.getvalue().endswith(b"\r\x1b[2A\x1b[J")
+    assert err._stream.bytes.getvalue().endswith(b"\r\x1b[2A\x1b[J")  # type: ignore[union-attr]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes cannot be made non-blocking")
@@ -368,4 +273,4 @@ def test_a_stream_that_the_process_has_not_takes_nothing_and_is_no_terminal() ->
     channel = Channel(None)
     channel.write("text")
     assert not channel.is_terminal
-    assert min(channel.size()) > 0
+    assert channel.surface().columns > 1000

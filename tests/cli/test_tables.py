@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
-from bgworker.cli.text import width_of
-from bgworker.cli.tables import ANY_WIDTH, aligned, cell, task_lines
+from bgworker.cli.tables import Column, counted, table, task_table
+from bgworker.cli.text import Surface, width_of
 from bgworker.model.errors import ConfigurationError
 from bgworker.model.events import TaskSnapshot, TaskStatus
-from bgworker.words import ago, duration, duration_of, message_of, stamp, took
+from bgworker.words import ago, duration, duration_of, ending, message_of, stamp, took
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 
@@ -85,57 +86,125 @@ def test_the_message_is_what_is_most_worth_knowing(fields: Any, message: str) ->
     assert message_of(task(**fields)) == message
 
 
+@pytest.mark.parametrize("fields, words", [
+    ({}, "completed in 2.0s"), ({"status": TaskStatus.TIMED_OUT, "duration": 312.0}, "timed out after 5m12s"),
+    ({"status": TaskStatus.FAILED, "failure_type": "E", "failure_message": "bad"}, "failed (E: bad) after 2.0s"),
+    ({"status": TaskStatus.CANCELLED, "failure_message": "user", "duration": None}, "cancelled (user)"),
+    ({"status": TaskStatus.INTERRUPTED, "duration": None}, "interrupted")])
+def test_how_a_task_ended_is_told_in_words(fields: Any, words: str) -> None:
+    assert ending(task(**fields)) == words
+
+
+def test_only_the_counts_that_are_not_zero_are_told() -> None:
+    counts = {TaskStatus.COMPLETED: 3, TaskStatus.RUNNING: 1, TaskStatus.FAILED: 0}
+    assert counted(counts) == "1 running, 3 completed"
+
+
+# ---------------------------------------------------------------- tables
+
+def lines_of(tasks: list[TaskSnapshot], columns: int = 1_000_000, digits: int = 8,
+             **how: Any) -> list[str]:
+    return task_table(tasks, [each.task_id[:digits] for each in tasks], NOW,
+                      Surface(columns, **how))
+
+
+def plain(line: str) -> str:
+    return re.sub("\x1b\\[[0-9]+m", "", line)
+
+
 def test_a_table_is_aligned_under_its_headings() -> None:
     tasks = [task(1, name="load users", last_progress_percent=40.0, last_progress_message="2 of 5"),
              task(2, TaskStatus.TIMED_OUT, name="日本", duration=61.0)]
-    assert task_lines(tasks, NOW, ANY_WIDTH, id_length=8) == [
+    assert lines_of(tasks) == [
         "ID        NAME        STATUS     PROGRESS  STARTED  DURATION  MESSAGE",
         "00000000  load users  completed       40%   3m ago  2.0s      2 of 5",
         "00000000  日本        timed out             3m ago  1m01s",
     ]
 
 
-@pytest.mark.parametrize("columns", [20, 33, 40, 50, 60, 80, 200])
+@pytest.mark.parametrize("columns", [1, 5, 20, 33, 40, 50, 60, 80, 200])
 def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
     tasks = [task(1, name="n" * 300, last_progress_message="m" * 1000), task(2, name="日本" * 100),
-             task(3, name="e\u0301" * 500),
+             task(3, name="e\u0301" * 500), task(4, name="שלום" * 50),
              task(4, name="", last_progress_message="\x1b[31m" * 100)]
-    for colour in (False, True):
-        for line in task_lines(tasks, NOW, columns, colour=colour):
-            assert width_of(line.replace("\x1b[32m", "").replace("\x1b[0m", "")) <= columns
+    for has_colour in (False, True):
+        for line in lines_of(tasks, columns, has_colour=has_colour):
+            assert width_of(plain(line)) <= columns
 
 
-def test_on_a_terminal_the_message_gets_the_room_of_a_progress_that_no_task_has() -> None:
-    silent = [task(name="n" * 20), task(2, TaskStatus.FAILED, failure_message="exit code 3")]
-    assert [line.split()[3] for line in task_lines(silent, NOW, 80, id_length=15)] == [
-        "STARTED", "3m", "3m"]
-    assert task_lines(silent, NOW, 80, id_length=15)[2].endswith("  exit code 3")
-    assert "PROGRESS" in task_lines(silent, NOW, ANY_WIDTH)[0], "a program may look for it"
-    assert "PROGRESS" in task_lines([task(last_progress_percent=1.0)], NOW, 80)[0]
+@pytest.mark.parametrize("columns, headings", [
+    (20, "ID STATUS"), (40, "ID NAME STATUS"), (50, "ID NAME STATUS MESSAGE"),
+    (60, "ID NAME STATUS DURATION MESSAGE"), (80, "ID NAME STATUS STARTED DURATION MESSAGE"),
+    (100, "ID NAME STATUS PROGRESS STARTED DURATION MESSAGE")])
+def test_where_room_is_scarce_whole_columns_go_and_none_is_cut_to_nothing(
+    columns: int, headings: str
+) -> None:
+    tasks = [task(name="n" * 100, last_progress_message="m" * 100,
+                  last_progress_percent=5.0 if columns == 100 else None)]
+    heading, line = lines_of(tasks, columns)
+    assert heading.split() == headings.split()
+    assert len(line) == columns or columns == 20
+    assert all(len(cell) >= 8 or cell == "5%" for cell in line.replace(" ago", "_ago_").split()[:3])
+    assert "…" not in line.split()
+
+
+def test_what_is_left_of_a_line_goes_to_the_texts_that_were_cut() -> None:
+    [_, line] = lines_of([task(name="short", last_progress_message="m" * 100)], 80)
+    assert line.endswith("m" * 20 + "…") and len(line) == 80 and "  short  " in line
+
+
+def test_on_a_terminal_a_column_without_text_is_left_out() -> None:
+    waiting = [task(name="job", status=TaskStatus.SCHEDULED, started_utc=None, duration=None)]
+    assert lines_of(waiting, 80) == ["ID        NAME  STATUS", "00000000  job   waiting"]
+    failed = [task(1), task(2, TaskStatus.FAILED, failure_message="exit code 3")]
+    assert lines_of(failed, 80)[0].split() == [
+        "ID", "NAME", "STATUS", "STARTED", "DURATION", "MESSAGE"]
+    assert "PROGRESS" in lines_of(waiting)[0], "a program may look for it"
+    assert "PROGRESS" in lines_of([task(last_progress_percent=1.0)], 80)[0]
+    assert lines_of([], 80)[0].split()[0] == "ID"
 
 
 @pytest.mark.parametrize("columns", [20, 40, 80])
 def test_a_terminal_without_a_character_gets_an_escape_that_is_measured(columns: int) -> None:
     tasks = [task(1, name="日本" * 20), task(2, last_progress_message="é" * 500)]
-    for line in task_lines(tasks, NOW, columns, encoding="ascii"):
+    for line in lines_of(tasks, columns, encoding="ascii"):
         assert line.isascii() and len(line) <= columns
 
 
 def test_only_the_status_is_coloured() -> None:
-    [_, line] = task_lines(
-        [task(name="日本 failed", status=TaskStatus.FAILED)], NOW, 100, id_length=8, colour=True
-    )
-    assert line.startswith("00000000  日本 failed  \x1b[31mfailed\x1b[0m")
-    [_, line] = task_lines([task(name="n" * 90, status=TaskStatus.FAILED)], NOW, 30, colour=True)
-    assert "\x1b" not in line, "the status was cut off"
+    [_, line] = lines_of([task(name="日本 failed", status=TaskStatus.FAILED)], 100, has_colour=True)
+    assert line.startswith("00000000  日本 failed  \x1b[31mfailed\x1b[0m  ")
+    assert line.count("\x1b") == 2
+    assert "\x1b" not in "".join(lines_of([task(status=TaskStatus.FAILED)], 100))
+
+
+def test_colours_that_a_task_chose_are_left_out_and_take_no_room() -> None:
+    message = "".join(f"\x1b[38;5;{n}m{n % 10}\x1b[0m" for n in range(100, 180))
+    [_, line] = lines_of([task(last_progress_message=message)], 200)
+    assert line.endswith("0123456789" * 8)
+
+
+@pytest.mark.parametrize("name", ["👩\u200d🚀", "❤\ufe0f", "👍🏽", "क\u094dषि", "👨\u200d👩\u200d👧"])
+def test_what_terminals_disagree_about_is_left_out_of_a_table(name: str) -> None:
+    [_, line] = lines_of([task(name=f"a{name}b")], 80)
+    assert not re.search("[\u200d\ufe0f\U0001f3fb-\U0001f3ff]", line)
+    assert re.search(r"  a[^ab]+b  +completed", line)
+
+
+def test_text_from_right_to_left_keeps_to_its_cell() -> None:
+    [_, line] = lines_of([task(name="שלום", last_progress_message="عربي")], 80)
+    assert "  שלום\u200e  completed" in line and line.endswith("عربي\u200e")
+    assert "\u200e" not in "".join(lines_of([task(name="日本 é")], 80))
 
 
 def test_a_cell_is_one_harmless_line_and_no_more_of_a_text_is_looked_at_than_is_shown() -> None:
+    cell = Surface().cell
     assert cell("a\nb\x1b[2J\u202e\x9b", 80) == r"a\nb\x1b[2J\u202e\x9b"
     assert cell("x" * 10_000_000, 10) == "xxxxxxxxx…"
-    assert len(cell("\u0301" * 1_000_000, 10)) < 100
+    assert len(cell("\u0301" * 1_000_000, 10)) < 200
 
 
-def test_rows_are_padded_on_the_side_that_is_asked_for() -> None:
-    assert aligned([("a", "b", "c"), ("1", "22", "333")], "<><", 80) == ["a   b  c", "1  22  333"]
-    assert aligned([("a", "b"), ("long", "")], "<<", 3) == ["a …", "lo…"]
+def test_cells_are_padded_on_the_side_that_is_asked_for() -> None:
+    columns = [Column("A"), Column("B", ">"), Column("C")]
+    assert table(columns, [("1", "22", "333"), ("", "4", "")], Surface(80)) == [
+        "A   B  C", "1  22  333", "    4"]

@@ -132,7 +132,7 @@ def test_following_ends_with_the_task_and_tells_how_it_ended(
     assert not follower.is_alive() and codes == [0]
     out, err = capfd.readouterr()
     assert out.splitlines() == ["before", *(f"line {number}" for number in range(50))]
-    assert err == "bgworker tail: failed after 1.0s: E: bad\\x1b\n"
+    assert err == "bgworker tail: failed (E: bad\\x1b) after 1.0s\n"
 
 
 def test_following_what_has_ended_prints_it_and_ends(
@@ -141,7 +141,7 @@ def test_following_what_has_ended_prints_it_and_ends(
     assert main(["tail", "-f", "-n", "2", "--db", nightly, "load users"]) == 0
     out, err = capfd.readouterr()
     assert out.splitlines() == ["[error] one row was odd", '[warning] {"odd":[3,null]}']
-    assert re.fullmatch(r"bgworker tail: completed after \S+\n", err)
+    assert re.fullmatch(r"bgworker tail: completed in \S+\n", err)
 
 
 @pytest.mark.parametrize("words", [["-n", "0"], ["-n", "0", "--stream", "output"]])
@@ -227,7 +227,7 @@ def test_following_a_process_that_is_killed_ends_too(tmp_path: Path) -> None:
             assert writer.wait(WAIT) == -signal.SIGKILL
             rest = follower.stdout.read().splitlines()
             assert rest == [f"line {number}" for number in range(20, 20 + len(rest))]
-            assert follower.stderr.read() == "bgworker tail: interrupted after -\n"
+            assert follower.stderr.read() == "bgworker tail: interrupted\n"
             assert follower.wait(WAIT) == 0
         finally:
             writer.kill()

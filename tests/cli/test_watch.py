@@ -18,7 +18,7 @@ from tests.histories import ROOT, RUN, Recorder
 from tests.cli.test_run import Emulator, on_terminal
 
 from bgworker import History
-from bgworker.cli.text import width_of
+from bgworker.cli.text import Surface, width_of
 from bgworker.cli.watch import lines_of
 from bgworker.history.schema import this_host
 
@@ -68,11 +68,11 @@ def test_the_table_has_what_runs_then_what_ended_last_and_the_counts(record: Rec
     record.task("ended", "failed", created=record.ago(minutes=1), failure_type="E")
     record.task("waits", "scheduled")
     with History(record.path) as history:
-        lines = lines_of(history, (100, 24))
+        lines = lines_of(history, Surface(100, 24))
         assert [line.split()[1] for line in lines[:-1]] == ["NAME", "runs", "ended", "old"]
         assert "40%" in lines[1] and "row 4" in lines[1]
         assert lines[-1] == "1 running, 1 waiting, 1 completed, 1 failed"
-        assert [line.split()[1] for line in lines_of(history, (100, 4))] == [
+        assert [line.split()[1] for line in lines_of(history, Surface(100, 4))] == [
             "NAME",
             "runs",
             "running,",
@@ -81,7 +81,7 @@ def test_the_table_has_what_runs_then_what_ended_last_and_the_counts(record: Rec
 
 def test_an_empty_history_has_a_table_too(record: Recorder) -> None:
     with History(record.path) as history:
-        assert lines_of(history, (80, 24))[1:] == ["no tasks yet"]
+        assert lines_of(history, Surface(80, 24))[1:] == ["no tasks yet"]
 
 
 @pytest.mark.parametrize("size", [(20, 1), (40, 3), (80, 24), (300, 100)])
@@ -91,9 +91,9 @@ def test_the_table_fits_terminals_of_any_size(record: Recorder, size: tuple[int,
             "日本" * 50, "running" if number % 2 else "completed", last_progress_msg="m" * 500
         )
     with History(record.path) as history:
-        lines = lines_of(history, size)
+        lines = lines_of(history, Surface(*size))
     assert len(lines) <= max(3, size[1] - 1)
-    assert max(map(width_of, lines)) < max(size[0], 21)
+    assert max(map(width_of, lines)) <= size[0]
 
 
 # ---------------------------------------------------------------- on a terminal
