@@ -43,7 +43,7 @@ def test_a_failed_task_shows_why_and_its_last_lines(
         r"\n  started    \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \((now|\d+s ago)\)\n", text
     )
     assert re.search(
-        r"\n  progress   100% row 2\n  script     histories:load \(sha256 [0-9a-f]{12}\)\n", text
+        r"\n  progress   100% row 2\n  script     (?:tests\.)?histories:load \(sha256 [0-9a-f]{12}\)\n", text
     )
     assert '\n  arguments  {"args":[2],"kwargs":{"fail":true}}\n' in text
     assert re.search(
