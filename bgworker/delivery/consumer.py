@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from ..model.records import Record
 
 
+LONG_HELD = 1.0
+"""Seconds after which `Consumer.health` reads the account without its lock. A finaliser that asks
+in the midst of another consumer holds that one's lock, and the holder of ours may be such a
+finaliser, too: then each waits for the other."""
+
+
 class Consumer:
     """A courier or a subscription.
 
@@ -57,12 +63,18 @@ class Consumer:
 
     def health(self) -> SinkHealth:
         """Return the account and the condition at this moment."""
-        with self._lock:
-            return SinkHealth(
-                emitted=self._emitted, delivered=self._delivered, coalesced=self._coalesced,
-                dropped=sum(self._dropped.values()), pending=len(self._backlog),
-                dropped_by_reason=dict(self._dropped),
-                state=self._state)  # type: ignore[arg-type]
+        has_lock = self._lock.acquire(timeout=LONG_HELD)
+        try:
+            return self._health()
+        finally:
+            if has_lock:
+                self._lock.release()
+
+    def _health(self) -> SinkHealth:
+        return SinkHealth(
+            emitted=self._emitted, delivered=self._delivered, coalesced=self._coalesced,
+            dropped=sum(self._dropped.values()), pending=len(self._backlog),
+            dropped_by_reason=dict(self._dropped), state=self._state)  # type: ignore[arg-type]
 
     @property
     def is_closed(self) -> bool:
@@ -70,9 +82,17 @@ class Consumer:
         return self._state == "closed"
 
     @property
+    def is_interrupted(self) -> bool:
+        """True when the caller is a finaliser that the garbage collector runs in the midst of us:
+        on the thread that holds our lock. If it waits for a thread that waits for us, neither goes
+        on."""
+        return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]
+
+    @property
     def is_this_thread(self) -> bool:
-        """True when the caller is the sink, or the callback of the subscription."""
-        return self._thread is threading.current_thread()
+        """True when the caller is the sink, or the callback of the subscription, or interrupts
+        us."""
+        return self._thread is threading.current_thread() or self.is_interrupted
 
     # -- the dispatcher's thread --
 

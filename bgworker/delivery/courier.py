@@ -208,22 +208,25 @@ class Courier(Consumer):
 
     # -- any thread: the account --
 
-    def health(self) -> SinkHealth:
-        """Return the account and the condition of the sink at this moment."""
-        with self._lock:
-            own = super().health()
-            parked = SinkHealth() if self.park is None else self.park.health()
-            by_reason = dict(own.dropped_by_reason)
-            if parked.dropped:
-                by_reason["park"] = parked.dropped
-            oldest = self._in_flight[0][3] if self._in_flight else self._backlog.oldest_ns
-            return replace(
-                own, coalesced=own.coalesced + parked.coalesced,
-                dropped=own.dropped + parked.dropped, parked=parked.delivered,
-                pending=own.pending + len(self._in_flight) + parked.pending,
-                dropped_by_reason=by_reason,
-                lag=max(0.0, (time_ns() - oldest) / 1e9) if oldest is not None else 0.0,
-                retries=self._retries, last_error=self._last_error)
+    def _health(self) -> SinkHealth:
+        own = super()._health()
+        parked = SinkHealth() if self.park is None else self.park.health()
+        by_reason = dict(own.dropped_by_reason)
+        if parked.dropped:
+            by_reason["park"] = parked.dropped
+        oldest = self._in_flight[0][3] if self._in_flight else self._backlog.oldest_ns
+        return replace(
+            own, coalesced=own.coalesced + parked.coalesced,
+            dropped=own.dropped + parked.dropped, parked=parked.delivered,
+            pending=own.pending + len(self._in_flight) + parked.pending,
+            dropped_by_reason=by_reason,
+            lag=max(0.0, (time_ns() - oldest) / 1e9) if oldest is not None else 0.0,
+            retries=self._retries, last_error=self._last_error)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """As of every consumer; the park file is a part of us."""
+        return super().is_interrupted or self.park is not None and self.park.is_interrupted
 
     def mark(self) -> Mark:
         """Return a mark that is settled once all that was put before is settled and the sink has

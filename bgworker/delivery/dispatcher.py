@@ -144,16 +144,18 @@ class Dispatcher:
         return self._thread is threading.current_thread()
 
     def waits_for_caller(self) -> bool:
-        """True when the caller is one of those that delivery ends with: the dispatcher, a sink, or
-        the callback of a subscription. To wait there for the end is to wait for oneself."""
+        """True when the caller is one of those that delivery ends with: the dispatcher, a sink, the
+        callback of a subscription, or a finaliser in the midst of one of them. To wait there for
+        the end is to wait for oneself."""
         return self.is_this_thread or any([each.is_this_thread for each in self._consumers])
 
-    def call(self, function: Callable[[], T]) -> T:
+    def call(self, function: Callable[[], T]) -> T | None:
         """Run ``function`` between two events on the dispatcher's thread, after all that was
         emitted before the call.
 
         Any thread; when the dispatcher has ended, on the caller's. ``function`` is our own, and
-        does not block.
+        does not block. A finaliser in the midst of a consumer, for which the dispatcher may wait,
+        gets None at once; ``function`` is run later.
         """
         done = threading.Event()
         results: list[T] = []
@@ -171,6 +173,8 @@ class Dispatcher:
         ):
             # `post` may find the intake open and append after the last look at it: then nobody will
             # run the action
+            if any([each.is_interrupted for each in self._consumers]):
+                return None
             while not done.wait(0.05) and not self._has_drained:
                 pass
         return results[0] if results else function()

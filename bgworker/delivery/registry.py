@@ -94,7 +94,7 @@ class Registry:
             courier.start(self._close_timeout)
             # the call is waited for, so that the sink has a part in all that the intake refuses
             # from now on
-            if not self._dispatcher.call(lambda: self._attach(courier)):
+            if self._dispatcher.call(lambda: self._attach(courier)) is False:
                 raise ShutdownError(f"cannot register sink {name!r} after shutdown")
         except BaseException:
             close_all([courier], monotonic() + self._close_timeout)  # its park file, too
@@ -180,13 +180,14 @@ class Registry:
 
     def flush(self, timeout: float | None) -> FlushReport:
         """Have all that was emitted before the call delivered, and the sinks flushed."""
-        marks = self._dispatcher.call(self._mark)
+        marked = self._dispatcher.call(self._mark)
+        marks = marked or []
         if self._dispatcher.is_this_thread or any([courier.is_this_thread for courier, _ in marks]):
             # a sink that flushes, or a finaliser: it would wait for itself, or for one that waits
             # for it
             timeout = 0.0
         deadline = None if timeout is None else monotonic() + timeout
-        done = True
+        done = marked is not None
         for courier, mark in marks:
             done &= mark.wait(None if deadline is None else max(0.0, deadline - monotonic()))
         # what comes during the flush does not count

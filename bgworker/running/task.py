@@ -163,7 +163,7 @@ class Task(LightFuture["T"]):
         """
         wanted = None if types is None else members("types", StreamType, types)
         since = number("since", since, whole=True)
-        tail = self._dispatcher.call(lambda: list(self._task_state.tail or ()))
+        tail = self._dispatcher.call(lambda: list(self._task_state.tail or ())) or ()
         return [event(record) for record in tail  # type: ignore[misc]
                 if record[1] > since and (wanted is None or STREAMS[record[2]] in wanted)]
 

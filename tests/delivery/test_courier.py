@@ -986,6 +986,22 @@ def test_an_exception_that_cannot_be_shown_does_no_harm() -> None:
         assert it.health().last_error == "Odd: (its text cannot be had)"
 
 
+def test_a_batch_of_announcements_is_no_larger_than_any_other() -> None:
+    hang = Hang()
+    sink = FlakySink(hang)
+    with line(sink, batch_size=1) as it:
+        it.say("in flight")
+        assert hang.entered.wait(SOON)
+        for reason in ("intake", "oversize", "late"):
+            it.courier.refuse(OUTPUT, reason, 1)
+        it.say("a")
+        hang.release()
+        assert it.flush()
+        assert {len(batch) for batch in sink.attempts} == {1}
+        sink.sink.wait_for(5, SOON)
+    assert sorted(losses(sink.acknowledged)) == [("intake", 1), ("late", 1), ("oversize", 1)]
+
+
 def test_who_comes_back_while_the_account_is_being_changed_gets_an_answer() -> None:
     """A finaliser that the garbage collector runs right there: it is on the thread that holds the
     lock."""
@@ -1001,3 +1017,21 @@ def test_who_comes_back_while_the_account_is_being_changed_gets_an_answer() -> N
         thread.start()
         assert answered.wait(SOON), "it waits for itself"
         thread.join(SOON)
+
+
+def test_finalisers_in_the_midst_of_two_sinks_at_once_wait_for_each_other_a_moment_only() -> None:
+    both_are_in = threading.Barrier(2)
+    answers: list[SinkHealth] = []
+    with line(MemorySink()) as one, line(MemorySink()) as other:
+        def finalise(mine: Courier, others: Courier) -> None:
+            with mine._lock:
+                both_are_in.wait(SOON)
+                answers.append(others.health())
+
+        threads = [threading.Thread(target=finalise, args=pair, daemon=True) for pair in
+                   ((one.courier, other.courier), (other.courier, one.courier))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(SOON)
+    assert len(answers) == 2, "each waits for the other"

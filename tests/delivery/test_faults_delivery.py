@@ -201,6 +201,69 @@ def collector_storm(seconds: float) -> None:
     print(finalised, "finalisers")
 
 
+def asking_storm(question: str, seconds: float) -> None:
+    """Ask from finalisers that the garbage collector runs wherever it strikes, also in the midst of
+    what is asked, under its locks."""
+    asked = itertools.count()
+    over = threading.Event()
+    asks = {
+        "flush": lambda: pool.flush(),
+        "streams": lambda: talker.streams(),
+        "health": lambda: pool.health(),
+        "tasks": lambda: pool.tasks(),
+        "sinks": lambda: pool.sinks,
+        "unregister": lambda: "passing" in pool.sinks and pool.unregister_sink("passing"),
+        "shutdown": lambda: next(asked) > 300 and pool.shutdown(),
+    }
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            try:
+                asks[question]()
+            except KeyError:
+                pass  # another was faster to unregister it
+            next(asked)
+
+    class Littering(MemorySink):
+        def write(self, events: Any) -> None:
+            super().write(events)
+            Cycle()
+
+    def talk() -> None:
+        while not over.is_set():
+            current_task().output("text")
+            Cycle()
+            time.sleep(0.01)
+
+    pool = Scheduler(4, close_timeout=5)
+    for name in ("one", "two", "passing"):
+        pool.register_sink(Littering(), name=name, options=SinkOptions(batch_size=5))
+    talker = pool.submit(talk)
+    gc.set_threshold(7)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        Cycle()
+        pool.sinks
+        pool.flush(0.01)
+    gc.set_threshold(700)
+    over.set()
+    pool.shutdown()
+    for health in pool.sinks.values():
+        check_account(health)
+    print(next(asked), "asked")
+
+
+@pytest.mark.parametrize(
+    "question", ["flush", "streams", "health", "tasks", "sinks", "unregister", "shutdown"])
+def test_a_finaliser_that_asks_in_the_midst_of_delivery_never_waits_for_itself(
+    question: str,
+) -> None:
+    assert int(in_child("asking_storm", question, 1.5, seconds=40).split()[0]) > 100
+
+
 @posix
 def test_emitting_from_a_storm_of_signals_deadlocks_nothing_and_loses_nothing() -> None:
     assert int(in_child("signal_storm", 2.0).split()[0]) > 100
