@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from bgworker import RetryPolicy, Scheduler, SinkOptions, TemporarySinkError, current_task
+from bgworker.testing import FlakySink, fail
+from tests.support import SOON
 
 GRACE = 5.0
 """Seconds that threads which are ending anyway get, all together, before a test counts as
@@ -72,3 +78,28 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the BGWORKER_ variables of the shell that started pytest."""
     for name in [name for name in os.environ if name.startswith("BGWORKER_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def parked_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The park file that a sink without a receiver has left: 3 + 20 + 1 events of one task."""
+    path = tmp_path_factory.mktemp("parked") / "park.jsonl"
+
+    def talk() -> None:
+        for number in range(20):
+            current_task().output(f"line {number}")
+
+    dead = FlakySink(fail(None, TemporarySinkError("nobody there")))
+    with Scheduler(1, close_timeout=5.0) as pool:
+        pool.register_sink(dead, name="dead", options=SinkOptions(
+            park=path, batch_size=7, retry=RetryPolicy(attempts=2, base=0.001, cap=0.002)))
+        pool.submit(talk).result(SOON)
+    health = pool.sinks["dead"]
+    assert (health.parked, health.dropped, health.emitted) == (24, 0, 24)
+    return path
+
+
+@pytest.fixture
+def parked(parked_once: Path, tmp_path: Path) -> Path:
+    """A copy of that park file, to do with what a test likes."""
+    return Path(shutil.copy(parked_once, tmp_path))

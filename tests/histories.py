@@ -21,8 +21,8 @@ from bgworker.model.events import TaskStatus
 from bgworker.model.ids import new_id
 from bgworker.model.records import STREAM_CODES, STREAMS
 from bgworker.history.sink import SqliteSink
+from tests.support import environment
 
-ROOT = Path(__file__).resolve().parent.parent
 RUN = new_id(1_764_000_000_000_000_000)
 
 
@@ -230,20 +230,23 @@ def make_nightly(path: str | os.PathLike[str]) -> dict[str, str]:
     return {task.name: task.id for task in tasks}
 
 
+class Nightly:
+    """A history of five tasks, made by `make_nightly`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.ids = make_nightly(path)
+        """Task ids by name."""
+
+
 def run_cli(
     *words: object, cwd: str | os.PathLike[str], **how: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, without a terminal."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "error",
-        **how.pop("env", {}),
-    }
     return subprocess.run(
         [sys.executable, "-m", "bgworker", *map(str, words)],
         cwd=cwd,
-        env=environment,
+        env=environment(PYTHONWARNINGS="error", **how.pop("env", {})),
         encoding="utf-8",
         timeout=60,
         **{

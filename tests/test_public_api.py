@@ -7,13 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 
 import bgworker
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
 
 DEAR = (
     "sqlite3",

@@ -6,44 +6,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+from tests.support import ROOT
+from tests.readme import README, Block, python_blocks, run_block
 
 NEWCOMER_COMMANDS = ("python3 tools/check.py", "python3 -m bgworker run ")
 """Set up and test the project; run something with it."""
-
-BLOCK = re.compile(
-    r"^(?P<fence>`{3,})(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=fence)[ ]*$",
-    re.DOTALL | re.MULTILINE,
-)
-NO_RUN = re.compile(r"<!-- no-run: (?P<reason>[^>]*\S) -->\s*\Z")
-
-
-class Block(NamedTuple):
-    line: int
-    code: str
-    no_run: str | None
-    """Why it is not run; None for a block that is."""
-
-
-def python_blocks(text: str) -> Iterator[Block]:
-    """Yield every ```python block, with the reason of a no-run comment that stands directly before
-    it."""
-    for found in BLOCK.finditer(text):
-        if found["language"] == "python":
-            comment = NO_RUN.search(text, 0, found.start())
-            yield Block(
-                text.count("\n", 0, found.start()) + 1,
-                found["code"],
-                comment["reason"] if comment else None,
-            )
-
 
 def text() -> str:
     return README.read_text(encoding="utf-8") if README.exists() else ""
@@ -55,23 +25,6 @@ def runnable() -> list[object]:
         for block in python_blocks(text())
         if block.no_run is None
     ]
-
-
-def run_block(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the code as a script in a folder of its own, with this checkout's bgworker and no setting
-    from outside."""
-    script = folder / "example.py"
-    script.write_text(code, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
-        cwd=folder,
-        env=environment,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
 
 
 @pytest.mark.parametrize("code", runnable())

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.readme import README, python_blocks, run_block
+from tests.support import ROOT
 
-from tests.test_readme import README, ROOT, python_blocks, run_block
 
 DRIVER = """
 import json, sys, tkinter

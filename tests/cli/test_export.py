@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.histories import Recorder, make_nightly, rows_of, run_cli, text_of
+from tests.histories import Recorder, make_nightly, rows_of, run_cli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,14 +20,6 @@ from bgworker.cli import main
 from bgworker.model.events import LifecycleEvent, StreamType, TaskStatus
 from bgworker.model.ids import new_id
 from bgworker.model.wire import decode
-
-
-@pytest.fixture
-def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    monkeypatch.chdir(tmp_path)
-    recorder = Recorder("bgworker.db")
-    yield recorder
-    recorder.close()
 
 
 def contents(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -9,17 +9,17 @@ import re
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.histories import ROOT, Recorder, run_cli
+from tests.histories import Recorder, run_cli
 
 from bgworker.history import schema
 from bgworker.cli import VERBS, main
 from bgworker.cli.reading import harmless_json, json_line
 from bgworker.words import escaped
+from tests.support import ROOT, environment
 
 README = ROOT / "README.md"
 
@@ -37,14 +37,6 @@ READING: dict[str, list[str]] = {
 CONTROLS = "".join(map(chr, [*range(1, 32), *range(127, 160)]))
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 EVIL = f"\x1b]0;title\x07\x1b[2J\x1b]8;;http://evil\x1b\\link\x9b31m{CONTROLS}{BIDI}\u2028\ufeff\U000e0041"
-
-
-@pytest.fixture
-def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    monkeypatch.chdir(tmp_path)
-    recorder = Recorder("bgworker.db")
-    yield recorder
-    recorder.close()
 
 
 def shown(capfd: pytest.CaptureFixture[str], *words: str) -> str:
@@ -105,7 +97,7 @@ def test_nothing_that_could_steer_a_terminal_or_reorder_a_line_is_sent(
 def test_an_export_to_a_terminal_is_harmless_too_and_says_the_same(evil: Recorder) -> None:
     if os.name == "nt":
         pytest.skip("needs a pseudo-terminal")
-    from tests.cli.test_run import on_terminal
+    from tests.terminal import on_terminal
 
     evil.said(evil.task("second"), json.dumps(["é\x7f\u202e"], ensure_ascii=False), is_json=True)
     code, sent = on_terminal("export", "--jsonl", cwd=Path(evil.path).resolve().parent)
@@ -183,7 +175,7 @@ def test_a_reader_that_has_gone_ends_it_without_a_word(
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         if words[0] != "stats":  # what it says is one line, which a pipe takes at once
@@ -202,7 +194,7 @@ def test_a_closed_stdout_is_no_error(record: Recorder, tmp_path: Path) -> None:
         shell=True,
         cwd=tmp_path,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, b"")
@@ -323,7 +315,7 @@ def test_no_verb_loads_sqlite_before_it_needs_it() -> None:
     code = "import sys, bgworker.cli; assert 'sqlite3' not in sys.modules"
     subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         timeout=60,
         check=True,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,6 @@ from bgworker.cli import main
 from bgworker.sinks.lockfile import LockFile
 from bgworker.model.ids import new_id
 from bgworker.history.schema import lock_path, presence, this_host
-
-
-@pytest.fixture
-def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    monkeypatch.chdir(tmp_path)
-    recorder = Recorder("bgworker.db")
-    yield recorder
-    recorder.close()
 
 
 @pytest.fixture

@@ -8,31 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bgworker import RetryPolicy, Scheduler, SinkOptions, TemporarySinkError
 from bgworker.model.wire import decode
-
-ROOT = Path(__file__).parents[2]
-
-
-class Dead:
-    def write(self, events: object) -> None:
-        raise TemporarySinkError("nobody there")
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.fixture
-def parked(tmp_path: Path) -> Path:
-    path = tmp_path / "park.jsonl"
-    with Scheduler(1, close_timeout=0.3) as pool:
-        pool.register_sink(
-            Dead(),
-            options=SinkOptions(park=path, retry=RetryPolicy(attempts=1, base=0.001, cap=0.001)),
-        )
-        pool.submit(len, "x").result(10)
-    return path
-
+from tests.support import ROOT
 
 def bgworker(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -48,15 +25,12 @@ def test_what_was_parked_is_delivered_and_counted(parked: Path, tmp_path: Path) 
     done = bgworker("replay", parked, "--to", f"jsonl:{tmp_path / 'out.jsonl'}")
     assert (done.returncode, done.stdout, done.stderr) == (
         0,
-        "4 delivered, 0 refused, 0 skipped\n",
+        "24 delivered, 0 refused, 0 skipped\n",
         "",
     )
-    assert [decode(line).seq for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [
-        1,
-        2,
-        3,
-        4,
-    ]
+    assert [decode(line).seq for line in (tmp_path / "out.jsonl").read_text().splitlines()] == list(
+        range(1, 25)
+    )
     assert not parked.exists()
 
 
@@ -66,7 +40,7 @@ def test_a_line_that_cannot_be_read_is_shown_harmlessly_and_ends_with_1(
     with parked.open("a") as file:
         file.write('{"event":{"v":1,"type":"\x1b[31mred"}}\n')
     done = bgworker("replay", parked, "--to", f"jsonl:{tmp_path / 'out.jsonl'}")
-    assert done.returncode == 1 and done.stdout == "4 delivered, 0 refused, 1 skipped\n"
+    assert done.returncode == 1 and done.stdout == "24 delivered, 0 refused, 1 skipped\n"
     assert "line at byte" in done.stderr and "\x1b" not in done.stderr
 
 

@@ -6,14 +6,13 @@ import contextlib
 import json
 import os
 import re
-import select
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ import pytest
 from bgworker.model import wire
 from bgworker.cli import main
 from bgworker.model.events import LifecycleEvent
+from tests.support import ROOT, environment, until
+from tests.terminal import Emulator, on_terminal
 
-ROOT = Path(__file__).resolve().parents[2]
 PYTHON = os.path.basename(sys.executable)
 WAIT = 30.0
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals and shell commands of POSIX")
@@ -37,14 +37,8 @@ def line(code: str) -> str:
     return shlex.join(python(code)) if os.name != "nt" else subprocess.list2cmdline(python(code))
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "error",
-        "PYTHONUTF8": "1",
-        **more,
-    }
+def strict_environment(**more: str) -> dict[str, str]:
+    return environment(**{"PYTHONWARNINGS": "error", "PYTHONUTF8": "1", **more})
 
 
 def cli(
@@ -54,7 +48,7 @@ def cli(
     done = subprocess.run(
         [sys.executable, "-m", "bgworker", *words],
         cwd=cwd,
-        env=environment(**env),
+        env=strict_environment(**env),
         input=data,
         capture_output=True,
         timeout=WAIT,
@@ -74,7 +68,7 @@ def started(*words: str, cwd: Path, **how: Any) -> Iterator[subprocess.Popen[byt
     with subprocess.Popen(
         [sys.executable, "-m", "bgworker", *words],
         cwd=cwd,
-        env=environment(),
+        env=strict_environment(),
         start_new_session=True,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how},
     ) as proc:
@@ -83,13 +77,6 @@ def started(*words: str, cwd: Path, **how: Any) -> Iterator[subprocess.Popen[byt
         finally:
             if proc.poll() is None:
                 proc.kill()
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
@@ -487,7 +474,7 @@ def test_the_bytes_of_a_command_reach_it_as_they_were_written_whatever_the_local
         done = subprocess.run(
             [sys.executable, "-m", "bgworker", "run", "--jsonl", "e.jsonl", "--no-db", *given],
             cwd=tmp_path,
-            env=environment(**locale),
+            env=strict_environment(**locale),
             capture_output=True,
             timeout=WAIT,
             check=False,
@@ -517,7 +504,7 @@ def test_without_standard_streams_everything_is_recorded_and_nothing_printed_int
     done = subprocess.run(
         ["sh", "-c", f"{command} {closed}"],
         cwd=tmp_path,
-        env=environment(),
+        env=strict_environment(),
         capture_output=True,
         timeout=WAIT,
         check=False,
@@ -580,7 +567,7 @@ def test_where_the_directory_is_gone_commands_run_and_files_need_a_whole_path(
                 *words,
             ],
             cwd=place,
-            env=environment(),
+            env=strict_environment(),
             capture_output=True,
             text=True,
             timeout=WAIT,
@@ -643,7 +630,7 @@ def test_every_level_has_help_with_an_example_and_the_version_is_told(
 
 def test_the_command_line_is_imported_by_nothing_else(tmp_path: Path) -> None:
     code = "import sys, bgworker; bgworker.shell; assert not any('.cli' in n or n == 'argparse' for n in sys.modules)"
-    subprocess.run(python(code), cwd=tmp_path, env=environment(), timeout=WAIT, check=True)
+    subprocess.run(python(code), cwd=tmp_path, env=strict_environment(), timeout=WAIT, check=True)
 
 
 # ---------------------------------------------------------------- ends by force
@@ -727,7 +714,7 @@ def test_ctrl_z_stops_the_commands_too_and_they_go_on_with_us(tmp_path: Path) ->
     with subprocess.Popen(
         [sys.executable, "-m", "bgworker", "run", "--no-db", "--", *python(code)],
         cwd=tmp_path,
-        env=environment(),
+        env=strict_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         preexec_fn=os.setpgrp,
@@ -765,7 +752,7 @@ def test_a_failed_command_fails_though_who_started_us_ignores_the_end_of_childre
             *python("exit(3)"),
         ],
         cwd=tmp_path,
-        env=environment(),
+        env=strict_environment(),
         capture_output=True,
         timeout=WAIT,
         check=False,
@@ -861,87 +848,6 @@ def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- on a terminal
-
-class Emulator:
-    """Just enough of a terminal to know what stands on it; refuses every sequence that the screen
-    does not use."""
-
-    def __init__(self, columns: int, height: int) -> None:
-        self.columns, self.height = columns, height
-        self.lines = [""]
-        self.row = self.column = 0
-        self.is_cursor_visible = True
-
-    def feed(self, text: str) -> None:
-        for part in re.findall("\x1b\\[[?]?[0-9;]*[A-Za-z]|\r|\n|[^\r\n\x1b]+|.", text):
-            if part == "\r":
-                self.column = 0
-            elif part == "\n":
-                self.row += 1
-                self.lines += [""] * (self.row + 1 - len(self.lines))
-            elif part == "\x1b[J":
-                del self.lines[self.row + 1:]
-                self.lines[self.row] = self.lines[self.row][:self.column]
-            elif found := re.fullmatch("\x1b\\[([0-9]+)A", part):
-                assert int(found[1]) < self.height, "the table is higher than the terminal"
-                self.row -= int(found[1])
-                assert self.row >= 0
-            elif part in ("\x1b[?25l", "\x1b[?25h"):
-                self.is_cursor_visible = part.endswith("h")
-            elif not re.fullmatch("\x1b\\[[0-9]+m", part):
-                assert part.isprintable(), f"{part!r} reached the terminal"
-                old = self.lines[self.row].ljust(self.column)
-                self.lines[self.row] = old[:self.column] + part + old[self.column + len(part):]
-                self.column += len(part)
-
-
-def on_terminal(
-    *words: str,
-    cwd: Path,
-    act: Callable[[int, str], object] = lambda pid, text: None,
-    columns: int = 100,
-    height: int = 12,
-    job: str | None = None,
-    **env: str,
-) -> tuple[int, str]:
-    """Run the command line, or Python code, on a pseudo-terminal; return its exit code and all that
-    it sent."""
-    import fcntl
-    import pty
-    import struct
-    import termios
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", height, columns, 0, 0))
-    program = [sys.executable, "-m", "bgworker"] if job is None else python(job)
-    with subprocess.Popen(
-        [*program, *words],
-        cwd=cwd,
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env=environment(**{"TERM": "xterm", **env}),
-        start_new_session=True,
-    ) as proc:
-        os.close(slave)
-        sent = b""
-        deadline = time.monotonic() + WAIT
-        try:
-            while time.monotonic() < deadline:
-                if select.select([master], [], [], 0.1)[0]:
-                    try:
-                        chunk = os.read(master, 65536)
-                    except OSError:  # EIO: the other end is closed
-                        break
-                    if not chunk:
-                        break
-                    sent += chunk
-                act(proc.pid, sent.decode(errors="replace"))
-            return proc.wait(WAIT), sent.decode()
-        finally:
-            if proc.poll() is None:
-                proc.kill()
-            os.close(master)
-
 
 @POSIX
 def test_on_a_terminal_a_table_shows_what_runs_and_nothing_of_a_payload_is_obeyed(

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.histories import ROOT, Recorder, run_cli
+from tests.histories import Recorder, run_cli
 
 from bgworker import History
 from bgworker.cli import main
+from tests.support import environment
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="shell commands and signals of POSIX")
 
@@ -205,7 +206,7 @@ def test_what_was_interrupted_or_cancelled_runs_again(tmp_path: Path) -> None:
             [sys.executable, "-m", "bgworker", "run", "-j", "1", "-f", "-"],
             cwd=tmp_path,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

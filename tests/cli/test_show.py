@@ -9,21 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.histories import Recorder, make_nightly
+from tests.histories import Nightly, Recorder
 
 from bgworker.cli import main
 from bgworker.model.wire import decode_object
-
-
-class Nightly:
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self.ids = make_nightly(path)
-
-
-@pytest.fixture(scope="module")
-def nightly(tmp_path_factory: pytest.TempPathFactory) -> Nightly:
-    return Nightly(tmp_path_factory.mktemp("show") / "nightly.db")
 
 
 def shown(capfd: pytest.CaptureFixture[str], *words: object, code: int = 0) -> str:
@@ -43,7 +32,9 @@ def test_a_failed_task_shows_why_and_its_last_lines(
         r"\n  started    \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \((now|\d+s ago)\)\n", text
     )
     assert re.search(
-        r"\n  progress   100% row 2\n  script     (?:tests\.)?histories:load \(sha256 [0-9a-f]{12}\)\n", text
+        r"\n  progress   100% row 2\n"
+        r"  script     tests\.histories:load \(sha256 [0-9a-f]{12}\)\n",
+        text,
     )
     assert '\n  arguments  {"args":[2],"kwargs":{"fail":true}}\n' in text
     assert re.search(

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.histories import Recorder, make_nightly
 
 from bgworker.cli import main
-
-
-@pytest.fixture
-def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    monkeypatch.chdir(tmp_path)
-    recorder = Recorder("bgworker.db")
-    yield recorder
-    recorder.close()
 
 
 def shown(capfd: pytest.CaptureFixture[str], *words: object) -> list[str]:

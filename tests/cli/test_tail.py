@@ -9,32 +9,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.histories import ROOT, Recorder, make_nightly, run_cli
+from tests.histories import Nightly, Recorder, run_cli
 
 from bgworker.cli import main
 from bgworker.model.wire import decode
+from tests.support import environment
 
 WAIT = 30.0
-
-
-@pytest.fixture(scope="module")
-def nightly(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("tail") / "nightly.db"
-    make_nightly(path)
-    return str(path)
-
-
-@pytest.fixture
-def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    monkeypatch.chdir(tmp_path)
-    recorder = Recorder("bgworker.db")
-    yield recorder
-    recorder.close()
 
 
 def shown(capfd: pytest.CaptureFixture[str], *words: object) -> list[str]:
@@ -45,9 +30,9 @@ def shown(capfd: pytest.CaptureFixture[str], *words: object) -> list[str]:
 
 
 def test_everything_that_a_task_said_is_printed_in_order(
-    nightly: str, capfd: pytest.CaptureFixture[str]
+    nightly: Nightly, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert shown(capfd, "--db", nightly, "load orders") == [
+    assert shown(capfd, "--db", nightly.path, "load orders") == [
         "[progress] 50% row 1",
         "loaded row 1",
         "[progress] 100% row 2",
@@ -58,23 +43,23 @@ def test_everything_that_a_task_said_is_printed_in_order(
 
 
 def test_only_some_streams_and_only_the_last_lines(
-    nightly: str, capfd: pytest.CaptureFixture[str]
+    nightly: Nightly, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert shown(capfd, "--db", nightly, "load orders", "--stream", "output") == [
+    assert shown(capfd, "--db", nightly.path, "load orders", "--stream", "output") == [
         "loaded row 1",
         "loaded row 2",
     ]
-    assert shown(capfd, "--db", nightly, "load orders", "--stream", "progress") == [
+    assert shown(capfd, "--db", nightly.path, "load orders", "--stream", "progress") == [
         "50% row 1",
         "100% row 2",
     ]
     assert shown(
-        capfd, "--db", nightly, "load orders", "--stream", "error", "--stream", "warning"
+        capfd, "--db", nightly.path, "load orders", "--stream", "error", "--stream", "warning"
     ) == ["[error] one row was odd", '[warning] {"odd":[3,null]}']
-    last = shown(capfd, "--db", nightly, "load items", "-n", 3, "--stream", "output")
+    last = shown(capfd, "--db", nightly.path, "load items", "-n", 3, "--stream", "output")
     assert last == [f"loaded row {number}" for number in (18, 19, 20)]
-    assert shown(capfd, "--db", nightly, "load items", "-n", 0) == []
-    assert shown(capfd, "--db", nightly, "cleanup") == []
+    assert shown(capfd, "--db", nightly.path, "load items", "-n", 0) == []
+    assert shown(capfd, "--db", nightly.path, "cleanup") == []
 
 
 def test_more_events_than_are_read_at_a_time_come_whole(
@@ -136,9 +121,9 @@ def test_following_ends_with_the_task_and_tells_how_it_ended(
 
 
 def test_following_what_has_ended_prints_it_and_ends(
-    nightly: str, capfd: pytest.CaptureFixture[str]
+    nightly: Nightly, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["tail", "-f", "-n", "2", "--db", nightly, "load users"]) == 0
+    assert main(["tail", "-f", "-n", "2", "--db", nightly.path, "load users"]) == 0
     out, err = capfd.readouterr()
     assert out.splitlines() == ["[error] one row was odd", '[warning] {"odd":[3,null]}']
     assert re.fullmatch(r"bgworker tail: completed in \S+\n", err)
@@ -146,9 +131,9 @@ def test_following_what_has_ended_prints_it_and_ends(
 
 @pytest.mark.parametrize("words", [["-n", "0"], ["-n", "0", "--stream", "output"]])
 def test_following_without_what_was_said_before_prints_only_what_comes(
-    nightly: str, record: Recorder, capfd: pytest.CaptureFixture[str], words: list[str]
+    nightly: Nightly, record: Recorder, capfd: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
-    assert main(["tail", "-f", *words, "--db", nightly, "load users"]) == 0
+    assert main(["tail", "-f", *words, "--db", nightly.path, "load users"]) == 0
     assert capfd.readouterr().out == ""
     task_id = record.task("job", "running")
     record.said(task_id, "before")
@@ -186,12 +171,11 @@ with Scheduler(1, sinks=[SqliteSink("bgworker.db")]) as pool:
 
 @pytest.mark.skipif(os.name == "nt", reason="kills by signal")
 def test_following_a_process_that_is_killed_ends_too(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (
         subprocess.Popen(
             [sys.executable, "-c", RECORDED],
             cwd=tmp_path,
-            env=environment,
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -204,7 +188,7 @@ def test_following_a_process_that_is_killed_ends_too(tmp_path: Path) -> None:
                 "sys.exit(main(['tail', '-f', '--stream', 'output', 'job']))",
             ],
             cwd=tmp_path,
-            env=environment,
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -234,9 +218,9 @@ def test_following_a_process_that_is_killed_ends_too(tmp_path: Path) -> None:
             follower.kill()
 
 
-def test_a_task_that_is_not_there_is_code_1(nightly: str, tmp_path: Path) -> None:
+def test_a_task_that_is_not_there_is_code_1(nightly: Nightly, tmp_path: Path) -> None:
     for words in (["tail", "nope"], ["tail", "-f", "nope"], ["tail", "--json", "nope"]):
-        done = run_cli(*words, "--db", nightly, cwd=tmp_path)
+        done = run_cli(*words, "--db", nightly.path, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("bgworker tail: there is no task 'nope'")
 

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.histories import Recorder, make_nightly
+from tests.histories import Nightly, Recorder
 
 from bgworker.cli import main
-
-
-@pytest.fixture(scope="module")
-def nightly(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tasks") / "nightly.db"
-    make_nightly(path)
-    return path
-
-
-@pytest.fixture
-def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    monkeypatch.chdir(tmp_path)
-    recorder = Recorder("bgworker.db")
-    yield recorder
-    recorder.close()
 
 
 def shown(capfd: pytest.CaptureFixture[str], *words: object) -> list[str]:
@@ -37,9 +20,9 @@ def shown(capfd: pytest.CaptureFixture[str], *words: object) -> list[str]:
 
 
 def test_the_tasks_of_a_real_run_are_listed_newest_first(
-    nightly: Path, capfd: pytest.CaptureFixture[str]
+    nightly: Nightly, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    heading, *lines = shown(capfd, "--db", nightly)
+    heading, *lines = shown(capfd, "--db", nightly.path)
     assert heading.split() == ["ID", "NAME", "STATUS", "PROGRESS", "STARTED", "DURATION", "MESSAGE"]
     patterns = [
         r"cleanup +cancelled +- +- +not tonight",
@@ -54,11 +37,11 @@ def test_the_tasks_of_a_real_run_are_listed_newest_first(
 
 
 def test_the_ids_that_are_shown_name_their_tasks(
-    nightly: Path, capfd: pytest.CaptureFixture[str]
+    nightly: Nightly, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for line in shown(capfd, "--db", nightly)[1:]:
+    for line in shown(capfd, "--db", nightly.path)[1:]:
         task_id, name = line.split()[:2]
-        assert main(["show", "--db", str(nightly), task_id]) == 0
+        assert main(["show", "--db", nightly.path, task_id]) == 0
         assert capfd.readouterr().out.startswith(name)
 
 
@@ -98,7 +81,7 @@ def test_times_are_relative_for_people_and_exact_for_programs(
     assert task["duration"] == 312.0
 
 
-def test_the_json_of_a_task_has_every_field_always(nightly: Path, record: Recorder,
+def test_the_json_of_a_task_has_every_field_always(nightly: Nightly, record: Recorder,
                                                    capfd: pytest.CaptureFixture[str]) -> None:
     record.task("bare", "scheduled")
     fields = [
@@ -124,7 +107,7 @@ def test_the_json_of_a_task_has_every_field_always(nightly: Path, record: Record
         "metadata",
         "last_seq",
     ]
-    for words in ([], ["--db", nightly]):
+    for words in ([], ["--db", nightly.path]):
         [line] = shown(capfd, "--json", *words)
         answer = json.loads(line)
         assert list(answer) == ["v", "tasks"] and answer["v"] == 1

@@ -14,23 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.histories import ROOT, RUN, Recorder
-from tests.cli.test_run import Emulator, on_terminal
+from tests.histories import RUN, Recorder
 
 from bgworker import History
 from bgworker.cli.text import Surface, width_of
 from bgworker.cli.watch import lines_of
 from bgworker.history.schema import this_host
+from tests.support import environment
+from tests.terminal import Emulator, on_terminal
 
 WAIT = 30.0
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals and terminals of POSIX")
-
-
-@pytest.fixture
-def record(tmp_path: Path) -> Iterator[Recorder]:
-    recorder = Recorder(tmp_path / "bgworker.db")
-    yield recorder
-    recorder.close()
 
 
 @contextlib.contextmanager
@@ -41,7 +35,7 @@ def watching(cwd: Path, *words: str) -> Iterator[Any]:
         cwd=cwd,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
+        env=environment(PYTHONUTF8="1"),
     ) as process:
         try:
             yield process.stdout
@@ -191,7 +185,7 @@ def test_that_a_process_died_is_noticed_though_nothing_is_written(
     with subprocess.Popen(
         [sys.executable, "-c", code, RUN],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:

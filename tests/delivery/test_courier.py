@@ -7,16 +7,13 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from bgworker.delivery.backlog import Chunk
-from bgworker.delivery.courier import Courier, close_all, options_for
-from bgworker.delivery.options import SinkOptions
+from bgworker.delivery.courier import close_all
 from bgworker.delivery.retry import RetryPolicy
 from bgworker.model.errors import (
     ConfigurationError,
@@ -26,85 +23,11 @@ from bgworker.model.errors import (
 )
 from bgworker.model.events import Event, EventType, LossEvent
 from bgworker.model.health import SinkHealth
-from bgworker.model.records import COMPLETED, CREATED, OUTPUT, PROGRESS, TaskState
+from bgworker.model.records import COMPLETED, CREATED, OUTPUT, PROGRESS
 from bgworker.model.reports import wait_for_reports
 from bgworker.testing import FlakySink, Hang, MemorySink, Step, crawl, fail, partial, work
-
-if TYPE_CHECKING:
-    from bgworker.model.records import Record
-
-SOON = 30.0
-"""Seconds after which what should have happened long ago counts as hanging."""
-
-FAST = RetryPolicy(attempts=3, base=0.001, cap=0.01)
-
-
-class Line:
-    """A courier and the records that go into it."""
-
-    def __init__(self, sink: Any, **options: Any) -> None:
-        self.courier = Courier(
-            "it", sink, options_for(sink, SinkOptions(**{"retry": FAST, **options})), "test"
-        )
-        self._state = TaskState("1" * 32, "task", "r" * 32, 0)
-        self._seq = 0
-
-    def record(self, kind: int, data: object = None) -> Record:
-        self._seq += 1
-        return self._state, self._seq, kind, time.time_ns(), data
-
-    def say(self, *texts: str) -> None:
-        self.courier.put(Chunk.of([self.record(OUTPUT, text) for text in texts]))
-
-    def put(self, *records: Record) -> None:
-        self.courier.put(Chunk.of(records))
-
-    def flush(self) -> bool:
-        return self.courier.mark().wait(SOON)
-
-    def close(self, seconds: float = SOON) -> SinkHealth:
-        """Close, which is bounded by a deadline whatever the sink does."""
-        close_all([self.courier], time.monotonic() + seconds)
-        return self.health()
-
-    def health(self) -> SinkHealth:
-        health = self.courier.health()
-        assert balanced(health), health
-        return health
-
-
-def balanced(health: SinkHealth) -> bool:
-    assert health.dropped == sum(health.dropped_by_reason.values())
-    return health.emitted == (
-        health.delivered + health.coalesced + health.dropped + health.parked + health.pending
-    )
-
-
-@contextmanager
-def line(sink: Any, **options: Any) -> Iterator[Line]:
-    made = Line(sink, **options)
-    made.courier.start(SOON)
-    try:
-        yield made
-    finally:
-        close_all([made.courier], time.monotonic() + 10)
-        wait_for_reports(time.monotonic() + SOON)
-
-
-def payloads(events: Sequence[Event]) -> list[str]:
-    return [event.payload for event in events if event.type == EventType.TASK_OUTPUT]  # type: ignore[union-attr]
-
-
-def losses(events: Sequence[Event]) -> list[tuple[str, int]]:
-    return [(event.reason, event.count) for event in events if isinstance(event, LossEvent)]
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for what another thread is about to do, and no test double can tell of."""
-    until = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < until, "it never happened"
-        time.sleep(0.002)
+from tests.couriers import FAST, Line, line, losses, payloads
+from tests.support import SOON, until
 
 
 # -- the usual --
@@ -383,8 +306,8 @@ def test_a_sink_that_recovers_is_told_of_its_loss_though_nothing_new_comes() -> 
     sink = FlakySink(fail(FAST.attempts + 3))
     with line(sink) as it:
         it.say("a")
-        wait_until(lambda: losses(sink.acknowledged))
-        wait_until(lambda: it.health().state == "ok")
+        until(lambda: losses(sink.acknowledged))
+        until(lambda: it.health().state == "ok")
     assert losses(sink.acknowledged) == [("failed", 1)]
 
 
@@ -496,7 +419,7 @@ def test_what_is_held_gets_one_more_attempt_at_the_close_and_is_counted() -> Non
     sink = FlakySink(fail(None, TemporarySinkError("wrong password", hold=True)))
     with line(sink, retry=RetryPolicy(cap=3600)) as it:
         it.say(*"abc")
-        wait_until(lambda: it.health().state == "open")
+        until(lambda: it.health().state == "open")
         health = it.close()
     assert (health.dropped_by_reason, len(sink.attempts)) == ({"failed": 3}, 2)
 
@@ -570,7 +493,7 @@ def test_a_sink_that_is_gone_when_it_is_told_of_a_loss_ends_too() -> None:
     sink = FlakySink(fail(1, GONE))
     with line(sink) as it:
         it.courier.refuse(OUTPUT, "intake", 7)
-        wait_until(lambda: it.health().state == "failed")
+        until(lambda: it.health().state == "failed")
         it.say("a")
         assert not it.flush()
         assert it.health().dropped_by_reason == {"intake": 7, "closed": 1}
@@ -599,9 +522,9 @@ def test_an_announcement_that_failed_comes_again_as_it_was_unless_there_is_more_
     sink = FlakySink(fail(2), work())
     with line(sink) as it:
         it.courier.refuse(OUTPUT, "intake", 7)
-        wait_until(lambda: losses(sink.acknowledged))
+        until(lambda: losses(sink.acknowledged))
         it.courier.refuse(OUTPUT, "intake", 7)
-        wait_until(lambda: len(losses(sink.acknowledged)) == 2)
+        until(lambda: len(losses(sink.acknowledged)) == 2)
     first, again, taken, later = sink.attempts
     assert first == again == taken, "with the time of the first attempt: a receiver knows it again"
     assert later[0].created_utc > taken[0].created_utc, "as many once more are another loss"
@@ -668,7 +591,7 @@ def test_a_sink_that_refuses_announcements_by_the_batch_gets_its_events_all_the_
     sink = FlakySink(Step(act, None))
     with line(sink, batch_size=batch_size) as it:
         it.courier.refuse(OUTPUT, "intake", 7)
-        wait_until(lambda: sink.attempts)
+        until(lambda: sink.attempts)
         it.say("a")
         sink.sink.wait_for(1, SOON)
         assert it.flush()
@@ -768,7 +691,7 @@ def test_closing_ends_a_wait_for_a_retry_and_gives_each_waiting_batch_one_attemp
     patient = RetryPolicy(attempts=5, base=1000, cap=1000, jitter="none")
     with line(sink, retry=patient, batch_size=2) as it:
         it.say(*"abcd")
-        wait_until(lambda: len(sink.attempts) == 1)
+        until(lambda: len(sink.attempts) == 1)
     health = it.health()
     assert health.dropped_by_reason == {"failed": 4}
     assert [payloads(batch) for batch in sink.attempts if not losses(batch)] == [
@@ -787,7 +710,7 @@ def test_a_sink_that_has_failed_for_as_long_as_closing_takes_gets_one_last_attem
     steady = RetryPolicy(attempts=10 ** 6, base=0.05, cap=0.05, jitter="none")
     with line(sink, retry=steady) as it:
         it.say("a")
-        wait_until(lambda: len(sink.attempts) == (20 if has_been_failing else 1))
+        until(lambda: len(sink.attempts) == (20 if has_been_failing else 1))
         before = len(sink.attempts)
         health = it.close(0.6)
     after = len(sink.attempts) - before

@@ -30,10 +30,10 @@ from bgworker.delivery.dispatcher import Dispatcher
 from bgworker.delivery.intake import Intake
 from bgworker.delivery.retry import RetryPolicy
 from bgworker.delivery.tails import ALL_BYTES, TAIL_BYTES, TAIL_COST
-from bgworker.model.health import SinkHealth
 from bgworker.model.records import COMPLETED, CREATED, FAILED, OUTPUT, PROGRESS, STARTED, TaskState
 from bgworker.model.reports import wait_for_reports
 from bgworker.testing import FlakySink, Hang, MemorySink, fail
+from tests.support import balanced, in_time, needs_fork
 
 T = TypeVar("T")
 SOON = 30.0
@@ -54,34 +54,6 @@ def say(pool: Scheduler, *texts: str) -> str:
     task = pool.submit(run)
     task.result(SOON)
     return task.id
-
-
-def in_time(function: Callable[[], T]) -> T:
-    """Call something that must return by itself, on another thread, so that a hang is a failure and
-    not the end."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(SOON)
-    assert not thread.is_alive(), "it hangs"
-    if errors:
-        raise errors[0]
-    return results[0]
-
-
-def balanced(health: SinkHealth) -> bool:
-    return (
-        health.emitted
-        == health.delivered + health.coalesced + health.dropped + health.parked + health.pending
-    )
 
 
 # -- numbering, without a thread: the dispatcher's own steps --
@@ -666,11 +638,6 @@ def test_a_defect_in_the_dispatcher_is_reported_and_the_next_events_are_delivere
 
 
 # -- fork --
-
-needs_fork = pytest.mark.skipif(
-    not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork"
-)
-
 
 @needs_fork
 def test_a_forked_child_starts_with_an_empty_account_and_the_parents_tasks_are_silent_there(

@@ -26,10 +26,10 @@ import bgworker
 from bgworker import Event, Scheduler, SinkHealth, SinkOptions, current_task
 from bgworker.model import wire
 from bgworker.delivery.intake import Intake
-from bgworker.model.records import OUTPUT, TaskState
+from bgworker.model.records import TaskState
 from bgworker.testing import FlakySink, Hang, MemorySink
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SOON = 60.0
 posix = pytest.mark.skipif(
     not hasattr(signal, "setitimer") or not hasattr(os, "fork"), reason="needs POSIX"

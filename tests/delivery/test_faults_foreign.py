@@ -34,32 +34,12 @@ from bgworker import (
 )
 from bgworker.model.reports import wait_for_reports
 from bgworker.testing import FlakySink, Hang, MemorySink, fail
+from tests.support import in_time
 
 T = TypeVar("T")
 SOON = 30.0
 FAST = SinkOptions(retry=RetryPolicy(attempts=2, base=0.001, cap=0.01))
 logger = logging.getLogger("bgworker")
-
-
-def in_time(function: Callable[[], T], seconds: float = SOON) -> T:
-    """Call something that must return by itself, on another thread, so that a hang is a failure and
-    not the end."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    assert not thread.is_alive(), "it hangs"
-    if errors:
-        raise errors[0]
-    return results[0]
 
 
 def say(pool: Scheduler, *texts: str) -> None:

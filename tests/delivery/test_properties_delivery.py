@@ -26,7 +26,6 @@ from hypothesis.stateful import (
 
 from bgworker import (
     Event,
-    EventType,
     LossEvent,
     PermanentSinkError,
     Scheduler,

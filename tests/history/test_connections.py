@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bgworker.history import connections
 from bgworker.history.connections import Database
+from tests.support import in_child, needs_fork
 
 SOON = 30.0
-posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> str:
     return str(tmp_path / "some.db")
@@ -70,27 +67,6 @@ def add(database: Database, text: str) -> None:
 def lines(database: Database) -> list[str]:
     with database.use() as connection:
         return [text for text, in connection.execute("SELECT text FROM lines ORDER BY text")]
-
-
-def in_child(act: Callable[[], object]) -> str:
-    """Return what ``act`` returns in a forked child, or raised there."""
-    read, write = os.pipe()
-    with warnings.catch_warnings():
-        # 3.12 on: forking beside threads is what is tested here
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        try:
-            answer = str(act())
-        except BaseException as error:
-            answer = f"{type(error).__name__}: {error}"
-        os.write(write, answer.encode())
-        os._exit(0)
-    os.close(write)
-    with open(read, encoding="utf-8") as pipe:
-        answer = pipe.read()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    return answer
 
 
 # -- one connection --
@@ -201,7 +177,7 @@ def test_a_file_that_was_replaced_is_opened_and_the_log_of_the_new_one_left_alon
 # -- a fork --
 
 
-@posix
+@needs_fork
 def test_no_connection_is_open_while_the_process_forks_and_both_sides_open_theirs_again(
         database: Database, opened: Opened) -> None:
     add(database, "before")
@@ -213,7 +189,7 @@ def test_no_connection_is_open_while_the_process_forks_and_both_sides_open_their
     assert lines(database) == ["before", "child", "parent"]
 
 
-@posix
+@needs_fork
 def test_a_fork_waits_for_who_is_using_a_connection(database: Database) -> None:
     inside, go_on = threading.Event(), threading.Event()
 
@@ -243,7 +219,7 @@ def test_a_fork_waits_for_who_is_using_a_connection(database: Database) -> None:
     assert answer == "['whole']", "the child may use the file, so nobody was inside SQLite"
 
 
-@posix
+@needs_fork
 def test_past_its_patience_a_fork_goes_on_and_the_child_may_not_use_that_file(
     path: str, database: Database, opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -282,7 +258,7 @@ def test_past_its_patience_a_fork_goes_on_and_the_child_may_not_use_that_file(
     assert opened.alive() == [True]
 
 
-@posix
+@needs_fork
 def test_a_fork_of_a_fork_may_use_the_file_too(database: Database) -> None:
     add(database, "first")
     assert in_child(

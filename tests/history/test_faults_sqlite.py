@@ -18,7 +18,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -33,26 +32,11 @@ from bgworker.model.errors import TemporarySinkError
 from bgworker.model.events import Event, EventType, TaskStatus
 from bgworker.history.reader import History
 from bgworker.history.sink import SqliteSink
+from tests.support import exit_code, forked, needs_fork
 
 SOON = 60.0
 FIRST = 4
 """Number of the first thing that a task says: before it come created, scheduled and started."""
-posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-def forked(run: Callable[[], object]) -> int:
-    """Run something in a child process; return its process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        run()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
-
 def read_only(path: str) -> closing[sqlite3.Connection]:
     """Open a file as any other program would; the log stays as it is, so that the next process has
     to recover it."""
@@ -352,7 +336,7 @@ def run_kills(path: str, rounds: int, seed: int) -> Counter[str]:
     kills = Kills(path, MortalSink, random.Random(seed))
     for number, name in enumerate(itertools.islice(itertools.cycle(POINTS), rounds)):
         if number == len(POINTS) // 2:  # from here on there is something to prune
-            assert os.waitstatus_to_exitcode(os.waitpid(forked(lambda: run_many(path)), 0)[1]) == 0
+            assert exit_code(forked(lambda: run_many(path))) == 0
         kills.round(name)
     assert kills.acknowledged > rounds, kills.acknowledged
     assert all(
@@ -361,7 +345,7 @@ def run_kills(path: str, rounds: int, seed: int) -> Counter[str]:
     return kills.reached
 
 
-@posix
+@needs_fork
 @pytest.mark.slow
 def test_wherever_the_process_is_killed_the_file_is_sound_and_holds_all_that_was_acknowledged(
     tmp_path: Path,
@@ -371,14 +355,14 @@ def test_wherever_the_process_is_killed_the_file_is_sound_and_holds_all_that_was
     run_kills(str(tmp_path / "history.db"), 50, seed)
 
 
-@posix
+@needs_fork
 def test_a_few_kills_leave_the_file_sound_with_all_that_was_acknowledged(tmp_path: Path) -> None:
     kills = Kills(str(tmp_path / "history.db"), MortalSink, random.Random(1))
     for name in ("acknowledged", "mid-batch, streams", "mid-batch, commit", "mid-checkpoint"):
         kills.round(name)
 
 
-@posix
+@needs_fork
 @pytest.mark.parametrize("name", ["acknowledged", "mid-batch, commit"])
 def test_the_kill_harness_notices_a_sink_that_acknowledges_before_the_commit(
     tmp_path: Path, name: str
@@ -514,7 +498,7 @@ def check_crowd(path: str, reports: list[dict[str, Any]]) -> None:
     assert sorted(found) == sorted(wanted), "rows are missing"
 
 
-@posix
+@needs_fork
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(6.0, marks=pytest.mark.slow)])
 def test_four_processes_write_one_history_while_a_reader_follows_and_nobody_is_locked_out(
     tmp_path: Path, seconds: float
@@ -522,7 +506,7 @@ def test_four_processes_write_one_history_while_a_reader_follows_and_nobody_is_l
     assert run_crowd(str(tmp_path / "history.db"), SqliteSink, seconds) > 100 * seconds
 
 
-@posix
+@needs_fork
 def test_the_crowd_harness_notices_who_does_not_wait_for_the_others(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wait = files.LockFile._wait_for

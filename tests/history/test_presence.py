@@ -3,22 +3,20 @@ test_reader.)"""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.histories import ROOT, Recorder, rows_of, text_of
+from tests.histories import Recorder, rows_of, text_of
 
 from bgworker import History, Scheduler, current_task
 from bgworker.history import schema
 from bgworker.history.retention import prune
 from bgworker.history.sink import SqliteSink
 from bgworker.model.ids import new_id
-
-posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX")
+from tests.support import ROOT, needs_fork
 
 KILLED = """
 import os, signal, sys, threading
@@ -34,11 +32,6 @@ pool.options(name="running").submit(run)
 assert begun.wait(30) and pool.flush(30)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    return str(tmp_path / "history.db")
 
 
 def killed(path: str) -> None:
@@ -59,7 +52,7 @@ def statuses(path: str) -> dict[str, str]:
     return dict(rows_of(path, "SELECT name, status FROM tasks"))
 
 
-@posix
+@needs_fork
 @pytest.mark.parametrize("write", [open_and_close, lambda path: prune(path, max_tasks=9)],
                          ids=["sink", "prune"])
 def test_the_next_writer_records_that_tasks_of_a_dead_process_were_interrupted(path: str,
@@ -75,7 +68,7 @@ def test_the_next_writer_records_that_tasks_of_a_dead_process_were_interrupted(p
         assert run.is_alive is False and run.ended_utc == max(task.started_utc for task in before)
 
 
-@posix
+@needs_fork
 def test_what_lives_is_left_alone(path: str) -> None:
     """A run of another machine, a copied one, and one of this very process, which has closed its
     sink."""

@@ -36,24 +36,9 @@ from bgworker.sinks.lockfile import LockFile
 from bgworker.history.reader import History
 from bgworker.model.ids import new_id
 from bgworker.model.wire import encode
+from tests.support import ROOT, in_child, needs_fork
 
-ROOT = Path(__file__).resolve().parents[2]
 WAIT = 30.0
-POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    return str(tmp_path / "history.db")
-
-
-@pytest.fixture
-def record(path: str) -> Iterator[Recorder]:
-    recorder = Recorder(path)
-    yield recorder
-    recorder.close()
-
-
 @pytest.fixture
 def history(record: Recorder, path: str) -> Iterator[History]:
     with History(path) as opened:
@@ -730,7 +715,7 @@ def test_a_run_of_this_very_process_is_alive(
         lock.leave()
 
 
-@POSIX
+@needs_fork
 def test_a_run_whose_lock_file_was_deleted_is_not_taken_for_dead(
         history: History, running: list[str], holder: subprocess.Popen[str], path: str) -> None:
     os.unlink(schema.lock_path(path))
@@ -807,33 +792,7 @@ def test_a_history_is_read_after_its_writer_has_closed_it_or_was_killed(
             assert names(history.tasks()) == ["job"]
 
 
-def as_nobody(act: Any) -> str:
-    """Return what ``act`` returns in a child process that may not write to files of others (or
-    raised there)."""
-    return in_child(act, user=65534)
-
-
-def in_child(act: Any, user: int | None = None) -> str:
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            if user is not None and os.geteuid() == 0:
-                os.setegid(user)
-                os.seteuid(user)
-            answer = str(act())
-        except BaseException as error:
-            answer = f"{type(error).__name__}: {error}"
-        os.write(write, answer.encode())
-        os._exit(0)
-    os.close(write)
-    with open(read, encoding="utf-8") as pipe:
-        answer = pipe.read()
-    assert os.waitpid(child, 0)[1] == 0
-    return answer
-
-
-@POSIX
+@needs_fork
 def test_a_forked_child_may_go_on_asking_and_so_may_its_parent(
     record: Recorder, history: History
 ) -> None:
@@ -858,7 +817,7 @@ def test_a_forked_child_may_go_on_asking_and_so_may_its_parent(
 
 @pytest.fixture
 def locked_folder(tmp_path: Path) -> Iterator[Path]:
-    """A directory in which `as_nobody` can create nothing, and the way to it."""
+    """A directory in which nobody but root can create anything, and the way to it."""
     for folder in (tmp_path, *tmp_path.parents):
         if os.stat(folder).st_uid == os.geteuid() and folder.name.startswith(
             ("pytest-", tmp_path.name)
@@ -870,7 +829,7 @@ def locked_folder(tmp_path: Path) -> Iterator[Path]:
     folder.chmod(0o755)
 
 
-@POSIX
+@needs_fork
 def test_a_closed_history_is_read_in_a_directory_that_cannot_be_written_to(
     locked_folder: Path,
 ) -> None:
@@ -886,10 +845,10 @@ def test_a_closed_history_is_read_in_a_directory_that_cannot_be_written_to(
         with History(path) as history:
             return names(history.tasks())
 
-    assert as_nobody(ask) == "['job']"
+    assert in_child(ask, as_nobody=True) == "['job']"
 
 
-@POSIX
+@needs_fork
 def test_there_a_writer_that_comes_later_is_noticed(locked_folder: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs two users")
@@ -911,10 +870,10 @@ def test_there_a_writer_that_comes_later_is_noticed(locked_folder: Path) -> None
             os.seteuid(65534)
             return f"{before} {while_written} {names(history.tasks())}"
 
-    assert as_nobody(ask) == "[] (['first'], True) ['first']"
+    assert in_child(ask, as_nobody=True) == "[] (['first'], True) ['first']"
 
 
-@POSIX
+@needs_fork
 def test_a_log_that_cannot_be_read_there_is_told_of_and_not_passed_over(
     locked_folder: Path,
 ) -> None:
@@ -925,7 +884,7 @@ def test_a_log_that_cannot_be_read_there_is_told_of_and_not_passed_over(
     record.close()
     Path(path + "-wal").write_bytes(log)
     locked_folder.chmod(0o555)
-    assert "copy both to a directory that you may write to" in as_nobody(lambda: History(path))
+    assert "copy both to a directory that you may write to" in in_child(lambda: History(path), as_nobody=True)
 
 
 @pytest.mark.parametrize("content, message", [

@@ -31,20 +31,9 @@ from bgworker.model.records import COMPLETED, CREATED, OUTPUT, SCHEDULED, STARTE
 from bgworker.history.presence import dead_runs
 from bgworker.history.retention import MOST_ROWS, MOST_TASKS, Retention, prune
 from bgworker.history.sink import PRUNE_BATCH, PRUNE_SECONDS, SqliteSink
+from tests.support import environment
 
 SOON = 30.0
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    return str(tmp_path / "history.db")
-
-
-@pytest.fixture
-def record(path: str) -> Iterator[Recorder]:
-    recorder = Recorder(path)
-    yield recorder
-    recorder.close()
 
 
 def fill(record: Recorder, tasks: int, rows: int = 1, text: str = "x" * 20, **ago: float) -> None:
@@ -222,10 +211,9 @@ def holder(path: str, run: str) -> Iterator[None]:
         "lock = LockFile.share(schema.lock_path(sys.argv[1]))\nlock.hold(schema.presence(sys.argv[2]))\n"
         "print('held', flush=True)\nsys.stdin.read()"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(schema.__file__).parents[2])}
     with subprocess.Popen(
         [sys.executable, "-c", program, path, run],
-        env=environment,
+        env=environment(),
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -6,9 +6,8 @@ import os
 import random
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from tests.histories import RUN, Recorder, rows_of
@@ -20,23 +19,9 @@ from bgworker.sinks.lockfile import LockFile
 from bgworker.model.ids import new_id
 from bgworker.history.retention import Pruned, Retention, prune
 from bgworker.model.errors import HistoryError
+from tests.support import needs_fork
 
 WAIT = 60.0
-POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    return str(tmp_path / "history.db")
-
-
-@pytest.fixture
-def record(path: str) -> Iterator[Recorder]:
-    recorder = Recorder(path)
-    yield recorder
-    recorder.close()
-
-
 # ---------------------------------------------------------------- forks
 
 def fork_while_asked(path: str, ask: Callable[[], object], asking: threading.Event) -> bool:
@@ -79,7 +64,7 @@ def unended(record: Recorder) -> None:
     record.close()
 
 
-@POSIX
+@needs_fork
 def test_a_history_that_is_asked_keeps_no_fork_waiting_for_the_lock_file(
     path: str, unended: None, asking: threading.Event
 ) -> None:
@@ -88,7 +73,7 @@ def test_a_history_that_is_asked_keeps_no_fork_waiting_for_the_lock_file(
         assert fork_while_asked(path, history.counts, asking)
 
 
-@POSIX
+@needs_fork
 def test_a_look_at_what_is_to_be_pruned_keeps_no_fork_waiting_for_the_lock_file(
     path: str, unended: None, asking: threading.Event
 ) -> None:
@@ -101,7 +86,7 @@ def test_a_look_at_what_is_to_be_pruned_keeps_no_fork_waiting_for_the_lock_file(
         lock.leave()
 
 
-@POSIX
+@needs_fork
 def test_the_harness_would_notice_who_asks_the_lock_file_with_the_connection_in_use(
         path: str, unended: None, asking: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "PATIENCE", 0.05)

@@ -24,9 +24,7 @@ from bgworker import History
 from bgworker.history import schema
 from bgworker.history.sink import SqliteSink
 from bgworker.model.errors import HistoryError, PermanentSinkError
-
-ROOT = Path(schema.__file__).parents[2]
-posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX")
+from tests.support import exit_code, forked, needs_fork
 
 SECOND_STEP = (
     "ALTER TABLE runs ADD COLUMN cwd TEXT",
@@ -291,7 +289,7 @@ def bind_socket(path: str) -> None:
         bound.bind(path)
 
 
-@posix
+@needs_fork
 @pytest.mark.parametrize(("make_it", "kind"), [
     (os.mkdir, "a directory"), (lambda path: os.mkfifo(path), "a FIFO"), (bind_socket, "a socket"),
     (lambda path: os.symlink("/dev/zero", path), "a device")])
@@ -437,7 +435,7 @@ def test_a_question_that_would_never_end_is_ended_as_damage(path: str) -> None:
                 connection.execute("SELECT host FROM runs WHERE host IS NOT NULL").fetchall()
 
 
-@posix
+@needs_fork
 def test_ctrl_c_ends_a_question(path: str) -> None:
     endless_history(path)
     os.truncate(path, 2**40)  # a hole; a question about a file of this size may take hours
@@ -498,25 +496,26 @@ def dump(path: str) -> list[str]:
     return lines
 
 
-UPGRADE = """
-import os, signal, sys
-from bgworker.history import schema
-from tests.history import test_schema
-connection = schema._connect(sys.argv[1], "rw")
-left = int(sys.argv[2])
-def die(statement):
-    global left
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-connection.set_trace_callback(die)
-schema.migrate(connection, int(sys.argv[3]), test_schema.STEPS)
-"""
+def upgrade(path: str, killed_at: int, *, new: bool = False) -> None:
+    """Lead a file to the last of STEPS, or make it so, in a process that is killed as SQLite begins
+    the statement of that number."""
+    connection = schema._connect(path, "rwc" if new else "rw")
+    left = killed_at
+
+    def count(statement: str) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    connection.set_trace_callback(count)
+    if new:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("PRAGMA journal_mode = WAL")
+    schema.migrate(connection, 0 if new else 1, STEPS)
 
 
-
-
-@posix
+@needs_fork
 def test_wherever_an_upgrade_is_killed_the_file_has_the_old_version_whole_or_the_new_one(
     path: str,
 ) -> None:
@@ -524,15 +523,11 @@ def test_wherever_an_upgrade_is_killed_the_file_has_the_old_version_whole_or_the
     before = dump(path)
     found = []
     for point in range(1, 100):
-        done = subprocess.run(
-            [sys.executable, "-c", UPGRADE, path, str(point), "1"],
-            timeout=60,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
+        code = exit_code(forked(lambda: upgrade(path, point)))
         found.append(version_of(path))
-        if done.returncode == 0:
+        if code == 0:
             break
-        assert done.returncode == -signal.SIGKILL
+        assert code == -signal.SIGKILL
         assert (found[-1], dump(path)) == (1, before)
     assert found == [1] * 7 + [
         2
@@ -543,27 +538,17 @@ def test_wherever_an_upgrade_is_killed_the_file_has_the_old_version_whole_or_the
     connection.close()
 
 
-@posix
+@needs_fork
 def test_a_file_whose_making_was_killed_at_any_statement_is_made_anew(path: str) -> None:
-    program = UPGRADE.replace(
-        'schema._connect(sys.argv[1], "rw")', 'schema._connect(sys.argv[1], "rwc")'
-    ).replace(
-        "schema.migrate",
-        'connection.execute("PRAGMA auto_vacuum = INCREMENTAL"); '
-        'connection.execute("PRAGMA journal_mode = WAL"); schema.migrate',
-    )
     for point in range(1, 100):
         here = f"{path}{point}"
-        done = subprocess.run(
-            [sys.executable, "-c", program, here, str(point), "0"],
-            timeout=60,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        make(here if done.returncode else f"{here}.new")
-        assert version_of(here) == (1 if done.returncode else 2)
-        if done.returncode == 0:
+        code = exit_code(forked(lambda: upgrade(here, point, new=True)))
+        make(here if code else f"{here}.new")
+        assert version_of(here) == (1 if code else 2)
+        if code == 0:
             assert point > 15
             return
+        assert code == -signal.SIGKILL
     raise AssertionError("it never came to an end")
 
 

@@ -63,6 +63,7 @@ from bgworker.model.records import (
     TaskState,
 )
 from bgworker.history.sink import SqliteSink
+from tests.support import environment, in_child, needs_fork
 
 SOON = 30.0
 Record = Tuple[Any, int, int, int, Any]
@@ -75,14 +76,6 @@ NOW_NS = 1_795_445_160_123_456_000
 NOW = datetime(2026, 11, 23, 14, 46, 0, 123456, tzinfo=timezone.utc)
 NOW_TEXT = "2026-11-23T14:46:00.123456Z"
 TABLES = ("runs", "scripts", "tasks", "task_streams", "losses")
-posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    return str(tmp_path / "history.db")
-
-
 @pytest.fixture
 def make(path: str) -> Iterator[Callable[..., SqliteSink]]:
     with ExitStack() as stack:
@@ -847,7 +840,7 @@ def test_a_file_that_is_deleted_meanwhile_is_made_anew(path: str, make: Make) ->
     check_whole(path)
 
 
-@posix
+@needs_fork
 def test_a_forked_child_neither_disturbs_its_parents_file_nor_ends_its_runs(
     path: str, make: Make
 ) -> None:
@@ -965,34 +958,14 @@ def test_a_directory_or_a_path_in_a_missing_one_is_refused_at_registration(tmp_p
     assert os.listdir(tmp_path) == []
 
 
-def refusal_as_nobody(path: str) -> str:
-    """Return what a Scheduler says to the path in a process that may do no more than its
-    permissions say."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            if os.geteuid() == 0:
-                os.setgid(65534)
-                os.setuid(65534)
-            Scheduler(1, sinks=[SqliteSink(path)]).shutdown()
-            answer = "accepted"
-        except BaseException as error:
-            answer = f"{type(error).__name__}: {error}"
-        os.write(write, answer.encode())
-        os._exit(0)
-    os.close(write)
-    with open(read, encoding="utf-8") as pipe:
-        answer = pipe.read()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    return answer
-
-
-@posix
+@needs_fork
 @pytest.mark.parametrize(("file_mode", "folder_mode"), [(0o444, 0o777), (0o444, 0o555), (0o666, 0o555), (0o000, 0o777)])
 def test_a_place_that_may_not_be_written_to_is_refused_at_registration(
     file_mode: int, folder_mode: int
 ) -> None:
+    def register(path: str) -> None:
+        Scheduler(1, sinks=[SqliteSink(path)]).shutdown()
+
     with tempfile.TemporaryDirectory() as folder:  # pytest's own lie where nobody else may go
         path = os.path.join(folder, "h.db")
         schema.connect_to_write(path).close()
@@ -1000,7 +973,7 @@ def test_a_place_that_may_not_be_written_to_is_refused_at_registration(
         os.chmod(path, file_mode)
         os.chmod(folder, folder_mode)
         try:
-            refusal = refusal_as_nobody(path)
+            refusal = in_child(lambda: register(path), as_nobody=True)
             assert refusal.startswith(f"PermanentSinkError: cannot open {path!r}: ")
             assert refusal.endswith("name a file, in a directory, that this process may write to")
         finally:
@@ -1009,7 +982,8 @@ def test_a_place_that_may_not_be_written_to_is_refused_at_registration(
         assert (Path(path).read_bytes(), os.stat(path).st_mtime_ns) == before
         for name in os.listdir(folder):
             os.chmod(os.path.join(folder, name), 0o666)
-        assert refusal_as_nobody(path) == "accepted", "else the test proves nothing"
+        accepted = in_child(lambda: register(path), as_nobody=True)
+        assert accepted == "None", "else the test proves nothing"
 
 
 def test_another_programs_lock_is_a_temporary_trouble_and_nothing_of_the_batch_is_stored(
@@ -1047,9 +1021,8 @@ def test_nothing_that_was_written_is_lost_when_the_process_dies_without_closing(
         "sink = SqliteSink(sys.argv[1])\nstate = TaskState('a' * 32, 'load', 'b' * 32, 1)\n"
         "sink.write(Batch([(state, 1, CREATED, 1, None), (state, 2, OUTPUT, 2, 'there')]))\nos._exit(9)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(schema.__file__).parents[2])}
     ended = subprocess.run(
-        [sys.executable, "-c", program, path], env=environment, timeout=60, check=False
+        [sys.executable, "-c", program, path], env=environment(), timeout=60, check=False
     )
     assert ended.returncode == 9
     assert query(path, "SELECT payload FROM task_streams") == [("there",)]

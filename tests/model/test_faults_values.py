@@ -44,8 +44,8 @@ from bgworker.model.ids import new_id
 from bgworker.model.records import OUTPUT, Batch, TaskState
 from bgworker.testing import MemorySink
 from bgworker.webhook import new_secret
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LONG = 30.0
 """Seconds that nothing here takes."""
 

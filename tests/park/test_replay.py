@@ -15,18 +15,11 @@ from typing import Any
 
 import pytest
 
-from bgworker import (
-    PermanentSinkError,
-    RetryPolicy,
-    Scheduler,
-    SinkError,
-    SinkOptions,
-    TemporarySinkError,
-    current_task,
-)
+from bgworker import PermanentSinkError, Scheduler, SinkError, TemporarySinkError, current_task
 from bgworker.park.replay import MOST_BYTES, replay
 from bgworker.model.events import Event, StreamEvent
 from bgworker.model.wire import decode
+from tests.support import ROOT
 
 
 class Store:
@@ -55,32 +48,6 @@ class Store:
 
     def payloads(self) -> list[str]:
         return [each.payload for each in self.rows.values() if isinstance(each, StreamEvent)]
-
-
-class Dead:
-    def write(self, events: Sequence[Event]) -> None:
-        raise TemporarySinkError("nobody there")
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.fixture
-def parked(tmp_path: Path) -> Path:
-    """Return a park file that a sink without a receiver has left: 3 + 20 + 1 events of one task."""
-    path = tmp_path / "park.jsonl"
-
-    def talk() -> None:
-        for number in range(20):
-            current_task().output(f"line {number}")
-
-    with Scheduler(1, close_timeout=1.0) as pool:
-        pool.register_sink(Dead(), name="dead", options=SinkOptions(
-            park=path, batch_size=7, retry=RetryPolicy(attempts=2, base=0.001, cap=0.002)))
-        pool.submit(talk).result(10)
-    health = pool.sinks["dead"]
-    assert (health.parked, health.dropped, health.emitted) == (24, 0, 24)
-    return path
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -337,12 +304,12 @@ def test_a_killed_replay_loses_nothing(parked: Path, tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", script, str(parked), str(got), str(kill_at)],
             timeout=60,
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
         )
         assert done.returncode == -signal.SIGKILL
         assert len(lines(parked)) == 24
     done = subprocess.run([sys.executable, "-c", script, str(parked), str(got), "0"], timeout=60,
-                          cwd=Path(__file__).parents[2])
+                          cwd=ROOT)
     assert done.returncode == 0 and not parked.exists()
     seqs = [int(line) for line in got.read_text().split()]
     assert sorted(set(seqs)) == list(range(1, 25))

@@ -15,10 +15,9 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import warnings
 import xml.sax.saxutils
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,42 +26,24 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bgworker import Event, Scheduler, StreamEvent, TaskTimedOut, current_task
+from bgworker import Scheduler, StreamEvent, TaskTimedOut, current_task
 from bgworker.running.capture import Router, StandIn
+from tests.support import ROOT, RecordingSink, until
 
 LONG = 30.0
-ROOT = Path(__file__).resolve().parents[2]
-
 Said = list[tuple[str, str]]
 """Pairs of stream and payload."""
-
-
-class Recorder:
-    """A sink that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def write(self, events: Sequence[Event]) -> None:
-        self.events.extend(events)
-
-    def close(self) -> None:
-        pass
-
-    def of(self, task_id: str) -> Said:
-        return [(str(each.stream_type), each.payload) for each in self.events
-                if isinstance(each, StreamEvent) and each.task_id == task_id]
 
 
 def said(function: Callable[[], object], **settings: Any) -> Said:
     """Run the function as a captured task; return what its streams hold. What it raises is
     raised."""
-    recorder = Recorder()
+    recorder = RecordingSink()
     with Scheduler(1, sinks=[recorder], capture_output=True, **settings) as pool:
         task = pool.submit(function)
         task.wait(LONG)
     task.result(0)
-    return recorder.of(task.id)
+    return recorder.said(task)
 
 
 def printed(*writes: str, **settings: Any) -> list[str]:
@@ -161,7 +142,7 @@ with Scheduler(2, sinks=[recorder], capture_output=True) as pool:
     for task in tasks:
         task.result(30)
     thread.join(30)
-result = [recorder.of(task.id) for task in tasks]
+result = [recorder.said(task) for task in tasks]
 """
 
 PRELUDE = f"""
@@ -169,17 +150,12 @@ import json, sys
 sys.path.insert(0, {str(ROOT)!r})
 import bgworker
 from bgworker import Scheduler
+from bgworker.testing import MemorySink
 
-class Recorder:
-    def __init__(self):
-        self.events = []
-    def write(self, events):
-        self.events.extend(events)
-    def close(self):
-        pass
-    def of(self, task_id):
+class Recorder(MemorySink):
+    def said(self, task):
         return [(str(each.stream_type), each.payload) for each in self.events
-                if each.task_id == task_id and hasattr(each, "payload")]
+                if each.task_id == task.id and hasattr(each, "payload")]
 
 recorder = Recorder()
 
@@ -188,7 +164,7 @@ def said(function):
         task = pool.submit(function)
         task.wait(30)
     task.result(0)
-    return recorder.of(task.id)
+    return recorder.said(task)
 """
 
 
@@ -279,7 +255,7 @@ def test_text_is_gathered_until_its_newline_and_the_rest_comes_at_the_end(std: S
 
 @terminal
 def test_the_rest_comes_before_the_terminal_event_also_of_a_task_that_fails(std: Std) -> None:
-    recorder = Recorder()
+    recorder = RecordingSink()
 
     def talk() -> None:
         sys.stdout.write("almost")
@@ -298,7 +274,7 @@ def test_the_rest_comes_before_the_terminal_event_also_of_a_task_that_fails(std:
 def test_the_rest_of_a_task_that_times_out_comes_and_what_it_says_later_only_passes_through(
     std: Std,
 ) -> None:
-    recorder = Recorder()
+    recorder = RecordingSink()
     opened = threading.Event()
 
     def hang() -> None:
@@ -313,7 +289,7 @@ def test_the_rest_of_a_task_that_times_out_comes_and_what_it_says_later_only_pas
         opened.set()
         until(lambda: "late" in std.out.getvalue())
         until(lambda: sys.stdout is std.out)
-    assert recorder.of(task.id) == [("output", "connecting ...")]
+    assert recorder.said(task) == [("output", "connecting ...")]
 
 
 @terminal
@@ -344,7 +320,7 @@ def test_very_long_lines_come_in_pieces_that_are_neither_cut_nor_refused(std: St
 
 @terminal
 def test_a_long_line_is_not_held_in_memory_until_its_newline(std: Std) -> None:
-    recorder = Recorder()
+    recorder = RecordingSink()
     with Scheduler(1, sinks=[recorder], capture_output=True, max_payload=1000) as pool:
         written, end = threading.Event(), threading.Event()
 
@@ -358,7 +334,7 @@ def test_a_long_line_is_not_held_in_memory_until_its_newline(std: Std) -> None:
         assert written.wait(LONG)
         assert task.streams()[-1].seq >= 190
         end.set()
-    assert "".join(payload for _, payload in recorder.of(task.id)) == "x" * 200_000
+    assert "".join(payload for _, payload in recorder.said(task)) == "x" * 200_000
 
 
 @given(st.lists(st.text("ab\r\n", max_size=6), max_size=12))
@@ -430,7 +406,7 @@ def test_a_finaliser_or_a_format_that_prints_in_the_middle_loses_nothing(std: St
 
 @terminal
 def test_threads_outside_and_tasks_without_capture_pass_straight_through(std: Std) -> None:
-    recorder = Recorder()
+    recorder = RecordingSink()
     talking, done = threading.Event(), threading.Event()
 
     def captured() -> None:
@@ -448,7 +424,7 @@ def test_threads_outside_and_tasks_without_capture_pass_straight_through(std: St
         run_all([threading.Thread(target=print, args=("from a thread",))])
         done.set()
         watched.result(LONG)
-    assert recorder.of(watched.id) == [("output", "mine")] and recorder.of(bare.id) == []
+    assert recorder.said(watched) == [("output", "mine")] and recorder.said(bare) == []
     assert sorted(std.out.getvalue().splitlines()) == [
         "from a thread",
         "from outside",
@@ -459,7 +435,7 @@ def test_threads_outside_and_tasks_without_capture_pass_straight_through(std: St
 
 @terminal
 def test_a_task_without_capture_that_a_captured_one_submits_is_not_captured(std: Std) -> None:
-    recorder = Recorder()
+    recorder = RecordingSink()
     with Scheduler(2, sinks=[recorder], capture_output=True) as pool:
         inner = pool.options(capture_output=False)
 
@@ -474,7 +450,8 @@ def test_a_task_without_capture_that_a_captured_one_submits_is_not_captured(std:
         with pytest.warns(UserWarning, match="inner"):
             task = pool.submit(outer)
             inner_id = task.result(LONG)
-    assert recorder.of(task.id) == [("output", "outer")] and recorder.of(inner_id) == []
+    assert recorder.said(task) == [("output", "outer")] and not [each for each in recorder.events
+            if getattr(each, "task_id", None) == inner_id and hasattr(each, "payload")]
 
 
 def warnings_shown(text: str) -> None:
@@ -483,11 +460,11 @@ def warnings_shown(text: str) -> None:
 
 @terminal
 def test_capture_is_off_unless_asked_for(std: Std) -> None:
-    recorder = Recorder()
+    recorder = RecordingSink()
     with Scheduler(1, sinks=[recorder]) as pool:
         task = pool.submit(lambda: (print("x"), type(sys.stdout)))
         assert task.result(LONG)[1] is io.StringIO
-    assert recorder.of(task.id) == []
+    assert recorder.said(task) == []
 
 
 @terminal
@@ -500,7 +477,7 @@ def test_a_context_that_outlives_its_task_falls_through(std: Std) -> None:
         kept.append(contextvars.copy_context())
         streams.append(sys.stdout)
 
-    recorder = Recorder()
+    recorder = RecordingSink()
     with Scheduler(1, sinks=[recorder], capture_output=True) as pool:
         task = pool.submit(talk)
         task.result(LONG)
@@ -508,7 +485,7 @@ def test_a_context_that_outlives_its_task_falls_through(std: Std) -> None:
         kept[0].run(print, "after, through what it kept", file=streams[0])
         print("outside, through what it kept", file=streams[0])
         pool.submit(lambda: kept[0].run(print, "in another task")).result(LONG)
-    assert recorder.of(task.id) == [("output", "during")]
+    assert recorder.said(task) == [("output", "during")]
     assert len(std.out.getvalue().splitlines()) == 5
 
 
@@ -631,7 +608,7 @@ def test_without_a_stdout_print_still_reaches_the_streams(monkeypatch: pytest.Mo
 def test_a_stdout_that_is_replaced_meanwhile_is_left_alone_and_captured_from_the_next_task_on(
     std: Std,
 ) -> None:
-    recorder, new = Recorder(), io.StringIO()
+    recorder, new = RecordingSink(), io.StringIO()
     begun, replaced = threading.Event(), threading.Event()
 
     def first() -> None:
@@ -651,7 +628,7 @@ def test_a_stdout_that_is_replaced_meanwhile_is_left_alone_and_captured_from_the
         two.result(LONG)
         assert sys.stdout is new
         sys.stdout = std.out
-    assert recorder.of(one.id) == [("output", "first, before")] and recorder.of(two.id) == [
+    assert recorder.said(one) == [("output", "first, before")] and recorder.said(two) == [
         ("output", "second")
     ]
     assert std.out.getvalue() == "first, before\n" and new.getvalue() == "first, replaced\nsecond\n"
@@ -676,12 +653,12 @@ def test_a_tee_over_the_router_brings_no_line_twice(std: Std) -> None:
         inner.submit(print, "three").result(LONG)
         print("four")
 
-    recorder = Recorder()
+    recorder = RecordingSink()
     with Scheduler(2, sinks=[recorder], capture_output=True) as pool, Scheduler(1) as second:
         inner = second.options(capture_output=True)
         task = pool.submit(talk)
         task.result(LONG)
-    assert sorted(payload for _, payload in recorder.of(task.id)) == ["four", "one", "two"]
+    assert sorted(payload for _, payload in recorder.said(task)) == ["four", "one", "two"]
     assert (
         std.out.getvalue() == "one\ntwo\nthree\nfour\n" and copy.getvalue() == "two\nthree\nfour\n"
     )
@@ -794,7 +771,7 @@ def test_a_stream_that_fails_fails_print_as_ever_and_the_line_is_in_the_streams(
             print("caf\u00e9", "noir")
         print("tea")
 
-    recorder = Recorder()
+    recorder = RecordingSink()
     with Scheduler(2, sinks=[recorder], capture_output=True) as pool:
         pool.submit(talk).result(LONG)
     texts = [each.payload for each in recorder.events if isinstance(each, StreamEvent)]
@@ -1051,7 +1028,7 @@ def test_catch_warnings_that_crosses_the_life_of_a_task_restores_what_was_there(
         assert end.wait(LONG)
         warnings.warn("from the task")
 
-    recorder = Recorder()
+    recorder = RecordingSink()
     with Scheduler(1, sinks=[recorder], capture_output=True) as pool:
         with warnings.catch_warnings(record=True) as before:
             warnings.simplefilter("always")
@@ -1068,7 +1045,7 @@ def test_catch_warnings_that_crosses_the_life_of_a_task_restores_what_was_there(
         assert heard == [["from the task"], ["from outside"]], "its context is that of the submit"
     else:
         assert heard == [[], ["from outside", "from the task"]]
-    assert len(recorder.of(task.id)) == 1
+    assert len(recorder.said(task)) == 1
     assert (vars(warnings)["_showwarnmsg"], warnings.showwarning) == original
 
 
@@ -1094,12 +1071,12 @@ def test_the_places_are_taken_with_the_first_task_and_given_back_after_the_last(
 
 @terminal
 def test_many_short_tasks_that_overlap_lose_no_line(std: Std) -> None:
-    recorder = Recorder()
+    recorder = RecordingSink()
     with Scheduler(4, sinks=[recorder], capture_output=True) as pool:
         tasks = [pool.submit(print, f"{i}\n", end="") for i in range(500)]
         for task in tasks:
             task.result(LONG)
-    assert [recorder.of(task.id) for task in tasks] == [[("output", str(i))] for i in range(500)]
+    assert [recorder.said(task) for task in tasks] == [[("output", str(i))] for i in range(500)]
     assert sorted(std.out.getvalue().split(), key=int) == [str(i) for i in range(500)]
 
 
@@ -1185,7 +1162,7 @@ with bgworker.Scheduler(2, sinks=[recorders[0]], capture_output=True) as ours, \
     both = ours.submit(talk, "a"), theirs.submit(talk, "b")
     for each in both:
         each.result(30)
-result = [tag(recorders[0].of(task.id)), max(depths), tag(recorders[0].of(both[0].id)), tag(recorders[1].of(both[1].id))]
+result = [tag(recorders[0].said(task)), max(depths), tag(recorders[0].said(both[0])), tag(recorders[1].said(both[1]))]
 print("the end")
 """
 
@@ -1258,7 +1235,7 @@ with Scheduler(2, sinks=[recorder], capture_output=True) as pool:
     of_main = in_child(lambda: [sys.stdout is real, *look()])
     gate.set()
     busy.result(60)
-result = [of_task, of_main, recorder.of(task.id), recorder.of(busy.id)]
+result = [of_task, of_main, recorder.said(task), recorder.said(busy)]
 """
 
 
@@ -1331,10 +1308,3 @@ def run_all(threads: list[threading.Thread]) -> None:
     for thread in threads:
         thread.join(LONG)
         assert not thread.is_alive()
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)

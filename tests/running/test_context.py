@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import contextvars
 import json
-import logging
 import math
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
@@ -21,45 +20,25 @@ from unittest.mock import MagicMock
 import pytest
 
 from bgworker import (
-    Event,
     Scheduler,
     StreamEvent,
     StreamType,
-    Task,
     TaskCancelled,
     TaskContext,
     checkpoint,
     current_task,
 )
+from bgworker.testing import MemorySink
 
 LONG = 30.0
 
 
-class Recorder:
-    """A sink that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def write(self, events: Sequence[Event]) -> None:
-        self.events.extend(events)
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.fixture
-def pool() -> Iterator[Scheduler]:
-    with Scheduler(4) as scheduler:
-        yield scheduler
-
-
 def said(function: Callable[[TaskContext], object], **settings: Any) -> list[StreamEvent]:
     """Return what a task that calls ``function`` with its context says."""
-    recorder = Recorder()
-    with Scheduler(1, sinks=[recorder], **settings) as pool:
+    sink = MemorySink()
+    with Scheduler(1, sinks=[sink], **settings) as pool:
         pool.submit(lambda: function(current_task())).result(LONG)
-    return [each for each in recorder.events if isinstance(each, StreamEvent)]
+    return [each for each in sink.events if isinstance(each, StreamEvent)]
 
 
 def the_one_said(value: object, **settings: Any) -> StreamEvent:
@@ -226,8 +205,8 @@ def test_oversize_json_gives_way_to_json_that_says_so_and_shows_its_beginning() 
 
 
 def test_oversize_events_can_be_refused_and_are_counted_as_dropped() -> None:
-    recorder = Recorder()
-    with Scheduler(1, sinks=[recorder], max_payload=64, oversize="reject") as pool:
+    sink = MemorySink()
+    with Scheduler(1, sinks=[sink], max_payload=64, oversize="reject") as pool:
         def talk() -> None:
             current_task().output("x" * 65)
             current_task().error([0] * 65)
@@ -235,10 +214,10 @@ def test_oversize_events_can_be_refused_and_are_counted_as_dropped() -> None:
 
         task = pool.submit(talk)
         task.result(LONG)
-    health = pool.sinks["recorder"]
-    assert [each.payload for each in recorder.events if isinstance(each, StreamEvent)] == ["y" * 64]
+    health = pool.sinks["memory"]
+    assert [each.payload for each in sink.events if isinstance(each, StreamEvent)] == ["y" * 64]
     assert health.dropped_by_reason["oversize"] == 2
-    assert [each.seq for each in recorder.events if getattr(each, "task_id", None) == task.id] == [
+    assert [each.seq for each in sink.events if getattr(each, "task_id", None) == task.id] == [
         1,
         2,
         3,
@@ -356,7 +335,7 @@ def test_latest_progress_comes_before_the_terminal_event_of_failed_cancelled_and
     None
 ):
     for end in ("fail", "cancel", "time out"):
-        recorder, gate = Recorder(), threading.Event()
+        sink, gate = MemorySink(), threading.Event()
 
         def work() -> None:
             report(current_task(), 10, 10.5)
@@ -366,11 +345,11 @@ def test_latest_progress_comes_before_the_terminal_event_of_failed_cancelled_and
                 raise TaskCancelled("enough")
             gate.wait(LONG)
 
-        with Scheduler(1, sinks=[recorder], progress_interval=1000.0) as pool:
+        with Scheduler(1, sinks=[sink], progress_interval=1000.0) as pool:
             task = pool.options(timeout=0.1 if end == "time out" else None).submit(work)
             assert task.wait(LONG)
             gate.set()
-        assert [getattr(each, "percent", "no stream") for each in recorder.events][-3:] == [
+        assert [getattr(each, "percent", "no stream") for each in sink.events][-3:] == [
             10,
             10.5,
             "no stream",

@@ -10,22 +10,19 @@ import contextvars
 import functools
 import gc
 import logging
-import os
 import subprocess
 import sys
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 import bgworker.running.coroutines
 from bgworker import (
-    Event,
     Scheduler,
     Task,
     TaskCancelled,
@@ -35,28 +32,14 @@ from bgworker import (
     current_task,
 )
 from tests.free_threading import runs_on
+from tests.support import ROOT, until
+from bgworker.testing import MemorySink
 
 LONG = 30.0
-ROOT = Path(__file__).resolve().parents[2]
-
-
 @pytest.fixture
 def pool() -> Iterator[Scheduler]:
     with Scheduler(2) as scheduler:
         yield scheduler
-
-
-class Recorder:
-    """A sink that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-
-    def write(self, events: Sequence[Event]) -> None:
-        self.events.extend(events)
-
-    def close(self) -> None:
-        pass
 
 
 class Waiting:
@@ -77,13 +60,6 @@ class Waiting:
         finally:
             await asyncio.sleep(0)  # to clean up may take a while
             self.left.set()
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
 
 
 def entered(task: Task[Any], waiting: Waiting) -> Task[Any]:
@@ -163,7 +139,7 @@ def test_what_is_no_coroutine_is_a_result_like_any_other(pool: Scheduler) -> Non
 
 def test_a_coroutine_is_a_task_with_events_streams_progress_and_its_context_variables() -> None:
     variable = contextvars.ContextVar("variable", default="unset")
-    recorder = Recorder()
+    sink = MemorySink()
 
     async def child() -> None:
         await asyncio.sleep(0)
@@ -180,17 +156,17 @@ def test_a_coroutine_is_a_task_with_events_streams_progress_and_its_context_vari
         checkpoint()
         return task.id
 
-    with Scheduler(1, sinks=[recorder]) as pool:
+    with Scheduler(1, sinks=[sink]) as pool:
         variable.set("as at submit")
         task = pool.options(name="work", timeout=LONG).submit(work)
         variable.set("changed")
         assert task.result(LONG) == task.id
-    assert [each.type.value for each in recorder.events[:3]] == [
+    assert [each.type.value for each in sink.events[:3]] == [
         "TaskCreated",
         "TaskScheduled",
         "TaskStarted",
     ]
-    said = [(each.type.value, getattr(each, "payload", "")) for each in recorder.events[3:]]
+    said = [(each.type.value, getattr(each, "payload", "")) for each in sink.events[3:]]
     assert said[:2] == [("TaskOutput", "work"), ("TaskProgress", "")] and said[-1] == (
         "TaskCompleted",
         "",
@@ -296,7 +272,7 @@ def test_cancel_raises_cancelled_error_inside_at_once_and_lets_the_coroutine_cle
 
 
 def test_a_timeout_raises_cancelled_error_inside_and_what_it_says_then_is_late() -> None:
-    recorder, cleaned = Recorder(), threading.Event()
+    sink, cleaned = MemorySink(), threading.Event()
     box: list[Task[Any]] = []
 
     async def work() -> None:
@@ -309,7 +285,7 @@ def test_a_timeout_raises_cancelled_error_inside_and_what_it_says_then_is_late()
             current_task().output(f"late: {current_task().cancel_reason}")
             cleaned.set()
 
-    with Scheduler(1, sinks=[recorder]) as pool:
+    with Scheduler(1, sinks=[sink]) as pool:
         task = pool.options(timeout=0.05).submit(work)
         box.append(task)
         assert isinstance(task.exception(LONG), TaskTimedOut)
@@ -318,7 +294,7 @@ def test_a_timeout_raises_cancelled_error_inside_and_what_it_says_then_is_late()
         assert pool.submit(add, 1, 2).result(LONG) == 3
         health = pool.health()
         assert (health.replaced, health.late_events, health.workers) == (1, 1, 1)
-    assert [each.payload for each in recorder.events if hasattr(each, "payload")] == ["in time"]
+    assert [each.payload for each in sink.events if hasattr(each, "payload")] == ["in time"]
 
 
 def test_a_coroutine_that_swallows_its_cancellation_completes(pool: Scheduler) -> None:
@@ -741,14 +717,14 @@ def test_a_forked_child_leaves_its_parents_loop_alone(how: str, reaches: str) ->
 
 
 def test_coroutines_on_many_workers_cancelled_at_random_each_end_once() -> None:
-    recorder = Recorder()
+    sink = MemorySink()
 
     async def work(number: int) -> int:
         for _ in range(number % 5):
             await asyncio.sleep(0.0005 * (number % 3))
         return number
 
-    with Scheduler(4, sinks=[recorder]) as pool:
+    with Scheduler(4, sinks=[sink]) as pool:
         tasks = [
             pool.options(timeout=0.001 if number % 7 == 0 else LONG).submit(work, number)
             for number in range(400)
@@ -760,7 +736,7 @@ def test_coroutines_on_many_workers_cancelled_at_random_each_end_once() -> None:
         until(lambda: not pool.health().stuck)
         assert pool.submit(add, 1, 2).result(LONG) == 3
     by_task: dict[str, list[Any]] = {}
-    for each in recorder.events:
+    for each in sink.events:
         by_task.setdefault(each.task_id, []).append(each)
     for task in tasks:
         events = by_task[task.id]

@@ -23,9 +23,7 @@ import importlib
 import itertools
 import multiprocessing.util
 import operator
-import os
 import re
-import sys
 import threading
 import time
 import types

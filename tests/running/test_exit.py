@@ -4,7 +4,6 @@ the interpreter alive."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import environment
 
-ROOT = Path(__file__).resolve().parents[2]
 LONG = 60.0
 
 BEGIN = """\
@@ -28,13 +27,12 @@ def run(tmp_path: Path, program: str, *, code: int = 0) -> tuple[str, str, list[
     sink."""
     script, record = tmp_path / "script.py", tmp_path / "debug.jsonl"
     script.write_text(BEGIN + textwrap.dedent(program), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "BGWORKER_SINKS": f"jsonl:{record}"}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         capture_output=True,
         text=True,
         timeout=LONG,
-        env=environment,
+        env=environment(BGWORKER_SINKS=f"jsonl:{record}"),
         cwd=tmp_path,
     )
     assert done.returncode == code, done.stderr

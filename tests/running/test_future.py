@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,10 @@ import pytest
 
 import bgworker
 from bgworker import Scheduler, Task, TaskStatus
+from tests.support import joined, started, until
 
 LONG = 30.0
 """Seconds after which a wait that ought to succeed has failed."""
-
-
-@pytest.fixture
-def pool() -> Iterator[Scheduler]:
-    with Scheduler(4) as scheduler:
-        yield scheduler
 
 
 def running(pool: Scheduler) -> tuple[Task[Any], threading.Event]:
@@ -34,25 +29,6 @@ def running(pool: Scheduler) -> tuple[Task[Any], threading.Event]:
     task = pool.submit(lambda: (entered.set(), gate.wait(LONG)))
     assert entered.wait(LONG), "the task did not start"
     return task, gate
-
-
-def started(function: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=function, daemon=True)
-    thread.start()
-    return thread
-
-
-def joined(*threads: threading.Thread) -> None:
-    for thread in threads:
-        thread.join(LONG)
-        assert not thread.is_alive(), "a thread that waits for a task was never woken"
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
 
 
 class TellsTwice(Task[Any]):
@@ -162,15 +138,6 @@ def test_a_waiter_that_holds_the_lock_does_not_see_the_task_end_under_its_hands(
         time.sleep(0.02)
         assert not task.done()
     assert task.wait(LONG) and task.done()
-
-
-@pytest.fixture
-def hasty_switching() -> Iterator[None]:
-    """Threads are switched as often as can be, so that races are run into."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 def test_no_waiter_and_no_callback_is_lost_however_they_race_with_the_end(

@@ -32,15 +32,9 @@ from bgworker import (
 )
 from bgworker.model.reports import wait_for_reports
 from bgworker.testing import MemorySink
+from tests.support import until
 
 LONG = 30.0
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
 
 
 def workers_of(pool: Scheduler) -> int:

@@ -32,8 +32,8 @@ import bgworker.running.task
 from bgworker import (
     BgworkerError, PoolStuck, Scheduler, ShutdownError, Task, TaskCancelled, current_task)
 from bgworker.testing import MemorySink
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LONG = 60.0
 
 REASONABLE = (

@@ -4,36 +4,15 @@ its future says."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from bgworker import (
-    Event,
-    LifecycleEvent,
-    Scheduler,
-    Task,
-    TaskCancelled,
-    TaskTimedOut,
-    current_task,
-)
+from bgworker import LifecycleEvent, Scheduler, Task, TaskCancelled, TaskTimedOut, current_task
+from bgworker.testing import MemorySink
 
 LONG = 30.0
-
-
-class Recorder:
-    """A sink that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def write(self, events: Sequence[Event]) -> None:
-        self.events.extend(events)
-
-    def close(self) -> None:
-        pass
 
 
 class Steered:
@@ -102,9 +81,9 @@ STATUS = {
 def test_every_task_is_numbered_without_a_gap_and_ends_once_as_its_future_says(
     actions: list[tuple[str, Any]], workers: int, cancel_rest: bool
 ) -> None:
-    recorder = Recorder()
+    sink = MemorySink()
     tasks: list[tuple[Task[Any], Steered]] = []
-    pool = Scheduler(workers, sinks=[recorder], keep_finished=3)
+    pool = Scheduler(workers, sinks=[sink], keep_finished=3)
     for action, value in actions:
         if action == "submit":
             steered = Steered()
@@ -138,11 +117,11 @@ def test_every_task_is_numbered_without_a_gap_and_ends_once_as_its_future_says(
         check(
             task,
             end,
-            [each for each in recorder.events if getattr(each, "task_id", None) == task.id],
+            [each for each in sink.events if getattr(each, "task_id", None) == task.id],
         )
     assert len(pool.tasks()) == min(3, len(tasks))
-    health = pool.sinks["recorder"]
-    assert (health.emitted, health.pending, health.dropped) == (len(recorder.events), 0, 0)
+    health = pool.sinks["memory"]
+    assert (health.emitted, health.pending, health.dropped) == (len(sink.events), 0, 0)
 
 
 def check(task: Task[Any], end: str, events: list[Any]) -> None:

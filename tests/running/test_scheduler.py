@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor
 from contextlib import closing
 from datetime import timedelta
@@ -29,7 +29,6 @@ import pytest
 from bgworker import (
     BgworkerError,
     ConfigurationError,
-    Event,
     LifecycleEvent,
     PendingFull,
     Scheduler,
@@ -45,54 +44,14 @@ from bgworker import (
 )
 from bgworker.model.records import TaskState
 from bgworker.testing import MemorySink
+from tests.support import ROOT, Gate, RecordingSink, fail, until
 
 LONG = 30.0
 
 
-class Recorder:
-    """A sink that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.closed = threading.Event()
-
-    def write(self, events: Sequence[Event]) -> None:
-        self.events.extend(events)
-
-    def close(self) -> None:
-        self.closed.set()
-
-    def of(self, task: Task[Any]) -> list[Any]:
-        return [each for each in self.events if getattr(each, "task_id", None) == task.id]
-
-    def names(self, task: Task[Any]) -> list[str]:
-        return [each.type.value for each in self.of(task)]
-
-
 @pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
-
-
-@pytest.fixture
-def pool() -> Iterator[Scheduler]:
-    with Scheduler(4) as scheduler:
-        yield scheduler
-
-
-class Gate:
-    """A callable that tells when it runs and returns when it is let go."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Event()
-        self.opened = threading.Event()
-
-    def __call__(self) -> None:
-        self.entered.set()
-        assert self.opened.wait(LONG), "nobody opened the gate"
-
-    def open(self) -> None:
-        self.opened.set()
+def recorder() -> RecordingSink:
+    return RecordingSink()
 
 
 def blocked(pool: Scheduler, workers: int = 1) -> Gate:
@@ -103,17 +62,6 @@ def blocked(pool: Scheduler, workers: int = 1) -> Gate:
         pool.submit(lambda: (barrier.wait(LONG), gate()))
     barrier.wait(LONG)
     return gate
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
-
-
-def fail(error: BaseException) -> None:
-    raise error
 
 
 def echo(*args: object, **kwargs: object) -> tuple[tuple[object, ...], dict[str, object]]:
@@ -221,21 +169,21 @@ def test_a_name_of_odd_characters_is_cleaned_and_bounded(pool: Scheduler) -> Non
 START = ["TaskCreated", "TaskScheduled", "TaskStarted"]
 
 
-def played(work: Callable[[], object], recorder: Recorder, **options: Any) -> Task[Any]:
+def played(work: Callable[[], object], recorder: RecordingSink, **options: Any) -> Task[Any]:
     with Scheduler(1, sinks=[recorder]) as pool:
         task = pool.options(**options).submit(work)
         assert task.wait(LONG)
     return task
 
 
-def test_a_completed_tasks_events_are_exactly_these(recorder: Recorder) -> None:
+def test_a_completed_tasks_events_are_exactly_these(recorder: RecordingSink) -> None:
     def work() -> None:
         current_task().output("a")
         current_task().progress(50)
         current_task().error("b")
 
     task = played(work, recorder)
-    assert recorder.names(task) == [
+    assert recorder.types(task) == [
         *START,
         "TaskOutput",
         "TaskProgress",
@@ -246,9 +194,9 @@ def test_a_completed_tasks_events_are_exactly_these(recorder: Recorder) -> None:
     assert recorder.closed.is_set() and len(recorder.events) == 7
 
 
-def test_a_failed_tasks_last_event_tells_what_it_raised_and_where(recorder: Recorder) -> None:
+def test_a_failed_tasks_last_event_tells_what_it_raised_and_where(recorder: RecordingSink) -> None:
     task = played(lambda: fail(KeyError("missing")), recorder)
-    assert recorder.names(task) == [*START, "TaskFailed"]
+    assert recorder.types(task) == [*START, "TaskFailed"]
     end = recorder.of(task)[-1].task
     assert (end.status, end.failure_type, end.failure_message) == (
         TaskStatus.FAILED,
@@ -262,13 +210,13 @@ def test_a_failed_tasks_last_event_tells_what_it_raised_and_where(recorder: Reco
     assert end.invocation_info.rstrip().endswith("KeyError: 'missing'")
 
 
-def test_a_task_cancelled_before_its_start_was_never_started(recorder: Recorder) -> None:
+def test_a_task_cancelled_before_its_start_was_never_started(recorder: RecordingSink) -> None:
     with Scheduler(1, sinks=[recorder]) as pool:
         gate = blocked(pool)
         task = pool.submit(len, "")
         assert task.cancel("changed my mind")
         gate.open()
-    assert recorder.names(task) == ["TaskCreated", "TaskScheduled", "TaskCancelled"]
+    assert recorder.types(task) == ["TaskCreated", "TaskScheduled", "TaskCancelled"]
     end = recorder.of(task)[-1].task
     assert (end.started_utc, end.duration, end.failure_type, end.failure_message) == (
         None,
@@ -279,15 +227,15 @@ def test_a_task_cancelled_before_its_start_was_never_started(recorder: Recorder)
     assert end.completed_utc is not None
 
 
-def test_a_task_cancelled_while_it_runs_has_a_duration_and_a_reason(recorder: Recorder) -> None:
+def test_a_task_cancelled_while_it_runs_has_a_duration_and_a_reason(recorder: RecordingSink) -> None:
     task = played(lambda: fail(TaskCancelled("enough")), recorder)
-    assert recorder.names(task) == [*START, "TaskCancelled"]
+    assert recorder.types(task) == [*START, "TaskCancelled"]
     end = recorder.of(task)[-1].task
     assert end.duration is not None and (end.failure_type, end.failure_message) == (None, "enough")
 
 
 def test_a_timed_out_tasks_last_event_tells_so_and_what_comes_later_is_discarded_and_counted(
-    recorder: Recorder,
+    recorder: RecordingSink,
 ) -> None:
     with Scheduler(1, sinks=[recorder]) as pool:
         gate = Gate()
@@ -307,7 +255,7 @@ def test_a_timed_out_tasks_last_event_tells_so_and_what_comes_later_is_discarded
         pool.flush(LONG)
         assert pool.health().late_events == 2
         assert task.status is TaskStatus.TIMED_OUT and isinstance(task.exception(0), TaskTimedOut)
-    assert recorder.names(task) == [*START, "TaskOutput", "TaskTimedOut"]
+    assert recorder.types(task) == [*START, "TaskOutput", "TaskTimedOut"]
     end = recorder.of(task)[-1].task
     assert (end.status, end.duration, end.timeout, end.failure_type) == (
         TaskStatus.TIMED_OUT,
@@ -318,7 +266,7 @@ def test_a_timed_out_tasks_last_event_tells_so_and_what_comes_later_is_discarded
 
 
 def test_a_task_whose_worker_cannot_be_initialized_fails_without_a_start(
-    recorder: Recorder, caplog: pytest.LogCaptureFixture
+    recorder: RecordingSink, caplog: pytest.LogCaptureFixture
 ) -> None:
     held = threading.Event()
 
@@ -336,11 +284,11 @@ def test_a_task_whose_worker_cannot_be_initialized_fails_without_a_start(
         with pytest.raises(BrokenExecutor, match="no database"):
             pool.submit(len, "")
     for task in tasks:
-        assert recorder.names(task) == ["TaskCreated", "TaskScheduled", "TaskFailed"]
+        assert recorder.types(task) == ["TaskCreated", "TaskScheduled", "TaskFailed"]
     assert "exception in the pool's initializer" in caplog.text
 
 
-def test_snapshots_know_nothing_that_happened_later(recorder: Recorder) -> None:
+def test_snapshots_know_nothing_that_happened_later(recorder: RecordingSink) -> None:
     def work() -> None:
         current_task().progress(40, message="so far")
         raise ValueError("boom")
@@ -389,7 +337,7 @@ def test_snapshots_know_nothing_that_happened_later(recorder: Recorder) -> None:
     assert ended == task.snapshot()
 
 
-def test_times_are_aware_ascend_and_agree_with_the_events(recorder: Recorder) -> None:
+def test_times_are_aware_ascend_and_agree_with_the_events(recorder: RecordingSink) -> None:
     task = played(lambda: time.sleep(0.02), recorder)
     end = recorder.of(task)[-1].task
     assert (
@@ -405,7 +353,7 @@ def test_times_are_aware_ascend_and_agree_with_the_events(recorder: Recorder) ->
     assert end.duration >= 0.015
 
 
-def test_no_live_object_sits_in_an_event(recorder: Recorder) -> None:
+def test_no_live_object_sits_in_an_event(recorder: RecordingSink) -> None:
     class Live(Exception):
         pass
 
@@ -420,7 +368,7 @@ def test_no_live_object_sits_in_an_event(recorder: Recorder) -> None:
 
 
 def test_the_record_of_source_and_arguments_is_switched_on_per_scheduler_or_per_task(
-    recorder: Recorder,
+    recorder: RecordingSink,
 ) -> None:
     with Scheduler(1, sinks=[recorder], record_source=True, record_arguments=True) as pool:
         on = pool.submit(echo, 1, "zwei", drei={3})
@@ -537,7 +485,7 @@ def test_an_argument_that_cannot_be_used_is_refused_whatever_it_is(
 
 
 def test_every_sink_sees_the_same_events_in_the_same_order() -> None:
-    recorders = [Recorder() for _ in range(3)]
+    recorders = [RecordingSink() for _ in range(3)]
     with Scheduler(4, sinks=recorders) as pool:
         for task in [
             pool.submit(lambda: [current_task().output(n) for n in range(20)]) for _ in range(30)
@@ -705,7 +653,7 @@ def test_a_hundred_thousand_tasks_leave_no_argument_and_no_result_behind_and_the
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", MANY, how],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         timeout=300,
         capture_output=True,
         text=True,
@@ -875,7 +823,7 @@ def test_a_task_that_ends_in_time_is_left_alone(pool: Scheduler) -> None:
     assert [each.result(LONG) for each in tasks] == [3] * 50 and not pool._pool.deadlines._watched
 
 
-def test_the_end_and_the_timeout_race_and_exactly_one_of_them_counts(recorder: Recorder) -> None:
+def test_the_end_and_the_timeout_race_and_exactly_one_of_them_counts(recorder: RecordingSink) -> None:
     with Scheduler(4, sinks=[recorder]) as pool:
         tasks = [
             pool.options(timeout=0.02).submit(time.sleep, 0.015 + n % 10 / 1000) for n in range(100)
@@ -883,7 +831,7 @@ def test_the_end_and_the_timeout_race_and_exactly_one_of_them_counts(recorder: R
         concurrent.futures.wait(tasks, timeout=LONG)
     for task in tasks:
         late = isinstance(task.exception(0), TaskTimedOut)
-        assert recorder.names(task) == [*START, "TaskTimedOut" if late else "TaskCompleted"]
+        assert recorder.types(task) == [*START, "TaskTimedOut" if late else "TaskCompleted"]
         assert task.status == ("timed_out" if late else "completed")
 
 
@@ -911,12 +859,12 @@ def test_the_initializer_runs_once_in_each_worker_with_its_arguments() -> None:
 # -- the end --
 
 
-def test_the_with_statement_waits_for_the_tasks_and_closes_the_sinks(recorder: Recorder) -> None:
+def test_the_with_statement_waits_for_the_tasks_and_closes_the_sinks(recorder: RecordingSink) -> None:
     with Scheduler(2, sinks=[recorder]) as pool:
         tasks = [pool.submit(time.sleep, 0.01) for _ in range(6)]
     assert all(each.done() for each in tasks) and recorder.closed.is_set()
-    assert pool.sinks["recorder"].state == "closed" and pool.sinks["recorder"].pending == 0
-    assert pool.sinks["recorder"].delivered == len(recorder.events) == 24
+    assert pool.sinks["recording"].state == "closed" and pool.sinks["recording"].pending == 0
+    assert pool.sinks["recording"].delivered == len(recorder.events) == 24
 
 
 @pytest.mark.parametrize("use", [lambda pool: pool.submit(len, ""), lambda pool: pool.options(name="x").submit(len, ""),
@@ -931,10 +879,10 @@ def test_submit_after_shutdown_is_a_runtime_error_and_leaves_no_trace(
         use(pool)
     assert isinstance(caught.value, (RuntimeError, BgworkerError)) and pool.tasks() == []
     with pytest.raises(ShutdownError):
-        pool.register_sink(Recorder())
+        pool.register_sink(RecordingSink())
 
 
-def test_shutdown_without_waiting_returns_while_the_tasks_run_on(recorder: Recorder) -> None:
+def test_shutdown_without_waiting_returns_while_the_tasks_run_on(recorder: RecordingSink) -> None:
     pool = Scheduler(1, sinks=[recorder])
     gate = blocked(pool)
     waiting = pool.submit(len, "abc")
@@ -942,10 +890,10 @@ def test_shutdown_without_waiting_returns_while_the_tasks_run_on(recorder: Recor
     assert not waiting.done() and not recorder.closed.is_set()
     gate.open()
     assert waiting.result(LONG) == 3 and recorder.closed.wait(LONG)
-    assert recorder.names(waiting)[-1] == "TaskCompleted"
+    assert recorder.types(waiting)[-1] == "TaskCompleted"
 
 
-def test_shutdown_can_cancel_what_waits_and_lets_finish_what_runs(recorder: Recorder) -> None:
+def test_shutdown_can_cancel_what_waits_and_lets_finish_what_runs(recorder: RecordingSink) -> None:
     pool = Scheduler(1, sinks=[recorder])
     gate = Gate()
     running = pool.submit(gate)
@@ -957,12 +905,12 @@ def test_shutdown_can_cancel_what_waits_and_lets_finish_what_runs(recorder: Reco
         waiting[0].result(0)
     gate.open()
     pool.shutdown()
-    assert running.result(0) is None and recorder.names(running)[-1] == "TaskCompleted"
-    assert [recorder.names(each)[-1] for each in waiting] == ["TaskCancelled"] * 5
+    assert running.result(0) is None and recorder.types(running)[-1] == "TaskCompleted"
+    assert [recorder.types(each)[-1] for each in waiting] == ["TaskCancelled"] * 5
 
 
 def test_shutdown_with_a_timeout_leaves_a_stuck_task_to_itself_and_still_delivers(
-    recorder: Recorder,
+    recorder: RecordingSink,
 ) -> None:
     pool = Scheduler(2, sinks=[recorder])
     gate = Gate()
@@ -971,15 +919,15 @@ def test_shutdown_with_a_timeout_leaves_a_stuck_task_to_itself_and_still_deliver
     done = pool.submit(len, "abc")
     done.result(LONG)
     pool.shutdown(timeout=0.4)
-    assert recorder.closed.wait(LONG) and recorder.names(done)[-1] == "TaskCompleted"
-    assert recorder.names(stuck) == START and not stuck.done()
+    assert recorder.closed.wait(LONG) and recorder.types(done)[-1] == "TaskCompleted"
+    assert recorder.types(stuck) == START and not stuck.done()
     assert stuck.cancel_requested and stuck.cancel_reason == "shutdown"
     gate.open()
     assert stuck.result(LONG) is None, "it is resolved even so, when it ends"
 
 
 def test_a_task_that_stops_when_the_shutdown_runs_out_of_time_has_its_end_recorded(
-    recorder: Recorder,
+    recorder: RecordingSink,
 ) -> None:
     pool = Scheduler(1, sinks=[recorder])
     reached = threading.Event()
@@ -993,8 +941,8 @@ def test_a_task_that_stops_when_the_shutdown_runs_out_of_time_has_its_end_record
     pool.shutdown(timeout=1.0)
     assert task.cancelled() and waiting.cancelled() and recorder.closed.wait(LONG)
     assert (
-        recorder.names(task)[-1] == "TaskCancelled"
-        and recorder.names(waiting)[-1] == "TaskCancelled"
+        recorder.types(task)[-1] == "TaskCancelled"
+        and recorder.types(waiting)[-1] == "TaskCancelled"
     )
 
 
@@ -1009,7 +957,7 @@ def test_a_task_given_up_by_shutdown_still_times_out() -> None:
 
 
 def test_shutdown_does_not_wait_for_a_task_that_times_out_meanwhile_and_never_looks(
-    recorder: Recorder,
+    recorder: RecordingSink,
 ) -> None:
     pool = Scheduler(1, sinks=[recorder])
     gate = Gate()
@@ -1021,7 +969,7 @@ def test_shutdown_does_not_wait_for_a_task_that_times_out_meanwhile_and_never_lo
     gate.open()
 
 
-def test_a_task_may_shut_its_own_scheduler_down(recorder: Recorder) -> None:
+def test_a_task_may_shut_its_own_scheduler_down(recorder: RecordingSink) -> None:
     pool = Scheduler(2, sinks=[recorder])
     other = pool.submit(time.sleep, 0.05)
     task = pool.submit(pool.shutdown)
@@ -1030,7 +978,7 @@ def test_a_task_may_shut_its_own_scheduler_down(recorder: Recorder) -> None:
 
 
 def test_a_forgotten_scheduler_runs_what_waits_and_closes_its_sinks_without_the_garbage_collector(
-        recorder: Recorder) -> None:
+        recorder: RecordingSink) -> None:
     gc.collect()
     gc.disable()
     try:
@@ -1044,7 +992,7 @@ def test_a_forgotten_scheduler_runs_what_waits_and_closes_its_sinks_without_the_
         gate.open()
         assert [each.result(LONG) for each in waiting] == [3] * 5
         assert recorder.closed.wait(LONG)
-        assert [recorder.names(each)[-1] for each in waiting] == ["TaskCompleted"] * 5
+        assert [recorder.types(each)[-1] for each in waiting] == ["TaskCompleted"] * 5
     finally:
         gc.enable()
 
@@ -1084,7 +1032,7 @@ def test_the_environment_adds_sinks_to_every_scheduler(
     monkeypatch.setenv(
         "BGWORKER_SINKS", f"jsonl:{tmp_path / 'a.jsonl'}, jsonl:{tmp_path / 'b.jsonl'}"
     )
-    with Scheduler(1, sinks=[Recorder()]) as pool:
+    with Scheduler(1, sinks=[RecordingSink()]) as pool:
         task = pool.submit(lambda: current_task().output("hello"))
         assert len(pool.sinks) == 3
     for name in ("a.jsonl", "b.jsonl"):
@@ -1101,7 +1049,7 @@ def test_a_wrong_sink_in_the_environment_is_refused_and_nothing_is_left_running(
         Scheduler(1)
 
 
-def test_a_wrong_sink_is_refused_and_the_others_are_closed(recorder: Recorder) -> None:
+def test_a_wrong_sink_is_refused_and_the_others_are_closed(recorder: RecordingSink) -> None:
     with pytest.raises(SinkError):
         Scheduler(1, sinks=[recorder, "nonsense:"])
     assert recorder.closed.wait(LONG)
@@ -1109,19 +1057,19 @@ def test_a_wrong_sink_is_refused_and_the_others_are_closed(recorder: Recorder) -
 
 def test_a_sink_is_told_apart_from_its_class_and_from_what_is_none() -> None:
     with Scheduler(1) as pool:
-        for wrong in (Recorder, 5, object()):
+        for wrong in (RecordingSink, 5, object()):
             with pytest.raises(ConfigurationError, match="sink: expected an object with"):
                 pool.register_sink(wrong)  # type: ignore[arg-type]
         assert (
-            pool.register_sink(Recorder(), name="mine") == "mine"
-            and pool.register_sink(Recorder()) == "recorder"
+            pool.register_sink(RecordingSink(), name="mine") == "mine"
+            and pool.register_sink(RecordingSink()) == "recording"
         )
         with pytest.raises(KeyError):
             pool.unregister_sink("nobody")
-        assert pool.unregister_sink("mine").state == "closed" and list(pool.sinks) == ["recorder"]
+        assert pool.unregister_sink("mine").state == "closed" and list(pool.sinks) == ["recording"]
 
 
-def test_flush_delivers_all_that_was_said_before(recorder: Recorder) -> None:
+def test_flush_delivers_all_that_was_said_before(recorder: RecordingSink) -> None:
     with Scheduler(1, sinks=[recorder]) as pool:
         task = pool.submit(lambda: [current_task().output(n) for n in range(1000)])
         task.result(LONG)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ from bgworker import (
 from tests.free_threading import runs_on
 
 from bgworker.testing import MemorySink
+from tests.support import Gate, fail, until
 
 LONG = 30.0
 """Seconds after which a wait that ought to succeed has failed."""
@@ -40,55 +41,9 @@ LONG = 30.0
 INSIDE = str(Path(bgworker.__file__).parent)
 
 
-@pytest.fixture
-def pool() -> Iterator[Scheduler]:
-    with Scheduler(4) as scheduler:
-        yield scheduler
-
-
-class Gate:
-    """A callable that tells when it runs and returns when it is let go."""
-
-    def __init__(self, result: object = None) -> None:
-        self.entered = threading.Event()
-        self.opened = threading.Event()
-        self.result = result
-
-    def __call__(self) -> object:
-        self.entered.set()
-        assert self.opened.wait(LONG), "nobody opened the gate"
-        return self.result
-
-    def open(self) -> None:
-        self.opened.set()
-
-
 def entered(task: Task[Any], gate: Gate) -> Task[Any]:
     assert gate.entered.wait(LONG), "the task did not start"
     return task
-
-
-def started(function: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=function, daemon=True)
-    thread.start()
-    return thread
-
-
-def joined(*threads: threading.Thread) -> None:
-    for thread in threads:
-        thread.join(LONG)
-        assert not thread.is_alive(), "a thread that waits for a task was never woken"
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
-
-
-def fail(error: BaseException) -> None:
-    raise error
 
 
 # -- Future's questions --
@@ -446,15 +401,6 @@ def test_a_loops_wait_for_that_runs_out_stops_the_task(pool: Scheduler) -> None:
     assert task.wait(LONG) and task.cancelled()
 
 
-@pytest.fixture
-def hasty_switching() -> Iterator[None]:
-    """Threads are switched as often as can be, so that races are run into."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
 def test_cancelling_races_with_starting_and_exactly_one_of_them_wins(hasty_switching: None) -> None:
     with Scheduler(2) as pool:
         for _ in range(200):
@@ -481,7 +427,9 @@ def test_a_failed_task_keeps_the_users_traceback_and_none_of_bgworkers_frames(
 ) -> None:
     task = pool.submit(fail, ValueError("no"))
     error = task.exception(LONG)
-    assert error is not None and frames_of(error.__traceback__) == [__file__]
+    assert error is not None and frames_of(error.__traceback__) == [
+        fail.__code__.co_filename
+    ]
     info = task.snapshot().invocation_info
     assert (
         info is not None

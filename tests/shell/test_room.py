@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from bgworker import History
+from tests.support import ROOT, environment
 
-ROOT = Path(__file__).resolve().parents[2]
 WAIT = 60.0
 CGROUPS = Path("/sys/fs/cgroup/pids")
 
@@ -147,7 +147,7 @@ def run_line(limit: str, folder: Path) -> str:
     done = subprocess.run(
         ["sh", "-c", f'{limit}; exec "$@"', "sh", sys.executable, "-c", CLI],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=WAIT,

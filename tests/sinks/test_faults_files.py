@@ -59,8 +59,8 @@ from bgworker.cli import main
 from bgworker.model import wire
 from bgworker.park import replay
 from bgworker.testing import MemorySink
+from tests.support import ROOT, environment
 
-ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime(2026, 11, 23, 14, 46, tzinfo=timezone.utc)
 OTHER = 65534
 SECRET, PARKED = "TOP-SECRET-TEXT", "PARKED-TEXT"
@@ -356,7 +356,7 @@ def use_everything(folder: str, times: int = 1) -> None:
         capture_output=True,
         text=True,
         timeout=100,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
     )
     print("run", done.returncode, done.stderr.strip(), flush=True)
     assert "Traceback" not in done.stderr, done.stderr

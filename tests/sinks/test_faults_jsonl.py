@@ -12,13 +12,11 @@ import itertools
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,12 +32,9 @@ from bgworker.sinks import linefile, lockfile, opening
 
 from bgworker.sinks.lockfile import LockFile
 from bgworker.sinks.jsonl import JsonlSink
+from tests.support import ROOT, exit_code, forked, needs_fork
 
-ROOT = Path(wire.__file__).parents[2]
 NOW = datetime(2026, 11, 23, 14, 46, tzinfo=timezone.utc)
-posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
 def events(*numbers: int) -> Sequence[Event]:
     return [
         StreamEvent(EventType.TASK_OUTPUT, f"{0:032}", n, NOW, StreamType.OUTPUT, "x" * 20)
@@ -101,23 +96,6 @@ def careless_rotate(path: str, backups: int, *, compress: bool) -> None:
             os.replace(f"{path}.{number - 1}", f"{path}.{number}")
     Path(f"{path}.1").write_bytes(Path(path).read_bytes())
     os.unlink(path)
-
-
-def forked(run: Callable[[], None]) -> int:
-    """Run something in a child process; return its process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        run()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
-
-def exit_status(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.fixture
@@ -233,7 +211,7 @@ def kill_everywhere(top: Path, make: Callable[..., JsonlSink], **config: Any) ->
     for point in itertools.count(1):
         (top / str(point)).mkdir()
         sink = make(top / str(point) / "f.jsonl", **config)
-        status = exit_status(forked(lambda: write_until_killed(sink, point)))
+        status = exit_code(forked(lambda: write_until_killed(sink, point)))
         assert status in (0, -signal.SIGKILL)
         check_after_kill(sink, config.get("backups", 9) == 9)
         if status == 0:
@@ -241,7 +219,7 @@ def kill_everywhere(top: Path, make: Callable[..., JsonlSink], **config: Any) ->
     raise AssertionError
 
 
-@posix
+@needs_fork
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_wherever_the_process_is_killed_no_line_is_lost_doubled_or_torn(
     tmp_path: Path, name: str
@@ -249,13 +227,13 @@ def test_wherever_the_process_is_killed_no_line_is_lost_doubled_or_torn(
     assert kill_everywhere(tmp_path, JsonlSink, **SETTINGS[name]) > 15
 
 
-@posix
+@needs_fork
 def test_the_kill_harness_notices_a_sink_that_does_not_repair(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="is not JSON"):
         kill_everywhere(tmp_path, careless)
 
 
-@posix
+@needs_fork
 def test_the_kill_harness_notices_a_rotation_that_is_not_atomic(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linefile, "rotate", careless_rotate)
@@ -284,14 +262,14 @@ def write_past_a_limit(sink: JsonlSink) -> list[list[Any]]:
         sink.write(events(103, 104, 105))
         Path(f"{sink.path}.caught").write_text(json.dumps(caught))
 
-    assert exit_status(forked(run)) == 0
+    assert exit_code(forked(run)) == 0
     return json.loads(Path(f"{sink.path}.caught").read_text())  # type: ignore[no-any-return]
 
 
 LIMIT = 3 * SIZE + SIZE // 2
 
 
-@posix
+@needs_fork
 def test_a_batch_that_hits_the_file_size_limit_is_taken_back_and_written_once_by_the_retry(
     path: str,
 ) -> None:
@@ -301,7 +279,7 @@ def test_a_batch_that_hits_the_file_size_limit_is_taken_back_and_written_once_by
     assert not os.path.exists(f"{path}.torn")
 
 
-@posix
+@needs_fork
 def test_the_limit_harness_notices_a_sink_that_leaves_what_it_wrote(path: str) -> None:
     assert [size for _, size in write_past_a_limit(careless(path))] == [LIMIT, LIMIT]
     with pytest.raises(AssertionError, match="is not JSON"):
@@ -315,7 +293,7 @@ class FailingFile(linefile.LineFile):
         self._end = -1
 
 
-@posix
+@needs_fork
 def test_what_could_not_be_taken_back_is_mended_before_the_next_write(path: str) -> None:
     assert [size for _, size in write_past_a_limit(sink_over(FailingFile(path)))] == [LIMIT, LIMIT]
     assert numbers_in(path) == [
@@ -329,7 +307,7 @@ def test_what_could_not_be_taken_back_is_mended_before_the_next_write(path: str)
     assert len(Path(f"{path}.torn").read_bytes().splitlines()) == 2
 
 
-@posix
+@needs_fork
 def test_a_failed_write_leaves_alone_what_a_stranger_has_appended_behind_it(
         path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = JsonlSink(path)
@@ -351,7 +329,7 @@ def test_a_failed_write_leaves_alone_what_a_stranger_has_appended_behind_it(
     assert numbers_in(path) == [101, 102, 999, 102]
 
 
-@posix
+@needs_fork
 def test_a_batch_that_could_not_be_synced_is_taken_back(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,7 +365,7 @@ def test_a_full_device_is_a_temporary_error_naming_it() -> None:
     JsonlSink("/dev/null").write(events(1))
 
 
-@posix
+@needs_fork
 @pytest.mark.parametrize("deletes_lock", [True, False])
 def test_while_the_directory_is_gone_the_error_is_temporary(
     tmp_path: Path, deletes_lock: bool
@@ -408,7 +386,7 @@ def test_while_the_directory_is_gone_the_error_is_temporary(
     assert (numbers_in(away / "f.jsonl"), numbers_in(home / "f.jsonl")) == ([1], [2])
 
 
-@posix
+@needs_fork
 def test_a_failed_compression_is_raised_once_and_made_up_for_later(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -477,7 +455,7 @@ def test_a_torn_line_may_be_long_and_hold_anything(
     assert Path(f"{path}.torn").read_bytes() == torn + b"\n"
 
 
-@posix
+@needs_fork
 def test_what_another_process_tore_while_the_file_was_open_is_set_aside_too(path: str) -> None:
     for make in (JsonlSink, careless):
         Path(path).unlink(missing_ok=True)
@@ -527,7 +505,7 @@ def run_crowd(path: str) -> None:
     crowd = [forked(lambda: run(1000 * n)) for n in range(1, 5)]
     os.close(gate)
     os.close(opener)
-    assert [exit_status(pid) for pid in crowd] == [0] * 4
+    assert [exit_code(pid) for pid in crowd] == [0] * 4
     found = numbers_in_all(path)
     assert len(found) == 800
     for n in range(1, 5):
@@ -536,13 +514,13 @@ def run_crowd(path: str) -> None:
         )
 
 
-@posix
+@needs_fork
 def test_four_processes_append_and_rotate_at_once_and_nothing_is_lost(path: str) -> None:
     run_crowd(path)
     assert os.path.exists(f"{path}.19") and not os.path.exists(f"{path}.torn")
 
 
-@posix
+@needs_fork
 def test_the_crowd_harness_notices_a_missing_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -584,7 +562,7 @@ def try_lock(lock: str, kind: str) -> bool:
     )
 
 
-@posix
+@needs_fork
 @pytest.mark.parametrize(("kind", "freed"), [("LockFile", True), ("flock", False)])
 def test_the_lock_is_freed_by_kill_though_a_forked_child_lives_on(
         path: str, kind: str, freed: bool, spawn: Callable[..., subprocess.Popen[str]]) -> None:
@@ -596,7 +574,7 @@ def test_the_lock_is_freed_by_kill_though_a_forked_child_lives_on(
     assert try_lock(path, kind) is freed
 
 
-@posix
+@needs_fork
 def test_two_processes_that_share_two_files_in_either_order_are_not_taken_for_a_deadlock(
     tmp_path: Path,
 ) -> None:
@@ -624,14 +602,14 @@ def test_two_processes_that_share_two_files_in_either_order_are_not_taken_for_a_
         os.read(gate, 1)
         with two:
             pass
-    assert exit_status(pid) == 0
+    assert exit_code(pid) == 0
     for lock in (one, two):
         lock.leave()
     for fd in (gate, opener):
         os.close(fd)
 
 
-@posix
+@needs_fork
 def test_a_lock_that_somebody_never_gives_back_is_an_error_that_names_it_and_not_a_hang(
     path: str, spawn: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -658,7 +636,7 @@ def test_a_lock_that_somebody_never_gives_back_is_an_error_that_names_it_and_not
     assert numbers_in(path) == [1]
 
 
-@posix
+@needs_fork
 @pytest.mark.parametrize("opens_lock_file", [False, True])
 def test_a_forked_child_opens_and_closes_its_sinks_without_freeing_the_parents_lock(
         path: str, opens_lock_file: bool) -> None:
@@ -680,7 +658,7 @@ def test_a_forked_child_opens_and_closes_its_sinks_without_freeing_the_parents_l
         sink.close()
 
 
-@posix
+@needs_fork
 @pytest.mark.parametrize("opens_again", [True, False])
 def test_parent_and_forked_child_both_write_on(path: str, opens_again: bool) -> None:
     sink = JsonlSink(path, max_bytes=3 * SIZE, backups=20)

@@ -26,6 +26,7 @@ from bgworker.model.records import OUTPUT, Batch, TaskState
 from bgworker.sinks import linefile
 from bgworker.sinks.lockfile import rotate
 from bgworker.sinks.jsonl import JsonlSink
+from tests.support import ROOT
 
 NOW = datetime(2026, 11, 23, 14, 46, tzinfo=timezone.utc)
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has neither")
@@ -226,7 +227,7 @@ def test_without_permission_it_is_refused_for_good_and_leaves_no_trace(what: str
             capture_output=True,
             text=True,
             timeout=60,
-            cwd=Path(wire.__file__).parents[2],
+            cwd=ROOT,
         )
         assert os.listdir(top) == (["debug.jsonl"] if what == "file" else [])
         os.chmod(top, 0o700)
@@ -383,7 +384,7 @@ def test_the_error_output_of_a_process_is_a_sink() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
-        cwd=Path(wire.__file__).parents[2],
+        cwd=ROOT,
         input=wire.encode_lines(events(1, 2)),
         timeout=60,
     )

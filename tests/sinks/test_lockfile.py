@@ -14,11 +14,9 @@ import pytest
 
 from bgworker.sinks import lockfile as files
 from bgworker.sinks.lockfile import LockFile
+from tests.support import ROOT, needs_fork
 
-ROOT = Path(files.__file__).parents[2]
 FAR = 1 + 0xFFF_FFFF_FFFF_FFFF
-posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
 OTHER = """
 import sys
 from bgworker.sinks.lockfile import LockFile
@@ -120,7 +118,7 @@ def test_asking_creates_no_lock_file(lock: LockFile, path: str) -> None:
     assert not os.path.exists(path)
 
 
-@posix
+@needs_fork
 def test_a_process_that_asked_first_can_still_lock_and_hold(
     lock: LockFile, other: subprocess.Popen[str]
 ) -> None:
@@ -130,7 +128,7 @@ def test_a_process_that_asked_first_can_still_lock_and_hold(
     assert ask(other, "is_held 8") == "True"
 
 
-@posix
+@needs_fork
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write to everything")
 def test_who_may_only_read_the_lock_file_may_ask(
     lock: LockFile, path: str, other: subprocess.Popen[str]
@@ -140,7 +138,7 @@ def test_who_may_only_read_the_lock_file_may_ask(
     assert lock.is_held(7) and not lock.is_held(8)
 
 
-@posix
+@needs_fork
 def test_who_asked_through_a_descriptor_that_only_reads_can_still_lock_later(
     lock: LockFile, path: str, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +157,7 @@ def test_who_asked_through_a_descriptor_that_only_reads_can_still_lock_later(
     assert ask(other, "is_held 8") == "True"
 
 
-@posix
+@needs_fork
 def test_what_was_held_on_a_deleted_file_counts_again_from_the_next_use_of_the_lock(
         lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
     lock.hold(7)
@@ -173,7 +171,7 @@ def test_what_was_held_on_a_deleted_file_counts_again_from_the_next_use_of_the_l
     assert (ask(other, "is_held 7"), ask(other, "is_held 8")) == ("True", "True")
 
 
-@posix
+@needs_fork
 def test_a_byte_counts_as_abandoned_only_on_the_file_on_which_it_was_held(
         lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
     assert not lock.is_abandoned(7), "there is no file"
@@ -200,7 +198,7 @@ def test_nothing_is_held_once_the_last_user_has_left(
     assert ask(other, "is_held 7") == "False"
 
 
-@posix
+@needs_fork
 def test_a_forked_child_holds_nothing_and_takes_nothing_from_its_parent(
         lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
     lock.hold(7)
@@ -217,7 +215,7 @@ def test_a_forked_child_holds_nothing_and_takes_nothing_from_its_parent(
     assert (ask(other, "is_held 7"), ask(other, "is_held 8")) == ("True", "False")
 
 
-@posix
+@needs_fork
 def test_the_harness_would_notice_a_byte_that_is_held_in_name_only(
         lock: LockFile, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with lock:
@@ -251,7 +249,7 @@ def test_threads_that_hold_lock_and_ask_at_once_do_not_disturb_each_other(lock: 
 # -- the file itself --
 
 
-@posix
+@needs_fork
 def test_the_file_notes_who_died_and_who_has_not_recorded_its_end_and_does_not_grow_with_the_others(
         lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
     for number in range(1, 300):
@@ -296,7 +294,7 @@ def test_a_file_that_holds_something_else_is_locked_and_not_written_to(
     assert Path(path).read_bytes() == content
 
 
-@posix
+@needs_fork
 def test_a_huge_file_is_not_read(lock: LockFile, path: str) -> None:
     import tracemalloc
 
@@ -311,7 +309,7 @@ def test_a_huge_file_is_not_read(lock: LockFile, path: str) -> None:
         tracemalloc.stop()
 
 
-@posix
+@needs_fork
 def test_a_hard_link_to_another_file_is_not_written_to(
     lock: LockFile, path: str, tmp_path: Path
 ) -> None:

@@ -32,10 +32,9 @@ from bgworker import (
 )
 from bgworker.model import wire
 from bgworker.park import replay
-from bgworker.sinks import opening
 from bgworker.testing import FlakySink
+from tests.support import environment
 
-ROOT = Path(opening.__file__).parents[2]
 NOW = datetime(2026, 11, 23, 14, 46, tzinfo=timezone.utc)
 OTHER = 65534
 posix = pytest.mark.skipif(
@@ -395,7 +394,7 @@ def test_a_relative_path_in_a_directory_that_is_gone_is_an_error_of_one_line(
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
     )
     assert (done.stderr, done.stdout.count("\n")) == ("", 2)
     assert (

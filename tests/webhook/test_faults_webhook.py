@@ -13,14 +13,12 @@ import socket
 import ssl
 import subprocess
 import sys
-import textwrap
 import threading
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -54,9 +52,9 @@ from tests.receiver import (
     judge,
     raw,
 )
-from tests.delivery.test_courier import FAST, Line, line, wait_until
+from tests.support import ROOT, until
+from tests.couriers import FAST, Line, line
 
-ROOT = Path(__file__).resolve().parents[2]
 NOW = 1_795_445_160.0  # 2026-11-23T14:46:00Z
 STATE = TaskState("1" * 32, "task", "2" * 32, 0)
 
@@ -429,7 +427,7 @@ def test_a_fault_that_stays_has_a_batch_parked_and_the_next_held_until_it_is_men
     fault, message = TEMPORARY[name]
     with Receiver(always=fault) as receiver, delivery(receiver, tmp_path) as (_, it):
         it.say(*"abcd")
-        wait_until(lambda: it.health().parked == 2 and it.health().retries > FAST.attempts + 3)
+        until(lambda: it.health().parked == 2 and it.health().retries > FAST.attempts + 3)
         health = it.health()
         assert (
             account(health) == {"emitted": 4, "parked": 2, "pending": 2} and health.state == "open"
@@ -467,7 +465,7 @@ def test_nobody_listens_until_somebody_does(tmp_path: Path) -> None:
         pass
     with delivery(gone, tmp_path) as (sink, it):
         it.say(*"abcd")
-        wait_until(lambda: it.health().parked == 2 and it.health().retries > FAST.attempts + 3)
+        until(lambda: it.health().parked == 2 and it.health().retries > FAST.attempts + 3)
         assert account(it.health()) == {"emitted": 4, "parked": 2, "pending": 2}
         with Receiver(always=TAKE, port=gone.port) as receiver:
             assert it.flush()
@@ -506,7 +504,7 @@ def test_a_receiver_that_reads_nothing_costs_the_timeout_and_no_more(tmp_path: P
         delivery(receiver, tmp_path, timeout=0.5) as (sink, it),
     ):
         it.say("x" * 20_000_000)  # more than the buffers of both sides hold
-        wait_until(lambda: it.health().parked == 1)
+        until(lambda: it.health().parked == 1)
         is_over.set()
         complaint = f"cannot reach http://127.0.0.1:{receiver.port}: no answer within 0.5 s"
         assert [str(error) for error in sink.errors] == [complaint] * FAST.attempts
@@ -527,7 +525,7 @@ def test_what_is_about_the_request_parks_each_batch_whole_after_one_attempt(
         with delivery(receiver, tmp_path) as (_, it):
             it.say(*"abcd")
             assert it.flush()
-            wait_until(lambda: it.health().parked == 4)
+            until(lambda: it.health().parked == 4)
             health = it.health()
     assert account(health) == {"emitted": 4, "parked": 4} and (health.retries, health.state) == (
         0,
@@ -547,7 +545,7 @@ def test_what_is_about_an_event_parks_that_one_and_delivers_its_neighbours(
         with line(Watched(receiver.url), park=tmp_path / "park") as it:
             it.say("a", "b", "bad", "c", "d")
             assert it.flush()
-            wait_until(lambda: it.health().parked)
+            until(lambda: it.health().parked)
             health = it.health()
     assert account(health) == {"emitted": 5, "delivered": 4, "parked": 1}
     assert (health.retries, health.state) == (0, "ok")
@@ -562,7 +560,7 @@ def test_a_batch_that_is_too_large_comes_in_parts_and_an_event_that_is_too_large
         with line(Watched(receiver.url), park=tmp_path / "park") as it:
             it.say(*["x" * 30] * 8, "y" * 101, *["z" * 30] * 7)
             assert it.flush()
-            wait_until(lambda: it.health().parked)
+            until(lambda: it.health().parked)
             health = it.health()
     assert account(health) == {"emitted": 16, "delivered": 15, "parked": 1}
     assert receiver.payloads == ["x" * 30] * 8 + ["z" * 30] * 7 and parked_payloads(
@@ -600,7 +598,7 @@ def test_what_somebody_has_to_mend_holds_everything_beyond_all_attempts(
 ) -> None:
     with Receiver(always=answer(status)) as receiver, delivery(receiver, tmp_path) as (sink, it):
         it.say(*"abcd")
-        wait_until(lambda: it.health().retries > 5 * FAST.attempts)
+        until(lambda: it.health().retries > 5 * FAST.attempts)
         health = it.health()
         assert account(health) == {"emitted": 4, "pending": 4} and health.state == "open"
         assert len({request.message_id for request in receiver.requests}) == 1
@@ -617,7 +615,7 @@ def test_a_receiver_that_is_gone_gets_no_further_request_and_all_is_parked(tmp_p
         assert not it.flush()
         it.say("g")
         assert not it.flush()
-        wait_until(lambda: it.health().parked == 5)
+        until(lambda: it.health().parked == 5)
         health = it.health()
         assert (
             account(health) == {"emitted": 7, "delivered": 2, "parked": 5}
@@ -638,7 +636,7 @@ def test_without_a_park_file_what_is_given_up_is_dropped_and_counted_by_its_reas
 ) -> None:
     with Receiver(always=answer(status)) as receiver, line(Watched(receiver.url)) as it:
         it.say(*"abcd")
-        wait_until(lambda: it.health().dropped == 4)
+        until(lambda: it.health().dropped == 4)
         assert it.health().dropped_by_reason == {reason: 4}
         it.close(0.5)  # with the loss still to be told, which it goes on to try
 
@@ -665,7 +663,7 @@ def test_a_certificate_that_is_not_to_be_trusted_keeps_everything_here(
         delivery(receiver, tmp_path) as (sink, it),
     ):
         it.say(*"ab")
-        wait_until(lambda: it.health().parked == 2)
+        until(lambda: it.health().parked == 2)
         health = it.health()
     assert account(health) == {"emitted": 2, "parked": 2} and health.state == "open"
     assert receiver.requests == [], "not a byte of it was sent"
@@ -920,7 +918,7 @@ class Mortal:
     def wait_for_load(self) -> None:
         """Wait until another message has come."""
         heard = self.log.stat().st_size
-        wait_until(lambda: self.log.stat().st_size > heard)
+        until(lambda: self.log.stat().st_size > heard)
 
     def kill(self) -> None:
         assert self._process is not None and self._process.stdout is not None
@@ -1102,7 +1100,7 @@ def test_no_secret_is_in_a_repr_a_log_line_a_health_record_an_event_a_park_file_
                 pool.register_sink(sink, name="it", options=SinkOptions(
                     park=park, retry=RetryPolicy(attempts=2, base=0.001, cap=0.002)))
                 pool.submit(lambda the_sink: current_task().output(repr(the_sink)), sink).wait(SOON)
-                wait_until(lambda: sink.errors)
+                until(lambda: sink.errors)
                 pool.flush(0.02)
                 told += [repr(pool.sinks), repr(sink), repr(sink._keys), repr(pool.tasks())]
             told += [park.read_text(encoding="utf-8") if park.exists() else "", repr(pool.sinks)]

@@ -17,7 +17,6 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,8 +52,8 @@ from bgworker.webhook import cloudevents, signing
 from bgworker.webhook.cloudevents import Runs, encode_batch
 from bgworker.webhook.sink import VerificationError, new_secret, verify
 from tests.receiver import OTHER_SECRET, SECRET, SOON, Receiver, Request, answer
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NS = 1_795_445_160_123_456_789  # 2026-11-23T14:46:00.123456Z
 RUN, TASK = "b" * 32, "a" * 32
 STATE = TaskState(TASK, "task", RUN, NS)
