@@ -168,8 +168,8 @@ class Pool:
                 # an interrupt: who is not given the task cannot want it to run
                 task.cancel("no thread" if isinstance(error, ShutdownError) else "interrupted")
                 raise
-            if self._queue.qsize() > MOST_STALE + 2 * len(self.calls):
-                self._drop_stale()
+        if self._queue.qsize() > MOST_STALE + 2 * len(self.calls):
+            self._drop_stale()
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers. New ones start as they are needed, surplus ones end after
@@ -198,8 +198,7 @@ class Pool:
     def cancel_pending(self, reason: str) -> None:
         """Cancel every task that waits."""
         tasks = [task for task in list(self.calls) if task._cancel_quietly(reason)]
-        with self._lock:
-            self._drop_stale()
+        self._drop_stale()
         for task in tasks:
             task._tell()
 
@@ -465,8 +464,7 @@ class Pool:
         """Fail what waits: there is no worker for it."""
         for task in list(self.calls):
             task._fail(_again(error))
-        with self._lock:
-            self._drop_stale()
+        self._drop_stale()
 
     def _do_apart(self, action: Callable[[], object]) -> None:
         """Have a new thread do something that may block; do it here if there can be none."""
@@ -478,17 +476,21 @@ class Pool:
 
     def _drop_stale(self) -> None:
         """Take out what was run by who waited for it, or cancelled: the queue must not hold its
-        results. Under the lock."""
-        kept = []
-        while True:
-            try:
-                task = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if task is None or not task._has_begun:
-                kept.append(task)
-        for task in kept:
-            self._queue.put(task)
+        results. Without the lock, which nobody's ``__del__`` may run under."""
+        kept: list[Task[Any] | None] = []
+        stale: list[Task[Any]] = []
+        with self._lock:
+            while True:
+                try:
+                    task = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if task is None or not task._has_begun:
+                    kept.append(task)
+                else:
+                    stale.append(task)
+            for task in kept:
+                self._queue.put(task)
 
     def _next(self, worker: Worker) -> Task[Any] | None:
         """Return the next task to run, or None when this worker is to end."""

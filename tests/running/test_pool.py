@@ -582,6 +582,25 @@ def test_the_queue_keeps_no_result_of_what_was_run_by_who_waited_for_it() -> Non
     assert len(results) == 1000
 
 
+def test_no_result_is_let_go_under_the_lock_of_the_pool() -> None:
+    asked: list[bool] = []
+
+    class Result:
+        def __del__(self) -> None:
+            asking = threading.Thread(target=pool.health)
+            asking.start()
+            asking.join(LONG if all(asked) else 0)
+            asked.append(not asking.is_alive())
+
+    def wait_for_many() -> None:
+        for _ in range(200):
+            pool.submit(Result).result()
+
+    with Scheduler(1, keep_finished=0) as pool:
+        pool.submit(wait_for_many).result(LONG)
+    assert len(asked) == 200 and all(asked)
+
+
 # -- what ends is a task, not a thread --
 
 
