@@ -78,6 +78,11 @@ class LightFuture(Future["T"]):
         def _waiters(self, told: list[Any]) -> None:
             self._told = told
 
+    @property
+    def _is_watched(self) -> bool:
+        """True while somebody waits for this future and others at once."""
+        return bool(self._told)
+
     def _notice_waiter(self) -> None:
         """Called when somebody is about to wait for this future and others at once."""
 

@@ -102,6 +102,7 @@ class Task(LightFuture["T"]):
     # task.
     _context: TaskContext | None = None  # while it runs
     _stop_reason: str | None = None
+    _watched_by: tuple[int, ...] = ()
     _has_timeout = False
     """True when its run will have a deadline."""
     _captures_output = False

@@ -8,7 +8,9 @@ an event loop (``asyncio.wrap_future``) and those for several tasks at once
 *helper*, one more thread, which runs the tasks that are waited for.
 
 A wait whose chain leads back to the waiting task could never end: it raises `PoolDeadlock`. A
-``result(timeout)`` ends by itself, so nothing of this concerns it.
+``result(timeout)`` ends by itself, so nothing of this concerns it. Nobody can tell whether a wait
+for several has a timeout, or is content with one of them: a circle of those is not found, and
+stands still as in a ``ThreadPoolExecutor``.
 
 All of it runs on the thread that waits, except where a docstring says otherwise.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 import sys
 import threading
 from functools import partial
+from threading import get_ident
 from weakref import ref
 
 from ..model.errors import PoolDeadlock, ShutdownError
@@ -45,6 +48,11 @@ if TYPE_CHECKING:
         def _reacts_to_cancel(self) -> bool: ...
         def done(self) -> bool: ...
         def running(self) -> bool: ...
+        _watched_by: tuple[int, ...]
+        """The threads, by their identifiers, that have waited for it and for others at once."""
+
+        @property
+        def _is_watched(self) -> bool: ...
         def _run(self) -> bool: ...
         def _fail(self, error: BaseException) -> bool: ...
         def _end_interrupted(self, error: BaseException) -> None: ...
@@ -229,6 +237,8 @@ class Waits:
             return
         if task in worker.running:
             raise _circle(worker, task)
+        if get_ident() not in task._watched_by:
+            task._watched_by += (get_ident(),)  # by one thread at a time: it has the future's lock
         if not task._has_begun:
             _refuse_depth(worker, task)
             try:
@@ -314,11 +324,12 @@ class Waits:
         return {each.thread for each in held_up}
 
     def _waits_for(self, waiting: Worker, worker: Worker) -> bool:
-        return any(
-            task in worker.running and not task.done()
-            for tasks in waiting.waits_for.values()
-            for task in tasks
-        )
+        awaited = {task for tasks in waiting.waits_for.values() for task in tasks}
+        return any([
+            not task.done()
+            and (task in awaited or (task._is_watched and waiting.thread.ident in task._watched_by))
+            for task in worker.running.copy()
+        ])
 
     def _leads_back(self, worker: Worker, task: Work) -> bool:
         """Tell whether ``task`` waits for one that runs on the worker's thread, directly or through

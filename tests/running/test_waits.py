@@ -7,6 +7,7 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any
 
 import pytest
@@ -71,6 +72,60 @@ def test_a_shutdown_inside_a_task_does_not_wait_for_those_that_wait_for_that_tas
         time.sleep(0.001)
     awaited.set()
     assert outer.result(LONG) == middle.result(LONG) == inner.result(LONG) == "shut down"
+    pool.shutdown()
+
+
+@pytest.mark.parametrize(
+    "wait_for",
+    [lambda task: wait([task]),
+     lambda task: list(concurrent.futures.as_completed([task])),
+     lambda task: wait([task], return_when=FIRST_COMPLETED)],
+    ids=["wait", "as_completed", "first"],
+)
+def test_nor_for_those_that_wait_for_that_task_and_for_others_at_once(
+    wait_for: Callable[[Any], object],
+) -> None:
+    pool = Scheduler(4)
+    awaited = threading.Event()
+
+    def shuts_down() -> str:
+        assert awaited.wait(LONG)
+        pool.shutdown()
+        return "shut down"
+
+    def waits() -> str:
+        wait_for(inner)
+        return inner.result(0)
+
+    inner = pool.submit(shuts_down)
+    outer = pool.submit(waits)
+    deadline = time.monotonic() + LONG
+    while not inner._is_watched:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    awaited.set()
+    assert outer.result(LONG) == "shut down"
+    pool.shutdown()
+
+
+def test_a_shutdown_inside_a_task_waits_for_one_that_has_ceased_to_wait_for_that_task() -> None:
+    pool = Scheduler(4)
+    tired, go_on = threading.Event(), threading.Event()
+
+    def shuts_down() -> bool:
+        assert tired.wait(LONG)
+        threading.Timer(0.2, go_on.set).start()
+        pool.shutdown()
+        return outer.done()
+
+    def waits() -> None:
+        wait([inner], timeout=0.01)
+        tired.set()
+        assert go_on.wait(LONG)
+
+    inner = pool.submit(shuts_down)
+    outer = pool.submit(waits)
+    assert inner.result(LONG)
     pool.shutdown()
 
 
