@@ -17,11 +17,13 @@ Everything runs on the thread that speaks. Guarantees, while a task with ``captu
 
 How. Stand-ins take the places of ``sys.stdout``, ``sys.stderr``, ``Logger.callHandlers`` (a root
 handler would miss ``propagate=False`` and switch off ``lastResort``) and ``warnings._showwarnmsg``
-(``catch_warnings`` puts `showwarning` back at any time) with the first such task, and leave them
-after the last. They hand down with capture off, so that no text comes twice: neither a handler's
-line on ``sys.stderr`` nor the text of a ``sys.stdout`` that is a logger.
+(``catch_warnings`` puts `showwarning` back at any time) with the first such task, and stay: a
+stream that comes and goes in the place of ``sys.stdout`` may be freed under another thread's
+``print``, which crashes the interpreter (gh-130163, mended in 3.13.3). They hand down with capture
+off, so that no text comes twice: neither a handler's line on ``sys.stderr`` nor the text of a
+``sys.stdout`` that is a logger.
 
-A stream that somebody puts in the place of ``sys.stdout`` meanwhile gets the text from then on and
+A stream that somebody else puts in the place of ``sys.stdout`` gets the text from then on and
 stays; the next task to start captures it too. So ``redirect_stdout`` inside a task takes text from
 its streams, and around it does not.
 """
@@ -65,23 +67,14 @@ class Capture:
 
     def __enter__(self) -> None:
         with _lock:
-            _running.add(self)
             _stand_in()
         self._token = _capturing.set(self)
 
     def __exit__(self, *exc_info: object) -> None:
         _capturing.reset(self._token)
         self.flush()
-        self.close()
-        with _lock:
-            _running.discard(self)
-            if not _running:
-                _step_back()
-
-    def close(self) -> None:
-        """Emit nothing more, also where contexts outlive the task and still hold this."""
-        context, self._context = self._context, None
-        if context is not None:
+        context, self._context = self._context, None  # from now on contexts that outlive the task,
+        if context is not None:  # and still hold this, emit nothing
             context._flush = None
 
     @property
@@ -137,6 +130,11 @@ class StandIn:
         object.__setattr__(self, "bgworker_told", told)
 
 
+def _asked(function: Callable[[Any], Any]) -> Any:
+    """Return a method that asks what stands below."""
+    return lambda self: function(self.bgworker_below)
+
+
 class Router(StandIn):
     """Stands in for ``sys.stdout`` or ``sys.stderr``, and shows its attributes, class, return
     values and exceptions."""
@@ -177,26 +175,8 @@ class Router(StandIn):
     # what Python asks of the type, not of the object; `structlog`, for one, keeps its locks by weak
     # references to streams
 
-    def __repr__(self) -> str:
-        return repr(self.bgworker_below)
-
     def __eq__(self, other: object) -> bool:
         return self is other or bool(self.bgworker_below == getattr(other, "bgworker_below", other))
-
-    def __hash__(self) -> int:
-        return hash(self.bgworker_below)
-
-    def __bool__(self) -> bool:
-        return bool(self.bgworker_below)
-
-    def __dir__(self) -> list[str]:
-        return dir(self.bgworker_below)
-
-    def __iter__(self) -> Any:
-        return iter(self.bgworker_below)
-
-    def __next__(self) -> Any:
-        return next(self.bgworker_below)
 
     def __enter__(self) -> Router:
         self.bgworker_below.__enter__()
@@ -204,6 +184,9 @@ class Router(StandIn):
 
     def __exit__(self, *exc_info: Any) -> Any:
         return self.bgworker_below.__exit__(*exc_info)
+
+    __repr__, __hash__, __bool__ = _asked(repr), _asked(hash), _asked(bool)
+    __dir__, __iter__, __next__ = _asked(dir), _asked(iter), _asked(next)
 
     if not TYPE_CHECKING:
         @property
@@ -279,13 +262,7 @@ def _hand_down(function: Callable[..., Any], *args: Any) -> Any:
         _capturing.reset(token)
 
 
-# guards all below and our changes of the places; re-entrant because a finaliser may run a task
-_lock = RLock()
-_running: set[Capture] = set()
-# Used again, and never let go at once: `print` holds no reference to the sys.stdout that it writes
-# to, and crashes the interpreter if another thread frees that meanwhile (gh-130163, mended in
-# 3.13.3).
-_recent: list[StandIn] = []
+_lock = RLock()  # guards our changes of the places; re-entrant because a finaliser may run a task
 _nowhere = _Nowhere()
 
 
@@ -303,41 +280,18 @@ def _places() -> tuple[tuple[Any, str, type[StandIn], object], ...]:
 def _stand_in() -> None:
     """Take every place in which we do not stand yet, not even below stand-ins of other copies."""
     for owner, name, kind, told in _places():
-        below = found = vars(owner).get(name, _places)
+        if name not in vars(owner):
+            continue
+        below = found = vars(owner)[name]
         while not issubclass(type(found), StandIn) and hasattr(type(found), "bgworker_below"):
             found = found.bgworker_below
-        if found is not _places and not issubclass(type(found), StandIn):
-            below = _nowhere if below is None else below
-            stand_in = next(
-                (
-                    each
-                    for each in _recent
-                    if each.bgworker_below is below and each.bgworker_told is told
-                ),
-                None,
-            ) or kind(below, told)
-            _recent[:] = [*(each for each in _recent if each is not stand_in), stand_in][-16:]
-            setattr(owner, name, stand_in)
-
-
-def _step_back() -> None:
-    """Give back every place that is still ours. Where somebody else stands above us we stay, and
-    only hand down."""
-    for owner, name, _, _ in _places():
-        current = vars(owner).get(name)
-        if issubclass(type(current), StandIn):
-            # what another thread assigns between this and the next line is lost
-            setattr(
-                owner, name, None if current.bgworker_below is _nowhere else current.bgworker_below
-            )
+        if not issubclass(type(found), StandIn):
+            setattr(owner, name, kind(_nowhere if below is None else below, told))
 
 
 @in_child
-def _start_afresh() -> None:
-    """In a forked child: capture nothing, because the tasks are the parent's, also the one that
-    forked."""
+def _renew_lock() -> None:
+    """In a forked child: the lock may be held by a thread that is not here. The tasks are the
+    parent's, and what is captured of them is silent here."""
     global _lock
     _lock = RLock()
-    while _running:
-        _running.pop().close()
-        _step_back()
