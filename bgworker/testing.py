@@ -14,8 +14,8 @@ import inspect
 import os
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from time import sleep
 
 from .delivery.loop import SinkLoop
@@ -93,26 +93,18 @@ class MemorySink:
             AssertionError: it did not come in time; tells what there is instead.
         """
         def is_met() -> object:
-            if callable(condition):
-                return condition([event for batch in self._batches for event in batch])
-            return sum(map(len, self._batches)) >= condition
+            events = self.events
+            return condition(events) if callable(condition) else len(events) >= condition
 
         with self._news:
-            if not self._news.wait_for(is_met, timeout):
-                count = sum(map(len, self._batches))
-                last = next(
-                    (
-                        f", the last a {batch[-1].type}"
-                        for batch in reversed(self._batches)
-                        if batch
-                    ),
-                    "",
-                )
-                wanted = "the condition" if callable(condition) else f"{condition} events"
-                raise AssertionError(
-                    f"waited {timeout:g} s for {wanted}; there are {count} events{last}"
-                )
-        return self.events
+            if self._news.wait_for(is_met, timeout):
+                return self.events
+            events = self.events
+        wanted = "the condition" if callable(condition) else f"{condition} events"
+        last = f", the last a {events[-1].type}" if events else ""
+        raise AssertionError(
+            f"waited {timeout:g} s for {wanted}; there are {len(events)} events{last}"
+        )
 
     def open(self) -> None:
         """Note it; after a fork, begin anew."""
@@ -139,7 +131,6 @@ class MemorySink:
 # -- a sink that fails on cue --
 
 
-@dataclass(frozen=True)
 class Step:
     """One step of a `FlakySink`'s script: what the next calls do. Write your own, or use `fail`,
     `Hang` and the others.
@@ -150,8 +141,9 @@ class Step:
         times: how many calls it is for; None is for all that follow.
     """
 
-    act: Act
-    times: int | None = 1
+    def __init__(self, act: Act, times: int | None = 1) -> None:
+        self.act = act
+        self.times = times
 
 
 def work(times: int | None = 1) -> Step:
@@ -216,22 +208,18 @@ class Hang(Step):
     """
 
     def __init__(self, error: BaseException | None = None) -> None:
-        super().__init__(self._act)
-        object.__setattr__(self, "error", error)
-        object.__setattr__(self, "entered", threading.Event())
-        object.__setattr__(self, "_released", threading.Event())
-
-    error: BaseException | None
-    """What it raises once released."""
-    entered: threading.Event
-    """Set when a call hangs in it."""
-    _released: threading.Event
+        super().__init__(self._hang)
+        self.error = error
+        """What it raises once released."""
+        self.entered = threading.Event()
+        """Set when a call hangs in it."""
+        self._released = threading.Event()
 
     def release(self) -> None:
         """Let the call go on; any thread."""
         self._released.set()
 
-    def _act(self, events: Sequence[Event], write: Write) -> None:
+    def _hang(self, events: Sequence[Event], write: Write) -> None:
         self.entered.set()
         self._released.wait()
         if self.error is not None:
@@ -273,10 +261,10 @@ class FlakySink:
         """May be changed at any time; None when there is no poison."""
         self._lock = threading.Lock()  # guards all below
         self._scripts = {
-            "open": list(on_open),
-            "write": list(steps),
-            "flush": list(on_flush),
-            "close": list(on_close),
+            "open": _spelled_out(on_open),
+            "write": _spelled_out(steps),
+            "flush": _spelled_out(on_flush),
+            "close": _spelled_out(on_close),
         }
         self._attempts: list[list[Event]] = []
         self._acknowledged: list[Event] = []
@@ -303,7 +291,7 @@ class FlakySink:
     def then(self, *steps: Step) -> None:
         """Add steps to what the writes do; any thread."""
         with self._lock:
-            self._scripts["write"] += steps
+            self._scripts["write"] += _spelled_out(steps)
 
     def recover(self) -> None:
         """Forget the steps that the writes have not come to, and the poison; any thread."""
@@ -339,18 +327,20 @@ class FlakySink:
         with self._lock:
             self._calls.append(what)
             script = self._scripts[what]
-            step = script.pop(0) if script else None
-            if step is not None and (step.times is None or step.times > 1):
-                script.insert(0, Step(step.act, None if step.times is None else step.times - 1))
-        if step is None:
-            go_on(events)
-        else:
-            step.act(events, go_on)
+            step = script[0] if script else work()
+            if script and step.times is not None:
+                del script[0]
+        step.act(events, go_on)
 
     def _pass_on(self, what: str) -> None:
         method = getattr(self.sink, what, None)
         if method is not None:
             method()
+
+
+def _spelled_out(steps: Iterable[Step]) -> list[Step]:
+    """Return each step as often as it is for; once if it is for all that follow."""
+    return [step for step in steps for _ in range(1 if step.times is None else step.times)]
 
 
 def _made(error: BaseException | Callable[[], BaseException] | None) -> BaseException:
@@ -441,6 +431,10 @@ class _Failed(Exception):
 
 
 class _Check:
+    """What `check_sink` does, all of it on one thread.
+
+    Args: as those of `check_sink`.
+    """
 
     def __init__(
         self,
@@ -449,85 +443,74 @@ class _Check:
         is_idempotent: bool,
     ) -> None:
         self.broken: list[str] = []
+        """The promises that were found broken."""
         self.step = "the factory"
+        """What is being done."""
         self._factory = factory
         self._read_back = read_back
         self._is_idempotent = is_idempotent
         self._written: list[Event] = []
 
     def run(self) -> None:
+        """Use sinks in each way."""
         for scenario in (self._use, self._leave_unused, self._fail):
-            loop = SinkLoop()
+            self._loop = SinkLoop()
             try:
-                scenario(loop)
+                scenario()
             except _Failed:
                 pass
             except BaseException as error:
                 # the thread's boundary: whatever it is, the sink led to it
                 self._break(f"{self.step} raised {describe(error)}")
             finally:
-                loop.close()
+                self._loop.close()
 
     # -- scenarios --
 
-    def _use(self, loop: SinkLoop) -> None:
-        sink = self._make()
-        self._call(loop, sink, "open")
+    def _use(self) -> None:
+        sink = self._opened()
         try:
             for what, numbered in _sample():
-                self._write_both_ways(loop, sink, what, numbered)
-            self._call(loop, sink, "flush")
+                self._write_in_each_form(sink, what, numbered)
+            self._call(sink, "flush")
             if hasattr(sink, "flush"):
                 self._compare(sink, "after flush")
             if hasattr(sink, "open"):
-                self._call(loop, sink, "open", "open, called again as in a forked child,")
-                self._write(
-                    loop,
-                    sink,
-                    "a batch after open was called again",
-                    [records.event(_record(7, 1))],
-                )
+                self._call(sink, "open", "open, called again as in a forked child,")
+                self._write(sink, "a batch after open was called again", _events(7, 1))
         finally:
-            self._call(loop, sink, "close")
+            self._call(sink, "close")
         self._compare(sink, "after close")
         if self._is_idempotent and self._read_back is not None:
-            self._deliver_again(loop)
+            self._deliver_again()
 
-    def _deliver_again(self, loop: SinkLoop) -> None:
-        sink = self._make()
-        self._call(loop, sink, "open")
-        again, self._written = self._written, []
+    def _deliver_again(self) -> None:
+        again = list(self._written)
+        sink = self._opened()
         try:
-            self._write(loop, sink, "events that came before", again)
+            self._write(sink, "events that came before", again)
         finally:
-            self._call(loop, sink, "close")
-        wanted = set(map(_key, again))
-        seen: set[object] = set()
-        for event in self._read(sink):
-            key = _key(event)
-            if key is not None and key in wanted and key in seen:
+            self._call(sink, "close")
+        kept = Counter(map(_key, self._read(sink)))
+        for task_id, seq in map(_key, again):
+            if kept[task_id, seq] > 1:
                 self._break(
-                    f"events that are delivered twice are kept twice: task {key[0]}, seq {key[1]}"
+                    f"events that are delivered twice are kept twice: task {task_id}, seq {seq}"
                 )
                 return
-            seen.add(key)
 
-    def _leave_unused(self, loop: SinkLoop) -> None:
-        sink = self._make()
-        self._call(loop, sink, "open")
-        self._call(loop, sink, "close", "close of a sink that was never written to")
+    def _leave_unused(self) -> None:
+        sink = self._opened()
+        self._call(sink, "close", "close of a sink that was never written to")
         if hasattr(sink, "open"):
-            self._call(loop, self._make(), "close", "close of a sink that was never opened")
+            self._call(self._made(), "close", "close of a sink that was never opened")
 
-    def _fail(self, loop: SinkLoop) -> None:
-        sink = self._make()
-        self._call(loop, sink, "open")
-        unreadable = _Unreadable([records.event(_record(8, seq)) for seq in (1, 2, 3)])
+    def _fail(self) -> None:
+        sink = self._opened()
+        unreadable = _Unreadable(_events(8, 3))
         self.step = "write of a batch that cannot be read"
         try:
-            result = sink.write(unreadable)
-            if inspect.isawaitable(result):
-                loop.finish(result)
+            self._loop.finish(sink.write(unreadable))
         except Exception:
             pass  # as it should
         else:
@@ -537,89 +520,86 @@ class _Check:
                     "delivered"
                 )
         try:
-            self._write(loop, sink, "a batch after one that failed", [records.event(_record(9, 1))])
+            self._write(sink, "a batch after one that failed", _events(9, 1))
         finally:
-            self._call(loop, sink, "close", "close after a write that failed")
+            self._call(sink, "close", "close after a write that failed")
 
     # -- steps --
 
-    def _make(self) -> Any:
+    def _made(self) -> Any:
         self.step = "the factory"
         sink: Any = self._factory()
+        faults = []
         if isinstance(sink, type):
-            self._break(f"the factory returned the class {sink.__name__}; it should return a sink")
-            raise _Failed
-        missing = [name for name in ("write", "close") if not callable(getattr(sink, name, None))]
-        wrong = [
-            name
-            for name in ("open", "flush")
-            if hasattr(sink, name) and not callable(getattr(sink, name))
-        ]
-        for name in missing:
-            self._break(f"it has no method {name}")
-        for name in wrong:
-            self._break(f"{name} is no method")
-        if missing or wrong:
+            faults.append(
+                f"the factory returned the class {sink.__name__}; it should return a sink"
+            )
+        else:
+            for name in ("write", "close", "open", "flush"):
+                method = getattr(sink, name, None)
+                if method is None and name in ("write", "close"):
+                    faults.append(f"it has no method {name}")
+                elif method is not None and not callable(method):
+                    faults.append(f"{name} is no method")
+        if faults:
+            self._break(*faults)
             raise _Failed
         batch = getattr(sink, "preferred_batch", None)
-        if batch is not None and (
-            not isinstance(batch, int) or isinstance(batch, bool) or batch < 1
-        ):
+        if batch is not None and (type(batch) is not int or batch < 1):
             self._break(f"preferred_batch: expected a whole number >= 1, got {batch!r}")
         return sink
 
-    def _call(self, loop: SinkLoop, sink: Any, name: str, what: str | None = None) -> None:
+    def _opened(self) -> Any:
+        sink = self._made()
+        self._call(sink, "open")
+        return sink
+
+    def _call(self, sink: Any, name: str, what: str | None = None, *args: object) -> None:
+        """Call a method to its end, if the sink has it."""
         method = getattr(sink, name, None)
-        if method is not None:
-            self._finish(loop, what or name, method)
-
-    def _write(self, loop: SinkLoop, sink: Any, what: str, events: Sequence[Event]) -> None:
-        self._finish(loop, f"write of {what}", lambda: sink.write(events))
-        self._written += [event for event in events if not isinstance(event, LossEvent)]
-
-    def _finish(self, loop: SinkLoop, what: str, function: Callable[[], Any]) -> None:
-        self.step = what
+        if method is None:
+            return
+        self.step = what or name
         try:
-            result = function()
-            if result is None:
-                return
-            if not inspect.isawaitable(result):
+            result = method(*args)
+            if result is None or inspect.isawaitable(result):
+                self._loop.finish(result)
+            else:
+                kind = type(result).__name__
                 self._break(
-                    f"{what.partition(' ')[0]} returned {_a(type(result).__name__)}; it should "
+                    f"{name} returned {'an' if kind[:1] in 'aeiou' else 'a'} {kind}; it should "
                     "return None, or an awaitable"
                 )
-                return
-            loop.finish(result)
         except BaseException as error:  # a third party's code: this is what we are here to tell
-            self._break(f"{what} raised {describe(error)}")
+            self._break(f"{self.step} raised {describe(error)}")
             raise _Failed from error
 
-    def _break(self, what: str) -> None:
-        if what not in self.broken:
-            self.broken.append(what)
+    def _write(self, sink: Any, what: str, batch: Sequence[Event]) -> None:
+        events = list(batch)  # first: the sink may change the batch
+        self._call(sink, "write", f"write of {what}", batch)
+        self._written += [event for event in events if not isinstance(event, LossEvent)]
 
-    def _write_both_ways(
-        self, loop: SinkLoop, sink: Any, what: str, numbered: list[records.Record]
+    def _break(self, *faults: str) -> None:
+        self.broken += [each for each in faults if each not in self.broken]
+
+    def _write_in_each_form(
+        self, sink: Any, what: str, numbered: Sequence[records.Record]
     ) -> None:
-        """Write some of the records as the lazy batch that delivery uses, the rest as a list, then
+        """Write some of the records as the lazy batch that delivery uses, some as a list, the rest
         as a lent batch."""
         third = max(1, len(numbered) // 3)
-        self._write(loop, sink, f"{what}, as a lazy batch", records.Batch(numbered[:third]))
-        rest = [records.event(record) for record in numbered[third:]]
-        as_list = rest[:third]
-        if as_list:
-            untouched = list(as_list)
-            self._write(loop, sink, f"{what}, as a list", as_list)
-            if as_list != untouched:
+        self._write(sink, f"{what}, as a lazy batch", records.Batch(numbered[:third]))
+        if as_list := [records.event(record) for record in numbered[third : 2 * third]]:
+            given = list(as_list)
+            self._write(sink, f"{what}, as a list", given)
+            if given != as_list:
                 self._break("write changes the batch that it is given")
-                self._written = [*self._written[:len(self._written) - len(as_list)], *untouched]
-        if rest[third:]:
-            self._lend(loop, sink, what, rest[third:])
+        if rest := numbered[2 * third :]:
+            self._lend(sink, what, [records.event(record) for record in rest])
 
-    def _lend(self, loop: SinkLoop, sink: Any, what: str, events: list[Event]) -> None:
+    def _lend(self, sink: Any, what: str, events: list[Event]) -> None:
         lent = _Lent(events)
-        self._finish(loop, f"write of {what}, as a sequence", lambda: sink.write(lent))
-        self._written += [event for event in events if not isinstance(event, LossEvent)]
+        self._write(sink, f"{what}, as a sequence", lent)
         lent.is_taken_back = True
         seen, was_read_late = weakref.ref(lent), lent.was_read_late
         del lent
@@ -629,29 +609,25 @@ class _Check:
 
     # -- what arrived --
 
-    def _read(self, sink: Any) -> list[Event]:
+    def _read(self, sink: Any) -> list[Any]:
         assert self._read_back is not None
         self.step = "read_back"
-        return list(self._read_back(sink))
+        return [event for event in self._read_back(sink) if not isinstance(event, LossEvent)]
 
     def _compare(self, sink: Any, when: str) -> None:
         if self._read_back is None:
             return
-        found: dict[object, Event] = {}
-        last: dict[str, int] = {}
-        disorder = ""
-        for event in self._read(sink):
-            key = _key(event)
-            if key is not None:
-                found.setdefault(key, event)
-                if key[1] < last.get(key[0], 0) and not disorder:
-                    disorder = (
-                        f"{when}, seq does not ascend in task {key[0]}: "
-                        f"{key[1]} comes after {last[key[0]]}"
-                    )
-                last[key[0]] = key[1]
-        if disorder:
-            self._break(disorder)
+        arrived = self._read(sink)
+        last: Counter[str] = Counter()
+        for event in arrived:
+            if event.seq < last[event.task_id]:
+                self._break(
+                    f"{when}, seq does not ascend in task {event.task_id}: "
+                    f"{event.seq} comes after {last[event.task_id]}"
+                )
+                break
+            last[event.task_id] = event.seq
+        found = {_key(event): event for event in reversed(arrived)}
         missing = [event for event in self._written if _key(event) not in found]
         if missing:
             self._break(
@@ -659,26 +635,22 @@ class _Check:
                 f"there, the first a {missing[0].type}"
             )
         for event in self._written:
-            there = found.get(_key(event))
-            if there is not None and _content(there) != _content(event):
+            there = _content(found.get(_key(event), event))
+            if there != _content(event):
                 self._break(
-                    f"{when}, an event has changed: {_short(_content(event))} became "
-                    f"{_short(_content(there))}"
+                    f"{when}, an event has changed: {_shown(_content(event))} became "
+                    f"{_shown(there)}"
                 )
                 break
 
 
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun[:1] in "aeiou" else f"a {noun}"
-
-
-def _short(content: object) -> str:
+def _shown(content: object) -> str:
     text = ascii(content)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _key(event: Event) -> tuple[str, int] | None:
-    return None if isinstance(event, LossEvent) else (event.task_id, event.seq)
+def _key(event: Any) -> tuple[str, int]:
+    return event.task_id, event.seq
 
 
 def _content(event: Event) -> tuple[object, ...]:
@@ -711,17 +683,26 @@ def _state(number: int) -> records.TaskState:
     return state
 
 
-def _record(task: int, seq: int) -> records.Record:
-    return _state(task), seq, records.OUTPUT, _NS + seq, f"event {seq}"
+def _outputs(task: int, count: int) -> list[records.Record]:
+    state = _state(task)
+    return [(state, seq, records.OUTPUT, _NS + seq, f"event {seq}") for seq in range(1, count + 1)]
+
+
+def _events(task: int, count: int) -> list[Event]:
+    return [records.event(record) for record in _outputs(task, count)]
 
 
 def _sample() -> list[tuple[str, list[records.Record]]]:
     """Return what to write: a description, and numbered records in order."""
-    return [("one event", _life(1)[:1]), ("events of every type", [*_life(2), *_losses()]),
-            ("events of a task that failed", _life(3, records.FAILED)),
-            ("events of a task that was cancelled", _life(4, records.CANCELLED)),
-            ("events of a task that timed out", _life(5, records.TIMED_OUT)),
-            ("many events", [_record(6, seq) for seq in range(1, 1501)])]
+    lost = "checked", "overflow", 3, {"TaskOutput": 2, "TaskProgress": 1}
+    return [
+        ("one event", _life(1)[:1]),
+        ("events of every type", [*_life(2), (None, 0, records.LOST, _NS, lost)]),
+        ("events of a task that failed", _life(3, records.FAILED)),
+        ("events of a task that was cancelled", _life(4, records.CANCELLED)),
+        ("events of a task that timed out", _life(5, records.TIMED_OUT)),
+        ("many events", _outputs(6, 1500)),
+    ]
 
 
 def _life(number: int, end: int = records.COMPLETED) -> list[records.Record]:
@@ -730,18 +711,17 @@ def _life(number: int, end: int = records.COMPLETED) -> list[records.Record]:
         (records.CREATED, None),
         (records.SCHEDULED, None),
         (records.STARTED, None),
-    ]
-    data += [
         (records.PROGRESS, (0.0, "")),
         (records.PROGRESS, (None, "no total \u2026")),
         (records.PROGRESS, (100.0, "ok")),
     ]
+    said = [
+        *_PAYLOADS,
+        ('{"a":[1,2.5,null,"\\u00e9"]}', "json", False, 0),
+        ("cut", "text", True, 100_000),
+    ]
     for kind in (records.OUTPUT, records.ERROR, records.WARNING, records.VERBOSE):
-        data += [(kind, payload) for payload in _PAYLOADS]
-        data += [
-            (kind, ('{"a":[1,2.5,null,"\\u00e9"]}', "json", False, 0)),
-            (kind, ("cut", "text", True, 100_000)),
-        ]
+        data += [(kind, each) for each in said]
     data.append((end, None))
     state.started_ns = _NS + 1000
     state.completed_ns = _NS + 10_000_000
@@ -757,15 +737,3 @@ def _life(number: int, end: int = records.COMPLETED) -> list[records.Record]:
     elif end == records.CANCELLED:
         state.failure_message = "user"
     return [(state, seq, kind, _NS + 1000 * seq, each) for seq, (kind, each) in enumerate(data, 1)]
-
-
-def _losses() -> list[records.Record]:
-    return [
-        (
-            None,
-            0,
-            records.LOST,
-            _NS,
-            ("checked", "overflow", 3, {"TaskOutput": 2, "TaskProgress": 1}),
-        )
-    ]
