@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -21,7 +22,7 @@ from ..model.records import STREAM_CODES, STREAMS, TYPES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any, Literal, Tuple
 
     Row = Tuple[Any, ...]
@@ -105,14 +106,22 @@ def time_text(time: datetime) -> str:
     return time.astimezone(timezone.utc).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
+if sys.version_info >= (3, 11):
+    _parsed = datetime.fromisoformat
+else:
+    def _parsed(text: str) -> datetime:
+        return datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
+
+
 def time_of(value: object) -> datetime | None:
     """Return the time that a table spells, in UTC; None for what spells none."""
-    text = value if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return None
     try:
-        time = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
-        if time.tzinfo is None:
-            time = time.replace(tzinfo=timezone.utc)
-        return time.astimezone(timezone.utc)
+        time = _parsed(value)
+        if time.tzinfo is timezone.utc:
+            return time
+        return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
     except (ValueError, OverflowError):
         return None
 
@@ -200,12 +209,16 @@ OPEN = (TaskStatus.CREATED, TaskStatus.SCHEDULED, TaskStatus.RUNNING)
 
 STATUSES = {status.value: status for status in TaskStatus}
 
+SEEN = f"""CASE WHEN t.status IN ({", ".join(repr(status.value) for status in OPEN)})
+  AND (r.ended_utc IS NOT NULL OR is_dead(CAST(t.run_id AS BLOB)))
+  THEN 'interrupted' ELSE t.status END"""
+"""The status of a task ``t`` of a run ``r``: interrupted if it has not ended though its run has."""
+
 _COLUMNS = (
-    "t.id", "t.status", "t.run_id", "r.ended_utc", "t.created_utc", "t.scheduled_utc",
-    "t.started_utc", "t.completed_utc", "t.duration_sec", "t.timeout_sec", "t.last_progress_pct",
-    "t.script_id", "t.script_hash", "t.last_seq", "t.name", "t.last_progress_msg",
-    "t.failure_type", "t.failure_message", "s.text", "t.arg_json", "t.metadata_json",
-    "t.invocation_info")
+    "t.key", "t.id", SEEN, "t.run_id", "t.created_utc", "t.scheduled_utc", "t.started_utc",
+    "t.completed_utc", "t.duration_sec", "t.timeout_sec", "t.last_progress_pct", "t.script_id",
+    "t.script_hash", "t.last_seq", "t.name", "t.last_progress_msg", "t.failure_type",
+    "t.failure_message", "s.text", "t.arg_json", "t.metadata_json", "t.invocation_info")
 _SHOWN = ("t.id", "t.run_id", "t.script_id", "t.script_hash", "t.name", "t.last_progress_msg",
           "t.failure_type", "t.failure_message")
 _NOT_SHOWN = ("s.text", "t.arg_json", "t.metadata_json", "t.invocation_info")
@@ -219,23 +232,17 @@ def brief(column: str) -> str:
     return f"substr({column}, 1, {MOST_CHARACTERS})"
 
 
-_FROM = ("\nFROM tasks t LEFT JOIN scripts s ON s.hash = t.script_hash "
-         "LEFT JOIN runs r ON r.run_id = t.run_id WHERE t.key = ?")
-SELECT_TASK = f"SELECT {', '.join(_COLUMNS)}{_FROM}"
-SELECT_BRIEF_TASK = "SELECT " + ", ".join(
+_FROM = ("\nFROM json_each(?) LEFT JOIN tasks t ON t.key = value "
+         "LEFT JOIN scripts s ON s.hash = t.script_hash LEFT JOIN runs r ON r.run_id = t.run_id")
+SELECT_TASKS = f"SELECT {', '.join(_COLUMNS)}{_FROM}"
+"""The tasks of a list of keys in its order; of one that is not there a row without a key."""
+SELECT_BRIEF_TASKS = "SELECT " + ", ".join(
     brief(column) if column in _SHOWN else "NULL" if column in _NOT_SHOWN else column
     for column in _COLUMNS) + _FROM
 SELECT_EACH_VALUE = tuple(f"SELECT {column}{_FROM}" for column in _COLUMNS)
-"""What `SELECT_TASK` reads, one by one: where some values are too long, the others can be had."""
+"""What `SELECT_TASKS` reads, one by one: where some values are too long, the others can be had."""
 
 TOO_LONG = "<too long to be read>"
-
-
-def judged(status: TaskStatus, run_id: str | None, run_ended: str | None,
-           dead: Collection[str]) -> TaskStatus:
-    """Return "interrupted" for a task that has not ended though its run has, else the status."""
-    is_over = status in OPEN and (run_ended is not None or run_id in dead)
-    return TaskStatus.INTERRUPTED if is_over else status
 
 
 LAST_SIGN = """max(coalesce(r.ended_utc, t.started_utc, t.created_utc), coalesce((
@@ -277,7 +284,10 @@ def _stream_event_of(task_id: str, row: Row) -> StreamEvent | None:
 # ---------------------------------------------------------------- losses and runs
 
 SELECT_LOSSES = "SELECT rowid, created_utc, sink, count, reason, by_type FROM losses "
-SELECT_RUNS = "SELECT run_id, host, pid, started_utc, ended_utc, python, version FROM runs "
+SELECT_RUNS = """SELECT run_id, host, pid, started_utc, ended_utc, python, version,
+  CASE WHEN ended_utc IS NOT NULL OR is_dead(CAST(run_id AS BLOB)) THEN 0 WHEN host = ? THEN 1 END
+FROM runs """
+"""Judged on the machine of which the first parameter is the name."""
 
 
 def loss_of(row: Row) -> LossEvent:
@@ -288,12 +298,12 @@ def loss_of(row: Row) -> LossEvent:
                      whole_of(count), text_of(reason) or "", counts)
 
 
-def run_of(row: Row, host: str, dead: Collection[str]) -> Run:
-    """Return the run of a row of `SELECT_RUNS`, judged on the machine ``host``."""
-    run_id, where, pid, started, ended, python, version = row
-    is_alive = False if ended is not None or run_id in dead else True if where == host else None
-    return Run(text_of(run_id) or "", text_of(where), None if pid is None else whole_of(pid),
-               time_of(started), time_of(ended), text_of(python), text_of(version), is_alive)
+def run_of(row: Row) -> Run:
+    """Return the run of a row of `SELECT_RUNS`."""
+    run_id, host, pid, started, ended, python, version, is_alive = row
+    return Run(text_of(run_id) or "", text_of(host), None if pid is None else whole_of(pid),
+               time_of(started), time_of(ended), text_of(python), text_of(version),
+               None if is_alive is None else bool(is_alive))
 
 
 # ---------------------------------------------------------------- rows that may be left out
@@ -304,21 +314,18 @@ class Reading:
     def __init__(self) -> None:
         self.left_out = 0
 
-    def task(self, row: Row, dead: Collection[str]) -> TaskSnapshot | None:
-        """Return the task of a row of `SELECT_TASK`; None if it has no id or no status.
-
-        Args:
-            dead: runs of which nothing more will come, though their record was not closed.
-        """
-        (task_id, status, run_id, run_ended, created, scheduled, started, completed, duration,
-         timeout, percent, script_id, script_hash, last_seq, name, message, failure_type,
-         failure_message, script_text, arguments, metadata, invocation_info) = row
-        if not isinstance(task_id, str) or not isinstance(status, str) or status not in STATUSES:
-            self.left_out += 1
+    def task(self, row: Row) -> TaskSnapshot | None:
+        """Return the task of a row of `SELECT_TASKS`; None if it is not there, or has no id or no
+        status."""
+        (key, task_id, status, run_id, created, scheduled, started, completed, duration, timeout,
+         percent, script_id, script_hash, last_seq, name, message, failure_type, failure_message,
+         script_text, arguments, metadata, invocation_info) = row
+        if not isinstance(task_id, str) or status not in STATUSES:
+            self.left_out += key is not None
             return None
         return TaskSnapshot(
-            task_id, text_of(name) or "", judged(STATUSES[status], run_id, run_ended, dead),
-            text_of(run_id) or "", time_of(created) or beginning_of(task_id), time_of(scheduled),
+            task_id, text_of(name) or "", STATUSES[status], text_of(run_id) or "",
+            time_of(created) or beginning_of(task_id), time_of(scheduled),
             time_of(started), time_of(completed), number_of(duration), number_of(timeout),
             number_of(percent), text_of(message), text_of(script_id), text_of(script_hash),
             text_of(script_text), text_of(arguments), text_of(failure_type),

@@ -22,7 +22,6 @@ import atexit
 import os
 import threading
 import weakref
-from contextlib import contextmanager
 
 from ..model.clock import monotonic
 from ..model.errors import HistoryError
@@ -31,7 +30,7 @@ from ..sinks.opening import shown
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 PATIENCE = 2.0
 """Seconds that a fork waits for all users of connections together. Then it goes on, and the child
@@ -39,7 +38,8 @@ may not use those files: a disk that hangs must not stop the thread that forks."
 
 
 class Database:
-    """A connection to one file, opened when it is first used, given to one thread at a time.
+    """A connection to one file, opened when it is first used; a context manager that lends it to
+    one thread at a time.
 
     Args:
         path: of the file.
@@ -51,20 +51,22 @@ class Database:
         self._path = os.path.realpath(path)
         self._connect = connect
         self._lock = threading.Lock()  # guards all below, and is held while the connection is used
+        self._lent = self._lock  # the one that is held; a fork gives the child another
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None  # of the file that the connection is to
         with _guard:
             _databases.add(self)
 
-    @contextmanager
-    def use(self) -> Iterator[sqlite3.Connection]:
+    def __enter__(self) -> sqlite3.Connection:
         """Lend the connection. What was begun on it must be over at the end; not reentrant.
 
         Raises:
             HistoryError: this process was forked while its parent was using the file.
             Exception: what ``connect`` raises.
         """
-        with self._lock:
+        self._lock.acquire()
+        self._lent = self._lock
+        try:
             if self._connection is None or self._identity_now() != self._identity:
                 self._close()
                 if self._path in _lost:
@@ -75,7 +77,13 @@ class Database:
                     )
                 self._connection = self._connect()
                 self._identity = self._identity_now()
-            yield self._connection
+            return self._connection
+        except BaseException:
+            self._lent.release()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        self._lent.release()
 
     @property
     def is_open(self) -> bool:

@@ -13,7 +13,7 @@ import math
 import re
 import sqlite3
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from urllib.parse import quote, unquote
 
 from ..model.clock import monotonic
@@ -21,10 +21,9 @@ from ..model.errors import ConfigurationError
 from ..model.events import TaskStatus
 from ..model.text import sanitise
 from . import questions
-from .answers import SELECT_RUNS, STATUSES, beginning_of, brief, judged, run_of, text_of
+from .answers import OPEN, SELECT_RUNS, STATUSES, beginning_of, brief, run_of, text_of
 from .charts import fingerprint_of
-from .questions import (ABOVE_ALL, ENDED, NOT_ENDED, TOO_LARGE, first_page, judged_keys,
-                        status_in)
+from .questions import ABOVE_ALL, ENDED, NOT_ENDED, TOO_LARGE, seen_keys, status_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
     from ..model.events import StreamEvent, TaskSnapshot
     from .answers import Reading, Run
-    from .questions import Row
 
     Place = Literal["name", "message", "failure", "output"]
 
@@ -58,6 +56,8 @@ MOST_WANTED = 1000
 
 LINES_READ = 100_000
 """Rows of a task's streams that are looked at for those of one stream."""
+
+_PAGE_TEXT = 2**20  # characters and bytes of a page of lines, but for the last of them
 
 _LONGEST_ID = 64
 
@@ -224,15 +224,13 @@ class Search:
     """Finds the tasks of one page, in the order of their ids, and stops at a bound.
 
     Args:
-        dead: runs of which nothing more will come.
         start: where the page begins.
         is_upward: from older tasks to newer ones, rather than the other way.
     """
 
-    def __init__(self, connection: sqlite3.Connection, dead: Collection[str], wanted: Wanted,
-                 start: Cursor, is_upward: bool) -> None:
+    def __init__(self, connection: sqlite3.Connection, wanted: Wanted, start: Cursor,
+                 is_upward: bool) -> None:
         self._connection = connection
-        self._dead = dead
         self._wanted = wanted
         self._start = start
         self._is_upward = is_upward
@@ -303,11 +301,8 @@ class Search:
         return best
 
     def _judged(self, where: str, values: Sequence[Any], order: str) -> Iterator[int]:
-        wanted = self._wanted.status
-        for key, status in judged_keys(self._connection, self._dead, self._wanted.since, where,
-                                       values, f"t.id {order}"):
-            if wanted is None or status is wanted:
-                yield key
+        return seen_keys(self._connection, self._wanted.status, self._wanted.since, where, values,
+                         f"t.id {order}")
 
     def _searched(self, keys: Iterator[int]) -> Iterator[int]:
         """Yield the tasks, of these, that have the fingerprint and the text, and stop at the bound
@@ -388,12 +383,12 @@ class Search:
     def _match_by_hand(self, key: int, after: float, before: float) -> None:
         """Search a task value by value, in Python: some may be too long for SQLite."""
         text = str(self._wanted.text)
-        for place, value in _texts(questions.task_row(self._connection, key)):
+        for place, value in _texts(self._connection, key):
             if _line(value, text):
                 self._matches[key] = place
                 return
-        for row in questions.stream_rows(self._connection, key, after, "", before=before,
-                                         is_newest_first=True):
+        for row in chain.from_iterable(questions.stream_groups(
+                self._connection, key, after, "", before=before, is_newest_first=True)):
             if _line(text_of(row[3]) or "", text):
                 self._matches[key] = row[0]
                 return
@@ -402,10 +397,10 @@ class Search:
         """Return the match of a task that was found."""
         found, text = self._matches[key], str(self._wanted.text)
         if isinstance(found, str):
-            values = _texts(questions.task_row(self._connection, key))
+            values = _texts(self._connection, key)
             lines = [(place, _line(value, text)) for place, value in values if place == found]
             return Match(*max(lines, key=lambda each: bool(each[1])))
-        (row,) = questions.stream_rows(self._connection, key, found - 1, "", 1)
+        ((row,),) = questions.stream_groups(self._connection, key, found - 1, "", 1)
         return Match("output", _line(text_of(row[3]) or "", text), found)
 
 
@@ -425,11 +420,11 @@ FROM json_each(?4) CROSS JOIN tasks t ON t.key = value) WHERE found IS NOT NULL"
 _PLACES: tuple[Place, ...] = ("name", "message", "failure", "failure")
 
 
-def _texts(row: Row | None) -> Iterator[tuple[Place, str]]:
+def _texts(connection: sqlite3.Connection, key: int) -> Iterator[tuple[Place, str]]:
     """Yield the texts of a task that are searched, with their places."""
-    if row is not None:
-        for place, value in zip(_PLACES, row[14:18]):
-            yield place, text_of(value) or ""
+    (row,) = questions.task_rows(connection, [key])
+    for place, value in zip(_PLACES, row[14:18]):
+        yield place, text_of(value) or ""
 
 
 def _line(value: str, text: str) -> str:
@@ -445,8 +440,8 @@ def _line(value: str, text: str) -> str:
 _LOWER = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
 
 
-def task_page(connection: sqlite3.Connection, dead: Collection[str], reading: Reading,
-              wanted: Wanted, before: str | None, after: str | None, limit: int) -> TaskPage:
+def task_page(connection: sqlite3.Connection, reading: Reading, wanted: Wanted,
+              before: str | None, after: str | None, limit: int) -> TaskPage:
     """Return a page of tasks: with ``after`` those next to a place, else the newest ones."""
     if before is not None and after is not None:
         raise ConfigurationError("before, after: expected one of them, got both; leave one out")
@@ -458,7 +453,7 @@ def task_page(connection: sqlite3.Connection, dead: Collection[str], reading: Re
         start = cursor_of("before", before)
     if wanted.until is not None and not is_upward:
         start = min(start, Cursor(wanted.until), key=_order)
-    search = Search(connection, dead, wanted, start, is_upward)
+    search = Search(connection, wanted, start, is_upward)
     keys = list(islice(search.keys(), limit + 1))
     beyond = Cursor(search.id(keys[limit - 1])) if len(keys) > limit else search.stopped
     is_cut = len(keys) <= limit and beyond is not None
@@ -470,15 +465,18 @@ def task_page(connection: sqlite3.Connection, dead: Collection[str], reading: Re
         beside = f"{beside} " if is_upward else beside[:-1]
         back = Cursor(search.id(keys[0]) if keys else beside)
     older, newer = (back, beyond) if is_upward else (beyond, back)
+    if is_upward:
+        keys.reverse()
     tasks = []
     matches = {}
-    for key in reversed(keys) if is_upward else keys:
-        row = questions.task_row(connection, key, is_brief=True)
-        task = None if row is None else reading.task(row, dead)
-        if task is not None:
-            tasks.append(task)
-            if wanted.text is not None:
-                matches[task.task_id] = search.match(key)
+    while keys:
+        rows = questions.task_rows(connection, keys, is_brief=True)
+        for key, task in zip(keys, map(reading.task, rows)):
+            if task is not None:
+                tasks.append(task)
+                if wanted.text is not None:
+                    matches[task.task_id] = search.match(key)
+        keys = keys[len(rows):]
     return TaskPage(
         tuple(tasks), None if newer is None else str(newer), None if older is None else str(older),
         is_cut, search.searched() if is_cut else 0,
@@ -518,9 +516,14 @@ def line_page(connection: sqlite3.Connection, key: int, task_id: str, reading: R
     if first is not None and last is not None and which:
         low, high = (low, min(high, first + LINES_READ)) if is_forward else (
             max(low, last - LINES_READ), high)
-    rows, is_full = first_page(questions.stream_rows(
-        connection, key, low, which, limit, before=high, is_newest_first=not is_forward))
-    is_full = is_full or len(rows) == limit
+    rows, room = [], _PAGE_TEXT
+    for row in chain.from_iterable(questions.stream_groups(
+            connection, key, low, which, limit, before=high, is_newest_first=not is_forward)):
+        rows.append(row)
+        room -= sum([len(value) for value in row if isinstance(value, (str, bytes))])
+        if room <= 0:
+            break
+    is_full = room <= 0 or len(rows) == limit
     if is_forward:
         newer = rows[-1][0] if is_full else max(low, min(last or 0.0, high - 1))
         older = low + 1
@@ -536,8 +539,8 @@ def line_page(connection: sqlite3.Connection, key: int, task_id: str, reading: R
 
 # ---------------------------------------------------------------- runs
 
-def run_counts(connection: sqlite3.Connection, dead: Collection[str], host: str,
-               before: str | None, limit: int) -> tuple[RunCounts, ...]:
+def run_counts(connection: sqlite3.Connection, host: str, before: str | None,
+               limit: int) -> tuple[RunCounts, ...]:
     """Return runs with their counts, the newest first.
 
     No index knows both the run and the status of a task. Either the tasks of these runs are read,
@@ -545,9 +548,9 @@ def run_counts(connection: sqlite3.Connection, dead: Collection[str], host: str,
     """
     rows = connection.execute(
         f"{SELECT_RUNS}WHERE run_id < ? ORDER BY run_id DESC LIMIT ?",
-        (b"" if before is None else sanitise(before), limit)).fetchall()
-    ended = {row[0]: row[4] for row in rows}
-    ids = json.dumps([run_id for run_id in ended if isinstance(run_id, str)])
+        (host, b"" if before is None else sanitise(before), limit)).fetchall()
+    is_over = {row[0]: row[7] == 0 for row in rows if isinstance(row[0], str)}
+    ids = json.dumps([*is_over])
     totals = dict(connection.execute(
         "SELECT value, (SELECT count(*) FROM tasks WHERE run_id = value) FROM json_each(?)",
         (ids,)))
@@ -559,15 +562,17 @@ def run_counts(connection: sqlite3.Connection, dead: Collection[str], host: str,
     is_by_run = sum(totals.values()) < others
     counts: dict[str, dict[TaskStatus, int]] = {run_id: {} for run_id in totals}
     for run_id, status, count in connection.execute(
-            f"SELECT run_id, status, count(*) FROM tasks WHERE {of_runs if is_by_run else of_others} "
-            "GROUP BY run_id, status", (ids,)):
+            "SELECT run_id, status, count(*) FROM tasks "
+            f"WHERE {of_runs if is_by_run else of_others} GROUP BY run_id, status", (ids,)):
         if status in STATUSES:
-            seen = judged(STATUSES[status], run_id, ended[run_id], dead)
+            seen = STATUSES[status]
+            if seen in OPEN and is_over[run_id]:
+                seen = TaskStatus.INTERRUPTED
             counts[run_id][seen] = counts[run_id].get(seen, 0) + count
     if not is_by_run:
         for run_id, total in totals.items():
             counts[run_id][TaskStatus.COMPLETED] = total - sum(counts[run_id].values())
     return tuple(
-        RunCounts(run_of(row, host, dead), {status: counts[row[0]][status] for status in TaskStatus
-                                            if counts.get(row[0], {}).get(status)})
+        RunCounts(run_of(row), {status: counts[row[0]][status] for status in TaskStatus
+                                if counts.get(row[0], {}).get(status)})
         for row in rows)

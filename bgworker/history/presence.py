@@ -64,7 +64,7 @@ def dead_runs(database: Database, lock: LockFile, run_ids: Collection[str]) -> s
     asks it, and gives the connection back before. (The thread that has the lock may wait for a
     fork, and the fork for the connection.)
     """
-    with database.use() as connection:
+    with database as connection:
         found = connection.execute(
             f"SELECT run_id, host, ended_utc FROM runs WHERE run_id {_GIVEN}",
             (json.dumps(list(run_ids)),),
@@ -78,11 +78,11 @@ def settle(database: Database, lock: LockFile) -> None:
 
     A dead run ended with the last start or end of a task of it. The caller does not hold the lock.
     """
-    with database.use() as connection:
+    with database as connection:
         unended = [run_id for run_id, in connection.execute(OPEN_RUNS)]
         ended = [run_id for run_id, in connection.execute(_ENDED_RUNS) if not is_own_run(run_id)]
     dead = [run_id for run_id in unended if not is_alive(run_id, lock)]
     if dead or ended:
-        with lock, database.use() as connection, transaction(connection):
+        with lock, database as connection, transaction(connection):
             connection.execute(_END_RUNS, (json.dumps(dead),))
             connection.execute(_INTERRUPT, (json.dumps(dead + ended),))

@@ -7,25 +7,27 @@ indexes: tasks(id), tasks(status, completed_utc), tasks(name, duration_sec), str
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import sys
+from array import array
 from datetime import datetime, timedelta, timezone
-from itertools import chain, islice
+from itertools import islice
 
 from ..model import checks
 from ..model.errors import AmbiguousTask, ConfigurationError, UnknownTask
 from ..model.events import StreamType, TaskStatus
 from ..model.records import STREAM_CODES, STREAMS
 from ..model.text import sanitise
-from .answers import (EPOCH, LAST_SIGN, MOST_CHARACTERS, OPEN, SELECT_BARE_STREAMS,
-                      SELECT_BRIEF_TASK, SELECT_EACH_VALUE, SELECT_LOSSES, SELECT_STREAMS,
-                      SELECT_TASK, STATUSES, TOO_LONG, Durations, Failures, Losses, brief, judged,
+from .answers import (EPOCH, LAST_SIGN, MOST_CHARACTERS, OPEN, SEEN, SELECT_BARE_STREAMS,
+                      SELECT_BRIEF_TASKS, SELECT_EACH_VALUE, SELECT_LOSSES, SELECT_STREAMS,
+                      SELECT_TASKS, STATUSES, TOO_LONG, Durations, Failures, Losses, brief,
                       number_of, object_of, text_of, time_of, time_text)
 from .schema import MOST_TEXT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from typing import Any, Tuple
 
     Row = Tuple[Any, ...]
@@ -36,8 +38,13 @@ ALL = -1
 MOST_NAMES = 1000
 """Names, types of failures, and losses that are told of: the most frequent ones."""
 
-MOST_OF_A_TASK = 2**19
-"""Bytes of the longest value of a task, unless together they have no more than `MOST_TEXT`."""
+MOST_ROWS = 1000 if sys.version_info >= (3, 11) else 100
+"""Stream rows, and losses, that are read together, ..."""
+MOST_TASKS = 50
+"""... and tasks, ..."""
+_USUAL = 2**14
+_USUAL_OF_A_TASK = 2**16
+"""... as far as no value of theirs has more bytes than these."""
 
 ABOVE_ALL = float(2**63)
 """Numbers of rows are below it, texts and BLOBs are above."""
@@ -45,6 +52,7 @@ ABOVE_ALL = float(2**63)
 _TEXT_ONLY = "id < x''"  # all text sorts before the first BLOB
 TOO_LARGE = (sqlite3.DataError, MemoryError)
 """What too long a value raises: Python before 3.11 cannot set the limit, and memory may end."""
+_UNUSUAL = (*TOO_LARGE, sqlite3.OperationalError)  # the last for bytes that are no UTF-8
 
 MOST_CANDIDATES = 10
 """Tasks that an `AmbiguousTask` names."""
@@ -80,6 +88,41 @@ def time_since(since: datetime | timedelta | None) -> str:
 def id_of(time: datetime) -> str:
     """Return what the ids of tasks that are created at this time begin with."""
     return f"{max(0, int(time.timestamp() * 1000)):012x}"
+
+
+def prepare(connection: sqlite3.Connection, dead: set[bytes]) -> None:
+    """Give a connection the functions that the questions call.
+
+    Args:
+        dead: runs of which nothing more will come, though their record was not closed; now and
+            later.
+    """
+    connection.create_function("is_dead", 1, dead.__contains__)
+    connection.create_aggregate("percentiles", 1, _Percentiles)  # type: ignore[arg-type]
+
+
+def _group(connection: sqlite3.Connection, most: int, sql: str, values: tuple[object, ...],
+           one: Callable[[], list[Row]]) -> list[Row]:
+    """Return rows up to the first that has a value of more than so many bytes, or a text that is
+    none; if that is the first of all, what ``one`` finds for it.
+
+    So no call of Python is needed for each text.
+    """
+    rows: list[Row] = []
+    factory = connection.text_factory
+    connection.text_factory = str
+    _limit(connection, most)
+    try:
+        for row in connection.execute(sql, values):
+            rows.append(row)
+        return rows
+    except _UNUSUAL as error:
+        if str(error) == "interrupted":
+            raise
+    finally:
+        connection.text_factory = factory
+        _limit(connection, MOST_TEXT)
+    return rows or one()
 
 
 # ---------------------------------------------------------------- one task
@@ -139,40 +182,34 @@ def neighbours(connection: sqlite3.Connection, task_id: str) -> Iterator[str]:
             yield found
 
 
-def task_row(connection: sqlite3.Connection, key: int, *, is_brief: bool = False) -> Row | None:
-    """Return what `Reading.task` makes a task of; None if it is no longer there.
+def task_rows(connection: sqlite3.Connection, keys: Sequence[int], *,
+              is_brief: bool = False) -> list[Row]:
+    """Return what `Reading.task` makes the first of these tasks of, at least one, in their order.
 
     Args:
         is_brief: texts are cut to what a table shows, or left out.
     """
-    _limit(connection, MOST_OF_A_TASK)
-    try:
-        select = SELECT_BRIEF_TASK if is_brief else SELECT_TASK
-        row: Row | None = connection.execute(select, (key,)).fetchone()
-        return row
-    except TOO_LARGE:
-        row = tuple(_values(connection, key))
-    finally:
-        _limit(connection, MOST_TEXT)
-    if is_brief:
-        row = tuple(value[:MOST_CHARACTERS] if isinstance(value, (str, bytes)) else value
-                    for value in row)
-    return row
+    select = SELECT_BRIEF_TASKS if is_brief else SELECT_TASKS
+    return _group(connection, _USUAL_OF_A_TASK, select, (str([*keys[:MOST_TASKS]]),),
+                  lambda: [tuple(_values(connection, keys[0], is_brief))])
 
 
-def _values(connection: sqlite3.Connection, key: int) -> Iterator[object]:
+def _values(connection: sqlite3.Connection, key: int, is_brief: bool) -> Iterator[object]:
     """Yield the values of a task one by one, as far as they are not too long, also together."""
     room = MOST_TEXT
-    for select in SELECT_EACH_VALUE:
-        _limit(connection, max(room, MOST_CHARACTERS))
-        try:
-            row = connection.execute(select, (key,)).fetchone()
-        except TOO_LARGE:
-            yield TOO_LONG
-            continue
-        value = row[0] if row else None
-        room -= len(value) if isinstance(value, (str, bytes)) else 0
-        yield value
+    try:
+        for select in SELECT_EACH_VALUE:
+            _limit(connection, max(room, MOST_CHARACTERS))
+            try:
+                (value,) = connection.execute(select, (f"[{key}]",)).fetchone()
+            except TOO_LARGE:
+                value = TOO_LONG
+            if isinstance(value, (str, bytes)):
+                room -= len(value)
+                value = value[:MOST_CHARACTERS] if is_brief else value
+            yield value
+    finally:
+        _limit(connection, MOST_TEXT)
 
 
 def _limit(connection: sqlite3.Connection, most: int) -> None:
@@ -181,20 +218,16 @@ def _limit(connection: sqlite3.Connection, most: int) -> None:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
 
 
-def end_of(
-    connection: sqlite3.Connection, task_id: str, dead: Collection[str]
-) -> tuple[int | None, bool]:
+def end_of(connection: sqlite3.Connection, task_id: str) -> tuple[int | None, bool]:
     """Return the key of a task, None if it is no longer there, and whether nothing more will come
     of it."""
     row = connection.execute(
-        "SELECT t.key, t.status, t.run_id, r.ended_utc FROM tasks t "
-        "LEFT JOIN runs r ON r.run_id = t.run_id WHERE t.id = ?",
-        (task_id,),
-    ).fetchone()
+        f"SELECT t.key, {SEEN} FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
+        "WHERE t.id = ?", (task_id,)).fetchone()
     if row is None:
         return None, True
     status = STATUSES.get(row[1])
-    return row[0], status is None or judged(status, row[2], row[3], dead).is_final
+    return row[0], status is None or status.is_final
 
 
 def which_streams(types: Collection[StreamType | str] | None) -> str:
@@ -206,38 +239,34 @@ def which_streams(types: Collection[StreamType | str] | None) -> str:
     return f" AND stream IN ({', '.join(map(str, codes))})"
 
 
-def stream_rows(connection: sqlite3.Connection, key: int, since: float, which: str,
-                limit: int = ALL, *, before: float = ABOVE_ALL,
-                is_newest_first: bool = False) -> Iterator[Row]:
-    """Yield rows of a task's streams in the order of their numbers; too long ones without text."""
+def stream_groups(connection: sqlite3.Connection, key: int, since: float, which: str,
+                  limit: int = ALL, *, before: float = ABOVE_ALL,
+                  is_newest_first: bool = False) -> Iterator[list[Row]]:
+    """Yield rows of a task's streams in the order of their numbers, some at a time; too long ones
+    without text."""
     after: float = max(since, 0)
     where = (f"WHERE task = ? AND seq > ? AND seq < ?{which} "
              f"ORDER BY seq {'DESC' * is_newest_first} LIMIT ?")
 
-    def asked(select: str, most: int) -> sqlite3.Cursor:
-        return connection.execute(select + where, (key, after, before, most))
-
-    def one() -> Row | None:
+    def one() -> list[Row]:
+        values = key, after, before, 1
         try:
-            row: Row | None = asked(SELECT_STREAMS, 1).fetchone()
+            return connection.execute(SELECT_STREAMS + where, values).fetchall()
         except TOO_LARGE:
-            row = asked(SELECT_BARE_STREAMS, 1).fetchone()
-        return row
+            return connection.execute(SELECT_BARE_STREAMS + where, values).fetchall()
 
-    rows = None
     while limit and after < before:
-        try:
-            rows = rows or asked(SELECT_STREAMS, limit)
-            row = next(rows, None)
-        except TOO_LARGE:  # of this row or the next one, for a cursor is a step ahead
-            rows, row = None, one()
-        if row is None:
+        most = MOST_ROWS if limit < 0 else min(limit, MOST_ROWS)
+        rows = _group(connection, _USUAL, SELECT_STREAMS + where, (key, after, before, most), one)
+        if not rows:
             return
-        if not after < row[0] < before:
+        numbers = [row[0] for row in rows]
+        order = [before, *numbers, after] if is_newest_first else [after, *numbers, before]
+        if order != sorted({*order}, reverse=is_newest_first):
             raise ValueError("rows of its streams are out of order")
-        after, before = (after, row[0]) if is_newest_first else (row[0], before)
-        limit -= 1
-        yield row
+        yield rows
+        limit -= len(rows)
+        after, before = (after, numbers[-1]) if is_newest_first else (numbers[-1], before)
 
 
 def key_after(connection: sqlite3.Connection, key: int | None) -> int | None:
@@ -249,13 +278,16 @@ def key_after(connection: sqlite3.Connection, key: int | None) -> int | None:
     return None if row is None else int(row[0])
 
 
-def loss_rows(connection: sqlite3.Connection, last: int) -> Iterator[Row]:
-    """Yield rows of losses in the order in which they were noted, from behind one of them."""
-    for row in connection.execute(f"{SELECT_LOSSES}WHERE rowid > ? ORDER BY rowid", (last,)):
-        if row[0] <= last:
-            raise ValueError("rows of losses are out of order")
-        last = row[0]
-        yield row
+def loss_rows(connection: sqlite3.Connection, last: int) -> list[Row]:
+    """Return some losses in the order in which they were noted, from behind one of them."""
+    def asked(most: int) -> tuple[str, tuple[int, ...]]:
+        return f"{SELECT_LOSSES}WHERE rowid > ? ORDER BY rowid LIMIT ?", (last, most)
+
+    rows = _group(connection, _USUAL, *asked(MOST_ROWS),
+                  lambda: connection.execute(*asked(1)).fetchall())
+    if rows and rows[-1][0] <= last:
+        raise ValueError("rows of losses are out of order")
+    return rows
 
 
 def before_newest(connection: sqlite3.Connection, key: int, which: str, count: int) -> int:
@@ -266,149 +298,99 @@ def before_newest(connection: sqlite3.Connection, key: int, which: str, count: i
     return 2**63 - 1 if seq is None else int(seq) - 1
 
 
-PAGE = 1000
-"""Rows that one read transaction gives to an iterator, unless they have as much text as ..."""
-PAGE_TEXT = 2**20
-
-
-def first_page(rows: Iterable[Any]) -> tuple[list[Any], bool]:
-    """Return the first rows, as many as one transaction gives, and whether there may be more."""
-    page, room = [], PAGE_TEXT
-    for row in rows:
-        page.append(row)
-        room -= text_in(row)
-        if room <= 0 or len(page) == PAGE:
-            return page, True
-    return page, False
-
-
-def text_in(row: Row) -> int:
-    """Return the characters and bytes of a row."""
-    return sum([len(value) for value in row if isinstance(value, (str, bytes))])
-
-
 # ---------------------------------------------------------------- many tasks
 
-class Search:
-    """Finds the keys of the tasks that `History.tasks` is asked for.
+def search(connection: sqlite3.Connection, status: TaskStatus | None, name: str | None,
+           since: datetime | None, limit: int | None) -> Iterator[int]:
+    """Yield the keys of the tasks that `History.tasks` is asked for: of a final status the latest
+    ended first, else the latest created.
 
     Args:
-        dead: runs of which nothing more will come.
+        status: None is any.
         name: a pattern. It is matched row by row: a name that few tasks have costs a look at all of
             them.
         since: the earliest time.
         limit: most tasks.
     """
-
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        dead: Collection[str],
-        name: str | None,
-        since: datetime | None,
-        limit: int | None,
-    ) -> None:
-        self._connection = connection
-        self._dead = dead
-        # The + keeps SQLite from an index on names, which would have all tasks of a frequent name
-        # sorted.
-        self._named = "" if name is None else " AND +t.name GLOB ?"
-        self._pattern = () if name is None else (sanitise(name),)
-        self._since = "" if since is None else time_text(since)
-        self._first_id = "" if since is None else id_of(since)
-        self._limit = limit
-
-    def of_status(self, status: TaskStatus) -> Iterator[int]:
-        """Yield those of one status: the latest ended first, of no final one the latest created."""
-        if status in ENDED:
-            found = self._judged("t.status = ? AND t.completed_utc >= ?",
-                                 (status.value, self._since), "t.completed_utc DESC, t.key DESC")
-        elif status is TaskStatus.INTERRUPTED:
-            found = self._judged(status_in("t.status", NOT_ENDED), (), "t.id DESC")
-        else:
-            found = self._judged("t.status = ?", (status.value,), "t.id DESC")
-        return islice((key for key, seen in found if seen is status), self._limit)
-
-    def of_any_status(self) -> Iterator[int]:
-        """Yield those of all statuses, the latest created first.
-
-        What was created after ``since`` is found by its id. The others that count are older, and
-        either have not ended or ended after it: few, for those that ended after it and are not
-        older were not enough to reach the limit.
-        """
-        found = self._judged("t.id >= ? AND (t.completed_utc IS NULL OR t.completed_utc >= ?)",
-                             (self._first_id, self._since), "t.id DESC")
-        if self._since:
-            older = (
-                f"t.key IN (SELECT key FROM tasks WHERE {status_in('status', NOT_ENDED)} UNION ALL "
-                f"SELECT key FROM tasks WHERE {status_in('status', ENDED)} AND completed_utc >= ?) "
-                "AND +t.id < ?"
-            )
-            found = chain(found, self._judged(older, (self._since, self._first_id), "t.id DESC"))
-        return islice((key for key, _ in found), self._limit)
-
-    def _judged(self, where: str, values: tuple[str, ...],
-                order: str) -> Iterator[tuple[int, TaskStatus | None]]:
-        return judged_keys(self._connection, self._dead, self._since, f"{where}{self._named}",
-                           (*values, *self._pattern), order)
+    after, first = ("", "") if since is None else (time_text(since), id_of(since))
+    order = "t.id DESC"
+    parts: list[tuple[str, tuple[str, ...]]]
+    if status in ENDED:
+        parts = [("t.status = ? AND t.completed_utc >= ?", (status, after))]
+        order = "t.completed_utc DESC, t.key DESC"
+    elif status is not None:
+        possible = NOT_ENDED if status is TaskStatus.INTERRUPTED else (status,)
+        parts = [(status_in("t.status", possible), ())]
+    elif since is None:
+        parts = [("1", ())]
+    else:
+        # What was created after ``since`` is found by its id. The others that count are older, and
+        # either have not ended or ended after it: few, for those that ended after it and are not
+        # older were not enough to reach the limit.
+        parts = [
+            ("t.id >= ? AND (t.completed_utc IS NULL OR t.completed_utc >= ?)", (first, after)),
+            (f"t.key IN (SELECT key FROM tasks WHERE {status_in('status', NOT_ENDED)} UNION ALL "
+             f"SELECT key FROM tasks WHERE {status_in('status', ENDED)} AND completed_utc >= ?) "
+             "AND +t.id < ?", (after, first))]
+    # The + keeps SQLite from an index on names, which would have all tasks of a frequent name
+    # sorted.
+    named, pattern = ("", ()) if name is None else (" AND +t.name GLOB ?", (sanitise(name),))
+    found = (key for where, values in parts for key in seen_keys(
+        connection, status, after, f"{where}{named}", (*values, *pattern), order))
+    return islice(found, limit)
 
 
-def judged_keys(connection: sqlite3.Connection, dead: Collection[str], since: str, where: str,
-                values: Sequence[Any], order: str) -> Iterator[tuple[int, TaskStatus | None]]:
-    """Yield keys and statuses, but for what was interrupted before ``since``.
+def seen_keys(connection: sqlite3.Connection, status: TaskStatus | None, since: str, where: str,
+              values: Sequence[Any], order: str) -> Iterator[int]:
+    """Yield the keys of tasks that meet a condition and are seen with a status, but for what was
+    interrupted before ``since``.
 
-    The query begins with the first, and reads no more of a task than it needs.
+    The query begins with the first, and reads no more of a task than it needs: nothing but an index
+    where the condition alone tells.
     """
-    rows = connection.execute(
-        "SELECT t.key, t.status, t.run_id, r.ended_utc "
-        "FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
-        f"WHERE {where} ORDER BY {order}", values)
-    for key, status, run_id, ended in rows:
-        known = STATUSES.get(status)
-        seen = None if known is None else judged(known, run_id, ended, dead)
-        is_judged = since and seen is TaskStatus.INTERRUPTED
-        if not is_judged or _last_sign(connection, key) >= since:
-            yield key, seen
+    if status not in ENDED:
+        if status is not None:
+            where, values = f"{where} AND {SEEN} = ?", (*values, status)
+        if since:
+            where, values = f"{where} AND {_IS_SEEN_SINCE}", (*values, since)
+    for key, in connection.execute(
+            "SELECT t.key FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
+            f"WHERE {where} ORDER BY {order}", values):
+        yield key
 
 
-def _last_sign(connection: sqlite3.Connection, key: int) -> str:
-    (sign,) = connection.execute(
-        f"SELECT {LAST_SIGN} FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
-        "WHERE t.key = ?",
-        (key,),
-    ).fetchone()
-    return str(sign)
+_IS_SEEN_SINCE = f"({SEEN} != 'interrupted' OR {LAST_SIGN} >= ?)"
 
 
 # ---------------------------------------------------------------- counts
 
 
-def counts(connection: sqlite3.Connection, dead: Collection[str], since: str,
+def counts(connection: sqlite3.Connection, since: str,
            run: str | None = None) -> dict[TaskStatus, int]:
     """Return how many tasks there are of each status. Reads all tasks of the run, if one is
     named."""
-    which, values = _which(ENDED, run)
-    rows = connection.execute(f"SELECT t.status, count(*) FROM tasks t WHERE {which} "
-                              "AND t.completed_utc >= ? GROUP BY t.status", (*values, since))
-    found = {STATUSES[status]: count for status, count in rows}
-    recent = f"total({LAST_SIGN} >= ?)" if since else "count(?)"
-    which, values = _which(NOT_ENDED, run)
-    for status, run_id, ended, count, recent in connection.execute(
-        f"SELECT t.status, t.run_id, r.ended_utc, count(*), {recent} FROM tasks t "
-        f"LEFT JOIN runs r ON r.run_id = t.run_id WHERE {which} GROUP BY t.status, t.run_id",
-        (since, *values),
-    ):
-        seen = judged(STATUSES[status], run_id, ended, dead)
-        found[seen] = found.get(seen, 0) + int(recent if seen is TaskStatus.INTERRUPTED else count)
-    return {status: found[status] for status in TaskStatus if found.get(status)}
+    if run is None:  # a status at a time: faster than any GROUP BY
+        ended = " UNION ALL ".join(
+            f"SELECT '{status.value}', count(*) FROM tasks t WHERE t.status = '{status.value}' "
+            "AND t.completed_utc >= :since" for status in ENDED)
+    else:
+        ended = (f"SELECT t.status, count(*) FROM tasks t WHERE {_which(ENDED, run)} "
+                 "AND t.completed_utc >= :since GROUP BY t.status")
+    since_then = f" AND {_IS_SEEN_SINCE.replace('?', ':since')}" if since else ""
+    others = (f"SELECT {SEEN}, count(*) FROM tasks t LEFT JOIN runs r ON r.run_id = t.run_id "
+              f"WHERE {_which(NOT_ENDED, run)}{since_then} GROUP BY 1")
+    found: dict[str, int] = {}
+    for sql in (ended, others):
+        found.update(connection.execute(sql, {"since": since, "run": run}))
+    return {status: found[status.value] for status in TaskStatus if found.get(status.value)}
 
 
-def _which(statuses: Collection[TaskStatus], run: str | None) -> tuple[str, tuple[str, ...]]:
-    """Return the condition that a task ``t`` has one of these statuses, and is of a run if one is
-    named, with its values. The + then has the run's index answer, not that of statuses."""
+def _which(statuses: Collection[TaskStatus], run: str | None) -> str:
+    """Return the condition that a task ``t`` has one of these statuses, and is of the ``:run`` if
+    there is one. The + then has the run's index answer, not that of statuses."""
     if run is None:
-        return status_in("t.status", statuses), ()
-    return f"t.run_id = ? AND {status_in('+t.status', statuses)}", (run,)
+        return status_in("t.status", statuses)
+    return f"t.run_id = :run AND {status_in('+t.status', statuses)}"
 
 
 def find_run(connection: sqlite3.Connection, run: str | None) -> str | None:
@@ -448,49 +430,59 @@ def completed(
 def failures(connection: sqlite3.Connection, since: str,
              run: str | None = None) -> tuple[Failures, ...]:
     """Return the failed tasks by the type of their exception. Reads all of them, or of the run."""
-    which, values = _which((TaskStatus.FAILED,), run)
     # SQLite takes the other columns from the row that has the max():
     # https://sqlite.org/lang_select.html#bareagg
     rows = connection.execute(
         f"SELECT {brief('failure_type')}, count(*), max(completed_utc), {brief('id')}, "
-        f"{brief('failure_message')} FROM tasks t WHERE {which} AND completed_utc >= ? "
-        "GROUP BY failure_type ORDER BY 2 DESC, failure_type LIMIT ?",
-        (*values, since, MOST_NAMES))
+        f"{brief('failure_message')} FROM tasks t WHERE {_which((TaskStatus.FAILED,), run)} "
+        "AND completed_utc >= :since GROUP BY failure_type ORDER BY 2 DESC, failure_type "
+        f"LIMIT {MOST_NAMES}", {"since": since, "run": run})
     return tuple(Failures(text_of(kind), count, time_of(latest), text_of(task_id) or "",
                           text_of(message))
                  for kind, count, latest, task_id, message in rows)
 
 
-_TIMED = "duration_sec > -9e999 AND duration_sec < 9e999"  # neither infinite nor text
-_SOME = f"""
-SELECT {brief("name")}, number, max(duration_sec) FILTER (WHERE place <= (number * 50 + 99) / 100),
-  max(duration_sec) FILTER (WHERE place <= (number * 95 + 99) / 100), max(duration_sec),
-  total(duration_sec), max(id) FILTER (WHERE place = number)
-FROM (SELECT name, {brief("id")} AS id, duration_sec, count(*) OVER (PARTITION BY name) AS number,
-    row_number() OVER (PARTITION BY name ORDER BY duration_sec) AS place
-  FROM tasks t WHERE {{}} AND completed_utc >= ? AND {_TIMED})
-GROUP BY name ORDER BY number DESC, name LIMIT {MOST_NAMES}"""
-_NAMES = f"""
-SELECT {brief("name")}, count(*), total(duration_sec), key FROM tasks WHERE {_TIMED}
-GROUP BY name ORDER BY 2 DESC, name LIMIT {MOST_NAMES}"""
+_TIMED = "t.duration_sec > -9e999 AND t.duration_sec < 9e999"  # neither infinite nor text
+_DURATIONS = f"""
+SELECT {brief("t.name")}, count(*), total(t.duration_sec), {{}}
+FROM tasks t WHERE {_TIMED}{{}} GROUP BY t.name ORDER BY 2 DESC, t.name LIMIT {MOST_NAMES}"""
 
 
 def durations(connection: sqlite3.Connection, since: str,
               run: str | None = None) -> tuple[Durations, ...]:
     """Return how long the tasks of each name ran. Reads all tasks since a time, or of a run;
     without these, an index."""
-    if since or run is not None:
-        which, values = _which(ENDED, run)
-        rows = connection.execute(_SOME.format(which), (*values, since))
-        return tuple(Durations(text_of(name) or "", count, p50, p95, most, total,
-                               text_of(task_id) or "")
-                     for name, count, p50, p95, most, total, task_id in rows)
     found = []
-    for name, count, total, key in connection.execute(_NAMES).fetchall():
-        (p50, _), (p95, _), (most, task_id) = [
-            _ranked(connection, key, count, percent) for percent in (50, 95, 100)]
-        found.append(Durations(text_of(name) or "", count, p50, p95, most, total, task_id))
+    if since or run is not None:
+        sql = _DURATIONS.format(
+            f"percentiles(t.duration_sec), max(t.duration_sec), {brief('t.id')}",
+            f" AND {_which(ENDED, run)} AND t.completed_utc >= :since")
+        for name, count, total, shares, most, task_id in connection.execute(
+                sql, {"since": since, "run": run}):
+            p50, p95 = json.loads(shares)
+            found.append(Durations(text_of(name) or "", count, p50, p95, most, total,
+                                   text_of(task_id) or ""))
+    else:
+        rows = connection.execute(_DURATIONS.format("t.key", "")).fetchall()
+        for name, count, total, key in rows:
+            (p50, _), (p95, _), (most, task_id) = [
+                _ranked(connection, key, count, percent) for percent in (50, 95, 100)]
+            found.append(Durations(text_of(name) or "", count, p50, p95, most, total, task_id))
     return tuple(found)
+
+
+class _Percentiles:
+    """The SQL function ``percentiles``: a JSON list of what 50 and 95 % of some numbers are at
+    most."""
+
+    def __init__(self) -> None:
+        numbers = array("d")
+        self.step = numbers.append  # no call of Python's a row
+        self._numbers = numbers
+
+    def finalize(self) -> str:
+        ordered = sorted(self._numbers)
+        return json.dumps([ordered[_rank(len(ordered), percent)] for percent in (50, 95)])
 
 
 def _ranked(connection: sqlite3.Connection, key: int, count: int,
@@ -502,15 +494,20 @@ def _ranked(connection: sqlite3.Connection, key: int, count: int,
         key: of a task of the name.
         count: how many have it.
     """
-    rank = -(-count * percent // 100) - 1
+    rank = _rank(count, percent)
     order, steps = ("ASC", rank) if rank < count // 2 else ("DESC", count - 1 - rank)
-    row = connection.execute(f"SELECT duration_sec, {brief('id')} FROM tasks "
-                             f"WHERE name = (SELECT name FROM tasks WHERE key = ?) AND {_TIMED} "
-                             f"ORDER BY duration_sec {order} LIMIT 1 OFFSET ?",
+    row = connection.execute(f"SELECT t.duration_sec, {brief('t.id')} FROM tasks t "
+                             f"WHERE t.name = (SELECT name FROM tasks WHERE key = ?) AND {_TIMED} "
+                             f"ORDER BY t.duration_sec {order} LIMIT 1 OFFSET ?",
                              (key, steps)).fetchone()
     if row is None:
         raise ValueError("an index lacks rows of tasks")
     return float(row[0]), text_of(row[1]) or ""
+
+
+def _rank(count: int, percent: int) -> int:
+    """Return the place of the nearest rank, from 0."""
+    return -(-count * percent // 100) - 1
 
 
 def losses(connection: sqlite3.Connection, since: str) -> tuple[Losses, ...]:

@@ -15,6 +15,7 @@ import os
 import sqlite3
 from array import array
 from contextlib import contextmanager
+from itertools import chain
 from time import sleep
 
 from ..model import checks
@@ -75,7 +76,11 @@ class History:
         # lent to one thread at a time, which guards all below
         self._database = Database(self.path, self._connect)
         self._lock_file = LockFile.share(lock_path(self.path))
-        self._dead: set[str] = set()  # runs whose process has died: none of them comes back
+        # runs whose process has died, none of which comes back; in bytes: SQLite may have any in
+        # its texts
+        self._dead: set[bytes] = set()
+        self._unended: set[str] = set()  # runs without an end, as of a version
+        self._looked_at: Version | None = None
         self._opened = 0
         # what the file was, if it was taken for one that does not change
         self._still: tuple[int, ...] | None = None
@@ -133,9 +138,7 @@ class History:
             limit: most tasks that are returned; None is all.
         """
         with self._searching(status, name, since, limit) as (connection, found):
-            rows = [questions.task_row(connection, key) for key in list(found)]
-            tasks = [self._reading.task(row, self._dead) for row in rows if row is not None]
-            return [task for task in tasks if task is not None]
+            return list(self._tasks(connection, list(found)))
 
     def task_keys(self, *, status: TaskStatus | str | None = None, name: str | None = None,
                   since: datetime | timedelta | None = None,
@@ -150,18 +153,19 @@ class History:
         Args:
             is_brief: texts are cut to 1,000 characters, and what no table shows is left out.
         """
-        at = 0
-        while at < len(keys):
-            tasks: list[TaskSnapshot] = []
-            room = questions.PAGE_TEXT
+        for start in range(0, len(keys), questions.MOST_TASKS):
             with self._asking() as connection:
-                while at < len(keys) and len(tasks) < questions.PAGE and room > 0:
-                    row = questions.task_row(connection, keys[at], is_brief=is_brief)
-                    at += 1
-                    if row is not None and (task := self._reading.task(row, self._dead)):
-                        tasks.append(task)
-                        room -= questions.text_in(row)
+                tasks = list(self._tasks(connection, keys[start:start + questions.MOST_TASKS],
+                                         is_brief))
             yield from tasks
+
+    def _tasks(self, connection: sqlite3.Connection, keys: Sequence[int],
+               is_brief: bool = False) -> Iterator[TaskSnapshot]:
+        """Yield the tasks of these keys that are still there."""
+        while keys:
+            rows = questions.task_rows(connection, keys, is_brief=is_brief)
+            yield from filter(None, map(self._reading.task, rows))
+            keys = keys[len(rows):]
 
     @contextmanager
     def _searching(self, status: TaskStatus | str | None, name: str | None,
@@ -172,8 +176,7 @@ class History:
         after = None if since is None else questions.moment(since)
         checks.number("limit", limit, least=0, whole=True, optional=True)
         with self._asking() as connection:
-            search = questions.Search(connection, self._dead, name, after, limit)
-            yield connection, search.of_any_status() if wanted is None else search.of_status(wanted)
+            yield connection, questions.search(connection, wanted, name, after, limit)
 
     def task(self, task: str) -> TaskSnapshot:
         """Return the task that is meant by an id, a name (its newest task), ``last``, or the
@@ -185,8 +188,7 @@ class History:
         """
         with self._asking() as connection:
             key, task_id = questions.find(connection, task)
-            row = questions.task_row(connection, key)
-            found = None if row is None else self._reading.task(row, self._dead)
+            found = next(self._tasks(connection, (key,)), None)
         if found is None:
             raise damaged(self.path, f"the task {task_id[:80]!r} has no status")
         return found
@@ -242,8 +244,9 @@ class History:
                 None if status is None else checks.member("status", TaskStatus, status),
                 pages.wanted_text("name", name), pages.wanted_text("text", text),
                 questions.find_run(connection, run), pages.wanted_text("fingerprint", fingerprint),
-                questions.time_since(since), None if until is None else questions.id_of(questions.moment(until)))
-            return pages.task_page(connection, self._dead, self._reading, wanted, before, after,
+                questions.time_since(since),
+                None if until is None else questions.id_of(questions.moment(until)))
+            return pages.task_page(connection, self._reading, wanted, before, after,
                                    limit)
 
     def run_counts(self, *, before: str | None = None, limit: int = 50) -> tuple[RunCounts, ...]:
@@ -255,7 +258,7 @@ class History:
         """
         limit = _most("limit", limit)
         with self._asking() as connection:
-            return pages.run_counts(connection, self._dead, self._host, before, limit)
+            return pages.run_counts(connection, self._host, before, limit)
 
     # -- streams --
 
@@ -310,9 +313,9 @@ class History:
         which = questions.which_streams(types)
         with self._asking() as connection:
             key, task_id = questions.find(connection, task)
-            rows = list(questions.stream_rows(
+            rows = list(chain.from_iterable(questions.stream_groups(
                 connection, key, since, which, questions.ALL if limit is None else limit,
-                is_newest_first=newest))
+                is_newest_first=newest)))
         return self._reading.events(task_id, rows[::-1] if newest else rows)
 
     def pages(self, task: str, *, since: int = 0, newest: int | None = None,
@@ -328,13 +331,13 @@ class History:
             key, task_id = questions.find(connection, task)
             if newest is not None:
                 since = max(since, questions.before_newest(connection, key, which, newest))
-        is_more = True
-        while is_more:
+        while True:
             with self._asking() as connection:
-                rows, is_more = questions.first_page(questions.stream_rows(connection, key, since, which))
-            if rows:
-                yield self._reading.events(task_id, rows)
-                since = rows[-1][0]
+                rows = next(questions.stream_groups(connection, key, since, which), None)
+            if rows is None:
+                return
+            yield self._reading.events(task_id, rows)
+            since = rows[-1][0]
 
     def follow(
         self,
@@ -365,13 +368,12 @@ class History:
             # asked before the look: whatever others write meanwhile changes it once more
             version = self.version()
             with self._asking() as connection:
-                key, is_over = questions.end_of(connection, task_id, self._dead)
-                is_new = key is not None and (version != seen or is_over)
-                rows, is_more = questions.first_page(questions.stream_rows(connection, key or 0, since, which)
-                                      if is_new else ())
-            yield from self._reading.events(task_id, rows)
-            since = rows[-1][0] if rows else since
-            if is_more:
+                key, is_over = questions.end_of(connection, task_id)
+                groups = questions.stream_groups(connection, key or 0, since, which)
+                rows = next(groups, []) if version != seen or is_over else []
+            if rows:
+                yield from self._reading.events(task_id, rows)
+                since = rows[-1][0]
                 continue
             if is_over:
                 return
@@ -382,8 +384,7 @@ class History:
         """Return what is different, once somebody has written to the file, from what was returned
         before."""
         with self._connected() as connection:
-            (changes,) = connection.execute("PRAGMA data_version").fetchone()
-            return self._opened, changes
+            return self._version_of(connection)
 
     # -- all of it --
 
@@ -400,7 +401,7 @@ class History:
         with self._asking() as connection:
             run_id = questions.find_run(connection, run)
             return Stats(
-                questions.counts(connection, self._dead, after, run_id),
+                questions.counts(connection, after, run_id),
                 questions.failures(connection, after, run_id),
                 questions.durations(connection, after, run_id),
                 questions.losses(connection, after),
@@ -456,7 +457,7 @@ class History:
         after = questions.time_since(since)
         with self._asking() as connection:
             run_id = questions.find_run(connection, run)
-            return questions.counts(connection, self._dead, after, run_id)
+            return questions.counts(connection, after, run_id)
 
     def completed(
         self, script_hashes: Iterable[str], metadata: Mapping[str, object]
@@ -487,8 +488,8 @@ class History:
 
     def _runs(self, which: str, value: int | str) -> list[Run]:
         with self._asking() as connection:
-            rows = connection.execute(SELECT_RUNS + which, (value,))
-            return [run_of(row, self._host, self._dead) for row in rows]
+            rows = connection.execute(SELECT_RUNS + which, (self._host, value))
+            return list(map(run_of, rows))
 
     def events(self) -> Iterator[Event]:
         """Yield all that is recorded, as events from which a sink makes an equal history.
@@ -504,28 +505,22 @@ class History:
                 key = questions.key_after(connection, key)
                 if key is None:
                     break
-                row = questions.task_row(connection, key)
-                rows, is_more = questions.first_page(questions.stream_rows(connection, key, 0, ""))
-            task = None if row is None else self._reading.task(row, self._dead)
+                task = next(self._tasks(connection, (key,)), None)
+                rows = next(questions.stream_groups(connection, key, 0, ""), None)
             if task is not None:
-                yield from self._reading.events(task.task_id, rows)
-                while is_more:
-                    with self._asking() as connection:
-                        seq = rows[-1][0]
-                        rows, is_more = questions.first_page(questions.stream_rows(connection, key, seq, ""))
+                while rows is not None:
                     yield from self._reading.events(task.task_id, rows)
+                    with self._asking() as connection:
+                        rows = next(questions.stream_groups(connection, key, rows[-1][0], ""), None)
                 time = task.completed_utc or task.started_utc or task.created_utc
                 yield LifecycleEvent(_EVENT_TYPES[task.status], task.task_id, task.last_seq, time,
                                      task)
-        yield from self._all_losses()
-
-    def _all_losses(self) -> Iterator[LossEvent]:
-        last, is_more = -2**63, True
-        while is_more:
+        last: int | None = -2**63
+        while last is not None:
             with self._asking() as connection:
-                rows, is_more = questions.first_page(questions.loss_rows(connection, last))
+                rows = questions.loss_rows(connection, last)
             yield from map(loss_of, rows)
-            last = rows[-1][0] if rows else last
+            last = rows[-1][0] if rows else None
 
     # -- the file --
 
@@ -533,22 +528,45 @@ class History:
     def _asking(self) -> Iterator[sqlite3.Connection]:
         """Give one view of the file. Which runs are dead is found out before: all that they wrote
         is then in it."""
-        dead = self._newly_dead()
-        with self._connected() as connection:
-            self._dead |= dead
+        dead = {run_id for run_id in self._open_runs() if not is_alive(run_id, self._lock_file)}
+        with self._connected() as connection, bounded(connection, self.path):
+            self._dead.update(map(str.encode, dead))
             connection.execute("BEGIN")
             try:
-                with bounded(connection, self.path):
-                    yield connection
+                yield connection
             finally:
                 roll_back(connection)
+
+    def _open_runs(self) -> set[str]:
+        """Return the runs that may have died since the last question.
+
+        The lock is asked after the connection was given back: the thread that has the lock may wait
+        for a fork, and the fork for the connection.
+        """
+        with self._connected() as connection:
+            version = self._version_of(connection)
+            if version != self._looked_at:
+                with bounded(connection, self.path):
+                    self._unended = {run_id for run_id, in connection.execute(OPEN_RUNS)}
+                self._looked_at = version
+            return {run_id for run_id in self._unended if run_id.encode() not in self._dead}
+
+    def _version_of(self, connection: sqlite3.Connection) -> Version:
+        (changes,) = connection.execute("PRAGMA data_version").fetchone()
+        return self._opened, changes
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         if self._still is not None and self._still != _state(self.path):
             self._database.close()  # it does change after all
-        with self._errors(), self._database.use() as connection:
-            yield connection
+        try:
+            with damage_told(self.path), self._database as connection:
+                yield connection
+        except (sqlite3.OperationalError, OSError) as error:
+            raise HistoryError(
+                f"the history {shown(self.path)} cannot be read: {error}; try again, and if that "
+                "does not help, see whether this user may read the file, and its disk is well"
+            ) from error
 
     def _connect(self) -> sqlite3.Connection:
         if self._is_closed:
@@ -557,29 +575,9 @@ class History:
         connection = connect_to_read(self.path)
         is_still = connection.execute("PRAGMA journal_mode").fetchone() != ("wal",)
         self._still = state if is_still else None
+        questions.prepare(connection, self._dead)
         self._opened += 1
         return connection
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            with damage_told(self.path):
-                yield
-        except (sqlite3.OperationalError, OSError) as error:
-            raise HistoryError(
-                f"the history {shown(self.path)} cannot be read: {error}; try again, and if that "
-                "does not help, see whether this user may read the file, and its disk is well"
-            ) from error
-
-    def _newly_dead(self) -> set[str]:
-        """Return runs whose process has died since the last question.
-
-        The lock is asked after the connection was given back: the thread that has the lock may wait
-        for a fork, and the fork for the connection.
-        """
-        with self._connected() as connection, bounded(connection, self.path):
-            runs = {run_id for run_id, in connection.execute(OPEN_RUNS)} - self._dead
-        return {run_id for run_id in runs if not is_alive(run_id, self._lock_file)}
 
 
 def _most(name: str, value: int, most: int = 1000) -> int:

@@ -120,7 +120,7 @@ class Retention:
         if self._max_age is not None:
             self._before = ns_text(time_ns() - int(self._max_age * 1e9))
         if self._max_tasks is not None:
-            with database.use() as connection:
+            with database as connection:
                 # a count(*) would be one step for SQLite, which Ctrl-C does not end
                 (count,) = connection.execute("SELECT total(1) FROM tasks").fetchone()
             self._surplus = max(0, int(count) - self._max_tasks)
@@ -131,7 +131,7 @@ class Retention:
         return not self._look_from
 
     def _find_dead(self, database: Database, lock: LockFile, most: int) -> None:
-        with database.use() as connection:
+        with database as connection:
             looks = [
                 connection.execute(look, {"start": self._look_from, "most": most}).fetchall()
                 for look in _LOOK
@@ -284,17 +284,17 @@ def prune(
         with damage_told(path):
             if is_trial:
                 retention.look(database, lock, MOST_BY_HAND)
-                with database.use() as connection, bounded(connection, path):
+                with database as connection, bounded(connection, path):
                     tasks, rows = retention.totals(connection)
                 return Pruned(tasks, rows, before, None)
-            with lock, database.use():
+            with lock, database:
                 pass  # opens it, which may lead an old file to the newest version
             settle(database, lock)
             is_more = True
             while is_more:
                 retention.look(database, lock, MOST_BY_HAND)
                 while is_more:
-                    with lock, database.use() as connection, bounded(connection, path):
+                    with lock, database as connection, bounded(connection, path):
                         # At the end the reserve goes as well: a user who prunes wants the room.
                         is_more = retention.step(connection) > 0 or (
                             retention.has_seen_all and _give_back(connection, MOST_PAGES) > 0)

@@ -144,7 +144,7 @@ class SqliteSink:
         """
         with self._explained("open"):
             try:
-                with self._locked(), self._database.use():
+                with self._locked(), self._database:
                     pass
                 settle(self._database, self._locked())
             except OSError as error:
@@ -176,7 +176,7 @@ class SqliteSink:
             ) from error
         with self._explained("write to"):
             self._show_presence(rows.runs)
-            with self._locked(), self._database.use() as connection:
+            with self._locked(), self._database as connection:
                 try:
                     rows.store(connection, self._most_values)
                 except _REFUSALS as error:
@@ -201,7 +201,7 @@ class SqliteSink:
             if runs:
                 with (
                     self._locked(),
-                    self._database.use() as connection,
+                    self._database as connection,
                     schema.transaction(connection),
                 ):
                     connection.execute(
@@ -279,7 +279,7 @@ class SqliteSink:
                     self._next_look = now + max(LOOK_INTERVAL, 20 * (now - begun))
                     self._has_more_to_prune = True
                 while self._has_more_to_prune and monotonic() - begun < seconds:
-                    with lock, self._database.use() as connection:
+                    with lock, self._database as connection:
                         self._has_more_to_prune = self._retention.step(connection) > 0
         except (sqlite3.Error, OSError, HistoryError) as error:
             self._next_look = monotonic() + 60

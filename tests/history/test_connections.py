@@ -60,12 +60,12 @@ def database(path: str, opened: Opened) -> Iterator[Database]:
 
 
 def add(database: Database, text: str) -> None:
-    with database.use() as connection:
+    with database as connection:
         connection.execute("INSERT INTO lines VALUES (?)", (text,))
 
 
 def lines(database: Database) -> list[str]:
-    with database.use() as connection:
+    with database as connection:
         return [text for text, in connection.execute("SELECT text FROM lines ORDER BY text")]
 
 
@@ -113,7 +113,7 @@ def test_what_hinders_the_opening_reaches_the_user_and_the_next_use_tries_again(
 def test_an_error_in_a_use_gives_the_connection_back(database: Database, opened: Opened) -> None:
     with (
         pytest.raises(sqlite3.OperationalError, match="no such table"),
-        database.use() as connection,
+        database as connection,
     ):
         connection.execute("SELECT * FROM nowhere")
     assert lines(database) == []
@@ -126,7 +126,7 @@ def test_one_thread_at_a_time_has_the_connection(database: Database) -> None:
     def use() -> None:
         nonlocal inside, most
         for _ in range(200):
-            with database.use() as connection:
+            with database as connection:
                 inside += 1
                 most = max(most, inside)
                 connection.execute("INSERT INTO lines VALUES ('x')")
@@ -194,7 +194,7 @@ def test_a_fork_waits_for_who_is_using_a_connection(database: Database) -> None:
     inside, go_on = threading.Event(), threading.Event()
 
     def use() -> None:
-        with database.use() as connection:
+        with database as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("INSERT INTO lines VALUES ('whole')")
             inside.set()
@@ -227,7 +227,7 @@ def test_past_its_patience_a_fork_goes_on_and_the_child_may_not_use_that_file(
     inside, go_on = threading.Event(), threading.Event()
 
     def use() -> None:
-        with database.use() as connection:
+        with database as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("INSERT INTO lines VALUES ('late')")
             inside.set()

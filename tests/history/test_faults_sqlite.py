@@ -525,7 +525,7 @@ class BoundedSink(SqliteSink):
     most_pages = 60
 
     def write(self, events: Sequence[Event]) -> None:
-        with self._database.use() as connection:
+        with self._database as connection:
             connection.execute(f"PRAGMA max_page_count = {self.most_pages}")
         super().write(events)
 

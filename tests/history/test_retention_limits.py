@@ -94,7 +94,7 @@ def test_the_harness_would_notice_who_asks_the_lock_file_with_the_connection_in_
     lock = LockFile.share(schema.lock_path(path))
 
     def ask() -> None:
-        with database.use():
+        with database:
             presence.is_alive(RUN, lock)
 
     try:
@@ -187,7 +187,7 @@ def test_dead_tasks_behind_many_live_ones_are_found_by_hand_at_once_and_by_a_sin
     try:
         for _ in range(4):
             bounded.look(database, lock)
-            with lock, database.use() as connection:
+            with lock, database as connection:
                 while bounded.step(connection):
                     pass
             removed.append(bounded.removed_tasks)
@@ -209,7 +209,7 @@ def test_tasks_that_others_removed_since_the_look_keep_nobody_from_going_on(
     try:
         bounded.look(database, lock)
         record.connection.execute("DELETE FROM tasks WHERE key <= ?", (retention.MOST_TASKS,))
-        with lock, database.use() as connection:
+        with lock, database as connection:
             while bounded.step(connection):
                 pass
     finally:

@@ -649,7 +649,7 @@ def test_what_a_known_task_says_is_one_statement_as_long_as_it_is_short(
     sink, state, seen = make(), a_state(run_id=new_run_id(NOW_NS)), []
     state.started_ns = NOW_NS
     sink.write(said(state, range(4, 5)))
-    with sink._database.use() as connection:
+    with sink._database as connection:
         connection.set_trace_callback(lambda text: seen.append(text.split()[0]))
     sink.write(said(state, range(5, 5 + count)))
     assert len(seen) == statements and seen.count("INSERT") == statements - 2 * ("BEGIN" in seen)
