@@ -21,7 +21,7 @@ from ..model.reports import report
 from ..model.text import sanitise
 from ..model.threads import own_thread
 from .backlog import END_COST, Chunk, text_of_task
-from .intake import BACKSTOP, LIMIT, RECORD_COST, SLOT, Intake, cost
+from .intake import BACKSTOP, LIMIT, RECORD_COST, SLOT, Intake, cost, costs
 from .tails import Tails
 
 TYPE_CHECKING = False
@@ -329,7 +329,7 @@ class Dispatcher:
                     state.seq += len(lines) - 1
                     records += lines
                     fresh += lines
-                    weights += [cost(kind, line) for line in data]
+                    weights += costs(data)
                     continue
                 else:
                     record = (state, seq, kind, ns, data)

@@ -30,7 +30,7 @@ from collections import deque
 from itertools import count, repeat
 from time import time_ns
 
-from ..model.records import LOST, PROGRESS
+from ..model.records import LOST, OUTPUT, PROGRESS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Intake:
 
         One record for a thousand lines makes a chatty command three times as fast.
         """
-        slots = sum([cost(kind, line) for line in lines]) // SLOT
+        slots = sum(costs(lines)) // SLOT
         if self._closed:
             for _ in lines:
                 self.late.add()
@@ -289,3 +289,10 @@ def cost(kind: int, data: Any) -> int:
         return RECORD_COST + (len(data) if data.isascii() else 4 * len(data))
     text = data[1] if kind == PROGRESS else data[0]
     return RECORD_COST + TUPLE_COST + (len(text) if text.isascii() else 4 * len(text))
+
+
+def costs(lines: list[str]) -> list[int]:
+    """Return what `cost` estimates for each of many lines of text, in half the time."""
+    if all(map(str.isascii, lines)):
+        return [RECORD_COST + length for length in map(len, lines)]
+    return [cost(OUTPUT, line) for line in lines]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from bgworker.delivery.intake import LIMIT, MOST_TAKEN, RESERVED, SLOT, Intake, Tally
+from bgworker.delivery.intake import (LIMIT, MOST_TAKEN, RESERVED, SLOT, Intake, Tally, cost,
+                                      costs)
 from bgworker.model.records import COMPLETED, ERROR, OUTPUT, PROGRESS, TaskState
 
 STATE = TaskState("1" * 32, "task", "r" * 32, 0)
@@ -334,3 +335,8 @@ def test_many_threads_and_a_consumer_that_sleeps_often_lose_nothing() -> None:
     for state, _, _, data in taken:
         by_task.setdefault(state.id, []).append(data)
     assert list(by_task.values()) == [[str(count) for count in range(2_000)]] * 4
+
+
+@pytest.mark.parametrize("lines", [["", "abc", "x" * 5000], ["é", "abc"], ["日本" * 300]])
+def test_many_lines_cost_what_each_of_them_costs(lines: list[str]) -> None:
+    assert costs(lines) == [cost(OUTPUT, line) for line in lines]
