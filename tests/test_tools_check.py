@@ -124,7 +124,8 @@ def test_a_check_that_hangs_is_killed_and_has_failed(
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     monkeypatch.setattr(check, "ROOT", tmp_path)
     here = check.Interpreter(sys.executable, HERE)
-    assert not check.tests_pass(here, environment, [])
+    with check.Tests(here, tmp_path, environment, []) as tests:
+        assert not tests.passed()
     hanging = ["-c", "import time; time.sleep(600)"]
     assert not check.passes("what hangs", here, hanging, environment)
     monkeypatch.setattr(check, "HANGS", 300.0)
@@ -132,3 +133,29 @@ def test_a_check_that_hangs_is_killed_and_has_failed(
     out = capfd.readouterr().out
     assert out.count("timed out after") == 2
     assert "\nFAIL  what hangs" in out and "\nok    what ends" in out
+
+
+FAKE_PYTEST = """
+import os, sys
+version = next(word for word in sys.argv if word.startswith("cache_dir=")).rpartition("/")[2]
+print("tests of", version, *sys.argv[-2:])
+sys.exit(version in os.environ["FAIL"])
+"""
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize(("failing", "code"), [("", 0), ("3.10.0", 1), ("3.15.0", 1)])
+def test_the_tests_of_each_interpreter_are_shown_in_turn_and_none_may_fail(
+        cores: int, failing: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pytest.py").write_text(FAKE_PYTEST, encoding="utf-8")
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    monkeypatch.setattr(check, "cores", lambda: cores)
+    monkeypatch.setattr(check, "static_checks", lambda *given: [not print("mypy", flush=True)])
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "FAIL": failing}
+    pythons = [check.Interpreter(sys.executable, version) for version in ("3.10.0", "3.15.0")]
+    assert code == check.run_checks(pythons, tmp_path, environment, fast=False, for_pytest=["-x"])
+    shown = [line for line in capfd.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert (shown[0], shown[1], shown[3]) == (
+        "mypy", "tests of 3.10.0 not slow -x", "tests of 3.15.0 cache_dir=.pytest_cache/3.15.0 -x")
+    assert shown[2].startswith("FAIL" if failing == "3.10.0" else "ok") and len(shown) == 4

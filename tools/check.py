@@ -12,10 +12,11 @@ repository's root (`.venv-3.14` for another interpreter), made again when the in
 folder each time. Every check runs even if an earlier one failed.
 
 Where several interpreters are named, the last one runs all tests, the others those that are not
-marked slow. With CI in the environment, as CI services set it, two things differ. The interpreters
-are the oldest and the newest of this machine, unless --python names others. And the extra
-`integration` is installed too, for the tests against other people's libraries; elsewhere those
-tests are skipped unless the libraries are there.
+marked slow. With two cores or more, the tests of the last one run beside everything else; they are
+shown at the end all the same. With CI in the environment, as CI services set it, two things differ.
+The interpreters are the oldest and the newest of this machine, unless --python names others. And
+the extra `integration` is installed too, for the tests against other people's libraries; elsewhere
+those tests are skipped unless the libraries are there.
 
 Exit code: 0 all passed, 1 a check failed, 2 the environment could not be set up.
 """
@@ -98,7 +99,8 @@ def main(argv: list[str]) -> int:
         except SetupError as error:
             print(f"check.py: {error}", file=sys.stderr)
             return 2
-        return run_checks(found, environment, fast=options.fast, for_pytest=for_pytest)
+        return run_checks(found, Path(scratch), environment, fast=options.fast,
+                          for_pytest=for_pytest)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -262,11 +264,32 @@ def install(inside: Interpreter, extras: str, environment: dict[str, str]) -> No
 # --- the checks ---
 
 
-def run_checks(pythons: list[Interpreter], environment: dict[str, str], *, fast: bool,
-               for_pytest: list[str]) -> int:
-    """Run all checks, pytest last so that the output ends with its summary; return the exit
-    code."""
+def run_checks(pythons: list[Interpreter], scratch: Path, environment: dict[str, str], *,
+               fast: bool, for_pytest: list[str]) -> int:
+    """Run all checks, and show the tests of the last interpreter last, so that the output ends with
+    pytest's summary; return the exit code.
+
+    Where there are cores for it, those tests run beside everything else, and what they say is kept
+    until it is their turn.
+    """
     *others, last = pythons
+    not_slow = ["-m", "not slow"]
+    passed = []
+    with Tests(last, scratch, environment, [*(not_slow if fast else []), *for_pytest]) as of_last:
+        if cores() > 1:
+            of_last.start()
+        passed += static_checks(pythons, environment)
+        for python in others:
+            with Tests(python, scratch, environment, [*not_slow, *for_pytest]) as tests:
+                passed.append(tests.passed())
+                report("ok" if passed[-1] else "FAIL", "pytest", python, tests.begun)
+        passed.append(of_last.passed())
+    return 0 if all(passed) else 1
+
+
+def static_checks(pythons: list[Interpreter], environment: dict[str, str]) -> list[bool]:
+    """Run what takes no test; return for each check whether it passed."""
+    last = pythons[-1]
     passed = []
     for version in (OLDEST, NEWEST):
         target = "{}.{}".format(*version)
@@ -280,25 +303,67 @@ def run_checks(pythons: list[Interpreter], environment: dict[str, str], *, fast:
         with tempfile.TemporaryDirectory() as folder:
             copy = ["tools/vendor.py", folder, "--name", "_bg"]
             passed.append(passes("vendoring", python, copy, environment))
-
-    for python in others:
-        begun = time.monotonic()
-        passed.append(tests_pass(python, environment, ["-m", "not slow", *for_pytest]))
-        report("ok" if passed[-1] else "FAIL", "pytest", python, begun)
-    passed.append(
-        tests_pass(last, environment, [*(["-m", "not slow"] if fast else []), *for_pytest])
-    )
-    return 0 if all(passed) else 1
+    return passed
 
 
-def tests_pass(python: Interpreter, environment: dict[str, str], arguments: list[str]) -> bool:
-    print(f"      pytest {' ' * 9} {python.version}", flush=True)
-    try:
-        return subprocess.run([python.command, "-m", "pytest", "-W", "error", *arguments],
-                              cwd=str(ROOT), env=environment, timeout=HANGS).returncode == 0
-    except subprocess.TimeoutExpired as error:
-        print(error, flush=True)
-        return False
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Tests:
+    """A run of pytest, which goes on in the background until somebody asks how it ended. Leaving
+    the context ends it."""
+
+    def __init__(self, python: Interpreter, scratch: Path, environment: dict[str, str],
+                 arguments: list[str]) -> None:
+        self.begun = 0.0
+        """When it was started, as `time.monotonic` tells."""
+        self._version = python.version
+        self._environment = environment
+        # the cache: runs that go on side by side may not write to the same one
+        self._command = [python.command, "-m", "pytest", "-W", "error",
+                         "-o", f"cache_dir=.pytest_cache/{python.version}",
+                         *(["--color=yes"] if sys.stdout.isatty() else []), *arguments]
+        with tempfile.NamedTemporaryFile(dir=scratch, delete=False) as output:
+            self._output = Path(output.name)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Tests:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def start(self) -> None:
+        """Begin; what pytest says is kept."""
+        self.begun = time.monotonic()
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(self._command, cwd=str(ROOT), env=self._environment,
+                                             stdout=output, stderr=subprocess.STDOUT)
+
+    def passed(self) -> bool:
+        """Show what pytest has said, and what it says until it ends; tell whether all is well."""
+        if self._process is None:
+            self.start()
+        assert self._process is not None
+        print(f"      pytest {' ' * 9} {self._version}", flush=True)
+        with self._output.open("rb") as output:
+            while True:
+                has_ended = self._process.poll() is not None
+                said = output.read()
+                sys.stdout.buffer.write(said)
+                sys.stdout.flush()
+                if has_ended:
+                    return self._process.returncode == 0
+                if time.monotonic() > self.begun + HANGS:
+                    print(f"pytest timed out after {HANGS:g} seconds", flush=True)
+                    return False
+                time.sleep(0.1)
 
 
 def passes(name: str, python: Interpreter, arguments: list[str],

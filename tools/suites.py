@@ -6,8 +6,9 @@
 
 Each suite runs twice, as it is and with nothing but `concurrent.futures.ThreadPoolExecutor =
 bgworker.Scheduler` done before. What fails in the second run alone is run once more, since others'
-tests may be flaky, and printed if it fails again. The projects come from the package index and are
-installed into a temporary folder, with the interpreter that runs this tool.
+tests may be flaky, and printed if it fails again. All runs go side by side. The projects come from
+the package index and are installed into a temporary folder, with the interpreter that runs this
+tool.
 
 Exit code: 0 nothing fails that does not fail anyway, 1 something does, 2 a suite could not be had.
 """
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +42,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 """What runs a suite, in its source folder."""
 USUAL = ("aiofiles", "asgiref", "janus")
 
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 TOOLS = ("pytest", "pytest-asyncio", "pytest-httpbin", "pytest-timeout")
 
 SWAP = """
@@ -72,40 +76,56 @@ def main(argv: list[str]) -> int:
     unknown = [name for name in names if name not in SUITES]
     if unknown:
         parser.error(f"no such suite: {', '.join(unknown)}; there are {', '.join(SUITES)}")
-    with tempfile.TemporaryDirectory(prefix="bgworker-suites-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bgworker-suites-") as scratch:
+        folder = Path(scratch)
         try:
-            return 1 if any([new_failures(name, Path(folder)) for name in names]) else 0
+            run([*PIP, "install", "--target", str(folder / "site"), "--upgrade", *names, *TOOLS])
+            return 1 if any(new_failures_of(names, folder)) else 0
         except Missing as error:
             print(error, file=sys.stderr)
             return 2
 
 
-def new_failures(name: str, folder: Path) -> set[str]:
+def new_failures_of(names: Sequence[str], folder: Path) -> list[set[str]]:
+    """Run the suites side by side: most of their time they wait."""
+    (folder / "hook").mkdir()
+    (folder / "hook" / "sitecustomize.py").write_text(SWAP, encoding="utf-8")
+    with ThreadPoolExecutor(2 * len(names)) as pool:
+        runs = [pool.submit(new_failures, name, folder, pool) for name in names]
+        return [each.result() for each in runs]
+
+
+def new_failures(name: str, folder: Path, pool: ThreadPoolExecutor) -> set[str]:
     """Run one suite, say what came out, and return what fails because of the swap."""
-    source = fetched(name, folder)
-    plain = failures(name, source, folder, swap=False)
-    new = failures(name, source, folder, swap=True) - plain
+    archive = fetched(name, folder)
+    # a suite may write beside its sources: each run has a copy of its own
+    plain = pool.submit(failures, name, unpacked(archive, "plain"), folder, swap=False)
+    swapped = unpacked(archive, "swapped")
+    new = failures(name, swapped, folder, swap=True) - plain.result()
     if new:
-        new &= failures(name, source, folder, swap=True)
+        new &= failures(name, swapped, folder, swap=True)
     for test in sorted(new):
         print(f"{name}: fails with the Scheduler alone: {test}")
     return new
 
 
 def fetched(name: str, folder: Path) -> Path:
-    """Install a project and its tools; return the folder of its source."""
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    run([*pip, "install", "--target", str(folder / name / "site"), "--upgrade", name, *TOOLS])
-    run([*pip, "download", "--no-deps", "--no-binary", name, "--dest", str(folder / name), name])
+    """Download a project's source archive."""
+    run([*PIP, "download", "--no-deps", "--no-binary", name, "--dest", str(folder / name), name])
     for archive in (folder / name).glob("*.tar.gz"):
-        with tarfile.open(archive) as opened:
-            options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-            opened.extractall(folder / name / "source", **options)  # type: ignore[arg-type]
-        return next((folder / name / "source").iterdir())
+        return archive
     raise Missing(f"{name} has no source archive in the package index")
 
 
-def run(command: list[str]) -> None:
+def unpacked(archive: Path, to: str) -> Path:
+    """Unpack a source archive beside it; return the folder of the source."""
+    with tarfile.open(archive) as opened:
+        options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        opened.extractall(archive.parent / to, **options)  # type: ignore[arg-type]
+    return next((archive.parent / to).iterdir())
+
+
+def run(command: Sequence[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise Missing(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}")
@@ -113,11 +133,8 @@ def run(command: list[str]) -> None:
 
 def failures(name: str, source: Path, folder: Path, swap: bool) -> set[str]:
     """Run a suite and return the names of the tests that fail."""
-    hook = folder / "hook"
-    hook.mkdir(exist_ok=True)
-    (hook / "sitecustomize.py").write_text(SWAP, encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(hook), str(folder / name / "site")])
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder / "hook"), str(folder / "site")])
     environment["SWAP"] = str(ROOT) if swap else ""
     done = subprocess.run(
         [sys.executable, *SUITES[name]],
