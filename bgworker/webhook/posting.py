@@ -4,8 +4,9 @@ sink's thread.
 A timeout of a socket bounds each read, so that a receiver which sends a byte now and then holds its
 sender for ever. Here one deadline covers an attempt: connecting, sending, and the answer up to the
 end of its headers. Not under it are name resolution, which nothing bounds, and the steps that have
-a timeout of their own: connecting to each address of a host name, the handshake of TLS, and each
-read of what a proxy says when it opens a tunnel.
+a timeout of their own: connecting to each address of a host name, what a proxy says when it opens a
+tunnel, and the handshake of TLS. (A timer that shuts the socket would need a thread, and at the end
+of a program Python 3.12 starts none.)
 
 Redirects are not followed, cookies not kept, and the answer's body is not looked at.
 
@@ -16,18 +17,18 @@ first used.
 from __future__ import annotations
 
 import http.client
-import io
 import re
+import socket
 import ssl
 import urllib.error
 import urllib.request
+from contextlib import suppress
 
 from ..model.clock import monotonic
 from ..model.errors import TemporarySinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping
     from typing import Any
 
@@ -95,7 +96,6 @@ class Poster:
             raise TemporarySinkError(malformed)
         try:
             with self._opener.open(request, timeout=self._timeout) as response:
-                _drain(response)
                 return response.status, response.headers
         except OSError as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -128,37 +128,81 @@ class Poster:
         return " ".join(str(reason).split()[:4])
 
 
-def _drain(response: Any) -> None:
-    """Read what follows the headers, within bounds. The verdict is in already: what goes wrong here
-    changes nothing."""
-    response.reader.shorten(MOST_WAITED)
-    try:
-        response.read(MOST_READ)
-    except (OSError, http.client.HTTPException, ValueError):  # ValueError: a chunk of no size
-        pass
+class _Bounded:
+    """Mixed into a socket: nothing waits beyond a deadline, however little comes at a time."""
+
+    until = 0.0
+    """On the clock `_now`."""
+    has_ended = False
+    """True once the other side was seen to send no more."""
+
+    def sendall(self: Any, data: Any, flags: int = 0) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                self.settimeout(self._left())
+                left = left[self.send(left, flags):]
+        except (BrokenPipeError, ConnectionResetError):
+            # it may have answered before it has read all, as to a body that is too large: then that
+            # counts
+            pass
+
+    def recv_into(self: Any, *arguments: Any) -> int:
+        self.settimeout(self._left())
+        received: int = super().recv_into(*arguments)  # type: ignore[misc]
+        self.has_ended = received == 0
+        return received
+
+    def _left(self) -> float:
+        left = self.until - _now()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        return left
+
+
+class _Socket(_Bounded, socket.socket):
+    pass
+
+
+class _TlsSocket(_Bounded, ssl.SSLSocket):
+    pass
+
+
+def _connected(address: Any, timeout: Any, source: Any) -> _Socket:
+    sock = _Socket(fileno=socket.create_connection(address, timeout, source).detach())
+    sock.until = _now() + timeout  # for what a proxy says when it opens a tunnel
+    return sock
 
 
 class _Timed:
     """Mixed into a connection of `http.client`: all that happens on its socket ends by one
-    deadline."""
+    deadline, the reading of the answer's body included."""
 
     sock: Any
     timeout: Any
 
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._create_connection = _connected  # what `http.client` calls to connect
+
     def connect(self) -> None:
-        deadline = _now() + self.timeout
+        until = _now() + self.timeout
         super().connect()  # type: ignore[misc]
-        self.sock = _Socket(self.sock, deadline)
+        self.sock.until = until
 
     def getresponse(self) -> http.client.HTTPResponse:
         sock = self.sock  # forgotten while the answer is read, if it says that the connection ends
-        response: Any = super().getresponse()  # type: ignore[misc]
-        if sock.reader.has_ended:
+        response: http.client.HTTPResponse = super().getresponse()  # type: ignore[misc]
+        if sock.has_ended:
             # http.client takes the end of the connection for the end of the headers
             response.close()
             raise http.client.IncompleteRead(b"")
-        response.reader = sock.reader
-        return response  # type: ignore[no-any-return]
+        sock.until = min(sock.until, _now() + MOST_WAITED)
+        # The verdict is in already: what goes wrong from here on changes nothing. ValueError: a
+        # chunk of no size.
+        with suppress(OSError, http.client.HTTPException, ValueError):
+            response.read(MOST_READ)
+        return response
 
 
 class _HttpConnection(_Timed, http.client.HTTPConnection):
@@ -179,68 +223,7 @@ class _Https(urllib.request.HTTPSHandler):
         super().__init__()
         # whatever a program has made urllib's own default
         self._verifying = ssl.create_default_context()
+        self._verifying.sslsocket_class = _TlsSocket
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(_HttpsConnection, req, context=self._verifying)
-
-
-class _Socket:
-    """What `http.client` uses of a socket, under a deadline."""
-
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock = sock
-        self._deadline = deadline
-
-    def sendall(self, data: bytes) -> None:
-        left = memoryview(data)
-        try:
-            while left:
-                self._sock.settimeout(_left(self._deadline))
-                left = left[self._sock.send(left):]
-        except (BrokenPipeError, ConnectionResetError):
-            # it may have answered before it has read all, as to a body that is too large: then that
-            # counts
-            pass
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        self.reader = _Reader(self._sock, self._deadline)
-        return io.BufferedReader(self.reader)
-
-    def close(self) -> None:
-        self._sock.close()  # in truth when the last reader is closed
-
-
-class _Reader(io.RawIOBase):
-    """The reading side, under the same deadline."""
-
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock = sock
-        # keeps the socket open, as http.client expects
-        self._raw: Any = sock.makefile("rb", buffering=0)
-        self._deadline = deadline
-        self.has_ended = False
-        """True once the other side was seen to send no more."""
-
-    def shorten(self, seconds: float) -> None:
-        """Leave at most ``seconds`` from now."""
-        self._deadline = min(self._deadline, _now() + seconds)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._sock.settimeout(_left(self._deadline))
-        read: int = self._raw.readinto(buffer)
-        self.has_ended = read == 0
-        return read
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-def _left(deadline: float) -> float:
-    left = deadline - _now()
-    if left <= 0:
-        raise TimeoutError("timed out")
-    return left

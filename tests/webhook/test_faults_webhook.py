@@ -4,6 +4,7 @@ becomes of each event."""
 from __future__ import annotations
 
 import base64
+import gc
 import itertools
 import json
 import logging
@@ -1141,3 +1142,25 @@ def test_a_secret_that_leaks_would_be_found() -> None:
             raise KeyError("hidden behind another")
     except KeyError as error:
         assert leaks(everything_of(error))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # by http.client of 3.10
+def test_a_proxy_that_opens_a_tunnel_byte_by_byte_holds_its_sender_no_longer_than_the_timeout(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crawl(connection: Connection) -> None:
+        connection.read_head()
+        try:
+            for piece in drip(b"HTTP/1.1 200 OK\r\n" + SLOW, 16)():
+                connection.sock.sendall(piece)
+        except OSError:
+            return
+
+    with Receiver(crawl) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        with pytest.raises(TemporarySinkError) as caught:
+            WebhookSink("https://receiver.invalid/hook", secret=SECRET).write(batch("a"))
+    assert str(caught.value) == ("cannot reach https://receiver.invalid through the proxy in the "
+                                 "environment: no answer within 15 s")
+    del caught
+    gc.collect()
