@@ -31,12 +31,12 @@ from ..model.errors import ConfigurationError, MissingPart, SinkError, Temporary
 from ..model.health import SinkHealth
 from ..model.records import LOST, Batch
 from ..model.reports import report
-from ..model.text import name_of, show
+from ..model.text import ask, name_of, show
 from ..model.threads import own_thread
 from .backlog import BATCH_TEXT, Backlog, Chunk
 from .consumer import Consumer, kinds_in
 from .intake import MOST_TAKEN
-from .loop import SinkLoop
+from .loop import SinkLoop, prepare
 from .losses import Losses
 from .options import SinkOptions, kinds_of
 from .patience import CROWDED
@@ -584,6 +584,7 @@ def _parted(piece: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]
 def options_for(sink: Sink, options: SinkOptions) -> SinkOptions:
     """Return the options with the batches that the sink wishes, unless they name a size. Asks the
     sink: under no lock."""
+    ask(prepare, sink)
     if options.batch_size is None:
         wish = getattr(sink, "preferred_batch", None)
         return replace(options, batch_size=number("preferred_batch", wish, least=1, whole=True,

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from types import FunctionType
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable
 
 
+_COROUTINE = 0x80
+"""Flag of a function that is ``async def``, in ``co_flags`` of its code."""
+
+
+def prepare(sink: object) -> None:
+    """Load `asyncio` if a method of the sink is a coroutine function, on the thread of whoever
+    registers it: a fork in the middle of an import leaves the child with half a module, for ever.
+    """
+    for kind in type(sink).__mro__:
+        for method in vars(kind).values():
+            if type(method) is FunctionType and method.__code__.co_flags & _COROUTINE:
+                import asyncio  # noqa: F401
+
+
 class SinkLoop:
-    """Runs to its end what a sink's method returned. The loop, and `asyncio`, come with the first
-    awaitable."""
+    """Runs to its end what a sink's method returned. The loop comes with the first awaitable."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -3,6 +3,10 @@ accounts. Any thread."""
 
 from __future__ import annotations
 
+# The first event of a sink needs these two, on the sink's thread. They are loaded here: a fork in
+# the middle of an import leaves the child with half a module, for ever.
+import datetime  # noqa: F401
+import hashlib  # noqa: F401
 import logging
 import threading
 from itertools import count

@@ -174,10 +174,6 @@ class Scheduler(Submits, DropIn):
         """The sinks and subscriptions. Made, and its modules loaded, when it is first asked for."""
         with self._dispatcher.lock:
             if self._made_registry is None:
-                # A sink's thread needs it for its first event. It is loaded here, because a fork
-                # in the middle of an import leaves the child with half a module, for ever.
-                import hashlib  # noqa: F401
-
                 from ..delivery.registry import Registry
 
                 self._made_registry = self._dispatcher.sinks = Registry(

@@ -83,6 +83,11 @@ class LineFile:
         self._max_bytes = max_bytes
         self._backups = backups
         self._compress = compress
+        if compress:
+            # Here, not when the first file is rotated: a fork in the middle of an import leaves the
+            # child with half a module, and the lock in its hands.
+            import gzip  # noqa: F401
+            import shutil  # noqa: F401
         self._is_power_safe = is_power_safe
         self._target = self.path  # with symbolic links resolved, as of open
         self._lock: LockFile | None = None  # None while closed, and for what is no regular file

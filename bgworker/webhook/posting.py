@@ -11,11 +11,12 @@ of a program Python 3.12 starts none.)
 Redirects are not followed, cookies not kept, and the answer's body is not looked at.
 
 This module imports `urllib.request`, `http.client` and `ssl`, so it is imported when a webhook is
-first used.
+first made.
 """
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401  # `socket` would load it with the first host name
 import http.client
 import re
 import socket

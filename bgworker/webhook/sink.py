@@ -130,23 +130,22 @@ class WebhookSink:
                          **_checked_headers({} if headers is None else headers)}
         self._runs = Runs()
         self._poster: Poster | None = None
+        try:
+            # Here, not on the sink's thread: a fork in the middle of an import leaves the child
+            # with half a module, for ever.
+            from .posting import Poster
+        except ImportError as error:  # a Python that was built without OpenSSL
+            raise ConfigurationError(f"this Python cannot post to {self._shown}: {error}; "
+                                     "use one with the ssl module") from error
+        self._new_poster = Poster
 
     def __repr__(self) -> str:
         return f"WebhookSink({self._shown!r})"
 
     def open(self) -> None:
         """Get ready; nothing is sent. Reads the environment's proxies and the system's certificate
-        authorities.
-
-        Raises:
-            PermanentSinkError: this Python cannot do TLS.
-        """
-        try:
-            from .posting import Poster
-        except ImportError as error:  # a Python that was built without OpenSSL
-            raise PermanentSinkError(f"this Python cannot post to {self._shown}: {error}; "
-                                     "use one with the ssl module") from error
-        self._poster = Poster(self._url, self._shown, self._timeout, self._use_proxies)
+        authorities."""
+        self._poster = self._new_poster(self._url, self._shown, self._timeout, self._use_proxies)
 
     def write(self, events: Sequence[Event]) -> None:
         """Post the events, as one request.

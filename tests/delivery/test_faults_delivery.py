@@ -28,6 +28,7 @@ from bgworker.model import wire
 from bgworker.delivery.intake import Intake
 from bgworker.model.records import TaskState
 from bgworker.testing import FlakySink, Hang, MemorySink
+from tests.receiver import SECRET, Receiver, answer
 from tests.support import ROOT
 
 SOON = 60.0
@@ -402,33 +403,54 @@ def test_forks_in_the_middle_of_bursts_repeat_nothing_and_lose_nothing_on_either
 LOADED_MEANWHILE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from bgworker import Scheduler, current_task
+from bgworker import Event, HookSink, Scheduler, current_task
+
+class Own(HookSink):
+    def on_event(self, event):
+        assert issubclass(type(event), Event.__args__) and str(event)
+
+class Async(HookSink):
+    async def on_task_output(self, event):
+        pass
+
+    async def flush(self):
+        pass
 
 def talk():
-    current_task().output("text")
+    for _ in range(50):
+        current_task().output("text")
     current_task().output({"json": 1})
     current_task().progress(1)
     raise ValueError("and fail")
 
-with Scheduler(2, sinks=[sys.argv[2]]) as pool:
+sink = {"own": Own(), "async": Async()}.get(sys.argv[2], sys.argv[2])
+with Scheduler(2, sinks=[sink]) as pool:
     before = set(sys.modules)
     pool.submit(talk).exception(timeout=60)
-    assert pool.flush(timeout=60)
+    pool.flush(timeout=60)
     print(*sorted(set(sys.modules) - before))
 """
 
 
-@pytest.mark.parametrize("sink", ["jsonl:lines.jsonl", "sqlite:history.db"])
+@pytest.mark.parametrize(("sink", "first_answer"), [
+    ("jsonl:lines.jsonl", 200), ("jsonl:lines.jsonl?max_bytes=1000&compress=true", 200),
+    ("sqlite:history.db", 200), ("own", 200), ("async", 200), ("webhook:URL", 200),
+    ("webhook:URL", 429), ("webhook:URL", 403)])
 def test_no_thread_of_a_sink_imports_anything_which_a_fork_could_leave_half_done(
-    tmp_path: Path, sink: str
+    tmp_path: Path, sink: str, first_answer: int
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED_MEANWHILE, str(ROOT), sink],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-    )
+    when = {"Retry-After": "1" if first_answer == 403 else "Wed, 21 Oct 2015 07:28:00 GMT"}
+    script = [answer(first_answer, when)] if "webhook" in sink else []
+    with Receiver(*script) as receiver:
+        done = subprocess.run(
+            [sys.executable, "-c", LOADED_MEANWHILE, str(ROOT),
+             sink.replace("URL", receiver.url.replace("127.0.0.1", "localhost"))],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
+            env={**os.environ, "BGWORKER_WEBHOOK_SECRET": SECRET},
+        )
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stdout + done.stderr
 
 

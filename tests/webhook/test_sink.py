@@ -870,17 +870,16 @@ def test_a_malformed_proxy_is_reported_without_its_password(
 # -- what it costs to import --
 
 
-def test_urllib_comes_with_the_first_use_and_not_before() -> None:
+def test_urllib_comes_with_the_first_sink_and_not_before() -> None:
     code = f"""
 import bgworker
 dear = ("urllib.request", "http.client", "ssl", "email.parser")
 loaded = lambda: [name for name in dear if name in sys.modules]
 assert loaded() == []
 from bgworker.webhook.sink import verify
-sink = bgworker.WebhookSink("http://127.0.0.1:1/hook", secret={SECRET!r})
-sink.close()
+bgworker.WebhookSink
 assert loaded() == [], loaded()
-sink.open()
+bgworker.WebhookSink("http://127.0.0.1:1/hook", secret={SECRET!r})
 assert "urllib.request" in loaded()
 """
     in_fresh_interpreter(code)
@@ -892,5 +891,5 @@ def test_a_python_without_ssl_is_told_so(monkeypatch: MonkeyPatch) -> None:
     complaint = (
         "this Python cannot post to https://example.com: .*ssl.*; use one with the ssl module"
     )
-    with pytest.raises(PermanentSinkError, match=complaint):
-        sink_to("https://example.com/").open()
+    with pytest.raises(ConfigurationError, match=complaint):
+        sink_to("https://example.com/")
