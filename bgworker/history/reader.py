@@ -24,7 +24,7 @@ from ..model.events import EventType, LifecycleEvent, TaskStatus
 from ..model.records import STATUSES, TYPES
 from ..sinks.lockfile import LockFile
 from ..sinks.opening import absolute, shown
-from . import pages, questions
+from . import charts, pages, questions
 from .answers import SELECT_LOSSES, SELECT_RUNS, Reading, Run, Stats, loss_of, run_of
 from .connections import Database
 from .presence import OPEN_RUNS, is_alive
@@ -417,7 +417,10 @@ class History:
             since: only tasks that failed after this time (aware), or less than this long ago.
             limit: most groups, 1 to 1,000.
         """
-        raise NotImplementedError
+        limit = _most("limit", limit)
+        with self._asking() as connection:
+            return charts.failure_groups(connection, questions.find_run(connection, run),
+                                         questions.time_since(since), limit)
 
     def throughput(self, *, run: str | None = None, since: datetime | timedelta | None = None,
                    until: datetime | None = None, buckets: int = 120) -> Throughput:
@@ -429,22 +432,32 @@ class History:
                 ``since``, or the first end, to ``until``, or the last end.
             buckets: most stretches of time, 1 to 1,000.
         """
-        raise NotImplementedError
+        buckets = _most("buckets", buckets)
+        end = "~" if until is None else questions.time_since(until)  # "~" sorts after all times
+        with self._asking() as connection:
+            return charts.throughput(connection, questions.find_run(connection, run),
+                                     questions.time_since(since), end, buckets)
 
     def timeline(self, *, run: str | None = None, since: datetime | timedelta | None = None,
                  until: datetime | None = None, bars: int = 2000, lanes: int = 64,
-                 loads: int = 240, most: int = 20_000) -> Timeline:
+                 loads: int = 240, most: int = 10_000) -> Timeline:
         """Return when tasks ran, on lanes, and how many ran at once.
 
         Args:
             run: only tasks of this run: its id, or the beginning of it.
             since, until: only tasks that ran between these times, and of them what lies between.
+                Of those that ended after ``until``, the first 2,000 of each status are looked at.
             bars: most bars, 1 to 10,000.
             lanes: most lanes, 1 to 1,000; tasks for which none is free have no bar.
             loads: most stretches of time of the load, 1 to 1,000.
-            most: most tasks that are read, the newest: 20,000 take about 0.1 s.
+            most: most tasks that are read, the latest: 10,000 take about 0.1 s.
         """
-        raise NotImplementedError
+        bars, loads = _most("bars", bars, 10_000), _most("loads", loads)
+        lanes, most = _most("lanes", lanes), _most("most", most, 1_000_000)
+        begin, end = [None if time is None else questions.moment(time) for time in (since, until)]
+        with self._asking() as connection:
+            return charts.timeline(connection, questions.find_run(connection, run), begin, end,
+                                   bars, lanes, loads, most)
 
     def counts(self, *, run: str | None = None,
                since: datetime | timedelta | None = None) -> dict[TaskStatus, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bgworker.history.reader import History
 from tests.histories import Recorder
 
 
@@ -22,3 +23,10 @@ def record(path: str) -> Iterator[Recorder]:
     recorder = Recorder(path)
     yield recorder
     recorder.close()
+
+
+@pytest.fixture
+def history(record: Recorder, path: str) -> Iterator[History]:
+    """The same history, read."""
+    with History(path) as opened:
+        yield opened

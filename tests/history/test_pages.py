@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import random
 import re
-import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.histories import Recorder
+from tests.history.plans import plans, scans
 
 from bgworker.history import pages, schema
 from bgworker.history.pages import LinePage, Match, TaskPage
@@ -22,24 +21,6 @@ from bgworker.model.errors import ConfigurationError, UnknownTask
 from bgworker.model.events import TaskSnapshot, TaskStatus
 
 RUNS = "a" * 32, "b" * 32, "c" * 32
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    return str(tmp_path / "history.db")
-
-
-@pytest.fixture
-def record(path: str) -> Iterator[Recorder]:
-    recorder = Recorder(path)
-    yield recorder
-    recorder.close()
-
-
-@pytest.fixture
-def history(record: Recorder, path: str) -> Iterator[History]:
-    with History(path) as opened:
-        yield opened
 
 
 @pytest.fixture(params=["at once", "in its order", "in steps"])
@@ -278,24 +259,6 @@ def test_ids_that_no_bgworker_made_are_paged_too(record: Recorder, history: Hist
 
 
 # ---------------------------------------------------------------- how they are answered
-
-def plans(history: History, ask: Any) -> list[str]:
-    """Return how SQLite answers what is asked of a history, a line for each look at a table."""
-    statements: list[str] = []
-    with history._connected() as connection:
-        connection.set_trace_callback(statements.append)
-    ask()
-    with history._connected() as connection:
-        connection.set_trace_callback(None)
-        return [plan for statement in statements if statement.lstrip().startswith("SELECT")
-                for *_, plan in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
-
-
-def scans(found: list[str]) -> list[str]:
-    """Return those that read a whole table, or sort more than a bounded number of rows by it."""
-    return [plan for plan in found if plan.startswith("SCAN") and not plan.startswith("SCAN json_")
-            and "SUBQUERY" not in plan and not re.match(r"SCAN (\(subquery|CONSTANT)", plan)]
-
 
 @pytest.mark.parametrize("wanted", WANTED, ids=str)
 def test_no_page_reads_a_table_that_an_index_answers_for(record: Recorder, history: History,

@@ -39,12 +39,6 @@ from bgworker.model.wire import encode
 from tests.support import ROOT, in_child, needs_fork
 
 WAIT = 30.0
-@pytest.fixture
-def history(record: Recorder, path: str) -> Iterator[History]:
-    with History(path) as opened:
-        yield opened
-
-
 def names(tasks: list[TaskSnapshot]) -> list[str]:
     return [task.name for task in tasks]
 
@@ -925,8 +919,11 @@ def ask_everything(history: History) -> dict[str, Any]:
     pages = {"page": history.page(), "named": history.page(name="j*", until=timedelta(0)),
              "found": history.page(text="a"), "recent": history.page(since=timedelta(days=365)),
              **{status: history.page(status=status, run=run.run_id, text="said")
-                for status in TaskStatus for run in found["runs"] if re.fullmatch("[0-9a-f]+", run.run_id)}}
+                for status in ("failed", "interrupted") for run in found["runs"] if re.fullmatch("[0-9a-f]+", run.run_id)}}
     found["pages"] = pages
+    found["charts"] = [ask(**how) for how in ({}, {"since": timedelta(days=365)}) for ask in (
+        history.failure_groups, history.throughput, history.timeline)]
+    history.timeline(until=timedelta(0)), history.throughput(until=timedelta(0))
     for task in found["tasks"]:
         if {"\ufffd", "\0"} & {*task.task_id}:
             continue  # it was no text; nobody can spell it
