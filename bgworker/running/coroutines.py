@@ -19,7 +19,7 @@ from ..model.clock import monotonic
 from ..model.errors import PoolDeadlock, TaskCancelled
 from ..model.reports import report
 from ..model.text import describe
-from .waits import current_worker
+from .workers import current_worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ Workers hold the pool, never the `Scheduler`, so that a forgotten Scheduler is c
 pool winds down: what is queued still runs. Workers are daemon threads that the exit hook joins,
 because a thread that ignores its cancellation must not keep the interpreter alive.
 
-A thread whose task is past its deadline is retired (see `roster`). Where another may not take its
+A thread whose task is past its deadline is retired (see `workers`). Where another may not take its
 place, the pool goes on with fewer workers; when the last one is stuck, what waits fails with
 `PoolStuck`. A retired thread that comes back after all goes on if its place is vacant.
 
@@ -32,8 +32,8 @@ from ..model.text import ask, describe
 from ..model.threads import own_thread
 from .deadlines import Deadlines
 from .future import LOGGER
-from .roster import Roster
-from .waits import Waits, Worker
+from .waits import Waits
+from .workers import Roster, Worker, is_here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from ..model.health import SchedulerHealth
     from .task import Call, Task
-    from .waits import Inbox, Work
+    from .workers import Inbox, Work
 
 JOIN_SLICE = 0.1
 """Seconds after which `Pool.join` looks again whom it has to wait for."""
@@ -238,8 +238,10 @@ class Pool:
         until = None if timeout is None else monotonic() + timeout
         while True:
             self.look()
+            with self._lock:
+                everybody = self._roster.everybody()
             # those that wait for the caller cannot end before
-            ours = {threading.current_thread(), *self.waits.threads_held_up()}
+            ours = {threading.current_thread(), *self.waits.threads_held_up(everybody)}
             with self._lock:
                 awaited = {
                     *self._roster.busy(),
@@ -327,7 +329,8 @@ class Pool:
                     return
         died = True
         try:
-            self.waits.enter(worker)
+            worker.waits = self.waits
+            is_here(worker)
             first, worker.first = worker.first, None
             if first is not None:
                 first()
@@ -343,7 +346,6 @@ class Pool:
             self._leave(worker, died)
 
     def _leave(self, worker: Worker, died: bool) -> None:
-        self.waits.leave(worker)
         with self._lock:
             self._roster.forget(worker)
             if died:

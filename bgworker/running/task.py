@@ -39,7 +39,7 @@ from ..model.records import (
 from ..model.text import clean, name_of
 from .context import CURRENT, Limits, TaskContext, checkpoint, current_task
 from .future import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING, LightFuture
-from .waits import current_worker
+from .workers import current_worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

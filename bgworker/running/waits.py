@@ -25,131 +25,19 @@ from weakref import ref
 
 from ..model.errors import PoolDeadlock, ShutdownError
 from .future import LightFuture
+from .workers import current_worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
-    from contextvars import ContextVar
-    from queue import SimpleQueue
-    from typing import Any, Protocol, Union
+    from collections.abc import Callable, Iterable
     from weakref import ReferenceType
 
-    class Work(Protocol):
-        """What the threads of a pool need of a `Task`."""
-
-        @property
-        def id(self) -> str: ...
-        @property
-        def name(self) -> str: ...
-        @property
-        def _has_begun(self) -> bool: ...
-        @property
-        def _reacts_to_cancel(self) -> bool: ...
-        def done(self) -> bool: ...
-        def running(self) -> bool: ...
-        _watched_by: tuple[int, ...]
-        """The threads, by their identifiers, that have waited for it and for others at once."""
-
-        @property
-        def _is_watched(self) -> bool: ...
-        def _run(self) -> bool: ...
-        def _fail(self, error: BaseException) -> bool: ...
-        def _end_interrupted(self, error: BaseException) -> None: ...
-        def _ask_to_stop(self, reason: str) -> None: ...
-
-    class Loop(Protocol):
-        """What they need of the event loop of one."""
-
-        @property
-        def is_in_main(self) -> bool: ...
-        def run(self, coroutine: Any, context: Any) -> tuple[Any, BaseException | None]: ...
-        def close(self) -> None: ...
-
-    Inbox = SimpleQueue[Union[ReferenceType[Work], None]]
-
+    from .workers import Work, Worker
 
 MOST_NESTED = 50
 """Most tasks that run inside one another. On one thread each takes about ten of the thousand Python
 frames."""
-
-
-class _Here(threading.local):
-    worker: Worker | None = None
-
-
-_here = _Here()  # in the threads of all pools: whose thread it is
-
-
-class Worker:
-    """One thread of a pool, the tasks that it runs, and the tasks that those wait for."""
-
-    __slots__ = (
-        "thread",
-        "first",
-        "running",
-        "waits_for",
-        "waits",
-        "helps",
-        "helper",
-        "inbox",
-        "loop",
-        "stuck_since",
-        "has_served",
-        "variables",
-    )
-
-    def __init__(self, first: Callable[[], object] | None, helps: Worker | None = None) -> None:
-        self.thread: threading.Thread
-        self.first = first
-        """Called before anything else. Not an argument of the thread, which would hold it until
-        its end."""
-        self.running: list[Work] = []
-        """The outermost task first. A task is added before anybody can know that it has begun, and
-        leaves after its end."""
-        self.waits_for: dict[Work, tuple[Work, ...]] = {}
-        """The tasks for which each task here waits. Guarded by the lock of `waits`."""
-        self.waits: Waits
-        self.helps = helps
-        """Of a helper: the worker whose tasks wait for the tasks that run here."""
-        self.helper: Worker | None = None
-        """The thread that helps this one."""
-        self.inbox: Inbox | None = None
-        """Of a helper: the tasks that it is to run; None is the sign to end."""
-        self.loop: Loop | None = None
-        """The event loop for coroutines, made for the first of them."""
-        self.variables: tuple[tuple[ContextVar[Any], Any], ...] = ()
-        """The context variables that the initializer has set, with their values."""
-        self.stuck_since = 0
-        """When it was retired, in nanoseconds since the epoch; 0 if it was not."""
-        self.has_served = False
-        """True once it has taken a task."""
-
-    @property
-    def depth(self) -> int:
-        """How many tasks wait inside one another, on this thread and those that it helps."""
-        helped = self.helps  # once: that worker's own thread may set it to None
-        return len(self.running) + (0 if helped is None else helped.depth)
-
-    def runs_something(self) -> bool:
-        """Tell whether a task runs here that has not ended; any thread."""
-        return any([not task.done() for task in self.running.copy()])
-
-    def reacts(self) -> bool:
-        """Tell whether a task that runs here is expected to end when it is asked to stop."""
-        return any([task._reacts_to_cancel for task in self.running.copy()])
-
-    def dismiss_helper(self) -> None:
-        """Let the helper end, because the task that needed it has ended or was given up. Under the
-        pool's lock."""
-        helper, self.helper = self.helper, None
-        if helper is not None and helper.inbox is not None:
-            helper.inbox.put(None)
-
-
-def current_worker() -> Worker | None:
-    """Return the worker whose thread this is, of whatever pool."""
-    return _here.worker
 
 
 class Waits:
@@ -168,28 +56,16 @@ class Waits:
     ) -> None:
         self._lend = lend
         self._run = run
-        # guards _workers and their waits_for; a signal handler may cancel meanwhile
+        # guards all `waits_for`, and the set of the workers that have some; a signal handler may
+        # cancel meanwhile
         self._lock = threading.RLock()
-        self._workers: list[Worker] = []
+        self._waiting: set[Worker] = set()
 
     @property
     def worker(self) -> Worker | None:
         """The worker whose thread this is; None in a thread that is not the pool's."""
         worker = current_worker()
         return worker if worker is not None and worker.waits is self else None
-
-    def enter(self, worker: Worker) -> None:
-        """Make the caller's thread known as a worker's."""
-        worker.waits = self
-        _here.worker = worker
-        with self._lock:
-            self._workers.append(worker)
-
-    def leave(self, worker: Worker) -> None:
-        """Forget a worker that ends."""
-        with self._lock:
-            if worker in self._workers:  # not in a forked child
-                self._workers.remove(worker)
 
     # -- waits without a timeout --
 
@@ -293,31 +169,35 @@ class Waits:
             if self._leads_back(worker, task):
                 raise _circle(worker, task)
             waiting = worker.running[-1]
+            self._waiting.add(worker)
             worker.waits_for[waiting] = (*worker.waits_for.get(waiting, ()), task)
 
     def _forget(self, worker: Worker, task: Work) -> None:
         with self._lock:
             for waiting, others in list(worker.waits_for.items()):
-                left = tuple(each for each in others if each is not task)
-                if left:
-                    worker.waits_for[waiting] = left
-                else:
-                    del worker.waits_for[waiting]
+                worker.waits_for[waiting] = tuple(each for each in others if each is not task)
+                if not worker.waits_for[waiting]:
+                    self._drop(worker, waiting)
 
     def forget_all_of(self, worker: Worker) -> None:
         """Forget the waits of a worker's innermost task, which has ended."""
         with self._lock:
-            worker.waits_for.pop(worker.running[-1], None)
+            self._drop(worker, worker.running[-1])
 
-    def threads_held_up(self) -> set[threading.Thread]:
-        """Return the threads whose tasks cannot go on before one that runs on the caller's thread
-        has ended."""
+    def _drop(self, worker: Worker, waiting: Work) -> None:
+        worker.waits_for.pop(waiting, None)
+        if not worker.waits_for:
+            self._waiting.discard(worker)
+
+    def threads_held_up(self, everybody: Iterable[Worker]) -> set[threading.Thread]:
+        """Return the threads, of these workers, whose tasks cannot go on before one that runs on
+        the caller's thread has ended."""
         held_up: list[Worker] = [] if self.worker is None else [self.worker]
         with self._lock:
             for each in held_up:  # grows meanwhile
                 held_up += [
                     other
-                    for other in self._workers
+                    for other in everybody
                     if other not in held_up
                     and (other is each.helps or self._waits_for(other, each))
                 ]
@@ -342,7 +222,7 @@ class Waits:
             if each in worker.running:
                 return True
             seen.add(each)
-            for runner in self._workers:
+            for runner in self._waiting:
                 stack = runner.running.copy()
                 if each in stack:  # it cannot go on before those that run inside it
                     ahead += [

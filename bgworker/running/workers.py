@@ -9,14 +9,139 @@ workers there are at most ``max_stuck`` threads, helpers not counted.
 
 from __future__ import annotations
 
+import threading
 from time import time_ns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from threading import Thread
+    from collections.abc import Callable
+    from contextvars import ContextVar
+    from queue import SimpleQueue
+    from typing import Any, Protocol, Union
+    from weakref import ReferenceType
 
     from ..model.health import SchedulerHealth
-    from .waits import Work, Worker
+
+    class Work(Protocol):
+        """What the threads of a pool need of a `Task`."""
+
+        @property
+        def id(self) -> str: ...
+        @property
+        def name(self) -> str: ...
+        @property
+        def _has_begun(self) -> bool: ...
+        @property
+        def _reacts_to_cancel(self) -> bool: ...
+        def done(self) -> bool: ...
+        def running(self) -> bool: ...
+        _watched_by: tuple[int, ...]
+        """The threads, by their identifiers, that have waited for it and for others at once."""
+
+        @property
+        def _is_watched(self) -> bool: ...
+        def _run(self) -> bool: ...
+        def _fail(self, error: BaseException) -> bool: ...
+        def _end_interrupted(self, error: BaseException) -> None: ...
+        def _ask_to_stop(self, reason: str) -> None: ...
+
+    class Loop(Protocol):
+        """What they need of the event loop of one."""
+
+        @property
+        def is_in_main(self) -> bool: ...
+        def run(self, coroutine: Any, context: Any) -> tuple[Any, BaseException | None]: ...
+        def close(self) -> None: ...
+
+    class Notes(Protocol):
+        """What they need of the `Waits` of their pool."""
+
+        def forget_all_of(self, worker: Worker) -> None: ...
+
+    Inbox = SimpleQueue[Union[ReferenceType[Work], None]]
+
+
+class _Here(threading.local):
+    worker: Worker | None = None
+
+
+_here = _Here()  # in the threads of all pools: whose thread it is
+
+
+class Worker:
+    """One thread of a pool, the tasks that it runs, and the tasks that those wait for."""
+
+    __slots__ = (
+        "thread",
+        "first",
+        "running",
+        "waits_for",
+        "waits",
+        "helps",
+        "helper",
+        "inbox",
+        "loop",
+        "stuck_since",
+        "has_served",
+        "variables",
+    )
+
+    def __init__(self, first: Callable[[], object] | None, helps: Worker | None = None) -> None:
+        self.thread: threading.Thread
+        self.first = first
+        """Called before anything else. Not an argument of the thread, which would hold it until
+        its end."""
+        self.running: list[Work] = []
+        """The outermost task first. A task is added before anybody can know that it has begun, and
+        leaves after its end."""
+        self.waits_for: dict[Work, tuple[Work, ...]] = {}
+        """The tasks for which each task here waits. Guarded by the lock of `waits`."""
+        self.waits: Notes
+        self.helps = helps
+        """Of a helper: the worker whose tasks wait for the tasks that run here."""
+        self.helper: Worker | None = None
+        """The thread that helps this one."""
+        self.inbox: Inbox | None = None
+        """Of a helper: the tasks that it is to run; None is the sign to end."""
+        self.loop: Loop | None = None
+        """The event loop for coroutines, made for the first of them."""
+        self.variables: tuple[tuple[ContextVar[Any], Any], ...] = ()
+        """The context variables that the initializer has set, with their values."""
+        self.stuck_since = 0
+        """When it was retired, in nanoseconds since the epoch; 0 if it was not."""
+        self.has_served = False
+        """True once it has taken a task."""
+
+    @property
+    def depth(self) -> int:
+        """How many tasks wait inside one another, on this thread and those that it helps."""
+        helped = self.helps  # once: that worker's own thread may set it to None
+        return len(self.running) + (0 if helped is None else helped.depth)
+
+    def runs_something(self) -> bool:
+        """Tell whether a task runs here that has not ended; any thread."""
+        return any([not task.done() for task in self.running.copy()])
+
+    def reacts(self) -> bool:
+        """Tell whether a task that runs here is expected to end when it is asked to stop."""
+        return any([task._reacts_to_cancel for task in self.running.copy()])
+
+    def dismiss_helper(self) -> None:
+        """Let the helper end, because the task that needed it has ended or was given up. Under the
+        pool's lock."""
+        helper, self.helper = self.helper, None
+        if helper is not None and helper.inbox is not None:
+            helper.inbox.put(None)
+
+
+def is_here(worker: Worker) -> None:
+    """Make the caller's thread known as a worker's."""
+    _here.worker = worker
+
+
+def current_worker() -> Worker | None:
+    """Return the worker whose thread this is, of whatever pool."""
+    return _here.worker
 
 
 class Roster:

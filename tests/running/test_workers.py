@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from bgworker.running.roster import Roster
-from bgworker.running.waits import Worker
+from bgworker.running.workers import Roster, Worker
 
 
 class FakeTask:
