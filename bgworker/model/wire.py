@@ -77,7 +77,6 @@ _FAILURE = ("failure_type", "failure_message", "invocation_info")
 _REQUIRED: Any = object()
 
 _LINE_BREAKERS = re.compile("[\n\r\x85\u2028\u2029\ud800-\udfff]")
-_SPACE = re.compile(r"[ \t\n\r]*")
 _TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]+))?"
                    r"([Zz]|[+-][0-9]{2}:[0-9]{2})")
 
@@ -415,7 +414,7 @@ def decode(line: str | bytes | bytearray) -> Event:
         raise WireError(f"expected a line as str or bytes, got {show(line)}")
     value = _parse(text, "a line")
     is_json = isinstance(value, dict) and value.get("format") == "json" and "payload" in value
-    return _event(value, _raw_payload(text) if is_json else None)
+    return _event(value, _raw_payload(text, value["payload"]) if is_json else None)
 
 
 def decode_object(obj: dict[str, Any]) -> Event:
@@ -447,28 +446,19 @@ def _refuse_constant(name: str) -> None:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _raw_payload(text: str) -> str:
-    """The text of the top-level "payload" (the last one, as for every JSON reader) in a line that
-    parses.
+def _raw_payload(text: str, value: Any) -> str:
+    """The text of a JSON payload as it stands in a line that `encode` wrote, whose fields come in
+    its order; of another line the value, spelled anew.
 
-    In a compact line, such as `encode` writes, white space around the value belongs to it;
-    elsewhere it is layout.
+    Neither mark can stand inside a string, where a quote has a backslash before it.
     """
-    is_compact = text.startswith('{"v":')
-    raw, end = "", text.index("{")
-    while text[end] != "}":
-        key, end = _DECODER.raw_decode(text, _space_end(text, end + 1))
-        start = _space_end(text, end) + 1
-        _, end = _DECODER.raw_decode(text, _space_end(text, start))
-        end = _space_end(text, end)
-        if key == "payload":
-            raw = text[start:end] if is_compact else text[start:end].strip(" \t\n\r")
-    return raw
-
-
-def _space_end(text: str, start: int) -> int:
-    match = _SPACE.match(text, start)
-    return match.end() if match else start
+    raw = text.partition(',"payload":')[2].rpartition(',"format":"json"')[0]
+    try:
+        if _DECODER.decode(raw) == value:
+            return raw
+    except ValueError:
+        pass
+    return json_text(value)
 
 
 def _event(obj: Any, raw_payload: str | None) -> Event:
