@@ -18,6 +18,7 @@ from ..model.clock import monotonic
 from ..model.reports import report
 from ..model.text import describe
 from ..model.threads import own_thread
+from .workers import start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,13 +93,16 @@ class Deadlines:
 
         Called when a task with a timeout is queued. Once the task runs it may be too late: an
         interpreter that exits starts no thread.
+
+        Raises:
+            ShutdownError: there can be no more threads.
         """
         with self._lock:
             if self._thread is None:
                 thread = own_thread(self._name, self._run)
                 try:
                     self._thread = thread
-                    thread.start()
+                    start(thread)
                 except BaseException:
                     # also after an interrupt: a thread that starts after all finds this, and ends
                     self._thread = None

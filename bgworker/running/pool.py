@@ -33,7 +33,7 @@ from ..model.threads import own_thread
 from .deadlines import Deadlines
 from .future import LOGGER
 from .waits import Waits
-from .workers import Roster, Worker, is_here
+from .workers import Roster, Worker, is_here, start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class Pool:
         self._on_ended = on_ended
         self.max_workers = max_workers
         self.is_closed = False
-        self._has_ended = False
+        self.has_ended = False
+        """True when it is closed and its last task has ended."""
         self.refusal: ShutdownError | PoolStuck | None = None  # why nothing can run
         self.start_afresh()
 
@@ -124,11 +125,6 @@ class Pool:
         with self._lock:
             return {worker.thread for worker in self._workers}
 
-    @property
-    def has_ended(self) -> bool:
-        """True when it is closed and its last task has ended."""
-        return self._has_ended
-
     def put(self, task: Task[Any], call: Call) -> None:
         """Queue a task and announce it, in one step: who sees it run has heard of it.
 
@@ -152,7 +148,7 @@ class Pool:
                     "wait for some of them"
                 )
             if task._has_timeout and not self.deadlines.has_started:
-                self._start_deadlines()
+                self.deadlines.start()
             is_promised = self.idle > 0
             if is_promised:
                 self.idle -= 1
@@ -274,7 +270,7 @@ class Pool:
                     self.awaits_ends = True
                     if any([not task.done() for task in self.ends.copy()]):
                         return
-                    self._has_ended = True
+                    self.has_ended = True
                     break
             if error is None:
                 # something waits even so if the threads to run it are stuck and cannot be replaced
@@ -309,15 +305,10 @@ class Pool:
         worker.thread = own_thread(f"{self._name}_{self._started}", self._work, worker)
         try:
             group.add(worker)
-            worker.thread.start()
-        except BaseException as error:
+            start(worker.thread)
+        except BaseException:
             # an interrupt, too: should it start after all, it finds that nobody knows it
             group.discard(worker)
-            if isinstance(error, (RuntimeError, MemoryError)):
-                # the interpreter is exiting, or the system has no more
-                raise ShutdownError(
-                    f"cannot schedule new futures: no thread can be started ({error})"
-                ) from error
             raise
         self._started += 1
 
@@ -369,7 +360,7 @@ class Pool:
         """
         if isinstance(self.refusal, PoolStuck):
             self.refusal = None
-        if self._workers or not self.calls or self._has_ended or self.refusal is not None:
+        if self._workers or not self.calls or self.has_ended or self.refusal is not None:
             return None
         if self._queue.qsize() <= self._signs:
             self._put_again()
@@ -554,14 +545,6 @@ class Pool:
         )
         return max(0, min(len(self._workers) + 1, self.max_workers) - busy)
 
-    def _start_deadlines(self) -> None:
-        try:
-            self.deadlines.start()
-        except RuntimeError as error:  # as in _start_worker
-            raise ShutdownError(
-                f"cannot schedule new futures: no thread can be started ({error})"
-            ) from error
-
     # -- helpers --
 
     def _lend(self, worker: Worker, task: Task[Any]) -> None:
@@ -671,7 +654,7 @@ class Pool:
         with self._lock:
             if isinstance(self.refusal, PoolStuck):
                 self.refusal = None
-            is_wanted = (worker in self._roster.retired and bool(self.calls) and not self._has_ended
+            is_wanted = (worker in self._roster.retired and bool(self.calls) and not self.has_ended
                          and len(self._workers) < self.max_workers)
             if is_wanted:
                 self._roster.reinstate(worker)
@@ -681,7 +664,7 @@ class Pool:
         """Fail what waits if there is still no worker. The deadlines' thread, a while after the
         last one was retired."""
         with self._lock:
-            if self._workers or self._has_ended:
+            if self._workers or self.has_ended:
                 return
             try:
                 self._start(Worker(None), self._workers)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import threading
 from time import time_ns
 
+from ..model.errors import ShutdownError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,6 +144,20 @@ def is_here(worker: Worker) -> None:
 def current_worker() -> Worker | None:
     """Return the worker whose thread this is, of whatever pool."""
     return _here.worker
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread of a pool.
+
+    Raises:
+        ShutdownError: there can be none, since the interpreter exits or the system has no more.
+    """
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError) as error:
+        raise ShutdownError(
+            f"cannot schedule new futures: no thread can be started ({error})"
+        ) from error
 
 
 class Roster:
