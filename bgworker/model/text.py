@@ -37,7 +37,9 @@ too.
 """
 
 _MOST_ITEMS = 1_000_000
-"""Most items of one container: a class of somebody's may go on for ever."""
+"""Most items of all containers that are looked into one by one: a class of somebody's may go on for
+ever, and what holds the same thing twice, sixty levels deep, is as good as without end.
+"""
 
 _CONTAINERS = (Mapping, list, tuple, set, frozenset)
 _SCALARS = frozenset((str, int, float, bool, type(None)))
@@ -223,7 +225,7 @@ def json_text(value: object) -> str:
     text.
     """
     try:  # as `ask` does, which is worth a tenth of the time here
-        text = ENCODE(value) if _is_plain(value, _MAX_DEPTH) else None
+        text = ENCODE(value) if _is_plain(value, _MAX_DEPTH, iter(range(_MOST_ITEMS))) else None
     except BaseException as error:
         _raise_ctrl_c(error)
         text = None
@@ -233,7 +235,7 @@ def json_text(value: object) -> str:
         and any(bad[1] for bad in re.finditer(_ESCAPES, text))
     ):
         return text
-    cleaned = ask(lambda: ENCODE(_cleaned(value, ())))
+    cleaned = ask(lambda: ENCODE(_cleaned(value, (), iter(range(_MOST_ITEMS)))))
     # a RecursionError, if the caller has left no room
     return _quote(_unprintable(value)) if cleaned is None else cleaned
 
@@ -256,9 +258,12 @@ def fit_json(text: str, max_bytes: int) -> tuple[str, int]:
     return f'{start}{head}"}}', len(text)
 
 
-def _is_plain(value: Any, depth: int) -> bool:
+def _is_plain(value: Any, depth: int, budget: Iterator[int]) -> bool:
     """Tell whether a value holds nothing but JSON's own types, exactly these, in at most ``depth``
     containers inside one another: then nobody's code runs while it is encoded.
+
+    Args:
+        budget: gives as many values as containers may be looked into.
     """
     kind = type(value)
     if kind is dict:
@@ -269,18 +274,21 @@ def _is_plain(value: Any, depth: int) -> bool:
         items = value
     else:
         return kind in _SCALARS
-    if not depth:
+    if not depth or next(budget, None) is None:
         return False
     if _SCALARS.issuperset(map(type, items)):
         return True
     # of a copy, since another thread may change it meanwhile; and no more after the first that is
     # not plain, since what leads back to itself has no end
-    return all(_is_plain(item, depth - 1) for item in list(items))
+    return all(_is_plain(item, depth - 1, budget) for item in list(items))
 
 
-def _cleaned(value: Any, parents: tuple[int, ...]) -> Any:
-    """A value that JSON can hold, copied from one that it may not. ``parents``: ids of the
-    containers around it.
+def _cleaned(value: Any, parents: tuple[int, ...], budget: Iterator[int]) -> Any:
+    """Return a value that JSON can hold, copied from one that it may not.
+
+    Args:
+        parents: ids of the containers around it.
+        budget: gives as many values as items may be copied.
     """
     kind = type(value)
     if value is None or kind is bool:
@@ -298,20 +306,23 @@ def _cleaned(value: Any, parents: tuple[int, ...]) -> Any:
         return sanitise(text_of(value)) if is_honest else _unprintable(value)
     if id(value) in parents or len(parents) == _MAX_DEPTH:
         return _unprintable(value)
-    copy = ask(_cleaned_items, value, (*parents, id(value)))
+    copy = ask(_cleaned_items, value, (*parents, id(value)), budget)
     return _unprintable(value) if copy is None else copy
 
 
-def _cleaned_items(value: Any, parents: tuple[int, ...]) -> Any:
+def _cleaned_items(value: Any, parents: tuple[int, ...], budget: Iterator[int]) -> Any:
     if issubclass(type(value), Mapping):
-        return {_cleaned_key(key): _cleaned(item, parents) for key, item in _bounded(value.items())}
-    return [_cleaned(item, parents) for item in _bounded(value)]
+        return {
+            _cleaned_key(key): _cleaned(item, parents, budget)
+            for key, item in _bounded(value.items(), budget)
+        }
+    return [_cleaned(item, parents, budget) for item in _bounded(value, budget)]
 
 
-def _bounded(items: Iterable[T]) -> Iterator[T]:
-    """Give what there is, and raise where that does not end."""
-    for number, item in enumerate(items):
-        if number == _MOST_ITEMS:
+def _bounded(items: Iterable[T], budget: Iterator[int]) -> Iterator[T]:
+    """Give what there is, and raise where there is more than the budget allows."""
+    for item in items:
+        if next(budget, None) is None:
             raise OverflowError
         yield item
 
@@ -327,7 +338,7 @@ def _cleaned_int(value: int) -> int | str:
 
 def _cleaned_key(key: object) -> str:
     if key is None or issubclass(type(key), (int, float)):  # as json.dumps spells them
-        cleaned = _cleaned(key, ())
+        cleaned = _cleaned(key, (), iter(()))
         return cleaned if type(cleaned) is str else ENCODE(cleaned)
     return sanitise(key if issubclass(type(key), str) else text_of(key))  # type: ignore[arg-type]
 

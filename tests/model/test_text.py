@@ -386,6 +386,11 @@ def test_what_gives_for_ever_is_not_waited_for() -> None:
         type("EndlessTuple", (tuple,), {"__iter__": Endless.__iter__})([1]),
     ):
         assert "unprintable" in json_text(value)
+    for doubled in (lambda inner: [inner, inner], lambda inner: {"a": inner, 1: (inner, math.nan)}):
+        value = doubled(0)
+        for _ in range(60):
+            value = doubled(value)
+        assert "unprintable" in json_text(value)
     for check in (
         lambda: members("types", EventType, EndlessMapping()),
         lambda: Scheduler(sinks=Endless()),
