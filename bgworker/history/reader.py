@@ -28,8 +28,8 @@ from . import charts, pages, questions
 from .answers import SELECT_LOSSES, SELECT_RUNS, Reading, Run, Stats, loss_of, run_of
 from .connections import Database
 from .presence import OPEN_RUNS, is_alive
-from .schema import (bounded, connect_to_read, damage_told, damaged, lock_path, roll_back,
-                     this_host)
+from .schema import (BUSY_SECONDS, bounded, connect_to_read, damage_told, damaged, lock_path,
+                     roll_back, this_host)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,13 +66,17 @@ class History:
 
     Args:
         path: the file of a `SqliteSink`.
+        patience: seconds that a question may take before it raises `TookTooLong`, and that it waits
+            at most for a file that a stranger's program has locked. None lets it take the time that
+            a file of its size may need, and wait 10 s.
 
     Raises:
         HistoryError: the file is missing, damaged, of another program, or of a newer bgworker.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, patience: float | None = None) -> None:
         self.path = absolute(path)
+        self._patience = checks.number("patience", patience, above=0, optional=True)
         # lent to one thread at a time, which guards all below
         self._database = Database(self.path, self._connect)
         self._lock_file = LockFile.share(lock_path(self.path))
@@ -542,7 +546,7 @@ class History:
         """Give one view of the file. Which runs are dead is found out before: all that they wrote
         is then in it."""
         dead = {run_id for run_id in self._open_runs() if not is_alive(run_id, self._lock_file)}
-        with self._connected() as connection, bounded(connection, self.path):
+        with self._connected() as connection, bounded(connection, self.path, self._patience):
             self._dead.update(map(str.encode, dead))
             connection.execute("BEGIN")
             try:
@@ -559,7 +563,7 @@ class History:
         with self._connected() as connection:
             version = self._version_of(connection)
             if version != self._looked_at:
-                with bounded(connection, self.path):
+                with bounded(connection, self.path, self._patience):
                     self._unended = {run_id for run_id, in connection.execute(OPEN_RUNS)}
                 self._looked_at = version
             return {run_id for run_id in self._unended if run_id.encode() not in self._dead}
@@ -585,7 +589,8 @@ class History:
         if self._is_closed:
             raise HistoryError(f"{self!r} is closed; open another")
         state = _state(self.path)
-        connection = connect_to_read(self.path)
+        busy = BUSY_SECONDS if self._patience is None else min(self._patience, BUSY_SECONDS)
+        connection = connect_to_read(self.path, busy)
         is_still = connection.execute("PRAGMA journal_mode").fetchone() != ("wal",)
         self._still = state if is_still else None
         questions.prepare(connection, self._dead)

@@ -24,7 +24,8 @@ import sys
 from contextlib import closing, contextmanager
 from functools import lru_cache
 
-from ..model.errors import BgworkerError, HistoryError
+from ..model.clock import monotonic
+from ..model.errors import BgworkerError, HistoryError, TookTooLong
 from ..model.records import STREAM_CODES, STREAMS
 from ..sinks.opening import check_file, followed, shown
 
@@ -191,9 +192,12 @@ def this_host() -> str:
     return platform.node()
 
 
-def connect_to_read(path: str) -> sqlite3.Connection:
+def connect_to_read(path: str, patience: float = BUSY_SECONDS) -> sqlite3.Connection:
     """Open a history that is there, to read only; it does no checkpoint, and may be used by one
     thread at a time.
+
+    Args:
+        patience: seconds that a question waits for a lock that a stranger's program holds.
 
     Raises:
         HistoryError: the file is missing or empty, damaged, of another program, or of a newer
@@ -206,8 +210,10 @@ def connect_to_read(path: str) -> sqlite3.Connection:
         raise HistoryError(f"there is no history at {shown(path)}; name the file of a SqliteSink")
     check_kind(path)
     try:
-        return _connect_to_read(path, "ro")
+        return _connect_to_read(path, "ro", patience)
     except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise  # somebody writes
         # SQLite wants PATH-shm beside the file even for reading, and may not be able to create it
         # in that directory.
         log = os.path.realpath(path) + "-wal"
@@ -222,11 +228,11 @@ def connect_to_read(path: str) -> sqlite3.Connection:
                 "you may write to"
             ) from error
     # all there is stands in the file itself, and nobody writes
-    return _connect_to_read(path, "ro&immutable=1")
+    return _connect_to_read(path, "ro&immutable=1", patience)
 
 
-def _connect_to_read(path: str, mode: str) -> sqlite3.Connection:
-    connection = _connect(path, mode)
+def _connect_to_read(path: str, mode: str, patience: float) -> sqlite3.Connection:
+    connection = _connect(path, mode, patience)
     try:
         if not check(connection, path):
             raise HistoryError(
@@ -476,22 +482,30 @@ def _judge(path: str, steps: Steps) -> None:
 # ---------------------------------------------------------------- connections
 
 @contextmanager
-def bounded(connection: sqlite3.Connection, path: str) -> Iterator[None]:
+def bounded(connection: sqlite3.Connection, path: str,
+            patience: float | None = None) -> Iterator[None]:
     """Bound what the questions inside cost by the size of the file, and let Ctrl-C end them.
 
     In a damaged tree each page may lead to the next many times, and what it holds seems endless.
 
+    Args:
+        patience: seconds that they may take; None is no bound.
+
     Raises:
         HistoryError: they took more steps than they can need for all rows of such a file.
+        TookTooLong: they took longer.
     """
     left: int | None = None  # calls of the handler; most questions never make the first
+    deadline = None if patience is None else monotonic() + patience
+    is_late = False
 
     def goes_on_for_too_long() -> bool:
-        nonlocal left
+        nonlocal left, is_late
         if left is None:
             left = (_STEPS_AT_LEAST + _STEPS_A_BYTE * _size(path)) // _VM_STEPS
         left -= 1
-        return left < 0
+        is_late = deadline is not None and monotonic() > deadline
+        return left < 0 or is_late
 
     connection.set_progress_handler(goes_on_for_too_long, _VM_STEPS)
     try:
@@ -499,6 +513,10 @@ def bounded(connection: sqlite3.Connection, path: str) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if str(error) != "interrupted":
             raise
+        if is_late:
+            raise TookTooLong(
+                f"a question to the history {shown(path)} took longer than {patience:g} s; ask for "
+                "a shorter time, one run, or less at once") from error
         if left is None or left >= 0:
             raise KeyboardInterrupt from None  # it was raised in the handler, and lost there
         raise damaged(path, "a question takes longer than any can in such a file") from error
@@ -512,13 +530,13 @@ def _size(path: str) -> int:
     return sum(os.path.getsize(name) for name in names if os.path.exists(name))
 
 
-def _connect(path: str, mode: str) -> sqlite3.Connection:
+def _connect(path: str, mode: str, patience: float = BUSY_SECONDS) -> sqlite3.Connection:
     # a path may hold ? and #; urllib.parse alone does not load urllib.request, which is slow
     from urllib.parse import quote
 
     absolute = os.path.abspath(path).replace(os.sep, "/")
     uri = "file://" + ("" if absolute.startswith("/") else "/") + quote(os.fsencode(absolute))
-    connection = sqlite3.connect(f"{uri}?mode={mode}", timeout=BUSY_SECONDS, isolation_level=None,
+    connection = sqlite3.connect(f"{uri}?mode={mode}", timeout=patience, isolation_level=None,
                                  check_same_thread=False, uri=True)
     connection.text_factory = _text
     connection.execute("PRAGMA trusted_schema = OFF")

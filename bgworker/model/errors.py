@@ -74,6 +74,10 @@ class HistoryError(BgworkerError):
     bgworker."""
 
 
+class TookTooLong(HistoryError):
+    """A question to a history took longer than its ``patience``."""
+
+
 class TaskCancelled(BaseException):
     """Raised inside a task that was asked to stop, by ``checkpoint()`` and ``sleep()``.
 

@@ -23,7 +23,8 @@ from tests.histories import RUN, Recorder, files_beside, text_of
 from bgworker.history import schema
 from bgworker.cli.reading import json_line
 from bgworker.history.answers import TOO_LONG, Durations, Failures, Losses
-from bgworker.model.errors import AmbiguousTask, ConfigurationError, HistoryError, UnknownTask
+from bgworker.model.errors import (AmbiguousTask, ConfigurationError, HistoryError, TookTooLong,
+                                   UnknownTask)
 from bgworker.model.events import (
     EventType,
     LossEvent,
@@ -1019,6 +1020,37 @@ def test_a_text_that_is_too_long_is_told_of_and_not_read(record: Recorder,
     (brief,) = history.tasks_of(history.task_keys(), is_brief=True)
     assert (brief.failure_message, brief.status) == (TOO_LONG, "completed")
     assert len(brief.arguments or "") <= 1000
+
+
+def test_a_question_that_takes_longer_than_its_patience_is_given_up(record: Recorder,
+                                                                    path: str) -> None:
+    task = record.task("talks")
+    record.many_said(task, 60_000)
+    with History(path, patience=1e-6) as history:
+        assert history.counts() == {"completed": 1}  # too short to be noticed
+        with pytest.raises(TookTooLong, match="took longer than 1e-06 s; ask for"):
+            history.lines(task, types=["error"])
+    with History(path, patience=60) as history:
+        assert history.lines(task, types=["error"]).lines == ()
+    with pytest.raises(ConfigurationError, match="patience: expected a number > 0"):
+        History(path, patience=0)
+
+
+def test_a_file_that_a_stranger_has_locked_is_not_read_under_its_hands(record: Recorder,
+                                                                       path: str) -> None:
+    record.task("first")
+    record.close()
+    stranger = sqlite3.connect(path, isolation_level=None)
+    for statement in ("PRAGMA locking_mode = EXCLUSIVE", "PRAGMA journal_mode = DELETE",
+                      "BEGIN EXCLUSIVE", "UPDATE tasks SET name = 'half done'"):
+        stranger.execute(statement)
+    with pytest.raises(HistoryError, match="cannot be read: database is locked"):
+        with History(path, patience=0.05) as history:
+            history.tasks()
+    stranger.execute("ROLLBACK")
+    stranger.close()
+    with History(path, patience=0.05) as history:
+        assert names(history.tasks()) == ["first"]
 
 
 def test_a_closed_history_says_so_and_may_be_closed_again(record: Recorder, path: str) -> None:
