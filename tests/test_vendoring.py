@@ -127,7 +127,7 @@ def test_a_vendored_zip_runs_tasks_beside_the_original(tmp_path: Path) -> None:
 def test_the_core_alone_runs_and_says_of_each_part_that_it_is_missing(
     tmp_path: Path, kind: str
 ) -> None:
-    parts = "history,webhook,park,shell,testing,cli"
+    parts = "history,webhook,park,shell,testing,web,cli"
     options = ["--name", "_bg", "--without", parts, *(["--zip"] if kind == "zip" else [])]
     vendored(tmp_path, *options)
     entry = tmp_path / "_bg.zip" if kind == "zip" else tmp_path
@@ -163,6 +163,7 @@ VERBS_THAT_NEED = {
         "watch",
         "prune --keep 1",
         "export --jsonl",
+        "report",
         "replay park.jsonl --to sqlite:x.db",
     ],
     "webhook": [
@@ -172,6 +173,7 @@ VERBS_THAT_NEED = {
     "park": ["replay park.jsonl --to jsonl:x.jsonl"],
     "shell": ["run --no-db -- python -c pass", "run -f commands.txt"],
     "testing": [],
+    "web": ["report"],
     "cli": [],
 }
 """Part -> command lines that cannot do without it."""
@@ -181,7 +183,8 @@ VERBS_THAT_NEED = {
 def test_a_copy_lacks_the_files_of_a_part_left_out_and_no_others(tmp_path: Path, part: str) -> None:
     vendored(tmp_path, "--name", "_bg", "--without", part)
     lacking = sources().keys() - {name.partition("/")[2] for name in files_under(tmp_path)}
-    prefixes = ("cli/", "__main__.py") if part == "cli" else (f"{part}/", f"{part}.py")
+    others = {"cli": "__main__.py", "history": "web/"}  # which are no use without it
+    prefixes = (f"{part}/", f"{part}.py", others.get(part, "/"))
     assert lacking == {name for name in sources() if name.startswith(prefixes)}
 
 

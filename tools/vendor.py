@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Copy the bgworker package into another project, under any name, and prove that the copy works.
 
-    python3 tools/vendor.py path/to/project                 makes or updates
-    path/to/project/bgworker/ python3 tools/vendor.py path/to/project --name _bg      ...
-    path/to/project/_bg/ python3 tools/vendor.py path/to/project --zip           ...
-    path/to/project/bgworker.zip, for sys.path python3 tools/vendor.py path/to/project --without
-    history,webhook,park,shell,testing,cli      the core alone
+    python3 tools/vendor.py path/to/project                 path/to/project/bgworker/
+    python3 tools/vendor.py path/to/project --name _bg      path/to/project/_bg/
+    python3 tools/vendor.py path/to/project --zip           path/to/project/bgworker.zip
+    python3 tools/vendor.py path/to/project --without history,webhook,park,shell,testing,web,cli
+                                                            the core alone
 
-The parts may each be left out. The copy then lacks their files and their public names, and answers
+The parts may each be left out; without history there is no web, either. The copy then lacks their files and their public names, and answers
 whoever asks for one of them with an error that names the part.
 
 The copy is verified before it takes its place, so that a broken one never replaces a good one: all
@@ -40,9 +40,13 @@ PARTS = {
     "park": ("park",),
     "shell": ("shell",),
     "testing": ("testing.py",),
+    "web": ("web",),
     "cli": ("cli", "__main__.py"),
 }
 """Part -> its folders and files in the package. What is not here is the core."""
+
+NEEDED = {"web": "history"}
+"""Part -> the part that it cannot do without, and is left out with."""
 
 # the line of __init__.py that tells a copy what it lacks
 NOTHING_LEFT_OUT = "_LEFT_OUT: tuple[str, ...] = ()"
@@ -147,6 +151,7 @@ def checked_parts(listed: str) -> tuple[str, ...]:
     for part in parts:
         if part not in PARTS:
             raise Refused(f"expected --without to name parts (of {', '.join(PARTS)}), got {part!r}")
+    parts += [part for part, needed in NEEDED.items() if needed in parts]
     return tuple(sorted(set(parts)))
 
 

@@ -22,6 +22,7 @@ from .reading import Output, harmless_json, opened
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Callable
     from typing import Any, BinaryIO
 
     from ..history.reader import History
@@ -63,34 +64,42 @@ def act(options: Namespace) -> int:
     """Write all events, to stdout or a file that appears when it is complete."""
     with opened(options) as history:
         if options.jsonl != "-":
-            return _to_file(history, options)
+            count = save(options, "--jsonl", options.jsonl, lambda file: _write(history, file))
+            options.parser.tell(f"{count:,} events written to {options.jsonl}")
+            return 0
         output = Output()
         lines = map(encode, history.events())
         output.lines(map(harmless_json, lines) if output.is_terminal else lines)
     return 0
 
 
-def _to_file(history: History, options: Namespace) -> int:
+def save(options: Namespace, option: str, name: str, write: Callable[[BinaryIO], int]) -> int:
+    """Write a file, which appears when it is complete; return what ``write`` returns. What goes
+    wrong ends the program with one line and a code.
+
+    Args:
+        option: that named the file.
+        name: of the file, which may be a device or FIFO, too.
+    """
     try:
         # a symbolic link stays; what it leads to is replaced
-        path = followed(absolute(options.jsonl))
-        if os.path.exists(path) and os.path.samefile(path, history.path):
+        path = followed(absolute(name))
+        if os.path.exists(path) and os.path.exists(options.db) and os.path.samefile(path,
+                                                                                    options.db):
             options.parser.error(
-                f"argument --jsonl: {shown(options.jsonl)} is the history itself; name another file"
+                f"argument {option}: {shown(name)} is the history itself; name another file"
             )
         if is_stream(path):
             with open(open_stream(path), "wb") as file:  # a device or FIFO cannot be replaced
-                count = _write(history, file)
-        else:
-            count = _replace(history, path)
+                return write(file)
+        return _replace(path, write)
     except OSError as error:
-        reason = trouble("write", options.jsonl, error, CURABLE)
-        options.parser.error(f"argument --jsonl: {reason}; name another file")
-    options.parser.tell(f"{count:,} events written to {options.jsonl}")
-    return 0
+        reason = trouble("write", name, error, CURABLE)
+        options.parser.error(f"argument {option}: {reason}; name another file")
+        raise
 
 
-def _replace(history: History, path: str) -> int:
+def _replace(path: str, write: Callable[[BinaryIO], int]) -> int:
     """Write to a file beside the path, which takes its place, owner and permissions when it is
     complete."""
     like = None
@@ -100,7 +109,7 @@ def _replace(history: History, path: str) -> int:
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f"{name[:50]}.{os.urandom(6).hex()}.tmp")
     with replacing(path, temporary, like=like) as file:
-        return _write(history, file)
+        return write(file)
 
 
 def _write(history: History, file: BinaryIO) -> int:

@@ -51,7 +51,7 @@ def opened(options: Namespace) -> Iterator[History]:
         history = History(options.db)
     except BgworkerError as error:
         options.parser.error(f"argument --db: {error}")
-    _bound_memory()
+    bound_memory()
     with history:
         try:
             yield history
@@ -108,7 +108,7 @@ MOST_MEMORY = 100 * 2**20
 """Bytes that SQLite may take: one value of a file may want to have gigabytes."""
 
 
-def _bound_memory() -> None:
+def bound_memory() -> None:
     """Have SQLite refuse a value that takes more; nothing else uses SQLite in this process."""
     import sqlite3
     with closing(sqlite3.connect(":memory:")) as connection:
