@@ -173,7 +173,7 @@ VERBS_THAT_NEED = {
     "park": ["replay park.jsonl --to jsonl:x.jsonl"],
     "shell": ["run --no-db -- python -c pass", "run -f commands.txt"],
     "testing": [],
-    "web": ["report"],
+    "web": ["report", "serve"],
     "cli": [],
 }
 """Part -> command lines that cannot do without it."""
