@@ -172,9 +172,14 @@ def escaped(text: str) -> str:
 _COLOURING = re.compile("\x1b(?:\\[[0-9;:]*[mK]|\\(B)")
 
 
+def uncoloured(text: str) -> str:
+    """Return the text without the sequences that only colour it."""
+    return _COLOURING.sub("", text) if "\x1b" in text else text
+
+
 def said(text: str) -> str:
-    """Return what a task said as `escaped`, without the sequences that only colour it."""
-    return escaped(_COLOURING.sub("", text) if "\x1b" in text else text)
+    """Return what a task said as `escaped`, but for the sequences that only colour it: those go."""
+    return escaped(uncoloured(text))
 
 
 MOST_OF_A_LINE = 2**19

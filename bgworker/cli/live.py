@@ -77,8 +77,8 @@ class Live:
         """Return how many commands have ended, with a bar if there is room, and how."""
         ended = sum(self._ended.values())
         counts = {**self._ended, TaskStatus.RUNNING: len(self._last_lines)}
-        words = (f"{ended} of {self._total}", counted(counts, (TaskStatus.RUNNING, *UNHAPPY)),
-                 took(monotonic() - self._started))
+        words = (f"{ended} of {self._total}", took(monotonic() - self._started),
+                 counted(counts, (TaskStatus.RUNNING, *UNHAPPY)))
         text = ", ".join(filter(None, words))
         width = min(BAR, surface.columns - len(text) - 3)
         if width < BAR // 3:

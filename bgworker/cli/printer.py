@@ -126,20 +126,20 @@ class Printer:
         self._guarded(lambda: self._screen.show(lines), even_if_lost=True)
 
     def _failures(self, counts: Mapping[TaskStatus, int]) -> Iterator[str]:
-        """Yield a table of what failed first, each with what to type to see more of it."""
-        if self._failed:
-            numbers = sorted(self._failed)
-            # for people, in a log too
-            surface = replace(self._surface, columns=min(self._surface.columns, MOST_COLUMNS))
-            yield ""
-            yield from task_table(
-                [self._failed[number] for number in numbers],
-                [f"{self._shows} {number}" if self._shows else f"[{number}]"
-                 for number in numbers],
-                now(), surface, "SEE MORE" if self._shows else "ID")
-        left = counts[TaskStatus.FAILED] + counts[TaskStatus.TIMED_OUT] - len(self._failed)
-        if left:
+        """Yield a table of what failed first, and what to type to see more of it."""
+        if not self._failed:
+            return
+        numbers = sorted(self._failed)
+        # for people, in a log too
+        surface = replace(self._surface, columns=min(self._surface.columns, MOST_COLUMNS))
+        yield ""
+        yield from task_table([self._failed[number] for number in numbers],
+                              [f"[{number}]" for number in numbers], now(), surface)
+        left = sum(counts[status] for status in FAILED) - len(numbers)
+        if left > 0:
             yield f"... and {left} more"
+        if self._shows:
+            yield f"To see more: {self._shows} {numbers[0]}"
 
     def _guarded(self, show: Callable[[], object], *, even_if_lost: bool = False) -> None:
         if self._run.output_error is None or even_if_lost:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import groupby
 from time import sleep
 
-from ..words import said
+from ..words import said, uncoloured
 from .text import ANY_WIDTH, Surface, width_of
 
 TYPE_CHECKING = False
@@ -109,7 +109,7 @@ class Picture:
         surface = self._channel.surface()
         # text in the last column would wrap
         lines = drawing(replace(surface, columns=max(1, surface.columns - 1)))
-        self._widths = [width_of(said(line)) for line in lines]
+        self._widths = [width_of(uncoloured(line)) for line in lines]
         return "\x1b[?25l" + "\n".join(lines) + "\x1b[?25h"
 
     def erasure(self) -> str:

@@ -106,6 +106,7 @@ def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]],
 
 
 TASK_COLUMNS = (
+    Column("ID", rank=1),
     Column("NAME", rank=2, least=12),
     Column("STATUS"),
     Column("PROGRESS", ">", rank=4),
@@ -116,9 +117,9 @@ TASK_COLUMNS = (
 
 
 def task_table(tasks: Sequence[TaskSnapshot], ids: Sequence[str], now: datetime,
-               surface: Surface, heading: str = "ID") -> list[str]:
-    """Return a `table` of tasks, each with what names it, under a heading."""
-    return table((Column(heading, rank=1), *TASK_COLUMNS), [
+               surface: Surface) -> list[str]:
+    """Return a `table` of tasks, each with what names it."""
+    return table(TASK_COLUMNS, [
         (
             task_id,
             task.name,

@@ -105,7 +105,7 @@ def test_the_picture_has_a_heading_a_line_for_each_command_that_runs_and_a_summa
     assert heading.split() == ["ID", "TIME", "NAME", "MESSAGE"]
     assert re.fullmatch(r"\[1\] +1m05s +gzip -t a +halfway", first)
     assert re.fullmatch(r"\[2\] +1m05s +make", second)
-    assert re.fullmatch(r"\[> {23}\] 0 of 4, 2 running, \d+ms", summary)
+    assert re.fullmatch(r"\[> {23}\] 0 of 4, \d+ms, 2 running", summary)
 
 
 def test_the_bar_grows_with_what_has_ended_and_the_summary_counts_what_failed() -> None:
@@ -115,7 +115,7 @@ def test_the_bar_grows_with_what_has_ended_and_the_summary_counts_what_failed() 
         [summary] = lines_of(live)
         ended.append(summary)
     assert [line.count("=") for line in ended] == [6, 12, 18]
-    assert re.fullmatch(r"\[={18}> {5}\] 3 of 4, 1 failed, 1 cancelled, \d+ms", ended[-1])
+    assert re.fullmatch(r"\[={18}> {5}\] 3 of 4, \d+ms, 1 failed, 1 cancelled", ended[-1])
     live.move(state_of("job"), TaskStatus.COMPLETED)
     assert f"[{'=' * 24}] 4 of 4" in lines_of(live)[0]
     [summary] = lines_of(live, 40)
@@ -152,7 +152,7 @@ def test_the_picture_never_is_higher_than_the_terminal_and_counts_what_it_leaves
     shown = sum(line.lstrip().startswith("[") for line in lines[:-1])
     if 1 < len(lines) and shown < 40:
         assert lines[-2] == f"... and {40 - shown} more"
-    assert "0 of 40, 40 running" in lines[-1]
+    assert "0 of 40, " in lines[-1] and lines[-1].endswith(", 40 running")
 
 
 @pytest.mark.parametrize("columns", [1, 5, 12, 20, 40, 79, 300])
@@ -236,6 +236,15 @@ def test_lines_scroll_above_the_picture_which_is_taken_off_at_the_end() -> None:
     assert err.bytes.getvalue().endswith(b"\r\x1b[2A\x1b[J")
     screen.show([(OWN, "2 commands")])
     assert err.bytes.getvalue().endswith(b"\r\x1b[2A\x1b[J2 commands\n")
+
+
+def test_marks_that_take_no_column_and_colours_do_not_count_as_wrapped_lines() -> None:
+    err = Sized(Terminal())
+    screen = Screen(Channel(File()), err,
+                    lambda surface: ["x" * 35 + "\u200e\x1b[31mred\x1b[0m", "summary"])
+    screen.show([])
+    screen.close()
+    assert err._stream.bytes.getvalue().endswith(b"\r\x1b[1A\x1b[J")  # type: ignore[union-attr]
 
 
 def test_a_terminal_that_has_become_narrower_is_cleared_of_the_wrapped_lines() -> None:
