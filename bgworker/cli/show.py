@@ -46,7 +46,7 @@ _COMMAND_FAILED = re.compile(
 )
 """The beginning of the traceback of a command that failed, or could not be started."""
 
-FACTS = (Column(""), Column("", least=12, most=ANY_WIDTH))
+FACTS = (Column(""), Column("", most=ANY_WIDTH))
 
 STREAMS = (StreamType.OUTPUT, StreamType.ERROR, StreamType.WARNING, StreamType.VERBOSE)
 
@@ -88,7 +88,8 @@ def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, Iterat
            surface: Surface) -> Iterator[str]:
     status = surface.painted(word_for(task.status), task.status)
     yield f"{surface.cell(task.name, MOST_OF_A_NAME)}: {status}"
-    facts = table(FACTS, list(_facts(task, run)), replace(surface, columns=surface.columns - 2))
+    # nothing of it is cut: who asks for one task wants all of it
+    facts = table(FACTS, list(_facts(task, run)), replace(surface, columns=ANY_WIDTH))
     yield from (f"  {line}" for line in facts[1:])
     info = task.invocation_info or ""
     is_command = _COMMAND_FAILED.match(info) is not None

@@ -107,7 +107,7 @@ def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]],
 
 TASK_COLUMNS = (
     Column("ID", rank=1),
-    Column("NAME", rank=2, least=12),
+    Column("NAME", rank=2, least=10),
     Column("STATUS"),
     Column("PROGRESS", ">", rank=4),
     Column("STARTED", ">", rank=6),
