@@ -323,10 +323,13 @@ class Tests:
         """When it was started, as `time.monotonic` tells."""
         self._version = python.version
         self._environment = environment
-        # the cache: runs that go on side by side may not write to the same one
-        self._command = [python.command, "-m", "pytest", "-W", "error",
-                         "-o", f"cache_dir=.pytest_cache/{python.version}",
-                         *(["--color=yes"] if sys.stdout.isatty() else []), *arguments]
+        self._command = [python.command, "-m", "pytest", "-W", "error"]
+        if "no:cacheprovider" not in arguments:
+            # runs that go on side by side may not write to one cache
+            self._command += ["-o", f"cache_dir=.pytest_cache/{python.version}"]
+        if sys.stdout.isatty():
+            self._command.append("--color=yes")
+        self._command += arguments
         with tempfile.NamedTemporaryFile(dir=scratch, delete=False) as output:
             self._output = Path(output.name)
         self._process: subprocess.Popen[bytes] | None = None
