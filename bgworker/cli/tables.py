@@ -93,7 +93,9 @@ def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]],
         width = min(wanted[at], columns[at].least or wanted[at])
         if left > room + 1:  # the first one is there in any case
             width = min(width, room)
-        if 0 < width <= left - 2:
+        if width > left - 2:
+            break
+        if width:
             widths[at] = width
             left -= width + 2
     # what is left is shared by those that were cut, the least cut first
