@@ -6,10 +6,9 @@ DNS rebinding); must come from a page of ours or from nowhere; and must carry th
 with the printed address and lives on in a cookie that no other site's request carries. GET and HEAD
 alone are answered. No answer may be read by, framed in or run by another site.
 
-What it may cost. At most `MOST_CLIENTS` connections, each a thread and one request: where all are
-taken, the oldest one goes, of those that have not shown the token if there are any. The head of a request has `MOST_HEAD` bytes and
-`HEAD_SECONDS`, an answer `ANSWER_SECONDS` to be taken. At most `MOST_QUESTIONS` requests ask the
-history at a time. Each opens the file for itself: one that is deleted, replaced or damaged
+What it may cost. Connections are bounded (see `connections`). The head of a request has `MOST_HEAD`
+bytes and `HEAD_SECONDS`, an answer `ANSWER_SECONDS` to be taken. At most `MOST_QUESTIONS` requests
+ask the history at a time. Each opens the file for itself: one that is deleted, replaced or damaged
 meanwhile makes a page that says so, and the next request finds what is there by then.
 """
 
@@ -22,17 +21,16 @@ import secrets
 import socket
 import threading
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
-from socketserver import TCPServer
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from ..history.reader import History
 from ..model.clock import monotonic
 from ..model.errors import ConfigurationError, HistoryError, UnknownTask
 from ..words import now
 from . import log, pages, sections
+from .connections import IS_KNOWN, IS_LIVE, BoundedServer
 from .markup import Markup, asset, fill
 from .pages import PAGES, Page
 from .view import Address, middle
@@ -42,8 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-MOST_CLIENTS = 32
-MOST_LIVE = 16
 MOST_QUESTIONS = 4
 MOST_HEAD = 16_384
 HEAD_SECONDS, ANSWER_SECONDS, QUEUE_SECONDS = 5.0, 10.0, 5.0
@@ -74,19 +70,7 @@ class Refused(Exception):
         self.status = status
 
 
-@dataclass
-class _Client:
-    """A connection, and how much it matters where there are too many."""
-
-    thread: threading.Thread
-    rank: int = 0
-
-
-IS_KNOWN, FOLLOWS = 1, 2
-"""Ranks of a client that has shown the token, and of one that also follows a log."""
-
-
-class Server(ThreadingHTTPServer):
+class Server(BoundedServer):
     """Serves the pages of one history, until `server_close`.
 
     Args:
@@ -99,25 +83,13 @@ class Server(ThreadingHTTPServer):
         OSError: the address cannot be bound.
     """
 
-    daemon_threads = True
-    request_queue_size = 128
-    allow_reuse_address = os.name != "nt"  # where it would let another program share the port
-
     def __init__(self, path: str | os.PathLike[str], *, host: str = "127.0.0.1",
                  port: int = 0) -> None:
         self.path = os.path.abspath(path)
         self.token = secrets.token_urlsafe(24)
         self.questions = threading.BoundedSemaphore(MOST_QUESTIONS)
-        self._places = threading.BoundedSemaphore(MOST_CLIENTS)
-        self._guard = threading.Lock()  # guards the one below
-        self._clients: dict[socket.socket, _Client] = {}  # the oldest first
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), _Visit)
+        super().__init__(host, port, _Visit)
         self.host, self.port = host, int(self.server_address[1])
-
-    def server_bind(self) -> None:
-        """Bind, and ask no name server for our name, as `HTTPServer` does."""
-        TCPServer.server_bind(self)
 
     @property
     def url(self) -> str:
@@ -138,73 +110,6 @@ class Server(ThreadingHTTPServer):
             names.add(socket.gethostname())
         found = {f"{_bracketed(name)}:{self.port}".lower() for name in names}
         return found | {_bracketed(name).lower() for name in names if self.port == 80}
-
-    # -- connections --
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer on a thread, if there is a place or one can be made."""
-        if not self._places.acquire(blocking=False):
-            self._make_room()
-            if not self._places.acquire(timeout=0.2):
-                self.shutdown_request(request)
-                return
-        visit = threading.Thread(target=self._visit, args=(request, client_address),
-                                 name="bgworker-serve", daemon=True)
-        with self._guard:
-            self._clients[request] = _Client(visit)
-        try:
-            visit.start()
-        except RuntimeError:  # the system has no thread left
-            self._end(request)
-
-    def _visit(self, request: socket.socket, client_address: Any) -> None:
-        try:
-            self.finish_request(request, client_address)
-        except OSError:
-            pass  # the client has gone, or takes too long: it hears no more of us
-        except Exception:
-            self.handle_error(request, client_address)
-        finally:
-            self._end(request)
-
-    def _end(self, request: socket.socket) -> None:
-        with self._guard:
-            del self._clients[request]
-        self.shutdown_request(request)
-        self._places.release()
-
-    def _make_room(self) -> None:
-        """Hang up on the oldest of those who matter least."""
-        with self._guard:
-            if self._clients:
-                _hang_up(min(self._clients, key=lambda each: self._clients[each].rank))
-
-    def promote(self, request: socket.socket, rank: int) -> None:
-        """Note that a client has shown the token, or follows a log.
-
-        Raises:
-            Refused: too many do.
-        """
-        with self._guard:
-            count = sum(each.rank == FOLLOWS for each in self._clients.values())
-            if rank == FOLLOWS and count >= MOST_LIVE:
-                raise Refused(503, "Too many logs are being followed; close a page.")
-            self._clients[request].rank = rank
-
-    def server_close(self) -> None:
-        """Hang up on everybody, and wait for their threads. ``serve_forever`` must have ended."""
-        super().server_close()
-        with self._guard:
-            clients = list(self._clients.values())
-            for request in self._clients:
-                _hang_up(request)
-        for client in clients:
-            client.thread.join(ANSWER_SECONDS)
-
-
-def _hang_up(request: socket.socket) -> None:
-    with suppress(OSError):  # the client was faster
-        request.shutdown(socket.SHUT_RDWR)
 
 
 def is_loopback(host: str) -> bool:
@@ -260,8 +165,8 @@ class _Visit(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _answer(self) -> None:
-        parts = urlsplit(self.path)
-        here = Address(unquote(parts.path), dict(parse_qsl(parts.query, errors="replace")))
+        quoted, _, query = self.path.partition("?")
+        here = Address(unquote(quoted), dict(parse_qsl(query, errors="replace")))
         path = here.path
         self._check_host()
         if path == "/" and self._knows(here.get("token")):
@@ -345,7 +250,8 @@ class _Visit(BaseHTTPRequestHandler):
         """Send what a task says until it has ended, or the client goes."""
         if last := self.headers.get("Last-Event-ID"):  # it comes again, and goes on from there
             here = Address(here.path, {**here.query, "after": last})
-        self.server.promote(self.connection, FOLLOWS)
+        if not self.server.promote(self.connection, IS_LIVE):
+            raise Refused(503, "Too many logs are being followed; close a page.")
         try:
             after = here.number("after") or 0
             history = History(self.server.path)

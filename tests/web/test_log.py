@@ -18,7 +18,8 @@ from bgworker.model.events import EventType, StreamEvent, StreamType
 from bgworker.web import log
 from bgworker.web import server as serving
 from bgworker.web.log import LONGEST, line_of, lines_of
-from bgworker.web.server import MOST_LIVE, Server
+from bgworker.web.connections import MOST_LIVE
+from bgworker.web.server import Server
 
 
 class Follower:

@@ -17,7 +17,8 @@ from tests.web.browsing import answer_to, ask, connect, head_of, read_answer, si
 
 from bgworker.history import schema
 from bgworker.web import server as serving
-from bgworker.web.server import MOST_CLIENTS, POLICY, Server, is_loopback
+from bgworker.web.connections import IS_KNOWN, MOST_CLIENTS
+from bgworker.web.server import POLICY, Server, is_loopback
 
 DARING = ["/", "/failures", "/timeline", "/runs", "/task/last", "/task/last/live", "/nowhere"]
 
@@ -150,7 +151,7 @@ def test_every_answer_has_the_policy_and_opens_nothing_to_other_sites(
 @pytest.mark.parametrize("path", [
     "/../../etc/passwd", "/..%2f..%2fetc%2fpasswd", "/style.css/../server.py", "//etc/passwd",
     "/web/server.py", "/templates.html", "/./server.py", "/style.css%00.html", "/\\..\\server.py",
-    "http://evil.example/etc/passwd", "/task/../../style.css", "/task/%2e%2e%2fserver.py"])
+    "http://evil.example/etc/passwd", "http://[", "//[", "*", "style.css", "/task/../../style.css", "/task/%2e%2e%2fserver.py"])
 def test_no_path_leads_to_a_file(server: Server, path: str) -> None:
     answer = ask(server, path)
     assert answer.status in (400, 404)
@@ -243,7 +244,7 @@ def test_who_has_the_token_is_not_sent_away_for_those_who_have_not(server: Serve
         assert server.questions.acquire(timeout=SOON)
     with connect(server) as asking:
         asking.sendall(head_of(server, "/"))
-        until(lambda: [client.rank for client in server._clients.values()] == [serving.IS_KNOWN])
+        until(lambda: [client.rank for client in server._clients.values()] == [IS_KNOWN])
         crowd = []
         for _ in range(3 * MOST_CLIENTS):
             connection = connect(server)
