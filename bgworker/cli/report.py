@@ -29,7 +29,7 @@ EPILOG = exit_codes(NO_OUTPUT) + """
 examples:
   bgworker report
   bgworker report --since 1d -o nightly.html
-  bgworker report -o - | mail -a 'Content-Type: text/html' -s Nightly team@example.com
+  bgworker report -o - | gzip > nightly.html.gz
 """
 
 DEFAULT_FILE = "bgworker-report.html"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..model.events import TaskStatus
+from ..words import word_for
 from .options import NO_OUTPUT, add_db, add_json, add_since, exit_codes, whole
 from .reading import Output, listed, opened
 
@@ -40,7 +41,7 @@ def add_arguments(parser: Any) -> None:
     """Describe the words that may follow the verb."""
     add_db(parser)
     parser.add_argument("--status", choices=[str(status) for status in TaskStatus], metavar="S",
-                        help=f"only those of one status: {', '.join(TaskStatus)}")
+                        type=_a_status, help=f"only those of one status: {', '.join(TaskStatus)}")
     parser.add_argument(
         "--name", metavar="GLOB", help="only those whose name matches; *, ? and [...] are wild"
     )
@@ -48,6 +49,11 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--limit", metavar="N", type=whole(), default=50,
                         help="at most so many (default: 50; 0 is all)")
     add_json(parser)
+
+
+def _a_status(text: str) -> str:
+    """Read a status as it is called, or as the table calls it."""
+    return {word_for(status): str(status) for status in TaskStatus}.get(text, text)
 
 
 def act(options: Namespace) -> int:

@@ -207,7 +207,8 @@ def connect_to_read(path: str, patience: float = BUSY_SECONDS) -> sqlite3.Connec
     not change (``PRAGMA journal_mode`` is not "wal" then); the caller opens it again when it does.
     """
     if not os.path.exists(path):
-        raise HistoryError(f"there is no history at {shown(path)}; name the file of a SqliteSink")
+        raise HistoryError(f"there is no history at {shown(path)}; name the file of a SqliteSink, "
+                           "or record one with bgworker run")
     check_kind(path)
     try:
         return _connect_to_read(path, "ro", patience)

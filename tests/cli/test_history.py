@@ -277,6 +277,8 @@ def test_every_verb_has_help_with_an_example_of_itself(capfd: pytest.CaptureFixt
         "tail",
         "stats",
         "watch",
+        "report",
+        "serve",
         "prune",
         "replay",
         "export",

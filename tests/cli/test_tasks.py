@@ -63,6 +63,9 @@ def test_filters_are_applied(record: Recorder, capfd: pytest.CaptureFixture[str]
     assert listed("--limit", 0) == listed()
     assert listed("--status", "running", "--name", "*") == "items"
     assert shown(capfd, "--status", "cancelled") == ["no such tasks"]
+    record.task("late", "timed_out", created=record.ago(hours=1))
+    record.task("next", "scheduled")
+    assert (listed("--status", "timed out"), listed("--status", "waiting")) == ("late", "next")
 
 
 def test_an_empty_history_says_so(record: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
