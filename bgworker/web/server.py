@@ -8,8 +8,9 @@ alone are answered. No answer may be read by, framed in or run by another site.
 
 What it may cost. Connections are bounded (see `connections`). The head of a request has `MOST_HEAD`
 bytes and `HEAD_SECONDS`, an answer `ANSWER_SECONDS` to be taken. At most `MOST_QUESTIONS` requests
-ask the history at a time. Each opens the file for itself: one that is deleted, replaced or damaged
-meanwhile makes a page that says so, and the next request finds what is there by then.
+ask the history at a time, and no question takes longer than `PATIENCE`. Each request opens the file
+for itself: one that is deleted, replaced, damaged or locked meanwhile makes a page that says so, and
+the next request finds what is there by then.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 MOST_QUESTIONS = 4
 MOST_HEAD = 16_384
 HEAD_SECONDS, ANSWER_SECONDS, QUEUE_SECONDS = 5.0, 10.0, 5.0
+PATIENCE = 5.0
+"""Seconds that a question may take, or wait for a file that somebody holds locked."""
 
 POLICY = ("default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
           "img-src 'self' data:")
@@ -241,7 +244,7 @@ class _Visit(BaseHTTPRequestHandler):
         if not self.server.questions.acquire(timeout=QUEUE_SECONDS):
             raise HistoryError("too many questions are being answered; try again")
         try:
-            with History(self.server.path) as history:
+            with History(self.server.path, patience=PATIENCE) as history:
                 yield history
         finally:
             self.server.questions.release()
@@ -254,7 +257,7 @@ class _Visit(BaseHTTPRequestHandler):
             raise Refused(503, "Too many logs are being followed; close a page.")
         try:
             after = here.number("after") or 0
-            history = History(self.server.path)
+            history = History(self.server.path, patience=PATIENCE)
         except ConfigurationError as error:
             raise Refused(400, str(error)) from error
         except HistoryError as error:

@@ -15,7 +15,6 @@ from tests.histories import Recorder
 from tests.support import SOON, until
 from tests.web.browsing import answer_to, ask, connect, head_of, read_answer, site
 
-from bgworker.history import schema
 from bgworker.web import server as serving
 from bgworker.web.connections import IS_KNOWN, MOST_CLIENTS
 from bgworker.web.server import POLICY, Server, is_loopback
@@ -366,7 +365,7 @@ def test_a_history_that_is_deleted_replaced_or_damaged_makes_a_page_that_says_so
 def test_a_history_that_somebody_holds_locked_makes_a_page_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(serving, "PATIENCE", 0.1)
     path = tmp_path / "history.db"
     Recorder(path).close()
     with site(path) as server:
