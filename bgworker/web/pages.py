@@ -13,7 +13,7 @@ from ..words import duration, stamp
 from . import sections
 from .markup import Markup, fill
 from .task import task_page
-from .view import DIGITS, Address, View
+from .view import Address, View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def tasks(here: Address, history: History, view: View) -> Page:
                         lambda status: here.changed(status=status, before=None, after=None)),
         _filter(here, fill("search", text=here.get("text"), name=name)), _constraints(here)]
     if found.tasks:
-        digits = history.id_length([task.task_id for task in found.tasks], least=DIGITS)
-        shown.append(sections.tasks(found.tasks, found.matches, digits, view))
+        shown.append(sections.tasks(found.tasks, found.matches, view))
     else:
         shown.append(sections.no_tasks(is_filtered=bool(wanted)))
     if found.is_cut:

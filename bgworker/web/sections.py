@@ -73,20 +73,15 @@ def no_tasks(is_filtered: bool = False) -> Markup:
 # ---------------------------------------------------------------- tasks
 
 _TASKS = (("Status", "state"), ("Name", "name"), ("Message", "message"), ("Progress", "done"),
-          ("Started", "when"), ("Duration", "num took"), ("Task", "id"))
+          ("Started", "when"), ("Duration", "num took"))
 
 
-def tasks(found: Sequence[TaskSnapshot], matches: Mapping[str, Match], digits: int,
-          view: View) -> Markup:
-    """Return a table of tasks; of a search with the line in which each has the text.
-
-    Args:
-        digits: of their ids that are shown.
-    """
+def tasks(found: Sequence[TaskSnapshot], matches: Mapping[str, Match], view: View) -> Markup:
+    """Return a table of tasks; of a search with the line in which each has the text."""
     return table(_TASKS, [(
         f"t{task.task_id}", badge(task.status), view.task(task.task_id, task.name),
         _message(task, matches), progress(task), view.time(task.started_utc),
-        length(duration_of(task, view.now)), task.task_id[:digits]) for task in found], "tasks")
+        length(duration_of(task, view.now))) for task in found], "tasks")
 
 
 def _message(task: TaskSnapshot, matches: Mapping[str, Match]) -> object:
@@ -156,14 +151,14 @@ def charts(timeline: Timeline, throughput: Throughput, view: View) -> list[Marku
     """Return throughput, load and timeline above one another, over the same span."""
     times: list[datetime | None] = [timeline.start_utc, timeline.end_utc]
     times += [bucket.start_utc for bucket in throughput.buckets]
-    span = drawings.span_of(times)
-    if span is None:
+    axis = drawings.Axis.of(times)
+    if axis is None:
         return [empty("Nothing ran.", "What runs, and how much at once, is drawn here.")]
     shown = []
     if throughput.buckets:
-        shown.append(drawings.throughput(throughput, span, view))
+        shown.append(drawings.throughput(throughput, axis, view))
     if timeline.loads:
-        shown += [drawings.load(timeline, span), drawings.timeline(timeline, span, view)]
+        shown += [drawings.load(timeline, axis), drawings.timeline(timeline, axis, view)]
     if not timeline.is_all:
         shown.append(note(f"Of the latest {timeline.searched:,} tasks; older ones are not drawn."))
     return shown
