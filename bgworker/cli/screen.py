@@ -1,5 +1,5 @@
-"""Where text goes, and what stands below it: `Channel` is stdout or stderr, `Picture` redraws lines
-in place, `Screen` puts scrolling lines on both channels and a picture below them.
+"""Where text goes, and what stands below it: `Channel` is stdout or stderr, `Screen` puts scrolling
+lines on both and a picture below them.
 
 What a task says is untrusted: on a terminal its control characters are shown, never sent. The
 cursor is hidden only inside one write, so that no way of dying leaves it hidden.
@@ -97,43 +97,20 @@ class Channel:
         return found if min(found) > 0 else shutil.get_terminal_size()
 
 
-class Picture:
-    """Lines at the bottom of a terminal that are drawn again and again in the same place."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._widths: list[int] = []
-
-    def drawn(self, drawing: Drawing) -> str:
-        """Return what draws harmless lines, at the beginning of a line of the terminal."""
-        surface = self._channel.surface()
-        # text in the last column would wrap
-        lines = drawing(replace(surface, columns=max(1, surface.columns - 1)))
-        self._widths = [width_of(uncoloured(line)) for line in lines]
-        return "\x1b[?25l" + "\n".join(lines) + "\x1b[?25h"
-
-    def erasure(self) -> str:
-        """Return what takes the lines off again. The terminal may have become narrower, and have
-        wrapped them."""
-        columns = self._channel.surface().columns
-        rows = sum(max(1, -(-width // columns)) for width in self._widths)
-        self._widths = []
-        return "\r" + (f"\x1b[{rows - 1}A" if rows > 1 else "") + "\x1b[J" if rows else ""
-
-
 class Screen:
-    """Puts lines on stdout and stderr in their order, and a picture below them. Any thread; one at
-    a time.
+    """Puts lines on stdout and stderr in their order, and below them a picture that is drawn again
+    and again in the same place. Any thread; one at a time.
 
     Args:
-        drawing: returns the lines of the picture, at the bottom of stderr; None shows none.
+        drawing: returns the lines of the picture, which are harmless, at the bottom of stderr; None
+            shows none.
     """
 
     def __init__(self, out: Channel, err: Channel, drawing: Drawing | None) -> None:
         self._channels = (out, err, err)
         self._err = err
         self._drawing = drawing
-        self._picture = Picture(err)
+        self._widths: list[int] = []  # of the picture's lines, as long as it is there
         self._lock = threading.Lock()  # held while something is written
 
     def show(self, lines: Sequence[Line]) -> None:
@@ -143,10 +120,7 @@ class Screen:
             OSError: from `Channel.write`.
         """
         with self._lock:
-            parts = [(ERR, self._picture.erasure()), *self._harmless(lines)]
-            # another job redraws the same lines: a shell's prompt, or one more of us
-            if self._drawing is not None and self._err.is_foreground():
-                parts.append((ERR, self._picture.drawn(self._drawing)))
+            parts = [(ERR, self._erasure()), *self._harmless(lines), (ERR, self._picture())]
             # as few writes as can be: a terminal may show what it has got between two
             for channel, group in groupby(parts, key=lambda part: self._channels[part[0]]):
                 channel.write("".join([text for _, text in group]))
@@ -164,11 +138,28 @@ class Screen:
         try:
             if is_ours:
                 with suppress(OSError):  # nobody looks
-                    self._err.write(self._picture.erasure())
+                    self._err.write(self._erasure())
             yield
         finally:
             if is_ours:
                 self._lock.release()
+
+    def _picture(self) -> str:
+        if self._drawing is None or not self._err.is_foreground():
+            return ""  # another job redraws the same lines: a shell's prompt, or one more of us
+        surface = self._err.surface()
+        # text in the last column would wrap
+        lines = self._drawing(replace(surface, columns=max(1, surface.columns - 1)))
+        self._widths = [width_of(uncoloured(line)) for line in lines]
+        return "\x1b[?25l" + "\n".join(lines) + "\x1b[?25h"
+
+    def _erasure(self) -> str:
+        """Return what takes the picture off again. The terminal may have become narrower, and have
+        wrapped its lines."""
+        columns = self._err.surface().columns
+        rows = sum(max(1, -(-width // columns)) for width in self._widths)
+        self._widths = []
+        return "\r" + (f"\x1b[{rows - 1}A" if rows > 1 else "") + "\x1b[J" if rows else ""
 
     def _harmless(self, lines: Sequence[Line]) -> Iterator[Line]:
         for kind, text in lines:

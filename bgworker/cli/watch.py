@@ -9,7 +9,7 @@ from ..model.errors import UnknownTask
 from ..model.events import TaskStatus
 from .options import add_db, add_json
 from .reading import JSON_VERSION, Output, json_line, listed, opened
-from .screen import Picture
+from .screen import Screen
 from .tables import counted
 
 TYPE_CHECKING = False
@@ -72,11 +72,10 @@ def act(options: Namespace) -> int:
 
 def _draw(history: History, output: Output) -> None:
     """Keep the table up to date until Ctrl-C, which leaves it on the terminal."""
-    picture = Picture(output)
+    screen = Screen(output, output, lambda surface: lines_of(history, surface))
     try:
         for _ in _looks(history):
-            erasure = picture.erasure()
-            output.write(erasure + picture.drawn(lambda surface: lines_of(history, surface)))
+            screen.show([])
     except KeyboardInterrupt:
         output.write("\n")
         raise
