@@ -14,7 +14,7 @@ from ..model.errors import BgworkerError, ConfigurationError
 from ..sinks import open_sink, sinks_from_environ
 from ..sinks.opening import shown
 from ..words import escaped
-from .text import cut
+from .text import Surface
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def commands_of(options: Namespace) -> list[Command]:
         name = text[:NAME_LENGTH]
         if options.name is not None:
             name = f"{options.name}-{number}" if calls[1:] else options.name
-        shown = cut(escaped(text[:2 * NAME_LENGTH]), NAME_LENGTH, "...")
+        shown = Surface().cut(escaped(text[:2 * NAME_LENGTH]), NAME_LENGTH)
         commands.append(Command(name, shown, {**here, **_recorded(call)}, call))
     return commands
 

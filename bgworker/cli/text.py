@@ -8,6 +8,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, takewhile
 
 from ..model.events import TaskStatus
 from ..words import said
@@ -44,9 +45,21 @@ class Surface:
         return self.columns < ANY_WIDTH
 
     def cut(self, text: str, columns: int | None = None) -> str:
-        """Return harmless text, cut to the columns; None stands for all that there are."""
+        """Return harmless text, or as much of its beginning as fits the columns with an ellipsis
+        behind it.
+
+        Args:
+            columns: None stands for all that there are.
+        """
         room = self.columns if columns is None else columns
-        return cut(text, room, "…" if self._showable("…") == "…" else "...")
+        if len(text) * 2 <= room or width_of(text) <= room:
+            return text
+        ellipsis = "…" if self._showable("…") == "…" else "..."
+        room -= len(ellipsis)
+        if room < 0:
+            return ""
+        ends = accumulate(map(_columns, text))  # the column behind each character
+        return text[:sum(1 for _ in takewhile(lambda end: end <= room, ends))] + ellipsis
 
     def cell(self, text: str, columns: int) -> str:
         """Return text of a task as part of a line: harmless, and cut to the columns.
@@ -89,20 +102,3 @@ def _columns(character: str) -> int:
     if unicodedata.category(character) in ("Mn", "Me", "Cf") or "\u1160" <= character <= "\u11ff":
         return 0
     return 1
-
-
-def cut(text: str, columns: int, ellipsis: str = "...") -> str:
-    """Return the text, or as much of its beginning as fits the columns with an ellipsis behind
-    it."""
-    if len(text) * 2 <= columns or width_of(text) <= columns:
-        return text
-    room = columns - len(ellipsis)
-    if room < 0:
-        return ""
-    end = used = 0
-    for character in text:
-        used += _columns(character)
-        if used > room:
-            break
-        end += 1
-    return text[:end] + ellipsis

@@ -124,17 +124,16 @@ def _print(history: History, output: Output, *, as_json: bool) -> None:
     """Print each task that runs, and each again that has ended."""
     known: dict[str, TaskStatus] | None = None
     for _ in _looks(history):
-        running = list(_of_status(history, TaskStatus.RUNNING, MOST))
         ended = _ended(history, MOST, TaskStatus, WINDOW)
         if known is None:
             known = {task.task_id: task.status for task in ended}  # they are no news
-        news = [
-            task for task in reversed(ended + running) if known.get(task.task_id) is not task.status
-        ]
-        ran = {task_id for task_id, status in known.items() if status is TaskStatus.RUNNING}
-        gone = ran.difference(task.task_id for task in (*running, *ended))
-        news += [task for task in _exact(history, gone) if task.status is TaskStatus.INTERRUPTED]
-        known = {task.task_id: task.status for task in (*running, *ended, *news)}
+        tasks = [*ended, *_of_status(history, TaskStatus.RUNNING, MOST)]
+        # a process that died said its last word long ago, perhaps
+        gone = {task_id for task_id, status in known.items() if status is TaskStatus.RUNNING}
+        gone.difference_update(task.task_id for task in tasks)
+        tasks += _exact(history, gone)
+        news = [task for task in reversed(tasks) if known.get(task.task_id) is not task.status]
+        known = {task.task_id: task.status for task in tasks}
         if as_json:
             output.lines(json_line({"v": JSON_VERSION, "task": task})
                          for task in _exact(history, [task.task_id for task in news]))
