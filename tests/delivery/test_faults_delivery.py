@@ -214,7 +214,7 @@ def asking_storm(question: str, seconds: float) -> None:
         "tasks": lambda: pool.tasks(),
         "sinks": lambda: pool.sinks,
         "unregister": lambda: "passing" in pool.sinks and pool.unregister_sink("passing"),
-        "shutdown": lambda: next(asked) > 300 and pool.shutdown(),
+        "shutdown": lambda: next(asked) > 300 and (over.set() or pool.shutdown()),
     }
 
     class Cycle:
