@@ -16,8 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from ..sinks.lockfile import LockFile
     from .connections import Database
+    from .presencelock import PresenceLock
 
 MOST_RUNS = 10_000
 """Runs that are judged: the newest of those whose end is not recorded."""
@@ -38,7 +38,7 @@ _INTERRUPT = f"""UPDATE tasks SET status = 'interrupted' WHERE {_OPEN_TASKS}
 AND run_id IN (SELECT run_id FROM runs WHERE ended_utc IS NOT NULL AND run_id {_GIVEN})"""
 
 
-def is_alive(run_id: str, lock: LockFile) -> bool:
+def is_alive(run_id: str, lock: PresenceLock) -> bool:
     """Tell whether the process that records a run lives; True when that cannot be found out, as on
     another machine."""
     offset = presence(run_id)
@@ -56,7 +56,7 @@ def _first_presence(run_id: str) -> int:
     return 1 + int(run_id[-15:], 16)
 
 
-def dead_runs(database: Database, lock: LockFile, run_ids: Collection[str]) -> set[str]:
+def dead_runs(database: Database, lock: PresenceLock, run_ids: Collection[str]) -> set[str]:
     """Return which of these runs are such that their tasks will never end.
 
     Those are runs whose record was closed, whose process has died, or that were copied from another
@@ -73,7 +73,7 @@ def dead_runs(database: Database, lock: LockFile, run_ids: Collection[str]) -> s
             if ended is not None or host is None or not is_alive(run_id, lock)}
 
 
-def settle(database: Database, lock: LockFile) -> None:
+def settle(database: Database, lock: PresenceLock) -> None:
     """Record the end of runs whose process is dead, and open tasks of ended runs as interrupted.
 
     A dead run ended with the last start or end of a task of it. The caller does not hold the lock.

@@ -22,12 +22,12 @@ from ..model import checks
 from ..model.errors import ConfigurationError, HistoryError
 from ..model.events import EventType, LifecycleEvent, TaskStatus
 from ..model.records import STATUSES, TYPES
-from ..sinks.lockfile import LockFile
 from ..sinks.opening import absolute, shown
 from . import charts, pages, questions
 from .answers import SELECT_LOSSES, SELECT_RUNS, Reading, Run, Stats, loss_of, run_of
 from .connections import Database
 from .presence import OPEN_RUNS, is_alive
+from .presencelock import PresenceLock
 from .schema import (BUSY_SECONDS, bounded, connect_to_read, damage_told, damaged, lock_path,
                      roll_back, this_host)
 
@@ -79,7 +79,7 @@ class History:
         self._patience = checks.number("patience", patience, above=0, optional=True)
         # lent to one thread at a time, which guards all below
         self._database = Database(self.path, self._connect)
-        self._lock_file = LockFile.share(lock_path(self.path))
+        self._lock_file = PresenceLock.share(lock_path(self.path))
         # runs whose process has died, none of which comes back; in bytes: SQLite may have any in
         # its texts
         self._dead: set[bytes] = set()

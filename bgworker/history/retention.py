@@ -20,9 +20,9 @@ from time import sleep, time_ns
 
 from ..model.checks import number
 from ..model.wire import ns_text
-from ..sinks.lockfile import LockFile
 from .connections import Database
 from .presence import dead_runs, settle
+from .presencelock import PresenceLock
 from .schema import (bounded, connect_to_read, connect_to_write, damage_told, lock_path,
                      transaction)
 
@@ -108,7 +108,7 @@ class Retention:
         """False when everything is kept for ever."""
         return not self._max_age is self._max_tasks is self._max_bytes is None
 
-    def look(self, database: Database, lock: LockFile, most: int = MOST_LOOKED_AT) -> None:
+    def look(self, database: Database, lock: PresenceLock, most: int = MOST_LOOKED_AT) -> None:
         """Find out which tasks are too old or too many: some milliseconds of reading. The caller
         holds neither the lock nor the connection.
 
@@ -130,7 +130,7 @@ class Retention:
         """False if the next look takes in further tasks without an end."""
         return not self._look_from
 
-    def _find_dead(self, database: Database, lock: LockFile, most: int) -> None:
+    def _find_dead(self, database: Database, lock: PresenceLock, most: int) -> None:
         with database as connection:
             looks = [
                 connection.execute(look, {"start": self._look_from, "most": most}).fetchall()
@@ -278,7 +278,7 @@ def prune(
         sqlite3.Error, OSError: it cannot be written to; what went until then is gone.
     """
     retention, before = Retention(max_age, max_tasks), os.stat(path).st_size
-    lock = LockFile.share(lock_path(path))
+    lock = PresenceLock.share(lock_path(path))
     database = Database(path, lambda: connect_to_read(path) if is_trial else connect_to_write(path))
     try:
         with damage_told(path):

@@ -1,7 +1,7 @@
 """The format of a history file: its tables, the checks by which we know our own files, and the
 steps from one version to the next.
 
-Beside ``PATH`` lie SQLite's ``PATH-wal`` and ``PATH-shm``, and ``PATH.lock`` (`files.LockFile`).
+Beside ``PATH`` lie SQLite's ``PATH-wal`` and ``PATH-shm``, and ``PATH.lock`` (`PresenceLock`).
 A writer holds that lock from before a transaction until after its commit or its checkpoint:
 SQLite before 3.51.3 can lose commits when one connection commits while another begins a checkpoint
 (https://sqlite.org/wal.html#walresetbug). Readers need no lock.

@@ -24,11 +24,11 @@ from ..model.ids import is_own_run
 from ..model.reports import report
 from ..model.text import describe
 from ..model.wire import ns_text
-from ..sinks.lockfile import LockFile
 from ..sinks.opening import CURABLE, HOPELESS, absolute, checked_mode, create, shown, trouble
 from . import schema
 from .connections import Database
 from .presence import settle
+from .presencelock import PresenceLock
 from .retention import Retention
 from .rows import Rows
 
@@ -123,7 +123,7 @@ class SqliteSink:
         self._mode = checked_mode(mode)
         self.path = absolute(path)
         self._database = Database(self.path, self._connect)
-        self._lock: LockFile | None = None
+        self._lock: PresenceLock | None = None
         self._runs: set[str] = set()  # of this process, whose presence we hold
         self._most_values = 0
         self._next_look = 0.0
@@ -237,10 +237,10 @@ class SqliteSink:
 
     # -- the file --
 
-    def _locked(self) -> LockFile:
+    def _locked(self) -> PresenceLock:
         if self._lock is None:
             schema.check_kind(self.path, is_written=True)
-            self._lock = LockFile.share(schema.lock_path(self.path), self._mode)
+            self._lock = PresenceLock.share(schema.lock_path(self.path), self._mode)
         return self._lock
 
     def _connect(self) -> sqlite3.Connection:

@@ -11,22 +11,23 @@ import errno
 import os
 import sys
 import threading
-from time import monotonic, sleep
+from time import sleep
 
+from ..model.clock import monotonic
 from .opening import open_file, replacing, unlink_if_there
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import TypeVar
+
+    Self = TypeVar("Self", bound="LockFile")
 
 PATIENCE = 30.0
 """Seconds that a lock is waited for. Who may read a file can lock it, and never let go."""
 
 _PAUSES = 0.0005, 0.02  # seconds between two attempts: first, and at most
 _BLOCK = 1 << 20
-_NOTE_BYTES = 1 << 16  # of a lock file; one of this size is written anew
-_NOTE_SIGNS = b"\n0123456789abcdef"
-_NOTE_DIGITS = 11  # of the longest
 
 if sys.platform == "win32":
     import msvcrt
@@ -39,14 +40,16 @@ if sys.platform == "win32":
             return False
         return True
 
-    def _unlock(fd: int, offset: int = 0) -> None:
+    def unlock(fd: int, offset: int = 0) -> None:
+        """Give a byte free."""
         os.lseek(fd, offset, os.SEEK_SET)
         msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
 
-    def _is_locked(fd: int, offset: int) -> bool:
+    def is_locked(fd: int, offset: int) -> bool:
+        """Tell whether another process has locked a byte."""
         if not _try_lock(fd, offset):
             return True
-        _unlock(fd, offset)
+        unlock(fd, offset)
         return False
 else:
     import fcntl
@@ -60,13 +63,15 @@ else:
             return False
         return True
 
-    def _unlock(fd: int, offset: int = 0) -> None:
+    def unlock(fd: int, offset: int = 0) -> None:
+        """Give a byte free."""
         fcntl.lockf(fd, fcntl.LOCK_UN, 1, offset)
 
-    def _is_locked(fd: int, offset: int) -> bool:
+    def is_locked(fd: int, offset: int) -> bool:
+        """Tell whether another process has locked a byte."""
         if not _try_lock(fd, offset, fcntl.LOCK_SH):  # shared: needs no right to write
             return True
-        _unlock(fd, offset)
+        unlock(fd, offset)
         return False
 
 
@@ -78,15 +83,8 @@ class LockFile:
     *any* descriptor of the file frees it. Hence a file of its own, one `LockFile` per path and
     process (`share`), one descriptor, and a mutex.
 
-    The lock is on byte 0. A process may `hold` further bytes for as long as it likes, each of which
-    tells the others, by `is_held`, that something of it is alive; the kernel frees them when it
-    dies. The file notes which bytes were held on it and are not forgotten, so that `is_abandoned`
-    never takes a process that holds a byte of a deleted file for dead. A file that holds anything
-    but such notes is locked, but not written to.
-
-    The file stays behind when the last user has left. Deleting it while it is in use harms no lock:
-    those that wait go over to the new file, and bytes that were held count again from the next use
-    of the lock by their holder.
+    The lock is on byte 0. The file stays behind when the last user has left. Deleting it while it
+    is in use harms no lock: those that wait go over to the new file.
 
     Whoever may read the file can keep the lock, so nothing waits for it longer than `PATIENCE`:
     `TimeoutError`.
@@ -98,11 +96,9 @@ class LockFile:
         self._users = 0  # guarded by _registry_guard
         self._mutex = threading.Lock()  # held as long as the lock is; guards all below
         self._fd = -1
-        self._is_writable = False
-        self._held: dict[int, int] = {}  # offset -> how often
 
     @classmethod
-    def share(cls, path: str, mode: int | None = None) -> LockFile:
+    def share(cls: type[Self], path: str, mode: int | None = None) -> Self:
         """Return this process's one lock for a path; `leave` gives it back. Opens nothing yet.
 
         Args:
@@ -111,16 +107,14 @@ class LockFile:
         with _registry_guard:
             lock = _registry.setdefault(path, cls(path, mode))
             lock._users += 1
-            return lock
+            return lock  # type: ignore[return-value]  # nobody shares a path in two classes
 
     def leave(self) -> None:
-        """Give back what `share` returned; the last to do so closes the file, and holds no byte any
-        more."""
+        """Give back what `share` returned; the last to do so closes the file."""
         with _registry_guard:
             self._users -= 1
             if not self._users:
                 del _registry[self.path]
-                self._held.clear()
                 self._close()
 
     def __enter__(self) -> None:
@@ -135,106 +129,12 @@ class LockFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         try:
-            _unlock(self._fd)
+            unlock(self._fd)
         finally:
             self._mutex.release()
 
-    def hold(self, offset: int) -> None:
-        """Hold a byte, from 1 on, until `release` is called as often, or the process ends. No two
-        processes hold the same."""
-        with self:
-            if offset not in self._held:
-                self._lock_and_note(offset)
-            self._held[offset] = self._held.get(offset, 0) + 1
-
-    def release(self, offset: int, *, forget: bool = False) -> None:
-        """Give up a byte that was held; harmless if it was not.
-
-        Args:
-            forget: nobody will ask any more whether it is abandoned, so that its note can go.
-        """
-        if offset not in self._held:
-            return
-        with self:
-            users = self._held.pop(offset, 0)
-            if users > 1:
-                self._held[offset] = users - 1
-            elif users:
-                if forget and self._is_noted(offset):
-                    self._rewrite(self._noted() - {offset})
-                _unlock(self._fd, offset)
-
-    def is_held(self, offset: int) -> bool:
-        """Tell whether this or another process holds a byte; without a lock file nobody does.
-        Creates nothing.
-
-        Raises:
-            OSError: this process may not even read the file.
-        """
-        with self._mutex:
-            if offset in self._held:
-                return True  # asking the kernel would do no more than convert our own lock
-            return self._is_open_to_ask() and _is_locked(self._fd, offset)
-
-    def is_abandoned(self, offset: int) -> bool:
-        """Tell whether a byte was held and is no longer. False when that cannot be found out: the
-        file was made anew.
-
-        Raises:
-            OSError: this process may not even read the file.
-        """
-        with self._mutex:
-            while offset not in self._held and self._is_open_to_ask():
-                # Noted first, asked second: its holder has locked it before noting it.
-                is_abandoned = self._is_noted(offset) and not _is_locked(self._fd, offset)
-                if not self._drop_if_deleted():
-                    # else its holder may just have gone over to a new file
-                    return is_abandoned
-            return False
-
-    def _is_open_to_ask(self) -> bool:
-        try:
-            while self._fd < 0 or self._drop_if_deleted():
-                self._open(0)
-            return True
-        except FileNotFoundError:
-            return False
-
-    def _lock_and_note(self, offset: int) -> None:
-        self._wait_for(offset)
-        if self._is_noted(offset) or self._notes() is None:
-            return
-        if os.fstat(self._fd).st_size < _NOTE_BYTES:
-            os.write(self._fd, b"\n%x\n" % offset)
-        else:  # most are of processes that were killed: those are forgotten, and count as alive
-            alive = {each for each in self._noted()
-                     if each in self._held or _is_locked(self._fd, each)}
-            self._rewrite(alive | {offset})
-
-    def _is_noted(self, offset: int) -> bool:
-        return b"\n%x\n" % offset in (self._notes() or b"")
-
-    def _noted(self) -> set[int]:
-        """Return the bytes that were held and not forgotten."""
-        return {int(note, 16) for note in (self._notes() or b"").split()
-                if len(note) <= _NOTE_DIGITS}
-
-    def _notes(self) -> bytes | None:
-        """Return the notes; None if the file holds anything else, or may be another's."""
-        if os.fstat(self._fd).st_nlink > 1:
-            return None
-        os.lseek(self._fd, 1, os.SEEK_SET)  # Windows: nobody reads byte 0 while another locks it
-        found = os.read(self._fd, 2 * _NOTE_BYTES)
-        return None if found.translate(None, _NOTE_SIGNS) else b"\n" + found
-
-    def _rewrite(self, notes: set[int]) -> None:
-        os.ftruncate(self._fd, 0)  # killed here, we leave a file by which nobody is taken for dead
-        os.write(self._fd, b"".join(b"\n%x\n" % each for each in notes))
-
     def _acquire(self) -> None:
         while True:
-            if self._fd >= 0 and not self._is_writable:
-                self._close()  # opened by `is_held`; no byte is held yet
             if self._fd < 0:
                 self._open(os.O_CREAT)
             self._wait_for(0)
@@ -253,17 +153,8 @@ class LockFile:
         return OSError(errno.ETIMEDOUT, f"others have kept it locked for {PATIENCE:g} s", self.path)
 
     def _open(self, flags: int) -> None:
-        """Open the file as it is now, and hold on it what we hold."""
-        try:
-            self._fd = open_file(self.path, os.O_RDWR | os.O_APPEND | flags, self._mode)
-            self._is_writable = True
-        except OSError as error:
-            if flags or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            self._fd = open_file(self.path, os.O_RDONLY)
-            self._is_writable = False
-        for offset in self._held:
-            self._lock_and_note(offset)
+        """Open the file as it is now."""
+        self._fd = open_file(self.path, os.O_RDWR | os.O_APPEND | flags, self._mode)
 
     def _drop_if_deleted(self) -> bool:
         """Close a file that has no name any more: who comes now locks a new one, so we must too."""
@@ -281,7 +172,6 @@ class LockFile:
         """In a forked child: the mutex may be held by a thread that is not here, the descriptor is
         the parent's."""
         self._mutex = threading.Lock()
-        self._held = {}
         self._close()
 
 

@@ -12,7 +12,7 @@ from tests.histories import Recorder, rows_of, run_cli
 
 from bgworker import History, Scheduler, SqliteSink, current_task
 from bgworker.cli import main
-from bgworker.sinks.lockfile import LockFile
+from bgworker.history.presencelock import PresenceLock
 from bgworker.model.ids import new_id
 from bgworker.history.schema import lock_path, presence, this_host
 
@@ -101,7 +101,7 @@ def test_a_task_whose_process_is_dead_goes_and_one_whose_process_lives_stays(
             created=record.ago(days=9),
             run_id=record.run(new_id(len(name)), host=this_host()),
         )
-    lock = LockFile.share(lock_path("bgworker.db"))
+    lock = PresenceLock.share(lock_path("bgworker.db"))
     for run_id, in rows_of("bgworker.db", "SELECT run_id FROM runs"):
         lock.hold(presence(run_id) or 0)
     lock.release(

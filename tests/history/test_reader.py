@@ -33,7 +33,7 @@ from bgworker.model.events import (
     TaskSnapshot,
     TaskStatus,
 )
-from bgworker.sinks.lockfile import LockFile
+from bgworker.history.presencelock import PresenceLock
 from bgworker.history.reader import History
 from bgworker.model.ids import new_id
 from bgworker.model.wire import encode
@@ -595,8 +595,8 @@ def test_completions_are_counted_by_source_and_metadata(record: Recorder, histor
 PRESENT = """
 import sys; sys.path.insert(0, {root!r})
 from bgworker.history import schema
-from bgworker.sinks.lockfile import LockFile
-LockFile.share(schema.lock_path({path!r})).hold(schema.presence({run!r}))
+from bgworker.history.presencelock import PresenceLock
+PresenceLock.share(schema.lock_path({path!r})).hold(schema.presence({run!r}))
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -698,7 +698,7 @@ def test_a_task_without_a_run_is_never_judged(record: Recorder, history: History
 def test_a_run_of_this_very_process_is_alive(
     record: Recorder, history: History, running: list[str], path: str
 ) -> None:
-    lock, offset = LockFile.share(schema.lock_path(path)), schema.presence(RUN)
+    lock, offset = PresenceLock.share(schema.lock_path(path)), schema.presence(RUN)
     assert offset is not None
     try:
         lock.hold(offset)
@@ -715,7 +715,7 @@ def test_a_run_whose_lock_file_was_deleted_is_not_taken_for_dead(
         history: History, running: list[str], holder: subprocess.Popen[str], path: str) -> None:
     os.unlink(schema.lock_path(path))
     assert history.task("running").status == "running"
-    lock = LockFile.share(schema.lock_path(path))
+    lock = PresenceLock.share(schema.lock_path(path))
     with lock:  # makes it anew, while the holder has not written yet
         pass
     lock.leave()
@@ -730,7 +730,7 @@ def test_what_ended_between_the_look_at_the_process_and_the_look_at_the_row_is_n
 ) -> None:
     """The process ends right after it was found alive: its last rows count, and it is judged at the
     next question."""
-    def ends(run_id: str, lock: LockFile) -> bool:
+    def ends(run_id: str, lock: PresenceLock) -> bool:
         record.end(running[2])
         return True
 

@@ -24,7 +24,7 @@ from bgworker import Scheduler, current_task
 from bgworker.history import retention, schema
 from bgworker.history.connections import Database
 from bgworker.model.errors import ConfigurationError
-from bgworker.sinks.lockfile import LockFile
+from bgworker.history.presencelock import PresenceLock
 from bgworker.model.ids import new_id, new_run_id
 from bgworker.model.reports import wait_for_reports
 from bgworker.model.records import COMPLETED, CREATED, OUTPUT, SCHEDULED, STARTED, Batch, TaskState
@@ -51,13 +51,13 @@ def names(path: str) -> list[str]:
     return [name for name, in query(path, "SELECT name FROM tasks ORDER BY created_utc")]
 
 
-def look(path: str, keeping: Retention, lock: LockFile) -> None:
+def look(path: str, keeping: Retention, lock: PresenceLock) -> None:
     database = Database(path, lambda: schema.connect_to_read(path))
     keeping.look(database, lock)
     database.close()
 
 
-def dead(path: str, lock: LockFile, run_id: str) -> set[str]:
+def dead(path: str, lock: PresenceLock, run_id: str) -> set[str]:
     database = Database(path, lambda: schema.connect_to_read(path))
     found = dead_runs(database, lock, [run_id])
     database.close()
@@ -66,7 +66,7 @@ def dead(path: str, lock: LockFile, run_id: str) -> set[str]:
 
 def steps_of(path: str, record: Recorder, **bounds: Any) -> list[int]:
     """Prune to the end, as one who alone has the file; return how much went with each step."""
-    keeping, lock = Retention(**bounds), LockFile.share(schema.lock_path(path))
+    keeping, lock = Retention(**bounds), PresenceLock.share(schema.lock_path(path))
     look(path, keeping, lock)
     steps = []
     with lock:
@@ -183,7 +183,7 @@ def test_a_task_that_has_not_ended_stays_whatever_the_bound(
         path: str, record: Recorder, bounds: dict[str, Any]) -> None:
     run = record.run(new_run_id(1), host=schema.this_host())
     other = record.run(new_id(2), host="elsewhere.example")
-    lock = LockFile.share(schema.lock_path(path))
+    lock = PresenceLock.share(schema.lock_path(path))
     lock.hold(schema.presence(run) or 0)  # what a sink of this process does
     for number, status in enumerate(UNENDED):
         here = record.task(
@@ -207,8 +207,8 @@ def test_a_task_that_has_not_ended_stays_whatever_the_bound(
 def holder(path: str, run: str) -> Iterator[None]:
     """A process that shows that a run lives, and is killed at the end."""
     program = (
-        "import sys\nfrom bgworker.history import schema\nfrom bgworker.sinks.lockfile import LockFile\n"
-        "lock = LockFile.share(schema.lock_path(sys.argv[1]))\nlock.hold(schema.presence(sys.argv[2]))\n"
+        "import sys\nfrom bgworker.history import schema\nfrom bgworker.history.presencelock import PresenceLock\n"
+        "lock = PresenceLock.share(schema.lock_path(sys.argv[1]))\nlock.hold(schema.presence(sys.argv[2]))\n"
         "print('held', flush=True)\nsys.stdin.read()"
     )
     with subprocess.Popen(
@@ -247,7 +247,7 @@ def test_a_task_whose_process_is_dead_goes_like_one_that_has_ended(
 def test_a_run_is_dead_once_the_process_that_held_its_byte_is(path: str, record: Recorder) -> None:
     run = record.run(new_id(1), host=schema.this_host())
     record.task("runs", "running", run_id=run)
-    lock = LockFile.share(schema.lock_path(path))
+    lock = PresenceLock.share(schema.lock_path(path))
     with holder(path, run):
         assert dead(path, lock, run) == set()
     assert dead(path, lock, run) == {run}
@@ -277,7 +277,7 @@ def test_no_step_removes_more_than_its_share_however_much_there_is(
     record.connection.set_trace_callback(
         lambda sql: transactions.append(sql) if sql.startswith("COMMIT") else None
     )
-    keeping, lock = Retention(max_tasks=0), LockFile.share(schema.lock_path(path))
+    keeping, lock = Retention(max_tasks=0), PresenceLock.share(schema.lock_path(path))
     look(path, keeping, lock)
     while keeping.step(record.connection):
         changes.append(record.connection.total_changes)
@@ -308,7 +308,7 @@ def test_between_two_steps_of_a_prune_a_batch_is_stored(path: str, record: Recor
     sink, keeping, lock = (
         SqliteSink(path),
         Retention(max_tasks=0),
-        LockFile.share(schema.lock_path(path)),
+        PresenceLock.share(schema.lock_path(path)),
     )
     look(path, keeping, lock)
     steps = 0
@@ -334,7 +334,7 @@ def test_wherever_a_prune_is_left_off_no_reference_dangles(path: str, record: Re
         2 * MOST_ROWS + 5,
     )
     fill(record, MOST_TASKS + 5)
-    keeping, lock = Retention(max_tasks=1), LockFile.share(schema.lock_path(path))
+    keeping, lock = Retention(max_tasks=1), PresenceLock.share(schema.lock_path(path))
     look(path, keeping, lock)
     seen = 0
     while keeping.step(record.connection):

@@ -15,7 +15,7 @@ from tests.histories import RUN, Recorder, rows_of
 from bgworker import History
 from bgworker.history import connections, presence, retention, schema
 from bgworker.history.connections import Database
-from bgworker.sinks.lockfile import LockFile
+from bgworker.history.presencelock import PresenceLock
 from bgworker.model.ids import new_id
 from bgworker.history.retention import Pruned, Retention, prune
 from bgworker.model.errors import HistoryError
@@ -27,7 +27,7 @@ WAIT = 60.0
 def fork_while_asked(path: str, ask: Callable[[], object], asking: threading.Event) -> bool:
     """Fork with the lock held, as a writer holds it that waits for the fork; tell whether the child
     kept the file."""
-    lock = LockFile.share(schema.lock_path(path))
+    lock = PresenceLock.share(schema.lock_path(path))
     thread = threading.Thread(target=ask)
     try:
         with lock:
@@ -49,7 +49,7 @@ def asking(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Set when a thread is about to ask the lock file whether a run is alive."""
     asks, is_alive = threading.Event(), presence.is_alive
 
-    def tell(run_id: str, lock: LockFile) -> bool:
+    def tell(run_id: str, lock: PresenceLock) -> bool:
         asks.set()
         return is_alive(run_id, lock)
 
@@ -78,7 +78,7 @@ def test_a_look_at_what_is_to_be_pruned_keeps_no_fork_waiting_for_the_lock_file(
     path: str, unended: None, asking: threading.Event
 ) -> None:
     database = Database(path, lambda: schema.connect_to_read(path))
-    lock = LockFile.share(schema.lock_path(path))
+    lock = PresenceLock.share(schema.lock_path(path))
     try:
         assert fork_while_asked(path, lambda: Retention(max_tasks=1).look(database, lock), asking)
     finally:
@@ -91,7 +91,7 @@ def test_the_harness_would_notice_who_asks_the_lock_file_with_the_connection_in_
         path: str, unended: None, asking: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "PATIENCE", 0.05)
     database = Database(path, lambda: schema.connect_to_read(path))
-    lock = LockFile.share(schema.lock_path(path))
+    lock = PresenceLock.share(schema.lock_path(path))
 
     def ask() -> None:
         with database:
@@ -109,7 +109,7 @@ def test_the_harness_would_notice_who_asks_the_lock_file_with_the_connection_in_
 def steps_of(path: str, **bounds: int) -> list[int]:
     """Prune to these bounds; return how many rows each step removed."""
     bounded, connection, found = Retention(**bounds), schema.connect_to_write(path), []
-    database, lock = Database(path, lambda: schema.connect_to_write(path)), LockFile.share(
+    database, lock = Database(path, lambda: schema.connect_to_write(path)), PresenceLock.share(
         schema.lock_path(path)
     )
     try:
@@ -180,7 +180,7 @@ def test_dead_tasks_behind_many_live_ones_are_found_by_hand_at_once_and_by_a_sin
     )
     many_tasks(record, 3, record.run(new_id(2), ended=record.now))
     assert prune(path, max_age=60.0, is_trial=True).tasks == 3
-    database, lock = Database(path, lambda: schema.connect_to_write(path)), LockFile.share(
+    database, lock = Database(path, lambda: schema.connect_to_write(path)), PresenceLock.share(
         schema.lock_path(path)
     )
     bounded, removed = Retention(max_age=60.0), []
@@ -202,7 +202,7 @@ def test_tasks_that_others_removed_since_the_look_keep_nobody_from_going_on(
     record: Recorder, path: str
 ) -> None:
     many_tasks(record, 2 * retention.MOST_TASKS, record.run(RUN, ended=record.now))
-    database, lock = Database(path, lambda: schema.connect_to_write(path)), LockFile.share(
+    database, lock = Database(path, lambda: schema.connect_to_write(path)), PresenceLock.share(
         schema.lock_path(path)
     )
     bounded = Retention(max_age=60.0)

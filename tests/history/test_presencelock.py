@@ -1,4 +1,4 @@
-"""The lock file: bytes that tell other processes that something is alive. (What its lock excludes:
+"""The lock of a history: bytes that tell other processes that something is alive. (What its lock excludes:
 test_faults_jsonl.)"""
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from bgworker.sinks import lockfile as files
-from bgworker.sinks.lockfile import LockFile
+from bgworker.history import presencelock
+from bgworker.sinks import lockfile
+from tests.asking import AskingLock
 from tests.support import ROOT, needs_fork
 
 FAR = 1 + 0xFFF_FFFF_FFFF_FFFF
 OTHER = """
 import sys
-from bgworker.sinks.lockfile import LockFile
-lock = LockFile.share(sys.argv[1])
+from tests.asking import AskingLock
+lock = AskingLock.share(sys.argv[1])
 while line := sys.stdin.readline():
     verb, _, offset = line.strip().partition(" ")
     if verb == "lock":
@@ -39,8 +40,8 @@ def path(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def lock(path: str) -> Iterator[LockFile]:
-    lock = LockFile.share(path)
+def lock(path: str) -> Iterator[AskingLock]:
+    lock = AskingLock.share(path)
     yield lock
     lock.leave()
 
@@ -72,7 +73,7 @@ def ask(process: subprocess.Popen[str], line: str) -> str:
 
 @pytest.mark.parametrize("offset", [1, 2**31, FAR])
 def test_a_byte_that_is_held_is_seen_by_its_own_process_and_by_others_until_it_is_released(
-        lock: LockFile, other: subprocess.Popen[str], offset: int) -> None:
+        lock: AskingLock, other: subprocess.Popen[str], offset: int) -> None:
     lock.hold(offset)
     assert (lock.is_held(offset), ask(other, f"is_held {offset}")) == (True, "True")
     assert (lock.is_held(offset + 1), ask(other, f"is_held {offset + 1}")) == (False, "False")
@@ -82,7 +83,7 @@ def test_a_byte_that_is_held_is_seen_by_its_own_process_and_by_others_until_it_i
 
 
 def test_a_byte_that_another_process_holds_is_free_at_once_when_it_is_killed(
-        lock: LockFile, other: subprocess.Popen[str]) -> None:
+        lock: AskingLock, other: subprocess.Popen[str]) -> None:
     ask(other, "hold 7")
     assert lock.is_held(7)
     other.kill()
@@ -91,7 +92,7 @@ def test_a_byte_that_another_process_holds_is_free_at_once_when_it_is_killed(
 
 
 def test_a_byte_held_twice_stays_held_until_it_is_released_twice(
-    lock: LockFile, other: subprocess.Popen[str]
+    lock: AskingLock, other: subprocess.Popen[str]
 ) -> None:
     lock.hold(7)
     lock.hold(7)
@@ -103,7 +104,7 @@ def test_a_byte_held_twice_stays_held_until_it_is_released_twice(
 
 
 def test_holding_a_byte_and_holding_the_lock_do_not_get_into_each_others_way(
-        lock: LockFile, other: subprocess.Popen[str]) -> None:
+        lock: AskingLock, other: subprocess.Popen[str]) -> None:
     ask(other, "hold 7")
     lock.hold(8)
     with lock:
@@ -113,14 +114,14 @@ def test_holding_a_byte_and_holding_the_lock_do_not_get_into_each_others_way(
     assert ask(other, "") == "free"
 
 
-def test_asking_creates_no_lock_file(lock: LockFile, path: str) -> None:
+def test_asking_creates_no_lock_file(lock: AskingLock, path: str) -> None:
     assert not lock.is_held(7)
     assert not os.path.exists(path)
 
 
 @needs_fork
 def test_a_process_that_asked_first_can_still_lock_and_hold(
-    lock: LockFile, other: subprocess.Popen[str]
+    lock: AskingLock, other: subprocess.Popen[str]
 ) -> None:
     ask(other, "hold 7")
     assert lock.is_held(7)
@@ -131,7 +132,7 @@ def test_a_process_that_asked_first_can_still_lock_and_hold(
 @needs_fork
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write to everything")
 def test_who_may_only_read_the_lock_file_may_ask(
-    lock: LockFile, path: str, other: subprocess.Popen[str]
+    lock: AskingLock, path: str, other: subprocess.Popen[str]
 ) -> None:
     ask(other, "hold 7")
     os.chmod(path, 0o444)
@@ -140,7 +141,7 @@ def test_who_may_only_read_the_lock_file_may_ask(
 
 @needs_fork
 def test_who_asked_through_a_descriptor_that_only_reads_can_still_lock_later(
-    lock: LockFile, path: str, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+    lock: AskingLock, path: str, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask(other, "hold 7")
     real_open = os.open
@@ -159,7 +160,7 @@ def test_who_asked_through_a_descriptor_that_only_reads_can_still_lock_later(
 
 @needs_fork
 def test_what_was_held_on_a_deleted_file_counts_again_from_the_next_use_of_the_lock(
-        lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
+        lock: AskingLock, path: str, other: subprocess.Popen[str]) -> None:
     lock.hold(7)
     os.unlink(path)
     assert ask(other, "is_held 7") == "False"
@@ -173,7 +174,7 @@ def test_what_was_held_on_a_deleted_file_counts_again_from_the_next_use_of_the_l
 
 @needs_fork
 def test_a_byte_counts_as_abandoned_only_on_the_file_on_which_it_was_held(
-        lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
+        lock: AskingLock, path: str, other: subprocess.Popen[str]) -> None:
     assert not lock.is_abandoned(7), "there is no file"
     ask(other, "hold 7")
     assert not lock.is_abandoned(7) and not lock.is_abandoned(8)
@@ -190,7 +191,7 @@ def test_a_byte_counts_as_abandoned_only_on_the_file_on_which_it_was_held(
 def test_nothing_is_held_once_the_last_user_has_left(
     path: str, other: subprocess.Popen[str]
 ) -> None:
-    lock, again = LockFile.share(path), LockFile.share(path)
+    lock, again = AskingLock.share(path), AskingLock.share(path)
     lock.hold(7)
     lock.leave()
     assert ask(other, "is_held 7") == "True"
@@ -200,7 +201,7 @@ def test_nothing_is_held_once_the_last_user_has_left(
 
 @needs_fork
 def test_a_forked_child_holds_nothing_and_takes_nothing_from_its_parent(
-        lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
+        lock: AskingLock, path: str, other: subprocess.Popen[str]) -> None:
     lock.hold(7)
     pid = os.fork()
     if pid == 0:
@@ -217,15 +218,15 @@ def test_a_forked_child_holds_nothing_and_takes_nothing_from_its_parent(
 
 @needs_fork
 def test_the_harness_would_notice_a_byte_that_is_held_in_name_only(
-        lock: LockFile, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        lock: AskingLock, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with lock:
         pass
-    monkeypatch.setattr(files, "_try_lock", lambda fd, offset=0: True)
+    monkeypatch.setattr(lockfile, "_try_lock", lambda fd, offset=0: True)
     lock.hold(7)
     assert ask(other, "is_held 7") == "False"
 
 
-def test_threads_that_hold_lock_and_ask_at_once_do_not_disturb_each_other(lock: LockFile) -> None:
+def test_threads_that_hold_lock_and_ask_at_once_do_not_disturb_each_other(lock: AskingLock) -> None:
     broken: list[str] = []
 
     def use(number: int) -> None:
@@ -251,7 +252,7 @@ def test_threads_that_hold_lock_and_ask_at_once_do_not_disturb_each_other(lock: 
 
 @needs_fork
 def test_the_file_notes_who_died_and_who_has_not_recorded_its_end_and_does_not_grow_with_the_others(
-        lock: LockFile, path: str, other: subprocess.Popen[str]) -> None:
+        lock: AskingLock, path: str, other: subprocess.Popen[str]) -> None:
     for number in range(1, 300):
         lock.hold(number)
         lock.release(number, forget=True)
@@ -265,9 +266,9 @@ def test_the_file_notes_who_died_and_who_has_not_recorded_its_end_and_does_not_g
 
 
 def test_a_file_full_of_notes_forgets_the_dead_and_keeps_the_living(
-    lock: LockFile, path: str, monkeypatch: pytest.MonkeyPatch, other: subprocess.Popen[str]
+    lock: AskingLock, path: str, monkeypatch: pytest.MonkeyPatch, other: subprocess.Popen[str]
 ) -> None:
-    monkeypatch.setattr(files, "_NOTE_BYTES", 200)
+    monkeypatch.setattr(presencelock, "_NOTE_BYTES", 200)
     lock.hold(9999)
     ask(other, "hold 8888")
     for number in range(1, 300):
@@ -282,7 +283,7 @@ def test_a_file_full_of_notes_forgets_the_dead_and_keeps_the_living(
 
 @pytest.mark.parametrize("content", [b"somebody's text", b"\0" * 9, b"\n7\n{}"], ids=repr)
 def test_a_file_that_holds_something_else_is_locked_and_not_written_to(
-        lock: LockFile, path: str, other: subprocess.Popen[str], content: bytes) -> None:
+        lock: AskingLock, path: str, other: subprocess.Popen[str], content: bytes) -> None:
     Path(path).write_bytes(content)
     ask(other, "hold 7")
     assert lock.is_held(7) and not lock.is_abandoned(7)
@@ -295,7 +296,7 @@ def test_a_file_that_holds_something_else_is_locked_and_not_written_to(
 
 
 @needs_fork
-def test_a_huge_file_is_not_read(lock: LockFile, path: str) -> None:
+def test_a_huge_file_is_not_read(lock: AskingLock, path: str) -> None:
     import tracemalloc
 
     with open(path, "wb") as file:
@@ -311,7 +312,7 @@ def test_a_huge_file_is_not_read(lock: LockFile, path: str) -> None:
 
 @needs_fork
 def test_a_hard_link_to_another_file_is_not_written_to(
-    lock: LockFile, path: str, tmp_path: Path
+    lock: AskingLock, path: str, tmp_path: Path
 ) -> None:
     (tmp_path / "victim").touch()
     os.link(tmp_path / "victim", path)
