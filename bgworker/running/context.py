@@ -52,12 +52,41 @@ class Limits:
         self.short = min(SHORT, self.fits)
 
 
-class TaskContext:
+class Identity:
+    """What both sides of a task tell: the `Task` that its submitter holds, and its `TaskContext`.
+    Any thread."""
+
+    _task_state: TaskState
+    _stop_reason: str | None = None
+
+    @property
+    def id(self) -> str:
+        """32 hex digits; ids sort by creation time. Empty outside a task."""
+        return self._task_state.id
+
+    @property
+    def name(self) -> str:
+        """The name given in ``options(name=...)``, else the callable's qualified name. Empty
+        outside a task."""
+        return self._task_state.name
+
+    @property
+    def cancel_requested(self) -> bool:
+        """True once the task was asked to stop, by a cancel or by its deadline; it may still
+        run."""
+        return self._stop_reason is not None
+
+    @property
+    def cancel_reason(self) -> str | None:
+        """Why it was asked to stop: "user", "timeout", "shutdown" or what ``cancel`` was given."""
+        return self._stop_reason
+
+
+class TaskContext(Identity):
     """The inside of a running task, from `current_task()`. Any thread may use it; nothing in it
     blocks but `sleep`."""
 
     _deadline: float | None = None  # on the monotonic clock
-    _stop_reason: str | None = None
     _stop_event: threading.Event | None = None  # for those who `sleep`
     _wakers: tuple[Callable[[], object], ...] = ()
     _reacts_until = math.inf
@@ -74,36 +103,16 @@ class TaskContext:
     def __init__(
         self, state: TaskState, intake: Intake, limits: Limits, metadata: Mapping[str, Any]
     ) -> None:
-        self._state = state
+        self._task_state = state
         self._intake = intake
         self._limits = limits
         self._short = limits.short
         self._metadata = metadata
 
     @property
-    def id(self) -> str:
-        """The task's id; empty outside a task."""
-        return self._state.id
-
-    @property
-    def name(self) -> str:
-        """The task's name; empty outside a task."""
-        return self._state.name
-
-    @property
     def metadata(self) -> Mapping[str, Any]:
         """What ``options(metadata=...)`` was given, read-only."""
         return self._metadata
-
-    @property
-    def cancel_requested(self) -> bool:
-        """True once the task was asked to stop, by a cancel or by its deadline."""
-        return self._stop_reason is not None
-
-    @property
-    def cancel_reason(self) -> str | None:
-        """Why it was asked to stop: "user", "timeout", "shutdown" or what ``cancel`` was given."""
-        return self._stop_reason
 
     @property
     def time_remaining(self) -> float | None:
@@ -115,7 +124,7 @@ class TaskContext:
         ``str()``."""
         if type(value) is str and len(value) <= self._short:
             # not `__class__`, which a stand-in may fake
-            self._intake.emit(self._state, OUTPUT, value)
+            self._intake.emit(self._task_state, OUTPUT, value)
         else:
             self._emit_value(OUTPUT, value)
 
@@ -185,14 +194,14 @@ class TaskContext:
         self.checkpoint()
 
     def __repr__(self) -> str:
-        return f"<TaskContext {self._state.name or 'outside a task'}>"
+        return f"<TaskContext {self._task_state.name or 'outside a task'}>"
 
     # -- what the runner, capture and commands need --
 
     def _emit_lines(self, kind: int, lines: list[str]) -> None:
         """Emit lines of clean text of at most ``max_payload`` bytes each, at once; see
         `Intake.emit_lines`."""
-        self._intake.emit_lines(self._state, kind, lines)
+        self._intake.emit_lines(self._task_state, kind, lines)
 
     def _emit_value(self, kind: int, value: object) -> None:
         """Emit any value. It becomes text here and now, because it may change right after."""
@@ -205,7 +214,7 @@ class TaskContext:
             text = text_of(value)
         if len(text) <= self._limits.fits:
             emit = self._intake.emit if len(text) <= SHORT else self._intake.emit_weighed
-            emit(self._state, kind, text if format_ == "text" else (text, format_, False, 0))
+            emit(self._task_state, kind, text if format_ == "text" else (text, format_, False, 0))
             return
         fitted, original_bytes = (fit if format_ == "text" else fit_json)(
             text, self._limits.max_payload
@@ -214,12 +223,12 @@ class TaskContext:
             self._intake.refuse(kind, "oversize")
         else:
             self._intake.emit_weighed(
-                self._state, kind, (fitted, format_, original_bytes > 0, original_bytes)
+                self._task_state, kind, (fitted, format_, original_bytes > 0, original_bytes)
             )
 
     def _emit_progress(self, progress: tuple[float | None, str]) -> None:
         emit = self._intake.emit if len(progress[1]) <= SHORT else self._intake.emit_weighed
-        emit(self._state, PROGRESS, progress)
+        emit(self._task_state, PROGRESS, progress)
 
     def _say_last(self) -> None:
         """Emit what was held back: captured lines that are not finished, and the progress that the

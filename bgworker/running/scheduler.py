@@ -13,7 +13,7 @@ import weakref
 from time import time_ns
 
 from ..delivery.dispatcher import Dispatcher
-from ..model.checks import MOST_LISTED, choice, flag, named, number
+from ..model.checks import MOST_LISTED, choice, flag, member, named, number
 from ..model.clock import monotonic
 from ..model.enums import TaskStatus
 from ..model.errors import ConfigurationError, ShutdownError
@@ -256,6 +256,11 @@ class Scheduler(Submits, DropIn):
             raise
         return task
 
+    def _known(self) -> Memory:
+        """Return the tasks that are still kept, without those that have become too old."""
+        self._dispatcher.call(lambda: self._memory.retire([]))
+        return self._memory
+
     def tasks(self, *, status: TaskStatus | str | None = None) -> list[TaskSnapshot]:
         """Return the tasks that run, wait, or have finished and are still kept, in the order of
         their creation.
@@ -263,11 +268,8 @@ class Scheduler(Submits, DropIn):
         Args:
             status: only those with this status.
         """
-        wanted = None if status is None else TaskStatus(
-            choice("status", status, tuple(each.value for each in TaskStatus)))
-        # the oldest may have become too old meanwhile
-        self._dispatcher.call(lambda: self._memory.retire([]))
-        snapshots = (state.snapshot_now() for state in self._memory.states())
+        wanted = None if status is None else member("status", TaskStatus, status)
+        snapshots = (state.snapshot_now() for state in self._known().states())
         return [each for each in snapshots if wanted is None or each.status is wanted]
 
     def get(self, task_id: str) -> TaskSnapshot:
@@ -276,9 +278,7 @@ class Scheduler(Submits, DropIn):
         Raises:
             KeyError: no task has this id, or it has finished and is kept no longer.
         """
-        # it may have become too old meanwhile
-        self._dispatcher.call(lambda: self._memory.retire([]))
-        return self._memory.state(task_id).snapshot_now()
+        return self._known().state(task_id).snapshot_now()
 
     def task(self, task_id: str) -> Task[Any]:
         """Return the task with that id. Its submitter need not keep it while it waits or runs.
@@ -287,8 +287,7 @@ class Scheduler(Submits, DropIn):
             KeyError: as `get`; also when the task has ended and nobody holds it, since then its
                 result is gone.
         """
-        self._dispatcher.call(lambda: self._memory.retire([]))
-        state = self._memory.state(task_id)
+        state = self._known().state(task_id)
         found: Task[Any] | None = None if state.handle is None else state.handle()
         if found is None:
             raise KeyError(

@@ -37,7 +37,7 @@ from ..model.records import (
     keep_attributes_in_place,
 )
 from ..model.text import clean, name_of
-from .context import CURRENT, Limits, TaskContext, checkpoint, current_task
+from .context import CURRENT, Identity, Limits, TaskContext, checkpoint, current_task
 from .future import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING, LightFuture
 from .workers import current_worker
 
@@ -89,7 +89,7 @@ __all__ = ["Task", "TaskContext", "checkpoint", "current_task"]
 _RUNNING = TaskStatus.RUNNING  # up to 3.11 a member of an enum is slow to find
 
 
-class Task(LightFuture["T"]):
+class Task(Identity, LightFuture["T"]):
     """One call on its way through a `Scheduler`. Made by ``submit``; all methods may be called from
     any thread.
 
@@ -101,7 +101,6 @@ class Task(LightFuture["T"]):
     # What most tasks leave as it is has its default here: setting it costs a third of making a
     # task.
     _context: TaskContext | None = None  # while it runs
-    _stop_reason: str | None = None
     _watched_by: tuple[int, ...] = ()
     _has_timeout = False
     """True when its run will have a deadline."""
@@ -125,29 +124,9 @@ class Task(LightFuture["T"]):
             self._runner.waits.notice(self)
 
     @property
-    def id(self) -> str:
-        """32 hex digits; ids sort by creation time."""
-        return self._task_state.id
-
-    @property
-    def name(self) -> str:
-        """The name given in ``options(name=...)``, else the callable's qualified name."""
-        return self._task_state.name
-
-    @property
     def status(self) -> TaskStatus:
         """Where the task is in its life."""
         return self._task_state.status
-
-    @property
-    def cancel_requested(self) -> bool:
-        """True once the task was asked to stop; it may still run."""
-        return self._stop_reason is not None
-
-    @property
-    def cancel_reason(self) -> str | None:
-        """Why it was asked to stop."""
-        return self._stop_reason
 
     def snapshot(self) -> TaskSnapshot:
         """Return what is known of the task now."""

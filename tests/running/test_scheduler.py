@@ -515,7 +515,7 @@ def test_tasks_tells_waiting_running_and_finished_ones_in_order_and_by_status() 
         assert [each.task_id for each in pool.tasks(status=TaskStatus.SCHEDULED)] == [waiting.id]
         assert pool.tasks(status="failed") == []
         with pytest.raises(
-            ConfigurationError, match="status: expected 'created' or .*, got 'gone'"
+            ConfigurationError, match="status: expected one of created, .*, got 'gone'"
         ):
             pool.tasks(status="gone")
         assert (
