@@ -201,7 +201,7 @@ def _python_text(error: BaseException, most: int) -> str:
     from traceback import TracebackException
 
     trace, text = _TRACEBACK(error), ""
-    # Given ``_seen`` it leaves alone what led to this exception, and the members of a group: there
+    # Given ``_seen`` it leaves out the causes of this exception, and the members of a group: there
     # may be no end of them. Neither it nor ``_str`` is documented: where they fail, the caller has
     # another text.
     one: Any = TracebackException(type(error), error, trace, limit=-MOST_FRAMES, _seen=set())

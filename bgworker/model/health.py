@@ -1,4 +1,4 @@
-"""How workers and sinks fare at one moment: frozen figures, without a live object.
+"""The condition of workers and sinks at one moment: frozen figures, without a live object.
 
 Loaded when somebody first asks for one, as the events are.
 """

@@ -67,7 +67,8 @@ def _write() -> None:
                 continue
     finally:
         _writing.release()
-    _have_written()  # for who came between the last look and the release, and found the lock taken
+    # for a line that came between the last look and the release: its thread found the lock taken
+    _have_written()
 
 
 @in_child

@@ -87,7 +87,7 @@ class TaskContext(Identity):
     blocks but `sleep`."""
 
     _deadline: float | None = None  # on the monotonic clock
-    _stop_event: threading.Event | None = None  # for those who `sleep`
+    _stop_event: threading.Event | None = None  # for threads that `sleep`
     _wakers: tuple[Callable[[], object], ...] = ()
     _reacts_until = math.inf
     """When a task that was woken is no longer expected to end, on the monotonic clock."""

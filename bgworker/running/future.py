@@ -6,7 +6,7 @@ CPython, 3.10 to 3.15:
 - ``Future.__init__`` sets the six attributes in `_KNOWN` and nothing else. Where it sets more, it
   is called; here their defaults are in the class, and a lock does for the condition.
 - What others do with a future (``wait``, ``as_completed``), they do with its ``_condition`` held:
-  they look at ``_state`` and then add to ``_waiters``. So whoever writes the final state with
+  they look at ``_state`` and then add to ``_waiters``. A thread that writes the final state with
   ``_condition`` held, and then tells everyone in the lists, misses nobody and tells nobody twice.
 - Its own methods that resolve it end with a call of ``_invoke_callbacks``.
 - They only ever lock the ``_condition``. Waiting on it is `Future.result`'s way, which is not used
@@ -67,8 +67,8 @@ class LightFuture(Future["T"]):
     if not TYPE_CHECKING:  # a property in the place of an attribute, which type checkers refuse
         @property
         def _waiters(self) -> list[Any]:
-            """Those to be told of the end. Looked at by who is about to wait, with the lock
-            held."""
+            """Those to be told of the end. ``wait`` and ``as_completed`` look at it before they
+            wait, with the lock held."""
             self._notice_waiter()
             if self._told is None:
                 self._told = []
@@ -87,7 +87,8 @@ class LightFuture(Future["T"]):
         """Called when somebody is about to wait for this future and others at once."""
 
     def _resolve(self, final_state: str) -> None:
-        """Write the final state and wake all who wait for it. `_tell` remains to be called."""
+        """Write the final state and wake all threads that wait for it. The caller then calls
+        `_tell`."""
         with self._condition:  # not `acquire` and `try`: an interrupt may strike between the two
             self._state = final_state
             if self._sleepers is not None:

@@ -1,5 +1,9 @@
-"""The threads that run tasks: a queue, workers that are started as they are needed, and who is to
-stop.
+"""The pool: a queue of tasks, and the workers that run them, started as they are needed.
+
+Guarantees. Every task that was put is begun once, or fails, or is cancelled. At most
+``max_workers`` threads take tasks from the queue; threads that are stuck past their task's
+deadline, and helpers of waiting tasks (see `waits`), do not count. Any thread may call any method
+without an underscore.
 
 Workers hold the pool, never the `Scheduler`, so that a forgotten Scheduler is collected and its
 pool winds down: what is queued still runs. Workers are daemon threads that the exit hook joins,
@@ -9,11 +13,12 @@ A thread whose task is past its deadline is retired (see `workers`). Where anoth
 place, the pool goes on with fewer workers; when the last one is stuck, what waits fails with
 `PoolStuck`. A retired thread that comes back after all goes on if its place is vacant.
 
-The pool ends when it is closed, no thread of it runs a task that has not ended, and nobody is about
-to end one: whoever may have been the last calls `look`. An interrupt (Ctrl-C in `put`, no memory in
-a thread) may strike between any two steps. What it can leave is a count of idle workers that is too
-low, which costs a thread; a task in ``calls`` that is not in the queue, which the last worker
-finds; and a worker without a thread, which `look` and `join` find.
+The pool ends when it is closed, no thread of it runs a task that has not ended, and no thread is
+about to end one. Each thread that may have been the last calls `look`.
+
+An interrupt (Ctrl-C in `put`, no memory in a thread) may strike between any two steps. It can leave
+a count of idle workers that is too low, which costs a thread; a task in ``calls`` that is not in
+the queue, which the last worker finds; and a worker without a thread, which `look` and `join` find.
 """
 
 from __future__ import annotations
@@ -97,7 +102,7 @@ class Pool:
         threads are not."""
         self._queue: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
         self.deadlines = Deadlines(_weakly(self._expire), f"{self._name}-deadlines")
-        # of the tasks that wait: who begins one takes it out
+        # of the tasks that wait; a thread that begins one takes it out
         self.calls: dict[Task[Any], Call] = {}
         self.ends: list[Task[Any]] = []
         self.awaits_ends = False
@@ -126,7 +131,7 @@ class Pool:
             return {worker.thread for worker in self._workers}
 
     def put(self, task: Task[Any], call: Call) -> None:
-        """Queue a task and announce it, in one step: who sees it run has heard of it.
+        """Queue a task and announce it, in one step: nobody sees it run before its announcement.
 
         Raises:
             ShutdownError: the pool is closed or broken.
@@ -161,7 +166,7 @@ class Pool:
                 if not is_promised and len(self._workers) < self.max_workers:
                     self._start_worker()
             except BaseException as error:
-                # an interrupt: who is not given the task cannot want it to run
+                # also after an interrupt: a caller that gets no task cannot want it to run
                 task.cancel("no thread" if isinstance(error, ShutdownError) else "interrupted")
                 raise
         if self._queue.qsize() > MOST_STALE + 2 * len(self.calls):
@@ -266,7 +271,7 @@ class Pool:
                 if error is None and self._is_expiring:
                     return  # a thread may still be started; `_expire` looks again
                 if error is None and not self.calls:
-                    # before the look: who ends one looks at this afterwards
+                    # before the look: a thread that ends one looks at this afterwards
                     self.awaits_ends = True
                     if any([not task.done() for task in self.ends.copy()]):
                         return
@@ -293,8 +298,8 @@ class Pool:
         try:
             self._start(Worker(None), self._workers)
         except ShutdownError:
-            # with too many stuck, what waits fails some time after the last worker was retired,
-            # unless one comes back
+            # with too many stuck, the waiting tasks fail some time after the last worker was
+            # retired, unless one comes back
             if not self._workers and not self._roster.is_full:
                 raise
 
@@ -314,7 +319,7 @@ class Pool:
 
     def _work(self, worker: Worker) -> None:
         if not self._roster.knows(worker):
-            # perhaps not yet: who starts it holds the lock until it is decided
+            # perhaps not yet: its starter holds the lock until that is decided
             with self._lock:
                 if not self._roster.knows(worker):
                     return
@@ -379,9 +384,9 @@ class Pool:
         return None
 
     def _put_again(self) -> None:
-        """Queue what waits: a thread that died may have taken it out, or an interrupt have kept it
-        from being put. Under the lock. That one stands in the queue twice does no harm, it is begun
-        once."""
+        """Queue every task that waits: a thread that died may have taken one out, or an interrupt
+        may have kept one from being put. Under the lock. A task may stand in the queue twice: it is
+        begun once."""
         for task in list(self.calls):
             self._queue.put(task)
 
@@ -440,8 +445,8 @@ class Pool:
             self.initializer(*self.initargs)
             worker.variables = tuple(copy_context().items())
         except BaseException as error:
-            # first, as ThreadPoolExecutor: whoever hears of it finds it in the log; and guarded:
-            # what a handler raises costs nobody the news
+            # First, as in ThreadPoolExecutor: a caller that gets the error finds the cause in the
+            # log. Guarded: a handler that raises must not keep the tasks from failing.
             ask(lambda: LOGGER.critical("exception in the pool's initializer", exc_info=True))
             broken = BrokenPool(
                 "A thread initializer failed, the thread pool is not usable anymore "
@@ -454,7 +459,7 @@ class Pool:
         return True
 
     def _fail_pending(self, error: ShutdownError | PoolStuck) -> None:
-        """Fail what waits: there is no worker for it."""
+        """Fail the tasks that wait: there is no worker for them."""
         for task in list(self.calls):
             task._fail(_again(error))
         self._drop_stale()
@@ -468,8 +473,9 @@ class Pool:
             action()
 
     def _drop_stale(self) -> None:
-        """Take out what was run by who waited for it, or cancelled: the queue must not hold its
-        results. Without the lock, which nobody's ``__del__`` may run under."""
+        """Take the tasks out of the queue that are cancelled, or that a waiting task has run: their
+        results must not stay. The caller does not hold the lock: no ``__del__`` may run under
+        it."""
         kept: list[Task[Any] | None] = []
         stale: list[Task[Any]] = []
         with self._lock:

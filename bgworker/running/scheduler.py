@@ -2,8 +2,9 @@
 a history.
 
 It puts the parts together (a pool that runs, a dispatcher that delivers, a memory of finished
-tasks) and holds no thread itself. None of the parts holds the Scheduler, so that one that is
-forgotten is collected: its queued tasks still run and its sinks are flushed.
+tasks) and has no thread of its own: each method runs on its caller's thread, and any thread may
+call it. None of the parts holds the Scheduler, so that one that is forgotten is collected: its
+queued tasks still run and its sinks are flushed.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Scheduler(Submits, DropIn):
         SinkError: a sink cannot be opened.
     """
 
-    _settings: TaskOptions  # what `submit` goes by
+    _settings: TaskOptions  # of the tasks that `submit` makes
 
     def __init__(
         self,
@@ -301,8 +302,8 @@ class Scheduler(Submits, DropIn):
         self._pool.resize(number_of_workers(max_workers))
 
     def health(self) -> SchedulerHealth:
-        """Return how the workers fare: how many there are, what waits, which threads are stuck on
-        what. Any thread."""
+        """Return how many workers and waiting tasks there are, and which threads are stuck on which
+        task. Any thread."""
         return self._pool.health(self._dispatcher.late_events())
 
     def subscribe(

@@ -67,8 +67,8 @@ if TYPE_CHECKING:
         """Those that are being ended before anybody has begun them, by whatever thread. A task may
         be here twice."""
         awaits_ends: bool
-        """True when the pool would have ended but for these: who has ended one has the pool
-        `look`."""
+        """True when the pool would have ended but for these: the thread that ends one then has the
+        pool `look`."""
 
         deadlines: Deadlines
         """Of the tasks that run and have a timeout."""
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
         def settle(self, task: Task[Any], error: BaseException) -> None: ...
 
 LOOK_AGAIN = 2.0
-"""Seconds after which who waits for a task looks whether there still is a thread for it."""
+"""Seconds after which a thread that waits for a task looks whether a worker is left to run it."""
 
 __all__ = ["Task", "TaskContext", "checkpoint", "current_task"]
 
@@ -205,7 +205,7 @@ class Task(Identity, LightFuture["T"]):
     def _run(self) -> bool:
         """Run the task and return when it has ended; False if somebody else has started or
         cancelled it."""
-        # one atomic step: who gets the call starts the task
+        # one atomic step: the thread that gets the call starts the task
         call = self._runner.calls.pop(self, None)
         if call is None:
             return False
@@ -238,7 +238,7 @@ class Task(Identity, LightFuture["T"]):
                     variables.run(variable.set, value)
             result = variables.run(run_as, context, function, args, kwargs)
         except BaseException as raised:
-            # the thread's boundary: it all goes to who waits for the result
+            # the thread's boundary: all of it is raised by `result`
             error = raised
             del raised
         # in whole nanoseconds: a float with few digits is text in half the time
@@ -253,7 +253,7 @@ class Task(Identity, LightFuture["T"]):
             self._resolve(final_state)
             if self._done_callbacks:
                 self._tell()
-        else:  # its time is over: who took it out is about to end it, and nobody leaves it before
+        else:  # its time is over: another thread is about to end it, and this one waits for that
             self._sleep(-1)
         self._context = None
         # the traceback's frames lead back to this one, which would hold the exception
@@ -332,8 +332,8 @@ class Task(Identity, LightFuture["T"]):
         return True
 
     def _end_interrupted(self, error: BaseException) -> None:
-        """End a task whose runner was interrupted between two of its steps. For who knows that
-        nobody else has it in hand."""
+        """End a task whose runner was interrupted between two of its steps. The caller knows that
+        no other thread has it in hand."""
         self._runner.deadlines.forget(self)
         state = self._task_state
         if not state.completed_ns:
@@ -355,8 +355,8 @@ class Task(Identity, LightFuture["T"]):
 
     def _end(self, kind: int, duration: float | None, result: Any, error: BaseException | None,
              failure: Failure | None) -> None:
-        """Record the end, then resolve the future: who sees the result can count on the event being
-        on its way."""
+        """Record the end, then resolve the future: when the result can be seen, the event is on its
+        way."""
         self._record_end(kind, duration, result, error, failure)
         self._resolve(CANCELLED_AND_NOTIFIED if kind == CANCELLED else FINISHED)
 
@@ -380,7 +380,7 @@ class Task(Identity, LightFuture["T"]):
         state.duration = duration
         state.completed_ns = now = time.time_ns()
         intake.emit_lifecycle(state, kind, now)
-        state.status = STATUSES[kind]  # not before: who sees the end can count on its event
+        state.status = STATUSES[kind]  # last: when the end can be seen, its event is on its way
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Have ``fn`` called with the task when it has ended, as in `Future`.

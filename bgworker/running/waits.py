@@ -103,7 +103,7 @@ class Waits:
 
     def notice(self, task: Work) -> None:
         """Have a helper run ``task`` if it is queued, because this thread is about to wait for it
-        and for others.
+        and for others. The caller holds the future's lock.
 
         Raises:
             PoolDeadlock: the wait would never end.

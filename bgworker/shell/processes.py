@@ -78,7 +78,7 @@ class Family:
             os.killpg(self._leader, 0)  # zombies do not count there
             return True
         except PermissionError:
-            # only zombies are left; or what is not ours to signal, which `sudo` started
+            # only zombies are left; or processes of another user, which `sudo` started
             return any(
                 each.group == self._leader and each.runs for each in _all_processes().values()
             )
