@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..history.answers import time_of
 from ..model.errors import ConfigurationError
+from ..model.events import TaskStatus
 from ..words import duration, stamp
 from . import sections
 from .markup import Markup, fill
@@ -57,7 +58,7 @@ def page_of(here: Address, history: History) -> Page | None:
 # ---------------------------------------------------------------- the list
 
 def tasks(here: Address, history: History, view: View) -> Page:
-    """Return the tasks that match a filter, the newest first."""
+    """Return the tasks that match a filter, the newest first; without one, what runs before all."""
     wanted: dict[str, Any] = here.given("status", "text", "run", "fingerprint", "before", "after")
     wanted.update(_span(here))
     if name := here.get("name"):
@@ -68,8 +69,10 @@ def tasks(here: Address, history: History, view: View) -> Page:
         sections.counts(counts, here.get("status") or "",
                         lambda status: here.changed(status=status, before=None, after=None)),
         _filter(here, fill("search", text=here.get("text"), name=name)), _constraints(here)]
+    running = () if wanted else history.page(status=TaskStatus.RUNNING, limit=ROWS).tasks
     if found.tasks:
-        shown.append(sections.tasks(found.tasks, found.matches, view))
+        rest = [task for task in found.tasks if task not in running]
+        shown.append(sections.tasks([*running, *rest], found.matches, view))
     else:
         shown.append(sections.no_tasks(is_filtered=bool(wanted)))
     if found.is_cut:

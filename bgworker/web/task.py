@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from ..model.events import StreamType, TaskStatus
-from ..words import duration_of, took, why
+from ..words import duration_of, why
 from . import sections
 from .log import lines_of
 from .markup import Markup, fill
@@ -37,11 +37,11 @@ def task_page(here: Address, history: History, view: View) -> tuple[str, Markup,
 def _facts(task: TaskSnapshot, history: History, view: View) -> list[Markup]:
     run = history.run(task.run_id)
     percent = task.last_progress_percent
-    timeout = "" if task.timeout is None else f" of at most {took(task.timeout)}"
     pairs: dict[str, object] = {
         "Started": view.time(task.started_utc, "exact"),
         "Ended": view.time(task.completed_utc, "exact"),
-        "Duration": length(duration_of(task, view.now)) + timeout,
+        "Duration": length(duration_of(task, view.now)),
+        "Timeout": length(task.timeout),
         "Created": view.time(task.created_utc, "exact"),
         "Progress": ("" if percent is None else f"{percent:.0f}% ")
         + start(task.last_progress_message),
@@ -73,6 +73,8 @@ def _failure(task: TaskSnapshot) -> Markup | None:
         return None
     title = {TaskStatus.FAILED: "Why it failed", TaskStatus.CANCELLED: "Why it was cancelled"}
     trace = task.invocation_info or (message if "\n" in message else None)
+    if task.failure_type == "subprocess.CalledProcessError":
+        trace = None  # it tells where in bgworker a command was run
     return fill("failure", status=task.status.value, title=title.get(task.status, "How it ended"),
                 message=why(task), trace=trace and fill("pre", text=_bounded(trace)))
 

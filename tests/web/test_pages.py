@@ -103,6 +103,16 @@ def test_a_run_and_a_kind_of_failure_can_be_looked_at_alone(
     assert names_on(server, link) == ["elsewhere, too", "elsewhere"]
 
 
+def test_what_runs_comes_first_however_many_wait_behind_it(
+    record: Recorder, server: Server
+) -> None:
+    record.task("runs", "running", created=record.ago(minutes=5))
+    for number in range(60):
+        record.task(f"waits {number}", "scheduled", created=record.ago(seconds=60 - number))
+    assert names_on(server, "/") == ["runs", *(f"waits {n}" for n in reversed(range(10, 60)))]
+    assert names_on(server, "/?name=*")[0] == "waits 59", "a filter says what comes, in order"
+
+
 # ---------------------------------------------------------------- one task
 
 def test_a_task_shows_its_failure_and_what_it_said(tmp_path: Path) -> None:
