@@ -183,9 +183,9 @@ class Courier(Consumer):
         """Let the thread deliver what waits, close the sink and end. Returns at once.
 
         Args:
-            retries_until: when the last retry may begin (monotonic). What fails then gets one more
-                attempt, and so does each batch behind it. Of this time a sink that fails already
-                has used up as much as it has been failing for, unless it says when to come back.
+            retries_until: when the last retry may begin (monotonic). A batch that fails then gets
+                one more attempt, and so does each behind it. A sink that has been failing for a
+                while has used up as much of this time, unless it says when to come back.
         """
         with self._lock:
             self._closing = monotonic(), retries_until
@@ -296,8 +296,9 @@ class Courier(Consumer):
         """Wait for something to do and take a batch; it is empty when the sink is to flush, and
         None at the end.
 
-        A batch ends before the first mark. What overflow drops before a mark is not told from what
-        it drops behind it: then a flush waits for as many events more, or for an empty queue.
+        A batch ends before the first mark. Nobody can tell whether the events that overflow drops
+        stood before a mark or behind it: then a flush waits for as many events more, or for an
+        empty queue.
         """
         with self._lock:
             self._in_flight = ()
@@ -466,15 +467,15 @@ class Courier(Consumer):
             self._give_up(events, trouble.reason, trouble.text, attempts)
             if self._failure is not None:
                 self._losses.log_later(trouble.reason, len(events))
-            elif losses and self._announces != "never":
-                # it takes no such events, and its own must not suffer for it; else they would be
-                # tried again at once
-                refuses = len(losses) == 1 and trouble.concerns == "event"
-                self._announces = "never" if refuses else "beside"
-        if self._failure is None and events:
+                return
+            if losses:
+                # A sink that refuses such events gets none any more: its other events must not
+                # suffer for them. Any other gets them with its next events, not at once again.
+                self._announces = "never" if trouble.concerns == "event" else "beside"
+        if events:
             report(logging.ERROR, "%s: %d events %s: %s", self._title, len(events), self._fate,
                    trouble.text)
-        elif self._announces == "never" and losses:
+        elif self._announces == "never":
             report(logging.WARNING, "%s refuses EventsLost events and gets none any more: %s",
                    self._title, trouble.text)
         if self._tell_loss is not None:
@@ -619,7 +620,7 @@ def _park_courier(options: SinkOptions, name: str, scheduler: str,
     assert options.park is not None
     file = ParkFile(options.park, options.park_bytes, name, options.park_mode)
     # An overflow sheds up to MOST_TAKEN records at once, however small the queue is, and again
-    # before the disk is done; and what is too large for that queue is to be parked, too.
+    # before the disk is done. An event that is too large for the sink's queue fits into this one.
     bounds = SinkOptions(queue_size=max(options.queue_size, 4 * MOST_TAKEN),
                          queue_bytes=max(options.queue_bytes, BATCH_TEXT), overflow="drop_newest")
     return Courier(name, file, bounds, scheduler, tell_loss)

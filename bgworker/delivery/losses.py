@@ -1,5 +1,5 @@
-"""What a sink did not get, until the sink and the log have been told. No thread, no lock: the
-courier that owns it guards it."""
+"""The events that a sink did not get, until the sink and the log have been told of them. No thread
+and no lock: the courier that owns it guards it."""
 
 from __future__ import annotations
 

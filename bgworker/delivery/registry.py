@@ -1,5 +1,10 @@
 """The sinks and subscriptions of one scheduler: their names, their coming and going, their
-accounts. Any thread."""
+accounts.
+
+Guarantees. Any thread may call the methods, except where a section says otherwise. A sink has a
+part in all that is emitted once `register` has returned, and in nothing that is emitted after
+`unregister` has. No call waits for a sink beyond its timeout, nor for the thread that it is on.
+"""
 
 from __future__ import annotations
 
@@ -194,7 +199,7 @@ class Registry:
         done = marked is not None
         for courier, mark in marks:
             done &= mark.wait(None if deadline is None else max(0.0, deadline - monotonic()))
-        # what comes during the flush does not count
+        # events that come during the flush do not count
         left = {courier.name: mark.left for courier, mark in marks}
         health = self.health()
         return FlushReport(
@@ -206,7 +211,7 @@ class Registry:
     # -- the dispatcher's thread --
 
     def _mark(self) -> list[tuple[Courier, Mark]]:
-        # what was refused before the flush is lost before the flush
+        # events that were refused before the flush are lost before it
         self._dispatcher.pass_refusals()
         return [
             (consumer, consumer.mark())

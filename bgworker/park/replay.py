@@ -1,4 +1,5 @@
-"""Replay: the events of a park file are delivered after all, and only then removed from it.
+"""Replay: the events of a park file are delivered after all, and only then removed from it. Runs on
+the caller's thread.
 
 At least once. A replay that fails has removed what the sink took until then; one that is killed
 has removed nothing, and the next delivers it again. Stores that know events by ``(task_id, seq)``

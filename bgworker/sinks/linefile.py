@@ -312,7 +312,7 @@ def _is_foreign(fd: int, size: int) -> bool:
     if head.startswith(_OURS):
         return False
     if b"\n" not in head:
-        first = _object_at_start(head)
+        first = _object(head, is_whole=False)
         is_odd = head[:1] not in (b"", b"{") or first is not None and not _is_event(first)
         return is_odd or size > _JUDGED
     lines = [line for line in head.split(b"\n")[:-1] if line.strip()]
@@ -329,18 +329,11 @@ def _is_whole(line: bytes) -> bool:
     return not line.startswith(_OURS) and _object(line) is not None
 
 
-def _object(line: bytes) -> dict[str, object] | None:
+def _object(line: bytes, *, is_whole: bool = True) -> dict[str, object] | None:
+    """Return the object that a line holds, or begins with; None where there is none, or half."""
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _object_at_start(text: bytes) -> dict[str, object] | None:
-    """Return the object that a text begins with, whatever follows it; None where it is torn."""
-    try:
-        found, _ = json.JSONDecoder().raw_decode(text.decode(errors="replace"))
+        found = (json.loads(line) if is_whole else
+                 json.JSONDecoder().raw_decode(line.decode(errors="replace"))[0])
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -1,4 +1,4 @@
-"""A lock between processes and threads, and the rotation of files under it.
+"""A lock between processes and threads, and the rotation of files under it. Any thread.
 
 Rotation guarantees that no line is lost or doubled, wherever the process dies: each step is one
 atomic rename or removal, and leaves files that `rotate` and `settle` understand. All of it happens
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Self = TypeVar("Self", bound="LockFile")
 
 PATIENCE = 30.0
-"""Seconds that a lock is waited for. Who may read a file can lock it, and never let go."""
+"""Seconds that a lock is waited for. Anybody who may read a file can lock it, and never let go."""
 
 _PAUSES = 0.0005, 0.02  # seconds between two attempts: first, and at most
 _BLOCK = 1 << 20
@@ -157,7 +157,7 @@ class LockFile:
         self._fd = open_file(self.path, os.O_RDWR | os.O_APPEND | flags, self._mode)
 
     def _drop_if_deleted(self) -> bool:
-        """Close a file that has no name any more: who comes now locks a new one, so we must too."""
+        """Close a file that has no name any more: others lock a new one now, so we must too."""
         if os.fstat(self._fd).st_nlink:
             return False
         self._close()

@@ -1,10 +1,10 @@
 """One way to open, create and replace each kind of file, also where others can write.
 
-The file that a user names is followed where its links lead: people link logs elsewhere on
-purpose. The names beside it, such as ``PATH.lock`` and ``PATH.torn``, can be guessed by anybody
-who may write to its folder. There no link is followed, nothing but a regular file is opened, what
-others have put there is refused, and no open waits. A file that takes the place of another is
-created under a name of its own and keeps the mode and the owner.
+The file that a user names is followed where its links lead: people link logs elsewhere on purpose.
+The names beside it, such as ``PATH.lock`` and ``PATH.torn``, can be guessed by anybody who may
+write to its folder. There no link is followed, nothing but a regular file is opened, a file of
+another user is refused, and no open waits. A file that takes the place of another is created under
+a name of its own and keeps the mode and the owner. Any thread.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def replacing(path: str, temporary: str, *,
     It is on the disk by then.
 
     Args:
-        temporary: where it is written; what a killed process has left there is removed.
+        temporary: where it is written; a file that a killed process has left there is removed.
         like: whose mode and owner it gets; None leaves them to the umask and this process.
     """
     unlink_if_there(temporary)
@@ -244,7 +244,7 @@ def check_file(path: str, status: os.stat_result, *owners: int) -> None:
 
     Args:
         status: what `os.lstat` says of it.
-        owners: further users whose files are as good as ours.
+        owners: further users whose files are trusted.
 
     Raises:
         FileExistsError: it is; its text tells what to do.

@@ -489,7 +489,9 @@ def test_what_waits_and_comes_for_a_sink_that_takes_nothing_any_more_is_parked(
     assert {each["error"] for each in parked} == {"PermanentSinkError: gone"}
 
 
-def test_a_sink_that_is_gone_when_it_is_told_of_a_loss_ends_too() -> None:
+def test_a_sink_that_is_gone_when_it_is_told_of_a_loss_ends_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     sink = FlakySink(fail(1, GONE))
     with line(sink) as it:
         it.courier.refuse(OUTPUT, "intake", 7)
@@ -498,6 +500,7 @@ def test_a_sink_that_is_gone_when_it_is_told_of_a_loss_ends_too() -> None:
         assert not it.flush()
         assert it.health().dropped_by_reason == {"intake": 7, "closed": 1}
     assert len(sink.attempts) == 1
+    assert not [record for record in caplog.records if "refuses EventsLost" in record.message]
 
 
 def test_a_sink_that_hangs_in_the_close_that_ends_it_is_left_to_itself_at_the_deadline() -> None:
