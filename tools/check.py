@@ -15,8 +15,8 @@ Where several interpreters are named, the last one runs all tests, the others th
 marked slow. With two cores or more, the tests of the last one run beside everything else; they are
 shown at the end all the same. With CI in the environment, as CI services set it, two things differ.
 The interpreters are the oldest and the newest of this machine, unless --python names others. And
-the extra `integration` is installed too, for the tests against other people's libraries; elsewhere
-those tests are skipped unless the libraries are there.
+the extra `integration` is installed too, for the tests against other people's libraries, and for
+root on Debian a browser; elsewhere those tests are skipped unless these are there.
 
 Exit code: 0 all passed, 1 a check failed, 2 the environment could not be set up.
 """
@@ -96,6 +96,8 @@ def main(argv: list[str]) -> int:
             found = interpreters(options.python, environment)
             if not options.no_install:
                 found = [prepared_venv(python, Path(scratch), environment) for python in found]
+                if on_ci(environment):
+                    install_browser(environment)
         except SetupError as error:
             print(f"check.py: {error}", file=sys.stderr)
             return 2
@@ -259,6 +261,27 @@ def install(inside: Interpreter, extras: str, environment: dict[str, str]) -> No
                              " is there a network, or a mirror in pip's settings? Without one, use"
                              " an interpreter that has pytest, hypothesis and mypy with"
                              " --no-install")
+
+
+def install_browser(environment: dict[str, str]) -> None:
+    """Install what the tests in a browser need, where we may and it is missing.
+
+    Without it they are skipped, with the reason; so it is no error that it cannot be had.
+    """
+    apt = shutil.which("apt-get")
+    is_there = shutil.which("chromium") and shutil.which("chromedriver")
+    if is_there or apt is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return
+    quietly = {**environment, "DEBIAN_FRONTEND": "noninteractive"}
+    for arguments in (["update"], ["install", "-y", "--no-install-recommends", "chromium",
+                                   "chromium-driver"]):
+        done = subprocess.run([apt, "-q", *arguments], env=quietly, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT)
+        if done.returncode:
+            said = done.stdout.decode("utf-8", "replace").strip().splitlines()[-1:]
+            print(f"      no browser: apt-get {arguments[0]} ended with {done.returncode}"
+                  f" ({' '.join(said)}); the tests that need one are skipped", flush=True)
+            return
 
 
 # --- the checks ---
