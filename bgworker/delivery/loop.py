@@ -7,7 +7,7 @@ from types import FunctionType
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable
+    from typing import Any
 
 
 _COROUTINE = 0x80
@@ -36,9 +36,9 @@ class SinkLoop:
         if function is not None:
             self.finish(function(*arguments))
 
-    def finish(self, result: Awaitable[None] | None) -> None:
-        """Await ``result``; None is what a plain method returns, and done already."""
-        if result is None:
+    def finish(self, result: Any) -> None:
+        """Await what an async method returned. What a plain one returned is nobody's affair."""
+        if not hasattr(type(result), "__await__"):
             return
         import asyncio
 
@@ -50,10 +50,21 @@ class SinkLoop:
         self._loop.run_until_complete(finish())
 
     def close(self) -> None:
-        """End the loop, after what its tasks and generators still have to do."""
+        """End the loop, and before that what a sink has left on it: its tasks are cancelled."""
         if self._loop is None:
             return
         try:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(_wind_up(self._loop))
         finally:
             self._loop.close()
+
+
+async def _wind_up(loop: asyncio.AbstractEventLoop) -> None:
+    import asyncio
+
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    await loop.shutdown_asyncgens()
+    await loop.shutdown_default_executor()

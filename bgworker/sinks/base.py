@@ -49,7 +49,8 @@ class Sink(Protocol):
         """Take the events in; on return they are this sink's, and are not sent again.
 
         It may be a coroutine function, or return any other awaitable: that is awaited on an event
-        loop of the sink's thread before the next call.
+        loop of the sink's thread before the next call. Anything else that it returns is ignored.
+        Tasks that are left on the loop are cancelled after ``close``.
 
         Args:
             events: 1..batch_size events, in the order in which they were numbered; ``seq`` ascends

@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,52 @@ def test_async_sinks_are_awaited_on_a_loop_of_the_sinks_own_thread() -> None:
     loop = seen[0]
     assert seen == [loop, loop, loop, ["a"], "flush", "close"]
     assert it.health().retries == 1
+
+
+@pytest.mark.parametrize("result", [7, True, "taken", b"", [1]], ids=repr)
+def test_what_a_plain_write_returns_is_no_failure(result: object) -> None:
+    class Counting(MemorySink):
+        def write(self, events: Sequence[Event]) -> Any:
+            super().write(events)
+            return result  # as ``return file.write(text)`` does
+
+    sink = Counting()
+    with line(sink) as it:
+        it.say("a")
+        assert it.flush()
+    assert payloads(sink.events) == ["a"] and it.health().retries == 0
+
+
+def test_what_an_async_sink_leaves_on_its_loop_is_cancelled_and_may_clean_up() -> None:
+    said: list[str] = []
+
+    class Leaves:
+        async def write(self, events: Sequence[Event]) -> None:
+            self.task = asyncio.create_task(self.send())
+            self.items = self.generate()
+            await self.items.__anext__()
+
+        async def send(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                said.append("sent what was left")
+
+        async def generate(self) -> AsyncGenerator[int, None]:
+            try:
+                yield 1
+            finally:
+                said.append("generator ended")
+
+        async def close(self) -> None:
+            said.append("close")
+
+    with line(Leaves()) as it:
+        it.say("a")
+        assert it.flush()
+    assert said == ["close", "sent what was left", "generator ended"]
+    assert it.health().last_error is None
 
 
 def test_the_lag_is_the_age_of_the_oldest_event_that_waits_or_is_being_written() -> None:
