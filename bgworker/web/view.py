@@ -11,7 +11,7 @@ from .markup import Markup, fill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from ..model.events import TaskStatus
@@ -120,17 +120,19 @@ class View:
         return fill(part, exact=time.isoformat(), stamp=stamp(time), text=ago(time, self.now))
 
 
-def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]],
+def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]],
           kind: str = "") -> Markup:
-    """Return a table.
+    """Return a table, without those columns in which nothing stands.
 
     Args:
         columns: heading and kind (``num`` is right-aligned) of each.
         rows: the cells of each; a first one beyond the columns is the row's id.
     """
+    cells = [row[-len(columns):] for row in rows]
+    shown = [at for at in range(len(columns)) if any(row[at] for row in cells)]
     return fill(
         "table", kind=kind,
-        headings=[fill("column", text=text, kind=each) for text, each in columns],
+        headings=[fill("column", text=columns[at][0], kind=columns[at][1]) for at in shown],
         rows=[fill("row", id=row[0] if len(row) > len(columns) else None, cells=[
-            fill("cell", value=value, kind=each, label=text)
-            for (text, each), value in zip(columns, row[-len(columns):])]) for row in rows])
+            fill("cell", value=row[at - len(columns)], label=columns[at][0], kind=columns[at][1])
+            for at in shown]) for row in rows])

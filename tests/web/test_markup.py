@@ -90,5 +90,7 @@ def test_a_table_names_each_cell_for_narrow_screens() -> None:
     cells = [attributes for tag, attributes in parsed.tags if tag == "td"]
     assert cells == 2 * [{"class": "name", "data-label": "Name"},
                          {"class": "num", "data-label": "Count"}]
+    assert Parsed(table([("Name", "name"), ("Count", "num")], [("", 3), (None, 4)])).words == (
+        "Count 3 4"), "a column without any text is left out"
     assert [attributes["id"] for tag, attributes in parsed.tags if tag == "tr" and attributes] == [
         "t1", ""]
