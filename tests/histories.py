@@ -119,11 +119,11 @@ class Recorder:
         ).fetchone()
         if seq is None:
             (seq,) = self.connection.execute(
-                "SELECT coalesce(max(seq), 3) + 1 FROM stream_rows WHERE task = ?", (key,)
+                "SELECT coalesce(max(seq), 3) + 1 FROM zz_stream_rows WHERE task = ?", (key,)
             ).fetchone()
         assert seq is not None
         self.insert(
-            "stream_rows",
+            "zz_stream_rows",
             task=key,
             seq=seq,
             stream=next(STREAM_CODES[kind] for kind in STREAMS if STREAMS[kind] == stream),
@@ -141,7 +141,7 @@ class Recorder:
         ).fetchone()
         self.connection.execute("BEGIN IMMEDIATE")
         self.connection.executemany(
-            "INSERT INTO stream_rows (task, seq, stream, created_us, payload) "
+            "INSERT INTO zz_stream_rows (task, seq, stream, created_us, payload) "
             "VALUES (?, ?, 0, 0, ?)",
             [(key, seq, f"line {seq}") for seq in range(4, 4 + count)],
         )

@@ -164,11 +164,12 @@ COLUMNS = {
         "failure_type",
         "failure_message",
         "invocation_info",
+        "exit_code",
         "last_seq",
     ),
     "runs": ("run_id", "host", "pid", "started_utc", "ended_utc", "python", "version"),
     "scripts": ("hash", "script_id", "text"),
-    "stream_rows": (
+    "zz_stream_rows": (
         "task",
         "seq",
         "stream",
@@ -186,9 +187,9 @@ LOOPS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
 TRICKS = (
     *(
         f"{table}: a view without end"
-        for table in ("tasks", "runs", "stream_rows", "losses", "scripts")
+        for table in ("tasks", "runs", "zz_stream_rows", "losses", "scripts")
     ),
-    *(f"{table}: a huge view" for table in ("tasks", "runs", "stream_rows", "losses", "scripts")),
+    *(f"{table}: a huge view" for table in ("tasks", "runs", "zz_stream_rows", "losses", "scripts")),
     *(f"{table}: generated columns" for table in ("tasks", "runs")),
     "a trigger without end",
     "a trigger on all",
@@ -226,7 +227,7 @@ def wrong_values(path: str, chance: random.Random) -> str:
             table = chance.choice(list(COLUMNS))
             column, value = chance.choice(COLUMNS[table]), chance.choice(VALUES)
             where = chance.choice(("1", "rowid % 2", "rowid = (SELECT max(rowid) FROM {table})"))
-            if table == "stream_rows":  # which has no rowid, and thousands of rows
+            if table == "zz_stream_rows":  # which has no rowid, and thousands of rows
                 where = chance.choice(("1", "seq % 2"))
                 if "00000" in value:
                     where = "seq = 4 AND task < 3" if "000000" in value else "seq = 4"

@@ -1453,7 +1453,7 @@ def fill_history(path: str) -> None:
             tasks,
         )
         connection.executemany(
-            "INSERT INTO stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO zz_stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, ?, ?, ?)",
             (
                 (key, seq, seq % 2, begun // 1000, PAYLOAD)
                 for key in range(1, HISTORY_TASKS + 1)
@@ -1513,7 +1513,7 @@ def insert_bare(path: str, count: int) -> float:
     for start in range(0, count, 1000):
         with schema.transaction(connection):
             connection.executemany(
-                "INSERT INTO stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO zz_stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, ?, ?, ?)",
                 rows[start : start + 1000],
             )
     connection.close()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .connections import Database
     from .presencelock import PresenceLock
 
-MOST_RUNS = 10_000
+MOST_RUNS = 1_000
 """Runs that are judged: the newest of those whose end is not recorded."""
 
 OPEN_RUNS = f"""SELECT run_id FROM runs

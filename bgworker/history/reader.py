@@ -335,13 +335,16 @@ class History:
             key, task_id = questions.find(connection, task)
             if newest is not None:
                 since = max(since, questions.before_newest(connection, key, which, newest))
-        while True:
-            with self._asking() as connection:
-                rows = next(questions.stream_groups(connection, key, since, which), None)
-            if rows is None:
-                return
+        while rows := self._rows_after(task_id, since, which):
             yield self._reading.events(task_id, rows)
             since = rows[-1][0]
+
+    def _rows_after(self, task_id: str, since: float, which: str) -> list[Any]:
+        """Return some rows of a task's streams, none where no more are to come. By its id: its key
+        may be another's by now, if it was removed."""
+        with self._asking() as connection:
+            key, _ = questions.end_of(connection, task_id)
+            return next(questions.stream_groups(connection, key or 0, since, which), [])
 
     def follow(
         self,
@@ -523,12 +526,11 @@ class History:
                 if key is None:
                     break
                 task = next(self._tasks(connection, (key,)), None)
-                rows = next(questions.stream_groups(connection, key, 0, ""), None)
             if task is not None:
-                while rows is not None:
+                since = 0.0
+                while rows := self._rows_after(task.task_id, since, ""):
                     yield from self._reading.events(task.task_id, rows)
-                    with self._asking() as connection:
-                        rows = next(questions.stream_groups(connection, key, rows[-1][0], ""), None)
+                    since = rows[-1][0]
                 time = task.completed_utc or task.started_utc or task.created_utc
                 yield LifecycleEvent(_EVENT_TYPES[task.status], task.task_id, task.last_seq, time,
                                      task)

@@ -29,7 +29,7 @@ from .schema import (bounded, connect_to_read, connect_to_write, damage_told, lo
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Collection
+    from typing import Any
 
 MOST_TASKS = 200
 """Tasks that go in one transaction ..."""
@@ -54,7 +54,7 @@ it ended."""
 MOST_BY_HAND = 50_000
 """Those that `prune` takes in at a time, and that a trial looks at."""
 
-_LOOK = [f"""SELECT * FROM (SELECT key, run_id, created_utc, status FROM tasks
+_LOOK = [f"""SELECT * FROM (SELECT key, run_id, created_utc, status, id FROM tasks
 WHERE status = '{status}' AND completed_utc IS NULL AND key > :start ORDER BY key LIMIT :most)"""
          for status in _UNENDED]
 _ENDED = [
@@ -65,10 +65,11 @@ WHERE status = '{status}' AND completed_utc < :before ORDER BY completed_utc LIM
 _CANDIDATES = f"SELECT ended, key FROM ({' UNION ALL '.join(_ENDED)}) ORDER BY ended LIMIT :most"
 """Ends and keys of the ``most`` tasks that ended first, before a time."""
 
+_IS_STILL = "SELECT 1 FROM tasks WHERE key = ? AND id = ?"
 _IN_KEYS = "IN (SELECT value FROM json_each(?))"
 _REFERENCES = f"SELECT DISTINCT run_id, script_hash FROM tasks WHERE key {_IN_KEYS}"
 _DELETE_TASKS = f"""DELETE FROM tasks WHERE key {_IN_KEYS}
-AND NOT EXISTS (SELECT 1 FROM stream_rows WHERE stream_rows.task = tasks.key)"""
+AND NOT EXISTS (SELECT 1 FROM zz_stream_rows WHERE task = tasks.key)"""
 _DELETE_RUNS = f"""DELETE FROM runs WHERE run_id {_IN_KEYS}
 AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.run_id = runs.run_id)"""
 _DELETE_SCRIPTS = f"""DELETE FROM scripts WHERE hash {_IN_KEYS}
@@ -94,8 +95,8 @@ class Retention:
         self._max_age = number("max_age", max_age, above=0, optional=True)
         self._max_tasks = number("max_tasks", max_tasks, least=0, whole=True, optional=True)
         self._max_bytes = number("max_bytes", max_bytes, least=1, whole=True, optional=True)
-        # when tasks of dead runs were created, and their keys; sorted
-        self._dead: list[tuple[str, int]] = []
+        # when tasks of dead runs were created, their keys and ids; sorted
+        self._dead: list[tuple[str, int, Any]] = []
         self._look_from = 0
         self._surplus = 0
         self._before = ""
@@ -138,8 +139,8 @@ class Retention:
             ]
         rows = list(chain.from_iterable(looks))
         dead = dead_runs(database, lock, {row[1] for row in rows if isinstance(row[1], str)})
-        self._dead = sorted((created if isinstance(created, str) else "", key)
-                            for key, run_id, created, status in rows
+        self._dead = sorted((created if isinstance(created, str) else "", key, id_)
+                            for key, run_id, created, status, id_ in rows
                             if status == "interrupted" or run_id is None or run_id in dead)
         self._look_from = min((look[-1][0] for look in looks if len(look) == most), default=0)
 
@@ -178,7 +179,7 @@ class Retention:
         they have."""
         tasks = rows = 0
         ended = connection.execute(_CANDIDATES, {"before": _FOREVER, "most": -1})
-        for end, key in merge(ended, self._dead):
+        for end, key, *_ in merge(ended, self._dead):
             if tasks >= self._surplus and end >= self._before:
                 break  # both are the first ones in this order
             (count,) = connection.execute(
@@ -189,7 +190,16 @@ class Retention:
 
     def _oldest(self, connection: sqlite3.Connection, before: str, most: int) -> list[int]:
         found = connection.execute(_CANDIDATES, {"before": before, "most": most}).fetchall()
-        found += self._dead[:bisect_left(self._dead, (before, 0))]
+        enough = len(found) + most
+        for each in self._dead[:bisect_left(self._dead, (before,))]:
+            created, key, id_ = each
+            # since the look somebody may have removed it, and its key may be another's
+            if connection.execute(_IS_STILL, (key, id_)).fetchone():
+                found.append((created, key))
+                if len(found) == enough:
+                    break
+            else:
+                self._dead.remove(each)
         return [key for _, key in sorted(found)[:most]]
 
     def _remove(self, connection: sqlite3.Connection, keys: list[int]) -> int:
@@ -234,7 +244,7 @@ def _delete_rows(connection: sqlite3.Connection, keys: list[int]) -> int:
     for key in keys:
         last = None
         found = connection.execute(
-            "SELECT seq, length(payload) FROM stream_rows WHERE task = ? ORDER BY seq", (key,)
+            "SELECT seq, length(payload) FROM zz_stream_rows WHERE task = ? ORDER BY seq", (key,)
         )
         while rows < MOST_ROWS and characters < MOST_CHARACTERS and (row := found.fetchone()):
             last, rows, characters = row[0], rows + 1, characters + row[1]
@@ -242,7 +252,7 @@ def _delete_rows(connection: sqlite3.Connection, keys: list[int]) -> int:
         if last is None:
             continue
         gone += connection.execute(
-            "DELETE FROM stream_rows WHERE task = ? AND seq <= ?", (key, last)
+            "DELETE FROM zz_stream_rows WHERE task = ? AND seq <= ?", (key, last)
         ).rowcount
     return gone
 

@@ -26,7 +26,7 @@ from functools import lru_cache
 
 from ..model.clock import monotonic
 from ..model.errors import BgworkerError, HistoryError, TookTooLong
-from ..model.records import STREAM_CODES, STREAMS
+from ..model.records import PROGRESS, STREAM_CODES, STREAMS
 from ..sinks.opening import check_file, followed, shown
 
 TYPE_CHECKING = False
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Dict, Tuple
 
-    Steps = Tuple[Tuple[str, ...], ...]
     Objects = Dict[str, Tuple[str, str]]
 
 # "bgwk"; SQLite keeps it in the file's header for programs to know their files by
@@ -53,9 +52,29 @@ _STREAM_NAMES = " ".join(
 MOST_TEXT = 4 * 2**20
 """Bytes of the longest value that is read: decoded and encoded again it takes ten times as much."""
 
-STEPS: Steps = (
-    (
-        """CREATE TABLE runs (
+_COMMAND_FAILED = "subprocess.CalledProcessError"
+_EXIT = re.compile(rb" (?:returned non-zero exit status (\d{1,10})|"
+                   rb"died with (?:<Signals\.\w+: (\d{1,3})>|unknown signal (\d{1,3})))\.$")
+
+
+def exit_code_of(status: str, script_id: str | None, failure_type: str | None,
+                 failure_message: str | None) -> int | None:
+    """Return the exit code of a command, below 0 the signal that ended it; None for a Python
+    function, whose ``script_id`` has a colon, and where nobody knows."""
+    if failure_type == _COMMAND_FAILED and failure_message is not None:
+        return _code_in(failure_message.encode())
+    return 0 if status == "completed" and script_id is not None and ":" not in script_id else None
+
+
+def _code_in(message: bytes) -> int | None:
+    found = _EXIT.search(message)
+    if found is None:
+        return None
+    code, *signals = found.groups()
+    return int(code) if code else -int(signals[0] or signals[1])
+
+
+_RUNS = """CREATE TABLE runs (
   run_id TEXT PRIMARY KEY NOT NULL,
   host TEXT,         -- where it ran; NULL for a run that was copied here from elsewhere
   pid INTEGER,
@@ -64,15 +83,14 @@ STEPS: Steps = (
 process was killed
   python TEXT,
   version TEXT
-)""",
-        """CREATE TABLE scripts (
+)"""
+_SCRIPTS = """CREATE TABLE scripts (
   hash TEXT PRIMARY KEY NOT NULL,
   script_id TEXT,
   text TEXT          -- NULL unless record_source was on
-)""",
-        # AUTOINCREMENT: the key of a task that was removed never comes to mean another one
-        """CREATE TABLE tasks (
-  key INTEGER PRIMARY KEY AUTOINCREMENT,
+)"""
+_TASKS = """CREATE TABLE tasks (
+  key INTEGER PRIMARY KEY{},
   id TEXT NOT NULL UNIQUE,
   run_id TEXT REFERENCES runs(run_id),
   name TEXT NOT NULL,
@@ -91,10 +109,10 @@ process was killed
   metadata_json TEXT,
   failure_type TEXT,
   failure_message TEXT,
-  invocation_info TEXT,
+  invocation_info TEXT,{}
   last_seq INTEGER NOT NULL  -- of the event that the row was last made from
-)""",
-        """CREATE TABLE stream_rows (
+)"""
+_STREAM_ROWS = """CREATE TABLE {} (
   task INTEGER NOT NULL REFERENCES tasks(key),
   seq INTEGER NOT NULL,
   stream INTEGER NOT NULL,
@@ -104,8 +122,8 @@ process was killed
   original_bytes INTEGER,       -- NULL unless truncated
   is_json INTEGER,              -- 1 or NULL
   PRIMARY KEY (task, seq)
-) WITHOUT ROWID""",
-        f"""CREATE VIEW task_streams AS
+) WITHOUT ROWID"""
+_TASK_STREAMS = f"""CREATE VIEW task_streams AS
 SELECT tasks.id AS task_id, seq, CASE stream {_STREAM_NAMES} END AS stream_type, payload,
   CASE WHEN is_json THEN 'json' ELSE 'text' END AS format,
   original_bytes IS NOT NULL AS truncated,
@@ -113,28 +131,88 @@ SELECT tasks.id AS task_id, seq, CASE stream {_STREAM_NAMES} END AS stream_type,
 printf('.%06dZ', created_us % 1000000)
     AS created_utc,
   percent, original_bytes
-FROM stream_rows JOIN tasks ON tasks.key = stream_rows.task""",
-        """CREATE TABLE losses (
+FROM {{0}} JOIN tasks ON tasks.key = {{0}}.task"""
+_LOSSES = """CREATE TABLE losses (
   sink TEXT NOT NULL,
   reason TEXT NOT NULL,
   count INTEGER NOT NULL,
   by_type TEXT NOT NULL,
   created_utc TEXT NOT NULL,
   UNIQUE (created_utc, sink, reason, count, by_type)
-)""",
-        "CREATE INDEX tasks_status ON tasks(status, completed_utc)",
-        "CREATE INDEX tasks_name ON tasks(name, duration_sec)",
-        "CREATE INDEX tasks_run ON tasks(run_id)",
-        "CREATE INDEX tasks_script ON tasks(script_hash)",
+)"""
+_INDEXES = (
+    "CREATE INDEX tasks_status ON tasks(status, completed_utc)",
+    "CREATE INDEX tasks_name ON tasks(name, duration_sec)",
+    "CREATE INDEX tasks_run ON tasks(run_id)",
+    "CREATE INDEX tasks_script ON tasks(script_hash)",
+)
+
+_TASKS_2 = _TASKS.format("", """
+  exit_code INTEGER,  -- of a command: 0, or of its failure; below 0 the signal that ended it""")
+_VIEWS_2 = (
+    _TASK_STREAMS.format("zz_stream_rows"),
+    """CREATE VIEW tasks_readable AS
+SELECT name, status, datetime(started_utc) AS started, round(duration_sec, 3) AS seconds,
+  substr(CASE
+    WHEN exit_code > 0 THEN 'exit code ' || exit_code
+    WHEN exit_code < 0 THEN 'signal ' || -exit_code
+    ELSE coalesce(coalesce(failure_type || ': ', '') || failure_message, last_progress_msg, '')
+  END, 1, 200) AS message,
+  substr(id, 1, 16) AS id, substr(run_id, 1, 16) AS run
+FROM tasks ORDER BY tasks.id DESC""",
+    f"""CREATE VIEW output AS
+SELECT strftime('%Y-%m-%d %H:%M:%f', created_us / 1e6, 'unixepoch') AS time, tasks.name AS task,
+  CASE stream {_STREAM_NAMES} END AS stream, substr(payload, 1, 200) AS line,
+  substr(tasks.id, 1, 16) AS id
+FROM zz_stream_rows JOIN tasks ON tasks.key = zz_stream_rows.task
+WHERE stream != {STREAM_CODES[PROGRESS]}""",
+    """CREATE VIEW runs_summary AS
+SELECT substr(run_id, 1, 16) AS run, datetime(runs.started_utc) AS started,
+  round((julianday(coalesce(runs.ended_utc, max(completed_utc)))
+    - julianday(runs.started_utc)) * 86400, 3) AS seconds,
+  count(key) AS tasks,
+  count(CASE status WHEN 'completed' THEN 1 END) AS completed,
+  count(CASE status WHEN 'failed' THEN 1 END) AS failed,
+  count(CASE status WHEN 'timed_out' THEN 1 END) AS timed_out,
+  count(CASE status WHEN 'cancelled' THEN 1 END) AS cancelled,
+  count(CASE status WHEN 'interrupted' THEN 1 END) AS interrupted,
+  round(total(duration_sec), 3) AS task_seconds, host
+FROM runs LEFT JOIN tasks USING (run_id) GROUP BY run_id ORDER BY run_id DESC""",
+)
+
+MADE = (
+    (_RUNS, _SCRIPTS, _TASKS.format(" AUTOINCREMENT", ""), _STREAM_ROWS.format("stream_rows"),
+     _TASK_STREAMS.format("stream_rows"), _LOSSES, *_INDEXES),
+    (_RUNS, _SCRIPTS, _TASKS_2, _STREAM_ROWS.format('"zz_stream_rows"'), _LOSSES, *_INDEXES,
+     *_VIEWS_2),
+)
+"""What makes a file of version 1, 2, ... A released one never changes."""
+
+_KEPT = ", ".join(re.findall(r"^  (\w+) ", _TASKS, re.MULTILINE))  # columns of tasks in version 1
+STEPS = (
+    (
+        # without it SQLite would have other tables refer to the old one
+        "PRAGMA legacy_alter_table = ON",
+        "DROP VIEW task_streams",
+        "ALTER TABLE tasks RENAME TO zz_old_tasks",
+        _TASKS_2,
+        f"""INSERT INTO tasks ({_KEPT}, exit_code) SELECT {_KEPT},
+  CASE WHEN failure_type = '{_COMMAND_FAILED}' THEN exit_code(CAST(failure_message AS BLOB))
+    WHEN status = 'completed' AND instr(script_id, ':') = 0 THEN 0 END
+FROM zz_old_tasks ORDER BY key""",
+        "DROP TABLE zz_old_tasks",
+        "ALTER TABLE stream_rows RENAME TO zz_stream_rows",
+        "PRAGMA legacy_alter_table = OFF",
+        *_INDEXES,
+        *_VIEWS_2,
     ),
 )
-"""Step n makes version n of version n - 1, as one transaction. A released step never changes."""
+"""What leads a file from version 1 to 2, ..., each as one transaction, to the very objects of a new
+one."""
 
-VERSION = len(STEPS)
+VERSION = len(MADE)
 """The version that is written, and the greatest one that is read; ``PRAGMA user_version`` of the
 file."""
-
-_OURS = ("runs", "scripts", "tasks", "stream_rows", "task_streams", "losses")
 
 _PLAIN_INDEX = re.compile(r'CREATE INDEX [\w\s".]+\([\w\s,"]+\)')
 """An index of columns alone, which somebody may have added for questions of his own."""
@@ -235,22 +313,22 @@ def connect_to_read(path: str, patience: float = BUSY_SECONDS) -> sqlite3.Connec
 def _connect_to_read(path: str, mode: str, patience: float) -> sqlite3.Connection:
     connection = _connect(path, mode, patience)
     try:
-        if not check(connection, path):
+        version = check(connection, path)
+        if not version:
             raise HistoryError(
                 f"{shown(path)} is empty; name the file of a SqliteSink that has been opened"
             )
+        if version >= 2:  # questions know it by its first name, whatever the version of the file
+            connection.execute("CREATE TEMP VIEW stream_rows AS SELECT * FROM zz_stream_rows")
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def connect_to_write(path: str, steps: Steps = STEPS) -> sqlite3.Connection:
+def connect_to_write(path: str) -> sqlite3.Connection:
     """Open a history, making it if need be, and bring it to the newest version. The caller holds
     its lock.
-
-    Args:
-        steps: what leads from a file with nothing in it to the newest version.
 
     Raises:
         HistoryError: the file is damaged, of another program, or of a newer bgworker, and was not
@@ -258,10 +336,10 @@ def connect_to_write(path: str, steps: Steps = STEPS) -> sqlite3.Connection:
         sqlite3.OperationalError: the system does not let us write it now.
     """
     check_kind(path, is_written=True)
-    _judge(path, steps)
+    _judge(path)
     connection = _connect(path, "rwc")
     try:
-        version = check(connection, path, steps)
+        version = check(connection, path)
         if not version:
             # only before the first page is written
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -271,11 +349,11 @@ def connect_to_write(path: str, steps: Steps = STEPS) -> sqlite3.Connection:
                 f"no history can be kept at {shown(path)}: its file system lacks the shared memory "
                 "that SQLite's write-ahead log needs; name a path on a local disk"
             )
-        migrate(connection, version, steps)
+        migrate(connection, path, version)
         if not os.access(path, os.W_OK):
             # SQLite then reads without a word, and refuses the first write
             connection.execute("BEGIN")
-            connection.execute(f"PRAGMA user_version = {len(steps)}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
             roll_back(connection)
     except BaseException:
         connection.close()
@@ -283,11 +361,22 @@ def connect_to_write(path: str, steps: Steps = STEPS) -> sqlite3.Connection:
     return connection
 
 
-def migrate(connection: sqlite3.Connection, version: int, steps: Steps = STEPS) -> None:
-    """Lead a file of a version to the newest, each step as one transaction."""
-    for number, statements in enumerate(steps[version:], version + 1):
+def migrate(connection: sqlite3.Connection, path: str, version: int) -> None:
+    """Lead a file of a version to the newest, each step as one transaction.
+
+    Raises:
+        HistoryError: something of the user's own has a name that the newest version needs.
+    """
+    connection.create_function("exit_code", 1, _code_in)
+    for number in range(version + 1, VERSION + 1) if version else (VERSION,):
         with transaction(connection):
-            for statement in statements:
+            for name in _made_by(number).keys() - _made_by(version):
+                if connection.execute("SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE",
+                                      (name,)).fetchone():
+                    raise HistoryError(
+                        f"the history {shown(path)} has something named {name!r} that is not "
+                        "bgworker's, which needs the name now; rename it in the sqlite3 shell")
+            for statement in STEPS[number - 2] if version else MADE[-1]:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {number}")
@@ -344,19 +433,19 @@ def check_kind(path: str, *, is_written: bool = False) -> None:
         raise HistoryError(f"cannot use {shown(path + ending)}: {error.strerror}") from error
 
 
-def check(connection: sqlite3.Connection, path: str, steps: Steps = STEPS) -> int:
+def check(connection: sqlite3.Connection, path: str) -> int:
     """Return the version of the history in an open file; 0 when there is nothing in it yet.
 
     Raises:
-        HistoryError: it is not a database, damaged, of another program, of a version that
-            ``steps`` do not lead to, or not as they make it.
+        HistoryError: it is not a database, damaged, of another program, of a newer version, or not
+            as bgworker makes it.
     """
     with damage_told(path):
         # one view of it all, though another process may just be making the file
         connection.execute("BEGIN")
         try:
             with bounded(connection, path):
-                return _check(connection, path, steps)
+                return _check(connection, path)
         finally:
             roll_back(connection)
 
@@ -385,12 +474,11 @@ def damaged(path: str, what: object) -> HistoryError:
     )
 
 
-def _check(connection: sqlite3.Connection, path: str, steps: Steps) -> int:
+def _check(connection: sqlite3.Connection, path: str) -> int:
     size = os.path.getsize(path)
     connection.execute("PRAGMA cache_size = -2000")  # KiB, as by default; the file may ask for more
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    found = _objects(connection)
     is_empty = connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
     if is_empty and not (application_id or version):
         if size and connection.execute("PRAGMA page_count").fetchone() == (0,):
@@ -399,37 +487,46 @@ def _check(connection: sqlite3.Connection, path: str, steps: Steps) -> int:
         return 0
     if application_id != APPLICATION_ID:
         remedy = "name another path"
-        if any(found == _made_by(steps[:number]) for number in range(1, len(steps) + 1)):
-            remedy = ("if it is a history that was restored from a dump, mark it as one in the "
-                      f"sqlite3 shell: PRAGMA application_id = {APPLICATION_ID}; "
-                      f"PRAGMA user_version = {len(steps)};")
+        for number in range(1, VERSION + 1):
+            expected = _made_by(number)
+            if _objects(connection, expected) == expected:
+                remedy = ("if it is a history that was restored from a dump, mark it as one in the "
+                          f"sqlite3 shell: PRAGMA application_id = {APPLICATION_ID}; "
+                          f"PRAGMA user_version = {number};")
         raise HistoryError(
             f"{shown(path)} belongs to another program: its application_id is {application_id}, "
             f"that of a history {APPLICATION_ID}; {remedy}"
         )
-    if version > len(steps):
+    if version > VERSION:
         raise HistoryError(
             f"the history {shown(path)} has version {version}, and this bgworker knows versions up "
-            f"to {len(steps)}; upgrade bgworker, or name another path"
+            f"to {VERSION}; upgrade bgworker, or name another path"
         )
-    missing = [name for name in _OURS if name not in found]
+    expected = _made_by(max(version, 0))
+    found = _objects(connection, expected)
+    ours = [name for name, (kind, _) in expected.items() if kind != "index"]
+    missing = [name for name in ours if name not in found]
     if missing or version < 1:
         raise HistoryError(
             f"the history {shown(path)} is damaged: it lacks "
             f"{', '.join(missing) or 'its version'}; move it aside"
         )
-    expected = _made_by(steps[:version])
     for name, (kind, sql) in found.items():
         if (kind, sql) != expected.get(name):
             _refuse_stranger(path, name, kind, sql, expected)
-    for name in _OURS:
-        connection.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone()
+    for name in ours:
+        if expected[name][0] == "table":  # a look at its first page
+            connection.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone()
     return int(version)
 
 
-def _objects(connection: sqlite3.Connection) -> Objects:
-    """Return type and text, by name, of our objects and of those that may act on them."""
-    ours = ", ".join(f"'{name}'" for name in _OURS)
+def _objects(connection: sqlite3.Connection, expected: Objects) -> Objects:
+    """Return type and text, by name, of our objects and of those that may act on them.
+
+    Args:
+        expected: what is ours.
+    """
+    ours = ", ".join([f"'{name}'" for name, (kind, _) in expected.items() if kind != "index"])
     return {name: (kind, sql) for name, kind, sql in connection.execute(
         "SELECT name, type, sql FROM sqlite_master WHERE sql IS NOT NULL "
         f"AND (type = 'trigger' OR tbl_name COLLATE NOCASE IN ({ours}))")}
@@ -451,12 +548,14 @@ def _refuse_stranger(path: str, name: str, kind: str, sql: str, expected: Object
 
 
 @lru_cache
-def _made_by(steps: Steps) -> Objects:
-    """Return the objects of a file that these steps have made."""
+def _made_by(version: int) -> Objects:
+    """Return the objects of a file of a version, type and text by name; none for 0."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        for statement in [statement for step in steps for statement in step]:
+        for statement in MADE[version - 1] if version else ():
             connection.execute(statement)
-        return _objects(connection)
+        return {name: (kind, sql) for name, kind, sql in connection.execute(
+            "SELECT name, type, sql FROM sqlite_master "
+            "WHERE sql IS NOT NULL AND name != 'sqlite_sequence'")}
 
 
 def _no_database(path: str) -> HistoryError:
@@ -466,14 +565,14 @@ def _no_database(path: str) -> HistoryError:
     )
 
 
-def _judge(path: str, steps: Steps) -> None:
+def _judge(path: str) -> None:
     """Look at a file through a connection that cannot change it: closing one that could might run a
     checkpoint."""
     if not os.path.exists(path):
         return
     try:
         with closing(_connect(path, "ro")) as connection:
-            check(connection, path, steps)
+            check(connection, path)
     except sqlite3.OperationalError:
         # A killed process has left work that only a writer can finish. For any other reason the
         # connection that writes will fail, too.

@@ -82,15 +82,15 @@ class ManyRows:
 
 
 INSERT_STREAMS = ManyRows(
-    "INSERT OR IGNORE INTO stream_rows (task, seq, stream, created_us, payload) ", 5
+    "INSERT OR IGNORE INTO zz_stream_rows (task, seq, stream, created_us, payload) ", 5
 )
 INSERT_WIDE_STREAMS = ManyRows(
-    "INSERT OR IGNORE INTO stream_rows (task, seq, stream, created_us, payload, percent, "
+    "INSERT OR IGNORE INTO zz_stream_rows (task, seq, stream, created_us, payload, percent, "
     "original_bytes, is_json) ",
     8,
 )
 INSERT_SPEECH = ManyRows(
-    "INSERT INTO stream_rows (task, seq, stream, created_us, payload) SELECT "
+    "INSERT INTO zz_stream_rows (task, seq, stream, created_us, payload) SELECT "
     "(SELECT key FROM tasks JOIN runs USING (run_id) "
     "WHERE id = ? AND ended_utc IS NULL AND host IS NOT NULL), "
     "column1, ?, column2 / 1000, column3 FROM (SELECT * FROM (",
@@ -140,9 +140,10 @@ def _set_if(condition: str, column: str) -> str:
 
 INSERT_WAITING_TASKS = _insert_tasks(_NAMED, _WAITING)
 INSERT_USUAL_TASKS = _insert_tasks(_NAMED, _RUN)
-INSERT_TASKS = _insert_tasks((*_NAMED, "timeout_sec", "arg_json", "metadata_json"),
-                             (*_RUN, "failure_type", "failure_message", "invocation_info"),
-                             ("last_progress_pct", "last_progress_msg"))
+INSERT_TASKS = _insert_tasks(
+    (*_NAMED, "timeout_sec", "arg_json", "metadata_json"),
+    (*_RUN, "failure_type", "failure_message", "invocation_info", "exit_code"),
+    ("last_progress_pct", "last_progress_msg"))
 
 INSERT_PLACEHOLDER = """INSERT OR IGNORE INTO tasks (id, name, status, created_utc, last_seq)
 VALUES (?, '', 'running', ?, 0)"""

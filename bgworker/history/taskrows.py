@@ -13,7 +13,7 @@ from ..model.text import json_text
 from ..model.told import Told, ns_of
 from ..model.wire import ns_text
 from . import statements as sql
-from .schema import this_host
+from .schema import exit_code_of, this_host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class TaskRows:
         self._placeholders: list[tuple[str, str]] = []
         self._progress: list[tuple[Any, ...]] = []
         self._source: tuple[Source | None, str | None, str | None] = None, None, None
+        self._is_command = False  # of the source
 
     def add(self, record: Record, progress: Record | None = None) -> None:
         """Add the row of a task as of a life-cycle event, and of progress that may have come after
@@ -90,6 +91,8 @@ class TaskRows:
             or state.arguments is not None
             or state.metadata_json
             or progress is not None
+            or kind == COMPLETED
+            and self._is_command
             or kind >= COMPLETED
             and (
                 state.failure_message is not None
@@ -98,10 +101,13 @@ class TaskRows:
             )
         ):
             constant = state.timeout, state.arguments, state.metadata_json or None
-            failure: tuple[Any, ...] = None, None, None
+            failure: tuple[Any, ...] = None, None, None, None
             latest = progress[4][:2] if progress is not None else (None, None)
             if kind >= COMPLETED:
-                failure = state.failure_type, state.failure_message, state.invocation_info
+                failure = (
+                    state.failure_type, state.failure_message, state.invocation_info,
+                    exit_code_of(_STATUS_TEXTS[kind], named[4], state.failure_type,
+                                 state.failure_message))
                 latest = state.recorded_percent, state.recorded_message
             elif progress is not None:
                 seq = max(seq, progress[1])
@@ -133,9 +139,10 @@ class TaskRows:
     def _describe(self, state: TaskState) -> None:
         source = state.source
         if source is None:
-            self._source = None, None, None
+            self._source, self._is_command = (None, None, None), False
             return
         self._source = source, source.script_id, source.script_hash
+        self._is_command = exit_code_of("completed", source.script_id, None, None) == 0
         self._add_script(source.script_hash, source.script_id, state.script_text)
 
     def _add_script(self, hash_: str, script_id: str | None, text: str | None) -> None:
@@ -177,6 +184,8 @@ class TaskRows:
             task.failure_type,
             task.failure_message,
             task.invocation_info,
+            exit_code_of(task.status.value, task.script_id, task.failure_type,
+                         task.failure_message),
             percent,
             "" if message is None and percent is not None else message,
         )

@@ -76,7 +76,7 @@ def test_the_comparison_notices_what_is_missing_or_different(tmp_path: Path) -> 
     expected = contents(source)
     for sql in (
         "UPDATE tasks SET last_seq = last_seq + 1 WHERE key = 1",
-        "DELETE FROM stream_rows WHERE seq = 5",
+        "DELETE FROM zz_stream_rows WHERE seq = 5",
         "UPDATE scripts SET text = NULL",
     ):
         record = Recorder(copy)

@@ -64,7 +64,7 @@ def test_what_ended_longer_ago_goes_with_all_that_belongs_to_it(
         "removed 7 tasks with 14 stream rows; the file had "
     )
     assert left() == ["1 days", "2 days", "3 days", "runs"]
-    assert len(rows_of("bgworker.db", "SELECT * FROM stream_rows")) == 6
+    assert len(rows_of("bgworker.db", "SELECT * FROM zz_stream_rows")) == 6
     hashes = rows_of("bgworker.db", "SELECT hash FROM scripts ORDER BY hash")
     assert hashes == [("script 1",), ("script 2",), ("script 3",)]
     assert is_sound()
@@ -136,7 +136,7 @@ def test_nothing_of_a_live_process_goes_when_its_lock_file_was_deleted(
         finally:
             release.set()
         task.result(60)
-    assert len(rows_of("bgworker.db", "SELECT * FROM stream_rows")) == 1
+    assert len(rows_of("bgworker.db", "SELECT * FROM zz_stream_rows")) == 1
 
 
 @pytest.mark.parametrize("words", [["--older-than", "84h"], ["--keep", "4"], ["--keep", "9", "--older-than", "12h"],
@@ -145,9 +145,9 @@ def test_a_dry_run_tells_what_would_go_and_changes_nothing(
     ages: Recorder, capfd: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     ages.connection.execute("UPDATE runs SET host = 'elsewhere.example'")
-    before = left(), rows_of("bgworker.db", "SELECT * FROM stream_rows")
+    before = left(), rows_of("bgworker.db", "SELECT * FROM zz_stream_rows")
     trial = json.loads(said(capfd, *words, "--dry-run", "--json"))
-    assert (left(), rows_of("bgworker.db", "SELECT * FROM stream_rows")) == before
+    assert (left(), rows_of("bgworker.db", "SELECT * FROM zz_stream_rows")) == before
     assert trial["bytes_after"] is None
     real = json.loads(said(capfd, *words, "--json"))
     assert (real["tasks"], real["stream_rows"]) == (trial["tasks"], trial["stream_rows"])

@@ -57,7 +57,7 @@ def test_a_value_of_hundreds_of_megabytes_is_not_read(tmp_path: Path) -> None:
     # elsewhere: a verb that ran in this process has limited what SQLite may take here
     script = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).executescript(sys.argv[2])"
     subprocess.run([sys.executable, "-c", script, path, """
-        UPDATE stream_rows SET payload = printf('%.*c', 120000000, 'x') WHERE task = 1;
+        UPDATE zz_stream_rows SET payload = printf('%.*c', 120000000, 'x') WHERE task = 1;
         UPDATE tasks SET arg_json = printf('%.*c', 120000000, 'x') WHERE key = 2;
     """], check=True, timeout=60)
     for words in mutations.HISTORY.verbs:

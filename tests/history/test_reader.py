@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.histories import RUN, Recorder, files_beside, text_of
 from bgworker.history import schema
 from bgworker.cli.reading import json_line
 from bgworker.history.answers import TOO_LONG, Durations, Failures, Losses
+from bgworker.history.questions import MOST_ROWS
 from bgworker.model.errors import (AmbiguousTask, ConfigurationError, HistoryError, TookTooLong,
                                    UnknownTask)
 from bgworker.model.events import (
@@ -332,6 +334,19 @@ def test_streams_can_be_asked_for_in_parts(record: Recorder, history: History) -
 
 
 # ---------------------------------------------------------------- follow
+
+
+def test_pages_end_where_the_key_of_the_task_is_that_of_another(record: Recorder,
+                                                                history: History) -> None:
+    task_id = record.task("first")
+    record.many_said(task_id, 1500)
+    pages, events = history.pages("first"), history.events()
+    assert len(next(pages)) == len([*islice(events, MOST_ROWS)]) == MOST_ROWS
+    record.connection.execute("DELETE FROM zz_stream_rows")
+    record.connection.execute("DELETE FROM tasks")
+    record.many_said(record.task("second"), 1500)
+    assert list(pages) == []
+    assert [event.task_id for event in events] == [task_id]
 
 
 def test_following_ends_with_the_task_and_misses_nothing_that_came_before(
@@ -982,7 +997,7 @@ def test_what_stands_for_values_that_are_none_says_so(record: Recorder, history:
     record.said(task_id, "[1", is_json=True)
     record.connection.execute("UPDATE tasks SET name = x'00ff', metadata_json = '[1]', "
                               "duration_sec = 9e999")
-    record.connection.execute("UPDATE stream_rows SET payload = cast(x'61c3' AS TEXT) "
+    record.connection.execute("UPDATE zz_stream_rows SET payload = cast(x'61c3' AS TEXT) "
                               "WHERE payload = 'x'")
     task, (first, second) = history.task(task_id), history.streams(task_id)
     assert (task.name, task.metadata, task.duration) == ("<2 bytes>", {"damaged": "[1]"}, None)
@@ -998,8 +1013,8 @@ def test_rows_of_which_nothing_can_be_made_are_left_out_and_counted(record: Reco
     record.said(kept, "odd", seq=9)
     assert history.left_out == 0
     record.connection.execute("UPDATE tasks SET status = 'odd' WHERE name = 'odd'")
-    record.connection.execute("UPDATE stream_rows SET stream = 99 WHERE seq = 5")
-    record.connection.execute("UPDATE stream_rows SET seq = 9.5 WHERE seq = 9")
+    record.connection.execute("UPDATE zz_stream_rows SET stream = 99 WHERE seq = 5")
+    record.connection.execute("UPDATE zz_stream_rows SET seq = 9.5 WHERE seq = 9")
     assert names(history.tasks()) == ["kept"] and history.left_out == 1
     assert [event.payload for event in history.streams(kept)] == ["kept"] and history.left_out == 3
 

@@ -141,7 +141,7 @@ def test_a_step_removes_many_rows_of_many_tasks_when_they_are_short(
     for number in range(3):
         record.many_said(record.task(f"{number}"), 1500)
     assert steps_of(path, max_tasks=1) == [2000, 1000]
-    assert rows_of(path, "SELECT count(*) FROM stream_rows") == [(1500,)]
+    assert rows_of(path, "SELECT count(*) FROM zz_stream_rows") == [(1500,)]
     assert rows_of(path, "SELECT count(*) FROM tasks") == [(1,)]
 
 

@@ -16,22 +16,16 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.histories import rows_of
 
-from bgworker import History
+from bgworker import History, LifecycleEvent, Scheduler, current_task
 from bgworker.history import schema
 from bgworker.history.sink import SqliteSink
 from bgworker.model.errors import HistoryError, PermanentSinkError
 from tests.support import exit_code, forked, needs_fork
-
-SECOND_STEP = (
-    "ALTER TABLE runs ADD COLUMN cwd TEXT",
-    "UPDATE runs SET cwd = '?'",
-    "CREATE INDEX runs_cwd ON runs(cwd)",
-)
-STEPS = (*schema.STEPS, SECOND_STEP)
 
 
 @pytest.fixture
@@ -46,11 +40,41 @@ def make(path: str) -> None:
     connection.execute("INSERT INTO tasks (id, run_id, name, status, created_utc, last_seq) "
                        "VALUES ('t', 'r', 'load', 'running', '2026-11-23T14:46:00.000000Z', 3)")
     connection.execute(
-        "INSERT INTO stream_rows VALUES (1, 4, 0, 1795445160123456, 'hello', NULL, NULL, NULL), "
+        "INSERT INTO zz_stream_rows VALUES (1, 4, 0, 1795445160123456, 'hello', NULL, NULL, NULL), "
         "(1, 5, 4, 1795445160000007, 'half', 50.0, NULL, NULL), "
         "(1, 6, 1, 1795445161000000, '[1]', NULL, 9, 1)"
     )
     connection.close()
+
+
+def make_old(path: str) -> None:
+    """Make a history of version 1, as the first bgworker left it."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("PRAGMA journal_mode = WAL")
+        for statement in schema.MADE[0]:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("INSERT INTO runs (run_id) VALUES ('r')")
+        connection.executemany(
+            "INSERT INTO tasks (key, id, run_id, name, status, script_id, failure_type, "
+            "failure_message, created_utc, completed_utc, last_seq) "
+            "VALUES (?, ?, 'r', ?, ?, ?, ?, ?, '2026-11-23', '2026-11-23', 3)", OLD)
+        connection.execute(
+            "INSERT INTO stream_rows VALUES (7, 4, 0, 1795445160123456, 'hello', NULL, NULL, NULL)")
+
+
+FAILED_COMMAND = "failed", "sh", "subprocess.CalledProcessError"
+OLD: list[tuple[Any, ...]] = [
+    (2, "a", "load", "completed", "mod:load", None, None),
+    (3, "b", "true", "completed", "true", None, None),
+    (5, "c", "one", *FAILED_COMMAND, "Command '['sh']' returned non-zero exit status 3."),
+    (7, "d", "two", *FAILED_COMMAND, "Command 'sh' died with <Signals.SIGKILL: 9>."),
+    (8, "e", "three", *FAILED_COMMAND, b"Command \xff died with unknown signal 60."),
+    (9, "f", "four", *FAILED_COMMAND, "exit status 3. was what it did not say"),
+    (11, "g", "five", "failed", "sh", "OSError", "a returned non-zero exit status 3."),
+    (12, "h", "six", "running", "sleep", None, None)]
 
 
 def version_of(path: str) -> int:
@@ -67,11 +91,12 @@ def fingerprint(path: str) -> tuple[bytes, int]:
 # -- a file of ours --
 
 
-def test_the_texts_of_a_released_step_never_change() -> None:
+def test_the_texts_of_a_released_version_never_change() -> None:
     """Objects whose text is another are taken for somebody else's: existing files would be
     refused."""
-    released = "ad83987928c71c469f1586fcf8f317d380d5e7ccaee75feb84f628704f0e114a"
-    assert hashlib.sha256(repr(schema.STEPS[0]).encode()).hexdigest() == released
+    released = ["ad83987928c71c469f1586fcf8f317d380d5e7ccaee75feb84f628704f0e114a",
+                "a2dc2da30b8a989a72c942e56f1f8d01baa9d14d072d8242c823251b2388a1ac"]
+    assert [hashlib.sha256(repr(made).encode()).hexdigest() for made in schema.MADE] == released
 
 
 def test_a_new_file_is_known_by_its_ids_and_shrinks_on_demand(path: str) -> None:
@@ -127,27 +152,66 @@ def test_the_view_of_the_streams_reads_well_and_finds_a_task_by_its_id(path: str
     connection.close()
 
 
+def test_the_views_for_people_read_well(path: str) -> None:
+    make(path)
+    with closing(schema.connect_to_write(path)) as connection:
+        connection.execute(
+            "UPDATE tasks SET id = '01a21fe34af37cb080e7418d5258d925', duration_sec = 1.23456, "
+            "started_utc = '2026-11-23T14:46:00.500000Z', last_progress_msg = 'half'")
+        connection.execute("UPDATE runs SET started_utc = '2026-11-23T14:45:59.000000Z', "
+                           "ended_utc = '2026-11-23T14:46:02.250000Z', host = 'here'")
+        connection.execute("UPDATE zz_stream_rows SET payload = printf('%.300c', 'x') "
+                           "WHERE seq = 6")
+
+        def told() -> tuple[Any, ...]:
+            ((_, *rest),) = connection.execute(
+                "SELECT name, status, started, seconds, message, id, run FROM tasks_readable")
+            return tuple(rest)
+
+        start = "2026-11-23 14:46:00"
+        assert told() == ("running", start, 1.235, "half", "01a21fe34af37cb0", "r")
+        for change, message in (
+            ("exit_code = 3, failure_type = 'E', failure_message = 'long'", "exit code 3"),
+            ("exit_code = -9", "signal 9"), ("exit_code = NULL", "E: long"),
+            ("failure_type = NULL, failure_message = 'not needed'", "not needed"),
+            ("failure_message = printf('%.300c', 'x')", 200 * "x"),
+            ("failure_message = NULL, last_progress_msg = NULL", "")):
+            connection.execute(f"UPDATE tasks SET {change}")
+            assert told()[3] == message
+        assert connection.execute("SELECT time, task, stream, line, id FROM output").fetchall() == [
+            (f"{start}.123", "load", "output", "hello", "01a21fe34af37cb0"),
+            ("2026-11-23 14:46:01.000", "load", "error", 200 * "x", "01a21fe34af37cb0")]
+        found = connection.execute("SELECT * FROM runs_summary")
+        assert dict(zip([column[0] for column in found.description], found.fetchone())) == {
+            "run": "r", "started": "2026-11-23 14:45:59", "seconds": 3.25, "tasks": 1,
+            "completed": 0, "failed": 0, "timed_out": 0, "cancelled": 0, "interrupted": 0,
+            "task_seconds": 1.235, "host": "here"}
+        plan = " ".join(row[3] for row in connection.execute(
+            "EXPLAIN QUERY PLAN SELECT * FROM tasks_readable LIMIT 50"))
+        assert "TEMP B-TREE" not in plan, plan
+
+
 def test_every_reference_is_declared_and_checked_by_sqlite(path: str) -> None:
     make(path)
     connection = schema.connect_to_write(path)
     assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
     connection.execute("DELETE FROM tasks")
     assert {(row[0], row[2]) for row in connection.execute("PRAGMA foreign_key_check")} == {
-        ("stream_rows", "tasks")
+        ("zz_stream_rows", "tasks")
     }
     connection.close()
 
 
-def test_the_key_of_a_removed_task_is_not_given_to_another(path: str) -> None:
-    make(path)
-    connection = schema.connect_to_write(path)
-    connection.execute("DELETE FROM stream_rows")
-    connection.execute("DELETE FROM tasks")
-    connection.execute(
-        "INSERT INTO tasks (id, name, status, created_utc, last_seq) VALUES ('u', '', 'running', '', 0)"
-    )
-    assert connection.execute("SELECT key FROM tasks").fetchall() == [(2,)]
-    connection.close()
+def test_keys_have_no_gaps_however_often_a_row_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "h.db"
+    with Scheduler(2, sinks=[SqliteSink(path)]) as pool:
+        for _ in range(5):
+            pool.submit(current_task().sleep, 0.0).result()
+            assert pool.flush(30)
+    assert rows_of(path, "SELECT key FROM tasks ORDER BY id") == [(key,) for key in range(1, 6)]
+    tables = [name for name, in rows_of(path, "SELECT name FROM sqlite_master WHERE type = 'table' "
+                                              "ORDER BY name")]
+    assert tables == ["losses", "runs", "scripts", "tasks", "zz_stream_rows"]
 
 
 def test_a_reader_cannot_write_and_leaves_the_file_as_it_is(path: str) -> None:
@@ -334,6 +398,8 @@ HARMFUL: dict[str, str] = {
         "CREATE TRIGGER evil INSTEAD OF INSERT ON task_streams BEGIN SELECT 1; END",
     "trigger on a table of others":
         "CREATE TABLE other (a); CREATE TRIGGER evil INSERT ON other BEGIN SELECT 1; END",
+    "another view of the tasks":
+        f"DROP VIEW tasks_readable; CREATE VIEW tasks_readable AS {ENDLESS.format('i')}",
     "another view of the streams":
         f"DROP VIEW task_streams; CREATE VIEW task_streams AS {ENDLESS.format('i')}",
     "index of an expression": f"CREATE INDEX evil ON tasks(length({LONG}))",
@@ -345,7 +411,7 @@ HARMFUL: dict[str, str] = {
     "a generated column": f"ALTER TABLE tasks ADD COLUMN evil AS ({LONG})",
     "a virtual table":
         "ALTER TABLE losses RENAME TO old; CREATE VIRTUAL TABLE losses USING fts5(sink, reason)",
-    **dict.fromkeys(("runs", "tasks", "stream_rows", "losses", "scripts"), "view"),
+    **dict.fromkeys(("runs", "tasks", "zz_stream_rows", "losses", "scripts"), "view"),
 }
 
 
@@ -381,9 +447,9 @@ def test_what_others_added_that_runs_nothing_is_left_alone(path: str) -> None:
 def test_a_trigger_that_comes_later_does_not_run_where_python_can_keep_it(path: str) -> None:
     make(path)
     with closing(schema.connect_to_write(path)) as connection:
-        spoil(path, "CREATE TRIGGER evil AFTER UPDATE ON tasks BEGIN DELETE FROM stream_rows; END")
+        spoil(path, "CREATE TRIGGER evil AFTER UPDATE ON tasks BEGIN DELETE FROM zz_stream_rows; END")
         connection.execute("UPDATE tasks SET name = 'new'")
-        (rows,) = connection.execute("SELECT count(*) FROM stream_rows").fetchone()
+        (rows,) = connection.execute("SELECT count(*) FROM zz_stream_rows").fetchone()
         assert rows == (3 if sys.version_info >= (3, 12) else 0)
 
 
@@ -466,26 +532,58 @@ def test_the_cache_is_as_large_as_we_say_whatever_the_file_asks_for(path: str) -
 # -- from one version to the next --
 
 
-def test_a_file_of_version_1_is_led_to_the_next_and_keeps_what_is_in_it(path: str) -> None:
-    make(path)
-    connection = schema.connect_to_write(path, STEPS)
-    assert connection.execute("SELECT run_id, cwd FROM runs").fetchall() == [("r", "?")]
-    assert connection.execute("SELECT name FROM tasks").fetchall() == [("load",)]
-    connection.close()
-    assert version_of(path) == 2
-    with pytest.raises(
-        HistoryError, match="has version 2, and this bgworker knows versions up to 1; upgrade"
-    ):
-        schema.connect_to_write(path)
+def test_a_file_of_version_1_becomes_the_same_as_a_new_one_and_keeps_what_is_in_it(
+        path: str) -> None:
+    make_old(path)
+    kept = "key, id, run_id, name, status, failure_type, failure_message, last_seq"
+    before = rows_of(path, f"SELECT {kept} FROM tasks"), rows_of(path, "SELECT * FROM stream_rows")
+    schema.connect_to_write(path).close()
+    schema.connect_to_write(f"{path}.new").close()
+    objects = ("SELECT type, name, tbl_name, sql FROM sqlite_master "
+               "WHERE name != 'sqlite_sequence' ORDER BY name")
+    assert rows_of(path, objects) == rows_of(f"{path}.new", objects)
+    assert version_of(path) == schema.VERSION
+    assert before == (rows_of(path, f"SELECT {kept} FROM tasks"),
+                      rows_of(path, "SELECT * FROM zz_stream_rows"))
+    assert [code for code, in rows_of(path, "SELECT exit_code FROM tasks ORDER BY key")] == [
+        None, 0, 3, -9, -60, None, None, None]
+    assert rows_of(path, "PRAGMA integrity_check") == [("ok",)]
+    assert rows_of(path, "PRAGMA foreign_key_check") == []
 
 
-@pytest.mark.parametrize("point", range(4))
-def test_a_step_that_fails_half_way_leaves_the_version_before_it(path: str, point: int) -> None:
-    make(path)
+def test_a_file_of_version_1_is_read_as_it_is(path: str) -> None:
+    make_old(path)
+    before = fingerprint(path)
+    with History(path) as history:
+        assert [event.payload for event in history.streams("two")] == ["hello"]
+        assert [task.name for task in history.tasks(limit=2)] == ["six", "five"]
+        assert sum(history.counts().values()) == len(OLD) == len(
+            [event for event in history.events() if isinstance(event, LifecycleEvent)])
+    assert fingerprint(path) == before
+
+
+@pytest.mark.parametrize("name", ["output", "TASKS_READABLE"])
+def test_what_has_a_name_that_the_next_version_needs_is_told_of_and_left_alone(
+        path: str, name: str) -> None:
+    make_old(path)
+    spoil(path, f"CREATE TABLE {name} (mine)")
     before = dump(path)
-    broken = (*schema.STEPS, (*SECOND_STEP[:point], "SELECT no_such_column FROM runs"))
+    with History(path) as history:
+        assert len(history.tasks()) == len(OLD)
+    with pytest.raises(PermanentSinkError, match=f"named '{name.lower()}' that is not bgworker's"):
+        SqliteSink(path).open()
+    assert (version_of(path), dump(path)) == (1, before)
+
+
+@pytest.mark.parametrize("point", range(len(schema.STEPS[0]) + 1))
+def test_a_step_that_fails_half_way_leaves_the_version_before_it(
+        path: str, point: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_old(path)
+    before = dump(path)
+    broken = (*schema.STEPS[0][:point], "SELECT no_such_column FROM runs")
+    monkeypatch.setattr(schema, "STEPS", (broken,))
     with pytest.raises(sqlite3.OperationalError, match="no_such_column"):
-        schema.connect_to_write(path, broken)
+        schema.connect_to_write(path)
     assert (version_of(path), dump(path)) == (1, before)
 
 
@@ -497,7 +595,7 @@ def dump(path: str) -> list[str]:
 
 
 def upgrade(path: str, killed_at: int, *, new: bool = False) -> None:
-    """Lead a file to the last of STEPS, or make it so, in a process that is killed as SQLite begins
+    """Lead a file to the newest version, or make it so, in a process that is killed as SQLite begins
     the statement of that number."""
     connection = schema._connect(path, "rwc" if new else "rw")
     left = killed_at
@@ -512,14 +610,14 @@ def upgrade(path: str, killed_at: int, *, new: bool = False) -> None:
     if new:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
-    schema.migrate(connection, 0 if new else 1, STEPS)
+    schema.migrate(connection, path, 0 if new else 1)
 
 
 @needs_fork
 def test_wherever_an_upgrade_is_killed_the_file_has_the_old_version_whole_or_the_new_one(
     path: str,
 ) -> None:
-    make(path)
+    make_old(path)
     before = dump(path)
     found = []
     for point in range(1, 100):
@@ -529,13 +627,11 @@ def test_wherever_an_upgrade_is_killed_the_file_has_the_old_version_whole_or_the
             break
         assert code == -signal.SIGKILL
         assert (found[-1], dump(path)) == (1, before)
-    assert found == [1] * 7 + [
-        2
-    ], "BEGIN, three statements, two ids, COMMIT: each of them was a place to be killed"
-    connection = schema.connect_to_write(path, STEPS)
-    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert connection.execute("SELECT cwd FROM runs").fetchall() == [("?",)]
-    connection.close()
+    # more than the statements: some begin others of SQLite's own
+    assert found == [1] * (len(found) - 1) + [2] and len(found) > len(schema.STEPS[0]) + 4
+    with closing(schema.connect_to_write(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert rows_of(path, "SELECT exit_code FROM tasks WHERE key = 5") == [(3,)]
 
 
 @needs_fork
@@ -544,7 +640,7 @@ def test_a_file_whose_making_was_killed_at_any_statement_is_made_anew(path: str)
         here = f"{path}{point}"
         code = exit_code(forked(lambda: upgrade(here, point, new=True)))
         make(here if code else f"{here}.new")
-        assert version_of(here) == (1 if code else 2)
+        assert version_of(here) == schema.VERSION
         if code == 0:
             assert point > 15
             return

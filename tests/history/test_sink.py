@@ -26,7 +26,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tests.reading import check_whole, dicts, query, value_of
 
-from bgworker import Scheduler, __version__, current_task, open_sink
+from bgworker import JsonlSink, Scheduler, __version__, current_task, open_sink, shell
 from bgworker.history import schema
 from bgworker.model.errors import (
     ConfigurationError,
@@ -63,6 +63,7 @@ from bgworker.model.records import (
     TaskState,
 )
 from bgworker.history.sink import SqliteSink
+from bgworker.model.wire import decode
 from tests.support import environment, in_child, needs_fork
 
 SOON = 30.0
@@ -236,6 +237,7 @@ def test_the_row_of_a_task_says_what_its_snapshot_says(
         "failure_type": task.failure_type,
         "failure_message": task.failure_message,
         "invocation_info": task.invocation_info,
+        "exit_code": None,
         "last_seq": task.last_seq,
     }
 
@@ -636,7 +638,7 @@ def test_what_one_task_says_is_stored_like_anything_else_and_once(
     sink.write(speech)  # all is
     assert contents(path) == first
     with sqlite3.connect(path) as connection:
-        connection.execute("DELETE FROM stream_rows")
+        connection.execute("DELETE FROM zz_stream_rows")
     connection.close()
     sink.write(speech)
     assert contents(path) == first
@@ -663,7 +665,7 @@ def test_what_is_said_about_1970_has_the_same_time_whichever_way_it_is_stored(
     sink.write(said(state, range(4, 5)))  # from here on the file knows the task
     records = [(state, seq, OUTPUT, ns, "x") for seq, ns in enumerate(times, 5)]
     sink.write(Batch(records))
-    assert query(path, "SELECT created_us FROM stream_rows WHERE seq > 4") == [
+    assert query(path, "SELECT created_us FROM zz_stream_rows WHERE seq > 4") == [
         (ns // 1000,) for ns in times
     ]
 
@@ -687,7 +689,7 @@ def test_who_talks_is_known_again_though_the_task_or_the_run_was_removed_or_clos
             if number:
                 connection.execute(damage)
                 if "tasks" in damage:
-                    connection.execute("DELETE FROM stream_rows")
+                    connection.execute("DELETE FROM zz_stream_rows")
                     expected = 0
         connection.close()
         sink.write(said(state, range(number * 2 + 4, number * 2 + 6)))
@@ -824,7 +826,7 @@ def test_two_sinks_of_one_process_write_one_file_at_once(path: str, make: Make) 
         assert not thread.is_alive()
     assert broken == []
     assert query(
-        path, "SELECT (SELECT count(*) FROM tasks), (SELECT count(*) FROM stream_rows)"
+        path, "SELECT (SELECT count(*) FROM tasks), (SELECT count(*) FROM zz_stream_rows)"
     ) == [(50, 300)]
     check_whole(path)
 
@@ -1027,3 +1029,24 @@ def test_nothing_that_was_written_is_lost_when_the_process_dies_without_closing(
     assert ended.returncode == 9
     assert query(path, "SELECT payload FROM task_streams") == [("there",)]
     check_whole(path)
+
+
+@needs_fork
+@pytest.mark.parametrize("capture", [False, True])
+def test_the_row_of_a_command_has_its_exit_code(path: Path, tmp_path: Path,
+                                                capture: bool) -> None:
+    commands = {"exit 0": 0, "exit 3": 3, "kill -9 $$": -9, "./missing": 127, "sleep 60": None}
+    with Scheduler(1, sinks=[SqliteSink(path), JsonlSink(tmp_path / "copy.jsonl")]) as pool:
+        for command in commands:
+            slow = pool.options(name=command, timeout=0.2 if command == "sleep 60" else None,
+                                metadata={"n": 1} if capture else None).submit(shell(command))
+            slow.wait(SOON)
+        pool.submit(subprocess.check_call, ["sh", "-c", "exit 4"]).wait(SOON)
+        pool.submit(int, "x").wait(SOON)
+    expected = [*commands.values(), 4, None]
+    assert [code for code, in query(path, "SELECT exit_code FROM tasks ORDER BY id")] == expected
+    other = SqliteSink(tmp_path / "copy.db")
+    other.write([decode(line) for line in (tmp_path / "copy.jsonl").read_text().splitlines()])
+    other.close()
+    assert [code for code, in query(tmp_path / "copy.db", "SELECT exit_code FROM tasks ORDER BY id")
+            ] == expected
