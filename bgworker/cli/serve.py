@@ -32,9 +32,10 @@ examples:
   ssh -L 8321:127.0.0.1:8321 HOST bgworker serve --port 8321
 """
 
-_EXPOSED = ("{} can be reached from other machines, and nothing is encrypted: whoever can listen to "
-            "the network reads the token, and with it all tasks, what they said, their arguments "
-            "and their source. An ssh tunnel is safer: see bgworker serve --help")
+_EXPOSED = (
+    "{} can be reached from other machines, and nothing is encrypted: whoever can listen to the "
+    "network reads the token, and with it all tasks, what they said, their arguments and their "
+    "source. An ssh tunnel is safer: see bgworker serve --help")
 
 
 def add_arguments(parser: Any) -> None:

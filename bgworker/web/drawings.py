@@ -73,7 +73,8 @@ class Axis:
             time = datetime.fromtimestamp(seconds, timezone.utc)
             x, _ = self.place(time, time)
             form = "%d %b" if seconds % 86_400 == 0 else "%H:%M:%S" if step < 60 else "%H:%M"
-            yield fill("tick", x=_short(x / 10), bottom=height, y=height + 13, text=f"{time:{form}}",
+            yield fill("tick", x=_short(x / 10), bottom=height, y=height + 13,
+                       text=f"{time:{form}}",
                        kind="first" if x < 40 else "last" if x > 960 else "tick")
 
 

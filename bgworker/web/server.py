@@ -8,9 +8,9 @@ alone are answered. No answer may be read by, framed in or run by another site.
 
 What it may cost. Connections are bounded (see `connections`). The head of a request has `MOST_HEAD`
 bytes and `HEAD_SECONDS`, an answer `ANSWER_SECONDS` to be taken. At most `MOST_QUESTIONS` requests
-ask the history at a time, and no question takes longer than `PATIENCE`. Each request opens the file
-for itself: one that is deleted, replaced, damaged or locked meanwhile makes a page that says so, and
-the next request finds what is there by then.
+ask the history at a time, and no question takes longer than `PATIENCE`. Each request opens the
+file for itself: one that is deleted, replaced, damaged or locked meanwhile makes a page that says
+so, and the next request finds what is there by then.
 """
 
 from __future__ import annotations

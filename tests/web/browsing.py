@@ -14,7 +14,8 @@ from tests.support import SOON
 
 from bgworker.web.server import Server
 
-EVIL = "\"><script>alert(1)</script><img src=x onerror='alert(2)'>${x}&lt;\0\u202e\x1b[31m\x1b]0;x\x07"
+EVIL = ("\"><script>alert(1)</script><img src=x onerror='alert(2)'>${x}&lt;\0\u202e"
+        "\x1b[31m\x1b]0;x\x07")
 """Markup for text and for attributes, a place of a template, an entity, and what steers a terminal
 or reorders a line."""
 
@@ -46,9 +47,9 @@ class Answer(NamedTuple):
 
 
 @contextmanager
-def site(path: object, **how: object) -> Iterator[Server]:
+def site(path: object, **how: Any) -> Iterator[Server]:
     """Serve a history until the end of the block, and leave no thread."""
-    with Server(str(path), **how) as server:  # type: ignore[arg-type]
+    with Server(str(path), **how) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
@@ -73,8 +74,8 @@ def head_of(server: Server, path: str, *, method: str = "GET", **headers: str | 
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def ask(server: Server, path: str, **how: str | None) -> Answer:
-    return answer_to(server, head_of(server, path, **how))  # type: ignore[arg-type]
+def ask(server: Server, path: str, **how: Any) -> Answer:
+    return answer_to(server, head_of(server, path, **how))
 
 
 def answer_to(server: Server, request: bytes) -> Answer:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import socket
 import threading
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.histories import Recorder
@@ -58,11 +60,10 @@ def nobody_is_served() -> bool:
     return "bgworker-serve" not in [each.name for each in threading.enumerate()]
 
 
-def event(payload: str = "", **fields: object) -> StreamEvent:
-    time_ = datetime(2026, 11, 24, 12, 0, 0, 7500, tzinfo=timezone.utc)
-    return StreamEvent(**{"type": EventType.TASK_OUTPUT, "task_id": "1", "seq": 4,  # type: ignore[arg-type]
-                          "created_utc": time_, "stream_type": StreamType.OUTPUT,
-                          "payload": payload, **fields})
+def event(payload: str = "", **fields: Any) -> StreamEvent:
+    return dataclasses.replace(StreamEvent(
+        EventType.TASK_OUTPUT, "1", 4, datetime(2026, 11, 24, 12, 0, 0, 7500, tzinfo=timezone.utc),
+        StreamType.OUTPUT, payload), **fields)
 
 
 def test_what_a_task_says_arrives_until_it_has_ended(record: Recorder, server: Server) -> None:
@@ -197,8 +198,8 @@ def test_a_history_that_goes_away_ends_the_stream(record: Recorder, server: Serv
     ({"stream_type": StreamType.PROGRESS, "percent": 41.7, "message": "row 5"}, "42% row 5"),
     ({"stream_type": StreamType.PROGRESS, "percent": None, "message": "row 5"}, "row 5"),
     ({"payload": "\x1b[31mred\x1b[0m\x07"}, "red\\x07")])
-def test_a_line_says_what_it_is(fields: dict[str, object], text: str) -> None:
-    parsed = Parsed(line_of(event(**fields)))  # type: ignore[arg-type]
+def test_a_line_says_what_it_is(fields: dict[str, Any], text: str) -> None:
+    parsed = Parsed(line_of(event(**fields)))
     assert text in parsed.text and "12:00:00.007" in parsed.text
     assert len(parsed.text) < LONGEST + 200
 

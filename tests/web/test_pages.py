@@ -124,7 +124,8 @@ def test_a_task_shows_its_failure_and_what_it_said(tmp_path: Path) -> None:
         assert "loaded row 2" in text and "one row was odd" in text and '{"odd":[3,null]}' in text
         errors = page(server, f"/task/{ids['load orders']}?stream=error").text
         assert "one row was odd" in errors and "loaded row" not in errors
-        assert '{"ticket": 7, "tags": ["a", "b"]}' in page(server, f"/task/{ids['load users']}").text
+        users = page(server, f"/task/{ids['load users']}").text
+        assert '{"ticket": 7, "tags": ["a", "b"]}' in users
         assert "not tonight" in page(server, f"/task/{ids['cleanup']}").text
 
 
@@ -151,7 +152,9 @@ def test_a_log_is_paged_from_either_end(record: Recorder, server: Server) -> Non
                                                  ask(server, path).body)]
 
     def link(path: str, word: str) -> str:
-        return re.search(rf'href="([^"]*)"[^>]*>{word}</a>', ask(server, path).body)[1]  # type: ignore[index]
+        found = re.search(rf'href="([^"]*)"[^>]*>{word}</a>', ask(server, path).body)
+        assert found is not None
+        return found[1]
 
     path = f"/task/{task}"
     assert lines(path) == list(range(304, 504))

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.histories import Recorder, make_nightly, run_cli, text_of
@@ -22,9 +23,9 @@ MOST = 2 * 2**20
 NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 
 
-def report_of(record: Recorder, **how: object) -> Parsed:
+def report_of(record: Recorder, **how: Any) -> Parsed:
     with History(record.path) as history:
-        text = report(history, **how)  # type: ignore[arg-type]
+        text = report(history, **how)
     assert len(text.encode()) < MOST
     return checked(text)
 
@@ -127,7 +128,8 @@ def test_a_hundred_thousand_tasks_make_a_good_report(record: Recorder) -> None:
 def test_times_that_no_calendar_has_do_no_harm(record: Recorder) -> None:
     for time in ("9999-12-31T23:59:59.999999Z", "0001-01-01T00:00:00Z", "nonsense", "1e9",
                  "2026-11-24T00:00:00+23:59"):
-        record.task(time, created_utc=time, started_utc=time, completed_utc=time, duration_sec=1e300)
+        record.task(time, created_utc=time, started_utc=time, completed_utc=time,
+                    duration_sec=1e300)
     report_of(record)
     record.task(created_utc="x", started_utc=None, completed_utc=None, duration_sec=-5.0)
     report_of(record)

@@ -50,7 +50,7 @@ def test_the_printed_address_leads_to_the_tasks_until_ctrl_c(
             assert "load users" in page.read().decode()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=SOON)
-    assert (process.returncode, out, err) == (130, "", ""), "no line for a request: it has the token"
+    assert (process.returncode, out, err) == (130, "", ""), "a line for a request has the token"
 
 
 def test_a_history_that_is_not_there_yet_is_said_and_waited_for(tmp_path: Path) -> None:

@@ -150,7 +150,8 @@ def test_every_answer_has_the_policy_and_opens_nothing_to_other_sites(
 @pytest.mark.parametrize("path", [
     "/../../etc/passwd", "/..%2f..%2fetc%2fpasswd", "/style.css/../server.py", "//etc/passwd",
     "/web/server.py", "/templates.html", "/./server.py", "/style.css%00.html", "/\\..\\server.py",
-    "http://evil.example/etc/passwd", "http://[", "//[", "*", "style.css", "/task/../../style.css", "/task/%2e%2e%2fserver.py"])
+    "http://evil.example/etc/passwd", "http://[", "//[", "*", "style.css",
+    "/task/../../style.css", "/task/%2e%2e%2fserver.py"])
 def test_no_path_leads_to_a_file(server: Server, path: str) -> None:
     answer = ask(server, path)
     assert answer.status in (400, 404)
@@ -297,8 +298,8 @@ def test_the_end_of_the_server_hangs_up_on_everybody(record: Recorder) -> None:
 # ---------------------------------------------------------------- where it listens
 
 @pytest.mark.parametrize("host, is_ours", [
-    ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False),
-    ("::", False), ("192.168.1.2", False), ("example.com", False), ("localhost.example", False),
+    ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True),
+    ("0.0.0.0", False), ("::", False), ("192.168.1.2", False), ("example.com", False), ("localhost.example", False),
     ("", False)])
 def test_loopback_is_known_by_its_address(host: str, is_ours: bool) -> None:
     assert is_loopback(host) is is_ours
