@@ -235,6 +235,14 @@ class Search:
         self._start = start
         self._is_upward = is_upward
         self._deadline = monotonic() + PATIENCE
+        # of the queries that an index answers the one that gives the fewest, if that is few
+        self._few: tuple[str, tuple[str, ...]] | None = None
+        self._count = FEW + 1
+        for query, values in wanted.indexed():
+            (count,) = connection.execute(f"SELECT count(*) FROM ({query} LIMIT {self._count})",
+                                          values).fetchone()
+            if count < self._count:
+                self._few, self._count = (query, values), count
         self._like = "" if wanted.text is None else f"%{_WILD.sub(_ESCAPED, wanted.text)}%"
         self._chunk = _CHUNK
         self.stopped: Cursor | None = None
@@ -251,7 +259,7 @@ class Search:
                 yield from self._searched(keys)
             if self.stopped or end is None:
                 return
-            if monotonic() > self._deadline:
+            if self._few is None and monotonic() > self._deadline:
                 self.stopped = Cursor(end)
                 return
 
@@ -270,13 +278,14 @@ class Search:
         where, values = self._wanted.conditions()
         beyond, order = (">", "ASC") if self._is_upward else ("<", "DESC")
         first = beyond if self._start.seq == ABOVE_ALL else f"{beyond}="
-        if few := self._few():
-            query, of_query = few
-            yield self._judged(f"{where} AND t.key IN ({query}) AND +t.id {first} ?",
-                               [*values, *of_query, self._start.id], order), None
-            return
         begin = self._start.id
         while True:
+            # where an index gives some thousands, the first are usually found with less
+            if self._few and (self._count <= _STEP or begin != self._start.id):
+                query, of_query = self._few
+                yield self._judged(f"{where} AND t.key IN ({query}) AND +t.id {first} ?",
+                                   [*values, *of_query, begin], order), None
+                return
             row = self._connection.execute(
                 f"SELECT id FROM tasks WHERE id {first} ? AND id >= '' AND id < x'' "
                 f"ORDER BY id {order} LIMIT 1 OFFSET {_STEP - 1}", (begin,)).fetchone()
@@ -288,17 +297,6 @@ class Search:
             yield self._judged(f"{where} AND t.id {first} ? AND t.id {until} ?",
                                [*values, begin, row[0]], order), row[0]
             begin, first = row[0], beyond
-
-    def _few(self) -> tuple[str, tuple[str, ...]] | None:
-        """Return the query, of those that an index answers, that gives the fewest tasks; None if
-        all give many."""
-        best, fewest = None, FEW + 1
-        for query, values in self._wanted.indexed():
-            (count,) = self._connection.execute(
-                f"SELECT count(*) FROM ({query} LIMIT {fewest})", values).fetchone()
-            if count < fewest:
-                best, fewest = (query, values), count
-        return best
 
     def _judged(self, where: str, values: Sequence[Any], order: str) -> Iterator[int]:
         return seen_keys(self._connection, self._wanted.status, self._wanted.since, where, values,

@@ -23,11 +23,13 @@ from bgworker.model.events import TaskSnapshot, TaskStatus
 RUNS = "a" * 32, "b" * 32, "c" * 32
 
 
-@pytest.fixture(params=["at once", "in its order", "in steps"])
+@pytest.fixture(params=["at once", "in its order", "in steps", "step and rest"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each of the ways in which tasks are found."""
-    if request.param != "at once":
+    if request.param in ("in its order", "in steps"):
         monkeypatch.setattr(pages, "FEW", -1)
+    if request.param == "step and rest":
+        monkeypatch.setattr(pages, "_STEP", 7)
     if request.param == "in steps":
         for name, value in (("PATIENCE", 0.0), ("_STEP", 7), ("_BATCH", 5), ("_CHUNK", 20),
                             ("_LARGEST_CHUNK", 20)):
