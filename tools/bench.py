@@ -1463,6 +1463,129 @@ def fill_history(path: str) -> None:
     connection.close()
 
 
+WEB_PAGES = {
+    "first": "/",
+    "failed": "/?status=failed",
+    "named": "/?name=*no+such+name",
+    "said": "/?text=no+such+text",
+    "recent": "/?since=1d&text=rows",
+    "failures": "/failures",
+    "timeline": "/timeline",
+}
+
+
+@bench([Row("the first page of 100,000 tasks {0} over {1}", ("first", "100 ms"), "<= 1", "{:.1f} ms"),
+        Row("... over the bare query of its 50 rows {1}", ("first", "bare"), "", "{:.2f} ms"),
+        Row("those that failed {0} over {1}", ("failed", "100 ms"), "<= 1", "{:.1f} ms"),
+        Row("a name that none has, up to the bound, {0} over {1}", ("named", "100 ms"), "<= 1", "{:.1f} ms"),
+        Row("a text that none of 1,000,000 rows has, up to the bound, {0} over {1}", ("said", "100 ms"), "<= 1", "{:.1f} ms"),
+        Row("a text in the tasks of a day {0} over {1}", ("recent", "100 ms"), "<= 1", "{:.1f} ms"),
+        Row("a task with the end of its log {0} over {1}", ("task", "50 ms"), "<= 1", "{:.1f} ms"),
+        Row("failures that are alike {0} over the bare GROUP BY of their types {1}", ("failures", "bare failures"), "", "{:.0f} ms"),
+        Row("the timeline {0} over the bare SELECT of what it reads {1}", ("timeline", "bare timeline"), "", "{:.0f} ms"),
+        Row("a line from its emission to a browser's connection {0} over {1}", ("live", "500 ms"), "<= 1", "{:.0f} ms")])
+def web() -> Mapping[str, Variant]:
+    """Pages of a history of 100,000 tasks and 1,000,000 stream rows, from request to last byte; and
+    how soon a line arrives that a task says."""
+    import atexit
+    import sqlite3
+
+    from bgworker import History
+    from bgworker.web.server import Server
+
+    folder = tempfile.TemporaryDirectory(prefix="bgworker-bench-")
+    path = os.path.join(folder.name, "history.db")
+    fill_history(path)
+    bare = sqlite3.connect(path)
+    with History(path) as history:
+        some_task = history.tasks(limit=1000)[-1].task_id
+    server = Server(path)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        bare.close()
+        folder.cleanup()
+
+    atexit.register(close)
+
+    def milliseconds(ask: Callable[[], Any]) -> Variant:
+        def figure(said: Round) -> float:
+            took = []
+            for _ in range(10):
+                begun = perf_counter()
+                ask()
+                took.append((perf_counter() - begun) * 1000)
+            return statistics.median(took)
+
+        return figure
+
+    def page(address: str) -> Variant:
+        return milliseconds(lambda: fetch(server, address).read())
+
+    def query(sql: str) -> Variant:
+        return milliseconds(lambda: bare.execute(sql).fetchall())
+
+    return {
+        **{name: page(address) for name, address in WEB_PAGES.items()},
+        "task": page(f"/task/{some_task}"),
+        "bare": query("SELECT id, status, name, last_progress_msg, started_utc, duration_sec "
+                      "FROM tasks ORDER BY id DESC LIMIT 50"),
+        "bare failures": query("SELECT failure_type, count(*) FROM tasks WHERE status = 'failed' "
+                               "GROUP BY failure_type"),
+        "bare timeline": query("SELECT key, started_utc, completed_utc FROM tasks "
+                               "ORDER BY id DESC LIMIT 10000"),
+        "live": live_line,
+        "50 ms": lambda said: 50.0, "100 ms": lambda said: 100.0, "500 ms": lambda said: 500.0,
+    }
+
+
+def fetch(server: Any, address: str) -> Any:
+    """Ask for a page as a browser does that has the token; return the answer."""
+    from http.client import HTTPConnection
+
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("GET", address,
+                       headers={"Cookie": f"bgworker-{server.port}={server.token}"})
+    answer = connection.getresponse()
+    if answer.status != 200:
+        raise RuntimeError(f"{address} answers {answer.status}")
+    return answer
+
+
+def live_line(said: Round) -> float:
+    """Return the median of the milliseconds from a line's emission to its arrival at a follower."""
+    from bgworker import Scheduler, current_task
+    from bgworker.web.server import Server
+
+    begin = threading.Event()
+
+    def talk() -> None:
+        begin.wait(60)
+        for number in range(15):
+            sleep(0.07 + 0.02 * number)  # at any time between two looks
+            current_task().output(f"at {time_ns()}.")
+
+    with scratch_file() as path, Scheduler(1, sinks=[f"sqlite:{path}"]) as pool:
+        task = pool.submit(talk)
+        pool.flush(60)
+        with Server(path) as server:
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            answer = fetch(server, f"/task/{task.id}/live")
+            begin.set()
+            late = []
+            for line in answer:
+                if b"at " in line:
+                    emitted = int(line.partition(b"at ")[2].partition(b".")[0])
+                    late.append((time_ns() - emitted) / 10**6)
+                if line.startswith(b"event: end"):
+                    break
+            server.shutdown()
+        task.result(60)
+    return statistics.median(late)
+
+
 ROWS = 200_000
 MOST_BYTES = 110
 """What a row of a stream with 60 characters may take in the file, indexes and all."""
