@@ -293,7 +293,7 @@ class Dispatcher:
         weigh: Callable[[int], object]
         # else life-cycle records are only numbered: nobody gets them, no tail keeps them
         is_heard = bool(self._consumers)
-        streams = size = 0
+        streams = size = unseen = 0
         count = -1
         for count, (state, kind, ns, data) in enumerate(emitted):
             if state is None:
@@ -349,7 +349,7 @@ class Dispatcher:
                     ended.append(state)
                     # an interrupt struck `submit` before it returned the task: nobody has it
                     if seq == 1:
-                        size -= END_COST - RECORD_COST
+                        unseen += 1
                         continue
                     if kind > COMPLETED or state.arguments or state.metadata_json:
                         size += text_of_task(state)
@@ -359,8 +359,11 @@ class Dispatcher:
             size += sum(weights)
             self._tails.extend(state, fresh, weights)
         self._tails.trim()
-        size += (len(records) - streams) * RECORD_COST + len(ended) * (END_COST - RECORD_COST)
-        return count + 1, Chunk(records, streams, progress, size)
+        text = size - streams * RECORD_COST
+        size += (len(records) - streams) * RECORD_COST + (len(ended) - unseen) * (
+            END_COST - RECORD_COST
+        )
+        return count + 1, Chunk(records, streams, progress, size, text)
 
     def pass_refusals(self) -> None:
         """Tell every courier what the intake refused since the last time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -233,7 +234,7 @@ def test_each_record_comes_out_once_and_the_bounds_hold_whatever_happens(
 
 
 def _inside(backlog: Backlog) -> list[Record]:
-    return [*backlog._spared, *backlog._queue]
+    return [*backlog._spared, *chain.from_iterable(chunk.records for chunk in backlog._queue)]
 
 
 # -- the options that say so --
