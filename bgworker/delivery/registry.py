@@ -166,8 +166,10 @@ class Registry:
         )
 
         def attach() -> None:
+            # first: see `Dispatcher.end_unheard`
+            is_attached = self._attach(subscription)
             subscription.begin()
-            if not subscription.has_ended and not self._attach(subscription):
+            if not is_attached:
                 subscription.end()
 
         try:

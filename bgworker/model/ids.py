@@ -14,8 +14,8 @@ from itertools import count
 from .forks import in_child
 
 _random = os.urandom(4).hex()
-# one atomic step, safe from any thread
-_next = count(int.from_bytes(os.urandom(3), "big")).__next__
+next_number = count(int.from_bytes(os.urandom(3), "big")).__next__
+"""Return the next number for an id: one atomic step, safe from any thread."""
 
 
 _own_runs: set[str] = set()
@@ -39,17 +39,34 @@ _HEX = tuple(["%03x" % number for number in range(4096)])
 
 def new_id(ns: int) -> str:
     """Return a new id for the wall-clock time ``ns``, in nanoseconds since the epoch."""
+    return id_of(ns, next_number(), _random)
+
+
+def number_in(id_: str) -> int:
+    """Return the number that an id was made with, but for what is beyond its 30 bits.
+
+    Raises:
+        ValueError: it is no id.
+    """
+    return int(id_[16:24], 16) & MOST
+
+
+MOST = 0x3FFFFFFF
+"""The greatest number that an id has room for; those beyond begin anew."""
+
+
+def id_of(ns: int, number: int, process: str) -> str:
+    """Return the id for a time and a `next_number`; what it ends with tells the process."""
     global _millisecond, _head
     ms, rest = divmod(ns, 1_000_000)
     moment = _millisecond
     if moment[0] != ms:
         # a clock before 1970 is wrong, and an id has no sign
         moment = _millisecond = ms, "%012x7" % max(ms, 0)
-    number = _next()
     head = _head
     if head[0] != number >> 12:
         head = _head = number >> 12, "%05x" % (0x80000 | number >> 12 & 0x3FFFF)
-    return f"{moment[1]}{_HEX[rest >> 8]}{head[1]}{_HEX[number & 0xFFF]}{_random}"
+    return f"{moment[1]}{_HEX[rest >> 8]}{head[1]}{_HEX[number & 0xFFF]}{process}"
 
 
 def new_run_id(ns: int) -> str:

@@ -35,6 +35,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from .enums import EventType, StreamType, TaskStatus
+from .ids import id_of
 from .text import sanitise
 
 TYPE_CHECKING = False
@@ -150,7 +151,13 @@ class TaskState:
     invocation_info: str | None = None
     handle: Callable[[], Any] | None = None
     """A weak reference to the future: nobody keeps a result because the record is kept."""
-    wire_parts: tuple[tuple[str, ...], str, str, str, str, str] | None = None
+    stop_reason: str | None = None
+    """Why it was asked to stop."""
+    speaks_to: tuple[Any, Any, Any] | None = None
+    """While it runs: what its `TaskContext` is made with, when somebody asks for one."""
+    context: Any = None
+    """While it runs: its `TaskContext`, if somebody has asked for one. Else it has said nothing."""
+    wire_parts: tuple[tuple[str, ...], str, str, str, str] | None = None
     """What `wire` has encoded of the fields that do not change any more. Written by any sink's
     thread, each time as a whole: the worst is that two threads make the same."""
     seq = 0
@@ -161,13 +168,28 @@ class TaskState:
     tail_bytes = 0
 
     def __init__(
-        self, id: str, name: str, run_id: str, created_ns: int, source: Source | None = None
+        self,
+        id: str,
+        name: str,
+        run_id: str,
+        created_ns: int,
+        source: Source | None = None,
+        number: int | None = None,
     ) -> None:
-        self.id = id
+        self._id = id
         self.name = name
         self.run_id = run_id
         self.created_ns = created_ns
         self.source = source
+        self.number = number
+
+    @property
+    def id(self) -> str:
+        """The id. If it was left empty it is made of the number when it is first asked for, since
+        nobody ever looks at most tasks."""
+        if not self._id and self.number is not None:
+            self._id = id_of(self.created_ns, self.number, self.run_id[24:])
+        return self._id
 
     @property
     def script_text(self) -> str | None:

@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as _quote
 
 from .errors import WireError
@@ -127,16 +128,16 @@ def _record_lines(records: Sequence[Any]) -> list[str]:  # Any, because only a l
     speaker, stream, head, text_head = None, -1, "", ""
     last_ns: int | None = None  # a task is created and queued in the same moment
     time = ""
-    # the current one, in microseconds and as text: formatting it costs 0.5 us
-    millisecond, until_then = -10**18, ""
+    # the current one, in nanoseconds and as text: formatting it costs 0.5 us
+    millisecond, until_then = -10**21, ""
     for state, seq, kind, ns, data in records:
-        if ns != last_ns:
+        if ns is not last_ns:
             last_ns = ns
-            micros = ns // 1000 - millisecond
-            if not 0 <= micros < 1000:
-                micros = ns // 1000 % 1000
-                millisecond, until_then = ns // 1000 - micros, ns_text(ns)[:23]
-            time = until_then + _MICROS[micros]
+            past = ns - millisecond
+            if not 0 <= past < 1_000_000:
+                past = ns % 1_000_000
+                millisecond, until_then = ns - past, ns_text(ns)[:23]
+            time = until_then + _MICROS[past // 1000]
         if kind >= PROGRESS:
             if data.__class__ is str:
                 if state is not speaker or kind != stream:
@@ -159,18 +160,16 @@ def _record_lines(records: Sequence[Any]) -> list[str]:  # Any, because only a l
             continue
         # each line of the life cycle in one step, from what the task's lines share: a task without
         # output is nothing but these
-        heads, whose, created, scheduled, started, rest = state.wire_parts or _shared_parts(
-            state, ns, time
-        )
+        heads, whose, created, started, rest = state.wire_parts or _shared_parts(state, ns, time)
         if kind == CREATED:
             append(
                 f'{_CREATED_HEAD}{whose}{seq},"time":"{time}{heads[CREATED]}'
-                f'{created}{rest}{seq}}}}}'
+                f'{created}"{rest}{seq}}}}}'
             )
         elif kind == SCHEDULED:
             append(
                 f'{_SCHEDULED_HEAD}{whose}{seq},"time":"{time}{heads[SCHEDULED]}'
-                f'{scheduled}{rest}{seq}}}}}'
+                f'{created}","scheduled_utc":"{created}"{rest}{seq}}}}}'
             )
         else:
             if not started:
@@ -238,10 +237,10 @@ def _task_text(task: TaskSnapshot, event_task_id: str) -> str:
 
 def _shared_parts(
     state: TaskState, ns: int, time: str
-) -> tuple[tuple[str, ...], str, str, str, str, str]:
+) -> tuple[tuple[str, ...], str, str, str, str]:
     """What the lines of a task's life cycle share: by kind what stands between the time of the
-    event and that of the task's creation, the task's id, its times as far as a line tells them
-    (when it started is left to `_note_start`), and the rest."""
+    event and that of the task's creation, the task's id, that time, what its lines tell of times
+    once it has started (left to `_note_start`), and the rest."""
     global _latest
     script = "" if state.source is None else state.source.wire_text or _script_text(state.source)
     name, run_id, latest_script, heads, rest = _latest
@@ -266,8 +265,7 @@ def _shared_parts(
     parts = state.wire_parts = (
         heads,
         f'{_quote(state.id)},"seq":',
-        f'{created}"',
-        f'{created}","scheduled_utc":"{created}"',
+        created,
         "",
         rest,
     )
@@ -287,12 +285,12 @@ the one before. Replaced as a whole, so no thread sees half of it."""
 
 def _note_start(state: TaskState, ns: int, time: str) -> str:
     """The times of a task from its start on. A task that never started has no such time."""
-    heads, whose, created, scheduled, _, rest = state.wire_parts or _shared_parts(state, ns, time)
+    heads, whose, created, _, rest = state.wire_parts or _shared_parts(state, ns, time)
     if state.started_ns is None:
-        return scheduled
+        return f'{created}","scheduled_utc":"{created}"'
     moment = time if ns == state.started_ns else ns_text(state.started_ns)
-    started = f'{scheduled},"started_utc":"{moment}"'
-    state.wire_parts = heads, whose, created, scheduled, started, rest
+    started = f'{created}","scheduled_utc":"{created}","started_utc":"{moment}"'
+    state.wire_parts = heads, whose, created, started, rest
     return started
 
 
@@ -348,18 +346,24 @@ def _optional(state: TaskState, *fields: tuple[str, str]) -> str:
 
 
 def ns_text(ns: int) -> str:
-    """Return wall-clock nanoseconds since the epoch as the wire has it; the text of a second is
-    made once (1 us)."""
-    second, micros = divmod(ns // 1000, 1_000_000)
-    text = _seconds.get(second)
+    """Return wall-clock nanoseconds since the epoch as the wire has it; the text of a millisecond
+    is made once (1 us)."""
+    millisecond, past = divmod(ns, 1_000_000)
+    text = _milliseconds.get(millisecond)
     if text is None:
-        if len(_seconds) >= 64:
-            _seconds.clear()
-        text = _seconds[second] = utc(ns).isoformat()[:19]
-    return f"{text}.{str(micros).zfill(6)}Z"
+        if len(_milliseconds) >= 1024:
+            _milliseconds.clear()
+        second, rest = divmod(millisecond, 1000)
+        text = _milliseconds[millisecond] = f"{_second_text(second)}.{rest:03}"
+    return text + _MICROS[past // 1000]
 
 
-_seconds: dict[int, str] = {}
+_milliseconds: dict[int, str] = {}
+
+
+@lru_cache(64)
+def _second_text(second: int) -> str:
+    return utc(second * 1_000_000_000).isoformat()[:19]
 
 
 def _number_text(value: float | None) -> str:

@@ -57,7 +57,6 @@ class Identity:
     Any thread."""
 
     _task_state: TaskState
-    _stop_reason: str | None = None
 
     @property
     def id(self) -> str:
@@ -74,12 +73,12 @@ class Identity:
     def cancel_requested(self) -> bool:
         """True once the task was asked to stop, by a cancel or by its deadline; it may still
         run."""
-        return self._stop_reason is not None
+        return self._task_state.stop_reason is not None
 
     @property
     def cancel_reason(self) -> str | None:
         """Why it was asked to stop: "user", "timeout", "shutdown" or what ``cancel`` was given."""
-        return self._stop_reason
+        return self._task_state.stop_reason
 
 
 class TaskContext(Identity):
@@ -87,6 +86,7 @@ class TaskContext(Identity):
     blocks but `sleep`."""
 
     _deadline: float | None = None  # on the monotonic clock
+    _stop_reason: str | None = None  # once those who sleep and wait here were woken
     _stop_event: threading.Event | None = None  # for threads that `sleep`
     _wakers: tuple[Callable[[], object], ...] = ()
     _reacts_until = math.inf
@@ -324,19 +324,38 @@ class _Bare(TaskContext):
         """Do nothing: the text would reach nobody."""
 
 
-CURRENT: ContextVar[TaskContext] = ContextVar("bgworker_task", default=_Bare())
-"""What `current_task` returns. `Task` sets it among the context variables of its run."""
+_NO_TASK = TaskState("", "", "", 0)
+_NO_TASK.context = _Bare()
+CURRENT: ContextVar[TaskState] = ContextVar("bgworker_task", default=_NO_TASK)
+"""Whose task runs. `Task` sets it among the context variables of its run."""
+
+
+def context_of(state: TaskState) -> TaskContext:
+    """Return the context of a task that runs. Made when somebody first asks for it: a task that
+    nobody asks for has said nothing, and its end is cheaper."""
+    context: TaskContext | None
+    with _stop_lock:
+        context = state.context
+        if context is None:
+            assert state.speaks_to is not None  # it has begun
+            context = state.context = TaskContext(state, *state.speaks_to)
+    # after it can be seen: see `Task._ask_to_stop`
+    if state.stop_reason is not None:
+        context._request_stop(state.stop_reason)
+    return context
 
 
 def current_task() -> TaskContext:
     """Return the running task's context; outside a task a do-nothing twin, so that a function also
     runs bare."""
-    return CURRENT.get()
+    state = CURRENT.get()
+    context: TaskContext | None = state.context
+    return context_of(state) if context is None else context
 
 
 def checkpoint() -> None:
     """Raise `TaskCancelled` when the running task was asked to stop. Outside a task, do nothing."""
-    CURRENT.get().checkpoint()
+    current_task().checkpoint()
 
 
 def _percent(completed: float, total: float | None) -> float | None:

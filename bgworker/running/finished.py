@@ -7,12 +7,16 @@ from collections import deque
 
 from ..model.checks import key
 from ..model.clock import monotonic
+from ..model.ids import number_in
 from ..model.records import TaskState
+
+SURPLUS = 256
+"""Ended tasks after which `Memory.note` prunes."""
 
 
 class Memory:
-    """The tasks by id. Any thread may add and read, each by one atomic step on the dict; a lock
-    lets one thread at a time retire tasks.
+    """The tasks by the numbers of their ids. Any thread may add, note and read, each by one atomic
+    step; a lock lets one thread at a time prune.
 
     Args:
         keep_finished: newest ended tasks that are kept; None keeps all.
@@ -26,33 +30,43 @@ class Memory:
 
     def start_afresh(self) -> None:
         """Know no task; also in a forked child, which has none of its parent's."""
-        self._states: dict[str, TaskState] = {}
+        self._states: dict[int | None, TaskState] = {}
         # with the time of the end, oldest first
         self._finished: deque[tuple[float, TaskState]] = deque()
-        # guards _finished: after the dispatcher's end, any thread retires
+        # held while old ones are taken out of _finished; nobody waits for it, since a finaliser may
+        # interrupt its owner
         self._lock = threading.Lock()
 
     def add(self, state: TaskState) -> None:
         """Know a new task."""
-        self._states[state.id] = state
+        self._states[state.number] = state
 
     def forget(self, state: TaskState) -> None:
         """Forget a task that could not be queued."""
-        self._states.pop(state.id, None)
+        self._states.pop(state.number, None)
+
+    def note(self, state: TaskState) -> None:
+        """Know that a task has ended. Prunes now and then: there may be `SURPLUS` too many."""
+        self._finished.append((monotonic(), state))
+        if not len(self._finished) % SURPLUS:
+            self.retire([])
 
     def retire(self, ended: list[TaskState]) -> None:
-        """Keep tasks that have ended as long as the settings say. The dispatcher's thread, while
-        there is one."""
-        with self._lock:
-            now, finished, keep_seconds = monotonic(), self._finished, self._keep_seconds
-            finished.extend([(now, state) for state in ended])
+        """Keep tasks that have ended as long as the settings say."""
+        now, finished, keep_seconds = monotonic(), self._finished, self._keep_seconds
+        finished.extend([(now, state) for state in ended])
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             surplus = 0 if self._keep_finished is None else len(finished) - self._keep_finished
             while finished and (
                 surplus > 0 or keep_seconds is not None and now - finished[0][0] > keep_seconds
             ):
                 _, state = finished.popleft()
-                self._states.pop(state.id, None)
+                self.forget(state)
                 surplus -= 1
+        finally:
+            self._lock.release()
 
     def states(self) -> list[TaskState]:
         """Return all known tasks in the order of their creation."""
@@ -60,4 +74,11 @@ class Memory:
 
     def state(self, task_id: str) -> TaskState:
         """Return one task; KeyError when it is not known."""
-        return self._states[key(task_id)]
+        task_id = key(task_id)
+        try:
+            state = self._states[number_in(task_id)]
+        except ValueError:
+            raise KeyError(task_id) from None
+        if state.id != task_id:
+            raise KeyError(task_id)
+        return state

@@ -50,19 +50,20 @@ class LightFuture(Future["T"]):
     """A `Future` that is asked for its state without a lock, and whose lists are made when
     needed."""
 
-    _state = PENDING
-    _result: Any = None
-    _exception: BaseException | None = None
-    _told: list[Any] | None = None
-    """Those to be told of the end."""
-    _sleepers: list[Any] | None = None
-    """Locks, each of a thread that sleeps until somebody releases it."""
-    _done_callbacks: Any = ()
-
     def __init__(self) -> None:
         if _needs_more:
             super().__init__()
         self._condition: Any = _Condition()
+        # each is read several times: from the class, which knows it too, that takes ten times as
+        # long
+        self._state = PENDING
+        self._result: Any = None
+        self._exception: BaseException | None = None
+        self._told: list[Any] | None = None
+        """Those to be told of the end."""
+        self._sleepers: list[Any] | None = None
+        """Locks, each of a thread that sleeps until somebody releases it."""
+        self._done_callbacks: Any = ()
 
     if not TYPE_CHECKING:  # a property in the place of an attribute, which type checkers refuse
         @property

@@ -152,7 +152,7 @@ class Pool:
                     f"max_pending: {self._max_pending} tasks are waiting already; "
                     "wait for some of them"
                 )
-            if task._has_timeout and not self.deadlines.has_started:
+            if task._task_state.timeout is not None and not self.deadlines.has_started:
                 self.deadlines.start()
             is_promised = self.idle > 0
             if is_promised:

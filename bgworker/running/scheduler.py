@@ -18,7 +18,7 @@ from ..model.checks import MOST_LISTED, choice, flag, member, named, number
 from ..model.clock import monotonic
 from ..model.enums import TaskStatus
 from ..model.errors import ConfigurationError, ShutdownError
-from ..model.ids import new_id, new_run_id
+from ..model.ids import MOST, new_run_id, next_number
 from ..model.records import TaskState
 from ..model.text import listed, show
 from . import process
@@ -142,7 +142,7 @@ class Scheduler(Submits, DropIn):
             number("keep_finished", keep_finished, least=0, whole=True, optional=True),
             number("keep_seconds", keep_seconds, least=0, optional=True),
         )
-        self._dispatcher = Dispatcher(name, self._memory.retire, close_timeout)
+        self._dispatcher = Dispatcher(name, self._memory, close_timeout)
         self._made_registry: Registry | None = None
         self._pool = Pool(
             max_workers,
@@ -238,7 +238,9 @@ class Scheduler(Submits, DropIn):
                 kwargs: dict[str, Any]) -> Task[T]:
         source = source_of(fn)
         now = time_ns()
-        state = TaskState(new_id(now), options._name or source.name, self._run_id, now, source)
+        state = TaskState(
+            "", options._name or source.name, self._run_id, now, source, next_number() & MOST
+        )
         if options._is_special:
             options._apply(state, args, kwargs, self._limits.max_payload)
         dispatcher = self._dispatcher

@@ -34,10 +34,17 @@ from ..model.records import (
     TIMED_OUT,
     TaskState,
     event,
-    keep_attributes_in_place,
 )
 from ..model.text import clean, name_of
-from .context import CURRENT, Identity, Limits, TaskContext, checkpoint, current_task
+from .context import (
+    CURRENT,
+    Identity,
+    Limits,
+    TaskContext,
+    checkpoint,
+    context_of,
+    current_task,
+)
 from .future import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING, LightFuture
 from .workers import current_worker
 
@@ -98,16 +105,6 @@ class Task(Identity, LightFuture["T"]):
     means only that the wait ran out.
     """
 
-    # What most tasks leave as it is has its default here: setting it costs a third of making a
-    # task.
-    _context: TaskContext | None = None  # while it runs
-    _watched_by: tuple[int, ...] = ()
-    _has_timeout = False
-    """True when its run will have a deadline."""
-    _captures_output = False
-    """Whether what its code prints, logs and warns goes to its streams too; set before it is
-    queued."""
-
     def __init__(self, state: TaskState, runner: Runner, dispatcher: Dispatcher, limits: Limits,
                  metadata: Mapping[str, Any]) -> None:
         LightFuture.__init__(self)  # up to 3.11 ``super()`` takes twice as long
@@ -116,8 +113,10 @@ class Task(Identity, LightFuture["T"]):
         self._dispatcher = dispatcher
         self._limits = limits
         self._metadata = metadata
-        if state.timeout is not None:
-            self._has_timeout = True
+        self._watched_by: tuple[int, ...] = ()
+        self._captures_output = False
+        """Whether what its code prints, logs and warns goes to its streams too; set before it is
+        queued."""
 
     def _notice_waiter(self) -> None:
         if current_worker() is not None:
@@ -212,11 +211,7 @@ class Task(Identity, LightFuture["T"]):
         state = self._task_state
         self._state = RUNNING
         intake = self._dispatcher.intake
-        context = self._context = TaskContext(state, intake, self._limits, self._metadata)
-        if self._stop_reason is not None:
-            context._request_stop(self._stop_reason)
-        if self._captures_output:
-            context._captures_output = True
+        state.speaks_to = intake, self._limits, self._metadata
         state.started_ns = now = time.time_ns()
         state.status = _RUNNING
         started = time.monotonic_ns()
@@ -226,17 +221,25 @@ class Task(Identity, LightFuture["T"]):
             intake.emit_lifecycle(state, STARTED, now)
         deadlines = None
         if state.timeout is not None:
-            context._deadline = monotonic() + state.timeout
+            due = context_of(state)._deadline = monotonic() + state.timeout
             # these also at the end: a child that the task forks gets new ones
             deadlines = self._runner.deadlines
-            deadlines.watch(self, context._deadline)
+            deadlines.watch(self, due)
         kind, final_state, result, error, failure = COMPLETED, FINISHED, None, None, None
         function, args, kwargs, variables = call
         try:
             if self._runner.initializer is not None and (worker := current_worker()) is not None:
                 for variable, value in worker.variables:
                     variables.run(variable.set, value)
-            result = variables.run(run_as, context, function, args, kwargs)
+            variables.run(CURRENT.set, state)
+            if self._captures_output:
+                result = variables.run(run_captured, context_of(state), function, args, kwargs)
+            else:
+                result = variables.run(function, *args, **kwargs)
+                # what was returned tells, whatever was called: a partial, a method, an object, a
+                # function that wraps another
+                if result is not None and _is_coroutine(result):
+                    result = variables.run(finished, result, context_of(state))
         except BaseException as raised:
             # the thread's boundary: all of it is raised by `result`
             error = raised
@@ -255,7 +258,7 @@ class Task(Identity, LightFuture["T"]):
                 self._tell()
         else:  # its time is over: another thread is about to end it, and this one waits for that
             self._sleep(-1)
-        self._context = None
+        state.context = None
         # the traceback's frames lead back to this one, which would hold the exception
         del self, result, error
         return True
@@ -284,20 +287,21 @@ class Task(Identity, LightFuture["T"]):
     @property
     def _reacts_to_cancel(self) -> bool:
         """True while the running code will end soon after it was asked to stop."""
-        context = self._context  # once: the task's own thread sets it to None
+        context = self._task_state.context  # once: the task's own thread sets it to None
         return context is not None and context._reacts_to_cancel
 
     def _ask_to_stop(self, reason: str) -> None:
         """Ask the running code to stop.
 
-        The first reason stays. Written before the look at the context; `run` makes that before it
-        looks for a reason.
+        The first reason stays. Written before the look at the context; `context_of` makes that
+        before it looks for a reason.
         """
-        if self._stop_reason is None:
-            self._stop_reason = reason
-        context = self._context
+        state = self._task_state
+        if state.stop_reason is None:
+            state.stop_reason = reason
+        context = state.context
         if context is not None:
-            context._request_stop(self._stop_reason)
+            context._request_stop(state.stop_reason)
 
     def _cancel_quietly(self, reason: str) -> bool:
         """Cancel the task if nobody has begun it, and call no callback yet."""
@@ -319,8 +323,8 @@ class Task(Identity, LightFuture["T"]):
         try:
             if runner.calls.pop(self, None) is None:
                 return False
-            if self._stop_reason is None:
-                self._stop_reason = reason
+            if self._task_state.stop_reason is None:
+                self._task_state.stop_reason = reason
             self._end(kind, None, None, error, failure)
         except BaseException as interrupt:
             runner.settle(self, interrupt)
@@ -368,7 +372,8 @@ class Task(Identity, LightFuture["T"]):
         error: BaseException | None,
         failure: Failure | None,
     ) -> None:
-        state, context, intake = self._task_state, self._context, self._dispatcher.intake
+        state, dispatcher = self._task_state, self._dispatcher
+        context, intake = state.context, dispatcher.intake
         if context is not None:
             intake = context._intake
             if context._unshown is not None or context._flush is not None:
@@ -379,7 +384,10 @@ class Task(Identity, LightFuture["T"]):
         self._exception = error
         state.duration = duration
         state.completed_ns = now = time.time_ns()
-        intake.emit_lifecycle(state, kind, now)
+        if state.seq == 3 and context is None and not intake.is_heard:
+            dispatcher.end_unheard(state, kind)  # it has said nothing, and no record of it waits
+        else:
+            intake.emit_lifecycle(state, kind, now)
         state.status = STATUSES[kind]  # last: when the end can be seen, its event is on its way
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
@@ -433,24 +441,17 @@ class Task(Identity, LightFuture["T"]):
         return f"<Task {self.name!r} {self.id} {self.status}>"
 
 
-keep_attributes_in_place(Task.__new__(Task))
-
-
-def run_as(
+def run_captured(
     context: TaskContext,
     function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Call ``function`` as the task of ``context``. To be run inside the context variables captured
-    at submit."""
-    CURRENT.set(context)
-    if not context._captures_output:
-        result = function(*args, **kwargs)
-        # what was returned tells, whatever was called: a partial, a method, an object, a function
-        # that wraps another
-        return result if result is None or not _is_coroutine(result) else finished(result, context)
+    """Call ``function``, and have what it prints, logs and warns go to the streams of its task.
+    To be run inside the context variables of that."""
     from .capture import Capture
+
+    context._captures_output = True
 
     with Capture(context):
         result = function(*args, **kwargs)
@@ -484,7 +485,7 @@ def finished(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> Any:
         del error  # the traceback holds this frame, which would hold the exception
 
 
-_OURS = Task._run.__code__, run_as.__code__, finished.__code__
+_OURS = Task._run.__code__, run_captured.__code__, finished.__code__
 
 
 def _verdict(error: BaseException, max_bytes: int) -> tuple[int, Failure]:

@@ -32,6 +32,7 @@ from bgworker.delivery.retry import RetryPolicy
 from bgworker.delivery.tails import ALL_BYTES, TAIL_BYTES, TAIL_COST
 from bgworker.model.records import COMPLETED, CREATED, FAILED, OUTPUT, PROGRESS, STARTED, TaskState
 from bgworker.model.reports import wait_for_reports
+from bgworker.running.finished import Memory
 from bgworker.testing import FlakySink, Hang, MemorySink, fail
 from tests.support import balanced, in_time, needs_fork
 
@@ -90,7 +91,7 @@ class Gatherer:
 
 @pytest.fixture
 def still() -> tuple[Dispatcher, Gatherer]:
-    dispatcher, gatherer = Dispatcher("still", lambda ended: None, 1.0), Gatherer()
+    dispatcher, gatherer = Dispatcher("still", Memory(None, None), 1.0), Gatherer()
     dispatcher.set_consumers((gatherer,))  # type: ignore[arg-type]
     return dispatcher, gatherer
 
@@ -689,3 +690,42 @@ def test_an_end_that_nobody_hears_of_leaves_nothing_in_the_account_of_bytes(
         dispatcher.intake.emit_lifecycle(failed, kind, 1)
     dispatcher._drain()  # the check stands in Gatherer.put
     assert len(gatherer.records) == 4
+
+
+# -- tasks that end while nobody listens --
+
+
+def test_who_begins_to_listen_while_a_task_ends_unheard_hears_of_its_end_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory_sink = MemorySink()
+    with Scheduler(1) as pool:
+        note, task, bound = pool._memory.note, [], []
+
+        def register_meanwhile(state: TaskState) -> None:
+            monkeypatch.undo()
+            note(state)
+            pool.register_sink(memory_sink)
+            bound.append(pool.subscribe(task=state.id))
+
+        monkeypatch.setattr(pool._memory, "note", register_meanwhile)
+        task.append(pool.submit(int))
+        assert task[0].result() == 0
+        deadline = time.monotonic() + 30
+        while not bound and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert [(each.type, each.seq) for each in bound[0]] == [("TaskCompleted", 4)]
+    assert [(each.type, each.seq) for each in memory_sink.events] == [("TaskCompleted", 4)]
+    assert (health := pool.sinks[next(iter(pool.sinks))]).delivered == health.emitted == 1
+
+
+def test_a_task_that_has_said_something_ends_after_it_though_nobody_listens() -> None:
+    def speak() -> None:
+        current_task().output("a")
+
+    with Scheduler(1) as pool:
+        task = pool.submit(speak)
+        task.result()
+        assert [each.payload for each in task.streams()] == ["a"]
+        assert pool.get(task.id).last_seq == 5
+        assert pool.health().late_events == 0

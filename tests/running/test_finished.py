@@ -8,16 +8,16 @@ import threading
 
 import pytest
 
-from bgworker.running.finished import Memory
+from bgworker.running.finished import SURPLUS, Memory
 from bgworker.model.records import TaskState
 
 
 def states(number: int) -> list[TaskState]:
-    return [TaskState(f"{n:032x}", "load", "0" * 32, 0) for n in range(number)]
+    return [TaskState("", "load", "0" * 32, 0, number=n) for n in range(number)]
 
 
-def kept(memory: Memory) -> list[int]:
-    return [int(each.id, 16) for each in memory.states()]
+def kept(memory: Memory) -> list[int | None]:
+    return [each.number for each in memory.states()]
 
 
 @pytest.fixture
@@ -30,10 +30,29 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_what_has_not_ended_is_kept_whatever_the_settings() -> None:
     memory = Memory(0, 0.0)
-    for state in states(5):
+    known = states(5)
+    for state in known:
         memory.add(state)
     memory.retire([])
-    assert kept(memory) == [0, 1, 2, 3, 4] and memory.state("0" * 31 + "3").id.endswith("3")
+    assert kept(memory) == [0, 1, 2, 3, 4] and memory.state(known[3].id) is known[3]
+
+
+@pytest.mark.parametrize("wrong", ["", "x" * 32, "0" * 32, "last"])
+def test_what_is_no_id_of_a_known_task_is_a_key_error(wrong: str) -> None:
+    memory = Memory(0, 0.0)
+    memory.add(states(1)[0])
+    with pytest.raises(KeyError, match=f"'{wrong}'"):
+        memory.state(wrong)
+
+
+def test_those_that_end_unheard_are_pruned_now_and_then_and_at_each_look() -> None:
+    memory = Memory(3, None)
+    for state in states(1000):
+        memory.add(state)
+        memory.note(state)
+        assert len(memory.states()) <= 3 + SURPLUS
+    memory.retire([])
+    assert kept(memory) == [997, 998, 999]
 
 
 @pytest.mark.parametrize(("keep", "left"), [(None, [0, 1, 2, 3, 4]), (2, [3, 4]), (0, []), (9, [0, 1, 2, 3, 4])])
