@@ -176,8 +176,9 @@ class TaskContext(Identity):
         Raises:
             TaskCancelled: the task was asked to stop. Let it pass.
         """
-        if self._stop_reason is not None:
-            raise TaskCancelled(self._stop_reason)
+        reason = self._task_state.stop_reason
+        if reason is not None:
+            raise TaskCancelled(reason)
 
     def sleep(self, seconds: float) -> None:
         """Sleep, but wake at once when asked to stop. In a coroutine, which this would block, await
@@ -288,7 +289,7 @@ class TaskContext(Identity):
         Returns: how many of them may be emitted before the next call; no healthy sink loses any.
         """
         intake = self._intake
-        while intake.is_crowded and self._stop_reason is None:
+        while intake.is_crowded and self._task_state.stop_reason is None:
             intake.hurry()
             time.sleep(0.005)
         return intake.room_for(size)
