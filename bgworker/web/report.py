@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from datetime import timedelta
 
+from ..history.questions import moment
 from ..words import stamp
 from . import sections
 from .markup import asset, fill
@@ -12,7 +12,7 @@ from .view import View, middle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from ..history.reader import History
 
@@ -38,12 +38,11 @@ def report(history: History, *, since: datetime | timedelta | None = None,
     if run:
         scope.append(f"run {run[:32]}")
     if since is not None:
-        begin = view.now - since if isinstance(since, timedelta) else since
-        scope.append(f"since {stamp(begin)}")
+        scope.append(f"since {stamp(moment(since))}")
     lost = sum(each.count for each in stats.losses)
     body: list[object] = [sections.title("Report", ", ".join(scope))]
     if stats.counts:
-        runs = [each for each in history.run_counts(limit=_RUNS)
+        runs = [each for each in history.run_counts(limit=1000 if run else _RUNS)
                 if each.run.run_id.startswith(run or "")]
         groups = history.failure_groups(since=since, run=run, limit=_KINDS)
         timeline = history.timeline(since=since, run=run, bars=MOST_BARS)
@@ -64,10 +63,10 @@ def report(history: History, *, since: datetime | timedelta | None = None,
 
 
 def whole(path: str, body: object) -> str:
-    """Return a body as a file of its own."""
-    return fill("page", title=f"{middle(os.path.basename(path))}: report", nav=None, fresh=None,
-                head=fill("report-head", style=asset("style.css")), path=os.path.abspath(path),
-                file=middle(path), refresh=None, body=body)
+    """Return a body as a file of its own, which does not tell where the history lies."""
+    name = middle(os.path.basename(path))
+    return fill("page", title=f"{name}: report", nav=None, fresh=None, path=None, file=name,
+                head=fill("report-head", style=asset("style.css")), refresh=None, body=body)
 
 
 def failed(path: str, error: Exception) -> str:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MOST_QUESTIONS = 4
-MOST_HEAD = 16_384
+MOST_HEAD = 65_536  # all programs that serve on this machine share its cookies
 HEAD_SECONDS, ANSWER_SECONDS, QUEUE_SECONDS = 5.0, 10.0, 5.0
 PATIENCE = 5.0
 """Seconds that a question may take, or wait for a file that somebody holds locked."""

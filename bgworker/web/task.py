@@ -94,6 +94,13 @@ def _log(task: TaskSnapshot, here: Address, history: History) -> Markup:
     is_live = is_at_end and not task.status.is_final
     nothing = fill("nothing", text="Nothing yet." if is_live else "Nothing.")
     streams = [("all", None), *((each.value, each.value) for each in StreamType)]
+    older = newer = None
+    if found.older is not None:
+        older = sections.pager(("From the beginning", here.changed(before=None, after=0)),
+                               ("Older", here.changed(before=found.older, after=None)))
+    if not is_at_end:
+        newer = sections.pager(("Newer", here.changed(before=None, after=found.newer)),
+                               ("The end", here.changed(before=None, after=None)))
     return fill(
         "log", note="live" if is_live else None, lines=lines_of(found.lines) or nothing,
         live=address(f"{here.path}/live", stream=stream, after=found.newer) if is_live else None,
@@ -101,9 +108,4 @@ def _log(task: TaskSnapshot, here: Address, history: History) -> Markup:
         streams=[fill("nav", text=text, current=str(value == stream).lower(),
                       href=here.changed(stream=value, before=None, after=None))
                  for text, value in streams],
-        older=found.older is not None and sections.pager(
-            ("From the beginning", here.changed(before=None, after=0)),
-            ("Older", here.changed(before=found.older, after=None))) or None,
-        newer=not is_at_end and sections.pager(
-            ("Newer", here.changed(before=None, after=found.newer)),
-            ("The end", here.changed(before=None, after=None))) or None)
+        older=older, newer=newer)

@@ -50,7 +50,9 @@ def checked(text: str) -> Parsed:
 def test_it_tells_what_ran_what_failed_and_what_was_lost(tmp_path: Path) -> None:
     make_nightly(tmp_path / "nightly.db")
     with History(tmp_path / "nightly.db") as history:
-        parsed = checked(report(history))
+        text = report(history)
+    parsed = checked(text)
+    assert str(tmp_path) not in text
     for said in ("5 all", "2 completed", "1 failed", "1 timed out", "1 cancelled",
                  "ValueError", "row 2 is bad", "load orders", "Complete."):
         assert said in parsed.words, said
@@ -78,8 +80,11 @@ def test_a_span_or_run_without_tasks_says_so_and_is_named(record: Recorder) -> N
     record.task("old", created=record.ago(days=3), run_id=run)
     assert "No such tasks." in report_of(record, since=timedelta(days=1)).words
     assert "since 20" in report_of(record, since=timedelta(days=1)).words
+    for number in range(40):  # more than a report has of all runs
+        record.run(f"{number + 16:032x}")
     record.task("new", "failed", failure_type="E")
     words = report_of(record, run=run).words
+    assert f"{run[:14]} now" in words
     assert f"run {run}" in words and "1 all" in words and "Nothing failed." in words
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from tests.histories import Recorder, run_cli
 from tests.support import SOON, environment
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent in another way there")
 
 ADDRESS = re.compile(r"http://([^/]+):(\d+)/\?token=([\w-]{32})\n")
 
