@@ -759,9 +759,9 @@ def test_a_sink_that_has_failed_for_as_long_as_closing_takes_gets_one_last_attem
     steady = RetryPolicy(attempts=10 ** 6, base=0.05, cap=0.05, jitter="none")
     with line(sink, retry=steady) as it:
         it.say("a")
-        until(lambda: len(sink.attempts) == (20 if has_been_failing else 1))
+        until(lambda: len(sink.attempts) == (30 if has_been_failing else 1))
         before = len(sink.attempts)
-        health = it.close(0.6)
+        health = it.close(1.2)
     after = len(sink.attempts) - before
     assert after <= 2 if is_last else after >= 3, "one may have been under way"
     assert health.dropped_by_reason == {"failed": 1} and sink.calls[-1] == "close"
