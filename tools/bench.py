@@ -857,7 +857,7 @@ RECEIVER = """
 import json, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 sys.path.insert(0, sys.argv[1])
-from bgworker.webhook.sink import verify
+from bgworker.webhook import verify
 
 class Hook(BaseHTTPRequestHandler):
     def do_POST(self):

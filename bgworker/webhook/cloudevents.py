@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "application/cloudevents-batch+json"
 
 MOST_RUNS = 10_000
-"""Tasks whose run `Runs` remembers; beyond, the one that it learnt first is forgotten."""
+"""Tasks whose run `KnownRuns` remembers; beyond, the one that it learnt first is forgotten."""
 
 _BEFORE_TIME = ',"time":"'
 _TIME_LENGTH = len("2026-11-23T14:46:00.123456Z")
 _MIDDLES = [f'","type":"io.bgworker.{type_.value}.v1","time":"' for type_ in TYPES]  # by kind
 
 
-class Runs:
+class KnownRuns:
     """The run of each task, for events that do not tell it: learnt from life-cycle events that were
     taken.
 

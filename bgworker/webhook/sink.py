@@ -1,8 +1,11 @@
-"""Events to a URL: signed, in a standard envelope, and patient with the receiver. Runs on the
-sink's thread.
+"""Events to a URL: signed, in a standard envelope, and patient with the receiver.
 
-`cloudevents` makes the body, `signing` the signature, `posting` one attempt; here is what its
-answer means to delivery. The receiver's side is `verify`.
+Guarantees. The same batch has the same id and the same bytes on every attempt. No error, log line
+or ``repr`` shows a secret, a header, or more of the URL than its scheme, host and port. All but the
+constructor runs on the sink's thread.
+
+`cloudevents` makes the body, `signing` the signature, `posting` one attempt; this module says what
+the answer means to delivery. The receiver's side is `signing.verify`.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from .. import __version__
 from ..model import checks
 from ..model.errors import ConfigurationError, PermanentSinkError, TemporarySinkError, WireError
 from ..sinks.specs import SECRET_VARIABLE
-from .cloudevents import CONTENT_TYPE, Runs, encode_batch
-from .signing import Keys, VerificationError, new_secret, verify
+from .cloudevents import CONTENT_TYPE, KnownRuns, encode_batch
+from .signing import Keys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
     from ..model.errors import SinkError
     from ..model.events import Event
     from .posting import Poster
-
-__all__ = ["VerificationError", "WebhookSink", "new_secret", "verify"]
 
 OWN_HEADERS = (
     "webhook-id",
@@ -128,7 +129,7 @@ class WebhookSink:
         self._keys = _keys_from_environment() if secret is None else Keys(secret)
         self._headers = {"user-agent": f"bgworker/{__version__}", "content-type": CONTENT_TYPE,
                          **_checked_headers({} if headers is None else headers)}
-        self._runs = Runs()
+        self._runs = KnownRuns()
         self._poster: Poster | None = None
         try:
             # Here, not on the sink's thread: a fork in the middle of an import leaves the child

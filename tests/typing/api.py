@@ -39,7 +39,7 @@ from bgworker import (
     open_sink,
     shell,
 )
-from bgworker.webhook.sink import new_secret, verify
+from bgworker.webhook import new_secret, verify
 
 if sys.version_info >= (3, 11):
     from typing import assert_type

@@ -38,8 +38,7 @@ from bgworker import (
 from bgworker.park.replay import replay
 from bgworker.delivery.retry import Breaker, Trouble
 from bgworker.model.records import OUTPUT, Batch, TaskState
-from bgworker.webhook import posting
-from bgworker.webhook.sink import verify
+from bgworker.webhook import posting, verify
 from tests.certificates import EXPIRED, GOOD, OTHER_NAME, server_context, trust
 from tests.receiver import (
     OTHER_SECRET,

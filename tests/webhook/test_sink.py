@@ -48,9 +48,8 @@ from bgworker.model.records import (
     Batch,
     TaskState,
 )
-from bgworker.webhook import cloudevents, signing
-from bgworker.webhook.cloudevents import Runs, encode_batch
-from bgworker.webhook.sink import VerificationError, new_secret, verify
+from bgworker.webhook import VerificationError, cloudevents, new_secret, signing, verify
+from bgworker.webhook.cloudevents import KnownRuns, encode_batch
 from tests.receiver import OTHER_SECRET, SECRET, SOON, Receiver, Request, answer
 from tests.support import ROOT
 
@@ -350,7 +349,7 @@ def test_the_run_of_what_a_task_says_is_learnt_from_the_life_cycle_events_of_bat
 
 def test_no_more_runs_are_remembered_than_the_bound(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(cloudevents, "MOST_RUNS", 2)
-    runs = Runs()
+    runs = KnownRuns()
     for name in "abc":
         runs.learn([records.event((TaskState(name, "", f"run {name}", NS), 1, CREATED, NS, None))])
     assert runs.known == {"b": "run b", "c": "run c"}
@@ -876,7 +875,7 @@ import bgworker
 dear = ("urllib.request", "http.client", "ssl", "email.parser")
 loaded = lambda: [name for name in dear if name in sys.modules]
 assert loaded() == []
-from bgworker.webhook.sink import verify
+from bgworker.webhook import verify
 bgworker.WebhookSink
 assert loaded() == [], loaded()
 bgworker.WebhookSink("http://127.0.0.1:1/hook", secret={SECRET!r})
