@@ -65,7 +65,8 @@ class Losses:
 
     def log_later(self, reason: str, count: int) -> None:
         """Have events that were lost without a word in the log mentioned by `due_for_log`."""
-        self._unlogged[reason] += count
+        if count:
+            self._unlogged[reason] += count
 
     def due_for_log(self, *, is_last: bool) -> Counter[str]:
         """Return what the log is to be told now, by reason: nothing, or all that is new."""

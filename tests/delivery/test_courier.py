@@ -546,7 +546,19 @@ def test_a_sink_that_is_gone_when_it_is_told_of_a_loss_ends_too(
         assert not it.flush()
         assert it.health().dropped_by_reason == {"intake": 7, "closed": 1}
     assert len(sink.attempts) == 1
-    assert not [record for record in caplog.records if "refuses EventsLost" in record.message]
+    assert [text.partition(":")[0] for _, text in said(caplog)] == [
+        "sink 'it' takes nothing any more, and is closed", "sink 'it'", "sink 'it'"]
+    assert not [text for _, text in said(caplog) if "EventsLost" in text or " 0 events" in text]
+
+
+def test_the_log_says_nothing_of_refused_events_that_a_sink_had_not_asked_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with line(MemorySink(), types=["TaskCompleted"]) as it:
+        it.courier.refuse(OUTPUT, "intake", 5)
+        it.put(it.record(COMPLETED))
+        assert it.flush()
+    assert said(caplog) == []
 
 
 def test_a_sink_that_hangs_in_the_close_that_ends_it_is_left_to_itself_at_the_deadline() -> None:
