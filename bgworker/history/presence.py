@@ -8,9 +8,12 @@ asked; the next writer records it (`settle`), so that SQL says the same.
 from __future__ import annotations
 
 import json
+import re
+import sys
+from functools import lru_cache
 
 from ..model.ids import is_own_run
-from .schema import presence, transaction
+from .schema import this_host, transaction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,10 +41,45 @@ _INTERRUPT = f"""UPDATE tasks SET status = 'interrupted' WHERE {_OPEN_TASKS}
 AND run_id IN (SELECT run_id FROM runs WHERE ended_utc IS NOT NULL AND run_id {_GIVEN})"""
 
 
+def byte_of(run_id: object) -> int | None:
+    """Return the byte of the lock file that a process holds as long as it records a run.
+
+    None if ``run_id`` is no run id. Each machine has another byte for it, since one machine may not
+    see the locks of another. The name of a machine may change with its network, so its id counts.
+    """
+    if not isinstance(run_id, str) or not re.fullmatch("[0-9a-f]{32}", run_id):
+        return None  # a file may hold anything
+    # ext4 seeks no further than 2**44, others less; a prime, so that every digit counts
+    return 1 + (int(run_id, 16) + _machine()) % _PLACES
+
+
+_PLACES = 2**42 - 11
+
+
+@lru_cache
+def _machine() -> int:
+    """Return a number that tells this machine from others, by its id if it has one."""
+    found = b""
+    if sys.platform == "linux":
+        for name in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+            try:
+                with open(name, "rb") as file:
+                    found = found or file.read(64).strip()
+            except OSError:
+                continue  # as in most containers
+    elif sys.platform == "darwin":
+        import ctypes
+
+        room, patience = ctypes.create_string_buffer(16), (ctypes.c_long * 2)(1, 0)
+        if not ctypes.CDLL(None).gethostuuid(room, patience):
+            found = room.raw
+    return int.from_bytes(found or this_host().encode(), "big")
+
+
 def is_alive(run_id: str, lock: PresenceLock) -> bool:
     """Tell whether the process that records a run lives; True when that cannot be found out, as on
     another machine."""
-    offset = presence(run_id)
+    offset = byte_of(run_id)
     if offset is None:
         return True
     try:

@@ -27,7 +27,7 @@ from ..model.wire import ns_text
 from ..sinks.opening import CURABLE, HOPELESS, absolute, checked_mode, create, shown, trouble
 from . import schema
 from .connections import Database
-from .presence import settle
+from .presence import byte_of, settle
 from .presencelock import PresenceLock
 from .retention import Retention
 from .rows import Rows
@@ -229,7 +229,7 @@ class SqliteSink:
             runs, self._runs = self._runs, set()
             try:
                 for run_id in runs:
-                    offset = schema.presence(run_id)
+                    offset = byte_of(run_id)
                     if offset is not None:
                         lock.release(offset, forget=is_noted)
             finally:
@@ -259,7 +259,7 @@ class SqliteSink:
     def _show_presence(self, runs: set[str]) -> None:
         """Hold the bytes of this process's runs before a reader can find a task of theirs."""
         for run_id in runs.difference(self._runs):
-            offset = schema.presence(run_id)
+            offset = byte_of(run_id)
             if offset is not None and is_own_run(run_id):
                 self._locked().hold(offset)
                 self._runs.add(run_id)

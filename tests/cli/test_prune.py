@@ -14,7 +14,8 @@ from bgworker import History, Scheduler, SqliteSink, current_task
 from bgworker.cli import main
 from bgworker.history.presencelock import PresenceLock
 from bgworker.model.ids import new_id
-from bgworker.history.schema import lock_path, presence, this_host
+from bgworker.history.presence import byte_of
+from bgworker.history.schema import lock_path, this_host
 
 
 @pytest.fixture
@@ -103,9 +104,9 @@ def test_a_task_whose_process_is_dead_goes_and_one_whose_process_lives_stays(
         )
     lock = PresenceLock.share(lock_path("bgworker.db"))
     for run_id, in rows_of("bgworker.db", "SELECT run_id FROM runs"):
-        lock.hold(presence(run_id) or 0)
+        lock.hold(byte_of(run_id) or 0)
     lock.release(
-        presence(rows_of("bgworker.db", "SELECT run_id FROM tasks WHERE name = 'dead'")[0][0]) or 0
+        byte_of(rows_of("bgworker.db", "SELECT run_id FROM tasks WHERE name = 'dead'")[0][0]) or 0
     )
     try:
         assert main(["prune", "--older-than", "1d"]) == 0

@@ -12,7 +12,7 @@ import pytest
 from tests.histories import Recorder, rows_of, text_of
 
 from bgworker import History, Scheduler, current_task
-from bgworker.history import schema
+from bgworker.history import presence, schema
 from bgworker.history.retention import prune
 from bgworker.history.sink import SqliteSink
 from bgworker.model.ids import new_id
@@ -97,7 +97,7 @@ def test_a_run_ended_with_the_last_that_is_known_of_it(path: str, is_first: bool
     run_id = record.run("0" * 31 + "7", host=schema.this_host())
     record.task("early", created=record.ago(hours=3), took=60.0, run_id=run_id)
     record.task("late", "running", created=record.ago(hours=2), run_id=run_id)
-    note = 1 + int(run_id[-15:], 16) if is_first else schema.presence(run_id) or 0
+    note = 1 + int(run_id[-15:], 16) if is_first else presence.byte_of(run_id) or 0
     Path(schema.lock_path(path)).write_bytes(b"\n%x\n" % note)
     record.close()
     with History(path) as history:

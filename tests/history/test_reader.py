@@ -21,7 +21,7 @@ from tests import mutations
 import pytest
 from tests.histories import RUN, Recorder, files_beside, text_of
 
-from bgworker.history import schema
+from bgworker.history import presence, schema
 from bgworker.cli.reading import json_line
 from bgworker.history.answers import TOO_LONG, Durations, Failures, Losses
 from bgworker.history.questions import MOST_ROWS
@@ -609,9 +609,9 @@ def test_completions_are_counted_by_source_and_metadata(record: Recorder, histor
 
 PRESENT = """
 import sys; sys.path.insert(0, {root!r})
-from bgworker.history import schema
+from bgworker.history import presence, schema
 from bgworker.history.presencelock import PresenceLock
-PresenceLock.share(schema.lock_path({path!r})).hold(schema.presence({run!r}))
+PresenceLock.share(schema.lock_path({path!r})).hold(presence.byte_of({run!r}))
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -713,7 +713,7 @@ def test_a_task_without_a_run_is_never_judged(record: Recorder, history: History
 def test_a_run_of_this_very_process_is_alive(
     record: Recorder, history: History, running: list[str], path: str
 ) -> None:
-    lock, offset = PresenceLock.share(schema.lock_path(path)), schema.presence(RUN)
+    lock, offset = PresenceLock.share(schema.lock_path(path)), presence.byte_of(RUN)
     assert offset is not None
     try:
         lock.hold(offset)

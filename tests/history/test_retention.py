@@ -21,7 +21,7 @@ from hypothesis import given, settings, strategies as st
 from tests.reading import check_whole, query, value_of
 
 from bgworker import Scheduler, current_task
-from bgworker.history import retention, schema
+from bgworker.history import presence, retention, schema
 from bgworker.history.connections import Database
 from bgworker.model.errors import ConfigurationError
 from bgworker.history.presencelock import PresenceLock
@@ -184,7 +184,7 @@ def test_a_task_that_has_not_ended_stays_whatever_the_bound(
     run = record.run(new_run_id(1), host=schema.this_host())
     other = record.run(new_id(2), host="elsewhere.example")
     lock = PresenceLock.share(schema.lock_path(path))
-    lock.hold(schema.presence(run) or 0)  # what a sink of this process does
+    lock.hold(presence.byte_of(run) or 0)  # what a sink of this process does
     for number, status in enumerate(UNENDED):
         here = record.task(
             f"here {status}", status, created=record.ago(days=9, hours=-number), run_id=run
@@ -207,8 +207,8 @@ def test_a_task_that_has_not_ended_stays_whatever_the_bound(
 def holder(path: str, run: str) -> Iterator[None]:
     """A process that shows that a run lives, and is killed at the end."""
     program = (
-        "import sys\nfrom bgworker.history import schema\nfrom bgworker.history.presencelock import PresenceLock\n"
-        "lock = PresenceLock.share(schema.lock_path(sys.argv[1]))\nlock.hold(schema.presence(sys.argv[2]))\n"
+        "import sys\nfrom bgworker.history import presence, schema\nfrom bgworker.history.presencelock import PresenceLock\n"
+        "lock = PresenceLock.share(schema.lock_path(sys.argv[1]))\nlock.hold(presence.byte_of(sys.argv[2]))\n"
         "print('held', flush=True)\nsys.stdin.read()"
     )
     with subprocess.Popen(
@@ -260,7 +260,7 @@ def test_a_task_that_has_the_key_of_one_that_was_found_dead_stays(
     """Between a look and a step another process may prune, and a new task get the key."""
     record.task("dead", "interrupted", created=record.ago(days=9))
     last = record.task("dead too", "interrupted", created=record.ago(days=8))
-    keeping, lock = Retention(max_age=60.0), LockFile.share(schema.lock_path(path))
+    keeping, lock = Retention(max_age=60.0), PresenceLock.share(schema.lock_path(path))
     look(path, keeping, lock)
     record.connection.execute("DELETE FROM tasks WHERE id = ?", (last,))
     run = record.run(new_id(1), host="elsewhere.example")

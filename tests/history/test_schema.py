@@ -22,7 +22,7 @@ import pytest
 from tests.histories import rows_of
 
 from bgworker import History, LifecycleEvent, Scheduler, current_task
-from bgworker.history import schema
+from bgworker.history import presence, schema
 from bgworker.history.sink import SqliteSink
 from bgworker.model.errors import HistoryError, PermanentSinkError
 from tests.support import exit_code, forked, needs_fork
@@ -652,20 +652,20 @@ def test_a_file_whose_making_was_killed_at_any_statement_is_made_anew(path: str)
 
 
 def test_the_byte_of_a_run_fits_a_lock_and_what_is_no_run_id_has_none() -> None:
-    assert 1 <= (schema.presence("0" * 32) or 0) != schema.presence("f" * 32) <= 2**42
+    assert 1 <= (presence.byte_of("0" * 32) or 0) != presence.byte_of("f" * 32) <= 2**42
     assert [
-        schema.presence(text) for text in ("", "-1", "0" * 31, "0" * 33, "G" * 32, "F" * 32)
+        presence.byte_of(text) for text in ("", "-1", "0" * 31, "0" * 33, "G" * 32, "F" * 32)
     ] == [None] * 6
-    assert schema.presence(b"0" * 32) is schema.presence(7) is None
+    assert presence.byte_of(b"0" * 32) is presence.byte_of(7) is None
 
 
 @pytest.mark.skipif(not os.path.exists("/etc/machine-id"), reason="this machine has no id")
 def test_the_byte_of_a_run_stays_the_same_when_the_name_of_the_machine_changes(
         monkeypatch: pytest.MonkeyPatch) -> None:
-    before = schema.presence("0" * 32)
+    before = presence.byte_of("0" * 32)
     monkeypatch.setattr("platform.node", lambda: "elsewhere.example")
-    schema._machine.cache_clear()
+    presence._machine.cache_clear()
     try:
-        assert schema.presence("0" * 32) == before
+        assert presence.byte_of("0" * 32) == before
     finally:
-        schema._machine.cache_clear()
+        presence._machine.cache_clear()
