@@ -24,7 +24,7 @@ from ..model.events import EventType, LifecycleEvent, TaskStatus
 from ..model.records import STATUSES, TYPES
 from ..sinks.opening import absolute, shown
 from . import charts, pages, questions
-from .answers import SELECT_LOSSES, SELECT_RUNS, Reading, Run, Stats, loss_of, run_of
+from .answers import SELECT_LOSSES, SELECT_RUNS, Losses, Reading, Run, Stats, loss_of, run_of
 from .connections import Database
 from .presence import OPEN_RUNS, is_alive
 from .presencelock import PresenceLock
@@ -486,6 +486,15 @@ class History:
         metadata."""
         with self._asking() as connection:
             return {each: questions.completed(connection, each, metadata) for each in script_hashes}
+
+    def loss_counts(self, *, since: datetime | timedelta | None = None) -> tuple[Losses, ...]:
+        """Return what sinks did not get, by sink and reason, as `stats` does; at most 1,000.
+
+        Args:
+            since: only what was noted after this time (aware), or less than this long ago.
+        """
+        with self._asking() as connection:
+            return questions.losses(connection, questions.time_since(since))
 
     def losses(self, *, limit: int | None = 10_000) -> list[LossEvent]:
         """Return what sinks did not get, in the order of time: the newest, up to a limit."""

@@ -143,7 +143,7 @@ def runs(here: Address, history: History, view: View) -> Page:
     """Return the processes that wrote to the history, and what their sinks lost."""
     found = history.run_counts(before=here.get("before"), limit=ROWS)
     older = here.changed(before=found[-1].run.run_id) if len(found) == ROWS else None
-    losses = sections.losses(history.stats().losses, view)
+    losses = sections.losses(history.loss_counts(), view)
     return Page("Runs", [sections.runs(found, view), sections.pager(("Older", older)),
                          sections.section("Record", losses)], 5)
 

@@ -511,7 +511,8 @@ def test_stats_count_and_group(record: Recorder, history: History) -> None:
         Durations("one", 2, 3.0, 4.0, 4.0, 7.0, latest),
     )
     assert stats.losses == (Losses("hook", "overflow", 12, record.ago(hours=1)),
-                            Losses("hook", "oversize", 1, record.now))
+                            Losses("hook", "oversize", 1, record.now)) == history.loss_counts()
+    assert [each.count for each in history.loss_counts(since=record.ago(hours=2))] == [7, 1]
 
 
 def test_stats_of_a_time_leave_out_what_ended_before(record: Recorder, history: History) -> None:
