@@ -48,7 +48,10 @@ def _inside(value: object) -> str:
         return "".join([_inside(each) for each in value])
     if value is None:
         return ""
-    return escape("\n".join(escaped_lines(str(value), said)))
+    text = str(value)
+    if not (text.isascii() and text.isprintable()):  # which most are, and harmless
+        text = "\n".join(escaped_lines(text, said))
+    return escape(text)
 
 
 def asset(name: str) -> Markup:

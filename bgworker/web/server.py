@@ -240,9 +240,12 @@ class _Visit(BaseHTTPRequestHandler):
 
     @contextmanager
     def _asking(self) -> Iterator[History]:
-        """Open the history, once it is this request's turn."""
-        if not self.server.questions.acquire(timeout=QUEUE_SECONDS):
-            raise HistoryError("too many questions are being answered; try again")
+        """Open the history, once it is this request's turn; who goes meanwhile gives up his."""
+        deadline = monotonic() + QUEUE_SECONDS
+        while not self.server.questions.acquire(timeout=0.02):
+            self._pause(0.001)
+            if monotonic() > deadline:
+                raise HistoryError("too many questions are being answered; try again")
         try:
             with History(self.server.path, patience=PATIENCE) as history:
                 yield history
