@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from ..model.records import Record
     from .jobs import Run
     from .live import Live
-    from .screen import Line, Screen
-    from .text import Surface
+    from .screen import Channel, Line, Screen
 
 AT_ONCE = 10_000
 """Most events that are shown together."""
@@ -48,13 +47,13 @@ class Printer:
     account.
 
     Args:
-        surface: what lines of our own are fitted to.
+        err: where lines of our own go, which are fitted to it.
         quiet: whether a command that completed gets no line.
         shows: what to type before a command's number to see more of it; empty if nothing is
             recorded.
     """
 
-    def __init__(self, run: Run, screen: Screen, live: Live, surface: Surface, *, quiet: bool,
+    def __init__(self, run: Run, screen: Screen, live: Live, err: Channel, *, quiet: bool,
                  shows: str) -> None:
         self.notices: deque[str] = deque()
         """Messages of our own that wait to be shown. Any thread appends one, and does not wait for
@@ -62,7 +61,7 @@ class Printer:
         self._run = run
         self._screen = screen
         self._live = live
-        self._surface = surface
+        self._err = err
         self._quiet = quiet
         self._shows = shows
         self._failed: dict[int, TaskSnapshot] = {}  # by number, those that are shown at the end
@@ -131,7 +130,8 @@ class Printer:
             return
         numbers = sorted(self._failed)
         # for people, in a log too
-        surface = replace(self._surface, columns=min(self._surface.columns, MOST_COLUMNS))
+        surface = self._err.surface()
+        surface = replace(surface, columns=min(surface.columns, MOST_COLUMNS))
         yield ""
         yield from task_table([self._failed[number] for number in numbers],
                               [f"[{number}]" for number in numbers], now(), surface)
@@ -177,8 +177,9 @@ class Printer:
         elif status is TaskStatus.CANCELLED and not self._is_single and task.duration is None:
             return ""  # it never ran, and the summary counts it
         word = word_for(status)
+        painted = self._err.surface().painted(word, status)
         rest = escaped(ending(task)[len(word):])
-        return f"{self._surface.painted(word, status)}{rest}: {self._run.commands[number - 1].text}"
+        return f"{painted}{rest}: {self._run.commands[number - 1].text}"
 
 
 def _grouped(records: Iterable[Record]) -> Iterator[list[Record]]:

@@ -1,4 +1,4 @@
-"""What the verbs that read a history share: how it is opened, exit codes for its errors, and output.
+"""What the verbs that read a history share: how it is opened, exit codes for its errors, output.
 
 Text is for people, and harmless: what a task said is escaped wherever it goes, since a pipe may end
 at a terminal, too. ``--json`` is for programs: exact, ASCII, and of a shape that never changes

@@ -217,7 +217,7 @@ def _run(commands: Sequence[Command], sinks: Sequence[Sink], options: Namespace)
     is_live = len(commands) > 1 and err.can_redraw
     screen = Screen(out, err, live.lines if is_live else None)
     run = Run(commands, fail_fast=options.fail_fast)
-    printer = Printer(run, screen, live, err.surface(), quiet=options.quiet, shows=_shows(options))
+    printer = Printer(run, screen, live, err, quiet=options.quiet, shows=_shows(options))
     with Notices(printer.notices), Signals(run, screen):
         try:
             scheduler = Scheduler(1, sinks=sinks, keep_finished=0)  # `Run` lets it grow
