@@ -162,11 +162,7 @@ def left_of(commands: list[Command], options: Namespace) -> list[Command]:
         raise ConfigurationError(
             "argument --resume: expected a history to look into; leave out --no-db"
         )
-    if (
-        not os.path.exists(options.db)
-        or os.path.isfile(options.db)
-        and not os.path.getsize(options.db)
-    ):
+    if not os.path.exists(options.db) or not os.path.getsize(options.db):
         return commands  # nothing is recorded yet; an empty file is filled as a missing one is made
     from ..history.reader import History
     hashes = [command.call.source.script_hash for command in commands]
