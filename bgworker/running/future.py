@@ -18,7 +18,7 @@ CPython, 3.10 to 3.15:
 from __future__ import annotations
 
 import threading
-from _thread import RLock, allocate_lock
+from _thread import RLock, allocate_lock, get_ident
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
 
@@ -64,6 +64,7 @@ class LightFuture(Future["T"]):
         self._sleepers: list[Any] | None = None
         """Locks, each of a thread that sleeps until somebody releases it."""
         self._done_callbacks: Any = ()
+        self._watchers: tuple[int, ...] = ()
 
     if not TYPE_CHECKING:  # a property in the place of an attribute, which type checkers refuse
         @property
@@ -79,10 +80,16 @@ class LightFuture(Future["T"]):
         def _waiters(self, told: list[Any]) -> None:
             self._told = told
 
-    @property
-    def _is_watched(self) -> bool:
-        """True while somebody waits for this future and others at once."""
-        return bool(self._told)
+    def _note_watcher(self) -> None:
+        """Note that the caller's thread waits for this future in a way whose end nobody tells: for
+        others at once, or by a callback."""
+        with self._condition:
+            if get_ident() not in self._watchers:
+                self._watchers += (get_ident(),)
+
+    def _is_watched_by(self, thread: int | None) -> bool:
+        """Tell whether a thread, by its identifier, may still wait so."""
+        return thread in self._watchers and bool(self._told or self._done_callbacks)
 
     def _notice_waiter(self) -> None:
         """Called when somebody is about to wait for this future and others at once."""

@@ -113,7 +113,6 @@ class Task(Identity, LightFuture["T"]):
         self._dispatcher = dispatcher
         self._limits = limits
         self._metadata = metadata
-        self._watched_by: tuple[int, ...] = ()
         self._captures_output = False
         """Whether what its code prints, logs and warns goes to its streams too; set before it is
         queued."""

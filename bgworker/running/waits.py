@@ -20,7 +20,6 @@ from __future__ import annotations
 import sys
 import threading
 from functools import partial
-from threading import get_ident
 from weakref import ref
 
 from ..model.errors import PoolDeadlock, ShutdownError
@@ -113,8 +112,7 @@ class Waits:
             return
         if task in worker.running:
             raise _circle(worker, task)
-        if get_ident() not in task._watched_by:
-            task._watched_by += (get_ident(),)  # by one thread at a time: it has the future's lock
+        task._note_watcher()
         if not task._has_begun:
             _refuse_depth(worker, task)
             try:
@@ -141,6 +139,8 @@ class Waits:
             self._note(worker, task)
             forget = partial(self._forget, worker)
             LightFuture.add_done_callback(task, forget)  # type: ignore[arg-type]
+        elif is_asyncios:  # of something that the coroutine has started, and may await
+            task._note_watcher()
         if not task._has_begun:
             _refuse_depth(worker, task)
             # later, when the coroutine waits
@@ -207,7 +207,7 @@ class Waits:
         awaited = {task for tasks in waiting.waits_for.values() for task in tasks}
         return any([
             not task.done()
-            and (task in awaited or (task._is_watched and waiting.thread.ident in task._watched_by))
+            and (task in awaited or task._is_watched_by(waiting.thread.ident))
             for task in worker.running.copy()
         ])
 
