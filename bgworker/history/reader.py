@@ -7,6 +7,9 @@ they take turns.
 A task that has not ended though its process is gone shows as ``interrupted``. That is judged by a
 lock that the kernel frees when a process dies, not by age, and only for processes of this machine:
 of a history that another machine writes, or that was copied, only what is recorded is known.
+
+What only a page or a drawing asks is loaded with the first such question: it would cost the command
+line as much as all the rest.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from ..model.errors import ConfigurationError, HistoryError
 from ..model.events import EventType, LifecycleEvent, TaskStatus
 from ..model.records import STATUSES, TYPES
 from ..sinks.opening import absolute, shown
-from . import charts, pages, questions
+from . import questions
 from .answers import SELECT_LOSSES, SELECT_RUNS, Losses, Reading, Run, Stats, loss_of, run_of
 from .connections import Database
 from .presence import OPEN_RUNS, is_alive
@@ -240,6 +243,8 @@ class History:
         Raises:
             ConfigurationError: no run, or more than one, has an id that begins with ``run``.
         """
+        from . import pages
+
         limit = _most("limit", limit)
         with self._asking() as connection:
             if fingerprint is not None and status is None:
@@ -260,6 +265,8 @@ class History:
             before: only runs with a smaller id: the last one of an earlier answer.
             limit: most runs, 1 to 1,000.
         """
+        from . import pages
+
         limit = _most("limit", limit)
         with self._asking() as connection:
             return pages.run_counts(connection, self._host, before, limit)
@@ -284,6 +291,8 @@ class History:
             after: the first ones with a greater ``seq``; 0 begins with the first of all.
             limit: most lines, 1 to 1,000.
         """
+        from . import pages
+
         which = questions.which_streams(types)
         checks.number("before", before, whole=True, optional=True)
         checks.number("after", after, whole=True, optional=True)
@@ -424,6 +433,8 @@ class History:
             since: only tasks that failed after this time (aware), or less than this long ago.
             limit: most groups, 1 to 1,000.
         """
+        from . import charts
+
         limit = _most("limit", limit)
         with self._asking() as connection:
             return charts.failure_groups(connection, questions.find_run(connection, run),
@@ -439,6 +450,8 @@ class History:
                 ``since``, or the first end, to ``until``, or the last end.
             buckets: most stretches of time, 1 to 1,000.
         """
+        from . import charts
+
         buckets = _most("buckets", buckets)
         end = "~" if until is None else questions.time_since(until)  # "~" sorts after all times
         with self._asking() as connection:
@@ -459,6 +472,8 @@ class History:
             loads: most stretches of time of the load, 1 to 1,000.
             most: most tasks that are read, the latest: 10,000 take about 0.1 s.
         """
+        from . import charts
+
         bars, loads = _most("bars", bars, 10_000), _most("loads", loads)
         lanes, most = _most("lanes", lanes), _most("most", most, 1_000_000)
         begin, end = [None if time is None else questions.moment(time) for time in (since, until)]
