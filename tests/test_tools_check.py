@@ -55,6 +55,27 @@ def test_a_python_that_makes_no_environments_is_told_in_one_line_what_to_install
     assert sorted(each.name for each in root.iterdir()) == ["pyproject.toml", "tools"]
 
 
+@POSIX
+@pytest.mark.parametrize(("has_browser", "code", "asked"), [
+    (True, 0, []), (False, 0, ["update", "install"]), (False, 100, ["update"])])
+def test_a_browser_is_installed_where_it_is_missing_and_may_be(
+        has_browser: bool, code: int, asked: list[str], tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("apt-get", *(["chromium", "chromedriver"] if has_browser else [])):
+        tool = tmp_path / name
+        tool.write_text(f'#!/bin/sh\necho "$2" >> {tmp_path}/asked\necho no network\nexit {code}\n')
+        tool.chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    check.install_browser({"PATH": str(tmp_path)})
+    found = tmp_path / "asked"
+    assert (found.read_text().split() if found.exists() else []) == asked
+    assert ("no network" in capsys.readouterr().out) == (code != 0)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    found.unlink(missing_ok=True)
+    check.install_browser({"PATH": str(tmp_path)})
+    assert not found.exists()  # nobody else may
+
+
 @pytest.mark.parametrize("python", ["no-such-python", __file__])
 def test_what_is_no_python_is_named(python: str) -> None:
     done = run("--python", python)

@@ -268,9 +268,9 @@ def install_browser(environment: dict[str, str]) -> None:
 
     Without it they are skipped, with the reason; so it is no error that it cannot be had.
     """
-    apt = shutil.which("apt-get")
-    is_there = shutil.which("chromium") and shutil.which("chromedriver")
-    if is_there or apt is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
+    apt, *browser = [shutil.which(name, path=environment.get("PATH"))
+                     for name in ("apt-get", "chromium", "chromedriver")]
+    if all(browser) or apt is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
         return
     quietly = {**environment, "DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (["update"], ["install", "-y", "--no-install-recommends", "chromium",
