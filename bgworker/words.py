@@ -1,5 +1,5 @@
-"""Statuses, times and failures in words, and text that can do no harm: what the command line and the
-pages tell people. Pure functions.
+"""Statuses, times and failures in words, and text that can do no harm: what the command line and
+the pages tell people. Pure functions.
 
 What a task says is untrusted. Whatever could steer a terminal or reorder a line becomes a visible
 escape before it is shown.

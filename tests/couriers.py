@@ -11,7 +11,7 @@ from bgworker.delivery.backlog import Chunk
 from bgworker.delivery.courier import Courier, close_all, options_for
 from bgworker.delivery.options import SinkOptions
 from bgworker.delivery.retry import RetryPolicy
-from bgworker.model.events import Event, EventType, LossEvent
+from bgworker.model.events import Event, EventType, LossEvent, StreamEvent
 from bgworker.model.health import SinkHealth
 from bgworker.model.records import OUTPUT, TaskState
 from bgworker.model.reports import wait_for_reports
@@ -69,7 +69,11 @@ def line(sink: Any, **options: Any) -> Iterator[Line]:
 
 
 def payloads(events: Sequence[Event]) -> list[str]:
-    return [event.payload for event in events if event.type == EventType.TASK_OUTPUT]  # type: ignore[union-attr]
+    return [
+        event.payload
+        for event in events
+        if isinstance(event, StreamEvent) and event.type == EventType.TASK_OUTPUT
+    ]
 
 
 def losses(events: Sequence[Event]) -> list[tuple[str, int]]:

@@ -189,7 +189,10 @@ TRICKS = (
         f"{table}: a view without end"
         for table in ("tasks", "runs", "zz_stream_rows", "losses", "scripts")
     ),
-    *(f"{table}: a huge view" for table in ("tasks", "runs", "zz_stream_rows", "losses", "scripts")),
+    *(
+        f"{table}: a huge view"
+        for table in ("tasks", "runs", "zz_stream_rows", "losses", "scripts")
+    ),
     *(f"{table}: generated columns" for table in ("tasks", "runs")),
     "a trigger without end",
     "a trigger on all",
@@ -282,14 +285,12 @@ def play(connection: sqlite3.Connection, what: str) -> None:
     columns = COLUMNS.get(table, ())
     if rest in ("a view without end", "a huge view"):
         huge = rest == "a huge view"
-        values = ", ".join(
-            f"{'printf(' + chr(39) + '%.*c' + chr(39) + ', 900000000, ' + chr(39) + 'x' + chr(39) + ')' if huge else 'i'} "
-            f"AS {column}"
-            for column in columns
-        )
+        value = "printf('%.*c', 900000000, 'x')" if huge else "i"
+        values = ", ".join(f"{value} AS {column}" for column in columns)
         run(f"ALTER TABLE {table} RENAME TO old_{table}")
         run(
-            f"CREATE VIEW {table} AS {'' if huge else LOOPS} SELECT {values}{'' if huge else ' FROM n'}"
+            f"CREATE VIEW {table} AS {'' if huge else LOOPS} SELECT "
+            f"{values}{'' if huge else ' FROM n'}"
         )
     elif rest == "generated columns":
         run(f"ALTER TABLE {table} RENAME TO old_{table}")
@@ -300,17 +301,20 @@ def play(connection: sqlite3.Connection, what: str) -> None:
         run(f"CREATE TABLE {table} ({kept})")
     elif what == "a trigger without end":
         run(
-            f"CREATE TRIGGER evil AFTER DELETE ON tasks BEGIN {'INSERT INTO losses SELECT i, i, i, i, i FROM (' + LOOPS + ' SELECT i FROM n)'}; END"
+            "CREATE TRIGGER evil AFTER DELETE ON tasks BEGIN "
+            f"{'INSERT INTO losses SELECT i, i, i, i, i FROM (' + LOOPS + ' SELECT i FROM n)'}; END"
         )
     elif what == "a trigger on all":
         for name in COLUMNS:
             for event in ("INSERT", "UPDATE", "DELETE"):
                 run(
-                    f"CREATE TRIGGER {name}_{event} BEFORE {event} ON {name} BEGIN SELECT max(i) FROM ({LOOPS} SELECT i FROM n); END"
+                    f"CREATE TRIGGER {name}_{event} BEFORE {event} ON {name} BEGIN SELECT "
+                    f"max(i) FROM ({LOOPS} SELECT i FROM n); END"
                 )
     elif what == "a partial index":
         run(
-            "CREATE INDEX evil ON tasks(status) WHERE length(printf('%.*c', 900, 'x')) > length(name)"
+            "CREATE INDEX evil ON tasks(status) WHERE length(printf('%.*c', 900, 'x')) > "
+            "length(name)"
         )
     elif what == "an index of an expression":
         run("CREATE INDEX evil ON tasks(printf('%.*c', 1000, name))")
@@ -320,7 +324,8 @@ def play(connection: sqlite3.Connection, what: str) -> None:
     elif what == "other collations":
         run("PRAGMA writable_schema = ON")
         run(
-            "UPDATE sqlite_master SET sql = replace(sql, 'TEXT', 'TEXT COLLATE strange') WHERE name = 'tasks'"
+            "UPDATE sqlite_master SET sql = replace(sql, 'TEXT', 'TEXT COLLATE strange') WHERE "
+            "name = 'tasks'"
         )
     elif what == "a full text table":
         run("ALTER TABLE losses RENAME TO old_losses")
@@ -337,8 +342,10 @@ def play(connection: sqlite3.Connection, what: str) -> None:
             "SELECT i, i, 9223372036854775807, '{}', '2026' FROM n LIMIT 50000")
     elif what == "many types of failures":
         run(
-            f"INSERT INTO tasks (id, name, status, created_utc, completed_utc, duration_sec, failure_type, last_seq) {LOOPS} SELECT "
-            "printf('%032x', i), printf('%.*c', 3000, i), 'failed', '2026-01-01T00:00:00.000000Z', '2026-01-01T00:00:00.000000Z', "
+            "INSERT INTO tasks (id, name, status, created_utc, completed_utc, duration_sec, "
+            f"failure_type, last_seq) {LOOPS} SELECT "
+            "printf('%032x', i), printf('%.*c', 3000, i), 'failed', "
+            "'2026-01-01T00:00:00.000000Z', '2026-01-01T00:00:00.000000Z', "
             "1.0, printf('%d%.*c', i, 3000, 'x'), 1 FROM n LIMIT 4000"
         )
     elif what == "statistics":

@@ -64,7 +64,8 @@ def dotted(path: Path, package: Path) -> str:
 
 def breaches_of(module: str, path: Path, package: Path, modules: set[str]) -> Iterator[str]:
     if top(module) not in FLOOR:
-        yield f"{module}:1 is on no floor: place it in FLOORS of tests/test_layering.py, and in the design"
+        yield (f"{module}:1 is on no floor: place it in FLOORS of tests/test_layering.py, and in"
+               " the design")
         return
     tree = ast.parse(path.read_bytes(), str(path))
     folder = list(path.parent.relative_to(package).parts)
@@ -102,7 +103,8 @@ def is_private(name: str) -> bool:
 
 def absolute(module: str, line: int, imported: str, package: str) -> Iterator[str]:
     if top(imported) in ("bgworker", package):
-        yield f"{module}:{line} imports {imported} by its absolute name, which a vendored copy does not have"
+        yield (f"{module}:{line} imports {imported} by its absolute name, which a vendored copy"
+               " does not have")
     elif top(imported) not in sys.stdlib_module_names:
         yield f"{module}:{line} imports {imported}, which is neither relative nor standard library"
 
@@ -225,13 +227,16 @@ def test_the_checker_accepts_what_the_floors_allow(tmp_path: Path) -> None:
             "model/records.py": "from . import events\nevents.Event\nevents.__name__\n",
             "sinks/__init__.py": "from .base import Sink\n",
             "sinks/base.py": "from ..model.events import Event\n",
-            "sinks/jsonl.py": "from .. import __version__\nfrom .base import Sink\nfrom . import base\n",
+            "sinks/jsonl.py": "from .. import __version__\nfrom .base import Sink\nfrom . "
+                              "import base\n",
             "delivery/__init__.py": "",
-            "delivery/courier.py": "from ..sinks.base import Sink\ndef late():\n    from ..park.park import Park\n",
+            "delivery/courier.py": "from ..sinks.base import Sink\ndef late():\n    from "
+                                   "..park.park import Park\n",
             "park/__init__.py": "",
             "park/park.py": "from ..delivery import courier\n",
             "running/__init__.py": "",
-            "running/scheduler.py": "from ..sinks import Sink, open_sink\nfrom . import task as t\nt.Task\n",
+            "running/scheduler.py": "from ..sinks import Sink, open_sink\nfrom . import task "
+                                    "as t\nt.Task\n",
             "running/task.py": "from ..delivery.courier import Courier\n",
             "cli/__init__.py": "",
             "cli/run.py": "def main():\n    from .. import Scheduler\n",
@@ -255,14 +260,17 @@ def test_the_checker_reports_each_kind_of_breach(tmp_path: Path) -> None:
             "sinks/base.py": "",
             "sinks/jsonl.py": "from ..delivery.courier import Courier\nfrom .base import _inner\n",
             "delivery/__init__.py": "",
-            "delivery/courier.py": "from ..sinks.jsonl import JsonlSink\nfrom ..sinks import jsonl\n",
+            "delivery/courier.py": "from ..sinks.jsonl import JsonlSink\nfrom ..sinks import "
+                                   "jsonl\n",
             "delivery/registry.py": "from ..park.park import Park\n",
             "park/__init__.py": "",
             "park/park.py": "from ..shell import command\n",
             "shell/__init__.py": "",
-            "shell/command.py": "from ..model import records as r, events\nr._secret\nevents._Text.x\n",
+            "shell/command.py": "from ..model import records as r, events\nr._secret\n"
+                                "events._Text.x\n",
             "running/__init__.py": "",
-            "running/task.py": "from ... import elsewhere\nfrom ..nowhere import a\nfrom ..delivery._inside import a\n",
+            "running/task.py": "from ... import elsewhere\nfrom ..nowhere import a\nfrom "
+                               "..delivery._inside import a\n",
             "cli/__init__.py": "",
             "history/__init__.py": "from .. import Scheduler\n",
             "mystery.py": "",
@@ -272,8 +280,10 @@ def test_the_checker_reports_each_kind_of_breach(tmp_path: Path) -> None:
         [
             "model.events:2 (floor 1) imports running.task (floor 4)",
             "model.errors:2 (floor 1) imports running.task (floor 4)",
-            "model.wire:1 imports bgworker.model.events by its absolute name, which a vendored copy does not have",
-            "model.wire:2 imports bgworker by its absolute name, which a vendored copy does not have",
+            "model.wire:1 imports bgworker.model.events by its absolute name, which a vendored "
+            "copy does not have",
+            "model.wire:2 imports bgworker by its absolute name, which a vendored copy does "
+            "not have",
             "model.records:1 imports numpy, which is neither relative nor standard library",
             "model.records:2 imports orjson, which is neither relative nor standard library",
             "sinks.jsonl:1 (floor 2) imports delivery.courier (floor 3)",
@@ -288,6 +298,7 @@ def test_the_checker_reports_each_kind_of_breach(tmp_path: Path) -> None:
             "running.task:2 imports nowhere, which is on no floor",
             "running.task:3 touches delivery._inside",
             "history:1 (floor 5) imports __init__ (floor 7)",
-            "mystery:1 is on no floor: place it in FLOORS of tests/test_layering.py, and in the design",
+            "mystery:1 is on no floor: place it in FLOORS of tests/test_layering.py, and in "
+            "the design",
         ]
     )

@@ -63,7 +63,10 @@ def test_importing_bgworker_loads_nothing_dear() -> None:
 
 
 def test_the_list_of_dear_modules_would_notice_one() -> None:
-    code = "before = set(sys.modules)\nimport bgworker, sqlite3, urllib.request, asyncio\nprint(*set(sys.modules) - before)"
+    code = (
+        "before = set(sys.modules)\nimport bgworker, sqlite3, urllib.request, asyncio\n"
+        "print(*set(sys.modules) - before)"
+    )
     assert {"sqlite3", "urllib.request", "asyncio"} <= set(
         in_fresh_interpreter(code).split()
     ) & set(DEAR)
@@ -92,9 +95,14 @@ def test_what_only_a_part_offers_stands_in_its_room(home: str, names: str) -> No
     assert in_fresh_interpreter(code).split() == names.split()
 
 
-@pytest.mark.parametrize("before", [
-    "", "import bgworker.shell.child; ", "from bgworker import shell; import bgworker.shell.pipes; ",
-])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "import bgworker.shell.child; ",
+        "from bgworker import shell; import bgworker.shell.pipes; ",
+    ],
+)
 def test_shell_is_callable_whatever_was_imported_before(before: str) -> None:
     code = (f"{before}from bgworker import Scheduler, shell\n"
             "with Scheduler(1) as pool: pool.submit(shell(['true'])).result()\nprint('ran')")

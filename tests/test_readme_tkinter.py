@@ -21,7 +21,8 @@ import json, sys, tkinter
 from tkinter import ttk
 
 def driven(window, n=0, mainloop=tkinter.Misc.mainloop):
-    table, *buttons = [each for each in window.winfo_children() if isinstance(each, (ttk.Treeview, tkinter.Button))]
+    kinds = (ttk.Treeview, tkinter.Button)
+    table, *buttons = [each for each in window.winfo_children() if isinstance(each, kinds)]
     start, cancel = sorted(buttons, key=lambda button: button["text"], reverse=True)
     cancelled = []
 
@@ -30,12 +31,14 @@ def driven(window, n=0, mainloop=tkinter.Misc.mainloop):
         look()
 
     def look():
-        rows = [[str(value) for value in table.item(each)["values"]] for each in table.get_children()]
+        values = [table.item(each)["values"] for each in table.get_children()]
+        rows = [[str(value) for value in row] for row in values]
         if not cancelled and sum("step" in row[-1] for row in rows if row) == 2:
             cancelled.append(table.get_children()[0])
             table.selection_set(cancelled)
             cancel.invoke()
-        if cancelled and [row[0] for row in rows if row].count("running") == 2 and rows[0][0] == "cancelled":
+        states = [row[0] for row in rows if row]
+        if cancelled and states.count("running") == 2 and rows[0][0] == "cancelled":
             print(json.dumps(rows))
             window.destroy()
         else:
@@ -70,7 +73,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mypy")
 
 
-@pytest.mark.parametrize("mistake, is_found", [(None, False), ("event.task.status", True), ("subscription.poll", True)])
+@pytest.mark.parametrize(
+    "mistake, is_found", [(None, False), ("event.task.status", True), ("subscription.poll", True)]
+)
 def test_the_sample_uses_what_is_there(
     tmp_path: Path, mistake: str | None, is_found: bool, cache: Path
 ) -> None:

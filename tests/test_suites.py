@@ -13,8 +13,10 @@ TOOL = Path(__file__).resolve().parent.parent / "tools" / "suites.py"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("standardwebhooks") is None,
-                    reason="needs the package index; runs where the extra 'integration' is installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("standardwebhooks") is None,
+    reason="needs the package index; runs where the extra 'integration' is installed",
+)
 def test_no_test_of_other_projects_fails_for_the_swap_of_their_executor() -> None:
     done = subprocess.run(
         [sys.executable, str(TOOL)],

@@ -60,9 +60,16 @@ def test_waiting_ends_with_the_write_that_brings_what_is_waited_for() -> None:
     writer.join(SOON)
 
 
-@pytest.mark.parametrize(("condition", "text"), [
-    (2, "waited 0 s for 2 events; there are 1 events, the last a TaskCreated"),
-    (lambda events: False, "waited 0 s for the condition; there are 1 events, the last a TaskCreated")])
+@pytest.mark.parametrize(
+    ("condition", "text"),
+    [
+        (2, "waited 0 s for 2 events; there are 1 events, the last a TaskCreated"),
+        (
+            lambda events: False,
+            "waited 0 s for the condition; there are 1 events, the last a TaskCreated",
+        ),
+    ],
+)
 def test_waiting_in_vain_tells_what_there_is_instead(condition: Any, text: str) -> None:
     sink = MemorySink()
     sink.write(EVENTS[:1])
@@ -322,25 +329,38 @@ class Stubborn(Fine):
         self.go_on.wait(SOON)
 
 
-@pytest.mark.parametrize(("sink", "promise"), [
-    (Hasty, "write returned an int; it should return None, or an awaitable"),
-    (Mutating, "write changes the batch that it is given"),
-    (Keeping, "write keeps the batch past the call"),
-    (Swallowing, "write swallows exceptions"),
-    (ListsOnly, "write of one event, as a lazy batch raised AttributeError"),
-    (OneTypeOnly, "write of events of every type.* raised AttributeError: 'LossEvent'"),
-    (Losing, r"after flush, \d+ of \d+ events that write took are not there, the first a TaskOutput"),
-    (Backwards, "after flush, seq does not ascend in task 0+2"),
-    (Garbling, r"after flush, an event has changed: .* became"),
-    (BrokenByFailure, "write of a batch after one that failed raised AssertionError: still broken"),
-    (OnceOpened, "open, called again as in a forked child, raised RuntimeError: open already"),
-    (Unclosable, "close of a sink that was never written to raised RuntimeError: nothing was written"),
-    (CloseWithoutOpen, "close of a sink that was never opened raised RuntimeError: not open"),
-    (NoClose, "it has no method close"),
-    (Greedy, "preferred_batch: expected a whole number >= 1, got 0"),
-    (Later, "raised OSError: too late"),
-    (lambda: Fine, "the factory returned the class Fine"),
-], ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    ("sink", "promise"),
+    [
+        (Hasty, "write returned an int; it should return None, or an awaitable"),
+        (Mutating, "write changes the batch that it is given"),
+        (Keeping, "write keeps the batch past the call"),
+        (Swallowing, "write swallows exceptions"),
+        (ListsOnly, "write of one event, as a lazy batch raised AttributeError"),
+        (OneTypeOnly, "write of events of every type.* raised AttributeError: 'LossEvent'"),
+        (
+            Losing,
+            r"after flush, \d+ of \d+ events that write took are not there, the first a TaskOutput",
+        ),
+        (Backwards, "after flush, seq does not ascend in task 0+2"),
+        (Garbling, r"after flush, an event has changed: .* became"),
+        (
+            BrokenByFailure,
+            "write of a batch after one that failed raised AssertionError: still broken",
+        ),
+        (OnceOpened, "open, called again as in a forked child, raised RuntimeError: open already"),
+        (
+            Unclosable,
+            "close of a sink that was never written to raised RuntimeError: nothing was written",
+        ),
+        (CloseWithoutOpen, "close of a sink that was never opened raised RuntimeError: not open"),
+        (NoClose, "it has no method close"),
+        (Greedy, "preferred_batch: expected a whole number >= 1, got 0"),
+        (Later, "raised OSError: too late"),
+        (lambda: Fine, "the factory returned the class Fine"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
 def test_a_sink_that_breaks_a_promise_is_told_which(sink: Callable[[], Any], promise: str) -> None:
     with pytest.raises(AssertionError, match=promise) as told:
         check_sink(sink, read_back=lambda sink: sink.events)  # type: ignore[attr-defined]
@@ -355,10 +375,15 @@ def test_all_broken_promises_are_told_at_once() -> None:
         check_sink(Bad)
 
 
+def kept(sink: Any) -> list[Event]:
+    found: list[Event] = sink.kept
+    return found
+
+
 def test_a_sink_that_keeps_doubles_is_told_only_if_it_claims_to_know_events_again() -> None:
-    check_sink(MemorySinkThatStays, read_back=lambda sink: sink.kept)  # type: ignore[attr-defined]
+    check_sink(MemorySinkThatStays, read_back=kept)
     with pytest.raises(AssertionError, match="events that are delivered twice are kept twice"):
-        check_sink(MemorySinkThatStays, read_back=lambda sink: sink.kept, is_idempotent=True)  # type: ignore[attr-defined]
+        check_sink(MemorySinkThatStays, read_back=kept, is_idempotent=True)
 
 
 class MemorySinkThatStays:
@@ -384,7 +409,7 @@ class KnowsThemAgain(MemorySinkThatStays):
 
 
 def test_a_sink_that_knows_events_again_passes() -> None:
-    check_sink(KnowsThemAgain, read_back=lambda sink: sink.kept, is_idempotent=True)  # type: ignore[attr-defined]
+    check_sink(KnowsThemAgain, read_back=kept, is_idempotent=True)
 
 
 def test_a_sink_that_hangs_is_told_where() -> None:

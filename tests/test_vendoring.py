@@ -47,7 +47,8 @@ def refused(part, ask):
     try:
         ask()
     except (ImportError, SinkError) as error:
-        assert f"made without its part {part!r}" in str(error) and "--without" in str(error), str(error)
+        text = str(error)
+        assert f"made without its part {part!r}" in text and "--without" in text, text
     else:
         sys.exit(f"nobody said that {part} is missing")
 
@@ -59,7 +60,12 @@ with Scheduler(2, sinks=["jsonl:" + sys.argv[2]]) as pool:
     refused("history", lambda: pool.register_sink("sqlite:x.db"))
     refused("webhook", lambda: pool.register_sink("webhook:https://example.com/"))
     refused("park", lambda: pool.register_sink("jsonl:x", options=SinkOptions(park="parked")))
-for name, part in (("History", "history"), ("SqliteSink", "history"), ("WebhookSink", "webhook"), ("shell", "shell")):
+for name, part in (
+    ("History", "history"),
+    ("SqliteSink", "history"),
+    ("WebhookSink", "webhook"),
+    ("shell", "shell"),
+):
     refused(part, lambda: getattr(_bg, name))
     assert name not in globals() and name not in dir(_bg), name
 refused("history", lambda: exec("from _bg import History"))
@@ -265,7 +271,9 @@ def test_a_wrong_command_line_is_refused_in_one_line() -> None:
     assert done.stderr.count("\n") == 1 and "DEST" in done.stderr
 
 
-@pytest.mark.parametrize("content", [{}, {"__init__.py": "mine"}, {"errors.py": "class MyError(Exception): ..."}])
+@pytest.mark.parametrize(
+    "content", [{}, {"__init__.py": "mine"}, {"errors.py": "class MyError(Exception): ..."}]
+)
 def test_a_folder_that_is_no_copy_is_never_replaced(
     tmp_path: Path, content: dict[str, str]
 ) -> None:

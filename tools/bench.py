@@ -218,7 +218,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             ratio, spread = f"{row['median']:.3g}", f"{row['least']:.3g} .. {row['greatest']:.3g}"
         met = {True: "yes", False: "**no**", None: ""}[row["met"]]
         lines.append(
-            f"| {row['name']} | {row['what']} | {ratio} | {spread} | {row['wanted'] or ''} | {met} |"
+            f"| {row['name']} | {row['what']} | {ratio} | {spread} | {row['wanted'] or ''} | "
+            f"{met} |"
         )
     return "\n".join(lines)
 
@@ -413,8 +414,16 @@ IMPORTS = 15
 """Interpreters started per variant and round."""
 
 
-@bench([Row("import bgworker {0} over import concurrent.futures.thread, dataclasses, json {1}", ("bgworker", "standard"),
-            "<= 1.3", "{:.1f} ms")])
+@bench(
+    [
+        Row(
+            "import bgworker {0} over import concurrent.futures.thread, dataclasses, json {1}",
+            ("bgworker", "standard"),
+            "<= 1.3",
+            "{:.1f} ms",
+        )
+    ]
+)
 def import_() -> Mapping[str, Variant]:
     """Start of an interpreter that imports, less that of a bare one right after it, with warm
     bytecode."""
@@ -444,9 +453,23 @@ def import_() -> Mapping[str, Variant]:
 CHATTY = ["seq", "2000000"]
 
 
-@bench([Row("bgworker run --no-db of two million lines {0} over GNU parallel, or cat where that is not installed, {1}",
-            ("run", "plain"), "<= 12.5", "{:.2f} s"),
-        Row("peak memory of that run {0} over that of one that says a line {1}", ("run MiB", "one line MiB"), "", "{:.0f} MiB")])
+@bench(
+    [
+        Row(
+            "bgworker run --no-db of two million lines {0} over GNU parallel, or cat where "
+            "that is not installed, {1}",
+            ("run", "plain"),
+            "<= 12.5",
+            "{:.2f} s",
+        ),
+        Row(
+            "peak memory of that run {0} over that of one that says a line {1}",
+            ("run MiB", "one line MiB"),
+            "",
+            "{:.0f} MiB",
+        ),
+    ]
+)
 def run() -> Mapping[str, Variant]:
     """A chatty command on the command line, its output read by nobody in particular."""
     def child(*words: str) -> tuple[float, float]:
@@ -501,10 +524,30 @@ def emit() -> Mapping[str, Variant]:
     }
 
 
-@bench([Row("p99.9 of output() every 20 us: microseconds that a JSONL sink {0} has over a no-op sink {1}", ("jsonl", "null"),
-            "<= 3", "{:.2f} us", is_difference=True),
-        Row("p99.9 with a JSONL sink {0} over SimpleQueue.put, nobody reading {1}", ("jsonl", "bare"), "", "{:.2f} us"),
-        Row("... over logging's QueueHandler, a file handler behind it {1}", ("jsonl", "logging"), "", "{:.2f} us")])
+@bench(
+    [
+        Row(
+            "p99.9 of output() every 20 us: microseconds that a JSONL sink {0} has over a "
+            "no-op sink {1}",
+            ("jsonl", "null"),
+            "<= 3",
+            "{:.2f} us",
+            is_difference=True,
+        ),
+        Row(
+            "p99.9 with a JSONL sink {0} over SimpleQueue.put, nobody reading {1}",
+            ("jsonl", "bare"),
+            "",
+            "{:.2f} us",
+        ),
+        Row(
+            "... over logging's QueueHandler, a file handler behind it {1}",
+            ("jsonl", "logging"),
+            "",
+            "{:.2f} us",
+        ),
+    ]
+)
 def tail() -> Mapping[str, Variant]:
     """How long the slowest emits take, at a pace."""
     from bgworker import Scheduler
@@ -607,13 +650,15 @@ def task_rows() -> Iterator[Row]:
             )
     for recorder in ("JSONL", "SQLite"):
         yield Row(
-            f"tasks, a loop of result(), until {recorder} has all of it {{0}} over ThreadPoolExecutor {{1}}",
+            f"tasks, a loop of result(), until {recorder} has all of it {{0}} over "
+            f"ThreadPoolExecutor {{1}}",
             (f"{recorder}, delivered", "a loop of result()"),
             ">= 0.7",
             "{:,.0f}/s",
         )
     yield Row(
-        "tasks, a loop of result(), no sink {0} over four threads and a SimpleQueue, nothing to wait for {1}",
+        "tasks, a loop of result(), no sink {0} over four threads and a SimpleQueue, nothing "
+        "to wait for {1}",
         ("a loop of result(), no sink", "bare"),
         "",
         "{:,.0f}/s",
@@ -676,7 +721,16 @@ def tasks() -> Mapping[str, Variant]:
     return {**variants, "bare": bare}
 
 
-@bench([Row("10,000 tasks with timeout=60 {0} over without {1}", ("with", "without"), "<= 1.2", "{:.0f} ms")])
+@bench(
+    [
+        Row(
+            "10,000 tasks with timeout=60 {0} over without {1}",
+            ("with", "without"),
+            "<= 1.2",
+            "{:.0f} ms",
+        )
+    ]
+)
 def deadlines() -> Mapping[str, Variant]:
     """What a timeout that never passes costs. The standard library has none to compare with."""
     from bgworker import Scheduler
@@ -695,10 +749,22 @@ def deadlines() -> Mapping[str, Variant]:
 LINES = 200_000
 
 
-@bench([Row("events from emit to closed file {0} over ready-made lines, 1,000 per os.write {1}", ("ours", "template"),
-            ">= 0.35", "{:,.0f}/s"),
-        Row("events from emit to closed file {0} over json.dumps and a buffered write {1}", ("ours", "dumps"), ">= 2",
-            "{:,.0f}/s")])
+@bench(
+    [
+        Row(
+            "events from emit to closed file {0} over ready-made lines, 1,000 per os.write {1}",
+            ("ours", "template"),
+            ">= 0.35",
+            "{:,.0f}/s",
+        ),
+        Row(
+            "events from emit to closed file {0} over json.dumps and a buffered write {1}",
+            ("ours", "dumps"),
+            ">= 2",
+            "{:,.0f}/s",
+        ),
+    ]
+)
 def jsonl() -> Mapping[str, Variant]:
     """200,000 output events of 60 characters into a file. The others do it on one thread, with
     nothing in between."""
@@ -728,8 +794,8 @@ def jsonl() -> Mapping[str, Variant]:
                     if not seq % 1000:
                         second = strftime("%Y-%m-%dT%H:%M:%S", gmtime(micros // 1_000_000))
                     lines.append(
-                        f'{{"v":1,"type":"TaskOutput","task_id":"{task_id}","seq":{seq},"time":"{second}.'
-                        f'{micros % 1_000_000:06}Z","stream":"output",'
+                        f'{{"v":1,"type":"TaskOutput","task_id":"{task_id}","seq":{seq},'
+                        f'"time":"{second}.{micros % 1_000_000:06}Z","stream":"output",'
                         f'"payload":{encode_basestring_ascii(texts[seq])}}}\n'
                     )
                 os.write(file, "".join(lines).encode())
@@ -787,11 +853,23 @@ class CrawlingSink(HangingSink):
         self.release.wait(len(events))
 
 
-@bench([Row("p99 of output() beside three dead sinks {0} over the healthy one alone {1}", ("dead", "alone"), "<= 2",
-            "{:.2f} us"),
-        Row("p99 of output() beside three dead sinks {0} over logging's QueueHandler {1}", ("dead", "logging"), "",
-            "{:.2f} us"),
-        Row("the healthy sink got everything", "healthy")])
+@bench(
+    [
+        Row(
+            "p99 of output() beside three dead sinks {0} over the healthy one alone {1}",
+            ("dead", "alone"),
+            "<= 2",
+            "{:.2f} us",
+        ),
+        Row(
+            "p99 of output() beside three dead sinks {0} over logging's QueueHandler {1}",
+            ("dead", "logging"),
+            "",
+            "{:.2f} us",
+        ),
+        Row("the healthy sink got everything", "healthy"),
+    ]
+)
 def isolation() -> Mapping[str, Variant]:
     """One sink raises, one hangs, one takes an event a second: neither the task nor a healthy sink
     may notice."""
@@ -898,11 +976,30 @@ SAID = 10_000
 """Events of each task that talks."""
 
 
-@bench([Row("4 busy tasks that say something every 15 us, JSONL, SQLite and webhook behind them {0}, over the same saying nothing "
-            "{1}", ("ours", "silent"), "<= 1.25", "{:.0f} ms"),
-        Row("... the obvious design behind them {0} over saying nothing {1}", ("obvious", "silent"), "", "{:.0f} ms"),
-        Row("events until all is in the three sinks {0} over the obvious design {1}", ("our rate", "obvious rate"), ">= 4",
-            "{:,.0f}/s")])
+@bench(
+    [
+        Row(
+            "4 busy tasks that say something every 15 us, JSONL, SQLite and webhook behind "
+            "them {0}, over the same saying nothing "
+            "{1}",
+            ("ours", "silent"),
+            "<= 1.25",
+            "{:.0f} ms",
+        ),
+        Row(
+            "... the obvious design behind them {0} over saying nothing {1}",
+            ("obvious", "silent"),
+            "",
+            "{:.0f} ms",
+        ),
+        Row(
+            "events until all is in the three sinks {0} over the obvious design {1}",
+            ("our rate", "obvious rate"),
+            ">= 4",
+            "{:,.0f}/s",
+        ),
+    ]
+)
 def pipeline() -> Mapping[str, Variant]:
     """Everything at once, beside the design that one writes first: a frozen dataclass an event, a
     `queue.Queue` a sink, `json.dumps` a line, `executemany` a batch, `urlopen` a batch."""
@@ -1025,7 +1122,8 @@ class Obvious:
         with closing(sqlite3.connect(f"{self._folder}/obvious.db")) as database:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute(
-                "CREATE TABLE events (task_id TEXT, seq INTEGER, time TEXT, stream TEXT, payload TEXT)"
+                "CREATE TABLE events (task_id TEXT, seq INTEGER, time TEXT, stream TEXT, "
+                "payload TEXT)"
             )
             database.execute("CREATE INDEX events_by_task ON events (task_id, seq)")
             for batch in self._batches(events, 1000):
@@ -1042,8 +1140,17 @@ class Obvious:
             urlopen(Request(self._url, body, {"content-type": "application/json"})).close()
 
 
-@bench([Row("a busy task that says 1,000 things a second, JSONL and SQLite behind it {0}, over the same saying nothing {1}",
-            ("talking", "silent"), "<= 1.03", "{:.0f} ms")])
+@bench(
+    [
+        Row(
+            "a busy task that says 1,000 things a second, JSONL and SQLite behind it {0}, over "
+            "the same saying nothing {1}",
+            ("talking", "silent"),
+            "<= 1.03",
+            "{:.0f} ms",
+        )
+    ]
+)
 def overhead() -> Mapping[str, Variant]:
     """Seconds of computing, half of them talking, side by side: a machine's drift is as much as
     what is measured. The events of a second's last twentieth are delivered after it."""
@@ -1081,8 +1188,18 @@ def overhead() -> Mapping[str, Variant]:
 WATCHED = 5.0
 
 
-@bench([Row("wake-ups a second that a Scheduler with three sinks and nothing to do {0} has over no Scheduler {1}",
-            ("idle", "nothing"), "<= 2", "{:.1f}", is_difference=True)])
+@bench(
+    [
+        Row(
+            "wake-ups a second that a Scheduler with three sinks and nothing to do {0} has "
+            "over no Scheduler {1}",
+            ("idle", "nothing"),
+            "<= 2",
+            "{:.1f}",
+            is_difference=True,
+        )
+    ]
+)
 def idle() -> Mapping[str, Variant]:
     """Context switches of the whole process while it waits, five seconds long."""
     import resource
@@ -1132,7 +1249,10 @@ class Flood:
     def grown(self, said: Round) -> float:
         """Return by how many MiB an interpreter of its own grows at most; what it freed before
         would count for nothing."""
-        script = "import json, sys; sys.path.insert(0, sys.argv[1]); import bench; bench.Flood(*json.loads(sys.argv[2])).run()"
+        script = (
+            "import json, sys; sys.path.insert(0, sys.argv[1]); "
+            "import bench; bench.Flood(*json.loads(sys.argv[2])).run()"
+        )
         fields = [
             self.what,
             self.say,
@@ -1240,9 +1360,24 @@ FLOODS = {
 }
 
 
-@bench([*[Row(f"{flood.what}: {{0}} over the queue_bytes of the sinks + 30 MiB {{1}}", (name, f"{name}, bound"), "<= 1",
-              "{:.0f} MiB") for name, flood in FLOODS.items()],
-        Row("the account is exact: emitted = delivered + coalesced + dropped + parked + pending", "exact")], is_fresh=True)
+@bench(
+    [
+        *[
+            Row(
+                f"{flood.what}: {{0}} over the queue_bytes of the sinks + 30 MiB {{1}}",
+                (name, f"{name}, bound"),
+                "<= 1",
+                "{:.0f} MiB",
+            )
+            for name, flood in FLOODS.items()
+        ],
+        Row(
+            "the account is exact: emitted = delivered + coalesced + dropped + parked + pending",
+            "exact",
+        ),
+    ],
+    is_fresh=True,
+)
 def memory() -> Mapping[str, Variant]:
     """Tasks that emit as fast as they can; the peak, seen every 2 ms."""
     return {name: variant for key, flood in FLOODS.items()
@@ -1264,9 +1399,24 @@ def resident_mib() -> float:
 BATCH, BATCHES = 500, 100
 
 
-@bench([Row("events delivered in batches of 500 {0} over a bare urlopen with the same bytes ready {1}; the receiver verifies "
-            "and parses", ("verified", "bare, verified"), ">= 0.6", "{:,.0f}/s"),
-        Row("... {0} over {1}; the receiver only reads", ("read", "bare, read"), ">= 0.6", "{:,.0f}/s")])
+@bench(
+    [
+        Row(
+            "events delivered in batches of 500 {0} over a bare urlopen with the same bytes "
+            "ready {1}; the receiver verifies "
+            "and parses",
+            ("verified", "bare, verified"),
+            ">= 0.6",
+            "{:,.0f}/s",
+        ),
+        Row(
+            "... {0} over {1}; the receiver only reads",
+            ("read", "bare, read"),
+            ">= 0.6",
+            "{:,.0f}/s",
+        ),
+    ]
+)
 def webhook() -> Mapping[str, Variant]:
     """50,000 output events of 60 characters that wait in a queue, from the first request to the
     answer of the last."""
@@ -1346,11 +1496,24 @@ HISTORY_TASKS, HISTORY_ROWS = 100_000, 10
 """Tasks of the history, and stream rows of each."""
 
 
-@bench([Row("the newest 50 of 100,000 tasks {0} over {1}", ("newest", "answer"), "<= 1", "{:.2f} ms"),
-        Row("the streams of one of them, of 1,000,000 rows, {0} over {1}", ("streams", "answer"), "<= 1", "{:.2f} ms"),
-        Row("50 failures of the last day {0} over {1}", ("failures", "answer"), "<= 1", "{:.2f} ms"),
+@bench(
+    [
+        Row(
+            "the newest 50 of 100,000 tasks {0} over {1}", ("newest", "answer"), "<= 1", "{:.2f} ms"
+        ),
+        Row(
+            "the streams of one of them, of 1,000,000 rows, {0} over {1}",
+            ("streams", "answer"),
+            "<= 1",
+            "{:.2f} ms",
+        ),
+        Row(
+            "50 failures of the last day {0} over {1}", ("failures", "answer"), "<= 1", "{:.2f} ms"
+        ),
         Row("stats {0} over {1}", ("stats", "sum"), "<= 1", "{:.0f} ms"),
-        Row("... over the bare GROUP BY of its counts {1}", ("stats", "counts"), "", "{:.0f} ms")])
+        Row("... over the bare GROUP BY of its counts {1}", ("stats", "counts"), "", "{:.0f} ms"),
+    ]
+)
 def history() -> Mapping[str, Variant]:
     """Questions to a history file of 100,000 tasks and 1,000,000 stream rows, from its DTOs down to
     the disk's cache."""
@@ -1447,13 +1610,17 @@ def fill_history(path: str) -> None:
             ((f"{number:032x}", text(time_ns())) for number in range(HISTORY_TASKS // 1000)),
         )
         connection.executemany(
-            "INSERT INTO tasks (key, id, run_id, name, status, created_utc, scheduled_utc, started_utc, "
-            "completed_utc, duration_sec, last_progress_pct, last_progress_msg, script_hash, metadata_json, "
-            f"failure_type, failure_message, invocation_info, last_seq) VALUES ({', '.join('?' * 18)})",
+            "INSERT INTO tasks (key, id, run_id, name, status, created_utc, scheduled_utc, "
+            "started_utc, "
+            "completed_utc, duration_sec, last_progress_pct, last_progress_msg, script_hash, "
+            "metadata_json, "
+            "failure_type, failure_message, invocation_info, last_seq) VALUES "
+            f"({', '.join('?' * 18)})",
             tasks,
         )
         connection.executemany(
-            "INSERT INTO zz_stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO zz_stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, "
+            "?, ?, ?)",
             (
                 (key, seq, seq % 2, begun // 1000, PAYLOAD)
                 for key in range(1, HISTORY_TASKS + 1)
@@ -1474,16 +1641,47 @@ WEB_PAGES = {
 }
 
 
-@bench([Row("the first page of 100,000 tasks {0} over {1}", ("first", "100 ms"), "<= 1", "{:.1f} ms"),
+@bench(
+    [
+        Row(
+            "the first page of 100,000 tasks {0} over {1}", ("first", "100 ms"), "<= 1", "{:.1f} ms"
+        ),
         Row("... over the bare query of its 50 rows {1}", ("first", "bare"), "", "{:.2f} ms"),
         Row("those that failed {0} over {1}", ("failed", "100 ms"), "<= 1", "{:.1f} ms"),
-        Row("a name that none has, up to the bound, {0} over {1}", ("named", "100 ms"), "<= 1", "{:.1f} ms"),
-        Row("a text that none of 1,000,000 rows has, up to the bound, {0} over {1}", ("said", "100 ms"), "<= 1", "{:.1f} ms"),
+        Row(
+            "a name that none has, up to the bound, {0} over {1}",
+            ("named", "100 ms"),
+            "<= 1",
+            "{:.1f} ms",
+        ),
+        Row(
+            "a text that none of 1,000,000 rows has, up to the bound, {0} over {1}",
+            ("said", "100 ms"),
+            "<= 1",
+            "{:.1f} ms",
+        ),
         Row("a text in the tasks of a day {0} over {1}", ("recent", "100 ms"), "<= 1", "{:.1f} ms"),
         Row("a task with the end of its log {0} over {1}", ("task", "50 ms"), "<= 1", "{:.1f} ms"),
-        Row("failures that are alike {0} over the bare GROUP BY of their types {1}", ("failures", "bare failures"), "", "{:.0f} ms"),
-        Row("the timeline {0} over the bare SELECT of what it reads {1}", ("timeline", "bare timeline"), "", "{:.0f} ms"),
-        Row("a line from its emission to a browser's connection {0} over {1}", ("live", "500 ms"), "<= 1", "{:.0f} ms")])
+        Row(
+            "failures that are alike {0} over the bare GROUP BY of their types {1}",
+            ("failures", "bare failures"),
+            "",
+            "{:.0f} ms",
+        ),
+        Row(
+            "the timeline {0} over the bare SELECT of what it reads {1}",
+            ("timeline", "bare timeline"),
+            "",
+            "{:.0f} ms",
+        ),
+        Row(
+            "a line from its emission to a browser's connection {0} over {1}",
+            ("live", "500 ms"),
+            "<= 1",
+            "{:.0f} ms",
+        ),
+    ]
+)
 def web() -> Mapping[str, Variant]:
     """Pages of a history of 100,000 tasks and 1,000,000 stream rows, from request to last byte; and
     how soon a line arrives that a task says."""
@@ -1591,9 +1789,23 @@ MOST_BYTES = 110
 """What a row of a stream with 60 characters may take in the file, indexes and all."""
 
 
-@bench([Row("events from emit to closed history {0} over ready-made rows, executemany, 1,000 a transaction {1}", ("ours", "bare"),
-            ">= 0.8", "{:,.0f}/s"),
-        Row("bytes of a history per such event {0} over {1} allowed", ("bytes", "allowed"), "<= 1", "{:,.1f}")])
+@bench(
+    [
+        Row(
+            "events from emit to closed history {0} over ready-made rows, executemany, 1,000 a "
+            "transaction {1}",
+            ("ours", "bare"),
+            ">= 0.8",
+            "{:,.0f}/s",
+        ),
+        Row(
+            "bytes of a history per such event {0} over {1} allowed",
+            ("bytes", "allowed"),
+            "<= 1",
+            "{:,.1f}",
+        ),
+    ]
+)
 def sqlite() -> Mapping[str, Variant]:
     """200,000 output events of 60 characters into a history. The other does it on one thread, into
     the same tables."""
@@ -1630,13 +1842,15 @@ def insert_bare(path: str, count: int) -> float:
     connection = schema.connect_to_write(path)
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(
-        "INSERT INTO tasks (id, name, status, created_utc, last_seq) VALUES ('t', 't', 'running', '', 1)"
+        "INSERT INTO tasks (id, name, status, created_utc, last_seq) VALUES ('t', 't', "
+        "'running', '', 1)"
     )
     begun = perf_counter()
     for start in range(0, count, 1000):
         with schema.transaction(connection):
             connection.executemany(
-                "INSERT INTO zz_stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO zz_stream_rows (task, seq, stream, created_us, payload) VALUES "
+                "(?, ?, ?, ?, ?)",
                 rows[start : start + 1000],
             )
     connection.close()
@@ -1659,10 +1873,24 @@ FEW_ROWS = 4_000
 """Rows of the bare executemany beside a CPU-bound thread, which takes 2 seconds for so many."""
 
 
-@bench([Row("events from emit to history beside a CPU-bound task {0} over a bare executemany beside it {1}", ("ours", "bare"),
-            ">= 20", "{:,.0f}/s"),
-        Row("turns of a CPU-bound task while a backlog goes into a history {0} over turns of one alone {1}",
-            ("turns", "alone"), ">= 0.9", "{:,.0f}/s")])
+@bench(
+    [
+        Row(
+            "events from emit to history beside a CPU-bound task {0} over a bare executemany "
+            "beside it {1}",
+            ("ours", "bare"),
+            ">= 20",
+            "{:,.0f}/s",
+        ),
+        Row(
+            "turns of a CPU-bound task while a backlog goes into a history {0} over turns of "
+            "one alone {1}",
+            ("turns", "alone"),
+            ">= 0.9",
+            "{:,.0f}/s",
+        ),
+    ]
+)
 def busy() -> Mapping[str, Variant]:
     """What becomes of a history's rate beside a task that computes, and of the task's."""
     from bgworker import Scheduler, SqliteSink

@@ -7,8 +7,9 @@
     python3 tools/vendor.py path/to/project --without history,webhook,park,shell,testing,web,cli
                                                             the core alone
 
-The parts may each be left out; without history there is no web, either. The copy then lacks their files and their public names, and answers
-whoever asks for one of them with an error that names the part.
+The parts may each be left out; without history there is no web, either. The copy then lacks their
+files and their public names, and answers whoever asks for one of them with an error that names the
+part.
 
 The copy is verified before it takes its place, so that a broken one never replaces a good one: all
 of its imports are relative or from the standard library, and in a fresh interpreter without
@@ -164,7 +165,8 @@ def vendor(dest: Path, name: str, left_out: tuple[str, ...] = (), *, zipped: boo
     is_update = os.path.lexists(target)
     if is_update and not is_copy(target):
         raise Refused(
-            f"{target} exists and is no copy of bgworker: move it away, or take another name with --name"
+            f"{target} exists and is no copy of bgworker: move it away, or take another name "
+            "with --name"
         )
 
     dest.mkdir(parents=True, exist_ok=True)
@@ -196,7 +198,8 @@ def copy_package(made: Path, left_out: tuple[str, ...]) -> None:
         text = front.read_text(encoding="utf-8")
         if NOTHING_LEFT_OUT not in text:
             raise Unfit(
-                f"__init__.py lacks the line {NOTHING_LEFT_OUT!r}, which is to say what the copy lacks"
+                f"__init__.py lacks the line {NOTHING_LEFT_OUT!r}, which is to say what the "
+                "copy lacks"
             )
         noted = text.replace(NOTHING_LEFT_OUT, f"_LEFT_OUT: tuple[str, ...] = {left_out!r}")
         front.write_text(noted, encoding="utf-8", newline="\n")
@@ -288,7 +291,8 @@ def foreign_imports(package: Path) -> list[str]:
             else:
                 continue
             found += [
-                f"{path.relative_to(package)}:{node.lineno} imports {imported}, which is outside the package and "
+                f"{path.relative_to(package)}:{node.lineno} imports {imported}, which is "
+                "outside the package and "
                 "the standard library"
                 for imported in names
                 if imported.partition(".")[0] not in sys.stdlib_module_names

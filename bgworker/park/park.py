@@ -47,8 +47,8 @@ class ParkFile:
         self._file.open()
 
     def write(self, events: Any) -> None:
-        """Append the records of a `Batch`, which have a sixth field: what kept them from their sink, and after how
-        many attempts.
+        """Append the records of a `Batch`, which have a sixth field: what kept them from their
+        sink, and after how many attempts.
 
         Raises:
             PermanentSinkError: the file does not take them, or one of them has no wire form.

@@ -244,7 +244,8 @@ def test_a_device_or_fifo_is_written_to_and_stays_one(record: Recorder, tmp_path
     os.mkfifo("fifo")
     reader = os.open("fifo", os.O_RDONLY | os.O_NONBLOCK)
     assert main(["export", "--jsonl", "fifo"]) == 0
-    assert decode(os.read(reader, 1 << 16).decode()).type == "TaskCompleted"  # type: ignore[union-attr]
+    event = decode(os.read(reader, 1 << 16).decode())
+    assert event is not None and event.type == "TaskCompleted"
     os.close(reader)
     assert stat.S_ISFIFO(os.stat("fifo").st_mode)
 
@@ -260,7 +261,8 @@ def test_the_history_itself_is_never_replaced(record: Recorder, tmp_path: Path,
         assert main(["export", "--jsonl", name]) == 2
         assert capfd.readouterr() == (
             "",
-            f"bgworker export: error: argument --jsonl: '{name}' is the history itself; name another file\n",
+            f"bgworker export: error: argument --jsonl: '{name}' is the history itself; name "
+            "another file\n",
         )
     assert sorted(os.listdir(tmp_path)) == before
     with History("bgworker.db") as history:

@@ -36,7 +36,10 @@ READING: dict[str, list[str]] = {
 
 CONTROLS = "".join(map(chr, [*range(1, 32), *range(127, 160)]))
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-EVIL = f"\x1b]0;title\x07\x1b[2J\x1b]8;;http://evil\x1b\\link\x9b31m{CONTROLS}{BIDI}\u2028\ufeff\U000e0041"
+EVIL = (
+    "\x1b]0;title\x07\x1b[2J\x1b]8;;http://evil\x1b\\link\x9b31m"
+    f"{CONTROLS}{BIDI}\u2028\ufeff\U000e0041"
+)
 
 
 def shown(capfd: pytest.CaptureFixture[str], *words: str) -> str:

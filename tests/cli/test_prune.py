@@ -140,8 +140,15 @@ def test_nothing_of_a_live_process_goes_when_its_lock_file_was_deleted(
     assert len(rows_of("bgworker.db", "SELECT * FROM zz_stream_rows")) == 1
 
 
-@pytest.mark.parametrize("words", [["--older-than", "84h"], ["--keep", "4"], ["--keep", "9", "--older-than", "12h"],
-                                   ["--keep", "99"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--older-than", "84h"],
+        ["--keep", "4"],
+        ["--keep", "9", "--older-than", "12h"],
+        ["--keep", "99"],
+    ],
+)
 def test_a_dry_run_tells_what_would_go_and_changes_nothing(
     ages: Recorder, capfd: pytest.CaptureFixture[str], words: list[str]
 ) -> None:

@@ -199,8 +199,14 @@ def test_many_commands_are_labelled_counted_and_summed_up(tmp_path: Path) -> Non
     assert re.fullmatch(r"2 commands: 1 completed, 1 failed in [\d.]+m?s", summary)
 
 
-@pytest.mark.parametrize("commands, code", [(["pass", "pass"], 0), (["pass", "import time; time.sleep(600)"], 124),
-                                            (["1/0", "import time; time.sleep(600)"], 1)])
+@pytest.mark.parametrize(
+    "commands, code",
+    [
+        (["pass", "pass"], 0),
+        (["pass", "import time; time.sleep(600)"], 124),
+        (["1/0", "import time; time.sleep(600)"], 1),
+    ],
+)
 def test_the_exit_code_of_many_tells_the_worst(
     tmp_path: Path, commands: list[str], code: int
 ) -> None:
@@ -402,7 +408,10 @@ def test_a_sink_that_loses_events_is_told_of_and_harms_no_command(tmp_path: Path
 REFUSED = [
     (["-j", "0", "--", "x"], "expected a whole number >= 1, got '0'"),
     (["-j", "two", "--", "x"], "expected a whole number >= 1, got 'two'"),
-    (["--timeout", "-1", "--", "x"], "expected seconds > 0, or a duration such as 90s or 1h30m, got '-1'"),
+    (
+        ["--timeout", "-1", "--", "x"],
+        "expected seconds > 0, or a duration such as 90s or 1h30m, got '-1'",
+    ),
     (["--timeout", "nan", "--", "x"], "or 1h30m, got 'nan'; leave it out for no limit"),
     (["--timeout", "0m", "--", "x"], "or 1h30m, got '0m'"),
     (["--name", " ", "--", "x"], "expected a name"),
@@ -447,8 +456,15 @@ def test_what_cannot_be_used_is_refused_in_one_line_and_leaves_nothing(
 
 
 @POSIX
-@pytest.mark.parametrize("locale", [{"PYTHONUTF8": "1"}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
-                                    {"PYTHONUTF8": "0", "LC_ALL": "en_US.ISO-8859-1"}], ids=["UTF-8", "C", "Latin-1"])
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"PYTHONUTF8": "1"},
+        {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
+        {"PYTHONUTF8": "0", "LC_ALL": "en_US.ISO-8859-1"},
+    ],
+    ids=["UTF-8", "C", "Latin-1"],
+)
 def test_the_bytes_of_a_command_reach_it_as_they_were_written_whatever_the_locale(
         tmp_path: Path, locale: dict[str, str]) -> None:
     if "ISO" in locale.get("LC_ALL", ""):
@@ -627,7 +643,10 @@ def test_every_level_has_help_with_an_example_and_the_version_is_told(
 
 
 def test_the_command_line_is_imported_by_nothing_else(tmp_path: Path) -> None:
-    code = "import sys, bgworker; bgworker.shell; assert not any('.cli' in n or n == 'argparse' for n in sys.modules)"
+    code = (
+        "import sys, bgworker; bgworker.shell; "
+        "assert not any('.cli' in n or n == 'argparse' for n in sys.modules)"
+    )
     subprocess.run(python(code), cwd=tmp_path, env=strict_environment(), timeout=WAIT, check=True)
 
 
@@ -690,7 +709,8 @@ def test_a_second_signal_kills_also_what_made_a_group_or_a_session_of_its_own(
     tmp_path: Path,
 ) -> None:
     code = "echo $$ >{0}~; mv {0}~ {0}; while :; do sleep 0.05; done"
-    jobs = f"timeout 600 sh -c '{code.format('one')}' & setsid sh -c '{code.format('two')}' & wait; wait; wait"
+    grouped, apart = code.format("one"), code.format("two")
+    jobs = f"timeout 600 sh -c '{grouped}' & setsid sh -c '{apart}' & wait; wait; wait"
     with started("run", "--", "sh", "-c", f"trap '' TERM; {jobs}", cwd=tmp_path) as proc:
         until(lambda: (tmp_path / "one").exists() and (tmp_path / "two").exists())
         proc.send_signal(signal.SIGINT)
@@ -737,7 +757,10 @@ def test_ctrl_z_stops_the_commands_too_and_they_go_on_with_us(tmp_path: Path) ->
 def test_a_failed_command_fails_though_who_started_us_ignores_the_end_of_children(
     tmp_path: Path,
 ) -> None:
-    starter = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    starter = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
     done = subprocess.run(
         [
             *python(starter),

@@ -46,21 +46,39 @@ def plain(line: str) -> str:
 # ---------------------------------------------------------------- text
 
 
-@pytest.mark.parametrize("text, shown", [
-    ("\x1b[31mred\x1b[0m", "red"), ("\x1b[01;31m\x1b[Kgrep\x1b[m\x1b[K", "grep"), ("\x1b[38:2::1:2:3mx", "x"),
-    ("\x1b(B\x1b[mx", "x"), ("\x1b[2J\x1b[1;1H\x1b[6n", r"\x1b[2J\x1b[1;1H\x1b[6n"), ("\x1b[31", r"\x1b[31"),
-    ("\x1b\x1b[0m[2J", r"\x1b[2J"), ("\x9b31mx", r"\x9b31mx")])
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b[01;31m\x1b[Kgrep\x1b[m\x1b[K", "grep"),
+        ("\x1b[38:2::1:2:3mx", "x"),
+        ("\x1b(B\x1b[mx", "x"),
+        ("\x1b[2J\x1b[1;1H\x1b[6n", r"\x1b[2J\x1b[1;1H\x1b[6n"),
+        ("\x1b[31", r"\x1b[31"),
+        ("\x1b\x1b[0m[2J", r"\x1b[2J"),
+        ("\x9b31mx", r"\x9b31mx"),
+    ],
+)
 def test_what_only_colours_a_text_is_left_out_where_it_is_shown_and_nothing_else(
     text: str, shown: str
 ) -> None:
     assert said(text) == shown
 
 
-@pytest.mark.parametrize("text, shown", [
-    ("plain", "plain"), ("\x1b]0;evil\x07", r"\x1b]0;evil\x07"), ("a\x00b\x7f\x9b31m", r"a\x00b\x7f\x9b31m"),
-    ("a\u202eb\u2066c\u200fd", r"a\u202eb\u2066c\u200fd"), ("a\r\nb", r"a\r\nb"), ("a\u2028b\ufeffc", r"a\u2028b\ufeffc"),
-    ("\U000e0041\ud800", r"\U000e0041\ud800"), ("a\tb", "a       b"), ("日本 e\u0301 👩\u200d🚀", "日本 e\u0301 👩\u200d🚀"),
-])
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("plain", "plain"),
+        ("\x1b]0;evil\x07", r"\x1b]0;evil\x07"),
+        ("a\x00b\x7f\x9b31m", r"a\x00b\x7f\x9b31m"),
+        ("a\u202eb\u2066c\u200fd", r"a\u202eb\u2066c\u200fd"),
+        ("a\r\nb", r"a\r\nb"),
+        ("a\u2028b\ufeffc", r"a\u2028b\ufeffc"),
+        ("\U000e0041\ud800", r"\U000e0041\ud800"),
+        ("a\tb", "a       b"),
+        ("日本 e\u0301 👩\u200d🚀", "日本 e\u0301 👩\u200d🚀"),
+    ],
+)
 def test_whatever_could_steer_a_terminal_or_reorder_a_line_is_shown_as_an_escape(
     text: str, shown: str
 ) -> None:

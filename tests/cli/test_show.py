@@ -38,7 +38,8 @@ def test_a_failed_task_shows_why_and_its_last_lines(
     )
     assert '\n  arguments  {"args":[2],"kwargs":{"fail":true}}\n' in text
     assert re.search(
-        rf"\n  run        [0-9a-f]+ \(process {os.getpid()} on \S.*, Python 3\.\d+\.\d+\S*, ended\)\n",
+        rf"\n  run        [0-9a-f]+ \(process {os.getpid()} on \S.*, Python 3\.\d+\.\d+\S*, "
+        r"ended\)\n",
         text,
     )
     assert "\nfailure:\n  ValueError: row 2 is bad\n  and so is the next\n" in text
@@ -48,13 +49,23 @@ def test_a_failed_task_shows_why_and_its_last_lines(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the commands are POSIX commands")
-@pytest.mark.parametrize("words, failure, end", [
-    (["sh", "-c", "echo out; printf '\\033[31mbad\\033[0m\\n' >&2; exit 3"], "exit code 3",
-     "\nerror:\n  bad\n\noutput:\n  out\n"),
-    (["sh", "-c", "kill -9 $$"], "SIGKILL", "\nfailure:\n  SIGKILL\n"),
-    (["./nosuch"], "there is no such program", ": './nosuch'\n"),
-    (["--timeout", "0.2", "--", "sleep", "1000"], "TaskTimedOut: ran longer than its timeout of 0.2 s",
-     "\nfailure:\n  TaskTimedOut: ran longer than its timeout of 0.2 s\n")])
+@pytest.mark.parametrize(
+    "words, failure, end",
+    [
+        (
+            ["sh", "-c", "echo out; printf '\\033[31mbad\\033[0m\\n' >&2; exit 3"],
+            "exit code 3",
+            "\nerror:\n  bad\n\noutput:\n  out\n",
+        ),
+        (["sh", "-c", "kill -9 $$"], "SIGKILL", "\nfailure:\n  SIGKILL\n"),
+        (["./nosuch"], "there is no such program", ": './nosuch'\n"),
+        (
+            ["--timeout", "0.2", "--", "sleep", "1000"],
+            "TaskTimedOut: ran longer than its timeout of 0.2 s",
+            "\nfailure:\n  TaskTimedOut: ran longer than its timeout of 0.2 s\n",
+        ),
+    ],
+)
 def test_a_failed_command_shows_how_it_ended_and_what_it_said_but_no_code_of_ours(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], failure: str, end: str
 ) -> None:
@@ -134,7 +145,8 @@ def test_a_task_that_is_not_there_is_code_1_and_the_candidates_are_listed(
     for end in "12":
         record.task(f"job\x1b[31m{end}", id="abcdef".ljust(31, "0") + end)
     assert shown(capfd, "--db", record.path, "nope\x1b", code=1) == (
-        "bgworker show: there is no task 'nope\\x1b' in this history; expected an id, the beginning of one, a name, "
+        "bgworker show: there is no task 'nope\\x1b' in this history; expected an id, the "
+        "beginning of one, a name, "
         "or last\n"
     )
     first, *candidates = shown(capfd, "--db", record.path, "abc", code=1).splitlines()

@@ -32,16 +32,47 @@ def task(number: int = 1, status: TaskStatus = TaskStatus.COMPLETED, **fields: A
     )
 
 
-@pytest.mark.parametrize("text, seconds", [
-    ("90s", 90), ("15m", 900), ("2h", 7200), ("7d", 604_800), ("1w", 604_800), ("1h30m", 5400), ("0.5h", 1800),
-    ("0s", 0),
-    ("36500d", 36_500 * 86_400)])
+@pytest.mark.parametrize(
+    "text, seconds",
+    [
+        ("90s", 90),
+        ("15m", 900),
+        ("2h", 7200),
+        ("7d", 604_800),
+        ("1w", 604_800),
+        ("1h30m", 5400),
+        ("0.5h", 1800),
+        ("0s", 0),
+        ("36500d", 36_500 * 86_400),
+    ],
+)
 def test_a_duration_is_a_number_with_its_unit(text: str, seconds: float) -> None:
     assert duration(text) == timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("text", ["", "90", "s", "-1h", "1 h", "1H", "1y", "1h 30m", "1.h", "1..5h", "1e3s", "٣h",
-                                  "inf", "nan", "36501d", "9" * 400 + "d", "\x1b[31m1h", "1h\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "90",
+        "s",
+        "-1h",
+        "1 h",
+        "1H",
+        "1y",
+        "1h 30m",
+        "1.h",
+        "1..5h",
+        "1e3s",
+        "٣h",
+        "inf",
+        "nan",
+        "36501d",
+        "9" * 400 + "d",
+        "\x1b[31m1h",
+        "1h\n",
+    ],
+)
 def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
     with pytest.raises(
         ConfigurationError, match="expected a duration such as 90s, 15m, 2h, 7d or 1h30m"
@@ -49,17 +80,45 @@ def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
         duration(text)
 
 
-@pytest.mark.parametrize("seconds, words", [
-    (-5, "now"), (0.4, "now"), (1, "1s ago"), (59.9, "59s ago"), (60, "1m ago"), (3599, "59m ago"), (3600, "1h ago"),
-    (47 * 3600, "47h ago"), (48 * 3600, "2d ago"), (13.9 * 86_400, "13d ago"), (14 * 86_400, "2026-11-10")])
+@pytest.mark.parametrize(
+    "seconds, words",
+    [
+        (-5, "now"),
+        (0.4, "now"),
+        (1, "1s ago"),
+        (59.9, "59s ago"),
+        (60, "1m ago"),
+        (3599, "59m ago"),
+        (3600, "1h ago"),
+        (47 * 3600, "47h ago"),
+        (48 * 3600, "2d ago"),
+        (13.9 * 86_400, "13d ago"),
+        (14 * 86_400, "2026-11-10"),
+    ],
+)
 def test_times_are_relative_until_they_are_long_ago(seconds: float, words: str) -> None:
     assert ago(NOW - timedelta(seconds=seconds), NOW) == words
 
 
-@pytest.mark.parametrize("seconds, words", [
-    (None, "-"), (-1.0, "0ms"), (0.0, "0ms"), (0.0004, "0ms"), (0.34, "340ms"), (0.9994, "999ms"), (0.9996, "1.0s"),
-    (3.44, "3.4s"),
-    (59.94, "59.9s"), (59.96, "1m00s"), (312, "5m12s"), (3599.6, "1h00m"), (11_220, "3h07m"), (187_200, "2d04h")])
+@pytest.mark.parametrize(
+    "seconds, words",
+    [
+        (None, "-"),
+        (-1.0, "0ms"),
+        (0.0, "0ms"),
+        (0.0004, "0ms"),
+        (0.34, "340ms"),
+        (0.9994, "999ms"),
+        (0.9996, "1.0s"),
+        (3.44, "3.4s"),
+        (59.94, "59.9s"),
+        (59.96, "1m00s"),
+        (312, "5m12s"),
+        (3599.6, "1h00m"),
+        (11_220, "3h07m"),
+        (187_200, "2d04h"),
+    ],
+)
 def test_durations_have_two_units_at_most(seconds: float | None, words: str) -> None:
     assert took(seconds) == words
 
@@ -74,23 +133,59 @@ def test_what_runs_shows_how_long_it_has_been_running_and_nothing_else_does() ->
     assert (stamp(NOW), stamp(None), ago(None, NOW)) == ("2026-11-24 12:00:00 UTC", "-", "-")
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({}, ""), ({"last_progress_message": "row 5"}, "row 5"),
-    ({"status": TaskStatus.FAILED, "failure_type": "E", "failure_message": "bad", "last_progress_message": "row 5"},
-     "E: bad"),
-    ({"status": TaskStatus.FAILED, "failure_message": "bad"}, "bad"),
-    ({"status": TaskStatus.CANCELLED, "failure_message": "user", "last_progress_message": "row 5"}, "user"),
-    ({"status": TaskStatus.TIMED_OUT, "failure_message": "10 s", "last_progress_message": "row 5"}, "row 5"),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({}, ""),
+        ({"last_progress_message": "row 5"}, "row 5"),
+        (
+            {
+                "status": TaskStatus.FAILED,
+                "failure_type": "E",
+                "failure_message": "bad",
+                "last_progress_message": "row 5",
+            },
+            "E: bad",
+        ),
+        ({"status": TaskStatus.FAILED, "failure_message": "bad"}, "bad"),
+        (
+            {
+                "status": TaskStatus.CANCELLED,
+                "failure_message": "user",
+                "last_progress_message": "row 5",
+            },
+            "user",
+        ),
+        (
+            {
+                "status": TaskStatus.TIMED_OUT,
+                "failure_message": "10 s",
+                "last_progress_message": "row 5",
+            },
+            "row 5",
+        ),
+    ],
+)
 def test_the_message_is_what_is_most_worth_knowing(fields: Any, message: str) -> None:
     assert message_of(task(**fields)) == message
 
 
-@pytest.mark.parametrize("fields, words", [
-    ({}, "completed in 2.0s"), ({"status": TaskStatus.TIMED_OUT, "duration": 312.0}, "timed out after 5m12s"),
-    ({"status": TaskStatus.FAILED, "failure_type": "E", "failure_message": "bad"}, "failed (E: bad) after 2.0s"),
-    ({"status": TaskStatus.CANCELLED, "failure_message": "user", "duration": None}, "cancelled (user)"),
-    ({"status": TaskStatus.INTERRUPTED, "duration": None}, "interrupted")])
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({}, "completed in 2.0s"),
+        ({"status": TaskStatus.TIMED_OUT, "duration": 312.0}, "timed out after 5m12s"),
+        (
+            {"status": TaskStatus.FAILED, "failure_type": "E", "failure_message": "bad"},
+            "failed (E: bad) after 2.0s",
+        ),
+        (
+            {"status": TaskStatus.CANCELLED, "failure_message": "user", "duration": None},
+            "cancelled (user)",
+        ),
+        ({"status": TaskStatus.INTERRUPTED, "duration": None}, "interrupted"),
+    ],
+)
 def test_how_a_task_ended_is_told_in_words(fields: Any, words: str) -> None:
     assert ending(task(**fields)) == words
 

@@ -225,8 +225,10 @@ def test_a_task_that_is_not_there_is_code_1(nightly: Nightly, tmp_path: Path) ->
         assert done.stderr.startswith("bgworker tail: there is no task 'nope'")
 
 
-@pytest.mark.parametrize("words, message",
-                         [([], "TASK"), (["x", "--stream", "stdout"], "--stream"), (["x", "-n", "-1"], "-n")])
+@pytest.mark.parametrize(
+    "words, message",
+    [([], "TASK"), (["x", "--stream", "stdout"], "--stream"), (["x", "-n", "-1"], "-n")],
+)
 def test_a_wrong_command_line_is_code_2(
     record: Recorder, capfd: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:

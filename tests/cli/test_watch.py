@@ -178,8 +178,10 @@ def test_that_a_process_died_is_noticed_though_nothing_is_written(
     record: Recorder, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from bgworker.history import presence, schema; from bgworker.history.presencelock import PresenceLock\n"
-        "PresenceLock.share(schema.lock_path('bgworker.db')).hold(presence.byte_of(sys.argv[1])); print(flush=True)\n"
+        "import sys\nfrom bgworker.history import presence, schema\n"
+        "from bgworker.history.presencelock import PresenceLock\n"
+        "lock = PresenceLock.share(schema.lock_path('bgworker.db'))\n"
+        "lock.hold(presence.byte_of(sys.argv[1]))\nprint(flush=True)\n"
         "sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -79,7 +79,7 @@ def test_dropping_the_newest_takes_other_streams_before_a_tasks_latest_progress(
     assert shown(backlog.clear()) == ["a", "2"]
 
 
-def test_newer_progress_takes_the_place_of_older_progress_of_the_same_task_only_in_a_full_queue() -> (
+def test_newer_progress_takes_the_place_of_older_progress_of_its_task_only_in_a_full_queue() -> (
     None
 ):
     backlog = Backlog(4, 1 << 20)
@@ -120,7 +120,7 @@ def test_of_more_life_cycle_events_than_the_size_the_oldest_go_and_no_stream_eve
     assert shown(backlog.clear()) == ["a", COMPLETED, CREATED]
 
 
-def test_life_cycle_events_count_with_the_texts_of_their_task_and_go_when_they_alone_take_too_much() -> (
+def test_life_cycle_events_count_with_their_tasks_texts_and_go_when_they_alone_take_too_much() -> (
     None
 ):
     ended = TaskState("9" * 32, "", "", 0)
@@ -149,8 +149,11 @@ def test_what_was_taken_counts_until_more_is_taken_or_it_is_done_with() -> None:
     assert backlog.room == 3 * RECORD_COST
 
 
-@pytest.mark.parametrize(("text", "most"), [("x" * 60, 1000), ("x" * 4096, 256), ("x" * 60_000, 17), ("\U0001f642" * 4096, 64)],
-                         ids=["60", "4k", "60k", "emoji"])
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [("x" * 60, 1000), ("x" * 4096, 256), ("x" * 60_000, 17), ("\U0001f642" * 4096, 64)],
+    ids=["60", "4k", "60k", "emoji"],
+)
 def test_no_more_text_is_taken_at_once_than_a_sink_writes_without_much_memory(
     text: str, most: int
 ) -> None:
@@ -171,9 +174,7 @@ def test_no_more_is_taken_at_once_than_an_eighth_of_the_queue_but_one_event_alwa
     assert [len(backlog.take(100)) for _ in range(4)] == [2, 2, 1, 0]
 
 
-def test_life_cycle_events_that_were_passed_by_keep_their_order_when_too_much_of_them_was_taken() -> (
-    None
-):
+def test_life_cycle_events_that_were_passed_by_keep_their_order_when_too_much_was_taken() -> None:
     backlog = Backlog(4, 8 * 2 * RECORD_COST)
     lives = [(TASKS[0], number, STARTED, 0, None) for number in range(4)]
     extended(backlog, *lives, *[out("")] * 4, out("x"), out("y"))
@@ -240,10 +241,23 @@ def _inside(backlog: Backlog) -> list[Record]:
 # -- the options that say so --
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("queue_size", 0), ("queue_size", 1.5), ("queue_bytes", -1), ("batch_size", 0), ("linger", -1), ("linger", "1"),
-    ("park_bytes", 0), ("overflow", "block"), ("types", "TaskOutput"), ("types", ["TaskOutputs"]), ("retry", 8),
-    ("queue_size", True)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("queue_size", 0),
+        ("queue_size", 1.5),
+        ("queue_bytes", -1),
+        ("batch_size", 0),
+        ("linger", -1),
+        ("linger", "1"),
+        ("park_bytes", 0),
+        ("overflow", "block"),
+        ("types", "TaskOutput"),
+        ("types", ["TaskOutputs"]),
+        ("retry", 8),
+        ("queue_size", True),
+    ],
+)
 def test_a_wrong_option_is_refused_with_its_name_and_value(name: str, value: object) -> None:
     with pytest.raises(
         ConfigurationError,

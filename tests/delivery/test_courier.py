@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bgworker.delivery.courier import close_all
+from bgworker.delivery.courier import Courier, close_all
 from bgworker.delivery.retry import RetryPolicy
 from bgworker.model.errors import (
     ConfigurationError,
@@ -81,7 +81,9 @@ def test_a_sink_needs_no_open_and_no_flush() -> None:
     assert sink.got == ["a", "closed"]
 
 
-@pytest.mark.parametrize(("preferred", "option", "most"), [(None, None, 500), (3, None, 3), (3, 5, 5)])
+@pytest.mark.parametrize(
+    ("preferred", "option", "most"), [(None, None, 500), (3, None, 3), (3, 5, 5)]
+)
 def test_a_batch_is_no_larger_than_the_option_the_sinks_wish_or_500(
     preferred: int | None, option: int | None, most: int
 ) -> None:
@@ -314,8 +316,16 @@ def test_what_the_intake_refused_is_announced_even_if_nothing_else_comes() -> No
 # -- failures --
 
 
-@pytest.mark.parametrize("error", [TemporarySinkError("busy"), OSError("no route"), ValueError(), SystemExit(3),
-                                   TemporarySinkError("busy", retry_after=0.0)])
+@pytest.mark.parametrize(
+    "error",
+    [
+        TemporarySinkError("busy"),
+        OSError("no route"),
+        ValueError(),
+        SystemExit(3),
+        TemporarySinkError("busy", retry_after=0.0),
+    ],
+)
 def test_a_temporary_or_unknown_failure_is_tried_again_and_nothing_is_lost_or_reordered(
     error: BaseException,
 ) -> None:
@@ -330,7 +340,7 @@ def test_a_temporary_or_unknown_failure_is_tried_again_and_nothing_is_lost_or_re
     assert health.last_error is not None and health.last_error.startswith(type(error).__name__)
 
 
-def test_after_its_last_attempt_a_batch_is_dropped_and_the_breaker_opens_until_a_probe_succeeds() -> (
+def test_after_its_last_attempt_a_batch_is_dropped_and_the_breaker_opens_until_a_probe_works() -> (
     None
 ):
     sink = FlakySink(fail(FAST.attempts))
@@ -357,9 +367,7 @@ def test_a_sink_that_recovers_is_told_of_its_loss_though_nothing_new_comes() -> 
     assert losses(sink.acknowledged) == [("failed", 1)]
 
 
-def test_losses_that_could_not_be_announced_are_announced_later_and_those_since_then_with_what_comes() -> (
-    None
-):
+def test_losses_that_could_not_be_announced_are_announced_later_and_newer_ones_then() -> None:
     hang = Hang()
     sink = FlakySink(fail(FAST.attempts), hang)
     with line(sink, batch_size=1) as it:
@@ -423,7 +431,7 @@ def test_what_is_refused_whatever_is_in_it_is_dropped_whole_after_one_attempt() 
     assert losses(sink.acknowledged) == [("refused", 4)]
 
 
-def test_a_sink_that_refuses_whatever_comes_is_not_asked_more_often_than_events_come_and_told_when_it_works() -> (
+def test_a_sink_that_refuses_all_is_asked_no_oftener_than_events_come_and_told_when_it_works() -> (
     None
 ):
     sink = FlakySink(fail(None, PermanentSinkError("no such place", concerns="batch")))
@@ -442,7 +450,7 @@ def test_a_sink_that_refuses_whatever_comes_is_not_asked_more_often_than_events_
     assert payloads(sink.acknowledged) == ["d"]
 
 
-def test_what_is_to_be_held_is_held_beyond_all_attempts_and_delivered_in_order_when_it_is_mended() -> (
+def test_what_is_to_be_held_is_held_beyond_all_attempts_and_delivered_in_order_once_mended() -> (
     None
 ):
     hang = Hang(TemporarySinkError("wrong password", hold=True))
@@ -802,7 +810,7 @@ def abandoned(sink: FlakySink, hang: Hang, *, batch_size: int = 500, **options: 
     return it
 
 
-def test_a_sink_that_hangs_in_write_is_left_to_itself_at_the_deadline_and_what_waits_is_counted() -> (
+def test_a_sink_that_hangs_in_write_is_left_alone_at_the_deadline_and_what_waits_is_counted() -> (
     None
 ):
     hang = Hang()
@@ -922,7 +930,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
     ]
 
 
-def test_a_sink_that_fails_for_long_is_in_the_log_at_its_first_failure_at_each_loss_and_at_its_recovery(
+def test_a_sink_that_fails_for_long_is_in_the_log_at_first_at_each_loss_and_at_its_recovery(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sink = FlakySink(fail(20))

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import bgworker
-from bgworker import Event, Scheduler, SinkHealth, SinkOptions, current_task
+from bgworker import Event, LossEvent, Scheduler, SinkHealth, SinkOptions, current_task
 from bgworker.model import wire
 from bgworker.delivery.intake import Intake
 from bgworker.model.records import TaskState
@@ -505,23 +505,30 @@ def stalled(
     health = pool.sinks["it"]
     check_account(health)
     assert health.emitted == 100 + 4 * (count // 4) + 5 * 4 and health.pending == 0, health
-    lost = sum(event.count for event in sink.acknowledged if event.type == "EventsLost")  # type: ignore[union-attr]
+    lost = sum(event.count for event in sink.acknowledged if isinstance(event, LossEvent))
     assert lost == health.dropped and lost + health.coalesced > 0
     print(grown >> 20, "MiB")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
-def test_a_million_events_into_a_stalled_sink_stay_within_the_memory_bound_and_are_all_accounted_for() -> (
+def test_a_million_events_into_a_stalled_sink_stay_within_the_memory_bound_and_are_accounted() -> (
     None
 ):
     in_child("stalled", 1_000_000, SinkOptions().queue_bytes, "x", 100, seconds=240)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
-@pytest.mark.parametrize(("count", "text", "repeat", "says_progress"), [
-    (200_000, "x", 1000, False), (30_000, "\U0001f642", 4090, False), (8_000, "x", 60_000, False), (30_000, "x", 10_000, True)],
-    ids=["1 kB", "emoji", "60 kB", "progress"])
+@pytest.mark.parametrize(
+    ("count", "text", "repeat", "says_progress"),
+    [
+        (200_000, "x", 1000, False),
+        (30_000, "\U0001f642", 4090, False),
+        (8_000, "x", 60_000, False),
+        (30_000, "x", 10_000, True),
+    ],
+    ids=["1 kB", "emoji", "60 kB", "progress"],
+)
 def test_memory_stays_within_its_bound_whatever_the_size_of_the_payloads(
     count: int, text: str, repeat: int, says_progress: bool
 ) -> None:
@@ -581,14 +588,25 @@ def delivered(events: list[Event]) -> int:
     return sum(event.type == "TaskOutput" for event in events)
 
 
-@pytest.mark.parametrize(("script", "code"), [
-    ("pool.submit(run, 3000)", 0),
-    ("[pool.submit(run, 1000) for _ in range(3)]; sys.exit(3)", 3),
-    ("pool.submit(run, 3000); raise RuntimeError('uncaught')", 1),
-    ("pool.submit(run, 3000); del pool", 0),
-    ("pool.submit(run, 3000)\nthreading.Thread(target=lambda: time.sleep(0.2)).start()", 0),
-    ("import atexit; atexit.register(lambda: None); pool.submit(run, 3000).result()", 0)],
-    ids=["end of main", "sys.exit", "uncaught exception", "forgotten", "a thread outlives main", "atexit"])
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("pool.submit(run, 3000)", 0),
+        ("[pool.submit(run, 1000) for _ in range(3)]; sys.exit(3)", 3),
+        ("pool.submit(run, 3000); raise RuntimeError('uncaught')", 1),
+        ("pool.submit(run, 3000); del pool", 0),
+        ("pool.submit(run, 3000)\nthreading.Thread(target=lambda: time.sleep(0.2)).start()", 0),
+        ("import atexit; atexit.register(lambda: None); pool.submit(run, 3000).result()", 0),
+    ],
+    ids=[
+        "end of main",
+        "sys.exit",
+        "uncaught exception",
+        "forgotten",
+        "a thread outlives main",
+        "atexit",
+    ],
+)
 def test_what_was_emitted_is_delivered_however_the_interpreter_ends(
     tmp_path: Path, script: str, code: int
 ) -> None:

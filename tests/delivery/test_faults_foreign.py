@@ -117,10 +117,18 @@ def test_an_exception_whose_text_takes_for_ever_holds_up_nobody_wherever_it_come
         slow.go_on.set()
 
 
-@pytest.mark.parametrize("ask", [lambda pool: pool.sinks, lambda pool: pool.flush(), lambda pool: pool.tasks(),
-                                 lambda pool: pool.flush(1), lambda pool: pool.health(),
-                                 lambda pool: pool.submit(current_task).result(SOON)],
-                         ids=["sinks", "flush", "tasks", "flush(1)", "health", "submit"])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda pool: pool.sinks,
+        lambda pool: pool.flush(),
+        lambda pool: pool.tasks(),
+        lambda pool: pool.flush(1),
+        lambda pool: pool.health(),
+        lambda pool: pool.submit(current_task).result(SOON),
+    ],
+    ids=["sinks", "flush", "tasks", "flush(1)", "health", "submit"],
+)
 def test_an_exception_may_ask_the_scheduler_for_its_text(
     ask: Callable[[Scheduler], object],
 ) -> None:
@@ -140,8 +148,11 @@ def test_an_exception_may_ask_the_scheduler_for_its_text(
         assert pool.sinks["hostile"].last_error == "Curious: asked"
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(), ValueError()],
-                         ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(), ValueError()],
+    ids=lambda error: type(error).__name__,
+)
 def test_whatever_an_exceptions_text_raises_its_sink_goes_on(error: BaseException) -> None:
     def raising(*_: object) -> Any:
         raise error
@@ -170,8 +181,11 @@ def test_whatever_an_exceptions_text_raises_its_sink_goes_on(error: BaseExceptio
     assert said(sink.acknowledged) == ["a", "b"]
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()],
-                         ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()],
+    ids=lambda error: type(error).__name__,
+)
 def test_whatever_a_sink_raises_in_whatever_method_it_goes_on_and_is_closed(
     error: BaseException,
 ) -> None:
@@ -247,7 +261,11 @@ def handled() -> Iterator[Callable[[Callable[[], object]], None]]:
     wait_for_reports(time.monotonic() + SOON)
 
 
-@pytest.mark.parametrize("error", [ValueError("boom"), SystemExit(3), KeyboardInterrupt()], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("boom"), SystemExit(3), KeyboardInterrupt()],
+    ids=lambda each: type(each).__name__,
+)
 def test_a_handler_that_raises_ends_no_sink(
     handled: Callable[[Callable[[], object]], None], error: BaseException
 ) -> None:
@@ -351,9 +369,7 @@ def test_one_sink_object_has_one_registration_at_a_time() -> None:
     assert said(sink.events) == ["a"]
 
 
-def test_a_sink_that_is_left_to_itself_in_a_write_cannot_be_registered_again_before_it_comes_back() -> (
-    None
-):
+def test_a_sink_left_to_itself_in_a_write_cannot_be_registered_again_before_it_comes_back() -> None:
     hang = Hang()
     sink = FlakySink(hang)
     with Scheduler(1) as pool:
@@ -418,9 +434,16 @@ def test_a_sink_that_unregisters_itself_is_closed_after_its_write(tmp_path: Path
     assert said(sink.events) == ["a"]
 
 
-@pytest.mark.parametrize("act", [lambda pool: pool.shutdown(), lambda pool: pool.shutdown(timeout=20),
-                                 lambda pool: pool.flush(), lambda pool: pool.flush(20)],
-                         ids=["shutdown", "shutdown(20)", "flush", "flush(20)"])
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda pool: pool.shutdown(),
+        lambda pool: pool.shutdown(timeout=20),
+        lambda pool: pool.flush(),
+        lambda pool: pool.flush(20),
+    ],
+    ids=["shutdown", "shutdown(20)", "flush", "flush(20)"],
+)
 def test_a_sink_that_waits_for_all_delivery_does_not_wait_for_itself(
     act: Callable[[Scheduler], object],
 ) -> None:
@@ -535,8 +558,11 @@ def test_a_sink_without_a_thread_is_refused_and_may_be_registered_later(
         pool.register_sink(sink, name="it")
 
 
-@pytest.mark.parametrize("error", [ValueError("boom"), SystemExit(3), asyncio.CancelledError(), GeneratorExit()],
-                         ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("boom"), SystemExit(3), asyncio.CancelledError(), GeneratorExit()],
+    ids=lambda error: type(error).__name__,
+)
 def test_whatever_a_callback_raises_the_next_event_follows(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:

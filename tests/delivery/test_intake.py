@@ -123,8 +123,17 @@ def slots(intake: Intake) -> int:
     return len(intake._records)
 
 
-@pytest.mark.parametrize(("text", "bytes"), [("x" * 60, 60), ("x" * 1000, 1000), ("x" * 60_000, 60_000), ("\xfc" * 200, 800),
-                                             ("\U0001f642" * 4090, 16_360)], ids=lambda value: str(value)[:3])
+@pytest.mark.parametrize(
+    ("text", "bytes"),
+    [
+        ("x" * 60, 60),
+        ("x" * 1000, 1000),
+        ("x" * 60_000, 60_000),
+        ("\xfc" * 200, 800),
+        ("\U0001f642" * 4090, 16_360),
+    ],
+    ids=lambda value: str(value)[:3],
+)
 @pytest.mark.parametrize("kind", [OUTPUT, PROGRESS])
 def test_a_record_takes_as_many_slots_as_its_text_takes_memory(
     text: str, bytes: int, kind: int
@@ -173,11 +182,18 @@ def test_take_empties_a_bounded_number_of_slots_and_a_block_is_one_record_of_man
     assert [len(intake.take()) for _ in range(3)] == [2, 2, 0]
 
 
-@pytest.mark.parametrize("ring", [
-    lambda intake: intake.emit(STATE, OUTPUT, ""), lambda intake: intake.emit_lifecycle(STATE, COMPLETED, 0),
-    lambda intake: intake.refuse(OUTPUT, "oversize"), lambda intake: intake.post(lambda: None),
-    lambda intake: intake.emit_lines(STATE, OUTPUT, [""]), lambda intake: intake.hurry()],
-    ids=["emit", "emit_lifecycle", "refuse", "post", "emit_lines", "hurry"])
+@pytest.mark.parametrize(
+    "ring",
+    [
+        lambda intake: intake.emit(STATE, OUTPUT, ""),
+        lambda intake: intake.emit_lifecycle(STATE, COMPLETED, 0),
+        lambda intake: intake.refuse(OUTPUT, "oversize"),
+        lambda intake: intake.post(lambda: None),
+        lambda intake: intake.emit_lines(STATE, OUTPUT, [""]),
+        lambda intake: intake.hurry(),
+    ],
+    ids=["emit", "emit_lifecycle", "refuse", "post", "emit_lines", "hurry"],
+)
 def test_whatever_comes_wakes_a_consumer_that_sleeps(ring: Callable[[Intake], Any]) -> None:
     intake = Intake()
     woke = threading.Event()
@@ -278,7 +294,9 @@ class Drowsy(Intake):
 def sleeps_on(intake: Intake) -> bool:
     """Emit just after the consumer has looked at the deque; tell whether the consumer sleeps all
     the same."""
-    intake._records = InOrder(lambda: intake.emit(STATE, OUTPUT, ""), intake._records)  # type: ignore[assignment]
+    intake._records = InOrder(  # type: ignore[assignment]
+        lambda: intake.emit(STATE, OUTPUT, ""), intake._records
+    )
     woke = threading.Event()
 
     def consume() -> None:

@@ -204,7 +204,10 @@ class DeliveryMachine(RuleBasedStateMachine):
             self._emitted("TaskCompleted")
             self.talkers.pop(choice % len(self.talkers)).end()
 
-    @rule(choice=st.integers(0, 3), text=st.sampled_from(["hello", "", POISON, "x" * 500, "nul \0", "\u00fc"]))
+    @rule(
+        choice=st.integers(0, 3),
+        text=st.sampled_from(["hello", "", POISON, "x" * 500, "nul \0", "\u00fc"]),
+    )
     def emit(self, choice: int, text: str) -> None:
         self._talker(choice).context.output(text)
         self._emitted("TaskOutput")
@@ -228,9 +231,20 @@ class DeliveryMachine(RuleBasedStateMachine):
             self.pool.register_sink(watched.sink, name=watched.name, options=options)
             self.watched.append(watched)
 
-    @rule(choice=st.integers(0, 2), times=st.integers(1, 8),
-          error=st.sampled_from([None, ValueError("unknown"), SystemExit(), TemporarySinkError("mend me", hold=True),
-                                 PermanentSinkError("no such place", concerns="batch")]), is_permanent=st.booleans())
+    @rule(
+        choice=st.integers(0, 2),
+        times=st.integers(1, 8),
+        error=st.sampled_from(
+            [
+                None,
+                ValueError("unknown"),
+                SystemExit(),
+                TemporarySinkError("mend me", hold=True),
+                PermanentSinkError("no such place", concerns="batch"),
+            ]
+        ),
+        is_permanent=st.booleans(),
+    )
     def fail(
         self, choice: int, times: int, error: BaseException | None, is_permanent: bool
     ) -> None:
@@ -358,8 +372,11 @@ def test_whatever_happens_each_account_is_exact_and_each_sink_is_told_of_all_tha
 
 @pytest.mark.usefixtures("no_gathering")
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.sampled_from([0, 0, 0.0001, 0.001, 0.003]), min_size=1, max_size=8), st.integers(1, 50),
-       st.sampled_from([1, 7, 500]))
+@given(
+    st.lists(st.sampled_from([0, 0, 0.0001, 0.001, 0.003]), min_size=1, max_size=8),
+    st.integers(1, 50),
+    st.sampled_from([1, 7, 500]),
+)
 def test_the_account_is_exact_at_whatever_speed_the_sink_works(
     pace: list[float], queue_size: int, batch: int
 ) -> None:
@@ -474,10 +491,16 @@ def test_the_history_that_the_twins_go_through_leaves_nothing_to_complain_about(
     assert history() == []
 
 
-@pytest.mark.parametrize(("module", "name", "twin", "complaint"), [
-    (registry, "Courier", Forgetful, "are accounted for"), (registry, "Courier", Stuttering, "has acknowledged"),
-    (registry, "Courier", Silent, "was told of 0"), (registry, "Courier", Reordering, "after"),
-    (dispatcher, "Intake", CarelessIntake, "612 were emitted, but")])
+@pytest.mark.parametrize(
+    ("module", "name", "twin", "complaint"),
+    [
+        (registry, "Courier", Forgetful, "are accounted for"),
+        (registry, "Courier", Stuttering, "has acknowledged"),
+        (registry, "Courier", Silent, "was told of 0"),
+        (registry, "Courier", Reordering, "after"),
+        (dispatcher, "Intake", CarelessIntake, "612 were emitted, but"),
+    ],
+)
 def test_the_same_check_catches_delivery_that_is_careless(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str, twin: type, complaint: str
 ) -> None:

@@ -134,7 +134,9 @@ def test_an_error_that_forgets_to_initialise_its_base_is_as_good_as_any() -> Non
     assert failed(breaker, LazyRefusal(7), 5) == Decision("split")
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), TypeError(), KeyError("x"), UnicodeEncodeError("a", "b", 0, 1, "c")])
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), TypeError(), KeyError("x"), UnicodeEncodeError("a", "b", 0, 1, "c")]
+)
 def test_an_error_that_one_value_may_cause_halves_a_batch_and_is_temporary_for_an_event_alone(
     error: Exception,
 ) -> None:
@@ -169,7 +171,9 @@ class Odd(float):
     __hash__ = None  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("error", [ValueError(), SystemExit(), KeyboardInterrupt(), GeneratorExit()])
+@pytest.mark.parametrize(
+    "error", [ValueError(), SystemExit(), KeyboardInterrupt(), GeneratorExit()]
+)
 @pytest.mark.parametrize("base", [TemporarySinkError, PermanentSinkError, OSError])
 def test_the_attributes_of_an_exception_may_raise_whatever_they_like(
     base: type, error: BaseException
@@ -188,7 +192,11 @@ def test_the_attributes_of_an_exception_may_raise_whatever_they_like(
     assert trouble[0].concerns == ("event" if base is PermanentSinkError else "attempt")
 
 
-@pytest.mark.parametrize("wish", [float("nan"), "1", b"1", object(), Odd(1.0), 10**400, [], "x" * 10**6], ids=lambda wish: type(wish).__name__)
+@pytest.mark.parametrize(
+    "wish",
+    [float("nan"), "1", b"1", object(), Odd(1.0), 10**400, [], "x" * 10**6],
+    ids=lambda wish: type(wish).__name__,
+)
 def test_a_wish_that_is_no_number_of_seconds_is_no_wish(wish: object) -> None:
     policy = RetryPolicy(base=2, cap=10, jitter="none")
     error = TemporarySinkError()
@@ -208,7 +216,12 @@ def test_a_thousand_failures_overflow_nothing() -> None:
     assert waits(breaker, 1_500)[-1] == 60
 
 
-@given(st.integers(1, 50), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.lists(st.booleans(), max_size=100))
+@given(
+    st.integers(1, 50),
+    st.floats(1e-3, 1e3),
+    st.floats(1e-3, 1e3),
+    st.lists(st.booleans(), max_size=100),
+)
 def test_no_wait_is_negative_or_beyond_the_cap(
     attempts: int, base: float, cap: float, outcomes: list[bool]
 ) -> None:
@@ -227,8 +240,17 @@ def test_no_wait_is_negative_or_beyond_the_cap(
         assert breaker.is_open == (in_a_row >= attempts)
 
 
-@pytest.mark.parametrize(("name", "value"), [("attempts", 0), ("attempts", 1.0), ("base", 0), ("cap", -1),
-                                             ("base", float("nan")), ("jitter", "some")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("attempts", 0),
+        ("attempts", 1.0),
+        ("base", 0),
+        ("cap", -1),
+        ("base", float("nan")),
+        ("jitter", "some"),
+    ],
+)
 def test_a_wrong_policy_is_refused_with_its_name_and_value(name: str, value: object) -> None:
     with pytest.raises(ConfigurationError, match=rf"^{name}: expected .*, got {value!r}"):
         RetryPolicy(**{name: value})  # type: ignore[arg-type]

@@ -137,8 +137,18 @@ def test_after_close_nothing_more_comes_and_what_was_emitted_before_can_be_read(
         assert len(list(subscription)) == 7
 
 
-@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(),
-                                   concurrent.futures.CancelledError(), TaskCancelled("own")], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(1),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        asyncio.CancelledError(),
+        concurrent.futures.CancelledError(),
+        TaskCancelled("own"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
 def test_whatever_a_callback_raises_is_logged_and_the_next_event_follows(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,4 +1,5 @@
-"""What a history shows as groups and drawings: failures that are alike, throughput, the timeline."""
+"""What a history shows as groups and drawings: failures that are alike, throughput, the
+timeline."""
 
 from __future__ import annotations
 

@@ -241,7 +241,8 @@ def test_past_its_patience_a_fork_goes_on_and_the_child_may_not_use_that_file(
     other = Database(elsewhere, Opened(elsewhere))
     try:
         assert in_child(lambda: lines(database)) == (
-            f"HistoryError: {os.path.realpath(path)!r} cannot be used in this process: it was forked while its parent "
+            f"HistoryError: {os.path.realpath(path)!r} cannot be used in this process: it was "
+            "forked while its parent "
             "was using the file, which took too long to wait for; name another path here"
         )
         again = Database(path, opened)

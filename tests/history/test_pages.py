@@ -1,5 +1,5 @@
-"""Pages of a history: which tasks and lines they have, that paging misses and repeats none, and that
-no question reads more than its bound."""
+"""Pages of a history: which tasks and lines they have, that paging misses and repeats none, and
+that no question reads more than its bound."""
 
 from __future__ import annotations
 

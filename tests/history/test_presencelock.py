@@ -1,5 +1,5 @@
-"""The lock of a history: bytes that tell other processes that something is alive. (What its lock excludes:
-test_faults_jsonl.)"""
+"""The lock of a history: bytes that tell other processes that something is alive. (What its
+lock excludes: test_faults_jsonl.)"""
 
 from __future__ import annotations
 
@@ -130,7 +130,9 @@ def test_a_process_that_asked_first_can_still_lock_and_hold(
 
 
 @needs_fork
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write to everything")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write to everything"
+)
 def test_who_may_only_read_the_lock_file_may_ask(
     lock: AskingLock, path: str, other: subprocess.Popen[str]
 ) -> None:

@@ -439,7 +439,7 @@ def test_what_is_committed_between_two_looks_of_one_round_is_not_missed(
     ]
 
 
-def test_a_follower_that_stands_still_neither_keeps_the_writer_waiting_nor_the_log_from_being_emptied(
+def test_a_follower_that_stands_still_holds_up_neither_the_writer_nor_the_emptying_of_the_log(
     record: Recorder, history: History
 ) -> None:
     task_id = record.task("job", "running")
@@ -793,7 +793,8 @@ def test_a_history_is_read_after_its_writer_has_closed_it_or_was_killed(
 ) -> None:
     code = (
         f"import sys, os; sys.path.insert(0, {str(ROOT)!r})\nfrom tests.histories import Recorder\n"
-        "record = Recorder(sys.argv[1]); record.task('job')\nif sys.argv[2] == 'kill': os._exit(9)\nrecord.close()"
+        "record = Recorder(sys.argv[1]); record.task('job')\nif sys.argv[2] == 'kill': "
+        "os._exit(9)\nrecord.close()"
     )
     for how in ("kill", "close"):
         file = str(tmp_path / how)
@@ -895,7 +896,9 @@ def test_a_log_that_cannot_be_read_there_is_told_of_and_not_passed_over(
     record.close()
     Path(path + "-wal").write_bytes(log)
     locked_folder.chmod(0o555)
-    assert "copy both to a directory that you may write to" in in_child(lambda: History(path), as_nobody=True)
+    assert "copy both to a directory that you may write to" in in_child(
+        lambda: History(path), as_nobody=True
+    )
 
 
 @pytest.mark.parametrize("content, message", [
@@ -933,10 +936,18 @@ def ask_everything(history: History) -> dict[str, Any]:
                              "recent": history.stats(since=timedelta(days=365)),
                              "counts": history.counts(), "events": list(history.events()),
                              "run counts": history.run_counts()}
-    pages = {"page": history.page(), "named": history.page(name="j*", until=timedelta(0)),
-             "found": history.page(text="a"), "recent": history.page(since=timedelta(days=365)),
-             **{status: history.page(status=status, run=run.run_id, text="said")
-                for status in ("failed", "interrupted") for run in found["runs"] if re.fullmatch("[0-9a-f]+", run.run_id)}}
+    pages = {
+        "page": history.page(),
+        "named": history.page(name="j*", until=timedelta(0)),
+        "found": history.page(text="a"),
+        "recent": history.page(since=timedelta(days=365)),
+        **{
+            status: history.page(status=status, run=run.run_id, text="said")
+            for status in ("failed", "interrupted")
+            for run in found["runs"]
+            if re.fullmatch("[0-9a-f]+", run.run_id)
+        },
+    }
     found["pages"] = pages
     found["charts"] = [ask(**how) for how in ({}, {"since": timedelta(days=365)}) for ask in (
         history.failure_groups, history.throughput, history.timeline)]

@@ -207,8 +207,10 @@ def test_a_task_that_has_not_ended_stays_whatever_the_bound(
 def holder(path: str, run: str) -> Iterator[None]:
     """A process that shows that a run lives, and is killed at the end."""
     program = (
-        "import sys\nfrom bgworker.history import presence, schema\nfrom bgworker.history.presencelock import PresenceLock\n"
-        "lock = PresenceLock.share(schema.lock_path(sys.argv[1]))\nlock.hold(presence.byte_of(sys.argv[2]))\n"
+        "import sys\nfrom bgworker.history import presence, schema\nfrom "
+        "bgworker.history.presencelock import PresenceLock\n"
+        "lock = PresenceLock.share(schema.lock_path(sys.argv[1]))\n"
+        "lock.hold(presence.byte_of(sys.argv[2]))\n"
         "print('held', flush=True)\nsys.stdin.read()"
     )
     with subprocess.Popen(
@@ -524,9 +526,20 @@ STATUSES = ["completed", "failed", "cancelled", "timed_out", "interrupted", "run
 
 
 @settings(max_examples=25)
-@given(st.lists(st.tuples(st.sampled_from(STATUSES), st.integers(1, 100), st.integers(0, 3), st.sampled_from("ab"),
-                          st.sampled_from("xyz")), max_size=12),
-       st.none() | st.integers(1, 100), st.none() | st.integers(0, 12))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(STATUSES),
+            st.integers(1, 100),
+            st.integers(0, 3),
+            st.sampled_from("ab"),
+            st.sampled_from("xyz"),
+        ),
+        max_size=12,
+    ),
+    st.none() | st.integers(1, 100),
+    st.none() | st.integers(0, 12),
+)
 def test_what_is_left_is_what_a_plain_filter_leaves(
     tmp_path_factory: pytest.TempPathFactory,
     tasks: list[Any],

@@ -296,17 +296,30 @@ def history_without_a_table(path: str) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize(("spoil", "said"), [
-    (foreign_database, "belongs to another program: its application_id is 1196444487.*name another path"),
-    (nameless_database, "belongs to another program: its application_id is 0.*name another path"),
-    (database_without_tables, "belongs to another program: its application_id is 7"),
-    (newer_history, rf"has version {schema.VERSION + 1}, and this bgworker knows versions up to {schema.VERSION}; upgrade"),
-    (text_file, "is no SQLite file"),
-    (short_file, "is no SQLite file"),
-    (truncated_history, "is damaged.*move it aside"),
-    (scrambled_history, "is damaged.*move it aside"),
-    (history_without_a_table, "is damaged: it lacks losses; move it aside"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            foreign_database,
+            "belongs to another program: its application_id is 1196444487.*name another path",
+        ),
+        (
+            nameless_database,
+            "belongs to another program: its application_id is 0.*name another path",
+        ),
+        (database_without_tables, "belongs to another program: its application_id is 7"),
+        (
+            newer_history,
+            rf"has version {schema.VERSION + 1}, and this bgworker knows versions up to "
+            rf"{schema.VERSION}; upgrade",
+        ),
+        (text_file, "is no SQLite file"),
+        (short_file, "is no SQLite file"),
+        (truncated_history, "is damaged.*move it aside"),
+        (scrambled_history, "is damaged.*move it aside"),
+        (history_without_a_table, "is damaged: it lacks losses; move it aside"),
+    ],
+)
 @pytest.mark.parametrize("connect", [schema.connect_to_read, schema.connect_to_write])
 def test_a_file_that_cannot_be_used_is_refused_with_its_reason_and_left_as_it_is(
     path: str, spoil: Callable[[str], None], said: str, connect: Callable[[str], sqlite3.Connection]
@@ -447,7 +460,9 @@ def test_what_others_added_that_runs_nothing_is_left_alone(path: str) -> None:
 def test_a_trigger_that_comes_later_does_not_run_where_python_can_keep_it(path: str) -> None:
     make(path)
     with closing(schema.connect_to_write(path)) as connection:
-        spoil(path, "CREATE TRIGGER evil AFTER UPDATE ON tasks BEGIN DELETE FROM zz_stream_rows; END")
+        spoil(
+            path, "CREATE TRIGGER evil AFTER UPDATE ON tasks BEGIN DELETE FROM zz_stream_rows; END"
+        )
         connection.execute("UPDATE tasks SET name = 'new'")
         (rows,) = connection.execute("SELECT count(*) FROM zz_stream_rows").fetchone()
         assert rows == (3 if sys.version_info >= (3, 12) else 0)
@@ -595,8 +610,8 @@ def dump(path: str) -> list[str]:
 
 
 def upgrade(path: str, killed_at: int, *, new: bool = False) -> None:
-    """Lead a file to the newest version, or make it so, in a process that is killed as SQLite begins
-    the statement of that number."""
+    """Lead a file to the newest version, or make it so, in a process that is killed as SQLite
+    begins the statement of that number."""
     connection = schema._connect(path, "rwc" if new else "rw")
     left = killed_at
 

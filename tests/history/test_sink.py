@@ -599,7 +599,9 @@ def silent_tasks() -> list[TaskState]:
     return states
 
 
-@pytest.mark.parametrize("kinds", [[kind] for kind in PLAIN] + [[SCHEDULED, STARTED, COMPLETED]], ids=str)
+@pytest.mark.parametrize(
+    "kinds", [[kind] for kind in PLAIN] + [[SCHEDULED, STARTED, COMPLETED]], ids=str
+)
 def test_tasks_that_say_nothing_have_the_rows_of_their_snapshots_whatever_their_names_and_times(
         path: str, kinds: list[int]) -> None:
     batches = [
@@ -897,14 +899,24 @@ def test_a_spec_names_the_sink_and_its_options(path: str) -> None:
     assert value_of(path, "SELECT count(*) FROM tasks") <= 2, "the options count"
 
 
-@pytest.mark.parametrize(("query_text", "said"), [
-    ("max_tasks=-1", "max_tasks: expected a whole number >= 0 or None, got -1"),
-    ("max_tasks=many", "'max_tasks' has the value 'many'; expected a whole number"),
-    ("max_age=soon", "'max_age' has the value 'soon'; expected a number"),
-    ("max_bytes=1T", "'max_bytes' has the value '1T'; expected a whole number, with K, M or G behind it"),
-    ("max_rows=1", "there is no option 'max_rows'; expected one of durability, max_age, max_bytes, max_tasks"),
-    ("durability=paper", "durability: expected 'process' or 'power', got 'paper'"),
-])
+@pytest.mark.parametrize(
+    ("query_text", "said"),
+    [
+        ("max_tasks=-1", "max_tasks: expected a whole number >= 0 or None, got -1"),
+        ("max_tasks=many", "'max_tasks' has the value 'many'; expected a whole number"),
+        ("max_age=soon", "'max_age' has the value 'soon'; expected a number"),
+        (
+            "max_bytes=1T",
+            "'max_bytes' has the value '1T'; expected a whole number, with K, M or G behind it",
+        ),
+        (
+            "max_rows=1",
+            "there is no option 'max_rows'; expected one of durability, max_age, max_bytes, "
+            "max_tasks",
+        ),
+        ("durability=paper", "durability: expected 'process' or 'power', got 'paper'"),
+    ],
+)
 def test_a_spec_with_an_option_that_cannot_be_used_is_refused(
     path: str, query_text: str, said: str
 ) -> None:
@@ -937,8 +949,15 @@ def _text(path: str) -> None:
     Path(path).write_text("dear diary\n" * 100)
 
 
-@pytest.mark.parametrize(("spoil", "said"), [(_newer, "upgrade bgworker"), (_foreign, "belongs to another program"),
-                                             (_corrupt, "is damaged"), (_text, "is no SQLite file")])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_newer, "upgrade bgworker"),
+        (_foreign, "belongs to another program"),
+        (_corrupt, "is damaged"),
+        (_text, "is no SQLite file"),
+    ],
+)
 def test_a_file_that_is_no_history_of_ours_is_refused_at_registration_and_left_as_it_is(
         path: str, spoil: Callable[[str], None], said: str) -> None:
     spoil(path)
@@ -961,7 +980,9 @@ def test_a_directory_or_a_path_in_a_missing_one_is_refused_at_registration(tmp_p
 
 
 @needs_fork
-@pytest.mark.parametrize(("file_mode", "folder_mode"), [(0o444, 0o777), (0o444, 0o555), (0o666, 0o555), (0o000, 0o777)])
+@pytest.mark.parametrize(
+    ("file_mode", "folder_mode"), [(0o444, 0o777), (0o444, 0o555), (0o666, 0o555), (0o000, 0o777)]
+)
 def test_a_place_that_may_not_be_written_to_is_refused_at_registration(
     file_mode: int, folder_mode: int
 ) -> None:
@@ -1019,9 +1040,11 @@ def test_an_event_that_never_fits_is_refused_for_good_and_takes_nothing_in_with_
 
 def test_nothing_that_was_written_is_lost_when_the_process_dies_without_closing(path: str) -> None:
     program = (
-        "import os, sys\nfrom bgworker.model.records import *\nfrom bgworker.history.sink import SqliteSink\n"
+        "import os, sys\nfrom bgworker.model.records import *\nfrom bgworker.history.sink "
+        "import SqliteSink\n"
         "sink = SqliteSink(sys.argv[1])\nstate = TaskState('a' * 32, 'load', 'b' * 32, 1)\n"
-        "sink.write(Batch([(state, 1, CREATED, 1, None), (state, 2, OUTPUT, 2, 'there')]))\nos._exit(9)"
+        "sink.write(Batch([(state, 1, CREATED, 1, None), (state, 2, OUTPUT, 2, 'there')]))\n"
+        "os._exit(9)"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program, path], env=environment(), timeout=60, check=False

@@ -70,7 +70,8 @@ def test_what_led_to_an_exception_stands_before_it() -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="has neither groups nor notes")
 def test_members_of_groups_and_notes_are_shown() -> None:
-    group = ExceptionGroup("all", [raised(ValueError("one")), ExceptionGroup("inner", [TypeError("two")])])  # type: ignore[name-defined]
+    inner = ExceptionGroup("inner", [TypeError("two")])  # type: ignore[name-defined]
+    group = ExceptionGroup("all", [raised(ValueError("one")), inner])  # type: ignore[name-defined]
     group.add_note("a note\ud800")
     trace = describe_failure(raised(group), 65536)[2]
     parts = [
@@ -128,7 +129,8 @@ def test_an_exception_with_a_huge_text_costs_no_more_memory_than_fits(text: str)
 
 
 class LyingClass(type):
-    __eq__ = __hash__ = __instancecheck__ = __getattribute__ = raising(GeneratorExit())  # type: ignore[assignment]
+    __eq__ = __hash__ = raising(GeneratorExit())  # type: ignore[assignment]
+    __instancecheck__ = __getattribute__ = __eq__  # type: ignore[assignment]
 
 
 SPEAKING = (
@@ -169,10 +171,27 @@ def hostile(base: type, error: BaseException) -> Any:
     return LyingClass("Hostile", (base,), attributes)
 
 
-@pytest.mark.parametrize("base", [Exception, ValueError, KeyError, OSError, SyntaxError, UnicodeDecodeError, SystemExit,
-                                  GeneratorExit, KeyboardInterrupt, StopIteration, BaseException])
-@pytest.mark.parametrize("error", [RuntimeError(), SystemExit(), KeyboardInterrupt(), TaskCancelled(), GeneratorExit()],
-                         ids=repr)
+@pytest.mark.parametrize(
+    "base",
+    [
+        Exception,
+        ValueError,
+        KeyError,
+        OSError,
+        SyntaxError,
+        UnicodeDecodeError,
+        SystemExit,
+        GeneratorExit,
+        KeyboardInterrupt,
+        StopIteration,
+        BaseException,
+    ],
+)
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError(), SystemExit(), KeyboardInterrupt(), TaskCancelled(), GeneratorExit()],
+    ids=repr,
+)
 def test_a_task_ends_as_it_did_whatever_its_exception_answers(
     base: type, error: BaseException
 ) -> None:
@@ -211,8 +230,20 @@ def test_a_class_whose_module_is_no_text_has_a_type_that_is_text() -> None:
     assert describe_failure(kind(), 65536)[0] == f"{__name__}.O\ufffddd"
 
 
-@pytest.mark.parametrize("reason", [None, "", 0, "why\0", 5, object(), type("Odd", (), {"__str__": raising(SystemExit())})(),
-                                    type("Odd", (), {"__bool__": raising(KeyboardInterrupt())})()], ids=range(8))
+@pytest.mark.parametrize(
+    "reason",
+    [
+        None,
+        "",
+        0,
+        "why\0",
+        5,
+        object(),
+        type("Odd", (), {"__str__": raising(SystemExit())})(),
+        type("Odd", (), {"__bool__": raising(KeyboardInterrupt())})(),
+    ],
+    ids=range(8),
+)
 def test_a_task_that_cancels_itself_for_whatever_reason_is_cancelled(reason: Any) -> None:
     task = run(TaskCancelled(reason))
     assert (
@@ -245,8 +276,11 @@ def module_of(loader: OddLoader, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-@pytest.mark.parametrize("answer", [raising(SystemExit()), raising(KeyboardInterrupt()), lambda name: 7, lambda name: "x"],
-                         ids=range(4))
+@pytest.mark.parametrize(
+    "answer",
+    [raising(SystemExit()), raising(KeyboardInterrupt()), lambda name: 7, lambda name: "x"],
+    ids=range(4),
+)
 def test_the_loader_of_a_module_ends_no_task(
     answer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,7 +292,9 @@ def test_the_loader_of_a_module_ends_no_task(
     assert 'File "<nowhere>.py", line 2, in run' in (task.snapshot().invocation_info or "")
 
 
-@pytest.mark.leaks_threads("the text that never comes is waited for by its own thread until the test releases it")
+@pytest.mark.leaks_threads(
+    "the text that never comes is waited for by its own thread until the test releases it"
+)
 @pytest.mark.parametrize("place", ["text", "note", "cause", "loader"])
 def test_an_exception_whose_text_never_comes_ends_its_task(
     place: str, monkeypatch: pytest.MonkeyPatch

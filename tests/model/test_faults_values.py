@@ -257,7 +257,8 @@ class Hostility:
         )
         error: BaseException = self.of(base, arguments)
         if self.random.random() < 0.3:
-            BaseException.__cause__.__set__(error, self.of(ValueError, ("cause",)))  # type: ignore[attr-defined]
+            cause = self.of(ValueError, ("cause",))
+            BaseException.__cause__.__set__(error, cause)  # type: ignore[attr-defined]
         if self.random.random() < 0.3:
             try:
                 BaseException.__setattr__(error, "__notes__", self.thing())
@@ -666,7 +667,8 @@ def run_hostile(seed: int, folder: str, *, rounds: int | None = None, seconds: f
     """
     script = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        f"import {__name__} as scenario; scenario.play_rounds({seed}, {folder!r}, {rounds}, {seconds})"
+        f"import {__name__} as scenario; scenario.play_rounds({seed}, {folder!r}, {rounds}, "
+        f"{seconds})"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -723,9 +725,15 @@ def test_hostile_objects_everywhere_end_no_worker_and_cost_nobody_an_event(
     assert run_hostile(seed, str(tmp_path), rounds=4) == "ok: 4 rounds"
 
 
-@pytest.mark.parametrize("make", [
-    lambda folder: JsonlSink(folder / "events.jsonl"), lambda folder: SqliteSink(folder / "history.db"),
-    lambda folder: WebhookSink("http://127.0.0.1:9/", secret=new_secret())], ids=["jsonl", "sqlite", "webhook"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: JsonlSink(folder / "events.jsonl"),
+        lambda folder: SqliteSink(folder / "history.db"),
+        lambda folder: WebhookSink("http://127.0.0.1:9/", secret=new_secret()),
+    ],
+    ids=["jsonl", "sqlite", "webhook"],
+)
 @pytest.mark.parametrize("data", [object(), (object(), "text", False, 0), 7, ("x",)], ids=range(4))
 def test_what_cannot_be_encoded_is_refused_for_itself_whatever_the_encoder_raises(
         make: Callable[[Path], Any], data: Any, tmp_path: Path) -> None:

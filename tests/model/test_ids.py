@@ -55,7 +55,8 @@ def test_ids_of_many_threads_differ() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_does_not_continue_its_parents_ids() -> None:
     program = (
-        "import os, sys\nfrom bgworker.model.ids import new_id\nnew_id(5)\nread, write = os.pipe()\n"
+        "import os, sys\nfrom bgworker.model.ids import new_id\nnew_id(5)\nread, write = "
+        "os.pipe()\n"
         "if os.fork() == 0:\n    os.write(write, new_id(5).encode()); os._exit(0)\n"
         "os.wait()\nchild = os.read(read, 100).decode()\nprint(child, new_id(5))"
     )
@@ -72,7 +73,7 @@ def test_a_process_knows_its_own_runs_from_others() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_the_runs_of_its_parent_are_not_a_forked_childs_own_but_those_that_its_schedulers_go_on_under_are() -> (
+def test_a_forked_child_owns_the_runs_its_schedulers_go_on_under_and_not_those_of_its_parent() -> (
     None
 ):
     program = (

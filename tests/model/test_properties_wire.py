@@ -232,8 +232,12 @@ def test_any_input_is_read_or_refused(line):
     decode_or_refuse(line)
 
 
-@given(st.dictionaries(st.sampled_from(["v", "type", "task_id", "time", "stream", "payload", "format", "x"]),
-                       json_values))
+@given(
+    st.dictionaries(
+        st.sampled_from(["v", "type", "task_id", "time", "stream", "payload", "format", "x"]),
+        json_values,
+    )
+)
 def test_any_json_object_is_read_or_refused(obj):
     decode_or_refuse(json.dumps(obj))
     decode_or_refuse(json.dumps({"v": 1, **obj}))

@@ -82,11 +82,29 @@ def test_nanoseconds_become_aware_times_cut_to_microseconds(ns: int) -> None:
     assert (delta.days * 86400 + delta.seconds) * 10 ** 6 + delta.microseconds == ns // 1000
 
 
-@pytest.mark.parametrize(("kind", "status", "known"), [
-    (CREATED, "created", set()), (SCHEDULED, "scheduled", {"scheduled_utc"}),
-    (STARTED, "running", {"scheduled_utc", "started_utc"}),
-    (FAILED, "failed", {"scheduled_utc", "started_utc", "completed_utc", "duration", "failure_type", "failure_message",
-                        "invocation_info", "last_progress_percent", "last_progress_message"})])
+@pytest.mark.parametrize(
+    ("kind", "status", "known"),
+    [
+        (CREATED, "created", set()),
+        (SCHEDULED, "scheduled", {"scheduled_utc"}),
+        (STARTED, "running", {"scheduled_utc", "started_utc"}),
+        (
+            FAILED,
+            "failed",
+            {
+                "scheduled_utc",
+                "started_utc",
+                "completed_utc",
+                "duration",
+                "failure_type",
+                "failure_message",
+                "invocation_info",
+                "last_progress_percent",
+                "last_progress_message",
+            },
+        ),
+    ],
+)
 def test_a_snapshot_as_of_an_event_leaves_out_what_only_later_ones_tell(
     state: TaskState, kind: int, status: str, known: set[str]
 ) -> None:

@@ -55,7 +55,9 @@ def test_lines_come_to_the_handlers_in_order_from_any_thread(handler: Handler) -
     assert handler.said == [f"line {number} of it" for number in range(100)]
 
 
-@pytest.mark.parametrize("error", [ValueError("boom"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+@pytest.mark.parametrize(
+    "error", [ValueError("boom"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()]
+)
 def test_a_handler_that_raises_costs_its_line_only(handler: Handler, error: BaseException) -> None:
     handler.error = error
     report(logging.ERROR, "first")

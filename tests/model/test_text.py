@@ -60,9 +60,19 @@ class Hostile(dict):  # type: ignore[type-arg]
         raise RuntimeError("no")
 
 
-@pytest.mark.parametrize(("text", "clean"), [
-    ("", ""), ("plain", "plain"), ("é€😀", "é€😀"), ("\0", "�"), ("a\0\0b", "a��b"), ("\ud83d", "�"), ("\udc00\ud800", "��"),
-    ("\x1b[31m\r\n\t\x7f", "\x1b[31m\r\n\t\x7f")])
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("", ""),
+        ("plain", "plain"),
+        ("é€😀", "é€😀"),
+        ("\0", "�"),
+        ("a\0\0b", "a��b"),
+        ("\ud83d", "�"),
+        ("\udc00\ud800", "��"),
+        ("\x1b[31m\r\n\t\x7f", "\x1b[31m\r\n\t\x7f"),
+    ],
+)
 def test_nul_and_surrogates_are_replaced_and_all_else_is_kept(text: str, clean: str) -> None:
     assert sanitise(text) == clean
 
@@ -85,19 +95,41 @@ def test_nothing_fits_into_less_than_nothing() -> None:
     assert fit("abc", -5) == ("", 3) and fit("", -5) == ("", 0)
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (b"caf\xc3\xa9 \xff", "café �"), (bytearray(b"x"), "x"), (12, "12"), (Explosive(), "<unprintable Explosive object>"),
-    (Nameless(), "<unprintable object>")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (b"caf\xc3\xa9 \xff", "café �"),
+        (bytearray(b"x"), "x"),
+        (12, "12"),
+        (Explosive(), "<unprintable Explosive object>"),
+        (Nameless(), "<unprintable object>"),
+    ],
+)
 def test_there_is_a_text_of_everything(value: object, text: str) -> None:
     assert text_of(value) == text and type(text_of(value)) is str
 
 
-@pytest.mark.parametrize(("value", "meaning"), [
-    ({"a": (1, 2.5, None, True)}, {"a": [1, 2.5, None, True]}), (math.nan, None), ([math.inf, -math.inf], [None, None]),
-    ({math.nan: 1}, {"null": 1}), ({True: 1, 2: 3, None: 4}, {"true": 1, "2": 3, "null": 4}), ({1: "x", "1": "y"}, {"1": "y"}),
-    ({b"k": b"v"}, {"k": "v"}), (OrderedDict(a=1), {"a": 1}), (MappingProxyType({"a": 1}), {"a": 1}), ({1}, [1]),
-    ([frozenset()], [[]]), ("a\0\ud800", "a��"), ("😀", "😀"), (["\\u0000"], ["\\u0000"]),
-    (Explosive(), "<unprintable Explosive object>"), ([Nameless()], ["<unprintable object>"])])
+@pytest.mark.parametrize(
+    ("value", "meaning"),
+    [
+        ({"a": (1, 2.5, None, True)}, {"a": [1, 2.5, None, True]}),
+        (math.nan, None),
+        ([math.inf, -math.inf], [None, None]),
+        ({math.nan: 1}, {"null": 1}),
+        ({True: 1, 2: 3, None: 4}, {"true": 1, "2": 3, "null": 4}),
+        ({1: "x", "1": "y"}, {"1": "y"}),
+        ({b"k": b"v"}, {"k": "v"}),
+        (OrderedDict(a=1), {"a": 1}),
+        (MappingProxyType({"a": 1}), {"a": 1}),
+        ({1}, [1]),
+        ([frozenset()], [[]]),
+        ("a\0\ud800", "a��"),
+        ("😀", "😀"),
+        (["\\u0000"], ["\\u0000"]),
+        (Explosive(), "<unprintable Explosive object>"),
+        ([Nameless()], ["<unprintable object>"]),
+    ],
+)
 def test_json_text_tells_what_json_can_tell(value: object, meaning: object) -> None:
     text = json_text(value)
     assert (
@@ -151,11 +183,19 @@ class LyingClass(type):
     __name__ = property(raising(SystemExit()))  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize(("text", "shown"), [
-    ("a\n b\0", "Odd: a b\ufffd"), ("", "Odd"), ("\ud800", "Odd: \ufffd"), (LyingText("lies"), "Odd: lies"),
-    ("x" * 10**6, f"Odd: {'x' * 994}\u2026"), (" " * 10**6 + "x", "Odd")],
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\n b\0", "Odd: a b\ufffd"),
+        ("", "Odd"),
+        ("\ud800", "Odd: \ufffd"),
+        (LyingText("lies"), "Odd: lies"),
+        ("x" * 10**6, f"Odd: {'x' * 994}\u2026"),
+        (" " * 10**6 + "x", "Odd"),
+    ],
     # pytest would make some of the texts
-    ids=["lines", "none", "surrogate", "lying", "long", "blank"])
+    ids=["lines", "none", "surrogate", "lying", "long", "blank"],
+)
 def test_an_exception_is_described_in_one_line_of_clean_bounded_text(text: str, shown: str) -> None:
     odd = LyingClass("Odd", (Exception,), {"__str__": lambda self: text})
     assert describe(odd()) == shown
@@ -167,8 +207,11 @@ def aside(function: Callable[..., Any], *args: Any) -> Any:
         return executor.submit(function, *args).result(30)
 
 
-@pytest.mark.parametrize("error", [ValueError(), SystemExit(), KeyboardInterrupt(), GeneratorExit(), TaskCancelled()],
-                         ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [ValueError(), SystemExit(), KeyboardInterrupt(), GeneratorExit(), TaskCancelled()],
+    ids=repr,
+)
 def test_an_exception_that_cannot_say_what_it_is_is_described_all_the_same(
     error: BaseException,
 ) -> None:
@@ -235,9 +278,18 @@ def test_text_of_a_subclass_that_lies_is_the_text_that_it_holds() -> None:
     assert clean(LYING_BYTES(b"caf\xc3\xa9\0"), 100) == "caf\u00e9\ufffd"
 
 
-@pytest.mark.parametrize(("kind", "held", "meaning"), [
-    (LYING_STR, "\ud800", "\ufffd"), (LYING_INT, 7, 7), (LYING_FLOAT, 7.5, 7.5), (LYING_FLOAT, "nan", None),
-    (Word, "o\0dd", "o\ufffddd"), (Level, 3, 3), (LYING_BYTES, b"x", "x")])
+@pytest.mark.parametrize(
+    ("kind", "held", "meaning"),
+    [
+        (LYING_STR, "\ud800", "\ufffd"),
+        (LYING_INT, 7, 7),
+        (LYING_FLOAT, 7.5, 7.5),
+        (LYING_FLOAT, "nan", None),
+        (Word, "o\0dd", "o\ufffddd"),
+        (Level, 3, 3),
+        (LYING_BYTES, b"x", "x"),
+    ],
+)
 def test_json_text_of_a_subclass_tells_the_value_that_it_holds(
     kind: Any, held: object, meaning: object
 ) -> None:
@@ -262,10 +314,19 @@ class PretendedStr:
     __class__ = str  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("kind", [
-    LiarsOfClass, PretendedStr, lying(dict, "items", "__iter__", "__str__"), lying(list, "__iter__", "__len__"),
-    lying(object, "__str__", "__repr__"), lying(object, "__hash__", "__eq__", "__getattribute__"),
-    lying(object, "__str__", value=7), lying(Exception, "__str__", "__repr__")])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        LiarsOfClass,
+        PretendedStr,
+        lying(dict, "items", "__iter__", "__str__"),
+        lying(list, "__iter__", "__len__"),
+        lying(object, "__str__", "__repr__"),
+        lying(object, "__hash__", "__eq__", "__getattribute__"),
+        lying(object, "__str__", value=7),
+        lying(Exception, "__str__", "__repr__"),
+    ],
+)
 def test_every_door_answers_whatever_a_value_does(kind: Any) -> None:
     value = kind()
     for door, kind in (
@@ -282,11 +343,26 @@ def test_every_door_answers_whatever_a_value_does(kind: Any) -> None:
             answer.encode()
 
 
-@pytest.mark.parametrize(("value", "number"), [
-    (3, 3.0), (2.5, 2.5), (True, 1.0), (Decimal("0.5"), 0.5), (Fraction(1, 4), 0.25), (Level.HIGH, 3.0), ("3", None), (b"3", None),
-    (None, None), (1j, None), (Decimal("sNaN"), None), ([1], None), pytest.param(10 ** 400, None, id="huge"),
-    pytest.param(lying(object, "__float__")(), None, id="raises"),
-    pytest.param(lying(object, "__float__", value="3")(), None, id="lies")])
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (3, 3.0),
+        (2.5, 2.5),
+        (True, 1.0),
+        (Decimal("0.5"), 0.5),
+        (Fraction(1, 4), 0.25),
+        (Level.HIGH, 3.0),
+        ("3", None),
+        (b"3", None),
+        (None, None),
+        (1j, None),
+        (Decimal("sNaN"), None),
+        ([1], None),
+        pytest.param(10**400, None, id="huge"),
+        pytest.param(lying(object, "__float__")(), None, id="raises"),
+        pytest.param(lying(object, "__float__", value="3")(), None, id="lies"),
+    ],
+)
 def test_a_number_of_any_type_is_a_float(value: object, number: float | None) -> None:
     found = aside(number_of, value)
     assert found == number and type(found) in (float, type(None))
@@ -295,8 +371,13 @@ def test_a_number_of_any_type_is_a_float(value: object, number: float | None) ->
 # -- what is large --
 
 
-@given(st.recursive(st.none() | st.text(st.characters()) | st.integers(),
-                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)), st.integers(64, 300))
+@given(
+    st.recursive(
+        st.none() | st.text(st.characters()) | st.integers(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    ),
+    st.integers(64, 300),
+)
 def test_json_that_is_too_large_gives_way_to_json_that_says_so(value: object, most: int) -> None:
     text = json_text(value)
     fitted, original = fit_json(text, most)
@@ -331,7 +412,9 @@ def test_json_is_nested_no_deeper_than_every_reader_bears() -> None:
     assert json.loads(json_text(flat)) == flat
 
 
-@pytest.mark.parametrize("text", ["x" * 10 ** 7, "x" * 10 ** 7 + "\0", "\u00e9" * 10 ** 7, "\ud800" * 10 ** 7], ids="abcd")
+@pytest.mark.parametrize(
+    "text", ["x" * 10**7, "x" * 10**7 + "\0", "\u00e9" * 10**7, "\ud800" * 10**7], ids="abcd"
+)
 def test_cutting_a_long_text_copies_no_more_than_is_left(text: str) -> None:
     tracemalloc.start()
     try:
@@ -342,7 +425,9 @@ def test_cutting_a_long_text_copies_no_more_than_is_left(text: str) -> None:
     assert len(cut.encode()) in range(998, 1001) and original == len(sanitise(text).encode())
 
 
-@pytest.mark.parametrize("value", ["x" * 10 ** 6, [1] * 10 ** 6, {1: "x" * 10 ** 6}, b"x" * 10 ** 6], ids="abcd")
+@pytest.mark.parametrize(
+    "value", ["x" * 10**6, [1] * 10**6, {1: "x" * 10**6}, b"x" * 10**6], ids="abcd"
+)
 def test_what_a_message_shows_is_short(value: object) -> None:
     assert len(show(value)) <= 203
 

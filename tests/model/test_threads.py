@@ -83,7 +83,8 @@ def outer():
 with Scheduler(1, capture_output=True) as pool:
     task = pool.submit(outer)
     task.result()
-print(sorted(seen.items()), [event.payload for event in task.streams() if isinstance(event, StreamEvent)])
+said = [event.payload for event in task.streams() if isinstance(event, StreamEvent)]
+print(sorted(seen.items()), said)
 """
 
 

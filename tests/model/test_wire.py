@@ -74,7 +74,8 @@ GOLDEN = [
     (output(), LINE),
     (
         progress(40.0, "2 of 5"),
-        f'{{"v":1,"type":"TaskProgress","task_id":"{TASK_ID}","seq":5,"time":"2026-11-23T14:46:00.123456Z",'
+        f'{{"v":1,"type":"TaskProgress","task_id":"{TASK_ID}","seq":5,'
+        '"time":"2026-11-23T14:46:00.123456Z",'
         '"stream":"progress","percent":40.0,"message":"2 of 5"}',
     ),
     (
@@ -85,8 +86,10 @@ GOLDEN = [
             failure_message="'x'",
             metadata={"a": [1]},
         ),
-        f'{{"v":1,"type":"TaskFailed","task_id":"{TASK_ID}","seq":9,"time":"2026-11-23T14:46:00.123456Z",'
-        f'"task":{{"name":"load","status":"failed","run_id":"{RUN_ID}","created_utc":"2026-11-23T14:46:00.123456Z",'
+        f'{{"v":1,"type":"TaskFailed","task_id":"{TASK_ID}","seq":9,'
+        '"time":"2026-11-23T14:46:00.123456Z",'
+        f'"task":{{"name":"load","status":"failed","run_id":"{RUN_ID}",'
+        '"created_utc":"2026-11-23T14:46:00.123456Z",'
         '"started_utc":"2026-11-23T14:46:00.123456Z","duration":0.25,"failure_type":"KeyError",'
         '"failure_message":"\'x\'","metadata":{"a":[1]},"last_seq":9}}',
     ),
@@ -109,7 +112,8 @@ GOLDEN = [
     ),
     (
         progress(None),
-        f'{{"v":1,"type":"TaskProgress","task_id":"{TASK_ID}","seq":5,"time":"2026-11-23T14:46:00.123456Z",'
+        f'{{"v":1,"type":"TaskProgress","task_id":"{TASK_ID}","seq":5,'
+        '"time":"2026-11-23T14:46:00.123456Z",'
         '"stream":"progress","percent":null,"message":""}',
     ),
 ]
@@ -124,8 +128,21 @@ def test_the_documented_lines_are_written_and_read(event, line):
     assert wire.encode_lines([event, event]) == (line + "\n").encode() * 2
 
 
-@pytest.mark.parametrize("payload", ["", "\0", "\ud800", "\udfff tail", "\u2028\u2029\x85\x0b\x0c\x1c", "\U0001f600",
-                                     "\r\n", '"\\', "\x7f", "\ude00\ud83d"])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "",
+        "\0",
+        "\ud800",
+        "\udfff tail",
+        "\u2028\u2029\x85\x0b\x0c\x1c",
+        "\U0001f600",
+        "\r\n",
+        '"\\',
+        "\x7f",
+        "\ude00\ud83d",
+    ],
+)
 def test_any_text_comes_back_and_its_line_is_one_line_of_ascii(payload):
     line = wire.encode(output(payload))
     assert line.isascii() and len(line.splitlines()) == 1
@@ -136,9 +153,28 @@ def test_two_surrogates_side_by_side_come_back_as_the_character_that_they_mean()
     assert wire.decode(wire.encode(output("\ud83d\ude00"))) == output("\U0001f600")
 
 
-@pytest.mark.parametrize("payload", ['{"a": 1}', "1E5", "1e999", '{"a":1,"a":2}', ' [1 , 2]\t', "-0.0", "null", "true",
-                                     '""', '"payload"', '{"payload":{"payload":"}"},"format":"json"}', '"\\u00e9\\/"',
-                                     '"é 日本 \U0001f600"', "0.1000", "123456789012345678901234567890", "[]", "{}"])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        '{"a": 1}',
+        "1E5",
+        "1e999",
+        '{"a":1,"a":2}',
+        " [1 , 2]\t",
+        "-0.0",
+        "null",
+        "true",
+        '""',
+        '"payload"',
+        '{"payload":{"payload":"}"},"format":"json"}',
+        '"\\u00e9\\/"',
+        '"é 日本 \U0001f600"',
+        "0.1000",
+        "123456789012345678901234567890",
+        "[]",
+        "{}",
+    ],
+)
 def test_a_json_payload_comes_back_with_the_very_text_that_it_had(payload):
     event = output(payload, format="json")
     assert wire.decode(wire.encode(event)) == event
@@ -158,18 +194,22 @@ def test_a_json_payload_is_found_in_lines_laid_out_by_others():
     spread = json.dumps(json.loads(wire.encode(output('{"a": [1, 2]}', format="json"))), indent=2)
     assert wire.decode(spread).payload.replace("\n", "").replace(" ", "") == '{"a":[1,2]}'
     spaced = (
-        '{ "payload" : [1] , "format":"json", "v": 1, "stream":"output", "type":"TaskOutput", %s, "p":"}" }'
+        '{ "payload" : [1] , "format":"json", "v": 1, "stream":"output", "type":"TaskOutput", '
+        '%s, "p":"}" }'
         % HEAD
     )
     assert wire.decode(spaced) == output("[1]", format="json")
     twice = (
-        '{"v":1,"payload":1,"pay\\u006coad":2,"format":"json","stream":"output","type":"TaskOutput",%s}'
+        '{"v":1,"payload":1,"pay\\u006coad":2,"format":"json","stream":"output",'
+        '"type":"TaskOutput",%s}'
         % HEAD
     )
     assert wire.decode(twice) == output("2", format="json")
 
 
-@pytest.mark.parametrize("payload", ["", "{", "NaN", "[Infinity]", "1 2", "{'a':1}", '"\n"', "[" * 100_000, "9" * 5000])
+@pytest.mark.parametrize(
+    "payload", ["", "{", "NaN", "[Infinity]", "1 2", "{'a':1}", '"\n"', "[" * 100_000, "9" * 5000]
+)
 def test_a_json_payload_that_nobody_could_read_is_not_written(payload):
     if payload.startswith("9") and not hasattr(sys, "set_int_max_str_digits"):
         pytest.skip("this interpreter reads integers of any length")
@@ -204,25 +244,50 @@ def test_other_time_zones_become_utc():
         StreamEvent(EventType.TASK_OUTPUT, TASK_ID, 4, berlin, StreamType.OUTPUT))
 
 
-@pytest.mark.parametrize("text, time", [
-    ("2026-11-23T15:46:00.123456+01:00", TIME), ("2026-11-23t14:46:00.123456789z", TIME),
-    ("2026-11-23 14:46:00Z", TIME.replace(microsecond=0)), ("2026-11-23T14:46:00.5Z", TIME.replace(microsecond=500000)),
-    ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=timezone.utc))])
+@pytest.mark.parametrize(
+    "text, time",
+    [
+        ("2026-11-23T15:46:00.123456+01:00", TIME),
+        ("2026-11-23t14:46:00.123456789z", TIME),
+        ("2026-11-23 14:46:00Z", TIME.replace(microsecond=0)),
+        ("2026-11-23T14:46:00.5Z", TIME.replace(microsecond=500000)),
+        ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=timezone.utc)),
+    ],
+)
 def test_times_are_read_in_every_spelling_of_rfc_3339(text, time):
     event = wire.decode(changed(time=text))
     assert event.created_utc == time and event.created_utc.tzinfo is timezone.utc
 
 
-@pytest.mark.parametrize("text", ["", "now", "2026-11-23", "2026-11-23T14:46:00", "2026-02-30T00:00:00Z",
-                                  "2026-11-23T14:46:60Z", "2026-11-23T14:46Z", "0001-01-01T00:00:00+05:00",
-                                  "9999-12-31T23:59:59-01:00", "２026-11-23T14:46:00Z", "2026-11-23T14:46:00+99:00",
-                                  "2026-11-23T14:46:00Z\n", "2026-W48-1T14:46:00Z", 5, None, True])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "now",
+        "2026-11-23",
+        "2026-11-23T14:46:00",
+        "2026-02-30T00:00:00Z",
+        "2026-11-23T14:46:60Z",
+        "2026-11-23T14:46Z",
+        "0001-01-01T00:00:00+05:00",
+        "9999-12-31T23:59:59-01:00",
+        "２026-11-23T14:46:00Z",
+        "2026-11-23T14:46:00+99:00",
+        "2026-11-23T14:46:00Z\n",
+        "2026-W48-1T14:46:00Z",
+        5,
+        None,
+        True,
+    ],
+)
 def test_what_is_not_a_time_is_refused(text):
     with pytest.raises(WireError, match="'time' must be a time such as 2026"):
         wire.decode(changed(time=text))
 
 
-@pytest.mark.parametrize("time", [datetime(2026, 1, 1), datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1)))])
+@pytest.mark.parametrize(
+    "time", [datetime(2026, 1, 1), datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1)))]
+)
 def test_a_time_that_is_no_moment_in_utc_is_not_written(time):
     with pytest.raises(WireError, match="datetime.datetime"):
         wire.encode(StreamEvent(EventType.TASK_OUTPUT, TASK_ID, 1, time, StreamType.OUTPUT))
@@ -239,7 +304,9 @@ def test_numbers_that_json_lacks_become_null(percent):
     )
 
 
-@pytest.mark.parametrize("percent", [0, 40, 1 / 3, 1e-320, 5e-324, 1.7976931348623157e308, -0.0, 10**30])
+@pytest.mark.parametrize(
+    "percent", [0, 40, 1 / 3, 1e-320, 5e-324, 1.7976931348623157e308, -0.0, 10**30]
+)
 def test_numbers_come_back_exactly(percent):
     back = wire.decode(wire.encode(progress(percent))).percent
     assert (repr(back), type(back)) == (repr(percent), type(percent))
@@ -274,7 +341,9 @@ def test_snapshots_share_no_metadata():
     assert wire.decode(line).task.metadata is not wire.decode(line).task.metadata
 
 
-@pytest.mark.parametrize("metadata", [MappingProxyType({"a": 1}), {"a": (1, MappingProxyType({}))}, {(1, 2): {1}}])
+@pytest.mark.parametrize(
+    "metadata", [MappingProxyType({"a": 1}), {"a": (1, MappingProxyType({}))}, {(1, 2): {1}}]
+)
 def test_metadata_that_is_not_plain_json_is_written_all_the_same(metadata):
     assert wire.decode(wire.encode(failed(metadata=metadata))).task.metadata
 
@@ -306,46 +375,94 @@ def test_a_newer_version_is_refused_with_the_remedy():
 TASK = json.loads(wire.encode(failed()))["task"]
 
 
-@pytest.mark.parametrize("line, message", [
-    (b"\xff\xfe", "not UTF-8"), ("", "not JSON"), ("\n", "not JSON"), ("{", "not JSON"), (LINE + LINE, "not JSON"),
-    (LINE[:-20], "not JSON"), ("\ufeff" + LINE, "not JSON"), ('{"v":NaN}', "NaN is not a JSON number"),
-    ("[" * 100_000, "nested too deep"), ('{"a":' * 100_000, "nested too deep"),
-    ("[]", "JSON object, got \\[\\]"), ("null", "JSON object"), ('"x"', "JSON object"), ("1", "JSON object"),
-    (None, "expected a line"), (5, "expected a line"), ({}, "expected a line"), (memoryview(b"{}"), "expected a line"),
-    ("{}", "no field 'v'"), (changed(v="1"), "'v' must be an integer, got '1'"), (changed(v=True), "got True"),
-    (changed(v=1.0), "'v' must be an integer"), (changed(v=0), "no wire format version 0"),
-    (changed(type=...), "no field 'type'"), (changed(type="TaskPaused"), "'type' must be one of TaskCreated,.*TaskPau"),
-    (changed(type=[]), "'type' must be one of"), (changed(type="TaskStarted"), "no field 'task'"),
-    (changed(type="TaskError"), "stream 'output' does not fit an event of type 'TaskError'"),
-    (changed(stream="stdout"), "'stream' must be one of output, .*, got 'stdout'"),
-    (changed(stream=...), "no field 'stream'"), (changed(seq=...), "no field 'seq'"),
-    (changed(seq="4"), "'seq' must be an integer, got '4'"), (changed(seq=True), "'seq' must be an integer, got True"),
-    (changed(seq=4.0), "'seq' must be an integer"), (changed(task_id=None), "'task_id' must be a string, got None"),
-    (changed(payload=...), "no field 'payload'"), (changed(payload={}), "'payload' must be a string, got {}"),
-    (changed(payload=..., format="json"), "no field 'payload'"), (changed(format="xml"), "'format' must be .*'xml'"),
-    (changed(format=["json"]), "'format' must be a string"),
-    (changed(truncated=1), "'truncated' must be true or false"),
-    (changed(original_bytes=True), "'original_bytes' must be an integer"), (changed(percent="1"), "a finite number"),
-    (changed(percent=True), "'percent' must be a finite number"), (changed(message=1), "'message' must be a string"),
-    (LINE.replace('"payload"', '"percent":1e999,"payload"'), "'percent' must be a finite number, got inf"),
-    (changed(type="TaskFailed", task=[]), "'task' must be an object"),
-    (changed(type="TaskFailed", task={}), "no field 'name'"),
-    (changed(type="TaskFailed", task={**TASK, "status": "done"}), "'status' must be one of created,.*got 'done'"),
-    (changed(type="TaskFailed", task={**TASK, "started_utc": "soon"}), "'started_utc' must be a time.*got 'soon'"),
-    (changed(type="TaskFailed", task={**TASK, "duration": "1"}), "'duration' must be a finite number"),
-    (changed(type="TaskFailed", task={**TASK, "metadata": "x"}), "'metadata' must be an object"),
-    (changed(type="EventsLost"), "no field 'sink'"),
-    (changed(type="EventsLost", by_type={"TaskOutput": True}), "'TaskOutput' must be an integer"),
-    (changed(type="EventsLost", by_type=[1]), "'by_type' must be an object"),
-    (changed(type="EventsLost", sink="s", reason="r", count="1"), "'count' must be an integer"),
-])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (b"\xff\xfe", "not UTF-8"),
+        ("", "not JSON"),
+        ("\n", "not JSON"),
+        ("{", "not JSON"),
+        (LINE + LINE, "not JSON"),
+        (LINE[:-20], "not JSON"),
+        ("\ufeff" + LINE, "not JSON"),
+        ('{"v":NaN}', "NaN is not a JSON number"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"a":' * 100_000, "nested too deep"),
+        ("[]", "JSON object, got \\[\\]"),
+        ("null", "JSON object"),
+        ('"x"', "JSON object"),
+        ("1", "JSON object"),
+        (None, "expected a line"),
+        (5, "expected a line"),
+        ({}, "expected a line"),
+        (memoryview(b"{}"), "expected a line"),
+        ("{}", "no field 'v'"),
+        (changed(v="1"), "'v' must be an integer, got '1'"),
+        (changed(v=True), "got True"),
+        (changed(v=1.0), "'v' must be an integer"),
+        (changed(v=0), "no wire format version 0"),
+        (changed(type=...), "no field 'type'"),
+        (changed(type="TaskPaused"), "'type' must be one of TaskCreated,.*TaskPau"),
+        (changed(type=[]), "'type' must be one of"),
+        (changed(type="TaskStarted"), "no field 'task'"),
+        (changed(type="TaskError"), "stream 'output' does not fit an event of type 'TaskError'"),
+        (changed(stream="stdout"), "'stream' must be one of output, .*, got 'stdout'"),
+        (changed(stream=...), "no field 'stream'"),
+        (changed(seq=...), "no field 'seq'"),
+        (changed(seq="4"), "'seq' must be an integer, got '4'"),
+        (changed(seq=True), "'seq' must be an integer, got True"),
+        (changed(seq=4.0), "'seq' must be an integer"),
+        (changed(task_id=None), "'task_id' must be a string, got None"),
+        (changed(payload=...), "no field 'payload'"),
+        (changed(payload={}), "'payload' must be a string, got {}"),
+        (changed(payload=..., format="json"), "no field 'payload'"),
+        (changed(format="xml"), "'format' must be .*'xml'"),
+        (changed(format=["json"]), "'format' must be a string"),
+        (changed(truncated=1), "'truncated' must be true or false"),
+        (changed(original_bytes=True), "'original_bytes' must be an integer"),
+        (changed(percent="1"), "a finite number"),
+        (changed(percent=True), "'percent' must be a finite number"),
+        (changed(message=1), "'message' must be a string"),
+        (
+            LINE.replace('"payload"', '"percent":1e999,"payload"'),
+            "'percent' must be a finite number, got inf",
+        ),
+        (changed(type="TaskFailed", task=[]), "'task' must be an object"),
+        (changed(type="TaskFailed", task={}), "no field 'name'"),
+        (
+            changed(type="TaskFailed", task={**TASK, "status": "done"}),
+            "'status' must be one of created,.*got 'done'",
+        ),
+        (
+            changed(type="TaskFailed", task={**TASK, "started_utc": "soon"}),
+            "'started_utc' must be a time.*got 'soon'",
+        ),
+        (
+            changed(type="TaskFailed", task={**TASK, "duration": "1"}),
+            "'duration' must be a finite number",
+        ),
+        (
+            changed(type="TaskFailed", task={**TASK, "metadata": "x"}),
+            "'metadata' must be an object",
+        ),
+        (changed(type="EventsLost"), "no field 'sink'"),
+        (
+            changed(type="EventsLost", by_type={"TaskOutput": True}),
+            "'TaskOutput' must be an integer",
+        ),
+        (changed(type="EventsLost", by_type=[1]), "'by_type' must be an object"),
+        (changed(type="EventsLost", sink="s", reason="r", count="1"), "'count' must be an integer"),
+    ],
+)
 def test_a_bad_line_is_refused_and_the_message_says_why(line, message):
     with pytest.raises(WireError, match=message) as caught:
         wire.decode(line)
     assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
 
 
-@pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"), reason="reads integers of any length")
+@pytest.mark.skipif(
+    not hasattr(sys, "set_int_max_str_digits"), reason="reads integers of any length"
+)
 def test_integers_beyond_what_the_interpreter_reads_are_refused():
     with pytest.raises(WireError, match="not JSON"):
         wire.decode(LINE.replace(":4,", ":%s," % ("4" * 5000)))
@@ -409,10 +526,23 @@ def test_clean_text_is_not_copied():
         assert door.fit(text, 10_000)[0] is text
 
 
-@pytest.mark.parametrize("text, limit, cut", [
-    ("abc", 3, ("abc", 0)), ("abcd", 3, ("abc", 4)), ("é", 1, ("", 2)), ("aé", 2, ("a", 3)), ("aé", 3, ("aé", 0)),
-    ("\U0001f600\U0001f600", 7, ("\U0001f600", 8)), ("a\0", 3, ("a", 4)), ("a\0", 4, ("a\ufffd", 0)), ("", 0, ("", 0)),
-    ("abc", 0, ("", 3)), ("abc", -1, ("", 3)), ("\ud800" * 3, 5, ("\ufffd", 9))])
+@pytest.mark.parametrize(
+    "text, limit, cut",
+    [
+        ("abc", 3, ("abc", 0)),
+        ("abcd", 3, ("abc", 4)),
+        ("é", 1, ("", 2)),
+        ("aé", 2, ("a", 3)),
+        ("aé", 3, ("aé", 0)),
+        ("\U0001f600\U0001f600", 7, ("\U0001f600", 8)),
+        ("a\0", 3, ("a", 4)),
+        ("a\0", 4, ("a\ufffd", 0)),
+        ("", 0, ("", 0)),
+        ("abc", 0, ("", 3)),
+        ("abc", -1, ("", 3)),
+        ("\ud800" * 3, 5, ("\ufffd", 9)),
+    ],
+)
 def test_text_is_cut_between_characters_and_its_full_size_is_told(text, limit, cut):
     assert door.fit(text, limit) == cut
 
@@ -450,25 +580,45 @@ class Surrogate:
         return "\ud800"
 
 
-@pytest.mark.parametrize("value, text", [
-    (None, "null"), ("é\u2028", '"\\u00e9\\u2028"'), ({"a": (1, 2.5, True)}, '{"a":[1,2.5,true]}'),
-    ([math.nan, math.inf, {"x": -math.inf}], '[null,null,{"x":null}]'), ("a\0\ud800", '"a\\ufffd\\ufffd"'),
-    ({"\0": "\\ud800", "k": "\\\ud800"}, '{"\\ufffd":"\\\\ud800","k":"\\\\\\ufffd"}'),
-    ("\U0001f600", '"\\ud83d\\ude00"'),
-    ({1: "a", 1.5: "b", None: "c", True: "d"}, '{"1":"d","1.5":"b","null":"c"}'), ({1: "a", "1": "b"}, '{"1":"b"}'),
-    ({"true": 1, True: 2}, '{"true":2}'), ({(1, 2): 3, b"k": 4}, '{"(1, 2)":3,"k":4}'), ({math.nan: 1}, '{"null":1}'),
-    ({5}, "[5]"), (frozenset(), "[]"), (b"a\xff", '"a\\ufffd"'), (bytearray(b"\0"), '"\\ufffd"'), (1j, '"1j"'),
-    (MappingProxyType({"a": 1}), '{"a":1}'), (TaskStatus.FAILED, '"failed"'), (Surrogate(), '"\\ufffd"'),
-    (timezone.utc, '"UTC"'), ([Exploding(), 1], '["<unprintable Exploding object>",1]'),
-    (Nameless(), '"<unprintable object>"'), ({"a": ExplodingDict(b=1)}, '{"a":"<unprintable ExplodingDict object>"}'),
-    ({Exploding(): 1}, '{"<unprintable Exploding object>":1}'),
-    ([Liar(), math.nan], '["<unprintable Liar object>",null]')])
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (None, "null"),
+        ("é\u2028", '"\\u00e9\\u2028"'),
+        ({"a": (1, 2.5, True)}, '{"a":[1,2.5,true]}'),
+        ([math.nan, math.inf, {"x": -math.inf}], '[null,null,{"x":null}]'),
+        ("a\0\ud800", '"a\\ufffd\\ufffd"'),
+        ({"\0": "\\ud800", "k": "\\\ud800"}, '{"\\ufffd":"\\\\ud800","k":"\\\\\\ufffd"}'),
+        ("\U0001f600", '"\\ud83d\\ude00"'),
+        ({1: "a", 1.5: "b", None: "c", True: "d"}, '{"1":"d","1.5":"b","null":"c"}'),
+        ({1: "a", "1": "b"}, '{"1":"b"}'),
+        ({"true": 1, True: 2}, '{"true":2}'),
+        ({(1, 2): 3, b"k": 4}, '{"(1, 2)":3,"k":4}'),
+        ({math.nan: 1}, '{"null":1}'),
+        ({5}, "[5]"),
+        (frozenset(), "[]"),
+        (b"a\xff", '"a\\ufffd"'),
+        (bytearray(b"\0"), '"\\ufffd"'),
+        (1j, '"1j"'),
+        (MappingProxyType({"a": 1}), '{"a":1}'),
+        (TaskStatus.FAILED, '"failed"'),
+        (Surrogate(), '"\\ufffd"'),
+        (timezone.utc, '"UTC"'),
+        ([Exploding(), 1], '["<unprintable Exploding object>",1]'),
+        (Nameless(), '"<unprintable object>"'),
+        ({"a": ExplodingDict(b=1)}, '{"a":"<unprintable ExplodingDict object>"}'),
+        ({Exploding(): 1}, '{"<unprintable Exploding object>":1}'),
+        ([Liar(), math.nan], '["<unprintable Liar object>",null]'),
+    ],
+)
 def test_any_value_becomes_json_text(value, text):
     assert wire.json_text(value) == text
     assert wire.json_text(json.loads(text)) == text
 
 
-@pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"), reason="prints integers of any length")
+@pytest.mark.skipif(
+    not hasattr(sys, "set_int_max_str_digits"), reason="prints integers of any length"
+)
 def test_integers_too_long_to_be_read_back_become_hexadecimal():
     huge = 16**5000
     assert wire.json_text([huge, {huge: -huge}]) == '["0x1%s",{"0x1%s":"-0x1%s"}]' % (

@@ -18,6 +18,7 @@ from bgworker import (
     ShutdownError,
     SinkError,
     SinkOptions,
+    StreamEvent,
     current_task,
 )
 from bgworker.model import wire
@@ -99,7 +100,8 @@ def test_a_line_tells_all_that_a_replay_needs(tmp_path: Path) -> None:
     assert [(line["error"], line["attempts"]) for line in (second, third)] == [
         ("OSError: down", 8), ("overflow", 0)]
     event = wire.decode(json.dumps(second["event"]))
-    assert (event.task_id, event.seq, event.payload) == (STATE.id, 2, "c")  # type: ignore[union-attr]
+    assert isinstance(event, StreamEvent)
+    assert (event.task_id, event.seq, event.payload) == (STATE.id, 2, "c")
 
 
 def test_no_line_comes_of_a_park_that_was_not_needed(pool: Scheduler, tmp_path: Path) -> None:
@@ -161,7 +163,9 @@ def test_no_more_waits_for_the_disk_than_the_bounds_by_count_and_by_bytes_allow(
     for name, most, text in ("count", 4 * MOST_TAKEN, "x"), ("bytes", 4, "x" * 250_000):
         slow_disk.entered.clear()
         slow_disk.go_on.clear()
-        it = courier(tmp_path / name, queue_size=1, queue_bytes=1 << 20 if name == "bytes" else 1 << 26)
+        it = courier(
+            tmp_path / name, queue_size=1, queue_bytes=1 << 20 if name == "bytes" else 1 << 26
+        )
         it.start(SOON)
         it.put(Chunk.of(records("a")))
         assert slow_disk.entered.wait(SOON)

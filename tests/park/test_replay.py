@@ -181,9 +181,18 @@ def test_a_sink_that_cannot_be_closed_has_nothing_removed(parked: Path) -> None:
     assert len(lines(parked)) == 24
 
 
-@pytest.mark.parametrize("content", [b"a settings file\nof two lines\n", b'{"settings": true}\n{"more": 1}\n', b"\x7fELF\0\n\xff\n",
-                                     b'{"event": "login", "user": "me"}\n{"event": {"name": "x"}}\n', b"\n\n", b"[1]\n"],
-                         ids=repr)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a settings file\nof two lines\n",
+        b'{"settings": true}\n{"more": 1}\n',
+        b"\x7fELF\0\n\xff\n",
+        b'{"event": "login", "user": "me"}\n{"event": {"name": "x"}}\n',
+        b"\n\n",
+        b"[1]\n",
+    ],
+    ids=repr,
+)
 def test_a_file_that_is_no_park_file_is_not_touched(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
@@ -243,7 +252,9 @@ def test_a_line_that_is_too_long_is_skipped_kept_and_never_in_memory(parked: Pat
     assert 20 * MOST_BYTES < parked.stat().st_size < size
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="needs the kernel's account of writes")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/io"), reason="needs the kernel's account of writes"
+)
 def test_lines_that_cannot_be_read_are_written_once_not_once_a_batch(parked: Path) -> None:
     def written() -> int:
         return int(Path("/proc/self/io").read_text().split("wchar: ")[1].split()[0])

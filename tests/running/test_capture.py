@@ -1174,7 +1174,8 @@ with bgworker.Scheduler(2, sinks=[recorders[0]], capture_output=True) as ours, \
     both = ours.submit(talk, "a"), theirs.submit(talk, "b")
     for each in both:
         each.result(30)
-result = [tag(recorders[0].said(task)), max(depths), tag(recorders[0].said(both[0])), tag(recorders[1].said(both[1]))]
+own, *said = [tag(recorders[n].said(each)) for n, each in ((0, task), (0, both[0]), (1, both[1]))]
+result = [own, max(depths), *said]
 print("the end")
 """
 
@@ -1226,7 +1227,8 @@ real = sys.stdout
 def look():
     print("child text\\n", end="")  # in one write: the parent may print at this moment
     with bgworker.Scheduler(1, sinks=[Recorder()], capture_output=True) as pool:
-        task = pool.submit(lambda: (print("task in child\\n", end=""), logging.getLogger("x").warning("logged")))
+        task = pool.submit(lambda: (
+            print("task in child\\n", end=""), logging.getLogger("x").warning("logged")))
         task.wait(20)
         return [(str(each.stream_type), each.payload) for each in task.streams()]
 

@@ -84,22 +84,47 @@ class Explosive:
         raise ValueError("boom")
 
 
-@pytest.mark.parametrize(("value", "payload"), [
-    ("", ""), ("\n", "\n"), (Shout("quiet"), "SHOUT"), (Colour.RED, "red"), (b"caf\xc3\xa9", "café"),
-    (Fraction(1, 3), "1/3"), (Explosive(), "<unprintable Explosive object>"),
-    ("a\0b", "a�b"), ("half \ud83d pair", "half � pair"),
-    pytest.param("x" * 5000, "x" * 5000, id="long")])
+@pytest.mark.parametrize(
+    ("value", "payload"),
+    [
+        ("", ""),
+        ("\n", "\n"),
+        (Shout("quiet"), "SHOUT"),
+        (Colour.RED, "red"),
+        (b"caf\xc3\xa9", "café"),
+        (Fraction(1, 3), "1/3"),
+        (Explosive(), "<unprintable Explosive object>"),
+        ("a\0b", "a�b"),
+        ("half \ud83d pair", "half � pair"),
+        pytest.param("x" * 5000, "x" * 5000, id="long"),
+    ],
+)
 def test_text_and_odd_objects_are_said_as_clean_text(value: object, payload: str) -> None:
     event = the_one_said(value)
     assert (event.payload, event.format, event.truncated) == (payload, "text", False)
     assert type(event.payload) is str
 
 
-@pytest.mark.parametrize(("value", "meaning"), [
-    (None, None), (True, True), (0, 0), (1.5, 1.5), ([], []), ({}, {}), ((1, 2), [1, 2]), (math.nan, None), (math.inf, None),
-    ([math.nan, {"a": -math.inf}], [None, {"a": None}]), ({1: "a", None: "b"}, {"1": "a", "null": "b"}),
-    ({"set": {1}}, {"set": [1]}), ({"odd": Explosive()}, {"odd": "<unprintable Explosive object>"}), ("é", "é"),
-    ([["nul\0"]], [["nul�"]])])
+@pytest.mark.parametrize(
+    ("value", "meaning"),
+    [
+        (None, None),
+        (True, True),
+        (0, 0),
+        (1.5, 1.5),
+        ([], []),
+        ({}, {}),
+        ((1, 2), [1, 2]),
+        (math.nan, None),
+        (math.inf, None),
+        ([math.nan, {"a": -math.inf}], [None, {"a": None}]),
+        ({1: "a", None: "b"}, {"1": "a", "null": "b"}),
+        ({"set": {1}}, {"set": [1]}),
+        ({"odd": Explosive()}, {"odd": "<unprintable Explosive object>"}),
+        ("é", "é"),
+        ([["nul\0"]], [["nul�"]]),
+    ],
+)
 def test_json_values_are_said_as_json(value: object, meaning: object) -> None:
     event = the_one_said([value])
     assert event.format == "json" and json.loads(event.payload) == [meaning]
@@ -152,8 +177,19 @@ SPOKEN = (
 )
 
 
-@pytest.mark.parametrize("error", [ValueError(), SystemExit(), KeyboardInterrupt(), GeneratorExit(), TaskCancelled(),
-                                   RecursionError(), Warning()], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(),
+        SystemExit(),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        TaskCancelled(),
+        RecursionError(),
+        Warning(),
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize("base", [object, str, int, float, dict, list, tuple, bytes, Exception])
 def test_what_a_task_says_raises_nothing_whatever_the_value_does(
     error: BaseException, base: type
@@ -179,16 +215,30 @@ def test_what_a_task_says_raises_nothing_whatever_the_value_does(
     assert {type(each.percent) for each in events[-2:]} <= {float, type(None)}
 
 
-@pytest.mark.parametrize(("text", "left"), [
-    ("a" * 64, "a" * 64), ("é" * 32, "é" * 32), ("€" * 21 + "a", "€" * 21 + "a"), ("😀" * 16, "😀" * 16)])
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("a" * 64, "a" * 64),
+        ("é" * 32, "é" * 32),
+        ("€" * 21 + "a", "€" * 21 + "a"),
+        ("😀" * 16, "😀" * 16),
+    ],
+)
 def test_text_of_exactly_max_payload_bytes_is_left_alone(text: str, left: str) -> None:
     event = the_one_said(text, max_payload=64)
     assert (event.payload, event.truncated, event.original_bytes) == (left, False, 0)
 
 
-@pytest.mark.parametrize(("text", "left"), [
-    ("a" * 65, "a" * 64), ("a" + "é" * 32, "a" + "é" * 31), ("€" * 22, "€" * 21), ("a" + "😀" * 16, "a" + "😀" * 15),
-    ("\0" * 64, "�" * 21)])
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("a" * 65, "a" * 64),
+        ("a" + "é" * 32, "a" + "é" * 31),
+        ("€" * 22, "€" * 21),
+        ("a" + "😀" * 16, "a" + "😀" * 15),
+        ("\0" * 64, "�" * 21),
+    ],
+)
 def test_oversize_text_is_cut_between_two_characters_and_marked(text: str, left: str) -> None:
     event = the_one_said(text, max_payload=64)
     assert (event.payload, event.truncated) == (left, True)
@@ -298,13 +348,37 @@ def test_progress_that_was_held_back_is_not_sent_again_once_newer_was_sent() -> 
     ]
 
 
-@pytest.mark.parametrize(("completed", "total", "percent"), [
-    (1, 4, 25.0), (-5, 100, 0.0), (500, 100, 100.0), (5, None, None), (5, 0, None), (math.nan, 100, None),
-    (1, math.nan, None), (math.inf, 100, 100.0), (1, math.inf, 0.0), (math.inf, math.inf, None), (True, 2, 50.0),
-    (Fraction(1, 8), 1, 12.5), pytest.param(10 ** 400, 10 ** 401, None, id="huge"), (Decimal(1), Decimal(8), 12.5),
-    (Fraction(1, 8), Decimal(1), 12.5), (Scalar(3), Scalar(0), None), (Scalar(3), Scalar(4), 75.0), (3, Scalar(4), 75.0),
-    (Decimal("sNaN"), 1, None), ("1", 2, None), (1, "2", None), (None, 2, None), (1j, 2, None), ([1], 2, None),
-    (Scalar("x"), 2, None), (2, Scalar(None), None)])
+@pytest.mark.parametrize(
+    ("completed", "total", "percent"),
+    [
+        (1, 4, 25.0),
+        (-5, 100, 0.0),
+        (500, 100, 100.0),
+        (5, None, None),
+        (5, 0, None),
+        (math.nan, 100, None),
+        (1, math.nan, None),
+        (math.inf, 100, 100.0),
+        (1, math.inf, 0.0),
+        (math.inf, math.inf, None),
+        (True, 2, 50.0),
+        (Fraction(1, 8), 1, 12.5),
+        pytest.param(10**400, 10**401, None, id="huge"),
+        (Decimal(1), Decimal(8), 12.5),
+        (Fraction(1, 8), Decimal(1), 12.5),
+        (Scalar(3), Scalar(0), None),
+        (Scalar(3), Scalar(4), 75.0),
+        (3, Scalar(4), 75.0),
+        (Decimal("sNaN"), 1, None),
+        ("1", 2, None),
+        (1, "2", None),
+        (None, 2, None),
+        (1j, 2, None),
+        ([1], 2, None),
+        (Scalar("x"), 2, None),
+        (2, Scalar(None), None),
+    ],
+)
 def test_percent_is_clamped_and_none_when_unknown(
     completed: float, total: float | None, percent: float | None
 ) -> None:
@@ -331,9 +405,7 @@ def test_the_snapshot_after_the_end_has_the_latest_progress_even_if_it_was_held_
     assert (snapshot.last_progress_percent, snapshot.last_progress_message) == (10.1, "at 10.1")
 
 
-def test_latest_progress_comes_before_the_terminal_event_of_failed_cancelled_and_timed_out_tasks() -> (
-    None
-):
+def test_latest_progress_comes_before_the_end_of_failed_cancelled_and_timed_out_tasks() -> None:
     for end in ("fail", "cancel", "time out"):
         sink, gate = MemorySink(), threading.Event()
 

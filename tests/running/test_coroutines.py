@@ -96,9 +96,20 @@ def wrapping(*args: Any) -> Any:
     return add(*args)
 
 
-@pytest.mark.parametrize("function", [
-    add, functools.partial(add), functools.partial(functools.partial(Adder().method)), Adder(), Adder().method,
-    Adder.of_class, Adder.static, wrapping, lambda a, b: add(a, b)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        add,
+        functools.partial(add),
+        functools.partial(functools.partial(Adder().method)),
+        Adder(),
+        Adder().method,
+        Adder.of_class,
+        Adder.static,
+        wrapping,
+        lambda a, b: add(a, b),
+    ],
+)
 def test_whatever_returns_a_coroutine_has_it_run_and_its_result_is_the_tasks(
     pool: Scheduler, function: Any
 ) -> None:
@@ -225,7 +236,9 @@ def test_what_it_raises_is_the_tasks_failure_with_a_traceback_that_begins_in_it(
     )
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), TaskCancelled("enough")])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), TaskCancelled("enough")]
+)
 def test_an_exception_that_is_none_costs_neither_the_worker_nor_its_loop(
     error: BaseException,
 ) -> None:
@@ -707,7 +720,10 @@ FORKS = """if True:
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="epoll shares its registrations with a forked child")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"),
+    reason="epoll shares its registrations with a forked child",
+)
 @pytest.mark.parametrize("how, reaches", [("guarded", "True"), ("unguarded", "False")])
 def test_a_forked_child_leaves_its_parents_loop_alone(how: str, reaches: str) -> None:
     done = subprocess.run(

@@ -53,11 +53,22 @@ def test_a_scheduler_is_a_thread_pool_executor(pool: Scheduler) -> None:
     } <= set(dir(pool))
 
 
-@pytest.mark.parametrize("arguments, keywords", [
-    ((2, "io", variable.set, ("ready",)), {}),
-    ((2, "io"), {"initializer": variable.set, "initargs": ("ready",)}),
-    ((), {"max_workers": 2, "thread_name_prefix": "io", "initializer": variable.set, "initargs": ("ready",)}),
-])
+@pytest.mark.parametrize(
+    "arguments, keywords",
+    [
+        ((2, "io", variable.set, ("ready",)), {}),
+        ((2, "io"), {"initializer": variable.set, "initargs": ("ready",)}),
+        (
+            (),
+            {
+                "max_workers": 2,
+                "thread_name_prefix": "io",
+                "initializer": variable.set,
+                "initargs": ("ready",),
+            },
+        ),
+    ],
+)
 def test_it_takes_what_the_standard_library_takes_in_its_order(
     arguments: Any, keywords: Any
 ) -> None:
@@ -84,7 +95,10 @@ def test_an_event_loop_takes_it_as_its_default_executor_and_shuts_it_down() -> N
         pool.submit(int)
 
 
-@pytest.mark.skipif(not hasattr(os, "process_cpu_count"), reason="before 3.13 the standard library counts all processors")
+@pytest.mark.skipif(
+    not hasattr(os, "process_cpu_count"),
+    reason="before 3.13 the standard library counts all processors",
+)
 def test_the_default_counts_the_processors_that_the_process_may_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -174,7 +188,9 @@ def test_map_takes_no_more_than_the_buffer_holds(mapper: Scheduler | TaskOptions
     assert list(results) == [str(number) for number in range(1, 10)]
 
 
-@pytest.mark.parametrize("buffersize, error", [(0, ValueError), (-3, ValueError), ("foo", TypeError), (2.0, TypeError)])
+@pytest.mark.parametrize(
+    "buffersize, error", [(0, ValueError), (-3, ValueError), ("foo", TypeError), (2.0, TypeError)]
+)
 def test_map_refuses_a_wrong_buffer(
     mapper: Scheduler | TaskOptions, buffersize: Any, error: type[Exception]
 ) -> None:
@@ -321,7 +337,8 @@ pool.flush(30)
 
 now = time.monotonic()
 frozen = {id(time.monotonic): lambda: now, id(time.monotonic_ns): lambda: int(now * 1e9)}
-for name, module in list(sys.modules.items()):  # what freezegun does; it leaves the standard library's waits alone
+# what freezegun does; it leaves the standard library's waits alone
+for name, module in list(sys.modules.items()):
     if name == "time" or name.startswith("bgworker"):
         for attribute, value in list(vars(module).items()):
             if id(value) in frozen:

@@ -231,7 +231,8 @@ def test_threads_that_die_before_their_first_task_keep_nobody_alive(tmp_path: Pa
         pool = Scheduler(1, name="mortal")
         pool.flush(30)
         alive = threading.Thread.run
-        threading.Thread.run = lambda thread: None if thread.name.startswith("mortal_") else alive(thread)
+        threading.Thread.run = lambda thread: (
+            None if thread.name.startswith("mortal_") else alive(thread))
         pool.submit(len, "")
     """,
     )

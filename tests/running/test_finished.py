@@ -55,7 +55,9 @@ def test_those_that_end_unheard_are_pruned_now_and_then_and_at_each_look() -> No
     assert kept(memory) == [997, 998, 999]
 
 
-@pytest.mark.parametrize(("keep", "left"), [(None, [0, 1, 2, 3, 4]), (2, [3, 4]), (0, []), (9, [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("keep", "left"), [(None, [0, 1, 2, 3, 4]), (2, [3, 4]), (0, []), (9, [0, 1, 2, 3, 4])]
+)
 def test_the_newest_that_ended_are_kept(keep: int | None, left: list[int]) -> None:
     memory = Memory(keep, None)
     for state in states(5):

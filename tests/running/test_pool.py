@@ -22,9 +22,11 @@ import pytest
 import bgworker.running.pool
 import bgworker.running.task
 from bgworker import (
+    LifecycleEvent,
     PoolStuck,
     Scheduler,
     ShutdownError,
+    StreamEvent,
     Task,
     TaskStatus,
     TaskTimedOut,
@@ -166,7 +168,7 @@ def test_a_worker_that_cannot_be_replaced_at_a_deadline_goes_on_when_its_task_re
     assert caplog.records[0].levelno == logging.ERROR
 
 
-def test_what_waits_is_cancelled_when_the_last_worker_is_stuck_in_a_closed_pool_and_cannot_be_replaced(
+def test_what_waits_is_cancelled_when_a_closed_pools_last_worker_is_stuck_and_irreplaceable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool = Scheduler(1)
@@ -651,7 +653,7 @@ def test_of_tasks_inside_one_another_each_that_is_not_past_its_own_deadline_is_w
     are_late.set()
     closing.join(LONG)
     assert not closing.is_alive()
-    said = {(event.task_id, event.payload) for event in sink.events if event.type.value == "TaskOutput"}  # type: ignore[union-attr]
+    said = {(each.task_id, each.payload) for each in sink.events if isinstance(each, StreamEvent)}
     for depth, task in tasks.items():
         expected = TaskStatus.TIMED_OUT if depth in late else TaskStatus.COMPLETED
         assert task.done() and task.status is expected
@@ -659,7 +661,7 @@ def test_of_tasks_inside_one_another_each_that_is_not_past_its_own_deadline_is_w
         assert ((task.id, f"the end of {depth}") in said) == (depth not in late)
 
 
-def test_what_is_cancelled_at_shutdown_has_its_end_in_the_record_also_where_the_last_worker_is_stuck() -> (
+def test_what_a_shutdown_cancels_has_its_end_on_record_also_where_the_last_worker_is_stuck() -> (
     None
 ):
     for _ in range(20):
@@ -774,7 +776,8 @@ def test_wherever_an_interrupt_strikes_a_submit_the_pool_ends_and_what_it_took_h
             pass
         assert joined(pool), f"step {number}, in {steps.struck}"
         for task_id in {event.task_id for event in sink.events}:  # type: ignore[union-attr]
-            names = [event.type.value for event in sink.events if event.task_id == task_id]  # type: ignore[union-attr]
+            events: list[Any] = sink.events
+            names = [each.type.value for each in events if each.task_id == task_id]
             assert names[:2] == ["TaskCreated", "TaskScheduled"] and [
                 name in ENDS for name in names
             ] == [*[False] * (len(names) - 1), True], f"step {number}, in {steps.struck}"
@@ -818,7 +821,13 @@ def test_wherever_an_interrupt_strikes_a_run_the_task_and_the_pool_end(
             assert task.wait(LONG), f"step {number}, in {steps.struck}"
         assert joined(pool), f"step {number}, in {steps.struck}"
         for task in tasks:
-            [end] = [event.task.status for event in sink.events if event.type.value in ENDS and event.task_id == task.id]  # type: ignore[union-attr]
+            [end] = [
+                event.task.status
+                for event in sink.events
+                if isinstance(event, LifecycleEvent)
+                and event.type.value in ENDS
+                and event.task_id == task.id
+            ]
             assert end is task.status, f"step {number}, in {steps.struck}"
         if not steps.struck:
             break
@@ -946,7 +955,7 @@ def test_a_task_that_waits_for_another_near_the_recursion_limit_costs_neither_it
 
 
 @pytest.mark.parametrize("deaths", [1, 2, 1000])
-def test_threads_that_die_before_their_first_task_are_replaced_or_what_waits_fails_and_the_pool_ends(
+def test_threads_that_die_before_their_first_task_are_replaced_or_what_waits_fails(
     deaths: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bgworker.running.task, "LOOK_AGAIN", 0.05)

@@ -134,19 +134,26 @@ def test_wrong_options_are_refused_with_their_value_and_what_was_expected(
     assert str(caught.value) == message and isinstance(caught.value, (ValueError, BgworkerError))
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"max_workers": 0}, "max_workers must be greater than 0, got 0"),
-    ({"max_workers": 1.5}, "max_workers: expected a whole number, got 1.5"),
-    ({"max_pending": 0}, "max_pending: expected a whole number >= 1 or None, got 0"),
-    ({"keep_finished": -1}, "keep_finished: expected a whole number >= 0 or None, got -1"),
-    ({"keep_seconds": -1.0}, "keep_seconds: expected a number >= 0 or None, got -1.0"),
-    ({"close_timeout": None}, "close_timeout: expected a number >= 0, got None"),
-    ({"max_payload": 10}, "max_payload: expected a whole number >= 64, got 10"),
-    ({"oversize": "drop"}, "oversize: expected 'truncate' or 'reject', got 'drop'"),
-    ({"progress_interval": -0.1}, "progress_interval: expected a number >= 0, got -0.1"),
-    ({"progress_step": 0}, "progress_step: expected a number > 0, got 0"),
-    ({"sinks": "jsonl:x"}, "sinks: expected a list of sinks or specifications, got the string 'jsonl:x'; "
-                           "write ['jsonl:x']")])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_workers": 0}, "max_workers must be greater than 0, got 0"),
+        ({"max_workers": 1.5}, "max_workers: expected a whole number, got 1.5"),
+        ({"max_pending": 0}, "max_pending: expected a whole number >= 1 or None, got 0"),
+        ({"keep_finished": -1}, "keep_finished: expected a whole number >= 0 or None, got -1"),
+        ({"keep_seconds": -1.0}, "keep_seconds: expected a number >= 0 or None, got -1.0"),
+        ({"close_timeout": None}, "close_timeout: expected a number >= 0, got None"),
+        ({"max_payload": 10}, "max_payload: expected a whole number >= 64, got 10"),
+        ({"oversize": "drop"}, "oversize: expected 'truncate' or 'reject', got 'drop'"),
+        ({"progress_interval": -0.1}, "progress_interval: expected a number >= 0, got -0.1"),
+        ({"progress_step": 0}, "progress_step: expected a number > 0, got 0"),
+        (
+            {"sinks": "jsonl:x"},
+            "sinks: expected a list of sinks or specifications, got the string 'jsonl:x'; "
+            "write ['jsonl:x']",
+        ),
+    ],
+)
 def test_wrong_settings_are_refused_with_their_value_and_what_was_expected(settings: dict[str, Any],
                                                                            message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -227,7 +234,9 @@ def test_a_task_cancelled_before_its_start_was_never_started(recorder: Recording
     assert end.completed_utc is not None
 
 
-def test_a_task_cancelled_while_it_runs_has_a_duration_and_a_reason(recorder: RecordingSink) -> None:
+def test_a_task_cancelled_while_it_runs_has_a_duration_and_a_reason(
+    recorder: RecordingSink,
+) -> None:
     task = played(lambda: fail(TaskCancelled("enough")), recorder)
     assert recorder.types(task) == [*START, "TaskCancelled"]
     end = recorder.of(task)[-1].task
@@ -426,14 +435,29 @@ class Odd:
     def __repr__(self) -> str:
         raise SystemExit
 
-    __str__ = __hash__ = __eq__ = __bool__ = __float__ = __index__ = __len__ = __iter__ = __repr__  # type: ignore[assignment]
+    __str__ = __hash__ = __eq__ = __bool__ = __repr__  # type: ignore[assignment]
+    __float__ = __index__ = __len__ = __iter__ = __repr__
     __class__ = property(__repr__)  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("settings", [
-    {"name": Odd}, {"name": lambda: b"x"}, {"timeout": Odd}, {"timeout": lambda: 1e300}, {"timeout": lambda: 10 ** 400},
-    {"timeout": lambda: math.nan}, {"metadata": Odd}, {"metadata": lambda: OddMapping(a=1)}, {"metadata": lambda: [1]}, {"capture_output": Odd},
-    {"record_source": Odd}, {"record_arguments": Odd}], ids=lambda settings: next(iter(settings)))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": Odd},
+        {"name": lambda: b"x"},
+        {"timeout": Odd},
+        {"timeout": lambda: 1e300},
+        {"timeout": lambda: 10**400},
+        {"timeout": lambda: math.nan},
+        {"metadata": Odd},
+        {"metadata": lambda: OddMapping(a=1)},
+        {"metadata": lambda: [1]},
+        {"capture_output": Odd},
+        {"record_source": Odd},
+        {"record_arguments": Odd},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
 def test_an_option_that_cannot_be_used_is_refused_by_name_whatever_it_is(
     settings: dict[str, Any], pool: Scheduler
 ) -> None:
@@ -447,7 +471,8 @@ def test_names_and_numbers_of_odd_types_are_taken_as_what_they_hold(pool: Schedu
         def __str__(self) -> str:
             raise SystemExit
 
-        __len__ = encode = isascii = replace = __contains__ = __format__ = __eq__ = __str__  # type: ignore[assignment]
+        __len__ = encode = isascii = replace = __str__  # type: ignore[assignment]
+        __contains__ = __format__ = __eq__ = __str__  # type: ignore[assignment]
 
     class Seconds(float):
         def __eq__(self, other: object) -> bool:
@@ -460,8 +485,14 @@ def test_names_and_numbers_of_odd_types_are_taken_as_what_they_hold(pool: Schedu
     assert (task.snapshot().timeout, type(task.snapshot().timeout)) == (20.0, float)
 
 
-@pytest.mark.parametrize("ask", [
-    lambda pool, odd: pool.get(odd), lambda pool, odd: pool.subscribe(task=odd), lambda pool, odd: pool.unregister_sink(odd)])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda pool, odd: pool.get(odd),
+        lambda pool, odd: pool.subscribe(task=odd),
+        lambda pool, odd: pool.unregister_sink(odd),
+    ],
+)
 def test_no_object_but_a_known_text_is_a_key(ask: Any, pool: Scheduler) -> None:
     for odd in (Odd(), [], None, "unknown"):
         if odd is None and "task=" in inspect.getsource(ask):
@@ -470,13 +501,24 @@ def test_no_object_but_a_known_text_is_a_key(ask: Any, pool: Scheduler) -> None:
             ask(pool, odd)
 
 
-@pytest.mark.parametrize("ask", [
-    lambda pool, odd: pool.tasks(status=odd), lambda pool, odd: pool.subscribe(types=odd),
-    lambda pool, odd: pool.subscribe(types=[odd]), lambda pool, odd: pool.register_sink(odd),
-    lambda pool, odd: pool.register_sink(MemorySink(), name=odd), lambda pool, odd: pool.register_sink(MemorySink(), options=odd),
-    lambda pool, odd: pool.resize(odd), lambda pool, odd: pool.flush(odd), lambda pool, odd: pool.submit(int).streams(types=[odd]),
-    lambda pool, odd: pool.shutdown(timeout=odd), lambda pool, odd: Scheduler(name=odd),
-    lambda pool, odd: Scheduler(oversize=odd), lambda pool, odd: Scheduler(keep_seconds=odd)])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda pool, odd: pool.tasks(status=odd),
+        lambda pool, odd: pool.subscribe(types=odd),
+        lambda pool, odd: pool.subscribe(types=[odd]),
+        lambda pool, odd: pool.register_sink(odd),
+        lambda pool, odd: pool.register_sink(MemorySink(), name=odd),
+        lambda pool, odd: pool.register_sink(MemorySink(), options=odd),
+        lambda pool, odd: pool.resize(odd),
+        lambda pool, odd: pool.flush(odd),
+        lambda pool, odd: pool.submit(int).streams(types=[odd]),
+        lambda pool, odd: pool.shutdown(timeout=odd),
+        lambda pool, odd: Scheduler(name=odd),
+        lambda pool, odd: Scheduler(oversize=odd),
+        lambda pool, odd: Scheduler(keep_seconds=odd),
+    ],
+)
 def test_an_argument_that_cannot_be_used_is_refused_whatever_it_is(
     ask: Any, pool: Scheduler
 ) -> None:
@@ -671,9 +713,7 @@ def test_a_hundred_thousand_tasks_leave_no_argument_and_no_result_behind_and_the
 # -- bounds --
 
 
-def test_submit_refuses_at_once_what_does_not_fit_into_max_pending_and_cancelled_tasks_make_room() -> (
-    None
-):
+def test_submit_refuses_what_max_pending_has_no_room_for_and_cancelled_tasks_make_room() -> None:
     with Scheduler(1, max_pending=3) as pool:
         gate = blocked(pool)
         waiting = [pool.submit(len, "") for _ in range(3)]
@@ -823,7 +863,9 @@ def test_a_task_that_ends_in_time_is_left_alone(pool: Scheduler) -> None:
     assert [each.result(LONG) for each in tasks] == [3] * 50 and not pool._pool.deadlines._watched
 
 
-def test_the_end_and_the_timeout_race_and_exactly_one_of_them_counts(recorder: RecordingSink) -> None:
+def test_the_end_and_the_timeout_race_and_exactly_one_of_them_counts(
+    recorder: RecordingSink,
+) -> None:
     with Scheduler(4, sinks=[recorder]) as pool:
         tasks = [
             pool.options(timeout=0.02).submit(time.sleep, 0.015 + n % 10 / 1000) for n in range(100)
@@ -859,7 +901,9 @@ def test_the_initializer_runs_once_in_each_worker_with_its_arguments() -> None:
 # -- the end --
 
 
-def test_the_with_statement_waits_for_the_tasks_and_closes_the_sinks(recorder: RecordingSink) -> None:
+def test_the_with_statement_waits_for_the_tasks_and_closes_the_sinks(
+    recorder: RecordingSink,
+) -> None:
     with Scheduler(2, sinks=[recorder]) as pool:
         tasks = [pool.submit(time.sleep, 0.01) for _ in range(6)]
     assert all(each.done() for each in tasks) and recorder.closed.is_set()
@@ -867,8 +911,14 @@ def test_the_with_statement_waits_for_the_tasks_and_closes_the_sinks(recorder: R
     assert pool.sinks["recording"].delivered == len(recorder.events) == 24
 
 
-@pytest.mark.parametrize("use", [lambda pool: pool.submit(len, ""), lambda pool: pool.options(name="x").submit(len, ""),
-                                 lambda pool: list(pool.map(len, [""]))])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda pool: pool.submit(len, ""),
+        lambda pool: pool.options(name="x").submit(len, ""),
+        lambda pool: list(pool.map(len, [""])),
+    ],
+)
 def test_submit_after_shutdown_is_a_runtime_error_and_leaves_no_trace(
     use: Callable[[Scheduler], object],
 ) -> None:

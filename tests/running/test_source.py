@@ -62,12 +62,20 @@ def sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@pytest.mark.parametrize(("function", "name", "origin"), [
-    (plain, "plain", plain), (functools.partial(plain), "plain", plain),
-    (functools.partial(functools.partial(Worker().method)), "Worker.method", Worker.method),
-    (decorated, "decorated", inspect.unwrap(decorated)), (functools.lru_cache(plain), "plain", plain),
-    (Worker().method, "Worker.method", Worker.method), (Worker.of_class, "Worker.of_class", Worker.of_class),
-    (Worker.static, "Worker.static", Worker.static), (Worker(), "Worker.__call__", Worker.__call__)])
+@pytest.mark.parametrize(
+    ("function", "name", "origin"),
+    [
+        (plain, "plain", plain),
+        (functools.partial(plain), "plain", plain),
+        (functools.partial(functools.partial(Worker().method)), "Worker.method", Worker.method),
+        (decorated, "decorated", inspect.unwrap(decorated)),
+        (functools.lru_cache(plain), "plain", plain),
+        (Worker().method, "Worker.method", Worker.method),
+        (Worker.of_class, "Worker.of_class", Worker.of_class),
+        (Worker.static, "Worker.static", Worker.static),
+        (Worker(), "Worker.__call__", Worker.__call__),
+    ],
+)
 def test_the_source_of_what_is_made_of_a_function_is_that_functions(
     function: Callable[..., Any], name: str, origin: Any
 ) -> None:
@@ -77,9 +85,16 @@ def test_the_source_of_what_is_made_of_a_function_is_that_functions(
     assert (source.script_text, source.script_hash) == (text, sha(text))
 
 
-@pytest.mark.parametrize(("function", "script_id"), [
-    (len, "builtins:len"), (dict, "builtins:dict"), ("".join, "?:str.join"), (Worker, f"{__name__}:Worker"),
-    (print, "builtins:print")])
+@pytest.mark.parametrize(
+    ("function", "script_id"),
+    [
+        (len, "builtins:len"),
+        (dict, "builtins:dict"),
+        ("".join, "?:str.join"),
+        (Worker, f"{__name__}:Worker"),
+        (print, "builtins:print"),
+    ],
+)
 def test_where_there_is_no_source_the_hash_is_that_of_the_name(
     function: Callable[..., Any], script_id: str
 ) -> None:
@@ -198,7 +213,8 @@ class Text(str):
     def __eq__(self, other: object) -> bool:
         raise SystemExit
 
-    __hash__ = __len__ = __str__ = __contains__ = encode = isascii = replace = __ne__ = __eq__  # type: ignore[assignment]
+    __hash__ = __len__ = __str__ = __contains__ = __ne__ = __eq__  # type: ignore[assignment]
+    encode = isascii = replace = __eq__  # type: ignore[assignment]
 
 
 class NoAttribute:
@@ -220,13 +236,23 @@ def named(module: Any, qualname: str = "run", **attributes: Any) -> Any:
     return run
 
 
-@pytest.mark.parametrize(("make", "script_id"), [
-    (lambda: named(sys), "?:run"), (lambda: named(None), "?:run"), (lambda: named(7), "?:run"), (lambda: named(["m"]), "?:run"),
-    (lambda: named(Text("m\0"), Text("r\ud800")), "m\ufffd:r\ufffd"), (lambda: named("m", source=sys), "m:run"),
-    (lambda: named("m", __wrapped__=NoAttribute()), f"{__name__}:NoAttribute.__call__"),
-    (lambda: named("m", __wrapped__=named(sys, Text("inner"))), "?:inner"),
-    (NoAttribute, f"{__name__}:NoAttribute.__call__"), (lambda: functools.partial(NoAttribute()), f"{__name__}:NoAttribute.__call__"),
-    (lambda: named("m", source=type("Lie", (), {"__class__": Source})()), "m:run")], ids=range(11))
+@pytest.mark.parametrize(
+    ("make", "script_id"),
+    [
+        (lambda: named(sys), "?:run"),
+        (lambda: named(None), "?:run"),
+        (lambda: named(7), "?:run"),
+        (lambda: named(["m"]), "?:run"),
+        (lambda: named(Text("m\0"), Text("r\ud800")), "m\ufffd:r\ufffd"),
+        (lambda: named("m", source=sys), "m:run"),
+        (lambda: named("m", __wrapped__=NoAttribute()), f"{__name__}:NoAttribute.__call__"),
+        (lambda: named("m", __wrapped__=named(sys, Text("inner"))), "?:inner"),
+        (NoAttribute, f"{__name__}:NoAttribute.__call__"),
+        (lambda: functools.partial(NoAttribute()), f"{__name__}:NoAttribute.__call__"),
+        (lambda: named("m", source=type("Lie", (), {"__class__": Source})()), "m:run"),
+    ],
+    ids=range(11),
+)
 def test_whatever_a_callable_is_called_it_runs_and_costs_its_neighbours_no_event(
         make: Callable[[], Any], script_id: str, tmp_path: Path) -> None:
     memory = MemorySink()

@@ -71,7 +71,9 @@ def test_a_task_that_raises_has_that_very_exception(pool: Scheduler) -> None:
     assert caught.value is error and task.status is TaskStatus.FAILED and not task.cancelled()
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), StopIteration(1)])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), StopIteration(1)]
+)
 def test_what_is_no_ordinary_exception_reaches_the_waiter_too_and_the_worker_lives_on(
     error: BaseException,
 ) -> None:
@@ -231,9 +233,7 @@ def test_except_exception_does_not_swallow_a_cancellation(pool: Scheduler) -> No
 # -- callbacks --
 
 
-def test_callbacks_added_before_during_and_after_the_run_are_each_called_once_with_the_task_in_order() -> (
-    None
-):
+def test_callbacks_added_before_during_and_after_the_run_are_called_once_each_in_order() -> None:
     with Scheduler(1) as pool:
         called: list[tuple[str, object]] = []
         blocker, gate = Gate(), Gate()
@@ -318,8 +318,14 @@ def test_as_completed_yields_every_task_once_as_they_end(pool: Scheduler) -> Non
     assert len(seen) == 51 and set(seen) == set(tasks) and seen[-1] is tasks[0]
 
 
-@pytest.mark.parametrize("return_when", [concurrent.futures.FIRST_COMPLETED, concurrent.futures.FIRST_EXCEPTION,
-                                         concurrent.futures.ALL_COMPLETED])
+@pytest.mark.parametrize(
+    "return_when",
+    [
+        concurrent.futures.FIRST_COMPLETED,
+        concurrent.futures.FIRST_EXCEPTION,
+        concurrent.futures.ALL_COMPLETED,
+    ],
+)
 def test_wait_returns_when_it_was_asked_to(pool: Scheduler, return_when: str) -> None:
     bad, stuck = Gate(), Gate()
     tasks = {pool.submit(lambda: (bad(), fail(ValueError()))), pool.submit(stuck)}

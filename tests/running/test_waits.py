@@ -170,7 +170,9 @@ def test_without_running_them_inline_the_same_fan_out_would_hang(
         assert len(pool.tasks(status="scheduled")) == 1
         [inner] = pool.tasks(status="scheduled")
         queued = pool._pool._queue.get(timeout=LONG)
-        assert queued is not None and queued.id == inner.task_id and queued._run()  # somebody has to
+        assert (
+            queued is not None and queued.id == inner.task_id and queued._run()
+        )  # somebody has to
         assert outer_task.result(LONG) == 1
 
 
@@ -355,9 +357,7 @@ def test_without_helpers_the_same_would_hang(
         assert outer.result(LONG) == 4
 
 
-def test_a_helper_serves_its_worker_as_long_as_its_task_runs_has_been_initialized_and_then_ends() -> (
-    None
-):
+def test_a_helper_is_initialized_serves_its_worker_as_long_as_its_task_runs_and_ends() -> None:
     local, seen = threading.local(), []
 
     def initializer() -> None:
@@ -497,7 +497,8 @@ def test_coroutines_and_functions_that_wait_for_each_other_get_an_error_instead_
     with Scheduler(2) as pool:
         for one, other in [(awaits, awaits), (awaits, waits), (waits, awaits)]:
             both = threading.Barrier(3)
-            box["a"], box["b"] = pool.submit(one, "b", both), pool.submit(other, "a", both)  # type: ignore[arg-type]
+            box["a"] = pool.submit(one, "b", both)  # type: ignore[arg-type]
+            box["b"] = pool.submit(other, "a", both)  # type: ignore[arg-type]
             both.wait(LONG)
             errors = [box[name].exception(LONG) for name in "ab"]
             assert all(isinstance(each, PoolDeadlock) for each in errors), errors

@@ -34,9 +34,19 @@ def roster(workers: int, retired: int, max_workers: int = 2, max_stuck: int | No
     return made
 
 
-@pytest.mark.parametrize("workers, retired, is_full, may_have_helpers", [
-    (0, 0, False, True), (2, 0, False, True), (2, 2, False, True), (1, 3, False, True), (2, 3, True, True),
-    (1, 4, True, False), (0, 4, False, False), (0, 5, True, False)])
+@pytest.mark.parametrize(
+    "workers, retired, is_full, may_have_helpers",
+    [
+        (0, 0, False, True),
+        (2, 0, False, True),
+        (2, 2, False, True),
+        (1, 3, False, True),
+        (2, 3, True, True),
+        (1, 4, True, False),
+        (0, 4, False, False),
+        (0, 5, True, False),
+    ],
+)
 def test_there_may_be_max_stuck_threads_beyond_the_workers(
     workers: int, retired: int, is_full: bool, may_have_helpers: bool
 ) -> None:

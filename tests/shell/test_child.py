@@ -282,9 +282,15 @@ def test_a_relative_directory_is_the_one_of_the_moment_when_the_command_was_made
 # How it ends
 
 
-@pytest.mark.parametrize(("command", "code", "says"), [
-    ("exit 3", 3, "exit status 3"), ("kill -KILL $$", -9, "SIGKILL"), (["false"], 1, "exit status 1"),
-    ("no-such-program-here", 127, "exit status 127")])
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        ("exit 3", 3, "exit status 3"),
+        ("kill -KILL $$", -9, "SIGKILL"),
+        (["false"], 1, "exit status 1"),
+        ("no-such-program-here", 127, "exit status 127"),
+    ],
+)
 def test_another_exit_code_than_0_is_an_error(
         context: FakeContext, pump: str, command: str | list[str], code: int, says: str) -> None:
     with pytest.raises(subprocess.CalledProcessError, match=says) as caught:
@@ -368,7 +374,8 @@ OWN_GROUPS = [  # with the job that tells its number and then does nothing for l
     'setsid sh -c "$JOB"; echo',
     """setsid sh -c 'sh -c "$JOB" & wait'; echo""",
     'sh -c "$JOB" & setsid setsid -w sh -c "$JOB"; echo',
-    """python3 -c 'import os; os.setpgid(0, 0); os.execlp("sh", "sh", "-c", os.environ["JOB"])'; echo""",
+    """python3 -c 'import os; os.setpgid(0, 0)
+os.execlp("sh", "sh", "-c", os.environ["JOB"])'; echo""",
     """sh -c 'set -m; timeout 1000 sh -c "$JOB" & wait' 2>/dev/null; echo""",
 ]
 
@@ -422,7 +429,8 @@ def test_what_is_said_after_the_cancel_is_recorded(context: FakeContext, pump: s
     context.cancel_on("ready")
     with pytest.raises(TaskCancelled):
         shell(
-            "trap 'echo cleaning; sleep 0.1; echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done"
+            "trap 'echo cleaning; sleep 0.1; echo bye; exit 0' TERM; echo ready; while :; do "
+            "sleep 0.05; done"
         )()
     assert context.outputs == ["ready", "cleaning", "bye"]
 
@@ -445,7 +453,8 @@ def test_a_grandchild_gets_the_grace_of_a_cancel_though_its_parent_ended(
     context.cancel_on("ready")
     with pytest.raises(TaskCancelled):
         shell(
-            "sh -c 'trap \"sleep 0.2; echo saved; exit\" TERM; echo ready; while :; do sleep 0.02; done' & wait"
+            "sh -c 'trap \"sleep 0.2; echo saved; exit\" TERM; echo ready; while :; do sleep "
+            "0.02; done' & wait"
         )()
     assert context.outputs == ["ready", "saved"]
 

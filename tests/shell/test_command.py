@@ -19,8 +19,24 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="the commands are POSIX 
 # What is refused
 
 
-@pytest.mark.parametrize("command", ["", "  \n", [], [""], ["echo", 1], ["echo", b"x"], b"echo", None, 7, Path("x"),
-                                     "a\0b", ["a", "b\0"], (word for word in ["echo"])])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "  \n",
+        [],
+        [""],
+        ["echo", 1],
+        ["echo", b"x"],
+        b"echo",
+        None,
+        7,
+        Path("x"),
+        "a\0b",
+        ["a", "b\0"],
+        (word for word in ["echo"]),
+    ],
+)
 def test_what_is_no_command_is_refused(command: Any) -> None:
     with pytest.raises(ConfigurationError, match="expected .*; "):
         shell(command)
@@ -41,8 +57,18 @@ def test_what_is_no_directory_is_refused(cwd: Any) -> None:
         shell("true", cwd=cwd)
 
 
-@pytest.mark.parametrize("env", [["A=secret"], {"A": 1, "B": "secret"}, {1: "secret"}, {"A=B": "secret"},
-                                 {"": "secret"}, {"A": "secret\0"}, "A=secret"])
+@pytest.mark.parametrize(
+    "env",
+    [
+        ["A=secret"],
+        {"A": 1, "B": "secret"},
+        {1: "secret"},
+        {"A=B": "secret"},
+        {"": "secret"},
+        {"A": "secret\0"},
+        "A=secret",
+    ],
+)
 def test_what_is_no_environment_is_refused_and_its_values_are_not_told(env: Any) -> None:
     with pytest.raises(ConfigurationError, match="expected env.*; ") as caught:
         shell("true", env=env)
@@ -52,10 +78,21 @@ def test_what_is_no_environment_is_refused_and_its_values_are_not_told(env: Any)
 # What it is called
 
 
-@pytest.mark.parametrize(("command", "name"), [
-    (["/usr/bin/rsync", "-a"], "rsync"), ("/usr/bin/rsync -a", "rsync"), ("CC=gcc  X= ./configure --now", "configure"),
-    ("'/opt/my tools/run' x", "run"), ('"/opt/my tools/run" x', "run"), ("make;ls", "make"), ("(cd x; ls)", "sh"),
-    ("$EDITOR x", "sh"), ("ls/", "sh"), (["dir/"], "dir")])
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["/usr/bin/rsync", "-a"], "rsync"),
+        ("/usr/bin/rsync -a", "rsync"),
+        ("CC=gcc  X= ./configure --now", "configure"),
+        ("'/opt/my tools/run' x", "run"),
+        ('"/opt/my tools/run" x', "run"),
+        ("make;ls", "make"),
+        ("(cd x; ls)", "sh"),
+        ("$EDITOR x", "sh"),
+        ("ls/", "sh"),
+        (["dir/"], "dir"),
+    ],
+)
 def test_a_command_is_called_by_its_program(command: str | list[str], name: str) -> None:
     made = shell(command)
     assert (made.__name__, made.__qualname__, made.source.script_id) == (name, name, name)

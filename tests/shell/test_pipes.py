@@ -32,7 +32,9 @@ def test_however_the_bytes_are_cut_the_lines_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("most", [1, 10, 1000, 65536])
-@pytest.mark.parametrize("data", [b"\0" * 70_000, b"\x80\0" * 40_000, b"ab\0\xc3\xa9" * 30_000 + b"\n" + b"\0" * 5])
+@pytest.mark.parametrize(
+    "data", [b"\0" * 70_000, b"\x80\0" * 40_000, b"ab\0\xc3\xa9" * 30_000 + b"\n" + b"\0" * 5]
+)
 def test_pieces_are_measured_as_they_will_be_recorded(data: bytes, most: int) -> None:
     """What is read grows: a NUL and a byte that is not UTF-8 become three bytes each."""
     seen: list[str] = []

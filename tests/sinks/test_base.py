@@ -63,9 +63,7 @@ def test_a_sink_without_hooks_takes_every_event_and_closes() -> None:
     sink.close()
 
 
-def test_plain_hooks_before_the_first_async_one_run_inside_write_and_the_rest_runs_in_order_as_a_coroutine() -> (
-    None
-):
+def test_hooks_before_the_first_async_one_run_inside_write_and_the_rest_as_one_coroutine() -> None:
     called: list[str] = []
 
     class Mixed(HookSink):
@@ -114,8 +112,14 @@ def test_a_hook_that_raises_ends_the_batch_with_its_exception(is_async: bool) ->
     assert called == ["TaskError"]
 
 
-@pytest.mark.parametrize("hook", [
-    lambda self, event: None, staticmethod(lambda event: None), classmethod(lambda cls, event: None)])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda self, event: None,
+        staticmethod(lambda event: None),
+        classmethod(lambda cls, event: None),
+    ],
+)
 def test_a_misspelled_hook_is_refused_with_the_close_match(hook: Any) -> None:
     with pytest.raises(
         TypeError, match=r"Typo\.on_task_complete is not a hook.*did you mean on_task_completed\?"
@@ -158,7 +162,9 @@ def test_a_jsonl_spec_takes_options_in_the_types_of_the_sinks_keywords(tmp_path:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(("text", "value"), [("1", 1), ("2K", 2048), ("2k", 2048), ("3G", 3 * 1024**3)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", 1), ("2K", 2048), ("2k", 2048), ("3G", 3 * 1024**3)]
+)
 def test_sizes_in_bytes_take_a_unit(text: str, value: int) -> None:
     sink = open_sink(f"jsonl:x?max_bytes={text}")
     assert isinstance(sink, JsonlSink) and sink._file._max_bytes == value
@@ -208,40 +214,72 @@ odd = Odd
 """
 
 
-@pytest.mark.parametrize(("spec", "config", "message"), [
-    ("debug.jsonl", {}, "'debug.jsonl': it has no colon; expected jsonl:PATH, sqlite:PATH, webhook:URL or package"),
-    ("", {}, "'': it has no colon"),
-    ("jsonl:", {}, "nothing follows its colon; expected jsonl:PATH"),
-    ("jsonl:?backups=1", {}, "nothing follows its colon"),
-    ("jsnl:/tmp/x.jsonl", {}, "no such kind of sink; expected jsonl:PATH"),
-    ("C:\\x.jsonl", {}, "no such kind of sink"),
-    ("jsonl:x?size=3", {}, "no option 'size'; expected one of backups, compress, durability, max_bytes"),
-    ("jsonl:x", {"size": 3}, "no option 'size'; expected one of backups, compress, durability, max_bytes"),
-    ("jsonl:x", {"path": "y"}, "no option 'path'"),
-    ("jsonl:x?", {}, "option '' has no value; expected key=value"),
-    ("jsonl:x?compress", {}, "option 'compress' has no value; expected key=value"),
-    ("jsonl:x?backups=1&&backups=2", {}, "option '' has no value"),
-    ("jsonl:x?backups=1&backups=2", {}, "option 'backups' is given twice; leave one out"),
-    ("jsonl:x?backups=1", {"backups": 2}, "both in the spec and as a keyword"),
-    ("jsonl:x?backups=2K", {}, "'backups' has the value '2K'; expected a whole number$"),
-    ("jsonl:x?backups=\N{ARABIC-INDIC DIGIT ONE}", {}, "expected a whole number"),
-    ("jsonl:x?backups=" + "9" * 5000, {}, "expected a whole number"),
-    ("jsonl:x?max_bytes=10MB", {}, "'10MB'; expected a whole number, with K, M or G behind it"),
-    ("jsonl:x?max_bytes=K", {}, "'K'; expected a whole number"),
-    ("jsonl:x?max_bytes=-1", {}, "max_bytes: expected a whole number >= 1 or None, got -1"),
-    ("jsonl:x?compress=maybe", {}, "'maybe'; expected true or false"),
-    ("jsonl:x?durability=%FF", {}, "expected percent-encoded UTF-8"),
-    ("jsonl:x?durability=gold", {}, "durability: expected 'process' or 'power', got 'gold'"),
-    ("webhook:", {}, "nothing follows its colon; expected jsonl:PATH, sqlite:PATH, webhook:URL"),
-    ("no_such_module:make", {}, "module 'no_such_module' cannot be imported .ModuleNotFoundError.*sys.path"),
-    ("my_sinks:missing", {}, "module 'my_sinks' has no 'missing'; expected the name of a class or function"),
-    ("my_sinks:number", {}, "'number' is not callable"),
-    ("my_sinks:nothing", {}, "returned NoneType; expected a sink, with methods write and close"),
-    ("my_sinks:odd", {}, "returned Odd; expected a sink, with methods write and close"),
-    ("my_sinks:hidden.part", {}, "module 'my_sinks' has no 'hidden.part'"),
-    ("my_sinks:nothing", {"a": 1}, "cannot be built .TypeError"),
-    ("my_sinks:broken", {}, "cannot be built .RuntimeError: two lines.; correct its options"),
-])
+@pytest.mark.parametrize(
+    ("spec", "config", "message"),
+    [
+        (
+            "debug.jsonl",
+            {},
+            "'debug.jsonl': it has no colon; expected jsonl:PATH, sqlite:PATH, webhook:URL or "
+            "package",
+        ),
+        ("", {}, "'': it has no colon"),
+        ("jsonl:", {}, "nothing follows its colon; expected jsonl:PATH"),
+        ("jsonl:?backups=1", {}, "nothing follows its colon"),
+        ("jsnl:/tmp/x.jsonl", {}, "no such kind of sink; expected jsonl:PATH"),
+        ("C:\\x.jsonl", {}, "no such kind of sink"),
+        (
+            "jsonl:x?size=3",
+            {},
+            "no option 'size'; expected one of backups, compress, durability, max_bytes",
+        ),
+        (
+            "jsonl:x",
+            {"size": 3},
+            "no option 'size'; expected one of backups, compress, durability, max_bytes",
+        ),
+        ("jsonl:x", {"path": "y"}, "no option 'path'"),
+        ("jsonl:x?", {}, "option '' has no value; expected key=value"),
+        ("jsonl:x?compress", {}, "option 'compress' has no value; expected key=value"),
+        ("jsonl:x?backups=1&&backups=2", {}, "option '' has no value"),
+        ("jsonl:x?backups=1&backups=2", {}, "option 'backups' is given twice; leave one out"),
+        ("jsonl:x?backups=1", {"backups": 2}, "both in the spec and as a keyword"),
+        ("jsonl:x?backups=2K", {}, "'backups' has the value '2K'; expected a whole number$"),
+        ("jsonl:x?backups=\N{ARABIC-INDIC DIGIT ONE}", {}, "expected a whole number"),
+        ("jsonl:x?backups=" + "9" * 5000, {}, "expected a whole number"),
+        ("jsonl:x?max_bytes=10MB", {}, "'10MB'; expected a whole number, with K, M or G behind it"),
+        ("jsonl:x?max_bytes=K", {}, "'K'; expected a whole number"),
+        ("jsonl:x?max_bytes=-1", {}, "max_bytes: expected a whole number >= 1 or None, got -1"),
+        ("jsonl:x?compress=maybe", {}, "'maybe'; expected true or false"),
+        ("jsonl:x?durability=%FF", {}, "expected percent-encoded UTF-8"),
+        ("jsonl:x?durability=gold", {}, "durability: expected 'process' or 'power', got 'gold'"),
+        (
+            "webhook:",
+            {},
+            "nothing follows its colon; expected jsonl:PATH, sqlite:PATH, webhook:URL",
+        ),
+        (
+            "no_such_module:make",
+            {},
+            "module 'no_such_module' cannot be imported .ModuleNotFoundError.*sys.path",
+        ),
+        (
+            "my_sinks:missing",
+            {},
+            "module 'my_sinks' has no 'missing'; expected the name of a class or function",
+        ),
+        ("my_sinks:number", {}, "'number' is not callable"),
+        (
+            "my_sinks:nothing",
+            {},
+            "returned NoneType; expected a sink, with methods write and close",
+        ),
+        ("my_sinks:odd", {}, "returned Odd; expected a sink, with methods write and close"),
+        ("my_sinks:hidden.part", {}, "module 'my_sinks' has no 'hidden.part'"),
+        ("my_sinks:nothing", {"a": 1}, "cannot be built .TypeError"),
+        ("my_sinks:broken", {}, "cannot be built .RuntimeError: two lines.; correct its options"),
+    ],
+)
 def test_a_spec_that_cannot_be_used_says_why_on_one_line(
     spec: str, config: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,19 +300,25 @@ def test_a_built_in_sink_whose_module_is_not_there_is_named(
         open_sink("pigeon:x")
 
 
-@pytest.mark.parametrize(("spec", "shown"), [
-    ("webhook:https://user:s3cret@example.com:8080/s3cret?token=s3cret", "'webhook:https://example.com:8080'"),
-    ("webhook:https://example.com", "'webhook:https://example.com'"),
-    ("webhook:https://[::1]:80/s3cret", "'webhook:https://[::1]:80'"),
-    ("webhook:https://user:s3cret/x@example.com", "'webhook:https://...'"),
-    ("webhook:https://12:34/s3cret@example.com", "'webhook:https://...'"),
-    ("webhook:example.com/s3cret", "'webhook:...'"),
-    ("webhook:https:/example.com/s3cret", "'webhook:...'"),
-    ("webhook:s3cret s3cret//x", "'webhook:...'"),
-    ("https://user:s3cret@example.com/s3cret#s3cret", "'https://example.com'"),
-    ("postgres:user:s3cret@example.com", "'...'"),
-    ("s3cret@host:80", "'...'"),
-])
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        (
+            "webhook:https://user:s3cret@example.com:8080/s3cret?token=s3cret",
+            "'webhook:https://example.com:8080'",
+        ),
+        ("webhook:https://example.com", "'webhook:https://example.com'"),
+        ("webhook:https://[::1]:80/s3cret", "'webhook:https://[::1]:80'"),
+        ("webhook:https://user:s3cret/x@example.com", "'webhook:https://...'"),
+        ("webhook:https://12:34/s3cret@example.com", "'webhook:https://...'"),
+        ("webhook:example.com/s3cret", "'webhook:...'"),
+        ("webhook:https:/example.com/s3cret", "'webhook:...'"),
+        ("webhook:s3cret s3cret//x", "'webhook:...'"),
+        ("https://user:s3cret@example.com/s3cret#s3cret", "'https://example.com'"),
+        ("postgres:user:s3cret@example.com", "'...'"),
+        ("s3cret@host:80", "'...'"),
+    ],
+)
 def test_no_secret_of_a_url_is_shown(
     spec: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,7 +356,12 @@ WORDS = st.sampled_from(
 
 
 @settings(max_examples=50)
-@given(st.one_of(st.text(string.printable + "é\u2028", max_size=30), st.lists(WORDS, max_size=12).map("".join)))
+@given(
+    st.one_of(
+        st.text(string.printable + "é\u2028", max_size=30),
+        st.lists(WORDS, max_size=12).map("".join),
+    )
+)
 def test_any_text_is_a_sink_or_a_spec_error(spec: str) -> None:
     if spec.partition(":")[0].replace(".", "").isidentifier() and not spec.startswith("jsonl:"):
         spec = "x" + spec  # imports no module that happens to be there
@@ -326,8 +375,10 @@ def test_any_text_is_a_sink_or_a_spec_error(spec: str) -> None:
 
 def test_importing_the_package_imports_nothing_but_the_contract() -> None:
     code = (
-        "import sys, typing, bgworker, bgworker.model.events, bgworker.model.errors; before = set(sys.modules); import bgworker.sinks; "
-        "print(*sorted(set(sys.modules) - before - {'bgworker.sinks', 'bgworker.sinks.base', 'bgworker.sinks.specs'}), end='')"
+        "import sys, typing, bgworker, bgworker.model.events, bgworker.model.errors; before = "
+        "set(sys.modules); import bgworker.sinks; "
+        "print(*sorted(set(sys.modules) - before - {'bgworker.sinks', 'bgworker.sinks.base', "
+        "'bgworker.sinks.specs'}), end='')"
     )
     root = Path(bgworker.sinks.__file__).parents[2]
     done = subprocess.run(

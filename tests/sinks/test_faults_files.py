@@ -98,7 +98,8 @@ def said(*numbers: int, text: str = "x" * 20) -> list[Event]:
 
 def wrapped(event: Event) -> bytes:
     return (
-        b'{"v":1,"sink":"dead","error":"OSError: away","attempts":8,"parked_at":"2026-11-23T14:46:00.000000Z","event":'
+        b'{"v":1,"sink":"dead","error":"OSError: '
+        b'away","attempts":8,"parked_at":"2026-11-23T14:46:00.000000Z","event":'
         + wire.encode(event).encode()
         + b"}\n"
     )

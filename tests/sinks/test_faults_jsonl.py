@@ -52,7 +52,7 @@ def numbers_in(path: str | Path) -> list[int]:
         data = gzip.decompress(data)
     assert data == b"" or data.endswith(b"\n"), f"torn: {data[-40:]!r}"
     try:
-        return [wire.decode(line).seq for line in data.decode().splitlines()]  # type: ignore[union-attr]
+        return [wire.decode(line).seq for line in data.decode().splitlines()]  # type: ignore
     except WireError as error:
         raise AssertionError(str(error)) from error
 
@@ -273,7 +273,10 @@ LIMIT = 3 * SIZE + SIZE // 2
 def test_a_batch_that_hits_the_file_size_limit_is_taken_back_and_written_once_by_the_retry(
     path: str,
 ) -> None:
-    message = f"cannot append to {path!r}: File too large; raise the limit for file sizes, or set max_bytes below it"
+    message = (
+        f"cannot append to {path!r}: File too large; "
+        "raise the limit for file sizes, or set max_bytes below it"
+    )
     assert write_past_a_limit(JsonlSink(path)) == [[message, 2 * SIZE]] * 2
     assert numbers_in(path) == [101, 102, 103, 104, 105]
     assert not os.path.exists(f"{path}.torn")
@@ -441,9 +444,20 @@ def test_the_torn_line_harness_notices_a_sink_that_does_not_repair(path: str) ->
         tear_and_go_on(careless(path), SIZE + 5)
 
 
-@pytest.mark.parametrize(("torn", "whole"), [
-    (b"{" + b"x" * 300_000, ()), (b"{" + b"x" * 300_000, (101,)), (b"{", ()), (b"\0" * 70_000, ()),
-    (b"\0" * 70_000, (101,)), (b"\r", ()), (b"\r", (101,)), (b"\xff", (101,)), (b"SQLite format 3\0", (101,))])
+@pytest.mark.parametrize(
+    ("torn", "whole"),
+    [
+        (b"{" + b"x" * 300_000, ()),
+        (b"{" + b"x" * 300_000, (101,)),
+        (b"{", ()),
+        (b"\0" * 70_000, ()),
+        (b"\0" * 70_000, (101,)),
+        (b"\r", ()),
+        (b"\r", (101,)),
+        (b"\xff", (101,)),
+        (b"SQLite format 3\0", (101,)),
+    ],
+)
 def test_a_torn_line_may_be_long_and_hold_anything(
     path: str, torn: bytes, whole: tuple[int, ...]
 ) -> None:

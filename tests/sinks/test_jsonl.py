@@ -48,7 +48,7 @@ def numbers_in(path: str | Path) -> list[int]:
     if str(path).endswith(".gz"):
         data = gzip.decompress(data)
     assert data == b"" or data.endswith(b"\n")
-    return [wire.decode(line).seq for line in data.decode().splitlines()]  # type: ignore[union-attr]
+    return [wire.decode(line).seq for line in data.decode().splitlines()]  # type: ignore
 
 
 @pytest.fixture
@@ -163,38 +163,62 @@ def test_an_event_without_wire_form_is_refused_for_good(make: Any) -> None:
 # -- arguments and paths that cannot be used --
 
 
-@pytest.mark.parametrize(("config", "message"), [
-    ({"path": ""}, "path: expected the path of a file, got ''"),
-    ({"path": 3}, "path: expected the path of a file, got 3"),
-    ({"path": None}, "path: expected the path of a file, got None"),
-    ({"path": "a\0b"}, "path: expected the path of a file, got 'a.x00b'"),
-    ({"path": "-"}, "path: '-' names no file here; name one, or write ./- for a file of that name"),
-    ({"path": ":memory:"}, "path: ':memory:' names no file here"),
-    ({"mode": 600}, "mode: expected None, or permissions from 0o600 to 0o777 such as 0o640, got 0o1130"),
-    ({"mode": 0o44}, "mode: expected None, .*got 0o44"),
-    ({"mode": "600"}, "mode: expected None, .*got '600'"),
-    ({"mode": True}, "mode: expected None, .*got True"),
-    ({"max_bytes": 0}, "max_bytes: expected a whole number >= 1 or None, got 0"),
-    ({"max_bytes": True}, "max_bytes: .*got True"),
-    ({"max_bytes": "10M"}, "max_bytes: .*got '10M'"),
-    ({"backups": -1}, "backups: expected a whole number >= 0, got -1"),
-    ({"backups": None}, "backups: .*got None"),
-    ({"compress": "gzip"}, "compress: expected True or False, got 'gzip'"),
-    ({"durability": "disk"}, "durability: expected 'process' or 'power', got 'disk'"),
-])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"path": ""}, "path: expected the path of a file, got ''"),
+        ({"path": 3}, "path: expected the path of a file, got 3"),
+        ({"path": None}, "path: expected the path of a file, got None"),
+        ({"path": "a\0b"}, "path: expected the path of a file, got 'a.x00b'"),
+        (
+            {"path": "-"},
+            "path: '-' names no file here; name one, or write ./- for a file of that name",
+        ),
+        ({"path": ":memory:"}, "path: ':memory:' names no file here"),
+        (
+            {"mode": 600},
+            "mode: expected None, or permissions from 0o600 to 0o777 such as 0o640, got 0o1130",
+        ),
+        ({"mode": 0o44}, "mode: expected None, .*got 0o44"),
+        ({"mode": "600"}, "mode: expected None, .*got '600'"),
+        ({"mode": True}, "mode: expected None, .*got True"),
+        ({"max_bytes": 0}, "max_bytes: expected a whole number >= 1 or None, got 0"),
+        ({"max_bytes": True}, "max_bytes: .*got True"),
+        ({"max_bytes": "10M"}, "max_bytes: .*got '10M'"),
+        ({"backups": -1}, "backups: expected a whole number >= 0, got -1"),
+        ({"backups": None}, "backups: .*got None"),
+        ({"compress": "gzip"}, "compress: expected True or False, got 'gzip'"),
+        ({"durability": "disk"}, "durability: expected 'process' or 'power', got 'disk'"),
+    ],
+)
 def test_an_argument_that_cannot_be_used_is_named(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         JsonlSink(**{"path": "x.jsonl", **config})
 
 
-@pytest.mark.parametrize(("prepare", "where", "message"), [
-    (lambda top: None, "", "is a directory; name a file"),
-    (lambda top: None, "none/debug.jsonl", r"No such file or directory.*; create its directory first"),
-    (lambda top: (top / "file").touch(), "file/debug.jsonl", "one of its directories is a file"),
-    (lambda top: (top / "a").symlink_to("a"), "a", "symbolic links lead in a circle"),
-    (lambda top: None, "x" * 300, "name a shorter path"),
-    (lambda top: None, "x" * 253, "name a shorter path"),  # too long for the lock file beside it
-])
+@pytest.mark.parametrize(
+    ("prepare", "where", "message"),
+    [
+        (lambda top: None, "", "is a directory; name a file"),
+        (
+            lambda top: None,
+            "none/debug.jsonl",
+            r"No such file or directory.*; create its directory first",
+        ),
+        (
+            lambda top: (top / "file").touch(),
+            "file/debug.jsonl",
+            "one of its directories is a file",
+        ),
+        (lambda top: (top / "a").symlink_to("a"), "a", "symbolic links lead in a circle"),
+        (lambda top: None, "x" * 300, "name a shorter path"),
+        (
+            lambda top: None,
+            "x" * 253,
+            "name a shorter path",
+        ),  # too long for the lock file beside it
+    ],
+)
 @posix
 def test_a_path_that_cannot_be_used_is_refused_for_good_and_leaves_no_trace(
         make: Any, tmp_path: Path, prepare: Any, where: str, message: str) -> None:
@@ -273,7 +297,8 @@ def test_a_file_of_anything_but_lines_of_objects_is_refused_for_good_and_untouch
         with pytest.raises(PermanentSinkError) as caught:
             attempt()
         assert str(caught.value) == (
-            f"cannot open {path!r}: it holds something else than lines of JSON objects, and was left as it is; "
+            f"cannot open {path!r}: it holds something else than lines of JSON objects, and "
+            "was left as it is; "
             "name another file, or move this one away"
         )
     assert Path(path).read_bytes() == content and os.listdir(tmp_path) == ["debug.jsonl"]
@@ -295,7 +320,9 @@ def test_a_history_is_refused_and_stays_readable(make: Any, tmp_path: Path) -> N
         assert [task.name for task in opened.tasks()] == ["job"]
 
 
-@pytest.mark.parametrize("begin", [b"", b"\n", b" \r\n\t\n", b"\xef\xbb\xbf", b"\n" * 70_000, b'{"others": true}\n'])
+@pytest.mark.parametrize(
+    "begin", [b"", b"\n", b" \r\n\t\n", b"\xef\xbb\xbf", b"\n" * 70_000, b'{"others": true}\n']
+)
 def test_a_file_that_begins_blank_or_with_objects_of_others_is_appended_to(
     make: Any, path: str, begin: bytes
 ) -> None:
@@ -379,7 +406,8 @@ def test_what_is_no_regular_file_cannot_be_rotated(make: Any) -> None:
 def test_the_error_output_of_a_process_is_a_sink() -> None:
     script = (
         "import sys; from bgworker.model import wire; from bgworker.sinks import open_sink\n"
-        "open_sink('jsonl:/dev/stderr').write([wire.decode(line) for line in sys.stdin.read().splitlines()])"
+        "open_sink('jsonl:/dev/stderr').write([wire.decode(line) for line in "
+        "sys.stdin.read().splitlines()])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -396,8 +424,10 @@ def test_lines_go_among_the_text_of_a_redirected_stderr(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("no JSON, and no line end")
     program = (
-        "import sys\nfrom bgworker import open_sink\nfrom bgworker.model import wire\nprint(file=sys.stderr)\n"
-        "open_sink('jsonl:/dev/stderr').write([wire.decode(line) for line in sys.stdin.read().splitlines()])"
+        "import sys\nfrom bgworker import open_sink\nfrom bgworker.model import wire\n"
+        "print(file=sys.stderr)\n"
+        "open_sink('jsonl:/dev/stderr').write([wire.decode(line) for line in "
+        "sys.stdin.read().splitlines()])"
     )
     with log.open("ab") as stderr:
         subprocess.run(

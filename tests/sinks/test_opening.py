@@ -320,8 +320,15 @@ def test_the_park_file_has_a_mode_too_and_without_one_the_umask_decides(tmp_path
         SinkOptions(park_mode=600)
 
 
-@pytest.mark.parametrize(("text", "said"), [("rw", "expected permissions as octal digits, such as 640"), ("800", "octal digits"),
-                                            ("0", "mode: expected None, or permissions from 0o600"), ("1777", "got 0o1777")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rw", "expected permissions as octal digits, such as 640"),
+        ("800", "octal digits"),
+        ("0", "mode: expected None, or permissions from 0o600"),
+        ("1777", "got 0o1777"),
+    ],
+)
 def test_a_mode_in_a_spec_is_octal(text: str, said: str) -> None:
     with pytest.raises(SinkError, match=said):
         open_sink(f"jsonl:x.jsonl?mode={text}")
@@ -384,8 +391,10 @@ def test_a_relative_path_in_a_directory_that_is_gone_is_an_error_of_one_line(
     gone = tmp_path / "gone"
     gone.mkdir()
     program = (
-        "import os, sys\nfrom bgworker import ConfigurationError, JsonlSink, SqliteSink\nos.rmdir(os.getcwd())\n"
-        "for make in (JsonlSink, SqliteSink):\n    try: make('x')\n    except ConfigurationError as error: print(error)\n"
+        "import os, sys\nfrom bgworker import ConfigurationError, JsonlSink, SqliteSink\n"
+        "os.rmdir(os.getcwd())\n"
+        "for make in (JsonlSink, SqliteSink):\n    try: make('x')\n    except "
+        "ConfigurationError as error: print(error)\n"
         "    make('/tmp/x')\n"
     )
     done = subprocess.run(

@@ -414,7 +414,8 @@ def test_markup_that_a_task_controls_does_nothing(server: Server, browser: Brows
     for path in ("/", "/failures", "/timeline", "/runs", *[f"/task/{task}" for task in tasks]):
         browser.open(server, path)
         assert not browser.driver.execute_script("""
-            return window.isHurt || document.querySelector("main script, main img, main style, base")
+            return window.isHurt
+              || document.querySelector("main script, main img, main style, base")
               || [...document.querySelectorAll("*")].some(
                 each => [...each.attributes].some(one => one.name.startsWith("on")))""")
         assert "alert(1)" in browser.text()

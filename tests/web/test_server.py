@@ -297,10 +297,22 @@ def test_the_end_of_the_server_hangs_up_on_everybody(record: Recorder) -> None:
 
 # ---------------------------------------------------------------- where it listens
 
-@pytest.mark.parametrize("host, is_ours", [
-    ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True),
-    ("0.0.0.0", False), ("::", False), ("192.168.1.2", False), ("example.com", False), ("localhost.example", False),
-    ("", False)])
+
+@pytest.mark.parametrize(
+    "host, is_ours",
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.2", False),
+        ("example.com", False),
+        ("localhost.example", False),
+        ("", False),
+    ],
+)
 def test_loopback_is_known_by_its_address(host: str, is_ours: bool) -> None:
     assert is_loopback(host) is is_ours
 

@@ -53,9 +53,14 @@ def fill(record: Recorder) -> None:
         record.task(f"job {number % 50}", "completed" if number % 10 else "failed",
                     created=record.ago(seconds=10 * number), failure_message=f"no {number}")
     record.connection.executemany(
-        "INSERT INTO zz_stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, 0, 0, ?)",
-        ((key, seq, f"line {seq} " + "x" * 50) for key in range(1, TASKS + 1)
-         for seq in range(4, 4 + LINES)))
+        "INSERT INTO zz_stream_rows (task, seq, stream, created_us, payload) VALUES (?, ?, 0, "
+        "0, ?)",
+        (
+            (key, seq, f"line {seq} " + "x" * 50)
+            for key in range(1, TASKS + 1)
+            for seq in range(4, 4 + LINES)
+        ),
+    )
     record.connection.execute("COMMIT")
 
 
@@ -162,8 +167,10 @@ def test_a_siege_keeps_no_writer_waiting_and_leaves_the_server_small(tmp_path: P
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=SOON) == ("", "") and process.returncode == 130
 
-    print(f"{len(answers)} answers, {writer.rows} rows written, log {writer.largest_log / 2**20:.1f} "
-          f"MiB, server {before:.0f} MiB and {grown:.1f} more")
+    print(
+        f"{len(answers)} answers, {writer.rows} rows written, log {writer.largest_log / 2**20:.1f} "
+        f"MiB, server {before:.0f} MiB and {grown:.1f} more"
+    )
     assert writer.error is None and writer.rows > 0
     assert answers.count(200) > len(PAGES)
     assert {0, 200, 400, 404, 503} >= set(answers)

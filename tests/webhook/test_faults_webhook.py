@@ -31,6 +31,7 @@ from bgworker import (
     SinkError,
     SinkHealth,
     SinkOptions,
+    Task,
     TemporarySinkError,
     WebhookSink,
     current_task,
@@ -122,40 +123,53 @@ def test_any_2xx_is_a_delivery(status: int) -> None:
     assert (len(receiver.requests), sink.errors) == (1, [])
 
 
-@pytest.mark.parametrize(("status", "kind", "meaning", "message"), [
-    (199, TemporarySinkError, False, "199"),
-    (300, PermanentSinkError, "batch", "300 Multiple Choices: redirects are not followed; give the URL that it leads"),
-    (301, PermanentSinkError, "batch", "301 Moved Permanently: redirects are not followed"),
-    (302, PermanentSinkError, "batch", "302 Found: redirects are not followed"),
-    (303, PermanentSinkError, "batch", "303 See Other: redirects are not followed"),
-    (304, PermanentSinkError, "batch", "304 Not Modified: redirects are not followed"),
-    (307, PermanentSinkError, "batch", "307 Temporary Redirect: redirects are not followed"),
-    (308, PermanentSinkError, "batch", "308 Permanent Redirect: redirects are not followed"),
-    (400, PermanentSinkError, "event", "400 Bad Request"),
-    (401, TemporarySinkError, True, "401 Unauthorized; give it the secret or the credentials that it expects"),
-    (402, PermanentSinkError, "batch", "402 Payment Required"),
-    (403, TemporarySinkError, True, "403 Forbidden; have it allow this sender"),
-    (404, PermanentSinkError, "batch", "404 Not Found"),
-    (405, PermanentSinkError, "batch", "405 Method Not Allowed"),
-    (407, TemporarySinkError, True, "407 Proxy Authentication Required; give the proxy"),
-    (408, TemporarySinkError, False, "408 Request Timeout"),
-    (409, PermanentSinkError, "event", "409 Conflict"),
-    (410, PermanentSinkError, "sink", "410 Gone: it wants no events any more"),
-    (413, PermanentSinkError, "event", "413 "),
-    (415, PermanentSinkError, "batch", "415 Unsupported Media Type"),
-    (422, PermanentSinkError, "event", "422 "),
-    (429, TemporarySinkError, False, "429 Too Many Requests"),
-    (451, PermanentSinkError, "batch", "451 "),
-    (499, PermanentSinkError, "batch", "499"),
-    (500, TemporarySinkError, False, "500 Internal Server Error"),
-    (501, TemporarySinkError, False, "501 Not Implemented"),
-    (502, TemporarySinkError, False, "502 Bad Gateway"),
-    (503, TemporarySinkError, False, "503 Service Unavailable"),
-    (504, TemporarySinkError, False, "504 Gateway Timeout"),
-    (599, TemporarySinkError, False, "599"),
-    (600, TemporarySinkError, False, "600"),
-    (999, TemporarySinkError, False, "999"),
-])
+@pytest.mark.parametrize(
+    ("status", "kind", "meaning", "message"),
+    [
+        (199, TemporarySinkError, False, "199"),
+        (
+            300,
+            PermanentSinkError,
+            "batch",
+            "300 Multiple Choices: redirects are not followed; give the URL that it leads",
+        ),
+        (301, PermanentSinkError, "batch", "301 Moved Permanently: redirects are not followed"),
+        (302, PermanentSinkError, "batch", "302 Found: redirects are not followed"),
+        (303, PermanentSinkError, "batch", "303 See Other: redirects are not followed"),
+        (304, PermanentSinkError, "batch", "304 Not Modified: redirects are not followed"),
+        (307, PermanentSinkError, "batch", "307 Temporary Redirect: redirects are not followed"),
+        (308, PermanentSinkError, "batch", "308 Permanent Redirect: redirects are not followed"),
+        (400, PermanentSinkError, "event", "400 Bad Request"),
+        (
+            401,
+            TemporarySinkError,
+            True,
+            "401 Unauthorized; give it the secret or the credentials that it expects",
+        ),
+        (402, PermanentSinkError, "batch", "402 Payment Required"),
+        (403, TemporarySinkError, True, "403 Forbidden; have it allow this sender"),
+        (404, PermanentSinkError, "batch", "404 Not Found"),
+        (405, PermanentSinkError, "batch", "405 Method Not Allowed"),
+        (407, TemporarySinkError, True, "407 Proxy Authentication Required; give the proxy"),
+        (408, TemporarySinkError, False, "408 Request Timeout"),
+        (409, PermanentSinkError, "event", "409 Conflict"),
+        (410, PermanentSinkError, "sink", "410 Gone: it wants no events any more"),
+        (413, PermanentSinkError, "event", "413 "),
+        (415, PermanentSinkError, "batch", "415 Unsupported Media Type"),
+        (422, PermanentSinkError, "event", "422 "),
+        (429, TemporarySinkError, False, "429 Too Many Requests"),
+        (451, PermanentSinkError, "batch", "451 "),
+        (499, PermanentSinkError, "batch", "499"),
+        (500, TemporarySinkError, False, "500 Internal Server Error"),
+        (501, TemporarySinkError, False, "501 Not Implemented"),
+        (502, TemporarySinkError, False, "502 Bad Gateway"),
+        (503, TemporarySinkError, False, "503 Service Unavailable"),
+        (504, TemporarySinkError, False, "504 Gateway Timeout"),
+        (599, TemporarySinkError, False, "599"),
+        (600, TemporarySinkError, False, "600"),
+        (999, TemporarySinkError, False, "999"),
+    ],
+)
 def test_each_answer_means_one_thing_to_delivery_and_its_own_words_are_not_repeated(
         status: int, kind: type[SinkError], meaning: object, message: str) -> None:
     with Receiver(answer(status, {"X": "So It Is"}, b"So It Is")) as receiver:
@@ -880,7 +894,8 @@ while True:
         while len(body) < int(fields[b"content-length"]):
             body += sock.recv(1 << 20) or sys.exit("half a request")
         if not forgets:
-            os.write(log, b"\\n" + fields[b"webhook-id"] + b" " + body + b"\\n")  # behind what a death has torn
+            # on a line of its own, behind what a death has torn
+            os.write(log, b"\\n" + fields[b"webhook-id"] + b" " + body + b"\\n")
         time.sleep(0.001)  # its work on it: who dies now has kept a message and not taken it
         sock.sendall(b"HTTP/1.1 204 No Content\\r\\nConnection: close\\r\\n\\r\\n")
 """
@@ -975,7 +990,8 @@ def test_a_receiver_that_is_killed_and_restarted_fifty_times_under_load_gets_eve
     seed = random.randrange(2**32)
     print("seed", seed)
     rng = random.Random(seed)
-    receiver, is_over, tasks = Mortal(tmp_path), threading.Event(), []  # type: ignore[var-annotated]
+    receiver, is_over = Mortal(tmp_path), threading.Event()
+    tasks: list[Task[Any]] = []
     with Scheduler(2, close_timeout=SOON) as pool:
         receiver.start()
         pool.register_sink(Watched(receiver.url, timeout=5), name="it", options=SinkOptions(
@@ -1008,7 +1024,8 @@ def test_a_receiver_that_is_killed_and_restarted_fifty_times_under_load_gets_eve
         twice
     ), "no death has hit the moment between keeping and taking; the test has to be made harder"
     print(
-        f"{len(wanted)} events, {len(receiver.messages())} messages, {twice} of them again, {health.retries} retries"
+        f"{len(wanted)} events, {len(receiver.messages())} messages, {twice} of them again, "
+        f"{health.retries} retries"
     )
 
 

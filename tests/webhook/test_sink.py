@@ -158,9 +158,7 @@ def test_several_secrets_sign_each_and_a_receiver_with_any_of_them_is_content(
             verify(new_secret(), request.headers, request.body)
 
 
-def test_the_same_batch_has_the_same_id_and_bytes_and_a_fresh_time_and_signature_on_each_attempt() -> (
-    None
-):
+def test_a_batch_has_the_same_id_and_bytes_and_a_fresh_time_and_signature_on_each_attempt() -> None:
     with Receiver(answer(503), answer(500), answer(204)) as receiver:
         sink = sink_to(receiver.url)
         for now in (1_000.0, 2_000.0):
@@ -325,9 +323,7 @@ def test_a_batch_and_its_dtos_are_the_same_bytes_where_their_runs_are_known(
         )
 
 
-def test_the_run_of_what_a_task_says_is_learnt_from_the_life_cycle_events_of_batches_that_were_taken() -> (
-    None
-):
+def test_the_run_of_what_a_task_says_is_learnt_from_life_cycle_events_that_were_taken() -> None:
     events = dtos(life())
     with Receiver(answer(503), answer(), answer(503), answer()) as receiver:
         sink = sink_to(receiver.url)
@@ -471,28 +467,43 @@ def at_1000(monkeypatch: MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("at_1000")
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"webhook-id": None}, "webhook-id: the request has no such header"),
-    ({"webhook-id": ""}, "webhook-id: the request has no such header"),
-    ({"webhook-timestamp": None}, "webhook-timestamp: the request has no such header"),
-    ({"webhook-signature": None}, "webhook-signature: the request has no such header"),
-    ({"webhook-id": "msg_2"}, "webhook-signature: none was made"),
-    ({"webhook-id": "msg_\udc80"}, "webhook-id: expected ASCII text"),
-    ({"webhook-timestamp": "1001"}, "webhook-signature: none was made"),
-    ({"webhook-timestamp": "1e3"}, "webhook-timestamp: expected whole seconds"),
-    ({"webhook-timestamp": "-1000"}, "webhook-timestamp: expected whole seconds"),
-    ({"webhook-timestamp": "\u0661\u0660\u0660\u0660"}, "webhook-timestamp: expected whole seconds"),
-    ({"webhook-timestamp": "9" * 5000}, "webhook-timestamp: expected whole seconds"),
-    ({"webhook-signature": "v1,"}, "webhook-signature: none was made"),
-    ({"webhook-signature": "v1"}, "webhook-signature: none was made"),
-    ({"webhook-signature": signed()["webhook-signature"].replace("v1,", "v2,")}, "webhook-signature: none was made"),
-    ({"webhook-signature": signed()["webhook-signature"].removeprefix("v1,")}, "webhook-signature: none was made"),
-    ({"webhook-signature": signed()["webhook-signature"][:-2]}, "webhook-signature: none was made"),
-    ({"webhook-signature": "v1,\xe9\udc80"}, "webhook-signature: none was made"),
-    (signed(secret=OTHER_SECRET), "webhook-signature: none was made"),
-    (signed(timestamp="699"), "signed 301 s ago, more than 300 s"),
-    (signed(timestamp="1301"), "signed 301 s ahead, more than 300 s"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"webhook-id": None}, "webhook-id: the request has no such header"),
+        ({"webhook-id": ""}, "webhook-id: the request has no such header"),
+        ({"webhook-timestamp": None}, "webhook-timestamp: the request has no such header"),
+        ({"webhook-signature": None}, "webhook-signature: the request has no such header"),
+        ({"webhook-id": "msg_2"}, "webhook-signature: none was made"),
+        ({"webhook-id": "msg_\udc80"}, "webhook-id: expected ASCII text"),
+        ({"webhook-timestamp": "1001"}, "webhook-signature: none was made"),
+        ({"webhook-timestamp": "1e3"}, "webhook-timestamp: expected whole seconds"),
+        ({"webhook-timestamp": "-1000"}, "webhook-timestamp: expected whole seconds"),
+        (
+            {"webhook-timestamp": "\u0661\u0660\u0660\u0660"},
+            "webhook-timestamp: expected whole seconds",
+        ),
+        ({"webhook-timestamp": "9" * 5000}, "webhook-timestamp: expected whole seconds"),
+        ({"webhook-signature": "v1,"}, "webhook-signature: none was made"),
+        ({"webhook-signature": "v1"}, "webhook-signature: none was made"),
+        (
+            {"webhook-signature": signed()["webhook-signature"].replace("v1,", "v2,")},
+            "webhook-signature: none was made",
+        ),
+        (
+            {"webhook-signature": signed()["webhook-signature"].removeprefix("v1,")},
+            "webhook-signature: none was made",
+        ),
+        (
+            {"webhook-signature": signed()["webhook-signature"][:-2]},
+            "webhook-signature: none was made",
+        ),
+        ({"webhook-signature": "v1,\xe9\udc80"}, "webhook-signature: none was made"),
+        (signed(secret=OTHER_SECRET), "webhook-signature: none was made"),
+        (signed(timestamp="699"), "signed 301 s ago, more than 300 s"),
+        (signed(timestamp="1301"), "signed 301 s ahead, more than 300 s"),
+    ],
+)
 def test_a_request_that_is_not_genuine_is_refused_with_the_reason(
     changes: dict[str, str | None], message: str
 ) -> None:
@@ -547,21 +558,34 @@ def test_the_comparison_goes_through_the_function_that_takes_the_same_time(
 # -- secrets --
 
 
-@pytest.mark.parametrize(("secret", "message"), [
-    ("", "secret: expected at least one secret, got none"),
-    ([], "secret: expected at least one secret, got none"),
-    ("sup3r", "secret: it does not begin with whsec_; expected whsec_ and then base64 of 24 to 64 random bytes"),
-    ("whsec_" + base64.b64encode(b"sup3r" * 4).decode(), "secret: it holds 20 bytes; expected"),
-    ("whsec_" + base64.b64encode(b"sup3r" * 13).decode(), "secret: it holds 65 bytes; expected"),
-    ("whsec_sup3r-sup3r_sup3rsup3rsup3rsup3rsup3r", "secret: what follows whsec_ is not base64"),
-    ("whsec_sup3r\xe9", "secret: what follows whsec_ is not base64"),
-    ("whsec_", "secret: it holds 0 bytes"),
-    ([SECRET, "sup3r"], "secret 2 of 2: it does not begin with whsec_"),
-    (f"{SECRET} whsec_sup3rsup {SECRET}", "secret 2 of 3: it holds 6 bytes"),
-    (b"whsec_sup3r", "secret: expected text, or a collection of texts, got bytes"),
-    (7, "secret: expected text, or a collection of texts, got int"),
-    ([SECRET, None], "secret 2 of 2: expected text, got NoneType"),
-])
+@pytest.mark.parametrize(
+    ("secret", "message"),
+    [
+        ("", "secret: expected at least one secret, got none"),
+        ([], "secret: expected at least one secret, got none"),
+        (
+            "sup3r",
+            "secret: it does not begin with whsec_; expected whsec_ and then base64 of 24 to "
+            "64 random bytes",
+        ),
+        ("whsec_" + base64.b64encode(b"sup3r" * 4).decode(), "secret: it holds 20 bytes; expected"),
+        (
+            "whsec_" + base64.b64encode(b"sup3r" * 13).decode(),
+            "secret: it holds 65 bytes; expected",
+        ),
+        (
+            "whsec_sup3r-sup3r_sup3rsup3rsup3rsup3rsup3r",
+            "secret: what follows whsec_ is not base64",
+        ),
+        ("whsec_sup3r\xe9", "secret: what follows whsec_ is not base64"),
+        ("whsec_", "secret: it holds 0 bytes"),
+        ([SECRET, "sup3r"], "secret 2 of 2: it does not begin with whsec_"),
+        (f"{SECRET} whsec_sup3rsup {SECRET}", "secret 2 of 3: it holds 6 bytes"),
+        (b"whsec_sup3r", "secret: expected text, or a collection of texts, got bytes"),
+        (7, "secret: expected text, or a collection of texts, got int"),
+        ([SECRET, None], "secret 2 of 2: expected text, got NoneType"),
+    ],
+)
 def test_a_malformed_secret_is_refused_and_not_shown(secret: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as caught:
         WebhookSink("https://example.com/hook", secret=secret)
@@ -614,36 +638,54 @@ def test_keys_are_not_pickled() -> None:
 # -- what it refuses to be built with --
 
 
-@pytest.mark.parametrize(("url", "message"), [
-    ("", "url: it is empty, or holds"),
-    (7, "url: expected text such as https://example.com/hook, got int"),
-    (b"https://h", "url: expected text such as https://example.com/hook, got bytes"),
-    ("sup3r.example.com/hook", "url: it begins with neither https:// nor http://"),
-    ("ftp://example.com/sup3r", "url: it begins with neither"),
-    ("file:///etc/sup3r", "url: it begins with neither"),
-    ("https:///sup3r", "url: it has no host, or one that cannot be"),
-    ("https://", "url: it has no host"),
-    ("https://exa..mple/sup3r", "url: it has no host, or one that cannot be"),
-    ("https://" + "x" * 64 + "/sup3r", "url: it has no host, or one that cannot be"),
-    ("https://user:sup3r@example.com/", "url: it holds a user name or a password, which end up in logs"),
-    ("https://sup3r@example.com/", "url: it holds a user name or a password"),
-    ("https://example.com/sup3r#part", "url: it ends in a fragment"),
-    ("https://example.com:99999/sup3r", "url: its host or its port is malformed"),
-    ("https://example.com:sup3r/", "url: its host or its port is malformed"),
-    *((f"{scheme}://[::1]{rest}", "url: its host|url: it has no host, or one that cannot be")
-      for scheme in ("http", "https") for rest in (".sup3r.example/", "sup3r.example/", "..", ":80sup3r", "%251")),
-    ("http://[::1]]/", "url: "), ("http://[127.0.0.1]/", "url: "), ("http://127.0.0.1:80:80/", "url: "), ("http://x[::1]/", "url: "),
-    ("https://[::1/sup3r", "url: its host or its port is malformed"),
-    ("https://example.com/sup3r x", "url: it is empty, or holds white space"),
-    ("https://example.com/sup3r\r\nX-Evil: 1", "url: it is empty, or holds white space, a control character"),
-    ("https://example.com\\@sup3r", "url: .* a backslash"),
-    ("https://ex\xe4mple.com/sup3r", "url: .* write such a host name as xn--"),
-    ("http://example.com/sup3r", "url: http://example.com would send the events for everybody to read; use https://, "
-                                 "or allow_http=True on a network that you trust"),
-    ("http://10.0.0.1:8080/sup3r", "url: http://10.0.0.1:8080 would send"),
-    ("http://localhost.example.com/sup3r", "url: http://localhost.example.com would"),
-    ("http://2130706433/sup3r", "url: http://2130706433 would"),
-])
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", "url: it is empty, or holds"),
+        (7, "url: expected text such as https://example.com/hook, got int"),
+        (b"https://h", "url: expected text such as https://example.com/hook, got bytes"),
+        ("sup3r.example.com/hook", "url: it begins with neither https:// nor http://"),
+        ("ftp://example.com/sup3r", "url: it begins with neither"),
+        ("file:///etc/sup3r", "url: it begins with neither"),
+        ("https:///sup3r", "url: it has no host, or one that cannot be"),
+        ("https://", "url: it has no host"),
+        ("https://exa..mple/sup3r", "url: it has no host, or one that cannot be"),
+        ("https://" + "x" * 64 + "/sup3r", "url: it has no host, or one that cannot be"),
+        (
+            "https://user:sup3r@example.com/",
+            "url: it holds a user name or a password, which end up in logs",
+        ),
+        ("https://sup3r@example.com/", "url: it holds a user name or a password"),
+        ("https://example.com/sup3r#part", "url: it ends in a fragment"),
+        ("https://example.com:99999/sup3r", "url: its host or its port is malformed"),
+        ("https://example.com:sup3r/", "url: its host or its port is malformed"),
+        *(
+            (f"{scheme}://[::1]{rest}", "url: its host|url: it has no host, or one that cannot be")
+            for scheme in ("http", "https")
+            for rest in (".sup3r.example/", "sup3r.example/", "..", ":80sup3r", "%251")
+        ),
+        ("http://[::1]]/", "url: "),
+        ("http://[127.0.0.1]/", "url: "),
+        ("http://127.0.0.1:80:80/", "url: "),
+        ("http://x[::1]/", "url: "),
+        ("https://[::1/sup3r", "url: its host or its port is malformed"),
+        ("https://example.com/sup3r x", "url: it is empty, or holds white space"),
+        (
+            "https://example.com/sup3r\r\nX-Evil: 1",
+            "url: it is empty, or holds white space, a control character",
+        ),
+        ("https://example.com\\@sup3r", "url: .* a backslash"),
+        ("https://ex\xe4mple.com/sup3r", "url: .* write such a host name as xn--"),
+        (
+            "http://example.com/sup3r",
+            "url: http://example.com would send the events for everybody to read; use https://, "
+            "or allow_http=True on a network that you trust",
+        ),
+        ("http://10.0.0.1:8080/sup3r", "url: http://10.0.0.1:8080 would send"),
+        ("http://localhost.example.com/sup3r", "url: http://localhost.example.com would"),
+        ("http://2130706433/sup3r", "url: http://2130706433 would"),
+    ],
+)
 def test_a_url_that_cannot_be_used_is_refused_without_showing_what_may_be_secret(
     url: Any, message: str
 ) -> None:
@@ -652,10 +694,21 @@ def test_a_url_that_cannot_be_used_is_refused_without_showing_what_may_be_secret
     assert "sup3r" not in str(caught.value).replace("http://2130706433", "")
 
 
-@pytest.mark.parametrize("url", [
-    "https://example.com", "https://example.com:8443/a/b?c=d", "HTTPS://EXAMPLE.com", "https://[::1]:1/",
-    "http://localhost:1/", "http://127.0.0.1", "http://127.9.9.9:80/x", "http://[::1]:8080/x",
-    "https://xn--exmple-cua.com/", "https://under_score.example./%20"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.com",
+        "https://example.com:8443/a/b?c=d",
+        "HTTPS://EXAMPLE.com",
+        "https://[::1]:1/",
+        "http://localhost:1/",
+        "http://127.0.0.1",
+        "http://127.9.9.9:80/x",
+        "http://[::1]:8080/x",
+        "https://xn--exmple-cua.com/",
+        "https://under_score.example./%20",
+    ],
+)
 def test_https_goes_anywhere_and_plain_http_to_this_machine(url: str) -> None:
     WebhookSink(url, secret=SECRET)
 
@@ -664,28 +717,43 @@ def test_plain_http_goes_anywhere_if_allowed() -> None:
     WebhookSink("http://example.com/hook", secret=SECRET, allow_http=True)
 
 
-@pytest.mark.parametrize(("config", "message"), [
-    ({"headers": {"X-A": "sup3r\r\nX-B: 1"}}, "headers: the value of X-A is empty or no text, or holds a line end"),
-    ({"headers": {"X-A": "sup3r\n"}}, "headers: the value of X-A"),
-    ({"headers": {"X-A": "sup3r\x00"}}, "headers: the value of X-A"),
-    ({"headers": {"X-A": "sup3r\xe9"}}, "headers: the value of X-A"),
-    ({"headers": {"X-A": ""}}, "headers: the value of X-A"),
-    ({"headers": {"X-A": 7}}, "headers: the value of X-A"),
-    ({"headers": {"X-A\r\nX-B": "sup3r"}}, "headers: a name is no header name"),
-    ({"headers": {"sup3r: x": "y"}}, "headers: a name is no header name"),
-    ({"headers": {"": "sup3r"}}, "headers: a name is no header name"),
-    ({"headers": {7: "sup3r"}}, "headers: a name is no header name"),
-    ({"headers": {"Webhook-Id": "sup3r"}}, "headers: Webhook-Id is the sink's own; leave it out"),
-    ({"headers": {"content-TYPE": "sup3r"}}, "headers: content-TYPE is the sink's own"),
-    ({"headers": {"Transfer-Encoding": "chunked"}}, "headers: Transfer-Encoding is the sink's own"),
-    ({"headers": {"X-A": "sup3r", "x-a": "sup3r"}}, "headers: x-a is given twice"),
-    ({"headers": [("X-A", "sup3r")]}, "headers: expected a mapping of names to values, got list"),
-    ({"timeout": 0}, "timeout: expected a number > 0, got 0"),
-    ({"timeout": None}, "timeout: expected a number > 0, got None"),
-    ({"timeout": float("inf")}, "timeout: expected a number > 0, got inf"),
-    ({"allow_http": "yes"}, "allow_http: expected True or False, got 'yes'"),
-    ({"use_proxies": 1}, "use_proxies: expected True or False, got 1"),
-])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"headers": {"X-A": "sup3r\r\nX-B: 1"}},
+            "headers: the value of X-A is empty or no text, or holds a line end",
+        ),
+        ({"headers": {"X-A": "sup3r\n"}}, "headers: the value of X-A"),
+        ({"headers": {"X-A": "sup3r\x00"}}, "headers: the value of X-A"),
+        ({"headers": {"X-A": "sup3r\xe9"}}, "headers: the value of X-A"),
+        ({"headers": {"X-A": ""}}, "headers: the value of X-A"),
+        ({"headers": {"X-A": 7}}, "headers: the value of X-A"),
+        ({"headers": {"X-A\r\nX-B": "sup3r"}}, "headers: a name is no header name"),
+        ({"headers": {"sup3r: x": "y"}}, "headers: a name is no header name"),
+        ({"headers": {"": "sup3r"}}, "headers: a name is no header name"),
+        ({"headers": {7: "sup3r"}}, "headers: a name is no header name"),
+        (
+            {"headers": {"Webhook-Id": "sup3r"}},
+            "headers: Webhook-Id is the sink's own; leave it out",
+        ),
+        ({"headers": {"content-TYPE": "sup3r"}}, "headers: content-TYPE is the sink's own"),
+        (
+            {"headers": {"Transfer-Encoding": "chunked"}},
+            "headers: Transfer-Encoding is the sink's own",
+        ),
+        ({"headers": {"X-A": "sup3r", "x-a": "sup3r"}}, "headers: x-a is given twice"),
+        (
+            {"headers": [("X-A", "sup3r")]},
+            "headers: expected a mapping of names to values, got list",
+        ),
+        ({"timeout": 0}, "timeout: expected a number > 0, got 0"),
+        ({"timeout": None}, "timeout: expected a number > 0, got None"),
+        ({"timeout": float("inf")}, "timeout: expected a number > 0, got inf"),
+        ({"allow_http": "yes"}, "allow_http: expected True or False, got 'yes'"),
+        ({"use_proxies": 1}, "use_proxies: expected True or False, got 1"),
+    ],
+)
 def test_a_setting_that_cannot_be_used_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as caught:
         sink_to("https://example.com", **config)
@@ -849,10 +917,25 @@ def test_a_proxy_that_is_dead_or_speaks_no_http_is_what_the_error_names(
             )
 
 
-@pytest.mark.parametrize("proxy", [
-    "http:/user:sup3r@proxy.invalid:3128", "http://user:sup3r@.proxy.invalid:3128", "socks5://user:sup3r@127.0.0.1:1", "ftp://a:1",
-    "http://127.0.0.1:sup3r", "http://127.0.0.1:-1", "http://127.0.0.1:123456", "http://sup3r sup3r:80", "http://[::1:80", "://",
-    "http://", "http://:80", "file:///etc/sup3r", "direct://"])
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http:/user:sup3r@proxy.invalid:3128",
+        "http://user:sup3r@.proxy.invalid:3128",
+        "socks5://user:sup3r@127.0.0.1:1",
+        "ftp://a:1",
+        "http://127.0.0.1:sup3r",
+        "http://127.0.0.1:-1",
+        "http://127.0.0.1:123456",
+        "http://sup3r sup3r:80",
+        "http://[::1:80",
+        "://",
+        "http://",
+        "http://:80",
+        "file:///etc/sup3r",
+        "direct://",
+    ],
+)
 def test_a_malformed_proxy_is_reported_without_its_password(
     proxy: str, monkeypatch: MonkeyPatch
 ) -> None:
