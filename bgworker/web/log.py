@@ -27,7 +27,9 @@ MOST = 400_000
 INTERVAL = 0.2
 """Seconds between two looks for new lines."""
 _HEARTBEAT = 15.0  # seconds after which a client hears that we are there, and we whether it is
-_BATCH = 200
+_JUDGED = 2.0  # seconds after which a task is looked at though nobody has written: it may be dead
+_MOST_BEHIND, _NEWEST = 1000, 500
+"""Lines that may be new at a look; where more are, only so many of the newest are sent."""
 
 
 def lines_of(events: Sequence[StreamEvent]) -> list[Markup]:
@@ -56,43 +58,40 @@ def line_of(event: StreamEvent, most: int = LONGEST) -> Markup:
 
 def follow(history: History, task_id: str, after: int, stream: str | None,
            send: Callable[[str], None], pause: Callable[[float], None]) -> None:
-    """Send what a task says from a place on, until it has ended.
+    """Send what a task says from a place on, until it has ended. What comes faster than anybody
+    reads is passed over, up to the newest lines, and said to be.
 
     Args:
         send: is given text of the event stream.
         pause: waits so many seconds, and raises to have this end.
     """
-    waiting: list[StreamEvent] = []
-    sent_at = monotonic()
-
-    def send_waiting() -> None:
-        nonlocal sent_at
-        if waiting:
-            send(_message(waiting))
-            waiting.clear()
-        elif monotonic() - sent_at > _HEARTBEAT:
-            send(":\n\n")
-        else:
-            return
-        sent_at = monotonic()
-
-    def wait(seconds: float) -> None:
-        send_waiting()
-        pause(seconds)
-
     types = None if stream is None else [stream]
+    seen, looked_at, sent_at = None, 0.0, monotonic()
     # where the task or the history goes away, the page tells, which is asked for next
     with suppress(BgworkerError):
-        for event in history.follow(task_id, since=after, types=types, interval=INTERVAL,
-                                    wait=wait):
-            waiting.append(event)
-            if len(waiting) == _BATCH:
-                send_waiting()
-    send_waiting()
+        while True:
+            version = history.version()  # asked before the look, so that no change is missed
+            if version != seen or monotonic() - looked_at > _JUDGED:
+                seen, looked_at = version, monotonic()
+                is_over = history.task(task_id).status.is_final
+                found = history.lines(task_id, after=after, types=types, limit=_MOST_BEHIND)
+                lines = lines_of(found.lines)
+                if found.is_more:
+                    found = history.lines(task_id, types=types, limit=_NEWEST)
+                    lines = [fill("passed"), *lines_of(found.lines)]
+                if lines:
+                    after, sent_at = found.newer, monotonic()
+                    send(_message(lines, after))
+                if is_over:
+                    break
+            if monotonic() - sent_at > _HEARTBEAT:
+                sent_at = monotonic()
+                send(":\n\n")
+            pause(INTERVAL)
     send("event: end\ndata:\n\n")
 
 
-def _message(events: Sequence[StreamEvent]) -> str:
+def _message(lines: Sequence[Markup], last: int) -> str:
     """Return an event of the stream that holds lines; its id is where a client goes on from."""
-    data = "".join(f"data: {each}\n" for each in "".join(lines_of(events)).split("\n"))
-    return f"id: {events[-1].seq}\n{data}\n"
+    data = "".join(f"data: {each}\n" for each in "".join(lines).split("\n"))
+    return f"id: {last}\n{data}\n"

@@ -121,15 +121,19 @@ def test_markup_in_a_live_line_is_text_and_ends_no_event(record: Recorder, serve
     follower.close()
 
 
-def test_a_backlog_comes_in_messages_of_a_bounded_size(record: Recorder, server: Server) -> None:
+@pytest.mark.parametrize("count, first", [(1000, 4), (3000, 2504)])
+def test_of_what_comes_faster_than_anybody_reads_the_newest_is_sent(
+    record: Recorder, server: Server, count: int, first: int
+) -> None:
     task = record.task("talks")
-    record.many_said(task, 3000)
+    record.many_said(task, count)
     follower = Follower(server, task)
-    lines: list[str] = []
-    while (found := follower.event())[0] == "message":
-        assert found[2].count("<li") <= 200
-        lines += re.findall(r"<span>line (\d+)</span>", found[2])
-    assert lines == [str(number) for number in range(4, 3004)] and found[0] == "end"
+    kind, number, data = follower.event()
+    lines = re.findall(r"<span>line (\d+)</span>", data)
+    assert lines == [str(each) for each in range(first, count + 4)]
+    assert (kind, number) == ("message", str(count + 3))
+    assert ("came too fast to be shown" in data) is (first > 4)
+    assert follower.event()[0] == "end"
     follower.close()
 
 
@@ -169,17 +173,19 @@ def test_a_follower_that_reads_nothing_is_hung_up_on(
     record: Recorder, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(log, "INTERVAL", 0.01)
     task = record.task("talks", "running")
-    record.connection.execute("BEGIN")
-    for _ in range(20):
-        record.said(task, "x" * 1_000_000)
-    for seq in range(30, 8000):  # more than a connection's buffers take
-        record.said(task, "x" * 2000, seq=seq)
-    record.connection.execute("COMMIT")
+
+    def is_hung_up() -> bool:
+        for _ in range(25):  # until there is more than the buffers of a connection take
+            record.said(task, "x" * LONGEST)
+        return nobody_is_served()
+
     with connect(server) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(head_of(server, f"/task/{task}/live"))
-        until(nobody_is_served)
+        until(lambda: not nobody_is_served())
+        until(is_hung_up)
 
 
 def test_a_history_that_goes_away_ends_the_stream(record: Recorder, server: Server) -> None:
