@@ -606,6 +606,7 @@ class History:
             with damage_told(self.path), self._database as connection:
                 yield connection
         except (sqlite3.OperationalError, OSError) as error:
+            self._database.close()  # it may have come to another version meanwhile
             raise HistoryError(
                 f"the history {shown(self.path)} cannot be read: {error}; try again, and if that "
                 "does not help, see whether this user may read the file, and its disk is well"

@@ -577,6 +577,16 @@ def test_a_file_of_version_1_is_read_as_it_is(path: str) -> None:
     assert fingerprint(path) == before
 
 
+def test_a_reader_of_version_1_goes_on_after_the_file_was_led_to_the_next(path: str) -> None:
+    make_old(path)
+    with History(path) as history:
+        assert [event.payload for event in history.streams("two")] == ["hello"]
+        schema.connect_to_write(path).close()
+        with pytest.raises(HistoryError, match="no such table.*try again"):
+            history.streams("two")
+        assert [event.payload for event in history.streams("two")] == ["hello"]
+
+
 @pytest.mark.parametrize("name", ["output", "TASKS_READABLE"])
 def test_what_has_a_name_that_the_next_version_needs_is_told_of_and_left_alone(
         path: str, name: str) -> None:
