@@ -35,7 +35,7 @@ from bgworker.model.records import COMPLETED, CREATED, FAILED, OUTPUT, PROGRESS,
 from bgworker.model.reports import wait_for_reports
 from bgworker.running.finished import Memory
 from bgworker.testing import FlakySink, Hang, MemorySink, fail
-from tests.support import balanced, in_time, needs_fork
+from tests.support import balanced, in_time, needs_fork, until
 
 T = TypeVar("T")
 SOON = 30.0
@@ -360,10 +360,8 @@ def test_a_hanging_sink_holds_up_neither_the_tasks_nor_a_healthy_sink(pool: Sche
         for number in range(50):
             say(pool, str(number))
         healthy.wait_for(50 * 5, SOON)
-        until = time.monotonic() + SOON
-        while pool.sinks["healthy"].pending:  # the account follows a moment after the write
-            assert time.monotonic() < until
-            time.sleep(0.002)
+        # the account follows a moment after the write
+        until(lambda: not pool.sinks["healthy"].pending)
         assert pool.sinks["hanging"].pending == 250
     finally:
         hang.release()
@@ -576,10 +574,7 @@ def test_a_scheduler_that_was_shut_down_unused_starts_no_thread_any_more() -> No
         pool.submit(len, "")
     with pytest.raises((ShutdownError, SinkError)):
         pool.register_sink(MemorySink())
-    until = time.monotonic() + SOON
-    while threading.active_count() > before:
-        assert time.monotonic() < until, [thread.name for thread in threading.enumerate()]
-        time.sleep(0.005)
+    until(lambda: threading.active_count() <= before)
 
 
 def test_a_call_that_slips_in_behind_the_last_look_at_the_intake_is_answered_all_the_same() -> None:

@@ -34,7 +34,7 @@ from bgworker import (
 )
 from bgworker.model.reports import wait_for_reports
 from bgworker.testing import FlakySink, Hang, MemorySink, fail
-from tests.support import in_time
+from tests.support import in_time, until
 
 T = TypeVar("T")
 SOON = 30.0
@@ -380,14 +380,15 @@ def test_a_sink_left_to_itself_in_a_write_cannot_be_registered_again_before_it_c
         with pytest.raises(ConfigurationError, match="registered already"):
             pool.register_sink(sink, name="again")
         hang.release()
-        until = time.monotonic() + SOON
-        while True:
+
+        def is_registered() -> bool:
             try:
                 pool.register_sink(sink, name="again")
-                break
             except ConfigurationError:
-                assert time.monotonic() < until
-                time.sleep(0.005)
+                return False
+            return True
+
+        until(is_registered)
 
 
 def test_a_refused_sink_may_be_registered_once_it_opens() -> None:
@@ -425,10 +426,7 @@ def test_a_sink_that_unregisters_itself_is_closed_after_its_write(tmp_path: Path
         pool.register_sink(sink, name="it", options=SinkOptions(park=tmp_path / "park"))
         say(pool, "a")
         assert done.wait(SOON), "it waits for itself"
-        until = time.monotonic() + SOON
-        while sink.is_open:
-            assert time.monotonic() < until
-            time.sleep(0.005)
+        until(lambda: not sink.is_open)
         assert "it" not in pool.sinks
         say(pool, "not for it")
     assert said(sink.events) == ["a"]

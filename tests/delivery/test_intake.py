@@ -12,6 +12,7 @@ import pytest
 from bgworker.delivery.intake import (LIMIT, MOST_TAKEN, RESERVED, SLOT, Intake, Tally, cost,
                                       costs)
 from bgworker.model.records import COMPLETED, ERROR, OUTPUT, PROGRESS, TaskState
+from tests.support import until
 
 STATE = TaskState("1" * 32, "task", "r" * 32, 0)
 SOON = 30.0
@@ -204,8 +205,7 @@ def test_whatever_comes_wakes_a_consumer_that_sleeps(ring: Callable[[Intake], An
 
     thread = threading.Thread(target=consume)
     thread.start()
-    while not intake._asleep:
-        time.sleep(0.001)
+    until(lambda: intake._asleep)
     ring(intake)
     assert woke.wait(SOON), "the consumer sleeps on"
     thread.join(SOON)

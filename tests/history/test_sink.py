@@ -526,7 +526,7 @@ def _stored(*batches: Sequence[Event]) -> dict[str, list[Any]]:
         return store(os.path.join(folder, "history.db"), *batches)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(_merged(is_whole=False).flatmap(_cut))
 def test_dtos_give_the_rows_that_records_give(batches: list[list[Record]]) -> None:
     by_records = _stored(*map(Batch, batches))
@@ -534,7 +534,7 @@ def test_dtos_give_the_rows_that_records_give(batches: list[list[Record]]) -> No
     assert by_records["tasks"]
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(_merged(is_whole=True).flatmap(lambda records: st.tuples(
     st.just(records), st.permutations(range(2 * len(records))),
     st.lists(st.booleans(), min_size=2 * len(records), max_size=2 * len(records)))))
@@ -551,7 +551,7 @@ def test_events_that_come_twice_and_in_any_order_give_the_rows_that_they_give_in
     assert _stored(*mixed) == expected
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(_merged(is_whole=False).flatmap(_cut), st.data())
 def test_what_is_delivered_again_later_changes_nothing(
     batches: list[list[Record]], data: st.DataObject

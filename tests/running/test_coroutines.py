@@ -801,8 +801,7 @@ def test_a_coroutine_of_a_compilers_is_run_and_can_be_cancelled(
     with Scheduler(1, capture_output=capture_output) as pool:
         assert pool.submit(lambda: kind(work(0.01))).result(LONG) == 5
         task = pool.submit(lambda: kind(work(LONG)))
-        while not task.running():
-            time.sleep(0.001)
+        until(task.running)
         task.cancel()
         assert task.wait(LONG) and task.cancelled()
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bgworker.running.deadlines import Deadlines
+from tests.support import until
 
 LONG = 30.0
 
@@ -115,10 +116,7 @@ def test_no_deadline_is_missed_when_many_threads_add_and_forget(watch: Watch) ->
     for thread in threads:
         thread.join(LONG)
         assert not thread.is_alive()
-    deadline = monotonic() + LONG
-    while not {id(each) for each in wanted} <= {id(each[0]) for each in watch.expired}:
-        assert monotonic() < deadline, "a deadline was missed"
-        sleep(0.005)
+    until(lambda: {id(each) for each in wanted} <= {id(each[0]) for each in watch.expired})
 
 
 def test_an_expiry_that_fails_is_logged_and_the_others_pass(

@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
@@ -25,6 +24,7 @@ import pytest
 import bgworker
 from bgworker import Scheduler, TaskOptions
 from tests.free_threading import IS_FREE
+from tests.support import until
 
 LONG = 30.0
 """Seconds after which a wait that ought to succeed has failed."""
@@ -375,10 +375,8 @@ def test_a_scheduler_that_was_shut_down_leaves_no_cycle_of_references() -> None:
             weakref.ref(scheduler._dispatcher),
         ]
         del scheduler
-        deadline = time.monotonic() + LONG
-        while any(each() is not None for each in gone):
-            assert time.monotonic() < deadline, "something waits for the garbage collector"
-            time.sleep(0.001)
+        # or else something waits for the garbage collector
+        until(lambda: all(each() is None for each in gone))
     finally:
         gc.enable()
 

@@ -637,11 +637,8 @@ def test_twenty_thousand_tasks_leave_no_more_behind_than_are_kept() -> None:
                 if type(each) is Task and each._runner is pool._pool
             ]
 
-        until = time.monotonic() + LONG
-        while leftovers() and time.monotonic() < until:
-            # a worker lets go of its last task a moment after its end
-            time.sleep(0.01)
-        assert not leftovers()
+        # a worker lets go of its last task a moment after its end
+        until(lambda: not leftovers())
         ours = [
             each
             for each in gc.get_objects()
@@ -853,7 +850,7 @@ def test_the_timeout_counts_from_the_start_of_the_run() -> None:
     with Scheduler(1) as pool:
         gate = blocked(pool)
         task = pool.options(timeout=0.2).submit(len, "abc")
-        time.sleep(0.25)
+        assert not task.wait(0.25)
         gate.open()
         assert task.result(LONG) == 3
 

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from bgworker.sinks import linefile, lockfile, opening
 
 from bgworker.sinks.lockfile import LockFile
 from bgworker.sinks.jsonl import JsonlSink
-from tests.support import ROOT, exit_code, forked, needs_fork
+from tests.support import ROOT, SOON, exit_code, forked, needs_fork
 
 NOW = datetime(2026, 11, 23, 14, 46, tzinfo=timezone.utc)
 def events(*numbers: int) -> Sequence[Event]:
@@ -590,10 +591,15 @@ def test_the_lock_is_freed_by_kill_though_a_forked_child_lives_on(
 
 @needs_fork
 def test_two_processes_that_share_two_files_in_either_order_are_not_taken_for_a_deadlock(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = LockFile.share(str(tmp_path / "one")), LockFile.share(str(tmp_path / "two"))
     gate, opener = os.pipe()
+    asked, asks = os.pipe()
+
+    def wait(seconds: float) -> None:
+        os.write(asks, b"!")
+        time.sleep(seconds)
 
     def hold_two_while_a_thread_waits_for_one() -> None:
         def wait_for_one() -> None:
@@ -606,20 +612,22 @@ def test_two_processes_that_share_two_files_in_either_order_are_not_taken_for_a_
             thread.start()
             assert waits.wait(10)
             os.write(opener, b"!")
-            # the kernel, which takes the threads of a process for one, would see a circle now
-            time.sleep(0.1)
+            # the other process waits, too: whoever takes the threads of a process for one sees a
+            # circle now
+            assert select.select([asked], [], [], SOON)[0], "nobody waits for the second file"
         thread.join(30)
         assert not thread.is_alive()
 
     with one:
         pid = forked(hold_two_while_a_thread_waits_for_one)
         os.read(gate, 1)
+        monkeypatch.setattr(lockfile, "sleep", wait)
         with two:
             pass
     assert exit_code(pid) == 0
     for lock in (one, two):
         lock.leave()
-    for fd in (gate, opener):
+    for fd in (gate, opener, asked, asks):
         os.close(fd)
 
 
