@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 
+from ..model.threads import own_thread
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -67,8 +69,7 @@ class BoundedServer(ThreadingHTTPServer):
             if not self._places.acquire(timeout=0.2):
                 self.shutdown_request(request)
                 return
-        thread = threading.Thread(target=self._answer, args=(request, client_address),
-                                  name="bgworker-serve", daemon=True)
+        thread = own_thread("bgworker-serve", self._answer, request, client_address)
         with self._guard:
             self._clients[request] = _Client(thread)
         try:
