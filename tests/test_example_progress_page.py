@@ -1,4 +1,5 @@
-"""The README's progress page: it is served while the tasks run, and ends with them."""
+"""The example of a progress page: it is served while the tasks run, and ends with them."""
+
 
 from __future__ import annotations
 
@@ -7,14 +8,11 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from tests.readme import README, python_blocks
-from tests.support import SOON, environment, until
+from tests.support import ROOT, SOON, environment, until
 
 
 def sample() -> str:
-    [block] = [each for each in python_blocks(README.read_text(encoding="utf-8"))
-               if "BaseHTTPRequestHandler" in each.code and "subscribe" in each.code]
-    return block.code
+    return (ROOT / "tools" / "examples" / "progress_page.py").read_text(encoding="utf-8")
 
 
 def test_the_page_shows_what_the_tasks_do(tmp_path: Path) -> None:

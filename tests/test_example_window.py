@@ -1,4 +1,4 @@
-"""The README's window: it compiles everywhere, type-checks where mypy is, and runs where there is a
+"""The example of a window: it compiles everywhere, type-checks where mypy is, and runs where there is a
 display."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.readme import README, python_blocks, run_block
+from tests.readme import run_block
 from tests.support import ROOT
 
 
@@ -52,12 +52,7 @@ tkinter.Misc.mainloop = driven
 
 
 def sample() -> str:
-    [block] = [
-        each
-        for each in python_blocks(README.read_text(encoding="utf-8"))
-        if "import tkinter" in each.code
-    ]
-    return block.code
+    return (ROOT / "tools" / "examples" / "window.py").read_text(encoding="utf-8")
 
 
 def test_the_sample_compiles_and_is_about_thirty_lines_long() -> None:
