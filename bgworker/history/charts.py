@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     Ran = Tuple[float, float, int, TaskStatus]  # start and end in seconds since the epoch, and key
 
+FAILED = (TaskStatus.FAILED, TaskStatus.TIMED_OUT)
+"""Statuses of the tasks that are grouped as failures."""
+
 MOST_FAILURES = 5_000
 """Failed tasks that are read: 10 us each."""
 
@@ -49,8 +52,8 @@ _NAMES_OF_A_GROUP = 5
 
 @dataclass(frozen=True)
 class FailureGroup:
-    """Failed tasks with one fingerprint: the type of the failure, and its message without
-    numbers."""
+    """Tasks that failed or timed out, with one fingerprint: the type of the failure, and its
+    message without numbers."""
 
     fingerprint: str
     """16 hex digits; the same for the same kind of failure in any history."""
@@ -185,7 +188,7 @@ def failure_groups(connection: sqlite3.Connection, run_id: str | None, since: st
     """Return the latest failures by fingerprint."""
     rows = _newest(connection, [
         brief("t.failure_type"), brief("t.failure_message"), brief("t.name"), brief("t.id")],
-        (TaskStatus.FAILED,), run_id, since, MOST_FAILURES + 1)
+        FAILED, run_id, since, MOST_FAILURES + 1)
     found: dict[str, list[Row]] = {}
     for row in rows[:MOST_FAILURES]:
         found.setdefault(fingerprint_of(text_of(row[2]), text_of(row[3])), []).append(row)

@@ -22,7 +22,7 @@ from ..model.events import TaskStatus
 from ..model.text import sanitise
 from . import questions
 from .answers import OPEN, SELECT_RUNS, STATUSES, beginning_of, brief, run_of, text_of
-from .charts import fingerprint_of
+from .charts import FAILED, fingerprint_of
 from .questions import ABOVE_ALL, ENDED, NOT_ENDED, TOO_LARGE, seen_keys, status_in
 
 TYPE_CHECKING = False
@@ -139,6 +139,8 @@ class Wanted:
         values: list[str] = []
         if self.status is not None:
             found.append(status_in("+t.status", _as_stored(self.status)))
+        elif self.fingerprint is not None:
+            found.append(status_in("+t.status", FAILED))
         if self.since:
             found.append("(t.completed_utc IS NULL OR +t.completed_utc >= ?)")
             values.append(self.since)
@@ -165,6 +167,8 @@ class Wanted:
             yield f"{keys}status = ? AND completed_utc >= ?", (self.status, self.since)
         elif self.status is not None:
             yield f"{keys}{status_in('status', _as_stored(self.status))}", ()
+        elif self.fingerprint is not None:
+            yield f"{keys}{status_in('status', FAILED)} AND completed_utc >= ?", (self.since,)
         elif self.since:
             yield (f"{keys}{status_in('status', NOT_ENDED)} UNION ALL "
                    f"{keys}{status_in('status', ENDED)} AND completed_utc >= ?", (self.since,))
@@ -372,8 +376,8 @@ class Search:
     def _alike(self, keys: Sequence[int]) -> Sequence[int]:
         rows = self._connection.execute(
             f"SELECT t.key, {brief('failure_type')}, {brief('failure_message')} "
-            "FROM json_each(?) CROSS JOIN tasks t ON t.key = value WHERE +status = 'failed'",
-            (json.dumps(keys),))
+            "FROM json_each(?) CROSS JOIN tasks t ON t.key = value "
+            f"WHERE {status_in('+status', FAILED)}", (json.dumps(keys),))
         alike = {key for key, kind, message in rows
                  if fingerprint_of(text_of(kind), text_of(message)) == self._wanted.fingerprint}
         return [key for key in keys if key in alike]

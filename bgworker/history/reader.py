@@ -233,7 +233,7 @@ class History:
             text: only tasks that have this in their name, last message, failure or output, in
                 small or capital letters.
             run: only tasks of this run: its id, or the beginning of it.
-            fingerprint: only failed tasks of this `FailureGroup`.
+            fingerprint: only tasks of this `FailureGroup`.
             since: as for `tasks`.
             until: only tasks that were created before this time (aware).
             before: the cursor of an earlier page: what is older than it.
@@ -247,8 +247,6 @@ class History:
 
         limit = _most("limit", limit)
         with self._asking() as connection:
-            if fingerprint is not None and status is None:
-                status = TaskStatus.FAILED
             wanted = pages.Wanted(
                 None if status is None else checks.member("status", TaskStatus, status),
                 pages.wanted_text("name", name), pages.wanted_text("text", text),
@@ -426,7 +424,7 @@ class History:
     def failure_groups(self, *, run: str | None = None,
                        since: datetime | timedelta | None = None,
                        limit: int = 100) -> FailureGroups:
-        """Return the failed tasks in groups that are alike, the latest first.
+        """Return the tasks that failed or timed out, in groups that are alike, the latest first.
 
         Args:
             run: only tasks of this run: its id, or the beginning of it.

@@ -149,9 +149,7 @@ def _names(group: FailureGroup, view: View) -> list[object]:
 
 def charts(timeline: Timeline, throughput: Throughput, view: View) -> list[Markup]:
     """Return throughput, load and timeline above one another, over the same span."""
-    times: list[datetime | None] = [timeline.start_utc, timeline.end_utc]
-    times += [bucket.start_utc for bucket in throughput.buckets]
-    axis = drawings.Axis.of(times)
+    axis = drawings.Axis.of(_times(timeline, throughput))
     if axis is None:
         return [empty("Nothing ran.", "What runs, and how much at once, is drawn here.")]
     shown = []
@@ -162,6 +160,16 @@ def charts(timeline: Timeline, throughput: Throughput, view: View) -> list[Marku
     if not timeline.is_all:
         shown.append(note(f"Of the latest {timeline.searched:,} tasks; older ones are not drawn."))
     return shown
+
+
+def _times(timeline: Timeline, throughput: Throughput) -> list[datetime | None]:
+    """Return the times that an axis has to hold. A bucket in which the timeline begins adds none:
+    a minute in which a run of seconds began would leave the run a corner of the drawing."""
+    first, last = timeline.start_utc, timeline.end_utc
+    outside = [bucket.start_utc for bucket in throughput.buckets
+               if first is None or last is None or bucket.start_utc > last
+               or drawings.after(bucket.start_utc, throughput.width) <= first]
+    return [first, last, *outside]
 
 
 _NAMES = (("Name", "name"), ("Tasks", "num"), ("Median", "num"), ("95th percentile", "num"),

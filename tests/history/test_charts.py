@@ -83,6 +83,25 @@ def test_failures_that_are_alike_form_a_group(record: Recorder, history: History
     assert (len(one.groups), one.more) == (1, 1)
 
 
+def test_what_timed_out_is_a_failure_like_others(record: Recorder, history: History) -> None:
+    ids = [record.task(name, "timed_out", created=record.ago(hours=hours), took=1.0,
+                       failure_type="TaskTimedOut",
+                       failure_message=f"ran longer than its timeout of {hours} s")
+           for name, hours in (("load", 3), ("sync", 1))]
+    failed(record, "load", "no 1 left", 2)
+    late, other = history.failure_groups().groups
+    assert (late.count, late.names, late.latest_task_id) == (2, ("sync", "load"), ids[1])
+    assert (other.failure_type, other.count) == ("OSError", 1)
+
+    def found(**filters: Any) -> list[str]:
+        page = history.page(fingerprint=late.fingerprint, **filters)
+        return [task.task_id for task in page.tasks]
+
+    assert found() == found(status="timed_out") == ids[::-1]
+    assert found(status="failed") == []
+    assert found(since=record.ago(hours=2)) == ids[1:]
+
+
 def test_groups_of_more_failures_than_are_read_say_so(
         record: Recorder, history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     for hours in range(5):

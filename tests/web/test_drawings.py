@@ -9,7 +9,7 @@ import pytest
 
 from bgworker.history.charts import Bar, Bucket, Load, Throughput, Timeline
 from bgworker.model.events import TaskStatus
-from bgworker.web import drawings
+from bgworker.web import drawings, sections
 from bgworker.web.drawings import WIDTH, Axis
 from bgworker.web.view import View
 from tests.web.browsing import Parsed
@@ -112,6 +112,24 @@ def test_throughput_stacks_what_ended_and_leads_to_it() -> None:
     href = attributes(drawn, "a")[0]["href"]
     assert "since=2026-11-24T12%3A00%3A00" in href and "until=2026-11-24T12%3A01%3A00" in href
     assert "by minute" in Parsed(drawn).text and "6 completed, 2026-11-24 12:00:00 UTC" in drawn
+
+
+def test_a_run_of_seconds_fills_its_drawings_though_a_bucket_began_before() -> None:
+    start, end = later(seconds=50), later(seconds=54)
+    ran = Timeline(start, end, (), 1, 0, 0.0, 1.0, (Load(start, 2, 2.0),), 1, True)
+    ended = {TaskStatus.COMPLETED: 1}
+
+    def drawn(*starts: datetime) -> list[dict[str, str]]:
+        buckets = tuple(Bucket(each, ended) for each in starts)
+        charts = sections.charts(ran, Throughput(60.0, buckets, True), SITE)
+        return attributes(charts[0], "rect") + attributes(charts[1], "path")[:1]
+
+    bucket, load = drawn(NOON)
+    assert (bucket["x"], bucket["width"]) == ("0", "999")
+    assert load["d"].startswith("M0 72H0V14H250")
+    earlier, _, load = drawn(later(minutes=-1), NOON)  # what ended then is drawn, too
+    assert earlier["x"] == "0" and float(earlier["width"]) > 500
+    assert not load["d"].startswith("M0 72H0V")
 
 
 @pytest.mark.parametrize("width, word", [
