@@ -165,6 +165,11 @@ function follow() {
   if (last) address.searchParams.set("after", last);
   source = new EventSource(address);
   source.onmessage = add;
+  source.onerror = async ({ target }) => {  // what was refused does not come again by itself
+    if (target.readyState !== EventSource.CLOSED) return;
+    await sleep(3000);
+    if (target === source) follow();
+  };
   source.addEventListener("end", () => {
     delete log.dataset.live;
     follow();

@@ -24,6 +24,7 @@ from tests.support import ROOT
 from tests.web.browsing import EVIL, fill_with, site
 
 from bgworker.history.reader import History
+from bgworker.web import connections
 from bgworker.web.server import Server
 
 pytest.importorskip("selenium", reason="needs selenium, of the extra 'integration'")
@@ -242,6 +243,19 @@ def test_a_line_is_on_the_screen_soon_after_it_was_said(
     record_property("longest_seconds", round(late[-1], 3))
     print(f"on screen after {late[10]:.3f} s (median), {late[-1]:.3f} s (longest)")
     assert late[-1] < PATIENCE
+
+
+def test_a_log_that_was_refused_is_followed_when_it_can_be(
+        server: Server, browser: Browser, record: Recorder,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    task = record.task("talks", "running")
+    monkeypatch.setattr(connections, "MOST_LIVE", 0)
+    browser.open(server, f"/task/{task}")
+    browser.wait(lambda: any("503" in each for each in browser.troubles(server)))
+    monkeypatch.undo()
+    record.said(task, "at last")
+    browser.wait(lambda: "at last" in browser.text("#log"))
+    browser.troubles(server)  # it may have been refused once more before
 
 
 # ---------------------------------------------------------------- by mouse and by keys
