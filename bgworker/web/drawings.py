@@ -131,15 +131,15 @@ def throughput(found: Throughput, axis: Axis, view: View) -> Markup:
     for bucket in found.buckets:
         end = after(bucket.start_utc, found.width)
         x, width = axis.place(bucket.start_utc, end)
-        href = address("/", since=bucket.start_utc.isoformat(), until=end.isoformat())
+        span = {"since": bucket.start_utc.isoformat(), "until": end.isoformat()}
         y = float(_CHART)
         for status in _STACKED:
             if count := bucket.counts.get(status, 0):
                 height = count / peak * _HIGHEST
                 y -= height
                 title = f"{count:,} {word_for(status)}, {stamp(bucket.start_utc)}"
-                shapes.append(_rect(status, x, y, max(width - 1, NARROWEST), height, title,
-                                    href if view.has_links else None))
+                href = address("/", status=status.value, **span) if view.has_links else None
+                shapes.append(_rect(status, x, y, max(width - 1, NARROWEST), height, title, href))
     note = f"tasks that ended, by {_unit(found.width)}"
     return _plot("Throughput", note if found.is_all else f"{note}, the latest", axis, _CHART,
                  shapes, f"{peak:,}")
