@@ -16,10 +16,10 @@ reads and writes of attributes in program order; and to release a raw lock takes
 (``queue.Queue``, ``Event`` and ``Condition`` do, and deadlock when a signal handler or a finaliser
 interrupts their owner).
 
-The doorbell is rung only when the consumer has declared itself asleep. No wake-up is lost: the
-consumer sets ``_asleep`` and *then* looks at the deque; an emitter appends and *then* looks at
+The doorbell is rung only when the dispatcher has declared itself asleep. No wake-up is lost: the
+dispatcher sets ``_asleep`` and *then* looks at the deque; an emitter appends and *then* looks at
 ``_asleep``. Whichever comes second sees the other. Without the GIL only a full fence would keep
-that order, and an emit has none: there the consumer looks around unasked, see `BACKSTOP`.
+that order, and an emit has none: there the dispatcher looks around unasked, see `BACKSTOP`.
 """
 
 from __future__ import annotations

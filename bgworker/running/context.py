@@ -278,7 +278,8 @@ class TaskContext(Identity):
         return bool(self._wakers) and monotonic() < self._reacts_until
 
     def _wait_for_room(self, size: int) -> int:
-        """Wait until the healthy sinks keep up, or the task is asked to stop.
+        """Wait until the healthy sinks keep up, the task is asked to stop, or half of its time is
+        over: a slow sink may cost lines, which are counted, but no task its end.
 
         For code that reads from a pipe: it loses nothing by reading later. Functions never wait.
         The queues are looked at every few milliseconds, and only while one is crowded.
@@ -286,13 +287,19 @@ class TaskContext(Identity):
         Args:
             size: bytes of memory that each of the next texts takes.
 
-        Returns: how many of them may be emitted before the next call; no healthy sink loses any.
+        Returns: how many of them may be emitted before the next call; no healthy sink loses any
+            while the waiting goes on.
         """
-        intake = self._intake
-        while intake.is_crowded and self._task_state.stop_reason is None:
+        intake, state = self._intake, self._task_state
+        while intake.is_crowded and state.stop_reason is None and self._has_time_to_wait:
             intake.hurry()
             time.sleep(0.005)
         return intake.room_for(size)
+
+    @property
+    def _has_time_to_wait(self) -> bool:
+        timeout, remaining = self._task_state.timeout, self.time_remaining
+        return timeout is None or remaining is None or remaining > timeout / 2
 
 
 # guards each context's stop reason, event and wakers against one another; held for moments, and

@@ -263,7 +263,7 @@ class Task(Identity, LightFuture["T"]):
         return True
 
     def _time_out(self) -> Callable[[], object] | None:
-        """End a running task because its time is over. The supervisor's thread, which took it out
+        """End a running task because its time is over. The deadlines' thread, which took it out
         of the deadlines.
 
         Returns: what is left to do, which is the user's code and may take long. None if nothing is.

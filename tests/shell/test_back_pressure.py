@@ -18,6 +18,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 import pytest
+from tests.support import until
 
 from bgworker import (
     Event,
@@ -230,6 +231,28 @@ def test_a_command_that_waits_for_a_sink_is_ended_at_once(
                 task.cancel()
             with pytest.raises(CancelledError if how == "cancel" else TaskTimedOut):
                 task.result(WAIT)
+        finally:
+            store.is_free.set()
+
+
+@pytest.mark.parametrize("is_bounded", [True, False])
+def test_a_sink_that_hangs_costs_a_command_lines_and_not_its_end(
+    is_bounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PATIENCE", 3600.0)
+    if not is_bounded:
+        monkeypatch.setattr(TaskContext, "_has_time_to_wait", True)
+    store = Hanging()
+    with Scheduler(1) as pool:
+        name = pool.register_sink(store, options=SMALL)
+        try:
+            task = pool.options(timeout=8.0 if is_bounded else 1.0).submit(seq(20_000))
+            if is_bounded:
+                assert task.result(WAIT) == 0
+                until(lambda: pool.sinks[name].dropped > 0)
+            else:
+                with pytest.raises(TaskTimedOut):
+                    task.result(WAIT)
         finally:
             store.is_free.set()
 
