@@ -260,3 +260,20 @@ def test_a_page_is_small_whatever_a_task_says(record: Recorder, server: Server) 
     for path in (*PATHS, "/task/last?stream=output", f"/?text={huge[:2000]}"):
         answer = ask(server, path)
         assert len(answer.body) < 3_000_000, path
+
+
+@pytest.mark.slow
+def test_no_page_reads_all_of_a_million_rows(record: Recorder, server: Server) -> None:
+    record.task("talks", "running")
+    record.connection.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 4 UNION ALL SELECT i + 1 FROM n WHERE i < 1000003) "
+        "INSERT INTO zz_stream_rows (task, seq, stream, created_us, payload) "
+        "SELECT (SELECT key FROM tasks), i, 0, i, 'line ' || i FROM n")
+    last = page(server, "/task/last")
+    assert "line 1000003" in last.words and "line 999000" not in last.words
+    assert "line 500001" in page(server, "/task/last?after=500000").words
+    older = [link for link in page(server, "/task/last?stream=error").links() if "before=" in link]
+    assert [link.partition("before=")[2] for link in older] == ["900004"]
+    assert names_on(server, "/?text=line+1000003") == ["talks"]
+    assert "there may be more" in page(server, "/?text=no+such+text").words
+    assert max(len(ask(server, path).body) for path in PATHS) < 100_000
