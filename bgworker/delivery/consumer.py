@@ -63,12 +63,18 @@ class Consumer:
 
     def health(self) -> SinkHealth:
         """Return the account and the condition at this moment."""
-        has_lock = self._lock.acquire(timeout=LONG_HELD)
-        try:
+        if self.is_interrupted:
             return self._health()
+        try:
+            # inside, since an interrupt may strike right after it
+            self._lock.acquire(timeout=LONG_HELD)
+            health = self._health()
         finally:
-            if has_lock:
+            try:
                 self._lock.release()
+            except RuntimeError:
+                pass  # it was never ours
+        return health
 
     def _health(self) -> SinkHealth:
         return SinkHealth(

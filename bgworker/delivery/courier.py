@@ -29,6 +29,7 @@ from ..model.checks import number
 from ..model.clock import monotonic
 from ..model.errors import ConfigurationError, MissingPart, SinkError, TemporarySinkError
 from ..model.health import SinkHealth
+from ..model.latch import Latch
 from ..model.records import LOST, Batch
 from ..model.reports import report
 from ..model.text import ask, name_of, show
@@ -60,7 +61,7 @@ class Mark:
     whoever gives the sink up."""
 
     def __init__(self, place: int, left: int) -> None:
-        self._event = threading.Event()
+        self._settled = Latch()
         self.place = place
         """Events that have been taken from the queue once all before the place are among them."""
         self.left = left
@@ -71,11 +72,11 @@ class Mark:
         """Wake the waiter; ``reached`` tells whether all before the place is settled and the sink
         has flushed."""
         self.reached = reached
-        self._event.set()
+        self._settled.set()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the place; True when it was reached."""
-        self._event.wait(timeout)
+        self._settled.wait(timeout)
         return self.reached
 
 
@@ -105,7 +106,7 @@ class Courier(Consumer):
         self._tell_loss = tell_loss
         self._breaker = Breaker(options.retry)  # the courier's thread alone decides
         self._loop = SinkLoop()
-        self._opened = threading.Event()  # the sink, or it never will be
+        self._opened = Latch()  # the sink, or it never will be
         self._is_said_to_fail = False  # in the log
         # The lock guards all below.
         self.park = None if options.park is None else _park_courier(options, name, scheduler,

@@ -16,6 +16,7 @@ import threading
 
 from ..model.clock import monotonic
 from ..model.failure import describe_failure
+from ..model.latch import Latch
 from ..model.records import COMPLETED, CREATED, PROGRESS, SCHEDULED
 from ..model.reports import report
 from ..model.text import sanitise
@@ -69,7 +70,7 @@ class Dispatcher:
         self, name: str, memory: Memory, close_timeout: float
     ) -> None:
         self.intake = Intake()
-        self.closed = threading.Event()
+        self.closed = Latch()
         """Set when everything is delivered or counted as lost, and the sinks are closed."""
         self._name = name
         self._memory = memory
@@ -117,7 +118,7 @@ class Dispatcher:
         self.intake.close()
         if self.closed.is_set():
             return
-        self.closed = threading.Event()
+        self.closed = Latch()
         self.intake = Intake()
         self.lock = threading.RLock()
         self._thread = None
@@ -163,7 +164,7 @@ class Dispatcher:
         does not block. A finaliser in the midst of a consumer, for which the dispatcher may wait,
         gets None at once; ``function`` is run later.
         """
-        done = threading.Event()
+        done = Latch()
         results: list[T] = []
 
         def run() -> None:

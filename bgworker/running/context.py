@@ -17,6 +17,7 @@ from ..delivery.intake import SHORT, Intake
 from ..model.clock import monotonic
 from ..model.errors import TaskCancelled
 from ..model.forks import in_child
+from ..model.latch import Latch
 from ..model.records import ERROR, OUTPUT, PROGRESS, VERBOSE, WARNING, TaskState
 from ..model.text import clean, fit, fit_json, json_text, number_of, text_of
 
@@ -87,7 +88,7 @@ class TaskContext(Identity):
 
     _deadline: float | None = None  # on the monotonic clock
     _stop_reason: str | None = None  # once those who sleep and wait here were woken
-    _stop_event: threading.Event | None = None  # for threads that `sleep`
+    _stop_event: Latch | None = None  # for threads that `sleep`
     _wakers: tuple[Callable[[], object], ...] = ()
     _reacts_until = math.inf
     """When a task that was woken is no longer expected to end, on the monotonic clock."""
@@ -189,7 +190,7 @@ class TaskContext(Identity):
         """
         with _stop_lock:
             if self._stop_event is None:
-                self._stop_event = threading.Event()
+                self._stop_event = Latch()
         self.checkpoint()
         self._stop_event.wait(seconds)
         self.checkpoint()

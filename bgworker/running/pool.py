@@ -318,11 +318,10 @@ class Pool:
         self._started += 1
 
     def _work(self, worker: Worker) -> None:
-        if not self._roster.knows(worker):
-            # perhaps not yet: its starter holds the lock until that is decided
-            with self._lock:
-                if not self._roster.knows(worker):
-                    return
+        # its starter holds the lock until it is decided whether this thread is one of the pool's
+        with self._lock:
+            if not self._roster.knows(worker):
+                return
         died = True
         try:
             worker.waits = self.waits

@@ -372,18 +372,23 @@ class Task(Identity, LightFuture["T"]):
         failure: Failure | None,
     ) -> None:
         state, dispatcher = self._task_state, self._dispatcher
-        context, intake = state.context, dispatcher.intake
-        if context is not None:
-            intake = context._intake
-            if context._unshown is not None or context._flush is not None:
-                context._say_last()
+        # of a task that has begun, the one of then: a child that the task forks has another, and
+        # in there the task is silent
+        context, intake = state.context, (state.speaks_to or (dispatcher.intake,))[0]
+        if context is not None and (context._unshown is not None or context._flush is not None):
+            context._say_last()
         if failure is not None:
             state.failure_type, state.failure_message, state.invocation_info = failure
         self._result = result
         self._exception = error
         state.duration = duration
         state.completed_ns = now = time.time_ns()
-        if state.seq == 3 and context is None and not intake.is_heard:
+        if (
+            state.seq == 3
+            and context is None
+            and not intake.is_heard
+            and intake is dispatcher.intake
+        ):
             dispatcher.end_unheard(state, kind)  # it has said nothing, and no record of it waits
         else:
             intake.emit_lifecycle(state, kind, now)

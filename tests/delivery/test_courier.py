@@ -842,7 +842,7 @@ def test_who_waits_in_a_flush_is_told_when_the_sink_is_left_to_itself() -> None:
     assert hang.entered.wait(SOON)
     close_all([it.courier], time.monotonic() + 0.1)
     assert not mark.wait(SOON)
-    assert mark._event.is_set()
+    assert mark._settled.is_set()
     hang.release()
     it.courier.thread.join(SOON)
 

@@ -3,6 +3,7 @@ real sinks."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -676,6 +677,35 @@ def test_a_forked_child_starts_with_an_empty_account_and_the_parents_tasks_are_s
         assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
         assert pool.flush(SOON)
         assert pool.sinks["memory"].delivered == 5 + 4
+
+
+@needs_fork
+def test_a_parents_task_that_ends_in_a_forked_child_ends_unsaid_there(tmp_path: Path) -> None:
+    path = tmp_path / "both.jsonl"
+    pool = Scheduler(1, sinks=[f"jsonl:{path}"])
+    pids: list[int] = []
+
+    def leave() -> None:
+        task.wait(SOON)
+        pool.shutdown()
+        os._exit(0)
+
+    def fork_inside() -> None:
+        pool.flush(SOON)  # so that the start has its number
+        if pid := os.fork():
+            pids.append(pid)
+        else:
+            pool.submit(int).result(SOON)
+            threading.Thread(target=leave).start()
+
+    task = pool.submit(fork_inside)
+    task.result(SOON)
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    pool.shutdown()
+    events = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for id_ in {each["task_id"] for each in events}:
+        assert [each["seq"] for each in events if each["task_id"] == id_] == [1, 2, 3, 4]
+    assert len(events) == 8
 
 
 def test_an_end_that_nobody_hears_of_leaves_nothing_in_the_account_of_bytes(

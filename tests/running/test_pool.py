@@ -683,20 +683,26 @@ def test_what_a_shutdown_cancels_has_its_end_on_record_also_where_the_last_worke
 
 
 OURS = os.path.dirname(bgworker.__file__)
+THREADING = threading.__file__
 
 
 class AtStep:
     """A trace function that does something once, before the n-th step of bgworker's own code on
-    this thread.
+    this thread; ``everywhere`` adds that of `threading`.
 
     A step is where the interpreter looks for interrupts: after a call, at the start of a function,
     at the end of a loop.
     """
 
     def __init__(
-        self, number: int, action: Callable[[], object], inside: tuple[str, ...] = ()
+        self,
+        number: int,
+        action: Callable[[], object],
+        inside: tuple[str, ...] = (),
+        everywhere: bool = False,
     ) -> None:
         self.left = number
+        self.places = (OURS, THREADING) if everywhere else (OURS,)
         self.action = action
         self.inside = inside
         self.struck = ""
@@ -704,7 +710,7 @@ class AtStep:
 
     def __call__(self, frame: Any, event: str, arg: Any) -> Any:
         if (
-            not frame.f_code.co_filename.startswith(OURS)
+            not frame.f_code.co_filename.startswith(self.places)
             or self.inside
             and frame.f_code.co_name not in self.inside
         ):
@@ -744,6 +750,12 @@ def interrupt() -> None:
     raise Interrupt
 
 
+def interrupt_late() -> None:
+    """Let other threads run first, as far as they can."""
+    time.sleep(0.005)
+    raise Interrupt
+
+
 one_step_at_a_time = pytest.mark.skipif(
     sys.version_info[:2] == (3, 12), reason="3.12 does not trace single opcodes so"
 )
@@ -758,20 +770,21 @@ def joined(pool: Scheduler, **how: Any) -> bool:
 
 
 @one_step_at_a_time
+@pytest.mark.parametrize("when", [interrupt, interrupt_late])
 @pytest.mark.parametrize("timeout", [None, LONG])
 def test_wherever_an_interrupt_strikes_a_submit_the_pool_ends_and_what_it_took_has_one_end(
-    timeout: float | None,
+    timeout: float | None, when: Callable[[], object]
 ) -> None:
     number = 0
     while True:
         sink = MemorySink()
         pool = Scheduler(2, sinks=[sink])
         options = pool.options(timeout=timeout)
-        steps = AtStep(number, interrupt)
+        steps = AtStep(number, when)
         try:
             with traced(steps):
                 for _ in range(2):
-                    options.submit(int)
+                    options.submit(time.sleep, 0.02 if when is interrupt_late else 0)
         except Interrupt:
             pass
         assert joined(pool), f"step {number}, in {steps.struck}"
@@ -785,6 +798,28 @@ def test_wherever_an_interrupt_strikes_a_submit_the_pool_ends_and_what_it_took_h
             break
         number += 1
     assert number > 20
+
+
+@one_step_at_a_time
+def test_wherever_an_interrupt_strikes_a_flush_nobody_waits_for_what_it_held() -> None:
+    number = 0
+    while True:
+        sink = MemorySink()
+        pool = Scheduler(1, sinks=[sink])
+        pool.submit(time.sleep, 0.001)
+        steps = AtStep(number, interrupt, everywhere=True)
+        with contextlib.suppress(Interrupt), traced(steps):
+            pool.flush(LONG)
+        where = f"step {number}, in {steps.struck}"
+        again = threading.Thread(target=pool.flush, daemon=True)
+        again.start()
+        again.join(LONG / 3)
+        assert not again.is_alive() and joined(pool), where
+        assert [each.type.value for each in sink.events][-1:] == ["TaskCompleted"], where
+        if not steps.struck:
+            break
+        number += 1
+    assert number > 3
 
 
 @one_step_at_a_time
