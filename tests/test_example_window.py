@@ -1,5 +1,5 @@
-"""The example of a window: it compiles everywhere, type-checks where mypy is, and runs where there is a
-display."""
+"""The example of a window: it compiles everywhere, type-checks where mypy is, and runs where there
+is a display."""
 
 from __future__ import annotations
 
