@@ -71,8 +71,8 @@ def add_task(parser: Any) -> None:
     parser.add_argument(
         "task",
         metavar="TASK",
-        help="a task's id, the beginning of one, a name (the newest task that has it), last, or "
-        "the number that the last run gave a command, such as 12",
+        help="a task's id, the beginning of one or its last 8 digits, a name (the newest task that "
+        "has it), last, or the number that the last run gave a command, such as 12",
     )
 
 

@@ -97,11 +97,13 @@ def _numbered(history: History, number: int) -> TaskSnapshot | None:
 
 def listed(history: History, tasks: Sequence[TaskSnapshot], surface: Surface, *,
            has_whole_ids: bool = False) -> list[str]:
-    """Return a table of tasks, whose ids are cut to what tells each from all others of the
-    history."""
+    """Return a table of tasks, of whose ids as many of the last digits are shown as tell them
+    apart."""
     ids = [task.task_id for task in tasks]
-    digits = None if has_whole_ids else history.id_length(ids)
-    return task_table(tasks, [task_id[:digits] for task_id in ids], now(), surface)
+    if not has_whole_ids:
+        digits = history.id_length(ids)
+        ids = [task_id[-digits:] for task_id in ids]
+    return task_table(tasks, ids, now(), surface)
 
 
 MOST_MEMORY = 100 * 2**20

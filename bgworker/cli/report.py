@@ -40,7 +40,8 @@ def add_arguments(parser: Any) -> None:
     add_db(parser)
     add_since(parser)
     parser.add_argument(
-        "--run", metavar="RUN", help="only tasks of this run: its id, or the beginning of it"
+        "--run", metavar="RUN",
+        help="only tasks of this run: its id, the beginning of one, or its last 8 digits"
     )
     parser.add_argument(
         "-o",

@@ -23,7 +23,7 @@ from ..model.text import sanitise
 from . import questions
 from .answers import OPEN, SELECT_RUNS, STATUSES, beginning_of, brief, run_of, text_of
 from .charts import FAILED, fingerprint_of
-from .questions import ABOVE_ALL, ENDED, NOT_ENDED, TOO_LARGE, seen_keys, status_in
+from .questions import ABOVE_ALL, ENDED, LONGEST_ID, NOT_ENDED, TOO_LARGE, seen_keys, status_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ LINES_READ = 100_000
 """Rows of a task's streams that are looked at for those of one stream."""
 
 _PAGE_TEXT = 2**20  # characters and bytes of a page of lines, but for the last of them
-
-_LONGEST_ID = 64
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ class Cursor:
     """Streams with a smaller number are yet to be searched; `ABOVE_ALL`: all, or none."""
 
     def __str__(self) -> str:
-        task_id = quote(text_of(self.id)[:_LONGEST_ID], safe="")  # type: ignore[index]
+        task_id = quote(text_of(self.id)[:LONGEST_ID], safe="")  # type: ignore[index]
         return task_id if self.seq == ABOVE_ALL else f"{task_id},{self.seq:.0f}"
 
 

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
     Version = Tuple[int, int]
 
-_LONGEST_ID = 64  # that is shown; ours have half of that
-
 _EVENT_TYPES = {
     **dict(zip(STATUSES, TYPES)),
     TaskStatus.INTERRUPTED: EventType.TASK_STARTED,  # the last that it told
@@ -186,12 +184,12 @@ class History:
             yield connection, questions.search(connection, wanted, name, after, limit)
 
     def task(self, task: str) -> TaskSnapshot:
-        """Return the task that is meant by an id, a name (its newest task), ``last``, or the
-        beginning of an id.
+        """Return the task that is meant by an id, a name (its newest task), ``last``, the beginning
+        of an id, or its last digits, at least 8.
 
         Raises:
             UnknownTask: there is none.
-            AmbiguousTask: several ids begin so; the error names some of them.
+            AmbiguousTask: several ids begin or end so; the error names some of them.
         """
         with self._asking() as connection:
             key, task_id = questions.find(connection, task)
@@ -200,17 +198,11 @@ class History:
             raise damaged(self.path, f"the task {task_id[:80]!r} has no status")
         return found
 
-    def id_length(self, task_ids: Collection[str], *, least: int = 8) -> int:
-        """Return how many digits of these ids are needed to tell each of them from all others of
-        the history."""
-        needed = least
+    def id_length(self, task_ids: Collection[str]) -> int:
+        """Return how many of the last digits of these ids tell them apart: 8, where these are not
+        enough 16, else all. `task` takes that much of an id."""
         with self._asking() as connection:
-            for task_id in task_ids:
-                for other in questions.neighbours(connection, task_id):
-                    most = min(len(task_id), _LONGEST_ID)
-                    while needed < most and other.startswith(task_id[:needed]):
-                        needed += 1
-        return needed
+            return questions.id_length(connection, task_ids)
 
     def page(
         self,
@@ -232,7 +224,8 @@ class History:
             status, name: as for `tasks`.
             text: only tasks that have this in their name, last message, failure or output, in
                 small or capital letters.
-            run: only tasks of this run: its id, or the beginning of it.
+            run: only tasks of this run: its id, the beginning of it, or its last digits, at least
+                8.
             fingerprint: only tasks of this `FailureGroup`.
             since: as for `tasks`.
             until: only tasks that were created before this time (aware).
@@ -427,7 +420,7 @@ class History:
         """Return the tasks that failed or timed out, in groups that are alike, the latest first.
 
         Args:
-            run: only tasks of this run: its id, or the beginning of it.
+            run: as for `page`.
             since: only tasks that failed after this time (aware), or less than this long ago.
             limit: most groups, 1 to 1,000.
         """
@@ -443,7 +436,7 @@ class History:
         """Return how many tasks ended by the minute, or by a longer time for a longer span.
 
         Args:
-            run: only tasks of this run: its id, or the beginning of it.
+            run: as for `page`.
             since, until: only what ended between these times; the buckets fill the span from
                 ``since``, or the first end, to ``until``, or the last end.
             buckets: most stretches of time, 1 to 1,000.
@@ -462,7 +455,7 @@ class History:
         """Return when tasks ran, on lanes, and how many ran at once.
 
         Args:
-            run: only tasks of this run: its id, or the beginning of it.
+            run: as for `page`.
             since, until: only tasks that ran between these times, and of them what lies between.
                 Of those that ended after ``until``, the first 2,000 of each status are looked at.
             bars: most bars, 1 to 10,000.

@@ -35,7 +35,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from .enums import EventType, StreamType, TaskStatus
-from .ids import id_of
+from .ids import id_of, process_in
 from .text import sanitise
 
 TYPE_CHECKING = False
@@ -188,7 +188,7 @@ class TaskState:
         """The id. If it was left empty it is made of the number when it is first asked for, since
         nobody ever looks at most tasks."""
         if not self._id and self.number is not None:
-            self._id = id_of(self.created_ns, self.number, self.run_id[24:])
+            self._id = id_of(self.created_ns, self.number, process_in(self.run_id))
         return self._id
 
     @property

@@ -14,11 +14,11 @@ import weakref
 from time import time_ns
 
 from ..delivery.dispatcher import Dispatcher
+from ..model import ids
 from ..model.checks import MOST_LISTED, choice, flag, member, named, number
 from ..model.clock import monotonic
 from ..model.enums import TaskStatus
 from ..model.errors import ConfigurationError, ShutdownError
-from ..model.ids import MOST, new_run_id, next_number
 from ..model.records import TaskState
 from ..model.text import listed, show
 from . import process
@@ -137,7 +137,7 @@ class Scheduler(Submits, DropIn):
                               choice("oversize", oversize, ("truncate", "reject")),
                               number("progress_interval", progress_interval, least=0),
                               number("progress_step", progress_step, above=0))
-        self._run_id = new_run_id(time_ns())
+        self._run_id = ids.new_run_id(time_ns())
         self._memory = Memory(
             number("keep_finished", keep_finished, least=0, whole=True, optional=True),
             number("keep_seconds", keep_seconds, least=0, optional=True),
@@ -184,7 +184,7 @@ class Scheduler(Submits, DropIn):
 
     def _start_afresh(self) -> None:
         """Go on under a new run id; in a forked child, which has none of its parent's tasks."""
-        self._run_id = new_run_id(time_ns())
+        self._run_id = ids.new_run_id(time_ns())
         self._memory.start_afresh()
 
     @property
@@ -239,7 +239,8 @@ class Scheduler(Submits, DropIn):
         source = source_of(fn)
         now = time_ns()
         state = TaskState(
-            "", options._name or source.name, self._run_id, now, source, next_number() & MOST
+            "", options._name or source.name, self._run_id, now, source,
+            ids.next_number() & ids.MOST,
         )
         if options._is_special:
             options._apply(state, args, kwargs, self._limits.max_payload)

@@ -26,7 +26,7 @@ def report(history: History, *, since: datetime | timedelta | None = None,
 
     Args:
         since: only what has not ended, or ended after this time (aware) or less than this long ago.
-        run: only tasks of this run: its id, or the beginning of it.
+        run: only tasks of this run: its id, the beginning of it, or its last digits, at least 8.
 
     Raises:
         HistoryError: the history cannot be read.
@@ -43,7 +43,7 @@ def report(history: History, *, since: datetime | timedelta | None = None,
     body: list[object] = [sections.title("Report", ", ".join(scope))]
     if stats.counts:
         runs = [each for each in history.run_counts(limit=1000 if run else _RUNS)
-                if each.run.run_id.startswith(run or "")]
+                if not run or each.run.run_id.startswith(run) or each.run.run_id.endswith(run)]
         groups = history.failure_groups(since=since, run=run, limit=_KINDS)
         timeline = history.timeline(since=since, run=run, bars=MOST_BARS)
         throughput = history.throughput(since=since, run=run)

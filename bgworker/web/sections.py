@@ -7,10 +7,11 @@ what to do.
 from __future__ import annotations
 
 from ..model.events import TaskStatus
+from ..model.ids import short
 from ..words import STATUSES, duration_of, message_of, took, word_for
 from . import drawings
 from .markup import Markup, fill
-from .view import DIGITS, address, badge, length, link, middle, start, table, task_path
+from .view import address, badge, length, link, middle, start, table, task_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def runs(found: Sequence[RunCounts], view: View) -> Markup:
     if not found:
         return empty("No runs.", "Each Scheduler that writes to this history is a row here.")
     return table(_RUNS, [(
-        view.link(each.run.run_id[:DIGITS], address("/", run=each.run.run_id)),
+        view.link(short(each.run.run_id), address("/", run=each.run.run_id)),
         view.time(each.run.started_utc), _end(each.run, view), process(each.run),
         f"{sum(each.counts.values()):,}", _statuses(each.counts)) for each in found], "runs")
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 
 from ..model.events import StreamType, TaskStatus
+from ..model.ids import short
 from ..words import duration_of, why
 from . import sections
 from .log import lines_of
 from .markup import Markup, fill
-from .view import DIGITS, Address, View, address, badge, length, link, middle, start, task_path
+from .view import Address, View, address, badge, length, link, middle, start, task_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def task_page(here: Address, history: History, view: View) -> tuple[str, Markup,
     body = fill("task", name=start(task.name, 400) or "(no name)", status=badge(task.status),
                 facts=[*_facts(task, history, view), *_hidden(task, here)],
                 failure=_failure(task), log=_log(task, here, history))
-    return middle(task.name) or task.task_id[:DIGITS], body, task.status.is_final
+    return middle(task.name) or short(task.task_id), body, task.status.is_final
 
 
 def _facts(task: TaskSnapshot, history: History, view: View) -> list[Markup]:
@@ -45,7 +46,7 @@ def _facts(task: TaskSnapshot, history: History, view: View) -> list[Markup]:
         "Created": view.time(task.created_utc, "exact"),
         "Progress": ("" if percent is None else f"{percent:.0f}% ")
         + start(task.last_progress_message),
-        "Run": task.run_id and link(task.run_id[:DIGITS], address("/", run=task.run_id)),
+        "Run": task.run_id and link(short(task.run_id), address("/", run=task.run_id)),
         "Process": run and sections.process(run),
         "Script": start(task.script_id, 120),
         "Id": fill("code", text=task.task_id[:64]),

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 SHORT, LONG = 88, 200
 """Characters of a name, and of a message, that a table shows."""
 
-DIGITS = 14
-"""Of an id that are shown: its time, and a little more."""
-
 
 # ---------------------------------------------------------------- addresses
 

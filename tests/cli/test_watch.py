@@ -119,7 +119,7 @@ def test_on_a_terminal_the_table_follows_the_file_until_ctrl_c(
     terminal = Emulator(100, 12)
     terminal.feed(sent)
     assert terminal.is_cursor_visible
-    assert [line.split()[0] for line in terminal.lines if line] == ["ID", task_id[:8], "1"]
+    assert [line.split()[0] for line in terminal.lines if line] == ["ID", task_id[-8:], "1"]
     assert terminal.lines[-1] == "" and terminal.lines[-2] == "1 completed"
     assert r"evil\x1b]0;title\x07" in terminal.lines[1] and "second" in terminal.lines[1]
     assert "\x1b]" not in sent and "\x07" not in sent and "\u202e" not in sent

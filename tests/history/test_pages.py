@@ -97,7 +97,7 @@ WANTED: list[dict[str, Any]] = [
     {"text": "oserror"}, {"text": "needle", "status": "failed"}, {"text": "no such text"},
     {"since": timedelta(minutes=30)}, {"since": timedelta(minutes=90), "status": "failed"},
     {"until": timedelta(minutes=50)}, {"until": timedelta(minutes=20), "text": "needle"},
-    {"run": RUNS[0][:12]}, {"run": RUNS[1][:12], "text": "load"},
+    {"run": RUNS[0]}, {"run": RUNS[1][:7], "text": "load"},
 ]
 
 

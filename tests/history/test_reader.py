@@ -215,7 +215,7 @@ def test_a_search_agrees_with_a_plain_filter_over_all_tasks(
 # ---------------------------------------------------------------- one task
 
 
-def test_a_task_is_named_by_its_id_a_beginning_of_it_its_name_or_last(
+def test_a_task_is_named_by_its_id_a_beginning_or_the_end_of_it_its_name_or_last(
     record: Recorder, history: History
 ) -> None:
     old = record.task("nightly", created=record.ago(days=2))
@@ -224,6 +224,11 @@ def test_a_task_is_named_by_its_id_a_beginning_of_it_its_name_or_last(
     assert history.task(old).task_id == old
     assert history.task(old[:11]).task_id == old
     assert history.task(old[:11].upper()).task_id == old
+    assert history.task(old[-8:]).task_id == history.task(old[-9:].upper()).task_id == old
+    with pytest.raises(UnknownTask):
+        history.task(old[-7:])
+    with pytest.raises(UnknownTask):
+        history.task(f"{int(old[-8:], 16) ^ 0x80000000:08x}")
     assert history.task("nightly").task_id == new
     assert history.task("last").task_id == last
 
@@ -241,9 +246,8 @@ def test_an_ambiguous_beginning_is_refused_with_the_candidates(
     record: Recorder, history: History
 ) -> None:
     ids = [record.task(f"n{number}", id=f"abc{number:029x}") for number in range(12)]
-    with pytest.raises(
-        AmbiguousTask, match="^more than 10 tasks have ids that begin with 'abc'; give more digits$"
-    ) as caught:
+    told = "^more than 10 tasks have ids that begin or end with 'abc'; give more digits$"
+    with pytest.raises(AmbiguousTask, match=told) as caught:
         history.task("abc")
     assert caught.value.candidates == tuple(
         f"{ids[number]} n{number} (completed)" for number in range(11, 1, -1)
@@ -271,15 +275,30 @@ def test_last_of_no_tasks_is_an_unknown_task(history: History) -> None:
         history.task("last")
 
 
-def test_ids_are_shown_as_long_as_it_takes_to_tell_them_apart(
+def test_so_much_of_an_id_is_shown_as_tells_it_from_those_beside_it(
     record: Recorder, history: History
 ) -> None:
-    ids = [record.task(id=each.ljust(32, "0")) for each in ("01a2b3c4d5e6", "01a2b3c4d5e7", "02")]
-    assert history.id_length(ids) == 12
-    assert history.id_length([ids[2]]) == 8
-    assert history.id_length([ids[2]], least=1) == 2
-    assert history.id_length([]) == 8
-    assert history.task(ids[0][:12]).task_id == ids[0]
+    # ids of earlier versions end with digits of the process
+    first, second, third = [record.task(id=f"01a2b3c4d5e67{number:011x}deadbeef")
+                            for number in range(3)]
+    alone = record.task()
+    assert history.id_length([alone]) == history.id_length([]) == 8
+    assert history.id_length([second]) == history.id_length([first, third]) == 16
+    assert history.task(second[-16:]).task_id == second
+    with pytest.raises(AmbiguousTask, match="^3 tasks have ids that begin or end with 'deadbeef'"):
+        history.task(second[-8:])
+    record.task(id="f" + third[1:])
+    assert history.id_length([third]) == 64, "more than ours have: all"
+
+
+def test_what_begins_with_the_end_of_another_is_not_taken_for_it(
+    record: Recorder, history: History
+) -> None:
+    record.task(id="01a2b3c4" + 24 * "1")
+    record.task(id="02" + 22 * "2" + "01a2b3c4")
+    with pytest.raises(AmbiguousTask, match="^2 tasks have ids that begin or end with"):
+        history.task("01a2b3c4")
+    assert history.task("01a2b3c41").task_id == "01a2b3c4" + 24 * "1"
 
 
 # ---------------------------------------------------------------- streams
@@ -533,6 +552,7 @@ def test_stats_of_a_run_tell_of_its_tasks_alone(record: Recorder, history: Histo
     record.task("load", "failed", run_id=run, took=3.0, failure_type="E")
     record.task("load", "running", run_id=run)
     stats = history.stats(run=run[:20])
+    assert history.stats(run=run[-8:]) == stats
     assert stats.counts == {"failed": 1, "interrupted": 1} == history.counts(run=run)
     assert [each.count for each in stats.failures] == [1]
     assert [(each.count, each.total) for each in stats.durations] == [(1, 3.0)]

@@ -11,7 +11,7 @@ import uuid
 import pytest
 from hypothesis import given, strategies as st
 
-from bgworker.model.ids import is_own_run, new_id, new_run_id
+from bgworker.model.ids import SHORT, is_own_run, new_id, new_run_id
 
 NOW = 1_800_000_000_000_000_000
 
@@ -64,7 +64,18 @@ def test_a_forked_child_does_not_continue_its_parents_ids() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
     child, parent = done.stdout.split()
-    assert child[:24] == parent[:24] and child != parent and child[24:] != parent[24:]
+    assert child[:16] == parent[:16]
+    assert child[16:24] != parent[16:24] and child[24:] != parent[24:]
+
+
+def test_the_last_digits_tell_ids_of_one_moment_and_of_many_processes_apart() -> None:
+    program = "from bgworker.model.ids import new_id\nprint(*[new_id(5)[-8:] for _ in range(20)])"
+    found = [new_id(NOW)[-SHORT:] for _ in range(20)]
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                              timeout=60, check=True)
+        found += done.stdout.split()
+    assert len(set(found)) == 80
 
 
 def test_a_process_knows_its_own_runs_from_others() -> None:
