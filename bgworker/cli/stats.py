@@ -33,7 +33,7 @@ MOST_ROWS = 20
 """Names and types of failures that are shown to people; ``--json`` has more."""
 
 FAILURES = (Column("FAILURES", ">"), Column("TYPE", least=12), Column("LATEST", rank=2),
-            Column("MESSAGE", rank=1, least=12, most=MOST_OF_A_MESSAGE))
+            Column("MESSAGE", rank=1, least=12, most=MOST_OF_A_MESSAGE, share=3))
 DURATIONS = (Column("TASKS", ">"), Column("P50", ">", rank=2), Column("P95", ">", rank=3),
              Column("MAX", ">", rank=4), Column("NAME", rank=1, least=12))
 LOSSES = (Column("LOST", ">"), Column("SINK", least=12), Column("REASON", rank=1, least=12),

@@ -48,6 +48,8 @@ class Column:
     """Where room is scarce, texts are cut to so many columns; 0 is never."""
     most: int = MOST_OF_A_NAME
     """Columns that a text may have, however much room there is."""
+    share: int = 1
+    """Where room is left, columns that were cut get of it in this proportion."""
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str | TaskStatus]],
@@ -98,14 +100,19 @@ def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]],
         if width:
             widths[at] = width
             left -= width + 2
-    # what is left is shared by those that were cut, the least cut first
-    missing = sorted((wanted[at] - width, at) for at, width in enumerate(widths) if width)
-    for number, (lack, at) in enumerate(missing):
-        more = min(lack, left // (len(missing) - number))
+    # those that need less than their share leave the rest to the others
+    cut = sorted([at for at, width in enumerate(widths) if 0 < width < wanted[at]],
+                 key=lambda at: (wanted[at] - widths[at]) / columns[at].share)
+    for number, at in enumerate(cut):
+        shares = sum([columns[each].share for each in cut[number:]])
+        more = min(wanted[at] - widths[at], left * columns[at].share // shares)
         widths[at] += more
         left -= more
     return widths
 
+
+MESSAGE = Column("MESSAGE", rank=3, least=12, most=MOST_OF_A_MESSAGE, share=3)
+"""Names are known, or differ at their beginning; what is new stands in the message."""
 
 TASK_COLUMNS = (
     Column("ID", rank=1),
@@ -114,7 +121,7 @@ TASK_COLUMNS = (
     Column("PROGRESS", ">", rank=4),
     Column("STARTED", ">", rank=6),
     Column("DURATION", rank=5),
-    Column("MESSAGE", rank=3, least=12, most=MOST_OF_A_MESSAGE),
+    MESSAGE,
 )
 
 

@@ -248,6 +248,22 @@ def test_what_is_left_of_a_line_goes_to_the_texts_that_were_cut() -> None:
     assert line.endswith("m" * 20 + "…") and len(line) == 80 and "  short  " in line
 
 
+@pytest.mark.parametrize("columns, least, most", [(50, 1.0, 2.0), (80, 1.0, 2.0), (200, 2.0, 3.5)])
+def test_of_the_room_the_message_gets_more_than_the_name(
+    columns: int, least: float, most: float
+) -> None:
+    [_, line] = lines_of([task(name="n" * 300, last_progress_message="m" * 400)], columns)
+    assert len(line) == columns and least <= line.count("m") / line.count("n") <= most
+
+
+def test_what_one_text_does_not_need_of_its_share_another_gets() -> None:
+    columns = [Column("A", least=2), Column("B", least=2, share=3), Column("C", least=2, share=3)]
+    assert table(columns, [("a" * 90, "b" * 90, "c" * 4)], Surface(40))[1] == (
+        f"{'a' * 8}…  {'b' * 22}…  cccc")
+    assert table(columns, [("a" * 9, "b" * 90, "c" * 90)], Surface(60))[1] == (
+        f"{'a' * 9}  {'b' * 22}…  {'c' * 23}…")
+
+
 def test_on_a_terminal_a_column_without_text_is_left_out() -> None:
     waiting = [task(name="job", status=TaskStatus.SCHEDULED, started_utc=None, duration=None)]
     assert lines_of(waiting, 80) == ["ID        NAME  STATUS", "00000000  job   waiting"]
