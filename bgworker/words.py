@@ -8,6 +8,8 @@ escape before it is shown.
 from __future__ import annotations
 
 import re
+import signal
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 
 from .model.errors import ConfigurationError
@@ -131,6 +133,16 @@ def why(task: TaskSnapshot) -> str:
         message = message.partition("] ")[2]
     short = message if len(message) <= 500 else f"{message[:497]}..."
     return short or task.status.value
+
+
+def exit_of(code: int, program: str | None = None) -> str:
+    """Return how a command ended: "gzip: exit code 1", "gzip: SIGKILL"."""
+    words = f"exit code {code}"
+    if code < 0:
+        words = f"signal {-code}"
+        with suppress(ValueError):  # one without a name
+            words = signal.Signals(-code).name
+    return f"{program}: {words}" if program else words
 
 
 def ending(task: TaskSnapshot) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..words import ago, now, took, word_for
+from ..words import ago, exit_of, now, took, word_for
 from .options import NO_OUTPUT, add_db, add_json, add_since, exit_codes
 from .reading import Output, opened
 from .tables import MOST_OF_A_MESSAGE, Column, table
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from ..history.answers import Stats
+    from ..history.answers import Failures, Stats
     from .text import Surface
 
 HELP = "sum up what was run"
 
 DESCRIPTION = """\
-Sum up a history: tasks by status, failures by type, how long the tasks of
-each name ran (half of them at most p50, 95 of 100 at most p95), and what sinks
-lost.
+Sum up a history: tasks by status, failures by type (those of commands by
+program and exit code), how long the tasks of each name ran (half of them at
+most p50, 95 of 100 at most p95), and what sinks lost.
 """
 
 EPILOG = exit_codes(NO_OUTPUT) + """
@@ -71,14 +71,20 @@ def _lines(stats: Stats, surface: Surface) -> Iterator[str]:
     for status, count in stats.counts.items():
         yield f"{count:>9,} {surface.painted(word_for(status), status)}"
     yield from _section(surface, FAILURES, [
-        (f"{each.count:,}", each.failure_type or "-", ago(each.latest_utc, at),
-         each.latest_message or "") for each in stats.failures])
+        (f"{each.count:,}", _what(each), ago(each.latest_utc, at), each.latest_message or "")
+        for each in stats.failures])
     yield from _section(surface, DURATIONS, [
         (f"{each.count:,}", took(each.p50), took(each.p95), took(each.max), each.name)
         for each in stats.durations])
     yield from _section(surface, LOSSES, [
         (f"{each.count:,}", each.sink, each.reason, ago(each.latest_utc, at))
         for each in stats.losses])
+
+
+def _what(failures: Failures) -> str:
+    if failures.exit_code is not None:
+        return exit_of(failures.exit_code, failures.program)
+    return failures.failure_type or "-"
 
 
 def _section(surface: Surface, columns: Sequence[Column],

@@ -50,13 +50,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Failures:
-    """The failed tasks whose exception was of one type."""
+    """The tasks that failed or timed out with an exception of one type; commands that ended with
+    one code."""
 
     failure_type: str | None
     count: int
     latest_utc: datetime | None
     latest_task_id: str
     latest_message: str | None
+    program: str | None
+    """That these commands ran; None unless there is an exit code."""
+    exit_code: int | None
+    """Of these commands, below 0 the signal that ended them; None for what is no such command."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from operator import itemgetter
 
 from ..model.events import TaskStatus
 from .answers import (EPOCH, LAST_SIGN, OPEN, SEEN, STATUSES, brief, text_of, time_of, time_text)
-from .questions import ENDED, NOT_ENDED, status_in
+from .questions import ENDED, EXIT_CODE, FAILED, NOT_ENDED, status_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from .questions import Row
 
     Ran = Tuple[float, float, int, TaskStatus]  # start and end in seconds since the epoch, and key
-
-FAILED = (TaskStatus.FAILED, TaskStatus.TIMED_OUT)
-"""Statuses of the tasks that are grouped as failures."""
 
 MOST_FAILURES = 5_000
 """Failed tasks that are read: 10 us each."""
@@ -53,13 +50,14 @@ _NAMES_OF_A_GROUP = 5
 @dataclass(frozen=True)
 class FailureGroup:
     """Tasks that failed or timed out, with one fingerprint: the type of the failure, and its
-    message without numbers."""
+    message without numbers; of commands their program and exit code."""
 
     fingerprint: str
     """16 hex digits; the same for the same kind of failure in any history."""
     failure_type: str | None
     pattern: str
-    """The message with ``#`` for each number, id and address, at most 200 characters."""
+    """The message with ``#`` for each number, id and address, at most 200 characters; of commands
+    their program."""
     count: int
     names: tuple[str, ...]
     """Of its tasks, the latest first; at most 5."""
@@ -72,6 +70,8 @@ class FailureGroup:
     latest_task_id: str
     latest_message: str | None
     """As it is, at most 1,000 characters."""
+    exit_code: int | None = None
+    """Of these commands, below 0 the signal that ended them; None for what is no such command."""
 
 
 @dataclass(frozen=True)
@@ -177,34 +177,53 @@ def pattern_of(message: str | None) -> str:
     return " ".join(_VARYING.sub("#", message or "").split())[:_MOST_PATTERN]
 
 
-def fingerprint_of(failure_type: str | None, message: str | None) -> str:
-    """Return what failures that are alike have in common, as 16 hex digits."""
-    text = f"{failure_type or ''}\n{pattern_of(message)}"
-    return sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+KIND = (brief("t.failure_type"), brief("t.failure_message"), brief("t.script_id"), EXIT_CODE)
+"""What `Kind.of` makes the kind of a failure of."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What failures that are alike have in common."""
+
+    failure_type: str | None
+    pattern: str
+    exit_code: int | None
+
+    @staticmethod
+    def of(failure_type: object, message: object, program: object, code: int | None) -> Kind:
+        """Return the kind of the failure of a row with `KIND`."""
+        pattern = pattern_of(text_of(message)) if code is None else (text_of(program) or "")
+        return Kind(text_of(failure_type), pattern, code)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same kind in any history: 16 hex digits."""
+        code = "" if self.exit_code is None else f"\n{self.exit_code}"
+        text = f"{self.failure_type or ''}\n{self.pattern}{code}"
+        return sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def failure_groups(connection: sqlite3.Connection, run_id: str | None, since: str,
                    limit: int) -> FailureGroups:
-    """Return the latest failures by fingerprint."""
-    rows = _newest(connection, [
-        brief("t.failure_type"), brief("t.failure_message"), brief("t.name"), brief("t.id")],
-        FAILED, run_id, since, MOST_FAILURES + 1)
-    found: dict[str, list[Row]] = {}
+    """Return the latest failures by what they have in common."""
+    rows = _newest(connection, [brief("t.name"), brief("t.id"), *KIND], FAILED, run_id, since,
+                   MOST_FAILURES + 1)
+    found: dict[Kind, list[Row]] = {}
     for row in rows[:MOST_FAILURES]:
-        found.setdefault(fingerprint_of(text_of(row[2]), text_of(row[3])), []).append(row)
-    names = {fingerprint: list(dict.fromkeys([text_of(row[4]) or "" for row in alike]))
-             for fingerprint, alike in islice(found.items(), limit)}
-    names = {fingerprint: all_[:_NAMES_OF_A_GROUP] for fingerprint, all_ in names.items()}
+        found.setdefault(Kind.of(*row[4:]), []).append(row)
+    names = {kind: list(dict.fromkeys([text_of(row[2]) or "" for row in alike]))
+             for kind, alike in islice(found.items(), limit)}
+    names = {kind: all_[:_NAMES_OF_A_GROUP] for kind, all_ in names.items()}
     passed = _last_passed(connection, {name for some in names.values() for name in some})
     groups = []
-    for fingerprint, some in names.items():
-        alike = found[fingerprint]
-        _, latest, kind, message, _, task_id = alike[0]
+    for kind, some in names.items():
+        alike = found[kind]
+        _, latest, _, task_id, _, message, *_ = alike[0]
         groups.append(FailureGroup(
-            fingerprint, text_of(kind), pattern_of(text_of(message)), len(alike), tuple(some),
+            kind.fingerprint, kind.failure_type, kind.pattern, len(alike), tuple(some),
             time_of(alike[-1][1]), time_of(latest),
             time_of(max([passed.get(name, "") for name in some])), text_of(task_id) or "",
-            text_of(message)))
+            text_of(message), kind.exit_code))
     searched = min(len(rows), MOST_FAILURES)
     return FailureGroups(tuple(groups), searched, len(rows) <= MOST_FAILURES,
                          len(found) - len(groups))

@@ -21,9 +21,10 @@ from ..model.errors import ConfigurationError
 from ..model.events import TaskStatus
 from ..model.text import sanitise
 from . import questions
-from .answers import OPEN, SELECT_RUNS, STATUSES, beginning_of, brief, run_of, text_of
-from .charts import FAILED, fingerprint_of
-from .questions import ABOVE_ALL, ENDED, LONGEST_ID, NOT_ENDED, TOO_LARGE, seen_keys, status_in
+from .answers import OPEN, SELECT_RUNS, STATUSES, beginning_of, run_of, text_of
+from .charts import KIND, Kind
+from .questions import (ABOVE_ALL, ENDED, FAILED, LONGEST_ID, NOT_ENDED, TOO_LARGE, seen_keys,
+                        status_in)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -373,11 +374,11 @@ class Search:
 
     def _alike(self, keys: Sequence[int]) -> Sequence[int]:
         rows = self._connection.execute(
-            f"SELECT t.key, {brief('failure_type')}, {brief('failure_message')} "
+            f"SELECT t.key, {', '.join(KIND)} "
             "FROM json_each(?) CROSS JOIN tasks t ON t.key = value "
             f"WHERE {status_in('+status', FAILED)}", (json.dumps(keys),))
-        alike = {key for key, kind, message in rows
-                 if fingerprint_of(text_of(kind), text_of(message)) == self._wanted.fingerprint}
+        alike = {key for key, *kind in rows
+                 if Kind.of(*kind).fingerprint == self._wanted.fingerprint}
         return [key for key in keys if key in alike]
 
     def _match_by_hand(self, key: int, after: float, before: float) -> None:

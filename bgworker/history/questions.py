@@ -25,7 +25,7 @@ from .answers import (EPOCH, LAST_SIGN, MOST_CHARACTERS, OPEN, SEEN, SELECT_BARE
                       SELECT_BRIEF_TASKS, SELECT_EACH_VALUE, SELECT_LOSSES, SELECT_STREAMS,
                       SELECT_TASKS, STATUSES, TOO_LONG, Durations, Failures, Losses, brief,
                       number_of, object_of, text_of, time_of, time_text)
-from .schema import MOST_TEXT
+from .schema import COMMAND_FAILED, MOST_TEXT, code_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ MOST_CANDIDATES = 10
 ENDED = tuple(
     status for status in TaskStatus if status.is_final and status is not TaskStatus.INTERRUPTED
 )
+FAILED = (TaskStatus.FAILED, TaskStatus.TIMED_OUT)
+"""Statuses of the tasks that are grouped as failures."""
 NOT_ENDED = (*OPEN, TaskStatus.INTERRUPTED)  # which stands in the table itself after a replay
 
 
@@ -103,6 +105,7 @@ def prepare(connection: sqlite3.Connection, dead: set[bytes]) -> None:
             later.
     """
     connection.create_function("is_dead", 1, dead.__contains__)
+    connection.create_function("exit_code", 1, code_in)
     connection.create_aggregate("percentiles", 1, _Percentiles)  # type: ignore[arg-type]
 
 
@@ -455,19 +458,27 @@ def completed(
     return sum(metadata.items() <= object_of(text).items() for text, in rows)
 
 
+EXIT_CODE = f"""CASE t.failure_type WHEN '{COMMAND_FAILED}'
+  THEN exit_code(CAST(substr(t.failure_message, -100) AS BLOB)) END"""
+"""The exit code of a command ``t`` that failed; NULL of other tasks."""
+
+
 def failures(connection: sqlite3.Connection, since: str,
              run: str | None = None) -> tuple[Failures, ...]:
-    """Return the failed tasks by the type of their exception. Reads all of them, or of the run."""
+    """Return the tasks that failed or timed out by the type of their exception, commands by
+    program and exit code. Reads all of them, or of the run."""
     # SQLite takes the other columns from the row that has the max():
     # https://sqlite.org/lang_select.html#bareagg
     rows = connection.execute(
         f"SELECT {brief('failure_type')}, count(*), max(completed_utc), {brief('id')}, "
-        f"{brief('failure_message')} FROM tasks t WHERE {_which((TaskStatus.FAILED,), run)} "
-        "AND completed_utc >= :since GROUP BY failure_type ORDER BY 2 DESC, failure_type "
+        f"{brief('failure_message')}, CASE WHEN code IS NOT NULL THEN {brief('script_id')} END "
+        f"AS program, code FROM (SELECT *, {EXIT_CODE} AS code FROM tasks t "
+        f"WHERE {_which(FAILED, run)} AND completed_utc >= :since) "
+        "GROUP BY failure_type, code, program ORDER BY 2 DESC, failure_type, program, code "
         f"LIMIT {MOST_NAMES}", {"since": since, "run": run})
     return tuple(Failures(text_of(kind), count, time_of(latest), text_of(task_id) or "",
-                          text_of(message))
-                 for kind, count, latest, task_id, message in rows)
+                          text_of(message), text_of(program), code)
+                 for kind, count, latest, task_id, message, program, code in rows)
 
 
 _TIMED = "t.duration_sec > -9e999 AND t.duration_sec < 9e999"  # neither infinite nor text

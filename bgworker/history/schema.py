@@ -52,7 +52,9 @@ _STREAM_NAMES = " ".join(
 MOST_TEXT = 4 * 2**20
 """Bytes of the longest value that is read: decoded and encoded again it takes ten times as much."""
 
-_COMMAND_FAILED = "subprocess.CalledProcessError"
+COMMAND_FAILED = "subprocess.CalledProcessError"
+"""The type of the failure of a command that ran, and ended with another code than 0."""
+
 _EXIT = re.compile(rb" (?:returned non-zero exit status (\d{1,10})|"
                    rb"died with (?:<Signals\.\w+: (\d{1,3})>|unknown signal (\d{1,3})))\.$")
 
@@ -61,13 +63,15 @@ def exit_code_of(status: str, script_id: str | None, failure_type: str | None,
                  failure_message: str | None) -> int | None:
     """Return the exit code of a command, below 0 the signal that ended it; None for a Python
     function, whose ``script_id`` has a colon, and where nobody knows."""
-    if failure_type == _COMMAND_FAILED and failure_message is not None:
-        return _code_in(failure_message.encode())
+    if failure_type == COMMAND_FAILED and failure_message is not None:
+        return code_in(failure_message.encode())
     return 0 if status == "completed" and script_id is not None and ":" not in script_id else None
 
 
-def _code_in(message: bytes) -> int | None:
-    found = _EXIT.search(message)
+def code_in(message: bytes | None) -> int | None:
+    """Return the exit code that the message of a `COMMAND_FAILED` tells, below 0 a signal; None if
+    it tells none."""
+    found = _EXIT.search(message or b"")
     if found is None:
         return None
     code, *signals = found.groups()
@@ -197,7 +201,7 @@ STEPS = (
         "ALTER TABLE tasks RENAME TO zz_old_tasks",
         _TASKS_2,
         f"""INSERT INTO tasks ({_KEPT}, exit_code) SELECT {_KEPT},
-  CASE WHEN failure_type = '{_COMMAND_FAILED}' THEN exit_code(CAST(failure_message AS BLOB))
+  CASE WHEN failure_type = '{COMMAND_FAILED}' THEN exit_code(CAST(failure_message AS BLOB))
     WHEN status = 'completed' AND instr(script_id, ':') = 0 THEN 0 END
 FROM zz_old_tasks ORDER BY key""",
         "DROP TABLE zz_old_tasks",
@@ -332,7 +336,7 @@ def migrate(connection: sqlite3.Connection, path: str, version: int) -> None:
     Raises:
         HistoryError: something of the user's own has a name that the newest version needs.
     """
-    connection.create_function("exit_code", 1, _code_in)
+    connection.create_function("exit_code", 1, code_in)
     for number in range(version + 1, VERSION + 1) if version else (VERSION,):
         with transaction(connection):
             for name in _made_by(number).keys() - _made_by(version):

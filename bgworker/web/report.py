@@ -71,6 +71,6 @@ def whole(path: str, body: object) -> str:
 
 def failed(path: str, error: Exception) -> str:
     """Return a page that says why there is no report."""
-    return whole(path, sections.trouble("No report", str(error)))
+    return whole(path, sections.trouble("No report", str(error), path=path))
 
 

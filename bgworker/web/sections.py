@@ -6,9 +6,12 @@ what to do.
 
 from __future__ import annotations
 
+import os
+
 from ..model.events import TaskStatus
 from ..model.ids import short
-from ..words import STATUSES, duration_of, message_of, took, word_for
+from ..sinks import opening
+from ..words import STATUSES, duration_of, exit_of, message_of, took, word_for
 from . import drawings
 from .markup import Markup, fill
 from .view import address, badge, length, link, middle, start, table, task_path
@@ -37,8 +40,15 @@ def section(title: str, body: object, note: str = "") -> Markup:
     return fill("section", title=title, note=note, body=body)
 
 
-def trouble(what: str, text: str, remedy: object = "") -> Markup:
-    """Return what stands where a page cannot be had."""
+def trouble(what: str, text: str, remedy: object = "", path: str | None = None) -> Markup:
+    """Return what stands where a page cannot be had.
+
+    Args:
+        path: of the history, of which the text is to tell the name alone: pages are sent.
+    """
+    for place in {os.path.abspath(path), os.path.realpath(path)} if path else ():
+        folder = opening.shown(os.path.join(os.path.dirname(place), ""))[1:-1]
+        text = text.replace(folder, "") if len(folder) > 1 else text
     return fill("trouble", title=what, text=text, remedy=remedy)
 
 
@@ -129,7 +139,7 @@ def failures(found: FailureGroups, view: View) -> list[Markup]:
         return [empty("Nothing failed.", "Failures that are alike stand here in one row.")]
     shown = [table(_FAILURES, [(
         view.link(f"{group.count:,}", address("/", fingerprint=group.fingerprint)),
-        fill("two", first=start(group.failure_type or "no type", 120),
+        fill("two", first=start(_what(group), 120),
              second=start(group.latest_message or group.pattern)),
         _names(group, view), view.time(group.first_utc), view.time(group.last_utc),
         view.time(group.last_passed_utc) or "never") for group in found.groups], "failures")]
@@ -138,6 +148,12 @@ def failures(found: FailureGroups, view: View) -> list[Markup]:
     if found.more:
         shown.append(note(f"{found.more:,} more kinds are not shown."))
     return shown
+
+
+def _what(group: FailureGroup) -> str:
+    if group.exit_code is not None:
+        return exit_of(group.exit_code, group.pattern)
+    return group.failure_type or "no type"
 
 
 def _names(group: FailureGroup, view: View) -> list[object]:

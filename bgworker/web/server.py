@@ -235,7 +235,7 @@ class _Visit(BaseHTTPRequestHandler):
         except ConfigurationError as error:
             return _trouble("Not understood", error, 400)
         except HistoryError as error:
-            return _trouble("The history cannot be read now", error, 503, refresh=3)
+            return _trouble("The history cannot be read now", error, 503, 3, self.server.path)
         return page or _trouble("No such page", here.path, 404)
 
     @contextmanager
@@ -316,9 +316,10 @@ class _Visit(BaseHTTPRequestHandler):
         """Log nothing: the first address has the token in it."""
 
 
-def _trouble(title: str, what: object, status: int, refresh: int | None = None) -> Page:
+def _trouble(title: str, what: object, status: int, refresh: int | None = None,
+             path: str | None = None) -> Page:
     remedy = "This page tries again by itself, or when you reload it." if refresh else ""
-    return Page(title, sections.trouble(title, str(what), remedy), refresh, status)
+    return Page(title, sections.trouble(title, str(what), remedy, path), refresh, status)
 
 
 def _whole(page: Page, file: str | None, path: str, fresh: Markup | None) -> Markup:

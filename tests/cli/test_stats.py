@@ -9,6 +9,7 @@ import pytest
 from tests.histories import Recorder, make_nightly
 
 from bgworker.cli import main
+from bgworker.history.schema import COMMAND_FAILED
 
 
 def shown(capfd: pytest.CaptureFixture[str], *words: object) -> list[str]:
@@ -48,6 +49,27 @@ def test_counts_failures_durations_and_losses_have_a_section_each(
     ]
 
 
+def test_commands_are_grouped_by_program_and_code_and_what_timed_out_failed_too(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    then = record.ago(minutes=110)
+    for name, end in (("a", "returned non-zero exit status 1"), ("b", "died with "
+                      "<Signals.SIGKILL: 9>"), ("c", "returned non-zero exit status 1")):
+        record.task(name, "failed", script_id="gzip", failure_type=COMMAND_FAILED,
+                    created=record.ago(minutes=110 - ord(name) % 10),
+                    failure_message=f"Command 'gzip -t {name}' {end}.")
+    record.task("d", "timed_out", created=then, failure_type="TaskTimedOut",
+                failure_message="too long")
+    record.task("e", "cancelled", failure_message="user")
+    lines = shown(capfd)
+    start = lines.index("FAILURES  TYPE               LATEST  MESSAGE")
+    assert lines[start + 1:start + 5] == [
+        "       2  gzip: exit code 1  1h ago  Command 'gzip -t c' returned non-zero exit status 1.",
+        "       1  TaskTimedOut       1h ago  too long",
+        "       1  gzip: SIGKILL      1h ago  Command 'gzip -t b' died with <Signals.SIGKILL: 9>.",
+        ""]
+
+
 def test_a_long_section_is_cut_for_people_and_whole_for_programs(
     record: Recorder, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,8 +98,10 @@ def test_the_json_has_four_fields_of_known_shape(tmp_path: Path, record: Recorde
     answer = json.loads(line)
     assert answer["counts"] == {"completed": 2, "failed": 1, "cancelled": 1, "timed_out": 1}
     assert [list(each) for each in answer["failures"]] == [
-        ["failure_type", "count", "latest_utc", "latest_task_id", "latest_message"]]
-    assert answer["failures"][0]["failure_type"] == "ValueError"
+        ["failure_type", "count", "latest_utc", "latest_task_id", "latest_message", "program",
+         "exit_code"]] * 2
+    assert [each["failure_type"] for each in answer["failures"]] == [
+        "TaskTimedOut", "ValueError"]
     assert [list(each) for each in answer["durations"]] == [
         ["name", "count", "p50", "p95", "max", "total", "slowest_task_id"]
     ] * 4

@@ -13,8 +13,9 @@ from tests.histories import Recorder
 from tests.history.plans import plans, scans
 
 from bgworker.history import charts, schema
-from bgworker.history.charts import Bar, fingerprint_of, pattern_of
+from bgworker.history.charts import Bar, Kind, pattern_of
 from bgworker.history.reader import History
+from bgworker.history.schema import COMMAND_FAILED
 from bgworker.model.errors import ConfigurationError
 from bgworker.model.events import TaskStatus
 
@@ -43,11 +44,19 @@ def test_a_pattern_is_the_message_without_numbers(message: str | None, pattern: 
     assert pattern_of(message) == pattern
 
 
-def test_a_fingerprint_tells_types_and_patterns_apart() -> None:
+def fingerprint_of(failure_type: str | None, message: str | None, *command: Any) -> str:
+    return Kind.of(failure_type, message, *command or ("load", None)).fingerprint
+
+
+def test_a_fingerprint_tells_types_patterns_programs_and_exit_codes_apart() -> None:
     one = fingerprint_of("OSError", "no 1")
     assert one == fingerprint_of("OSError", "no 22") and len(one) == 16
     assert len({one, fingerprint_of("IOError", "no 1"), fingerprint_of("OSError", "not 1"),
                 fingerprint_of(None, None), fingerprint_of("OSErrorno", "1")}) == 5
+    command = fingerprint_of("E", "gzip a", "gzip", 1)
+    assert command == fingerprint_of("E", "gzip b", "gzip", 1)
+    assert len({command, fingerprint_of("E", "gzip a", "gzip", 2), fingerprint_of("E", "gzip"),
+                fingerprint_of("E", "gzip a", "grep", 1)}) == 4
 
 
 def failed(record: Recorder, name: str, message: str, hours: float, **columns: Any) -> str:
@@ -100,6 +109,28 @@ def test_what_timed_out_is_a_failure_like_others(record: Recorder, history: Hist
     assert found() == found(status="timed_out") == ids[::-1]
     assert found(status="failed") == []
     assert found(since=record.ago(hours=2)) == ids[1:]
+
+
+def test_commands_that_ended_alike_are_one_group_whatever_their_text(
+    record: Recorder, history: History
+) -> None:
+    def command(text: str, end: str, program: str = "gzip") -> str:
+        return record.task(text, "failed", script_id=program, created=record.ago(hours=1),
+                           failure_type=COMMAND_FAILED, failure_message=f"Command '{text}' {end}.")
+
+    ids = [command(f"gzip -t {name}.gz", "returned non-zero exit status 1") for name in "abc"]
+    others = [command("gzip x", "returned non-zero exit status 2"),
+              command("gzip -t a.gz", "died with <Signals.SIGKILL: 9>"),
+              command("grep -q x", "returned non-zero exit status 1", "grep"),
+              command("gzip", "was odd")]
+    groups = {group.count: group for group in history.failure_groups().groups}
+    assert sorted(groups) == [1, 3] and len(history.failure_groups().groups) == 5
+    found = history.page(fingerprint=groups[3].fingerprint).tasks
+    assert sorted(task.task_id for task in found) == sorted(ids)
+    assert (groups[3].pattern, groups[3].exit_code) == ("gzip", 1)
+    assert [(each.count, each.program, each.exit_code) for each in history.stats().failures] == [
+        (3, "gzip", 1), (1, None, None), (1, "grep", 1), (1, "gzip", -9), (1, "gzip", 2)]
+    assert history.stats().failures[4].latest_task_id == others[0]
 
 
 def test_groups_of_more_failures_than_are_read_say_so(

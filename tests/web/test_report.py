@@ -166,6 +166,8 @@ def test_where_no_history_can_be_read_the_page_says_why_and_the_code_is_two(
     assert done.returncode == 2 and complaint in done.stderr and "Traceback" not in done.stderr
     page = (tmp_path / "bgworker-report.html").read_text(encoding="utf-8")
     assert complaint in checked(page).text
+    assert str(tmp_path) in done.stderr, "we are told where"
+    assert "'bgworker.db'" in checked(page).text and str(tmp_path) not in page
 
 
 @pytest.mark.parametrize("words, complaint", [

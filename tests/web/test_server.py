@@ -372,6 +372,8 @@ def test_a_history_that_is_deleted_replaced_or_damaged_makes_a_page_that_says_so
             file.write_bytes(content)
         answer = ask(server, path)
         assert answer.status == 503 and complaint in answer.body, answer.body
+        main = answer.body.partition("<main")[2]
+        assert file.name in main and str(file.parent) not in main
     file.write_bytes(good)
     assert ask(server, path).status == 200
 
