@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentTypeError
+from contextlib import suppress
 from textwrap import fill
 
 from ..model.errors import ConfigurationError
@@ -84,6 +85,19 @@ def a_duration(text: str) -> timedelta:
         return duration(text)
     except ConfigurationError as error:
         raise ArgumentTypeError(str(error)) from error
+
+
+def seconds(remedy: str) -> Callable[[str], float]:
+    """Return what reads an option's value as seconds, or as a duration, above 0."""
+    def read(text: str) -> float:
+        found = 0.0
+        with suppress(ConfigurationError):
+            found = duration(text if text[-1:].isalpha() else f"{text}s").total_seconds()
+        if not found:
+            raise ArgumentTypeError("expected seconds > 0, or a duration such as 90s or 1h30m, got "
+                                    f"{text[:80]!r}; {remedy}")
+        return found
+    return read
 
 
 def whole(least: int = 0, remedy: str = "") -> Callable[[str], int]:

@@ -14,16 +14,14 @@ import os
 import shlex
 import sys
 from argparse import ArgumentTypeError
-from contextlib import suppress
 from time import monotonic
 
-from ..model.errors import BgworkerError, ConfigurationError
+from ..model.errors import BgworkerError
 from ..running.scheduler import Scheduler
-from ..words import duration
 from .commands import commands_of, left_of, sinks_of
 from .jobs import Run
 from .live import Live
-from .options import add_db, program, whole
+from .options import add_db, program, seconds, whole
 from .printer import Notices, Printer
 from .screen import Channel, Screen
 from .signals import Killed, Signals, kill_children, leave_at_once
@@ -131,7 +129,7 @@ def add_arguments(parser: Any) -> None:
         help="how many commands run at a time (default: the number of CPUs, here %(default)s)",
     )
     parser.add_argument(
-        "--timeout", metavar="S", type=_timeout,
+        "--timeout", metavar="S", type=seconds("leave it out for no limit"),
         help="how long each command may run: seconds, or a duration such as 90s or 1h30m"
     )
     parser.add_argument("--name", metavar="N", type=_name,
@@ -167,16 +165,6 @@ def _cpus() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))  # what this process may use of them
     return os.cpu_count() or 1
-
-
-def _timeout(text: str) -> float:
-    seconds = 0.0
-    with suppress(ConfigurationError):
-        seconds = duration(text if text[-1:].isalpha() else f"{text}s").total_seconds()
-    if not seconds:
-        raise ArgumentTypeError(f"expected seconds > 0, or a duration such as 90s or 1h30m, got "
-                                f"{text[:80]!r}; leave it out for no limit")
-    return seconds
 
 
 def _name(text: str) -> str:
