@@ -120,6 +120,7 @@ def snapshot(row: dict[str, Any]) -> TaskSnapshot:
         failure_type=row["failure_type"],
         failure_message=row["failure_message"],
         invocation_info=row["invocation_info"],
+        result=row["result_json"],
         metadata=json.loads(row["metadata_json"] or "{}"),
         last_seq=row["last_seq"],
         **times,

@@ -43,10 +43,10 @@ def weight(record: Record) -> int:
 
 def text_of_task(state: TaskState) -> int:
     """Return the bytes of the texts that a task which has ended holds in memory: its arguments, its
-    metadata, and those of its failure. Its terminal event stands for them."""
+    metadata, and those of its result or failure. Its terminal event stands for them."""
     size = 0
     for text in (state.metadata_json, state.arguments, state.failure_message,
-                 state.invocation_info):
+                 state.invocation_info, state.result):
         if text:
             size += len(text) if text.isascii() else 4 * len(text)
     return size

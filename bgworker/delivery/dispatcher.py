@@ -378,7 +378,8 @@ class Dispatcher:
                     if seq == 1:
                         unseen += 1
                         continue
-                    if kind > COMPLETED or state.arguments or state.metadata_json:
+                    if (kind > COMPLETED or state.arguments or state.metadata_json
+                            or state.result):
                         size += text_of_task(state)
                 append((state, seq, kind, ns, None))
         for state, (fresh, weights) in kept.items():

@@ -223,10 +223,11 @@ _COLUMNS = (
     "t.key", "t.id", SEEN, "t.run_id", "t.created_utc", "t.scheduled_utc", "t.started_utc",
     "t.completed_utc", "t.duration_sec", "t.timeout_sec", "t.last_progress_pct", "t.script_id",
     "t.script_hash", "t.last_seq", "t.name", "t.last_progress_msg", "t.failure_type",
-    "t.failure_message", "s.text", "t.arg_json", "t.metadata_json", "t.invocation_info")
+    "t.failure_message", "s.text", "t.arg_json", "t.metadata_json", "t.invocation_info",
+    "t.result_json")
 _SHOWN = ("t.id", "t.run_id", "t.script_id", "t.script_hash", "t.name", "t.last_progress_msg",
           "t.failure_type", "t.failure_message")
-_NOT_SHOWN = ("s.text", "t.arg_json", "t.metadata_json", "t.invocation_info")
+_NOT_SHOWN = ("s.text", "t.arg_json", "t.metadata_json", "t.invocation_info", "t.result_json")
 
 MOST_CHARACTERS = 1000
 """Characters of a text in a table, which shows fewer."""
@@ -324,7 +325,7 @@ class Reading:
         status."""
         (key, task_id, status, run_id, created, scheduled, started, completed, duration, timeout,
          percent, script_id, script_hash, last_seq, name, message, failure_type, failure_message,
-         script_text, arguments, metadata, invocation_info) = row
+         script_text, arguments, metadata, invocation_info, result) = row
         if not isinstance(task_id, str) or status not in STATUSES:
             self.left_out += key is not None
             return None
@@ -334,8 +335,8 @@ class Reading:
             time_of(started), time_of(completed), number_of(duration), number_of(timeout),
             number_of(percent), text_of(message), text_of(script_id), text_of(script_hash),
             text_of(script_text), text_of(arguments), text_of(failure_type),
-            text_of(failure_message), text_of(invocation_info), object_of(metadata),
-            whole_of(last_seq))
+            text_of(failure_message), text_of(invocation_info), text_of(result),
+            object_of(metadata), whole_of(last_seq))
 
     def events(self, task_id: str, rows: Sequence[Row]) -> list[StreamEvent]:
         """Return the events of rows of `SELECT_STREAMS` that have a number and a stream."""

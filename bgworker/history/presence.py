@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from ..model.ids import is_own_run
 from .schema import this_host, transaction
+from .statements import DELETE_REQUESTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def dead_runs(database: Database, lock: PresenceLock, run_ids: Collection[str]) 
 def settle(database: Database, lock: PresenceLock) -> None:
     """Record the end of runs whose process is dead, and open tasks of ended runs as interrupted.
 
-    A dead run ended with the last start or end of a task of it. The caller does not hold the lock.
+    A dead run ended with the last start or end of a task of it. Requests to cancel its tasks go.
+    The caller does not hold the lock.
     """
     with database as connection:
         unended = [run_id for run_id, in connection.execute(OPEN_RUNS)]
@@ -124,3 +126,4 @@ def settle(database: Database, lock: PresenceLock) -> None:
         with lock, database as connection, transaction(connection):
             connection.execute(_END_RUNS, (json.dumps(dead),))
             connection.execute(_INTERRUPT, (json.dumps(dead + ended),))
+            connection.execute(DELETE_REQUESTS)

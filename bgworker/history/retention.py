@@ -1,8 +1,8 @@
 """How a history is kept within bounds: what goes, and how it goes without anybody having to wait
 for it.
 
-Tasks go whole, those that ended first going first, with their streams, and with the runs and
-scripts that no other task refers to. Only tasks that have ended go: in one of the final statuses,
+Tasks go whole, those that ended first going first, with their streams and requests, and with the
+runs and scripts that no other task refers to. Only tasks that have ended go: in one of the final statuses,
 or with a run whose process is dead. They go in transactions of a few milliseconds, so a task with
 many stream rows goes in several, oldest rows first. The file then shrinks page by page.
 """
@@ -25,6 +25,7 @@ from .presence import dead_runs, settle
 from .presencelock import PresenceLock
 from .schema import (bounded, connect_to_read, connect_to_write, damage_told, lock_path,
                      transaction)
+from .statements import DELETE_REQUESTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -223,6 +224,7 @@ class Retention:
             connection.execute(
                 statement, (json.dumps([name for name in names if isinstance(name, str)]),)
             )
+        connection.execute(DELETE_REQUESTS)
         # others may have removed what the last look found; there may be more
         return rows + tasks or 1
 

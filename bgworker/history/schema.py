@@ -110,7 +110,7 @@ _TASKS = """CREATE TABLE tasks (
   script_id TEXT,
   script_hash TEXT REFERENCES scripts(hash),
   arg_json TEXT,
-  metadata_json TEXT,
+  metadata_json TEXT,{}
   failure_type TEXT,
   failure_message TEXT,
   invocation_info TEXT,{}
@@ -151,8 +151,9 @@ _INDEXES = (
     "CREATE INDEX tasks_script ON tasks(script_hash)",
 )
 
-_TASKS_2 = _TASKS.format("", """
-  exit_code INTEGER,  -- of a command: 0, or of its failure; below 0 the signal that ended it""")
+_EXIT_CODE = """
+  exit_code INTEGER,  -- of a command: 0, or of its failure; below 0 the signal that ended it"""
+_TASKS_2 = _TASKS.format("", "", _EXIT_CODE)
 _VIEWS_2 = (
     _TASK_STREAMS.format("zz_stream_rows"),
     """CREATE VIEW tasks_readable AS
@@ -184,21 +185,38 @@ SELECT substr(run_id, 1, 16) AS run, datetime(runs.started_utc) AS started,
 FROM runs LEFT JOIN tasks USING (run_id) GROUP BY run_id ORDER BY run_id DESC""",
 )
 
+_TASKS_3 = _TASKS.format("", """
+  result_json TEXT,   -- NULL unless record_result was on
+  rerun_of TEXT,      -- id of the task that this one ran again, as its metadata say""", _EXIT_CODE)
+_REQUESTS = """CREATE TABLE zz_requests (
+  task_id TEXT PRIMARY KEY NOT NULL,  -- of a task that somebody wants to be cancelled
+  reason TEXT NOT NULL,
+  created_utc TEXT NOT NULL,
+  seen_utc TEXT       -- when the process that runs the task has seen it
+)"""
+_NEW_IN_3 = (
+    _REQUESTS,
+    # of the few that have one: a row without costs the index nothing
+    "CREATE INDEX tasks_rerun ON tasks(rerun_of) WHERE rerun_of IS NOT NULL",
+)
+
 MADE = (
-    (_RUNS, _SCRIPTS, _TASKS.format(" AUTOINCREMENT", ""), _STREAM_ROWS.format("stream_rows"),
+    (_RUNS, _SCRIPTS, _TASKS.format(" AUTOINCREMENT", "", ""), _STREAM_ROWS.format("stream_rows"),
      _TASK_STREAMS.format("stream_rows"), _LOSSES, *_INDEXES),
     (_RUNS, _SCRIPTS, _TASKS_2, _STREAM_ROWS.format('"zz_stream_rows"'), _LOSSES, *_INDEXES,
      *_VIEWS_2),
+    (_RUNS, _SCRIPTS, _TASKS_3, _STREAM_ROWS.format('"zz_stream_rows"'), _LOSSES, *_INDEXES,
+     *_NEW_IN_3, *_VIEWS_2),
 )
 """What makes a file of version 1, 2, ... A released one never changes."""
 
 _KEPT = ", ".join(re.findall(r"^  (\w+) ", _TASKS, re.MULTILINE))  # columns of tasks in version 1
+# without it SQLite would have other tables and the views refer to the old one
+_SET_ASIDE = ("PRAGMA legacy_alter_table = ON", "ALTER TABLE tasks RENAME TO zz_old_tasks")
 STEPS = (
     (
-        # without it SQLite would have other tables refer to the old one
-        "PRAGMA legacy_alter_table = ON",
         "DROP VIEW task_streams",
-        "ALTER TABLE tasks RENAME TO zz_old_tasks",
+        *_SET_ASIDE,
         _TASKS_2,
         f"""INSERT INTO tasks ({_KEPT}, exit_code) SELECT {_KEPT},
   CASE WHEN failure_type = '{COMMAND_FAILED}' THEN exit_code(CAST(failure_message AS BLOB))
@@ -210,9 +228,27 @@ FROM zz_old_tasks ORDER BY key""",
         *_INDEXES,
         *_VIEWS_2,
     ),
+    (
+        *_SET_ASIDE,
+        _TASKS_3,
+        f"""INSERT INTO tasks ({_KEPT}, exit_code) SELECT {_KEPT}, exit_code
+FROM zz_old_tasks ORDER BY key""",
+        "DROP TABLE zz_old_tasks",
+        "PRAGMA legacy_alter_table = OFF",
+        *_INDEXES,
+        *_NEW_IN_3,
+    ),
 )
 """What leads a file from version 1 to 2, ..., each as one transaction, to the very objects of a new
 one."""
+
+_TASKS_BEFORE_3 = "tasks AS SELECT *, NULL AS result_json, NULL AS rerun_of FROM main.tasks"
+_NO_REQUESTS = ("zz_requests AS SELECT '' AS task_id, '' AS reason, '' AS created_utc, "
+                "'' AS seen_utc WHERE 0")
+_NEW_NAME = "stream_rows AS SELECT * FROM zz_stream_rows"
+_SEEN_AS = (
+    (_TASKS_BEFORE_3, _NO_REQUESTS), (_NEW_NAME, _TASKS_BEFORE_3, _NO_REQUESTS), (_NEW_NAME,))
+"""By version, the views that let questions be the same for all of them."""
 
 VERSION = len(MADE)
 """The version that is written, and the greatest one that is read; ``PRAGMA user_version`` of the
@@ -287,8 +323,8 @@ def _connect_to_read(path: str, mode: str, patience: float) -> sqlite3.Connectio
             raise HistoryError(
                 f"{shown(path)} is empty; name the file of a SqliteSink that has been opened"
             )
-        if version >= 2:  # questions know it by its first name, whatever the version of the file
-            connection.execute("CREATE TEMP VIEW stream_rows AS SELECT * FROM zz_stream_rows")
+        for view in _SEEN_AS[version - 1]:
+            connection.execute(f"CREATE TEMP VIEW {view}")
     except BaseException:
         connection.close()
         raise
@@ -339,13 +375,17 @@ def migrate(connection: sqlite3.Connection, path: str, version: int) -> None:
     connection.create_function("exit_code", 1, code_in)
     for number in range(version + 1, VERSION + 1) if version else (VERSION,):
         with transaction(connection):
-            for name in _made_by(number).keys() - _made_by(version):
+            # also of the versions after it: none is half way for a stranger's sake
+            for name in _made_by(VERSION).keys() - _made_by(number - 1 if version else 0):
                 if connection.execute("SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE",
                                       (name,)).fetchone():
                     raise HistoryError(
                         f"the history {shown(path)} has something named {name!r} that is not "
                         "bgworker's, which needs the name now; rename it in the sqlite3 shell")
-            for statement in STEPS[number - 2] if version else MADE[-1]:
+            # of the user's own: they go with the table when that is made anew
+            indexes = [sql for name, (kind, sql) in _objects(connection, _made_by(version)).items()
+                       if kind == "index" and name not in _made_by(number - 1)]
+            for statement in (*STEPS[number - 2], *indexes) if version else MADE[-1]:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {number}")

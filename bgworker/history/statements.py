@@ -141,14 +141,19 @@ def _set_if(condition: str, column: str) -> str:
 INSERT_WAITING_TASKS = _insert_tasks(_NAMED, _WAITING)
 INSERT_USUAL_TASKS = _insert_tasks(_NAMED, _RUN)
 INSERT_TASKS = _insert_tasks(
-    (*_NAMED, "timeout_sec", "arg_json", "metadata_json"),
-    (*_RUN, "failure_type", "failure_message", "invocation_info", "exit_code"),
+    (*_NAMED, "timeout_sec", "arg_json", "metadata_json", "rerun_of"),
+    (*_RUN, "failure_type", "failure_message", "invocation_info", "exit_code", "result_json"),
     ("last_progress_pct", "last_progress_msg"))
 
 INSERT_PLACEHOLDER = """INSERT OR IGNORE INTO tasks (id, name, status, created_utc, last_seq)
 VALUES (?, '', 'running', ?, 0)"""
 """For a task that is not known yet, though something that it said is. Any snapshot completes it."""
-IS_ANY_PLACEHOLDER = "SELECT EXISTS (SELECT 1 FROM tasks WHERE run_id IS NULL)"
+IS_ANY = """SELECT EXISTS (SELECT 1 FROM tasks WHERE run_id IS NULL),
+EXISTS (SELECT 1 FROM zz_requests)"""
+"""Whether there is a placeholder, and a request to cancel a task: one step for both."""
+DELETE_REQUESTS = """DELETE FROM zz_requests WHERE NOT EXISTS (SELECT 1 FROM tasks
+WHERE id = task_id AND status IN ('created', 'scheduled', 'running'))"""
+"""Those whose task has ended, was interrupted, or is gone: a request never outlives its task."""
 ADVANCE_PROGRESS = """UPDATE tasks SET last_progress_pct = ?, last_progress_msg = ?,
 last_seq = CASE last_seq WHEN 0 THEN 0 ELSE ? END WHERE id = ? AND last_seq <= ?"""
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 
@@ -18,6 +19,7 @@ from .schema import exit_code_of, this_host
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Mapping
     from datetime import datetime
     from typing import Any
 
@@ -96,18 +98,21 @@ class TaskRows:
             or kind >= COMPLETED
             and (
                 state.failure_message is not None
+                or state.result is not None
                 or state.failure_type is not None
                 or state.recorded_message is not None
             )
         ):
-            constant = state.timeout, state.arguments, state.metadata_json or None
-            failure: tuple[Any, ...] = None, None, None, None
+            metadata = state.metadata_json
+            constant = (state.timeout, state.arguments, metadata or None,
+                        _rerun_of(json.loads(metadata)) if '"rerun_of"' in metadata else None)
+            failure: tuple[Any, ...] = None, None, None, None, None
             latest = progress[4][:2] if progress is not None else (None, None)
             if kind >= COMPLETED:
                 failure = (
                     state.failure_type, state.failure_message, state.invocation_info,
                     exit_code_of(_STATUS_TEXTS[kind], named[4], state.failure_type,
-                                 state.failure_message))
+                                 state.failure_message), state.result)
                 latest = state.recorded_percent, state.recorded_message
             elif progress is not None:
                 seq = max(seq, progress[1])
@@ -172,6 +177,7 @@ class TaskRows:
             task.timeout,
             task.arguments,
             json_text(dict(task.metadata)) if task.metadata else None,
+            _rerun_of(task.metadata),
         )
         self._full += (
             *constant,
@@ -186,6 +192,7 @@ class TaskRows:
             task.invocation_info,
             exit_code_of(task.status.value, task.script_id, task.failure_type,
                          task.failure_message),
+            task.result,
             percent,
             "" if message is None and percent is not None else message,
         )
@@ -205,10 +212,12 @@ class TaskRows:
                 sql.INSERT_SCRIPT, [(hash_, *rest) for hash_, rest in self._scripts.items()]
             )
         if self._waiting or self._usual or self._full:
-            (is_any,) = connection.execute(sql.IS_ANY_PLACEHOLDER).fetchone()
+            is_any, has_requests = connection.execute(sql.IS_ANY).fetchone()
             sql.INSERT_WAITING_TASKS[is_any].run(connection, self._waiting, most_values)
             sql.INSERT_USUAL_TASKS[is_any].run(connection, self._usual, most_values)
             sql.INSERT_TASKS[is_any].run(connection, self._full, most_values)
+            if has_requests:
+                connection.execute(sql.DELETE_REQUESTS)
         if self._placeholders:
             connection.executemany(sql.INSERT_PLACEHOLDER, self._placeholders)
 
@@ -221,6 +230,12 @@ class TaskRows:
 def _own_run(run_id: str) -> tuple[Any, ...]:
     started = ns_text(int(run_id[:12], 16) * 1_000_000)  # an id begins with its time
     return run_id, this_host(), os.getpid(), started, platform.python_version(), __version__
+
+
+def _rerun_of(metadata: Mapping[str, Any]) -> str | None:
+    """Return the id of the task that one with this metadata runs again."""
+    found = metadata.get("rerun_of")
+    return found if isinstance(found, str) else None
 
 
 def _time_text(time: datetime | None) -> str | None:

@@ -75,6 +75,9 @@ class TaskSnapshot:
     """The exception's text; why it was cancelled, for a cancelled task."""
     invocation_info: str | None = None
     """Traceback text of a failed task."""
+    result: str | None = None
+    """JSON text of what a completed task returned, only with ``record_result``; see
+    ``max_payload``."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What ``options(metadata=...)`` was given, as JSON values; a copy of the snapshot's own."""
     last_seq: int = 0

@@ -149,6 +149,8 @@ class TaskState:
     failure_type: str | None = None
     failure_message: str | None = None
     invocation_info: str | None = None
+    result: str | None = None
+    """JSON text of what it returned, if that is recorded."""
     handle: Callable[[], Any] | None = None
     """A weak reference to the future: nobody keeps a result because the record is kept."""
     stop_reason: str | None = None
@@ -237,6 +239,7 @@ class TaskState:
             failure_type=self.failure_type if ended else None,
             failure_message=self.failure_message if ended else None,
             invocation_info=self.invocation_info if ended else None,
+            result=self.result if ended else None,
             metadata=json.loads(self.metadata_json) if self.metadata_json else {},
             last_seq=seq,
         )

@@ -74,7 +74,7 @@ _CREATED_HEAD, _SCHEDULED_HEAD, _STARTED_HEAD = _HEADS[CREATED : STARTED + 1]
 _MICROS = tuple(["%03dZ" % micros for micros in range(1000)])
 
 _STATUS_TEXTS = tuple(status.value for status in STATUSES)
-_FAILURE = ("failure_type", "failure_message", "invocation_info")
+_OUTCOME = ("failure_type", "failure_message", "invocation_info", "result")
 _REQUIRED: Any = object()
 
 _LINE_BREAKERS = re.compile("[\n\r\x85\u2028\u2029\ud800-\udfff]")
@@ -308,6 +308,7 @@ def _end_text(state: TaskState, ns: int, time: str, rest: str) -> str:
         and state.recorded_percent is None
         and state.failure_type is None
         and state.failure_message is None
+        and state.result is None
     ):
         rest = _rest(state, ended=True)
     return text + rest
@@ -316,12 +317,12 @@ def _end_text(state: TaskState, ns: int, time: str, rest: str) -> str:
 def _rest(state: TaskState, *, ended: bool = False) -> str:
     """What follows the times in a task, up to the value of ``last_seq``."""
     timeout = "" if state.timeout is None else f',"timeout":{_number_text(state.timeout)}'
-    progress = failure = script = ""
+    progress = outcome = script = ""
     if ended:
         if state.recorded_percent is not None:
             progress = f',"last_progress_percent":{_number_text(state.recorded_percent)}'
         progress += _optional(state, ("recorded_message", "last_progress_message"))
-        failure = _optional(state, *[(field, field) for field in _FAILURE])
+        outcome = _optional(state, *[(field, field) for field in _OUTCOME])
     source = state.source
     if source is not None:
         script = source.wire_text or _script_text(source)
@@ -330,7 +331,7 @@ def _rest(state: TaskState, *, ended: bool = False) -> str:
     if state.arguments is not None:
         script += f',"arguments":{_quote(state.arguments)}'
     metadata = f',"metadata":{state.metadata_json}' if len(state.metadata_json) > 2 else ""
-    return f'{timeout}{progress}{script}{failure}{metadata},"last_seq":'
+    return f'{timeout}{progress}{script}{outcome}{metadata},"last_seq":'
 
 
 def _script_text(source: Source) -> str:
@@ -607,6 +608,7 @@ _TASK_FIELDS: dict[str, Any] = {
     "failure_type": str,
     "failure_message": str,
     "invocation_info": str,
+    "result": str,
     "metadata": dict,
     "last_seq": int,
 }

@@ -58,11 +58,19 @@ def statuses(path: str) -> dict[str, str]:
 def test_the_next_writer_records_that_tasks_of_a_dead_process_were_interrupted(path: str,
                                                                                write: Any) -> None:
     killed(path)
+    record = Recorder(path)
+    lives = record.task("lives", "running", run_id=record.run(new_id(1), host="another.example"))
+    for task_id, in rows_of(path, "SELECT id FROM tasks"):
+        record.insert("zz_requests", task_id=task_id, reason="user", created_utc="2026")
+    record.close()
     with History(path) as history:
         before = history.tasks()
-        assert sorted(task.status for task in history.tasks()) == ["completed", "interrupted"]
+        assert sorted(task.status for task in history.tasks()) == [
+            "completed", "interrupted", "running"]
         write(path)
-        assert statuses(path) == {"ended": "completed", "running": "interrupted"}
+        assert statuses(path) == {"ended": "completed", "running": "interrupted",
+                                  "lives": "running"}
+        assert rows_of(path, "SELECT task_id FROM zz_requests") == [(lives,)]
         assert history.tasks() == before, "a reader has known before"
         (run,) = [run for run in history.runs() if run.run_id == before[0].run_id]
         assert run.is_alive is False and run.ended_utc == max(task.started_utc for task in before)

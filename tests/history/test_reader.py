@@ -148,6 +148,7 @@ def test_every_field_of_a_task_is_read(record: Recorder, history: History) -> No
         failure_type="ValueError",
         failure_message="bad",
         invocation_info="Traceback ...",
+        result_json="[7]",
         last_seq=9,
     )
     assert history.task(task_id) == TaskSnapshot(
@@ -170,6 +171,7 @@ def test_every_field_of_a_task_is_read(record: Recorder, history: History) -> No
         "ValueError",
         "bad",
         "Traceback ...",
+        "[7]",
         {"a": [1, None]},
         9,
     )

@@ -90,13 +90,18 @@ def test_by_age_goes_what_ended_longer_ago_with_all_that_belongs_to_it(
             name, created=record.ago(days=days), run_id=run, script_hash=f"script of {name}"
         )
         record.said(task_id, name)
+        record.insert("zz_requests", task_id=task_id, reason="user", created_utc="2026")
+    running = record.task("running", "running")
+    record.insert("zz_requests", task_id=running, reason="user", created_utc="2026")
     record.lost(3, at=record.ago(days=3))
     record.lost(1, at=record.ago(days=1))
     steps_of(path, record, max_age=2 * 86400.0)
-    assert names(path) == ["new"]
+    assert names(path) == ["new", "running"]
+    assert query(path, "SELECT task_id FROM zz_requests") == [(running,)]
     assert query(path, "SELECT payload FROM task_streams") == [("new",)]
     assert query(path, "SELECT hash FROM scripts") == [("script of new",)]
-    assert query(path, "SELECT run_id FROM runs") == query(path, "SELECT run_id FROM tasks")
+    assert query(path, "SELECT run_id FROM runs") == query(
+        path, "SELECT run_id FROM tasks WHERE name = 'new'")
     assert query(path, "SELECT count FROM losses") == [(1,)]
 
 

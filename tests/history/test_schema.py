@@ -47,22 +47,25 @@ def make(path: str) -> None:
     connection.close()
 
 
-def make_old(path: str) -> None:
-    """Make a history of version 1, as the first bgworker left it."""
+def make_old(path: str, version: int = 1) -> None:
+    """Make a history of an old version, as bgworker left it then."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
-        for statement in schema.MADE[0]:
+        for statement in schema.MADE[version - 1]:
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-        connection.execute("PRAGMA user_version = 1")
+        connection.execute(f"PRAGMA user_version = {version}")
         connection.execute("INSERT INTO runs (run_id) VALUES ('r')")
         connection.executemany(
             "INSERT INTO tasks (key, id, run_id, name, status, script_id, failure_type, "
             "failure_message, created_utc, completed_utc, last_seq) "
             "VALUES (?, ?, 'r', ?, ?, ?, ?, ?, '2026-11-23', '2026-11-23', 3)", OLD)
+        if version >= 2:
+            connection.executemany("UPDATE tasks SET exit_code = ? WHERE key = ?",
+                                   zip(OLD_CODES, [row[0] for row in OLD]))
         connection.execute(
-            "INSERT INTO stream_rows VALUES (7, 4, 0, 1795445160123456, 'hello', NULL, NULL, NULL)")
+            f"INSERT INTO {STREAMS_OF[version]} VALUES (7, 4, 0, 1795445160123456, 'hello', NULL, NULL, NULL)")
 
 
 FAILED_COMMAND = "failed", "sh", "subprocess.CalledProcessError"
@@ -75,6 +78,9 @@ OLD: list[tuple[Any, ...]] = [
     (9, "f", "four", *FAILED_COMMAND, "exit status 3. was what it did not say"),
     (11, "g", "five", "failed", "sh", "OSError", "a returned non-zero exit status 3."),
     (12, "h", "six", "running", "sleep", None, None)]
+OLD_CODES = [None, 0, 3, -9, -60, None, None, None]
+STREAMS_OF = {1: "stream_rows", 2: "zz_stream_rows"}
+in_each_old_version = pytest.mark.parametrize("version", range(1, schema.VERSION))
 
 
 def version_of(path: str) -> int:
@@ -95,7 +101,8 @@ def test_the_texts_of_a_released_version_never_change() -> None:
     """Objects whose text is another are taken for somebody else's: existing files would be
     refused."""
     released = ["ad83987928c71c469f1586fcf8f317d380d5e7ccaee75feb84f628704f0e114a",
-                "a2dc2da30b8a989a72c942e56f1f8d01baa9d14d072d8242c823251b2388a1ac"]
+                "a2dc2da30b8a989a72c942e56f1f8d01baa9d14d072d8242c823251b2388a1ac",
+                "c7608807e3f6899e93e9b125fb13d4768b753c228ac01c8ba97a912b706094ad"]
     assert [hashlib.sha256(repr(made).encode()).hexdigest() for made in schema.MADE] == released
 
 
@@ -211,7 +218,7 @@ def test_keys_have_no_gaps_however_often_a_row_is_written(tmp_path: Path) -> Non
     assert rows_of(path, "SELECT key FROM tasks ORDER BY id") == [(key,) for key in range(1, 6)]
     tables = [name for name, in rows_of(path, "SELECT name FROM sqlite_master WHERE type = 'table' "
                                               "ORDER BY name")]
-    assert tables == ["losses", "runs", "scripts", "tasks", "zz_stream_rows"]
+    assert tables == ["losses", "runs", "scripts", "tasks", "zz_requests", "zz_stream_rows"]
 
 
 def test_a_reader_cannot_write_and_leaves_the_file_as_it_is(path: str) -> None:
@@ -424,7 +431,12 @@ HARMFUL: dict[str, str] = {
     "a generated column": f"ALTER TABLE tasks ADD COLUMN evil AS ({LONG})",
     "a virtual table":
         "ALTER TABLE losses RENAME TO old; CREATE VIRTUAL TABLE losses USING fts5(sink, reason)",
-    **dict.fromkeys(("runs", "tasks", "zz_stream_rows", "losses", "scripts"), "view"),
+    "trigger on the requests":
+        "CREATE TRIGGER evil AFTER INSERT ON zz_requests BEGIN DELETE FROM tasks; END",
+    "another index of what was run again":
+        f"DROP INDEX tasks_rerun; CREATE INDEX tasks_rerun ON tasks(name) WHERE {LONG} > 1",
+    **dict.fromkeys(
+        ("runs", "tasks", "zz_stream_rows", "losses", "scripts", "zz_requests"), "view"),
 }
 
 
@@ -547,11 +559,13 @@ def test_the_cache_is_as_large_as_we_say_whatever_the_file_asks_for(path: str) -
 # -- from one version to the next --
 
 
-def test_a_file_of_version_1_becomes_the_same_as_a_new_one_and_keeps_what_is_in_it(
-        path: str) -> None:
-    make_old(path)
-    kept = "key, id, run_id, name, status, failure_type, failure_message, last_seq"
-    before = rows_of(path, f"SELECT {kept} FROM tasks"), rows_of(path, "SELECT * FROM stream_rows")
+@in_each_old_version
+def test_an_old_file_becomes_the_same_as_a_new_one_and_keeps_what_is_in_it(
+        path: str, version: int) -> None:
+    make_old(path, version)
+    kept = schema._KEPT
+    before = (rows_of(path, f"SELECT {kept} FROM tasks"),
+              rows_of(path, f"SELECT * FROM {STREAMS_OF[version]}"))
     schema.connect_to_write(path).close()
     schema.connect_to_write(f"{path}.new").close()
     objects = ("SELECT type, name, tbl_name, sql FROM sqlite_master "
@@ -560,16 +574,38 @@ def test_a_file_of_version_1_becomes_the_same_as_a_new_one_and_keeps_what_is_in_
     assert version_of(path) == schema.VERSION
     assert before == (rows_of(path, f"SELECT {kept} FROM tasks"),
                       rows_of(path, "SELECT * FROM zz_stream_rows"))
-    assert [code for code, in rows_of(path, "SELECT exit_code FROM tasks ORDER BY key")] == [
-        None, 0, 3, -9, -60, None, None, None]
+    assert rows_of(path, "SELECT exit_code, result_json, rerun_of FROM tasks ORDER BY key") == [
+        (code, None, None) for code in OLD_CODES]
     assert rows_of(path, "PRAGMA integrity_check") == [("ok",)]
     assert rows_of(path, "PRAGMA foreign_key_check") == []
+    for view in ("tasks_readable", "output", "runs_summary", "task_streams"):
+        assert rows_of(path, f"SELECT * FROM {view}"), view
 
 
-def test_a_file_of_version_1_is_read_as_it_is(path: str) -> None:
-    make_old(path)
+@in_each_old_version
+def test_an_index_of_the_users_own_outlives_the_step_to_the_next_version(
+        path: str, version: int) -> None:
+    make_old(path, version)
+    mine = 'CREATE INDEX mine ON tasks(failure_type, "name")'
+    spoil(path, f"{mine}; DROP INDEX tasks_name")
+    schema.connect_to_write(path).close()
+    indexes = dict(rows_of(path, "SELECT name, sql FROM sqlite_master WHERE type = 'index'"))
+    assert indexes["mine"] == mine and "tasks_name" in indexes
+
+
+@in_each_old_version
+def test_an_old_file_is_read_as_it_is(path: str, version: int) -> None:
+    make_old(path, version)
     before = fingerprint(path)
     with History(path) as history:
+        with history._asking() as connection:
+            assert connection.execute("SELECT result_json, rerun_of FROM tasks").fetchall() == [
+                (None, None)] * len(OLD)
+            assert connection.execute("SELECT task_id, reason, created_utc, seen_utc "
+                                      "FROM zz_requests").fetchall() == []
+            (plan,) = connection.execute(
+                "EXPLAIN QUERY PLAN SELECT name FROM tasks WHERE id = 'a'").fetchall()
+            assert "SEARCH" in plan[3], "as fast as in a new one"
         assert [event.payload for event in history.streams("two")] == ["hello"]
         assert [task.name for task in history.tasks(limit=2)] == ["six", "five"]
         assert sum(history.counts().values()) == len(OLD) == len(
@@ -577,39 +613,46 @@ def test_a_file_of_version_1_is_read_as_it_is(path: str) -> None:
     assert fingerprint(path) == before
 
 
-def test_a_reader_of_version_1_goes_on_after_the_file_was_led_to_the_next(path: str) -> None:
-    make_old(path)
+@in_each_old_version
+def test_a_reader_of_an_old_version_goes_on_after_the_file_was_led_to_the_next(
+        path: str, version: int) -> None:
+    make_old(path, version)
     with History(path) as history:
         assert [event.payload for event in history.streams("two")] == ["hello"]
         schema.connect_to_write(path).close()
-        with pytest.raises(HistoryError, match="no such table.*try again"):
-            history.streams("two")
+        if version == 1:
+            with pytest.raises(HistoryError, match="no such table.*try again"):
+                history.streams("two")
         assert [event.payload for event in history.streams("two")] == ["hello"]
 
 
-@pytest.mark.parametrize("name", ["output", "TASKS_READABLE"])
+@pytest.mark.parametrize("version, name", [
+    (1, "output"), (1, "TASKS_READABLE"), (1, "zz_requests"), (2, "ZZ_requests"),
+    (2, "tasks_rerun")])
 def test_what_has_a_name_that_the_next_version_needs_is_told_of_and_left_alone(
-        path: str, name: str) -> None:
-    make_old(path)
+        path: str, version: int, name: str) -> None:
+    make_old(path, version)
     spoil(path, f"CREATE TABLE {name} (mine)")
     before = dump(path)
     with History(path) as history:
         assert len(history.tasks()) == len(OLD)
     with pytest.raises(PermanentSinkError, match=f"named '{name.lower()}' that is not bgworker's"):
         SqliteSink(path).open()
-    assert (version_of(path), dump(path)) == (1, before)
+    assert (version_of(path), dump(path)) == (version, before)
 
 
-@pytest.mark.parametrize("point", range(len(schema.STEPS[0]) + 1))
+@pytest.mark.parametrize("version, point", [
+    (version, point) for version, step in enumerate(schema.STEPS, 1)
+    for point in range(len(step) + 1)])
 def test_a_step_that_fails_half_way_leaves_the_version_before_it(
-        path: str, point: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_old(path)
+        path: str, version: int, point: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_old(path, version)
     before = dump(path)
-    broken = (*schema.STEPS[0][:point], "SELECT no_such_column FROM runs")
-    monkeypatch.setattr(schema, "STEPS", (broken,))
+    broken = (*schema.STEPS[version - 1][:point], "SELECT no_such_column FROM runs")
+    monkeypatch.setattr(schema, "STEPS", (*schema.STEPS[:version - 1], broken))
     with pytest.raises(sqlite3.OperationalError, match="no_such_column"):
         schema.connect_to_write(path)
-    assert (version_of(path), dump(path)) == (1, before)
+    assert (version_of(path), dump(path)) == (version, before)
 
 
 def dump(path: str) -> list[str]:
@@ -619,10 +662,10 @@ def dump(path: str) -> list[str]:
     return lines
 
 
-def upgrade(path: str, killed_at: int, *, new: bool = False) -> None:
-    """Lead a file to the newest version, or make it so, in a process that is killed as SQLite
+def upgrade(path: str, killed_at: int, version: int = 0) -> None:
+    """Lead a file of a version to the newest, or make it so, in a process that is killed as SQLite
     begins the statement of that number."""
-    connection = schema._connect(path, "rwc" if new else "rw")
+    connection = schema._connect(path, "rw" if version else "rwc")
     left = killed_at
 
     def count(statement: str) -> None:
@@ -632,28 +675,33 @@ def upgrade(path: str, killed_at: int, *, new: bool = False) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     connection.set_trace_callback(count)
-    if new:
+    if not version:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
-    schema.migrate(connection, path, 0 if new else 1)
+    schema.migrate(connection, path, version)
 
 
 @needs_fork
-def test_wherever_an_upgrade_is_killed_the_file_has_the_old_version_whole_or_the_new_one(
-    path: str,
-) -> None:
-    make_old(path)
-    before = dump(path)
+@in_each_old_version
+def test_wherever_an_upgrade_is_killed_the_file_has_an_old_version_whole_or_the_new_one(
+        path: str, version: int) -> None:
+    make_old(path, version)
+    dumps = {version: dump(path)}
     found = []
-    for point in range(1, 100):
-        code = exit_code(forked(lambda: upgrade(path, point)))
+    for point in range(1, 200):
+        code = exit_code(forked(lambda: upgrade(path, point, version)))
         found.append(version_of(path))
         if code == 0:
             break
         assert code == -signal.SIGKILL
-        assert (found[-1], dump(path)) == (1, before)
+        assert dump(path) == dumps.setdefault(found[-1], dump(path))
+        if found[-1] != version:  # it got to a version between; from the old one once more
+            assert found[-1] > version
+            os.remove(path)
+            make_old(path, version)
+    assert sorted(found) == found and {*found} == {*range(version, schema.VERSION + 1)}
     # more than the statements: some begin others of SQLite's own
-    assert found == [1] * (len(found) - 1) + [2] and len(found) > len(schema.STEPS[0]) + 4
+    assert len(found) > sum(map(len, schema.STEPS[version - 1:])) + 4
     with closing(schema.connect_to_write(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert rows_of(path, "SELECT exit_code FROM tasks WHERE key = 5") == [(3,)]
@@ -663,7 +711,7 @@ def test_wherever_an_upgrade_is_killed_the_file_has_the_old_version_whole_or_the
 def test_a_file_whose_making_was_killed_at_any_statement_is_made_anew(path: str) -> None:
     for point in range(1, 100):
         here = f"{path}{point}"
-        code = exit_code(forked(lambda: upgrade(here, point, new=True)))
+        code = exit_code(forked(lambda: upgrade(here, point)))
         make(here if code else f"{here}.new")
         assert version_of(here) == schema.VERSION
         if code == 0:

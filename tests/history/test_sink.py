@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import datetime, timezone
 from hashlib import sha256
 from inspect import getsource
@@ -238,6 +238,8 @@ def test_the_row_of_a_task_says_what_its_snapshot_says(
         "failure_message": task.failure_message,
         "invocation_info": task.invocation_info,
         "exit_code": None,
+        "result_json": task.result,
+        "rerun_of": None,
         "last_seq": task.last_seq,
     }
 
@@ -456,6 +458,73 @@ def test_an_end_without_its_time_gets_the_time_of_its_event(path: str) -> None:
     assert query(path, "SELECT status, completed_utc FROM tasks") == [("completed", NOW_TEXT)]
 
 
+@in_both_forms
+def test_a_result_is_stored_with_the_end_and_not_before(path: str, form: Form) -> None:
+    life = a_life(a_state(result='{"rows":7}'))
+    seen = []
+    for batch in (life[:3], life[3:-1], life[-1:], life[:3]):
+        store(path, form(batch))
+        seen += query(path, "SELECT status, result_json FROM tasks")
+    end = "completed", '{"rows":7}'
+    assert seen == [("running", None), ("running", None), end, end]
+
+
+@in_both_forms
+def test_a_task_names_the_one_that_it_runs_again(path: str, form: Form) -> None:
+    for number, metadata in enumerate(
+            ["", '{"rerun_of":"' + 32 * "c" + '","n":1}', '{"rerun_of":7}', '{"a":{"rerun_of":"b"}}',
+             '{"truncated":99,"head":"\\"rerun_of\\":1"}']):
+        state = a_state(f"{number:032x}", metadata_json=metadata)
+        store(path, form(a_life(state)))
+    assert query(path, "SELECT rerun_of FROM tasks ORDER BY id") == [
+        (None,), (32 * "c",), (None,), (None,), (None,)]
+    (plan,) = query(path, "EXPLAIN QUERY PLAN SELECT id FROM tasks t WHERE EXISTS "
+                    "(SELECT 1 FROM tasks WHERE rerun_of = t.id)")[-1:]
+    assert "COVERING INDEX tasks_rerun" in plan[3] or "INDEX tasks_rerun" in plan[3], plan
+
+
+# -- requests to cancel --
+
+
+def request(path: str, *task_ids: str) -> None:
+    with closing(schema.connect_to_write(path)) as connection:
+        connection.executemany("INSERT INTO zz_requests VALUES (?, 'user', '2026', NULL)",
+                               [(task_id,) for task_id in task_ids])
+
+
+def requests(path: str) -> list[str]:
+    return [task_id for task_id, in query(path, "SELECT task_id FROM zz_requests ORDER BY 1")]
+
+
+@in_both_forms
+@pytest.mark.parametrize("end", [COMPLETED, FAILED, CANCELLED, TIMED_OUT])
+def test_a_request_to_cancel_goes_with_the_end_of_its_task(
+        path: str, form: Form, end: int) -> None:
+    life, other = a_life(a_state("a" * 32), end), a_life(a_state("c" * 32))
+    store(path, form(life[:3]), form(other[:3]))
+    request(path, "a" * 32, "c" * 32)
+    store(path, form(life[3:-1]))
+    assert requests(path) == ["a" * 32, "c" * 32], "both run still"
+    store(path, form(life[-1:]))
+    assert requests(path) == ["c" * 32]
+
+
+def test_without_a_request_the_rows_cost_no_statement_more(path: str) -> None:
+    sink, seen = SqliteSink(path), []
+    sink.open()
+    try:
+        with sink._database as connection:
+            connection.set_trace_callback(seen.append)
+        for number in (1, 2):
+            sink.write(Batch(a_life(a_state(f"{number:032x}"))[:3]))
+            if number == 1:
+                request(path, f"{1:032x}")
+        about = [statement.split()[0] for statement in seen if "zz_requests" in statement]
+        assert about == ["SELECT", "SELECT", "DELETE"], "the question is one that was there"
+    finally:
+        sink.close()
+
+
 _messages = st.text(st.characters(blacklist_categories=["Cs"]), max_size=8)
 _speech = st.one_of(
     st.tuples(st.sampled_from([OUTPUT, ERROR, WARNING, VERBOSE]), _messages),
@@ -477,7 +546,7 @@ def _lives(draw: st.DrawFn, number: int, *, is_whole: bool) -> list[Record]:
     )
     state.timeout = draw(st.none() | st.floats(0.1, 100))
     state.arguments = draw(st.none() | st.just('{"args":[]}'))
-    state.metadata_json = draw(st.sampled_from(["", '{"a":1}']))
+    state.metadata_json = draw(st.sampled_from(["", '{"a":1}', '{"rerun_of":"b"}']))
     speech = draw(st.lists(_speech, max_size=5))
     end = draw(st.sampled_from([COMPLETED, FAILED, CANCELLED, TIMED_OUT]))
     has_begun = end != CANCELLED or bool(speech) or draw(st.booleans())
@@ -492,6 +561,8 @@ def _lives(draw: st.DrawFn, number: int, *, is_whole: bool) -> list[Record]:
         )
     elif end == CANCELLED:
         state.failure_message = draw(st.none() | _messages)
+    elif end == COMPLETED:
+        state.result = draw(st.sampled_from([None, "null", "[7]"]))
     for kind, data in speech:
         if kind == PROGRESS:
             state.recorded_percent, state.recorded_message = data
