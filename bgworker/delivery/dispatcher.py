@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from itertools import count, repeat
 
 from ..model.clock import monotonic
 from ..model.failure import describe_failure
@@ -22,8 +23,8 @@ from ..model.reports import report
 from ..model.text import sanitise
 from ..model.threads import own_thread
 from .backlog import END_COST, Chunk, text_of_task
-from .intake import BACKSTOP, LIMIT, RECORD_COST, SLOT, Intake, cost, costs
-from .tails import Tails
+from .intake import BACKSTOP, LIMIT, RECORD_COST, SLOT, Intake, cost, cost_of_lines, costs
+from .tails import MOST_KEPT, Tails
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -321,10 +322,10 @@ class Dispatcher:
         # else life-cycle records are only numbered: nobody gets them, no tail keeps them
         is_heard = bool(self._consumers)
         streams = size = unseen = 0
-        count = -1
-        for count, (state, kind, ns, data) in enumerate(emitted):
+        done = -1
+        for done, (state, kind, ns, data) in enumerate(emitted):
             if state is None:
-                count -= 1
+                done -= 1
                 break
             if state.ended:
                 for _ in data if data.__class__ is list else (data,):
@@ -350,13 +351,15 @@ class Dispatcher:
                         weigh(RECORD_COST + 4 * len(data))  # as in `cost`
                     record = (state, seq, kind, ns, data)
                 elif data.__class__ is list:  # a block of lines: see `Intake.emit_lines`
-                    lines = [
-                        (state, number, kind, ns, line) for number, line in enumerate(data, seq)
-                    ]
+                    lines = list(zip(repeat(state), count(seq), repeat(kind), repeat(ns), data))
                     state.seq += len(lines) - 1
                     records += lines
-                    fresh += lines
-                    weights += costs(data)
+                    # a tail holds no more, and to weigh each line takes most of the time
+                    last_weights = costs(data[-MOST_KEPT:])
+                    fresh += lines[-MOST_KEPT:]
+                    weights += last_weights
+                    streams += len(lines) - len(last_weights)
+                    size += cost_of_lines(data) - sum(last_weights)
                     continue
                 else:
                     record = (state, seq, kind, ns, data)
@@ -391,7 +394,7 @@ class Dispatcher:
         size += (len(records) - streams) * RECORD_COST + (len(ended) - unseen) * (
             END_COST - RECORD_COST
         )
-        return count + 1, Chunk(records, streams, progress, size, text)
+        return done + 1, Chunk(records, streams, progress, size, text)
 
     def pass_refusals(self) -> None:
         """Tell every courier what the intake refused since the last time."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import deque
 
 from .backlog import weight
+from .intake import RECORD_COST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 TAIL_BYTES = 65_536
 """Most bytes of memory that the tail of one task takes; its newest event is there in any case."""
+
+MOST_KEPT = TAIL_BYTES // RECORD_COST
+"""Events that a tail holds at most."""
 
 ALL_BYTES = 8 * 1024 * 1024
 """Most bytes of memory that the tails of all tasks together take."""

@@ -53,7 +53,8 @@ class Gate:
 
     def emit(self, send: Callable[[list[str]], object], lines: list[str]) -> None:
         """Emit lines, a few at a time; before each few wait for room."""
-        size = sum(map(len, lines)) * (1 if all(map(str.isascii, lines)) else 4) // len(lines)
+        text = "".join(lines)  # looked at as one: half as many calls as lines are saved
+        size = len(text) * (1 if text.isascii() else 4) // len(lines)
         start = 0
         while start < len(lines) and not self.discards:
             arrived = monotonic()
@@ -88,7 +89,8 @@ class Lines:
     def feed(self, chunk: bytes, *, is_last: bool = False) -> None:
         """Take in bytes and emit the lines that they complete."""
         text = self._rest + sanitise(self._decode(chunk, is_last))
-        *lines, rest = text.split("\n")  # not splitlines(), which also cuts at form feeds
+        lines = text.split("\n")  # not splitlines(), which also cuts at form feeds
+        rest = lines.pop()
         if "\r" in text:
             lines = list(map(last_state, lines))
             # a progress bar: forget what was overwritten, but keep a return that may belong to \r\n

@@ -27,9 +27,9 @@ from bgworker import (
     StreamEvent,
     current_task,
 )
-from bgworker.delivery.backlog import Backlog
+from bgworker.delivery.backlog import Chunk
 from bgworker.delivery.dispatcher import Dispatcher
-from bgworker.delivery.intake import Intake
+from bgworker.delivery.intake import RECORD_COST, Intake
 from bgworker.delivery.retry import RetryPolicy
 from bgworker.delivery.tails import ALL_BYTES, TAIL_BYTES, TAIL_COST
 from bgworker.model.records import COMPLETED, CREATED, FAILED, OUTPUT, PROGRESS, STARTED, TaskState
@@ -75,27 +75,29 @@ class Gatherer:
         self.records: list[Any] = []
         self.bytes = 0
         self.refused: list[tuple[int, str, int]] = []
+        self.miscounts: list[tuple[str, int, int]] = []
+        """What the dispatcher counts unlike the backlog."""
 
     def put(self, chunk: Any) -> None:
         self.records += chunk.records
         self.bytes += chunk.bytes
-        backlog = Backlog(1 << 20, 1 << 40)
-        backlog.extend(chunk)
-        backlog._forget(list(backlog._queue))
-        assert (backlog._streams, backlog._bytes) == (
-            0,
-            0,
-        ), "the dispatcher counts bytes unlike the backlog"
+        counted = Chunk.of(chunk.records)
+        self.miscounts += [
+            (name, getattr(chunk, name), getattr(counted, name))
+            for name in ("streams", "progress", "bytes", "text")
+            if getattr(chunk, name) != getattr(counted, name)
+        ]
 
     def refuse(self, kind: int, reason: str, count: int) -> None:
         self.refused.append((kind, reason, count))
 
 
 @pytest.fixture
-def still() -> tuple[Dispatcher, Gatherer]:
+def still() -> Iterator[tuple[Dispatcher, Gatherer]]:
     dispatcher, gatherer = Dispatcher("still", Memory(None, None), 1.0), Gatherer()
     dispatcher.set_consumers((gatherer,))  # type: ignore[arg-type]
-    return dispatcher, gatherer
+    yield dispatcher, gatherer
+    assert gatherer.miscounts == []
 
 
 def test_each_task_is_numbered_from_one_without_a_gap_and_created_stands_for_scheduled_too(
@@ -160,6 +162,26 @@ def test_the_lines_of_a_block_are_numbered_kept_and_counted_like_single_ones(
     ]
     assert [record[4] for record in one.tail or ()] == ["a", "gr\xfc\xdfe", "c", "d", "e"]
     assert dispatcher.intake.late.read() == 5
+
+
+@pytest.mark.parametrize("text", ["", "line {}", "z\xe4hle {}"])
+def test_of_a_long_block_all_lines_come_and_the_tail_holds_the_newest_without_a_gap(
+        still: tuple[Dispatcher, Gatherer], text: str) -> None:
+    dispatcher, gatherer = still
+    state = TaskState("1" * 32, "", "", 0)
+    most = TAIL_BYTES // RECORD_COST
+    lines = [text.format(number) for number in range(3 * most)]
+    for count in (most - 1, 2, 1, most, most + 100):
+        dispatcher.intake.emit_lines(state, OUTPUT, lines[:count])
+        dispatcher._drain()
+        lines = lines[count:]
+        assert state.tail is not None and state.tail_bytes <= TAIL_BYTES
+        kept = [record[:2] for record in state.tail]
+        assert len(kept) > most // 2
+        assert kept == [record[:2] for record in gatherer.records][-len(kept):]
+    assert [record[1] for record in gatherer.records] == list(range(1, len(gatherer.records) + 1))
+    assert [record[4] for record in gatherer.records[-2:]] == (
+        [text.format(3 * most - len(lines) - n) for n in (2, 1)])
 
 
 @pytest.mark.parametrize(
