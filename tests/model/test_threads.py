@@ -7,10 +7,15 @@ import contextvars
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+
+import pytest
 
 import bgworker
 from bgworker.model.threads import own_thread
+from tests.interrupts import Interrupt, alarm, every_step, needs_signals, one_step_at_a_time
+from tests.support import Gate, joined, until
 
 SOON = 30.0
 PACKAGE = Path(bgworker.__file__).parent
@@ -42,11 +47,83 @@ def test_every_thread_of_ours_is_made_in_one_place() -> None:
     makers = set()
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_bytes())):
-            called = node.func if isinstance(node, ast.Call) else None
-            name = getattr(called, "attr", getattr(called, "id", None))
-            if name in ("Thread", "Timer", "start_new_thread", "start_joinable_thread"):
-                makers.add(path.relative_to(PACKAGE).as_posix())
+            makes = [node.func] if isinstance(node, ast.Call) else getattr(node, "bases", ())
+            for maker in makes:
+                name = getattr(maker, "attr", getattr(maker, "id", None))
+                if name in ("Thread", "Timer", "start_new_thread", "start_joinable_thread"):
+                    makers.add(path.relative_to(PACKAGE).as_posix())
     assert makers == {"model/threads.py"}
+
+
+# -- the end --
+
+
+@needs_signals
+def test_ctrl_c_in_a_wait_for_a_thread_does_not_make_it_dead_to_us() -> None:
+    gate = Gate()
+    thread = own_thread("mine", gate)
+    thread.start()
+    with pytest.raises(Interrupt), alarm(0.02):
+        thread.join(SOON)
+    assert thread.is_alive()
+    before = time.monotonic()
+    thread.join(0.02)
+    assert time.monotonic() - before >= 0.02, "it is waited for again"
+    gate.open()
+    joined(thread)
+
+
+@needs_signals
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="3.13 has mended it")
+def test_it_does_make_a_thread_dead_that_is_not_ours() -> None:
+    gate = Gate()
+    thread = threading.Thread(target=gate, daemon=True)
+    thread.start()
+    with pytest.raises(Interrupt), alarm(0.02):
+        thread.join(SOON)
+    assert not thread.is_alive() and thread in threading.enumerate()
+    gate.open()
+    until(lambda: thread not in threading.enumerate())
+
+
+@one_step_at_a_time
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="3.13 has mended it")
+def test_wherever_an_interrupt_strikes_who_asks_for_a_thread_it_is_alive_until_it_ends() -> None:
+    def ask() -> None:
+        thread.is_alive()
+        thread.join(0.002)
+
+    gate = Gate()
+    thread = own_thread("mine", gate)
+    thread.start()
+    for where in every_step(ask, everywhere=True):
+        assert thread.is_alive(), where
+    gate.open()
+    joined(thread)
+    for where in every_step(ask, everywhere=True):
+        assert not thread.is_alive(), where
+
+
+def test_the_end_of_a_thread_that_died_before_its_first_step_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thread = own_thread("mine", int)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(thread), "run", lambda self: None)
+        thread.start()
+        until(lambda: not thread.is_alive())
+    joined(thread)
+
+
+def test_a_thread_cannot_be_waited_for_before_its_start_nor_by_itself() -> None:
+    thread = own_thread("mine", lambda: refused.append(pytest.raises(RuntimeError, thread.join)))
+    refused: list[object] = []
+    assert not thread.is_alive()
+    with pytest.raises(RuntimeError):
+        thread.join()
+    thread.start()
+    joined(thread)
+    assert len(refused) == 1
 
 
 INHERITED = """

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import dis
 import gc
 import logging
-import os
 import sys
 import threading
 import time
@@ -19,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import bgworker.model.threads
 import bgworker.running.pool
 import bgworker.running.task
 from bgworker import (
@@ -34,7 +33,9 @@ from bgworker import (
 )
 from bgworker.model.reports import wait_for_reports
 from bgworker.testing import MemorySink
-from tests.support import until
+from tests.interrupts import (
+    AtStep, Interrupt, alarm, interrupt, interrupt_late, needs_signals, one_step_at_a_time, traced)
+from tests.support import Gate, until
 
 LONG = 30.0
 
@@ -682,91 +683,50 @@ def test_what_a_shutdown_cancels_has_its_end_on_record_also_where_the_last_worke
 # -- interrupts, and whoever comes between two steps --
 
 
-OURS = os.path.dirname(bgworker.__file__)
-THREADING = threading.__file__
-
-
-class AtStep:
-    """A trace function that does something once, before the n-th step of bgworker's own code on
-    this thread; ``everywhere`` adds that of `threading`.
-
-    A step is where the interpreter looks for interrupts: after a call, at the start of a function,
-    at the end of a loop.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        action: Callable[[], object],
-        inside: tuple[str, ...] = (),
-        everywhere: bool = False,
-    ) -> None:
-        self.left = number
-        self.places = (OURS, THREADING) if everywhere else (OURS,)
-        self.action = action
-        self.inside = inside
-        self.struck = ""
-        self.before: dict[Any, str] = {}
-
-    def __call__(self, frame: Any, event: str, arg: Any) -> Any:
-        if (
-            not frame.f_code.co_filename.startswith(self.places)
-            or self.inside
-            and frame.f_code.co_name not in self.inside
-        ):
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return self.step
-
-    def step(self, frame: Any, event: str, arg: Any) -> Any:
-        if event == "opcode" and not self.struck:
-            now = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-            before, self.before[frame] = self.before.get(frame, ""), now
-            if now in ("RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE") or before.startswith("CALL"):
-                self.left -= 1
-                if self.left < 0:
-                    self.struck = f"{frame.f_code.co_name}, line {frame.f_lineno}"
-                    self.action()
-        return self.step
-
-
-@contextlib.contextmanager
-def traced(steps: AtStep) -> Iterator[None]:
-    before = sys.gettrace()
-    gc.disable()  # a finaliser that happens to run here is not meant
-    sys.settrace(steps)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-        gc.enable()
-
-
-class Interrupt(BaseException):
-    """As Ctrl-C, but nothing that pytest would stop for."""
-
-
-def interrupt() -> None:
-    raise Interrupt
-
-
-def interrupt_late() -> None:
-    """Let other threads run first, as far as they can."""
-    time.sleep(0.005)
-    raise Interrupt
-
-
-one_step_at_a_time = pytest.mark.skipif(
-    sys.version_info[:2] == (3, 12), reason="3.12 does not trace single opcodes so"
-)
-
-
 def joined(pool: Scheduler, **how: Any) -> bool:
     """Shut down on another thread, and tell whether that came to an end."""
     closing = threading.Thread(target=pool.shutdown, kwargs=how, daemon=True)
     closing.start()
     closing.join(LONG / 3)
     return not closing.is_alive()
+
+
+def interrupted_shutdown(sink: MemorySink) -> Callable[[], bool]:
+    """Strike a shutdown that waits for a running task; return a function that lets this end, and
+    tells whether a second shutdown waited for it."""
+    gate = Gate()
+    pool = Scheduler(1, sinks=[sink])
+    task = pool.submit(gate)
+    assert gate.entered.wait(LONG)
+    with pytest.raises(Interrupt), alarm(0.02):
+        pool.shutdown()
+
+    def finish() -> bool:
+        opening = threading.Timer(0.05, gate.open)
+        opening.start()
+        pool.shutdown()
+        was_waited_for = task.done()
+        opening.join()
+        assert task.wait(LONG)
+        return was_waited_for
+
+    return finish
+
+
+@needs_signals
+def test_ctrl_c_in_a_shutdown_costs_the_running_task_neither_its_time_nor_its_end() -> None:
+    sink = MemorySink()
+    assert interrupted_shutdown(sink)()
+    assert [each.type.value for each in sink.events][-1:] == ["TaskCompleted"]
+
+
+@needs_signals
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="3.13 has mended it")
+def test_with_pythons_own_threads_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bgworker.model.threads, "_Thread", threading.Thread)
+    sink = MemorySink()
+    assert not interrupted_shutdown(sink)()
+    assert [each.type.value for each in sink.events][-1:] == ["TaskStarted"]
 
 
 @one_step_at_a_time
