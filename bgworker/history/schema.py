@@ -194,6 +194,13 @@ _REQUESTS = """CREATE TABLE zz_requests (
   created_utc TEXT NOT NULL,
   seen_utc TEXT       -- when the process that runs the task has seen it
 )"""
+# what people are shown of an id; those of earlier versions end with digits of their process
+_SHORT_ID = ("CASE substr({0}, 25) WHEN substr(run_id, 25) THEN substr({0}, -16) "
+             "ELSE substr({0}, -8) END")
+_VIEWS_3 = tuple([
+    sql.replace("substr(id, 1, 16)", _SHORT_ID.format("id"))
+    .replace("substr(tasks.id, 1, 16)", _SHORT_ID.format("tasks.id"))
+    .replace("substr(run_id, 1, 16)", "substr(run_id, -8)") for sql in _VIEWS_2])
 _NEW_IN_3 = (
     _REQUESTS,
     # of the few that have one: a row without costs the index nothing
@@ -206,12 +213,12 @@ MADE = (
     (_RUNS, _SCRIPTS, _TASKS_2, _STREAM_ROWS.format('"zz_stream_rows"'), _LOSSES, *_INDEXES,
      *_VIEWS_2),
     (_RUNS, _SCRIPTS, _TASKS_3, _STREAM_ROWS.format('"zz_stream_rows"'), _LOSSES, *_INDEXES,
-     *_NEW_IN_3, *_VIEWS_2),
+     *_NEW_IN_3, *_VIEWS_3),
 )
 """What makes a file of version 1, 2, ... A released one never changes."""
 
 _KEPT = ", ".join(re.findall(r"^  (\w+) ", _TASKS, re.MULTILINE))  # columns of tasks in version 1
-# without it SQLite would have other tables and the views refer to the old one
+# without it SQLite would have other tables refer to the old one
 _SET_ASIDE = ("PRAGMA legacy_alter_table = ON", "ALTER TABLE tasks RENAME TO zz_old_tasks")
 STEPS = (
     (
@@ -229,6 +236,8 @@ FROM zz_old_tasks ORDER BY key""",
         *_VIEWS_2,
     ),
     (
+        *[f"DROP VIEW {name}"
+          for name in ("task_streams", "tasks_readable", "output", "runs_summary")],
         *_SET_ASIDE,
         _TASKS_3,
         f"""INSERT INTO tasks ({_KEPT}, exit_code) SELECT {_KEPT}, exit_code
@@ -237,6 +246,7 @@ FROM zz_old_tasks ORDER BY key""",
         "PRAGMA legacy_alter_table = OFF",
         *_INDEXES,
         *_NEW_IN_3,
+        *_VIEWS_3,
     ),
 )
 """What leads a file from version 1 to 2, ..., each as one transaction, to the very objects of a new
