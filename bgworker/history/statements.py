@@ -11,6 +11,8 @@ them, and what all rows of one task share is bound once a statement.
 
 from __future__ import annotations
 
+from .taskrows import CONSTANT, NAMED, PROGRESS, RUN, RUN_COLUMNS, VARYING, WAITING
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
@@ -104,11 +106,6 @@ one statement may be the whole transaction. The LIMIT keeps SQLite from compilin
 row (seen in 3.40: 160 ms for 8,192)."""
 
 
-_NAMED = ("id", "run_id", "name", "created_utc", "script_id", "script_hash")
-_WAITING = ("status", "scheduled_utc", "last_seq")
-_RUN = (*_WAITING, "started_utc", "completed_utc", "duration_sec")
-
-
 def _insert_tasks(
     constant: Sequence[str], varying: Sequence[str], progress: Sequence[str] = ()
 ) -> tuple[ManyRows, ManyRows]:
@@ -138,12 +135,9 @@ def _set_if(condition: str, column: str) -> str:
     return f"{column} = CASE WHEN {condition} THEN excluded.{column} ELSE tasks.{column} END"
 
 
-INSERT_WAITING_TASKS = _insert_tasks(_NAMED, _WAITING)
-INSERT_USUAL_TASKS = _insert_tasks(_NAMED, _RUN)
-INSERT_TASKS = _insert_tasks(
-    (*_NAMED, "timeout_sec", "arg_json", "metadata_json", "rerun_of"),
-    (*_RUN, "failure_type", "failure_message", "invocation_info", "exit_code", "result_json"),
-    ("last_progress_pct", "last_progress_msg"))
+INSERT_WAITING_TASKS = _insert_tasks(NAMED, WAITING)
+INSERT_USUAL_TASKS = _insert_tasks(NAMED, RUN)
+INSERT_TASKS = _insert_tasks(CONSTANT, VARYING, PROGRESS)
 
 INSERT_PLACEHOLDER = """INSERT OR IGNORE INTO tasks (id, name, status, created_utc, last_seq)
 VALUES (?, '', 'running', ?, 0)"""
@@ -154,13 +148,13 @@ EXISTS (SELECT 1 FROM zz_requests)"""
 DELETE_REQUESTS = """DELETE FROM zz_requests WHERE NOT EXISTS (SELECT 1 FROM tasks
 WHERE id = task_id AND status IN ('created', 'scheduled', 'running'))"""
 """Those whose task has ended, was interrupted, or is gone: a request never outlives its task."""
-ADVANCE_PROGRESS = """UPDATE tasks SET last_progress_pct = ?, last_progress_msg = ?,
-last_seq = CASE last_seq WHEN 0 THEN 0 ELSE ? END WHERE id = ? AND last_seq <= ?"""
+ADVANCE_PROGRESS = """UPDATE tasks SET last_progress_pct = ?1, last_progress_msg = ?2,
+last_seq = CASE last_seq WHEN 0 THEN 0 ELSE ?3 END WHERE id = ?4 AND last_seq <= ?3"""
 
 INSERT_LOSS = """INSERT OR IGNORE INTO losses (created_utc, sink, reason, count, by_type)
 VALUES (?, ?, ?, ?, ?)"""
 INSERT_RUN = "INSERT OR IGNORE INTO runs (run_id) VALUES (?)"
-INSERT_OWN_RUN = """INSERT INTO runs (run_id, host, pid, started_utc, python, version)
+INSERT_OWN_RUN = f"""INSERT INTO runs ({', '.join(RUN_COLUMNS)})
 VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT(run_id) DO UPDATE SET host = excluded.host, pid = excluded.pid,
 started_utc = excluded.started_utc, ended_utc = NULL, python = excluded.python,

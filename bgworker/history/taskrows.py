@@ -1,5 +1,12 @@
-"""Rows of tasks, and of the runs and scripts that these refer to. Runs on the sink's thread, for
-`rows`."""
+"""Rows of tasks, and of the runs and scripts that these refer to, for any store. Runs on the sink's
+thread.
+
+A store that takes these rows keeps the guarantees of `batch` if it holds to three rules. A row
+advances one that is there only if its ``last_seq`` is not less. It then sets the columns of
+`VARYING`; those of `PROGRESS` if it tells of some; those of `CONSTANT` if the row that is there has
+no run, and so is the placeholder of a task that nobody had told of. And a run whose end was noted
+is open again once this process tells of it: another sink of the process was closed before.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +20,11 @@ from ..model.records import COMPLETED, SCHEDULED, STARTED, STATUSES
 from ..model.text import json_text
 from ..model.told import Told, ns_of
 from ..model.wire import ns_text
-from . import statements as sql
 from .schema import exit_code_of, this_host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
     from typing import Any
 
@@ -29,19 +34,36 @@ if TYPE_CHECKING:
 
 _STATUS_TEXTS = [status.value for status in STATUSES]
 
+NAMED = ("id", "run_id", "name", "created_utc", "script_id", "script_hash")
+WAITING = ("status", "scheduled_utc", "last_seq")
+RUN = (*WAITING, "started_utc", "completed_utc", "duration_sec")
+CONSTANT = (*NAMED, "timeout_sec", "arg_json", "metadata_json", "rerun_of")
+VARYING = (*RUN, "failure_type", "failure_message", "invocation_info", "exit_code", "result_json")
+PROGRESS = ("last_progress_pct", "last_progress_msg")
+COLUMNS = (*CONSTANT, *VARYING, *PROGRESS)
+"""Of a task, all of them; times are texts."""
+RUN_COLUMNS = ("run_id", "host", "pid", "started_utc", "python", "version")
+
 
 class TaskRows:
-    """Rows of tasks, and of the runs and scripts that these refer to. Values stand one after the
-    other."""
+    """Rows of tasks, and of the runs and scripts that these refer to.
+
+    Those of tasks stand in three lists, value after value: ``waiting`` (`NAMED` and `WAITING`),
+    ``usual`` (`NAMED` and `RUN`) and ``full`` (`COLUMNS`). A usual task is NULL in two thirds of
+    its columns, and each value costs SQLite.
+    """
 
     def __init__(self) -> None:
         self.runs: set[str] = set()
-        self._scripts: dict[str, tuple[str | None, str | None]] = {}
-        self._waiting: list[Any] = []
-        self._usual: list[Any] = []
-        self._full: list[Any] = []
-        self._placeholders: list[tuple[str, str]] = []
-        self._progress: list[tuple[Any, ...]] = []
+        self.scripts: dict[str, tuple[str | None, str | None]] = {}
+        """By hash, the script's id and its text."""
+        self.waiting: list[Any] = []
+        self.usual: list[Any] = []
+        self.full: list[Any] = []
+        self.placeholders: list[tuple[str, str]] = []
+        """Id and time of tasks that say something though nobody has told of them."""
+        self.progress: list[tuple[float | None, str, int, str]] = []
+        """Percent, message, seq and id of tasks of which only this is told."""
         self._source: tuple[Source | None, str | None, str | None] = None, None, None
         self._is_command = False  # of the source
 
@@ -58,14 +80,14 @@ class TaskRows:
         """Add the row of a task whose only events in this batch are progress."""
         state = record[0]
         if isinstance(state, Told):
-            self._progress.append((*record[4][:2], record[1], state.id, record[1]))
+            self.progress.append((*record[4][:2], record[1], state.id))
         else:
             self._add_state(state, record[1], STARTED, record)
 
     def add_unknown(self, state: Known) -> None:
         """Add the row of a task that the file does not know, though it says something."""
         if isinstance(state, Told):
-            self._placeholders.append((state.id, ns_text(state.first_ns)))
+            self.placeholders.append((state.id, ns_text(state.first_ns)))
         else:
             self._add_state(state, 0, STARTED)
 
@@ -116,7 +138,7 @@ class TaskRows:
                 latest = state.recorded_percent, state.recorded_message
             elif progress is not None:
                 seq = max(seq, progress[1])
-            self._full += (
+            self.full += (
                 *named,
                 *constant,
                 _STATUS_TEXTS[kind],
@@ -129,9 +151,9 @@ class TaskRows:
                 *latest,
             )
         elif kind < STARTED:
-            self._waiting += (*named, _STATUS_TEXTS[kind], scheduled, seq)
+            self.waiting += (*named, _STATUS_TEXTS[kind], scheduled, seq)
         else:
-            self._usual += (
+            self.usual += (
                 *named,
                 _STATUS_TEXTS[kind],
                 scheduled,
@@ -151,8 +173,8 @@ class TaskRows:
         self._add_script(source.script_hash, source.script_id, state.script_text)
 
     def _add_script(self, hash_: str, script_id: str | None, text: str | None) -> None:
-        if text is not None or hash_ not in self._scripts:
-            self._scripts[hash_] = script_id, text
+        if text is not None or hash_ not in self.scripts:
+            self.scripts[hash_] = script_id, text
 
     def _add_snapshot(
         self, task: TaskSnapshot, seq: int, kind: int, ns: int, progress: Record | None
@@ -179,7 +201,7 @@ class TaskRows:
             json_text(dict(task.metadata)) if task.metadata else None,
             _rerun_of(task.metadata),
         )
-        self._full += (
+        self.full += (
             *constant,
             task.status.value,
             _time_text(task.scheduled_utc),
@@ -197,34 +219,26 @@ class TaskRows:
             "" if message is None and percent is not None else message,
         )
 
-    def store(self, connection: sqlite3.Connection, most_values: int) -> None:
-        """Put the rows into the file, but for the progress of tasks of which nothing else was
-        told."""
-        if self.runs:
-            own = [run_id for run_id in self.runs if is_own_run(run_id)]
-            connection.executemany(sql.INSERT_OWN_RUN, map(_own_run, own))
-            if len(own) < len(self.runs):
-                connection.executemany(
-                    sql.INSERT_RUN, [(run_id,) for run_id in self.runs.difference(own)]
-                )
-        if self._scripts:
-            connection.executemany(
-                sql.INSERT_SCRIPT, [(hash_, *rest) for hash_, rest in self._scripts.items()]
-            )
-        if self._waiting or self._usual or self._full:
-            is_any, has_requests = connection.execute(sql.IS_ANY).fetchone()
-            sql.INSERT_WAITING_TASKS[is_any].run(connection, self._waiting, most_values)
-            sql.INSERT_USUAL_TASKS[is_any].run(connection, self._usual, most_values)
-            sql.INSERT_TASKS[is_any].run(connection, self._full, most_values)
-            if has_requests:
-                connection.execute(sql.DELETE_REQUESTS)
-        if self._placeholders:
-            connection.executemany(sql.INSERT_PLACEHOLDER, self._placeholders)
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of all tasks, each with all of `COLUMNS`."""
+        some, more = len(NAMED), len(CONSTANT)
+        for values, width in ((self.waiting, some + len(WAITING)), (self.usual, some + len(RUN))):
+            left = (None,) * (len(COLUMNS) - more - (width - some))
+            for start in range(0, len(values), width):
+                row = values[start:start + width]
+                yield (*row[:some], *(None,) * (more - some), *row[some:], *left)
+        for start in range(0, len(self.full), len(COLUMNS)):
+            yield tuple(self.full[start:start + len(COLUMNS)])
 
-    def store_progress(self, connection: sqlite3.Connection) -> None:
-        """Advance tasks, which the file knows by now, to the progress that `add_progress` got."""
-        if self._progress:
-            connection.executemany(sql.ADVANCE_PROGRESS, self._progress)
+    @property
+    def own_runs(self) -> list[tuple[Any, ...]]:
+        """Rows with `RUN_COLUMNS` of the runs of this process."""
+        return [_own_run(run_id) for run_id in self.runs if is_own_run(run_id)]
+
+    @property
+    def other_runs(self) -> list[str]:
+        """Ids of the runs that are only told of: nothing else is known of them."""
+        return [run_id for run_id in self.runs if not is_own_run(run_id)]
 
 
 def _own_run(run_id: str) -> tuple[Any, ...]:
