@@ -16,6 +16,7 @@ from ..model.events import TaskStatus
 from ..model.records import COMPLETED, OUTPUT, PROGRESS, STATUSES
 from ..model.threads import own_thread
 from ..words import ending, escaped, now, took, word_for
+from .estimate import Rhythm
 from .screen import ERR, OUT, OWN
 from .tables import FAILED, UNHAPPY, counted, task_table
 
@@ -51,10 +52,12 @@ class Printer:
         quiet: whether a command that completed gets no line.
         shows: what to type before a command's number to see more of it; empty if nothing is
             recorded.
+        has_picture: whether the screen shows how far the run is. If not, lines tell it now and
+            then.
     """
 
     def __init__(self, run: Run, screen: Screen, live: Live, err: Channel, *, quiet: bool,
-                 shows: str) -> None:
+                 shows: str, has_picture: bool) -> None:
         self.notices: deque[str] = deque()
         """Messages of our own that wait to be shown. Any thread appends one, and does not wait for
         the screen."""
@@ -66,6 +69,7 @@ class Printer:
         self._shows = shows
         self._failed: dict[int, TaskSnapshot] = {}  # by number, those that are shown at the end
         self._is_single = len(run.commands) == 1
+        self._rhythm = None if has_picture or self._is_single else Rhythm(monotonic())
         self._thread: Thread | None = None
 
     def follow(self, subscription: Subscription, pause: float) -> None:
@@ -95,7 +99,8 @@ class Printer:
         does."""
         if self._run.output_error is None:
             lines = [line for group in _grouped(records) for line in self._lines_of(group)]
-            self._guarded(lambda: self._screen.show([*lines, *self._notices()]))
+            lines += [*self._notices(), *self._news()]
+            self._guarded(lambda: self._screen.show(lines))
 
     def finish(self, dropped: int, sinks: Mapping[str, SinkHealth]) -> None:
         """Show what failed, what was not shown or recorded, and the summary. Nothing when nobody
@@ -150,6 +155,12 @@ class Printer:
 
     def _notices(self) -> list[Line]:
         return [(OWN, escaped(self.notices.popleft())) for _ in range(len(self.notices))]
+
+    def _news(self) -> Iterator[Line]:
+        """Yield how far the run is, if a line that tells it is due."""
+        live, rhythm = self._live, self._rhythm
+        if rhythm is not None and rhythm.is_due(live.ended, live.total, monotonic()):
+            yield OWN, f"bgworker run: {live.summary()}"
 
     def _lines_of(self, group: list[Record]) -> Iterator[Line]:
         """Yield the lines of records of one task and kind."""

@@ -14,6 +14,7 @@ import os
 import shlex
 import sys
 from argparse import ArgumentTypeError
+from functools import partial
 from time import monotonic
 
 from ..model.errors import BgworkerError
@@ -29,7 +30,7 @@ from .signals import Killed, Signals, kill_children, leave_at_once
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from typing import Any
 
     from ..sinks.base import Sink
@@ -41,6 +42,9 @@ infinity.)"""
 
 LAST_MOMENT = 2.0
 """Seconds that the sinks get when a second signal ends it all."""
+
+PATIENCE = 1.0
+"""Seconds that a question to the history may take whose answer is only shown."""
 
 REDRAW = 0.1
 """Seconds that lines and news are gathered for, where each time the table is redrawn."""
@@ -68,6 +72,14 @@ the history:
   --resume knows a command by its text and its directory, whatever its name,
   and skips it as often as it has completed before. What failed, was cancelled
   or was interrupted runs again.
+
+the time left:
+  Of many commands it is told from the third second on: in the table, and where
+  there is none, in a line at each tenth of the commands, at least 10 seconds
+  apart. A command is expected to take the median of its last nine runs in the
+  history, as far as this run is as fast as those; it is known by its text,
+  whatever its name and directory. Others are expected to take the mean of
+  this run.
 
 sinks:
   jsonl:PATH, sqlite:PATH, webhook:URL or package.module:factory. Options may
@@ -201,11 +213,12 @@ def _run(commands: Sequence[Command], sinks: Sequence[Sink], options: Namespace)
     # fifth of the time.
     gc.set_threshold(50_000)
     out, err = Channel(sys.stdout), Channel(sys.stderr)
-    live = Live(len(commands))
+    live = Live(len(commands), options.jobs, partial(_usual_seconds, options.db))
     is_live = len(commands) > 1 and err.can_redraw
     screen = Screen(out, err, live.lines if is_live else None)
     run = Run(commands, fail_fast=options.fail_fast)
-    printer = Printer(run, screen, live, err, quiet=options.quiet, shows=_shows(options))
+    printer = Printer(run, screen, live, err, quiet=options.quiet, shows=_shows(options),
+                      has_picture=is_live)
     with Notices(printer.notices), Signals(run, screen):
         try:
             scheduler = Scheduler(1, sinks=sinks, keep_finished=0)  # `Run` lets it grow
@@ -235,6 +248,19 @@ def _run(commands: Sequence[Command], sinks: Sequence[Sink], options: Namespace)
                                     "container's)")
             raise
     return run.exit_code()
+
+
+def _usual_seconds(db: str | None, script_hashes: Collection[str]) -> Mapping[str, float]:
+    """Return how long commands ran before, by the hash of their text; nothing where no history can
+    tell. The printer's thread, which it may hold up for a moment."""
+    if db is None:
+        return {}
+    from ..history.reader import History
+    try:
+        with History(db, patience=PATIENCE) as history:
+            return history.usual_seconds(script_hashes)
+    except BgworkerError:
+        return {}  # an estimate is worth no trouble; what is wrong with the file, its sink tells
 
 
 def _shows(options: Namespace) -> str:

@@ -463,6 +463,22 @@ EXIT_CODE = f"""CASE t.failure_type WHEN '{COMMAND_FAILED}'
 """The exit code of a command ``t`` that failed; NULL of other tasks."""
 
 
+LATEST = 9
+"""Tasks of one source that tell how long it usually runs."""
+
+
+def usual_seconds(connection: sqlite3.Connection, script_hash: str) -> float | None:
+    """Return the median of how long the latest tasks of one source ran that completed; of those
+    that failed or timed out, if none of them did."""
+    rows = connection.execute(
+        "SELECT t.status = 'completed', t.duration_sec FROM tasks t WHERE t.script_hash = ? "
+        f"AND {status_in('+t.status', (TaskStatus.COMPLETED, *FAILED))} AND {_TIMED} "
+        "ORDER BY t.key DESC LIMIT ?", (script_hash, LATEST)).fetchall()
+    took = sorted([seconds for is_completed, seconds in rows if is_completed]
+                  or [seconds for _, seconds in rows])
+    return took[len(took) // 2] if took else None
+
+
 def failures(connection: sqlite3.Connection, since: str,
              run: str | None = None) -> tuple[Failures, ...]:
     """Return the tasks that failed or timed out by the type of their exception, commands by

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ import pytest
 from tests.histories import Recorder, run_cli
 
 from bgworker import History
-from bgworker.cli import main
+from bgworker.cli import estimate, live, main, run
 from tests.support import environment
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="shell commands and signals of POSIX")
@@ -323,3 +324,46 @@ def test_two_sinks_with_one_file_are_refused_whatever_they_call_it(
         )
         == 0
     )
+
+
+# ---------------------------------------------------------------- the time left
+
+@POSIX
+def test_lines_tell_how_long_commands_may_take_that_ran_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # the last one is the long one: the mean of the others tells nothing of it
+    Path("commands").write_text("".join(f"sleep 0.0{n}\n" for n in range(1, 10)) + "sleep 30\n")
+    Path("quick").write_text("".join(f"sleep 0.0{n}\n" for n in range(1, 10)) + "sleep 0.4\n")
+    record = Recorder("bgworker.db")
+    script = hashlib.sha256(b"sleep 30").hexdigest()
+    record.insert("scripts", hash=script)
+    record.task(took=30.0, script_hash=script)
+    record.close()
+    monkeypatch.setattr(live, "SOON", 0.0)
+    monkeypatch.setattr(live, "PAUSE", 0.0)
+    monkeypatch.setattr(estimate, "APART", 0.05)
+
+    def told(*words: str) -> list[str]:
+        main(["run", "-j", "1", "-q", *words])
+        out, err = capfd.readouterr()
+        assert out == ""
+        return [line for line in err.splitlines() if line.startswith("bgworker run: ")]
+
+    lines = told("-f", "commands", "--timeout", "1s")
+    assert lines and all(
+        re.fullmatch(r"bgworker run: \d of 10, [\d.]+m?s, about (29|30)s left, 1 running", line)
+        for line in lines), lines
+    assert not [line for line in told("-f", "quick") if "left" in line and "about 30" in line]
+    assert told("--", "sleep", "0.3") == []
+    monkeypatch.setattr(estimate, "APART", 10.0)
+    assert told("-f", "quick") == [], "it is over too soon"
+
+
+def test_a_history_that_cannot_be_read_tells_nothing_and_disturbs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no history " * 100)
+    for path in ("missing", "text", "."):
+        assert run._usual_seconds(str(tmp_path / path), ["a"]) == {}
+    assert run._usual_seconds(None, ["a"]) == {}
+    assert sorted(os.listdir(tmp_path)) == ["text"]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from time import time_ns
 from typing import Any
 
 import pytest
 
+from bgworker.cli import live as live_module
 from bgworker.cli.live import Live
 from bgworker.cli.screen import ERR, OUT, OWN, Channel, Screen
 from bgworker.cli.text import Surface, width_of
 from bgworker.model.events import TaskStatus
-from bgworker.model.records import TaskState
+from bgworker.model.records import Source, TaskState
 from bgworker.words import escaped, said
 
 
@@ -33,6 +35,18 @@ def state_of(name: str) -> TaskState:
     state = TaskState("0" * 32, name, "", 0)
     state.started_ns = time_ns() - 65_000_000_000
     return state
+
+
+class Scripted(Source):
+    """Where the code of a task comes from, in name only."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    @property
+    def script_hash(self) -> str:
+        return f"hash of {self._name}"
 
 
 def lines_of(live: Live, columns: int = 80, height: int = 24, **how: Any) -> list[str]:
@@ -150,6 +164,55 @@ def test_a_command_that_has_ended_has_no_line_and_the_others_keep_their_numbers(
     live.say(states[0], "what comes late is not shown")
     assert [line.split()[0] for line in lines_of(live)[1:3]] == ["[2]", "[3]"]
     assert live.number(state_of("next")) == 4
+
+
+def test_from_the_third_second_on_the_picture_tells_how_long_the_rest_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [1_000.0]
+    monkeypatch.setattr(live_module, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(live_module, "time_ns", lambda: int(clock[0] * 1e9))
+    asked: list[list[str]] = []
+
+    def usual_seconds(script_hashes: Collection[str]) -> dict[str, float]:
+        asked.append(sorted(script_hashes))
+        return {"hash of a": 10.0, "hash of b": 7200.0}
+
+    live = Live(3, 1, usual_seconds)
+    states = {name: state_of(name) for name in "abc"}
+    for name, state in states.items():
+        state.source = Scripted(name)
+        live.number(state)
+    states["a"].started_ns = int(clock[0] * 1e9)
+    live.move(states["a"], TaskStatus.RUNNING)
+
+    def summary(at: float) -> str:
+        clock[0] = 1_000.0 + at
+        return lines_of(live)[-1].partition("] ")[2]
+
+    assert summary(2.9) == "0 of 3, 2.9s, 1 running" and not asked, "it may be over soon"
+    assert summary(4.0) == "0 of 3, 4.0s, about 3h00m left, 1 running"
+    assert asked == [["hash of a", "hash of b", "hash of c"]]
+    states["a"].duration = 11.0
+    live.move(states["a"], TaskStatus.COMPLETED)
+    live.move(states["b"], TaskStatus.CANCELLED)
+    assert summary(4.5) == "2 of 3, 4.5s, about 3h00m left, 1 cancelled", "not twice a second"
+    assert summary(11.0) == "2 of 3, 11.0s, about 11s left, 1 cancelled"
+    states["c"].started_ns = int(1_011.0 * 1e9)
+    live.move(states["c"], TaskStatus.RUNNING)
+    assert summary(15.0) == "2 of 3, 15.0s, about 7s left, 1 running, 1 cancelled"
+    assert summary(40.0) == "2 of 3, 40.0s, 1 running, 1 cancelled", "any moment now"
+    assert len(asked) == 1, "no command has come since"
+
+
+def test_the_time_left_stands_where_a_narrow_terminal_still_shows_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    live = live_with(*[("job", "")] * 8, total=400)
+    monkeypatch.setattr(live, "_time_left", lambda: 75.0)
+    for columns in (39, 79, 199):
+        assert "about 1m15s left" in lines_of(live, columns)[-1]
+        assert len(lines_of(live, columns)[-1]) <= columns
 
 
 def test_an_empty_line_does_not_hide_the_last_message() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from tests import mutations
 import pytest
 from tests.histories import RUN, Recorder, files_beside, text_of
+from tests.history.plans import plans, scans
 
 from bgworker.history import presence, schema
 from bgworker.cli.reading import json_line
@@ -628,6 +629,32 @@ def test_completions_are_counted_by_source_and_metadata(record: Recorder, histor
     assert history.completed(["a", "b", "c"], {"cwd": "/x"}) == {"a": 2, "b": 1, "c": 0}
 
 
+def test_the_usual_duration_of_a_source_is_the_median_of_its_last_nine_that_completed(
+        record: Recorder, history: History) -> None:
+    for script in "abc":
+        record.insert("scripts", hash=script)
+    for took in (500.0, 500.0, 500.0, 1.0, 9.0, 2.0, 8.0, 3.0, 7.0, 4.0, 6.0, 5.0):
+        record.task(took=took, script_hash="a")
+    record.task("running", "running", script_hash="a")
+    assert history.usual_seconds(["a", "b", "x"]) == {"a": 5.0}
+    for status, took in (("failed", 0.1), ("timed_out", 60.0), ("failed", 0.2),
+                         ("cancelled", 99.0), ("interrupted", 99.0)):
+        record.task(status=status, took=took, script_hash="b")
+    record.task(took=None, script_hash="c")
+    assert history.usual_seconds("abc") == {"a": 5.0, "b": 0.2}
+    record.task(took=7.0, script_hash="b")
+    assert history.usual_seconds(["b"]) == {"b": 7.0}, "those that failed tell no more"
+
+
+def test_the_usual_duration_of_a_source_is_asked_of_an_index_in_the_order_of_time(
+        record: Recorder, history: History) -> None:
+    record.insert("scripts", hash="a")
+    record.task(script_hash="a")
+    found = plans(history, lambda: history.usual_seconds(["a"]))
+    assert any("tasks_script" in plan for plan in found)
+    assert scans(found) == [] and not any("B-TREE" in plan for plan in found)
+
+
 # ---------------------------------------------------------------- interrupted
 
 PRESENT = """
@@ -986,6 +1013,7 @@ def ask_everything(history: History) -> dict[str, Any]:
     for status in TaskStatus:
         history.tasks(status=status, since=timedelta(days=365))
     history.completed(["a"], {"n": 1})
+    found["usual"] = history.usual_seconds(["a"])
     for event in found["events"]:
         encode(event)
     json_line(found)
