@@ -736,4 +736,6 @@ def _life(number: int, end: int = records.COMPLETED) -> list[records.Record]:
         )
     elif end == records.CANCELLED:
         state.failure_message = "user"
+    elif end == records.COMPLETED:
+        state.result = '{"rows":[1,null,"\\u00e9"]}'
     return [(state, seq, kind, _NS + 1000 * seq, each) for seq, (kind, each) in enumerate(data, 1)]

@@ -210,7 +210,7 @@ def make_nightly(path: str | os.PathLike[str]) -> dict[str, str]:
     return ids by name."""
     release = threading.Event()
     with Scheduler(1, sinks=[SqliteSink(path)], record_source=True, record_arguments=True,
-                   progress_interval=0.0) as pool:
+                   record_result=True, progress_interval=0.0) as pool:
         slow = pool.options(name="slow", timeout=0.05).submit(lambda: current_task().sleep(60))
         tasks = [
             slow,

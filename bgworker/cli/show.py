@@ -131,6 +131,8 @@ def _facts(task: TaskSnapshot, run: Run | None) -> Iterator[tuple[str, str]]:
     yield "script", (task.script_id or "-") + source
     if task.arguments is not None:
         yield "arguments", task.arguments
+    if task.result is not None:
+        yield "result", task.result
     if task.metadata:
         yield "metadata", json.dumps(dict(task.metadata), ensure_ascii=False)
     yield "run", (task.run_id or "-") + ("" if run is None else _where(run))

@@ -8,6 +8,7 @@ exists.
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
 from collections.abc import Mapping
 from itertools import islice
@@ -163,7 +164,9 @@ class TaskOptions(Submits):
         "_capture_output",
         "_record_source",
         "_record_arguments",
+        "_record_result",
         "_is_special",
+        "_follows_run",
     )
     _submit: Submit
 
@@ -177,6 +180,7 @@ class TaskOptions(Submits):
         capture_output: bool,
         record_source: bool,
         record_arguments: bool,
+        record_result: bool,
     ) -> None:
         if submit is not None:  # a Scheduler's own defaults lack it: it would be a cycle
             self._submit = submit
@@ -186,9 +190,11 @@ class TaskOptions(Submits):
         self._capture_output = flag("capture_output", capture_output)
         self._record_source = flag("record_source", record_source)
         self._record_arguments = flag("record_arguments", record_arguments)
+        self._record_result = flag("record_result", record_result)
         self._is_special = bool(
             self._timeout or self._metadata_json or self._record_source or self._record_arguments
         )
+        self._follows_run = self._capture_output or self._record_result
 
     @property
     def _settings(self) -> TaskOptions:
@@ -205,6 +211,38 @@ class TaskOptions(Submits):
             state.record_source = True
         if self._record_arguments:
             state.arguments = fit_json(json_text({"args": args, "kwargs": kwargs}), max_bytes)[0]
+
+
+class _Off(int):
+    """What a setting is that nobody has given: False, unless the environment switches it on."""
+
+    def __repr__(self) -> str:
+        return "False"
+
+
+OFF: bool = _Off()  # type: ignore[assignment]
+
+_CAPTURES = {"output": "capture_output", "arguments": "record_arguments",
+             "source": "record_source", "result": "record_result"}
+"""Word of the environment variable BGWORKER_CAPTURE -> setting of a Scheduler."""
+
+
+def with_environment(**settings: bool) -> dict[str, Any]:
+    """Return settings of a Scheduler; those that were left `OFF` as the environment variable
+    BGWORKER_CAPTURE has them.
+
+    Raises:
+        ConfigurationError: it has a word that means nothing.
+    """
+    words = [word.strip() for word in os.environ.get("BGWORKER_CAPTURE", "").split(",")]
+    for word in words:
+        if word and word not in _CAPTURES:
+            raise ConfigurationError(
+                f"the environment variable BGWORKER_CAPTURE: expected some of "
+                f"{', '.join(_CAPTURES)}, separated by commas, got {show(word)}; correct or unset "
+                "it")
+    on = {_CAPTURES[word] for word in words if word}
+    return {name: name in on if value is OFF else value for name, value in settings.items()}
 
 
 def _frozen(metadata: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], str]:

@@ -25,7 +25,7 @@ from . import process
 from .context import Limits
 from .dropin import DropIn, default_workers, number_of_workers
 from .finished import Memory
-from .options import Submits, TaskOptions
+from .options import OFF, Submits, TaskOptions, with_environment
 from .pool import Pool
 from .source import source_of
 from .task import Task
@@ -72,9 +72,11 @@ class Scheduler(Submits, DropIn):
             deadline. Then the pool goes on with fewer workers; when none is left, ``submit`` raises
             `PoolStuck`. None is no bound.
         close_timeout: seconds that all sinks together get at shutdown.
-        capture_output, record_source, record_arguments: defaults of `options`.
+        capture_output, record_source, record_arguments, record_result: defaults of `options`. One
+            that is not given is on where the environment variable ``BGWORKER_CAPTURE`` has its last
+            word, as in ``BGWORKER_CAPTURE=output,arguments``.
         max_payload: most bytes of one stream event's text, of a failure's, and of a task's
-            arguments and metadata. JSON that is larger gives way to ``{"truncated": <its bytes>,
+            arguments, result and metadata. JSON that is larger gives way to ``{"truncated": <its bytes>,
             "head": "<its beginning>"}``.
         oversize: whether a larger one is cut ("truncate") or refused and counted ("reject").
         progress_interval: seconds between two progress events of a task ...
@@ -101,9 +103,10 @@ class Scheduler(Submits, DropIn):
         keep_seconds: float | None = 1800.0,
         max_stuck: int | None = 256,
         close_timeout: float = 5.0,
-        capture_output: bool = False,
-        record_source: bool = False,
-        record_arguments: bool = False,
+        capture_output: bool = OFF,
+        record_source: bool = OFF,
+        record_arguments: bool = OFF,
+        record_result: bool = OFF,
         max_payload: int = 65536,
         oversize: Literal["truncate", "reject"] = "truncate",
         progress_interval: float = 0.1,
@@ -156,9 +159,12 @@ class Scheduler(Submits, DropIn):
         # without the Scheduler: a cycle would let a forgotten one wait for the garbage collector
         self._settings = TaskOptions(
             None,
-            capture_output=capture_output,
-            record_source=record_source,
-            record_arguments=record_arguments,
+            **with_environment(
+                capture_output=capture_output,
+                record_source=record_source,
+                record_arguments=record_arguments,
+                record_result=record_result,
+            ),
         )
         process.enter(self, self._pool, self._dispatcher)
         try:
@@ -204,6 +210,7 @@ class Scheduler(Submits, DropIn):
         capture_output: bool | None = None,
         record_source: bool | None = None,
         record_arguments: bool | None = None,
+        record_result: bool | None = None,
     ) -> TaskOptions:
         """Return settings with ``submit`` and ``map`` of their own.
 
@@ -217,7 +224,10 @@ class Scheduler(Submits, DropIn):
             record_source: whether the record holds the function's source text; its hash is always
                 there.
             record_arguments: whether the record holds the arguments, as JSON.
-            The last three take None for the Scheduler's default.
+            record_result: whether the record of a completed task holds what it returned, as JSON.
+                That is made before anybody can get the result, on the task's thread and within its
+                timeout: who changes the result afterwards does not change the record.
+            The last four take None for the Scheduler's default.
         """
         defaults = self._settings
         return TaskOptions(
@@ -232,6 +242,7 @@ class Scheduler(Submits, DropIn):
             record_arguments=(
                 defaults._record_arguments if record_arguments is None else record_arguments
             ),
+            record_result=defaults._record_result if record_result is None else record_result,
         )
 
     def _submit(self, options: TaskOptions, fn: Callable[..., T], args: tuple[Any, ...],
@@ -247,8 +258,9 @@ class Scheduler(Submits, DropIn):
         dispatcher = self._dispatcher
         task: Task[T] = Task(state, self._pool, dispatcher, self._limits, options._metadata)
         state.handle = weakref.ref(task)
-        if options._capture_output:
-            task._captures_output = True
+        if options._follows_run:
+            task._captures_output = options._capture_output
+            task._records_result = options._record_result
         if not dispatcher.has_started:
             dispatcher.start()
         self._memory.add(state)

@@ -35,7 +35,7 @@ from ..model.records import (
     TaskState,
     event,
 )
-from ..model.text import clean, name_of
+from ..model.text import clean, fit_json, json_text, name_of
 from .context import (
     CURRENT,
     Identity,
@@ -104,6 +104,9 @@ class Task(Identity, LightFuture["T"]):
     cancel, and `TaskTimedOut` after a run timeout; a ``TimeoutError`` from ``result(timeout)``
     means only that the wait ran out.
     """
+
+    _records_result = False
+    """Whether the record holds what its code returns; set before it is queued."""
 
     def __init__(self, state: TaskState, runner: Runner, dispatcher: Dispatcher, limits: Limits,
                  metadata: Mapping[str, Any]) -> None:
@@ -245,12 +248,17 @@ class Task(Identity, LightFuture["T"]):
             del raised
         # in whole nanoseconds: a float with few digits is text in half the time
         duration = (time.monotonic_ns() - started) / 1e9
-        del call, function, args, kwargs, variables
+        recorded = None
         if error is not None:  # looks at the user's exception, in the task's own time
             kind, failure = _verdict(error, self._limits.max_payload)
             if kind == CANCELLED:
                 final_state, error = CANCELLED_AND_NOTIFIED, None
+        elif self._records_result:  # so it looks at the result; nobody can have changed it yet
+            recorded = fit_json(variables.run(json_text, result), self._limits.max_payload)[0]
+        del call, function, args, kwargs, variables
         if deadlines is None or deadlines.forget(self):
+            if recorded is not None:
+                state.result = recorded
             self._record_end(kind, duration, result, error, failure)
             self._resolve(final_state)
             if self._done_callbacks:

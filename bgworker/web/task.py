@@ -1,6 +1,6 @@
 """The page of one task: how it ended, why, and what it said.
 
-Arguments and source may be secret: they are sent to nobody who has not asked for them.
+Arguments, result and source may be secret: they are sent to nobody who has not asked for them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LINES = 200
 LONGEST = 50_000
-"""Characters of a traceback, of arguments or of a source that are shown."""
+"""Characters of a traceback, of arguments, a result or a source that are shown."""
 
 
 def task_page(here: Address, history: History, view: View) -> tuple[str, Markup, bool]:
@@ -59,7 +59,8 @@ def _facts(task: TaskSnapshot, history: History, view: View) -> list[Markup]:
 def _hidden(task: TaskSnapshot, here: Address) -> list[Markup]:
     """Return what may be secret, if it was asked for, else how to ask."""
     shown = []
-    for name, text in (("arguments", task.arguments), ("source", task.script_text)):
+    for name, text in (("arguments", task.arguments), ("result", task.result),
+                       ("source", task.script_text)):
         if text is not None and here.get("show") == name:
             shown.append(fill("shown", name=name.capitalize(), text=_bounded(text)))
         elif text is not None:

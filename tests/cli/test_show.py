@@ -37,6 +37,8 @@ def test_a_failed_task_shows_why_and_its_last_lines(
         text,
     )
     assert '\n  arguments  {"args":[2],"kwargs":{"fail":true}}\n' in text
+    assert "\n  result " not in text, "it has none"
+    assert "\n  result     5\n" in shown(capfd, "--db", nightly.path, "load users")
     assert re.search(
         rf"\n  run        [0-9a-f]+ \(process {os.getpid()} on \S.*, Python 3\.\d+\.\d+\S*, "
         r"ended\)\n",

@@ -107,6 +107,7 @@ def test_the_json_of_a_task_has_every_field_always(nightly: Nightly, record: Rec
         "failure_type",
         "failure_message",
         "invocation_info",
+        "result",
         "metadata",
         "last_seq",
     ]
@@ -120,6 +121,7 @@ def test_the_json_of_a_task_has_every_field_always(nightly: Nightly, record: Rec
     tasks: Any = {task["name"]: task for task in answer["tasks"]}
     assert tasks["load users"]["metadata"] == {"ticket": 7, "tags": ["a", "b"]}
     assert tasks["load users"]["arguments"] == '{"args":[5],"kwargs":{}}'
+    assert (tasks["load users"]["result"], tasks["load orders"]["result"]) == ("5", None)
     assert "def load(rows: int" in tasks["load users"]["script_text"]
     assert tasks["load orders"]["failure_message"] == "row 2 is bad\nand so is the next"
 

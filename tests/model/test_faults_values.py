@@ -350,6 +350,7 @@ class Round:
             sinks=[f"jsonl:{folder}/events.jsonl", f"sqlite:{folder}/history.db"],
             record_arguments=True,
             record_source=self.random.random() < 0.5,
+            record_result=True,
             max_stuck=None,
             max_payload=self.random.choice((64, 1000, 65536)),
             close_timeout=LONG,
@@ -397,7 +398,8 @@ class Round:
 
     def attack_options(self) -> None:
         settings = {name: self.hostility.thing() for name in (
-            "name", "timeout", "metadata", "capture_output", "record_source", "record_arguments")
+            "name", "timeout", "metadata", "capture_output", "record_source", "record_arguments",
+            "record_result")
             if self.random.random() < 0.25}
         self.tasks.append(self.pool.options(**settings).submit(int))
 

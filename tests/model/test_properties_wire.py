@@ -366,6 +366,7 @@ def door_records(draw):
     )
     state.timeout = draw(st.none() | st.floats(0.001, 9e9) | st.integers(1, 9 * 10**9))
     state.record_source = draw(st.booleans())
+    state.result = draw(st.none() | anything.map(lambda value: cut_json(value)[0]))
     state.started_ns, state.completed_ns, state.duration = 0, 2**61, draw(st.floats(0, 9e9))
     state.failure_type, state.failure_message, state.invocation_info = draw(
         st.just((None, None, None))

@@ -455,6 +455,7 @@ class Odd:
         {"capture_output": Odd},
         {"record_source": Odd},
         {"record_arguments": Odd},
+        {"record_result": Odd},
     ],
     ids=lambda settings: next(iter(settings)),
 )

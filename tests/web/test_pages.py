@@ -129,15 +129,19 @@ def test_a_task_shows_its_failure_and_what_it_said(tmp_path: Path) -> None:
         assert "not tonight" in page(server, f"/task/{ids['cleanup']}").text
 
 
-def test_arguments_and_source_are_sent_to_nobody_who_has_not_asked(tmp_path: Path) -> None:
+RESULT = '<pre tabindex="0">5</pre>'
+
+
+def test_arguments_result_and_source_are_sent_to_nobody_who_has_not_asked(tmp_path: Path) -> None:
     ids = make_nightly(tmp_path / "nightly.db")
     with site(tmp_path / "nightly.db") as server:
         path = f"/task/{ids['load users']}"
         body = ask(server, path).body
-        assert "def load(" not in body and "hidden, " in body
-        [arguments, source] = [each for each in Parsed(body).links() if "show=" in each]
+        assert "def load(" not in body and "hidden, " in body and RESULT not in body
+        [arguments, result, source] = [each for each in Parsed(body).links() if "show=" in each]
         assert "def load(rows: int" in page(server, source).text
-        assert "[5]" in page(server, arguments).text
+        assert "[5]" in page(server, arguments).text and "show=result" in result
+        assert RESULT in ask(server, result).body and "[5]" not in page(server, result).text
         assert "def load(" not in ask(server, arguments).body
         for other in ("/", "/failures", "/timeline", "/runs"):
             assert "def load(" not in ask(server, other).body
@@ -225,7 +229,8 @@ def harmless(body: str) -> Parsed:
     return parsed
 
 
-@pytest.mark.parametrize("path", [*PATHS, "/task/last?show=arguments", "/task/last?show=source"])
+@pytest.mark.parametrize("path", [*PATHS, "/task/last?show=arguments", "/task/last?show=result",
+                                  "/task/last?show=source"])
 def test_markup_in_any_field_is_text(tmp_path: Path, path: str) -> None:
     """The page of a hostile history has the tags and attributes of a tame one's, in their order."""
     shapes = []
