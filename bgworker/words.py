@@ -135,6 +135,11 @@ def why(task: TaskSnapshot) -> str:
     return short or task.status.value
 
 
+def is_command(task: TaskSnapshot) -> bool:
+    """Tell whether a task is a command: the script of a Python function has a colon."""
+    return task.script_id is not None and ":" not in task.script_id
+
+
 def exit_of(code: int, program: str | None = None) -> str:
     """Return how a command ended: "gzip: exit code 1", "gzip: SIGKILL"."""
     words = f"exit code {code}"

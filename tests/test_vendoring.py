@@ -164,6 +164,7 @@ VERBS_THAT_NEED = {
         "run --resume -- python -c pass",
         "tasks",
         "show last",
+        "why",
         "tail last",
         "stats",
         "watch",

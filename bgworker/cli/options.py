@@ -4,6 +4,7 @@ with one line that names it."""
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from argparse import ArgumentTypeError
 from contextlib import suppress
@@ -14,6 +15,7 @@ from ..words import duration, escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Callable
     from datetime import timedelta
     from typing import Any
@@ -42,6 +44,18 @@ def program() -> str:
     return f"{os.path.basename(sys.executable)} -m {package}"
 
 
+def typed(options: Namespace, words: str) -> str:
+    """Return what to type for another verb to read the same history.
+
+    Args:
+        words: the verb, and what names a task.
+    """
+    is_default = options.db == options.parser.get_default("db")
+    verb, _, rest = words.partition(" ")
+    where = "" if is_default else f" --db {shlex.quote(options.db)}"
+    return f"{program()} {verb}{where} {rest}".rstrip()
+
+
 # ---------------------------------------------------------------- options
 
 def add_db(parser: Any, what: str = "the history") -> None:
@@ -68,12 +82,14 @@ def add_since(parser: Any) -> None:
 
 
 def add_task(parser: Any) -> None:
-    """Add the argument that names a task."""
+    """Add the argument that names a task, the last one if it is left out."""
     parser.add_argument(
         "task",
         metavar="TASK",
+        nargs="?",
+        default="last",
         help="a task's id, the beginning of one or its last 8 digits, a name (the newest task that "
-        "has it), last, or the number that the last run gave a command, such as 12",
+        "has it), the number that the last run gave a command, such as 12, or last (the default)",
     )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shlex
 import sys
 from argparse import ArgumentTypeError
 from functools import partial
@@ -22,7 +21,7 @@ from ..running.scheduler import Scheduler
 from .commands import commands_of, left_of, sinks_of
 from .jobs import Run
 from .live import Live
-from .options import add_db, program, seconds, whole
+from .options import add_db, typed, seconds, whole
 from .printer import Notices, Printer
 from .screen import Channel, Screen
 from .signals import Killed, Signals, kill_children, leave_at_once
@@ -266,7 +265,4 @@ def _usual_seconds(db: str | None, script_hashes: Collection[str]) -> Mapping[st
 def _shows(options: Namespace) -> str:
     """Return what to type before the number of a command to see more of it; nothing where nothing
     is recorded."""
-    if options.db is None:
-        return ""
-    is_default = options.db == options.parser.get_default("db")
-    return f"{program()} show" + ("" if is_default else f" --db {shlex.quote(options.db)}")
+    return "" if options.db is None else typed(options, "show")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from heapq import merge
 
 from ..model.events import StreamType, TaskStatus
 from ..model.wire import encode
-from ..words import ago, duration_of, escaped_lines, now, stamp, took, why, word_for
+from ..words import (ago, duration_of, escaped_lines, is_command, now, stamp, took, why,
+                     word_for)
 from .options import NO_SUCH_TASK, add_db, add_json, add_task, exit_codes, whole
+from .pasting import KEYS, pasteable
 from .reading import Output, harmless_json, opened, task_named
 from .tables import MOST_OF_A_NAME, Column, table
 from .tail import payload_lines
@@ -31,20 +32,16 @@ HELP = "show everything about one task"
 
 DESCRIPTION = """\
 Show everything that is recorded of one task: when and where it ran, how it
-ended, why it failed, and the last lines of each of its streams.
+ended, why it failed, and the last lines of each of its streams. Without TASK,
+of the last one. A command, and its directory, are spelled so that bash runs
+just that.
 """
 
 EPILOG = exit_codes(NO_SUCH_TASK) + """
 examples:
-  bgworker show last
+  bgworker show
   bgworker show 01a2b3c4 -n 20
 """
-
-_COMMAND_FAILED = re.compile(
-    r"""Traceback[^\n]*\n  File "[^"\n]*[/\\](?:child|command)\.py", line \d+, in """
-    r"(?:__call__|_start)\n"
-)
-"""The beginning of the traceback of a command that failed, or could not be started."""
 
 FACTS = (Column(""), Column("", most=ANY_WIDTH))
 
@@ -92,7 +89,7 @@ def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, Iterat
     facts = table(FACTS, list(_facts(task, run)), replace(surface, columns=ANY_WIDTH))
     yield from (f"  {line}" for line in facts[1:])
     info = task.invocation_info or ""
-    is_command = _COMMAND_FAILED.match(info) is not None
+    is_of_shell = is_command(task)
     if task.failure_type or task.failure_message:
         yield ""
         yield "why it was cancelled:" if task.status is TaskStatus.CANCELLED else "failure:"
@@ -100,11 +97,11 @@ def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, Iterat
         before, same, after = info.strip().partition(what)
         if same and not after and "\n" not in before:
             info = ""  # it is the failure once more, with the module of its type perhaps
-        yield from (f"  {line}" for line in escaped_lines(why(task) if is_command else what))
-    if info and not is_command:  # where in bgworker a command was run tells nobody anything
+        yield from (f"  {line}" for line in escaped_lines(why(task) if is_of_shell else what))
+    if info and not is_of_shell:  # where in bgworker a command was run tells nobody anything
         yield ""
         yield from (f"  {line}" for line in escaped_lines(info.rstrip("\n")))
-    for stream in sorted(STREAMS, key=lambda stream: is_command and stream is not StreamType.ERROR):
+    for stream in sorted(STREAMS, key=lambda each: is_of_shell and each is not StreamType.ERROR):
         for number, event in enumerate(streams[stream]):
             if not number:
                 yield ""
@@ -133,8 +130,15 @@ def _facts(task: TaskSnapshot, run: Run | None) -> Iterator[tuple[str, str]]:
         yield "arguments", task.arguments
     if task.result is not None:
         yield "result", task.result
-    if task.metadata:
-        yield "metadata", json.dumps(dict(task.metadata), ensure_ascii=False)
+    metadata = dict(task.metadata)
+    if is_command(task):
+        command, folder = pasteable(metadata)
+        if command is not None:
+            yield "command", command
+            yield "directory", folder or "-"
+            metadata = {name: metadata[name] for name in metadata if name not in KEYS}
+    if metadata:
+        yield "metadata", json.dumps(metadata, ensure_ascii=False)
     yield "run", (task.run_id or "-") + ("" if run is None else _where(run))
 
 

@@ -22,12 +22,12 @@ HELP = "print what a task said, or says"
 DESCRIPTION = """\
 Print what a task said, in order: its output as it is, lines of its other
 streams with their names in front. Control characters are shown, not obeyed;
---json has every event exactly.
+--json has every event exactly. Without TASK, of the last one.
 """
 
 EPILOG = exit_codes(NO_SUCH_TASK) + """
 examples:
-  bgworker tail -f last
+  bgworker tail -f
   bgworker tail -n 100 --stream error nightly
 """
 

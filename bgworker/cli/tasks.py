@@ -22,8 +22,8 @@ List the tasks of a history, the newest first: the latest created, or with
 --status completed, failed, cancelled or timed_out the latest ended.
 
 interrupted is a task whose process died, or closed the history, before the
-task ended. Of an id its last 8 digits are shown, or more where these do not tell
-it from others; they name the task for the other verbs.
+task ended. Of an id its last 8 digits are shown, or more where these do not
+tell it from others; they name the task for the other verbs.
 """
 
 EPILOG = exit_codes(NO_OUTPUT) + """

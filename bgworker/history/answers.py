@@ -58,9 +58,9 @@ class Failures:
     latest_utc: datetime | None
     latest_task_id: str
     latest_message: str | None
-    program: str | None
+    program: str | None = None
     """That these commands ran; None unless there is an exit code."""
-    exit_code: int | None
+    exit_code: int | None = None
     """Of these commands, below 0 the signal that ended them; None for what is no such command."""
 
 

@@ -174,6 +174,8 @@ def find(connection: sqlite3.Connection, task: str) -> tuple[int, str]:
             )
         if rows:
             found = rows[0][:2]
+    if found is None and task == "last":
+        raise UnknownTask("there is no task in this history yet; run something into it")
     if found is None:
         raise UnknownTask(
             f"there is no task {task[:80]!r} in this history; expected an id, the beginning of "

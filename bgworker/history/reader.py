@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ..model.events import Event, LossEvent, StreamEvent, StreamType, TaskSnapshot
     from .charts import FailureGroups, Throughput, Timeline
     from .pages import LinePage, RunCounts, TaskPage
+    from .past import Past
 
     Version = Tuple[int, int]
 
@@ -197,6 +198,18 @@ class History:
         if found is None:
             raise damaged(self.path, f"the task {task_id[:80]!r} has no status")
         return found
+
+    def past(self, task: str) -> Past:
+        """Return how tasks ended that have the name of a task, or are the same command, and what
+        ran it again.
+
+        Args:
+            task: as for `task`, with the same errors.
+        """
+        from . import past
+
+        with self._asking() as connection:
+            return past.past_of(connection, questions.find(connection, task)[0])
 
     def id_length(self, task_ids: Collection[str]) -> int:
         """Return how many of the last digits of these ids tell them apart: 8, where these are not

@@ -277,6 +277,7 @@ def test_every_verb_has_help_with_an_example_of_itself(capfd: pytest.CaptureFixt
         "run",
         "tasks",
         "show",
+        "why",
         "tail",
         "stats",
         "watch",

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +82,7 @@ def test_a_failed_command_shows_how_it_ended_and_what_it_said_but_no_code_of_our
     assert f"\nfailure:\n  {failure}" in text and text.endswith(end)
     assert "Traceback" not in text and ".py" not in text
     if words[0] == "sh":
-        assert json.dumps(words) in text, "it says what ran"
+        assert f"\n  command    {shlex.join(words)}\n" in text, "it says what ran"
 
 
 def test_as_many_lines_are_shown_of_each_stream_as_were_asked_for(
@@ -91,6 +95,59 @@ def test_as_many_lines_are_shown_of_each_stream_as_were_asked_for(
     assert lines("-n", 2) == ["loaded row 19", "loaded row 20"]
     assert len(lines("-n", 100)) == 20
     assert lines("-n", 0) == []
+
+
+def test_without_a_task_it_is_the_last(
+    nightly: Nightly, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert shown(capfd, "--db", nightly.path).startswith("cleanup: cancelled\n")
+
+
+BASH = shutil.which("bash")
+ODD = ["plain", "", "two words", "it's", '"$HOME"', "a\nb", "tab\there", "back\\slash", "\x1b[2J",
+       "é \u202e", os.fsdecode(b"\xff\xe9'"), "-n", "*", "\\n"]
+
+
+@pytest.mark.skipif(BASH is None, reason="bash is not installed")
+@pytest.mark.parametrize("is_line", [False, True], ids=["words", "a line"])
+def test_what_is_shown_of_a_command_runs_it_again_when_it_is_pasted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    is_line: bool
+) -> None:
+    folder = tmp_path / "it's here\n\x1b[2J"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    db = str(tmp_path / "h.db")
+    print_all = [sys.executable, "-c", "import os, sys; sys.stdout.buffer.write(repr((os.getcwd(), "
+                 "[os.fsencode(word) for word in sys.argv[1:]])).encode())", *ODD]
+    if is_line:
+        commands = tmp_path / "commands"
+        print_all.remove("a\nb")
+        commands.write_bytes(os.fsencode(shlex.join(print_all)))
+        assert main(["run", "--db", db, "-f", str(commands)]) == 0
+    else:
+        assert main(["run", "--db", db, "--", *print_all]) == 0
+    said = capfd.readouterr().out
+    assert "it's here" in said and "two words" in said
+    text = shown(capfd, "--db", db)
+    facts = dict(re.findall(r"^  (command|directory) +(.*)$", text, re.MULTILINE))
+    pasted = subprocess.run([str(BASH), "-c", f"cd {facts['directory']} && {facts['command']}"],
+                            cwd="/", capture_output=True, timeout=60)
+    assert (pasted.stdout.decode() + "\n", pasted.stderr) == (said, b"")
+
+
+def test_metadata_that_are_no_commands_are_shown_as_they_are(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for metadata in ({"command": 5, "cwd": None}, {"command": "ls", "argv": [["x"]]},
+                     {"cwd": "/"}, {"command": {"latin-1": 1}}):
+        record.task(script_id="ls", metadata=metadata)
+        text = shown(capfd)
+        assert f"\n  metadata  {json.dumps(metadata)}\n" in text and "\n  command" not in text
+    record.task(script_id="m:f", metadata={"command": "ls"})
+    assert '\n  metadata  {"command": "ls"}\n' in shown(capfd), "no command, but a function"
+    record.task(script_id="ls", metadata={"command": "ls", "ticket": 7})
+    assert '\n  command    ls\n  directory  -\n  metadata   {"ticket": 7}\n' in shown(capfd)
 
 
 def test_how_other_tasks_ended_is_shown(

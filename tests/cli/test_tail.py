@@ -225,9 +225,25 @@ def test_a_task_that_is_not_there_is_code_1(nightly: Nightly, tmp_path: Path) ->
         assert done.stderr.startswith("bgworker tail: there is no task 'nope'")
 
 
+def test_without_a_task_it_is_the_last(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tail"]) == 1
+    assert "there is no task in this history yet" in capfd.readouterr().err
+    record.said(record.task("old", created=record.ago(hours=2)), "then")
+    record.said(record.task("new"), "now")
+    for words in ([], ["-f"], ["-n", "1", "--stream", "output"]):
+        assert main(["tail", *words]) == 0
+        assert capfd.readouterr().out == "now\n"
+
+
 @pytest.mark.parametrize(
     "words, message",
-    [([], "TASK"), (["x", "--stream", "stdout"], "--stream"), (["x", "-n", "-1"], "-n")],
+    [
+        (["x", "y"], "unrecognized"),
+        (["x", "--stream", "stdout"], "--stream"),
+        (["x", "-n", "-1"], "-n"),
+    ],
 )
 def test_a_wrong_command_line_is_code_2(
     record: Recorder, capfd: pytest.CaptureFixture[str], words: list[str], message: str

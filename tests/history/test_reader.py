@@ -274,7 +274,7 @@ def test_a_task_that_is_not_there_is_an_unknown_task_and_a_key_error(
 
 
 def test_last_of_no_tasks_is_an_unknown_task(history: History) -> None:
-    with pytest.raises(UnknownTask):
+    with pytest.raises(UnknownTask, match="^there is no task in this history yet; "):
         history.task("last")
 
 
