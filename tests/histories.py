@@ -171,6 +171,22 @@ class Recorder:
         )
 
 
+_PRESENT = """
+from bgworker.history import presence, schema
+from bgworker.history.presencelock import PresenceLock
+lock = PresenceLock.share(schema.lock_path({path!r}))
+for run in {runs!r}:
+    lock.hold(presence.byte_of(run))
+"""
+
+
+def kill_runs(path: str | os.PathLike[str], *runs: str) -> None:
+    """Have a process record these runs, as far as its lock tells, and die."""
+    code = _PRESENT.format(path=str(path), runs=runs) + "import os; os.kill(os.getpid(), 9)"
+    died = subprocess.run([sys.executable, "-c", code], env=environment(), timeout=60)
+    assert died.returncode == -9
+
+
 def files_beside(path: str | os.PathLike[str]) -> dict[str, tuple[bytes, int]]:
     """Return content and time of change of the file and its log; SQLite's index of that log is
     shared by readers."""

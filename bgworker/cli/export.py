@@ -16,7 +16,7 @@ from ..sinks.opening import (
     shown,
     trouble,
 )
-from .options import NO_OUTPUT, a_path, add_db, exit_codes
+from .options import NO_OUTPUT, a_path, add_db, add_run, exit_codes
 from .reading import Output, harmless_json, opened
 
 TYPE_CHECKING = False
@@ -48,6 +48,7 @@ examples:
 def add_arguments(parser: Any) -> None:
     """Describe the words that may follow the verb."""
     add_db(parser)
+    add_run(parser, "only tasks of this run, and no losses, which belong to none")
     parser.add_argument(
         "--jsonl",
         metavar="PATH",
@@ -64,11 +65,11 @@ def act(options: Namespace) -> int:
     """Write all events, to stdout or a file that appears when it is complete."""
     with opened(options) as history:
         if options.jsonl != "-":
-            count = save(options, "--jsonl", options.jsonl, lambda file: _write(history, file))
+            count = save(options, "--jsonl", options.jsonl, lambda file: _write(history, options.run, file))
             options.parser.tell(f"{count:,} events written to {options.jsonl}")
             return 0
         output = Output()
-        lines = map(encode, history.events())
+        lines = map(encode, history.events(run=options.run))
         output.lines(map(harmless_json, lines) if output.is_terminal else lines)
     return 0
 
@@ -112,8 +113,8 @@ def _replace(path: str, write: Callable[[BinaryIO], int]) -> int:
         return write(file)
 
 
-def _write(history: History, file: BinaryIO) -> int:
+def _write(history: History, run: str | None, file: BinaryIO) -> int:
     count = 0
-    for count, event in enumerate(history.events(), 1):
+    for count, event in enumerate(history.events(run=run), 1):
         file.write(f"{encode(event)}\n".encode())
     return count

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 DEFAULT_DB = "bgworker.db"
 
+A_RUN = ("its id, the beginning of one or its last 8 digits, last, or last~1, last~2 ... for those "
+         "before it")
+"""What names a run."""
+
 NO_SUCH_TASK = "there is no such task, or several may be meant"
 NO_OUTPUT = "the output cannot be written"
 
@@ -81,16 +85,23 @@ def add_since(parser: Any) -> None:
     )
 
 
+def add_run(parser: Any, what: str = "only tasks of this run") -> None:
+    """Add ``--run``."""
+    parser.add_argument("--run", metavar="RUN", help=f"{what}: {A_RUN}")
+
+
 def add_task(parser: Any) -> None:
-    """Add the argument that names a task, the last one if it is left out."""
+    """Add the argument that names a task, the last one if it is left out, and ``--run``."""
     parser.add_argument(
         "task",
         metavar="TASK",
         nargs="?",
         default="last",
         help="a task's id, the beginning of one or its last 8 digits, a name (the newest task that "
-        "has it), the number that the last run gave a command, such as 12, or last (the default)",
+        "has it), the number of a command in the newest run, such as 12 or '[12]', or last (the "
+        "default)",
     )
+    add_run(parser, "the run that TASK is of, by number too")
 
 
 # ---------------------------------------------------------------- values

@@ -15,7 +15,8 @@ from contextlib import closing, contextmanager
 from dataclasses import fields
 from datetime import datetime
 
-from ..model.errors import BgworkerError, HistoryError, UnknownTask, WireError
+from ..model.errors import (BgworkerError, ConfigurationError, HistoryError, UnknownTask,
+                            WireError)
 from ..words import now
 from .screen import Channel
 from .tables import task_table
@@ -61,38 +62,10 @@ def opened(options: Namespace) -> Iterator[History]:
             for line in (str(error), *error.candidates):
                 options.parser.tell(line)
             options.parser.exit(1)
+        except ConfigurationError as error:  # "run: expected ...", where there is no such run
+            options.parser.error(f"argument --{error}")
         except (HistoryError, WireError) as error:  # the file went away, or is damaged
             options.parser.error(f"argument --db: {error}")
-
-
-def task_named(history: History, name: str) -> TaskSnapshot:
-    """Return the task that a word of the command line names: as `History.task`, or by the number
-    that the last run gave it.
-
-    Raises:
-        UnknownTask: as there.
-    """
-    try:
-        return history.task(name)
-    except UnknownTask:
-        is_number = name.isascii() and name.isdigit() and len(name) < 8
-        task = _numbered(history, int(name)) if is_number else None
-        if task is None:
-            raise
-        return task
-
-
-def _numbered(history: History, number: int) -> TaskSnapshot | None:
-    """Return the command of this number, if the newest task is a command of the same run. Their
-    numbers have no gap."""
-    for last in history.tasks(limit=1):
-        greatest = last.metadata.get("number")
-        if isinstance(greatest, int) and number <= greatest < 10**7:
-            keys = history.task_keys(limit=greatest - number + 1)
-            for task in history.tasks_of(keys[greatest - number:]):
-                if task.run_id == last.run_id and task.metadata.get("number") == number:
-                    return task
-    return None
 
 
 def listed(history: History, tasks: Sequence[TaskSnapshot], surface: Surface, *,

@@ -6,7 +6,7 @@ import os
 
 from ..model.errors import ConfigurationError, HistoryError
 from .export import save
-from .options import NO_OUTPUT, a_path, add_db, add_since, exit_codes
+from .options import NO_OUTPUT, a_path, add_db, add_run, add_since, exit_codes
 from .reading import Output, bound_memory
 
 TYPE_CHECKING = False
@@ -38,11 +38,8 @@ DEFAULT_FILE = "bgworker-report.html"
 def add_arguments(parser: Any) -> None:
     """Describe the words that may follow the verb."""
     add_db(parser)
+    add_run(parser)
     add_since(parser)
-    parser.add_argument(
-        "--run", metavar="RUN",
-        help="only tasks of this run: its id, the beginning of one, or its last 8 digits"
-    )
     parser.add_argument(
         "-o",
         "--output",
@@ -64,7 +61,7 @@ def act(options: Namespace) -> int:
         with History(options.db) as history:
             text = report(history, since=options.since, run=options.run)
     except ConfigurationError as error:
-        options.parser.error(f"argument --run: {error}")
+        options.parser.error(f"argument --{error}")  # "run: expected ..."
     except HistoryError as error:
         _write(options, failed(options.db, error))
         options.parser.error(f"argument --db: {error}")

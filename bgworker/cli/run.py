@@ -56,8 +56,8 @@ time limit, and record.
 
 What the commands say is shown line by line as it comes, their output on
 stdout and their errors on stderr; of many commands each line begins with the
-command's number, such as [12], which names its task for bgworker show and tail
-until something else runs. Our own lines go to stderr, at the end what failed.
+command's number, such as [12], which names its task afterwards: bgworker show
+12, of an earlier run with --run. Our own lines go to stderr, at the end what failed.
 On a terminal a live table shows what many commands are doing, and control
 characters in what they say are shown, not obeyed. Commands read no input:
 their stdin is empty.

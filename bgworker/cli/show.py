@@ -12,7 +12,7 @@ from ..words import (ago, duration_of, escaped_lines, is_command, now, stamp, to
                      word_for)
 from .options import NO_SUCH_TASK, add_db, add_json, add_task, exit_codes, whole
 from .pasting import KEYS, pasteable
-from .reading import Output, harmless_json, opened, task_named
+from .reading import Output, harmless_json, opened
 from .tables import MOST_OF_A_NAME, Column, table
 from .tail import payload_lines
 from .text import ANY_WIDTH
@@ -61,7 +61,7 @@ def act(options: Namespace) -> int:
     """Print one task in sections, or as JSON."""
     output = Output()
     with opened(options) as history:
-        task = task_named(history, options.task)
+        task = history.task(options.task, run=options.run)
         run = history.run(task.run_id)
         streams = {stream: _events(history, task, stream, options.lines)
                    for stream in (*STREAMS, StreamType.PROGRESS)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..words import ago, exit_of, now, took, word_for
-from .options import NO_OUTPUT, add_db, add_json, add_since, exit_codes
+from .options import NO_OUTPUT, add_db, add_json, add_run, add_since, exit_codes
 from .reading import Output, opened
 from .tables import MOST_OF_A_MESSAGE, Column, table
 
@@ -43,6 +43,7 @@ LOSSES = (Column("LOST", ">"), Column("SINK", least=12), Column("REASON", rank=1
 def add_arguments(parser: Any) -> None:
     """Describe the words that may follow the verb."""
     add_db(parser)
+    add_run(parser, "only tasks of this run, and all losses, which belong to none")
     add_since(parser)
     add_json(parser)
 
@@ -51,7 +52,7 @@ def act(options: Namespace) -> int:
     """Print the sums in sections, or as JSON."""
     output = Output()
     with opened(options) as history:
-        stats = history.stats(since=options.since)
+        stats = history.stats(since=options.since, run=options.run)
     if options.json:
         output.json(
             counts=stats.counts,

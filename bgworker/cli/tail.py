@@ -6,7 +6,7 @@ from ..model.events import StreamType
 from ..model.wire import encode
 from ..words import ending, escaped_lines, said
 from .options import NO_SUCH_TASK, add_db, add_json, add_task, exit_codes, whole
-from .reading import Output, harmless_json, opened, task_named
+from .reading import Output, harmless_json, opened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def act(options: Namespace) -> int:
     """Print the streams page by page, and if asked for follow them."""
     output = Output()
     with opened(options) as history:
-        task_id = task_named(history, options.task).task_id
+        task_id = history.task(options.task, run=options.run).task_id
         seq = 0
         if options.lines is not None:
             # following goes on from here, also when none of these is to be printed

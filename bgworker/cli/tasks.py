@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..model.events import TaskStatus
 from ..words import word_for
-from .options import NO_OUTPUT, add_db, add_json, add_since, exit_codes, whole
+from .options import NO_OUTPUT, add_db, add_json, add_run, add_since, exit_codes, whole
 from .reading import Output, listed, opened
 
 TYPE_CHECKING = False
@@ -29,6 +29,7 @@ tell it from others; they name the task for the other verbs.
 EPILOG = exit_codes(NO_OUTPUT) + """
 examples:
   bgworker tasks --status failed --since 1d
+  bgworker tasks --left --run last
   bgworker tasks --name 'load*' --limit 0 --json
 """
 
@@ -45,6 +46,10 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--name", metavar="GLOB", help="only those whose name matches; *, ? and [...] are wild"
     )
+    parser.add_argument("--left", action="store_true",
+                        help="only what is left to do: tasks that did not complete, and that no "
+                        "later one ran again (by bgworker rerun, or run --resume)")
+    add_run(parser)
     add_since(parser)
     parser.add_argument("--limit", metavar="N", type=whole(), default=50,
                         help="at most so many (default: 50; 0 is all)")
@@ -61,14 +66,16 @@ def act(options: Namespace) -> int:
     output = Output()
     with opened(options) as history:
         keys = history.task_keys(status=options.status, name=options.name, since=options.since,
+                                 run=options.run, left=options.left,
                                  limit=options.limit or None)
         if options.json:
             output.json(tasks=history.tasks_of(keys))
         elif keys:
             output.lines(_lines(history, keys, output))
         else:
-            is_any = options.status or options.name or options.since
-            output.lines(["no such tasks" if is_any else "no tasks yet"])
+            is_some = options.status or options.name or options.since or options.run
+            nothing = "no such tasks" if is_some else "no tasks yet"
+            output.lines(["nothing is left" if options.left else nothing])
     return 0
 
 

@@ -11,7 +11,7 @@ from ..model.wire import encode
 from ..words import (ago, duration_of, ending, escaped, escaped_lines, is_command, now, stamp,
                      took, why, word_for)
 from .options import NO_SUCH_TASK, add_db, add_json, add_task, exit_codes, typed, whole
-from .reading import Output, harmless_json, opened, task_named
+from .reading import Output, harmless_json, opened
 from .show import STREAMS
 from .tables import MOST_OF_A_NAME, counted
 from .tail import payload_lines
@@ -89,7 +89,7 @@ def act(options: Namespace) -> int:
     """Print what is known, or as JSON."""
     output = Output()
     with opened(options) as history:
-        task = task_named(history, options.task)
+        task = history.task(options.task, run=options.run)
         run, past = history.run(task.run_id), history.past(task.task_id)
         said = {stream: _last(history, task, (stream,), options.lines) for stream in STREAMS}
         progress = _last(history, task, _PROGRESS, 1)

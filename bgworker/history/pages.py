@@ -23,8 +23,8 @@ from ..model.text import sanitise
 from . import questions
 from .answers import OPEN, SELECT_RUNS, STATUSES, beginning_of, run_of, text_of
 from .charts import KIND, Kind
-from .questions import (ABOVE_ALL, ENDED, FAILED, LONGEST_ID, NOT_ENDED, TOO_LARGE, seen_keys,
-                        status_in)
+from .questions import (ABOVE_ALL, ENDED, FAILED, LONGEST_ID, NOT_COMPLETED, NOT_ENDED, TOO_LARGE,
+                        seen_keys, status_in)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ class RunCounts:
     run: Run
     counts: Mapping[TaskStatus, int]
     """Without those of which there are none."""
+    left: int
+    """Tasks that did not complete, and that no later one ran again."""
 
 
 @dataclass(frozen=True)
@@ -540,40 +542,46 @@ def line_page(connection: sqlite3.Connection, key: int, task_id: str, reading: R
 
 # ---------------------------------------------------------------- runs
 
-def run_counts(connection: sqlite3.Connection, host: str, before: str | None,
-               limit: int) -> tuple[RunCounts, ...]:
+def run_counts(connection: sqlite3.Connection, host: str, run: str | None, since: str,
+               before: str | None, limit: int) -> tuple[RunCounts, ...]:
     """Return runs with their counts, the newest first.
 
     No index knows both the run and the status of a task. Either the tasks of these runs are read,
     or all that did not complete, whichever are fewer.
     """
     rows = connection.execute(
-        f"{SELECT_RUNS}WHERE run_id < ? ORDER BY run_id DESC LIMIT ?",
-        (host, b"" if before is None else sanitise(before), limit)).fetchall()
+        f"{SELECT_RUNS}WHERE run_id < ? {'AND run_id = ?' if run else ''} "
+        "AND CASE WHEN ended_utc IS NOT NULL THEN ended_utc >= ? "
+        "WHEN is_dead(CAST(run_id AS BLOB)) THEN coalesce(started_utc, '') >= ? ELSE 1 END "
+        "ORDER BY run_id DESC LIMIT ?",
+        (host, b"" if before is None else sanitise(before), *[run] * bool(run), since, since, limit)
+        ).fetchall()
     is_over = {row[0]: row[7] == 0 for row in rows if isinstance(row[0], str)}
     ids = json.dumps([*is_over])
     totals = dict(connection.execute(
         "SELECT value, (SELECT count(*) FROM tasks WHERE run_id = value) FROM json_each(?)",
         (ids,)))
-    statuses = [status for status in TaskStatus if status is not TaskStatus.COMPLETED]
-    of_others = f"{status_in('status', statuses)} AND +run_id IN (SELECT value FROM json_each(?))"
+    of_others = (f"{status_in('status', NOT_COMPLETED)} "
+                 "AND +run_id IN (SELECT value FROM json_each(?))")
     of_runs = "run_id IN (SELECT value FROM json_each(?))"
     (others,) = connection.execute(
-        f"SELECT count(*) FROM tasks WHERE {status_in('status', statuses)}").fetchone()
+        f"SELECT count(*) FROM tasks WHERE {status_in('status', NOT_COMPLETED)}").fetchone()
     is_by_run = sum(totals.values()) < others
     counts: dict[str, dict[TaskStatus, int]] = {run_id: {} for run_id in totals}
-    for run_id, status, count in connection.execute(
-            "SELECT run_id, status, count(*) FROM tasks "
+    left = dict.fromkeys(totals, 0)
+    for run_id, status, count, of_left in connection.execute(
+            f"SELECT run_id, status, count(*), total({questions.LEFT}) FROM tasks t "
             f"WHERE {of_runs if is_by_run else of_others} GROUP BY run_id, status", (ids,)):
         if status in STATUSES:
             seen = STATUSES[status]
             if seen in OPEN and is_over[run_id]:
                 seen = TaskStatus.INTERRUPTED
             counts[run_id][seen] = counts[run_id].get(seen, 0) + count
+            left[run_id] += int(of_left)
     if not is_by_run:
         for run_id, total in totals.items():
             counts[run_id][TaskStatus.COMPLETED] = total - sum(counts[run_id].values())
     return tuple(
         RunCounts(run_of(row), {status: counts[row[0]][status] for status in TaskStatus
-                                if counts.get(row[0], {}).get(status)})
+                                if counts.get(row[0], {}).get(status)}, left.get(row[0], 0))
         for row in rows)

@@ -68,6 +68,7 @@ ENDED = tuple(
 FAILED = (TaskStatus.FAILED, TaskStatus.TIMED_OUT)
 """Statuses of the tasks that are grouped as failures."""
 NOT_ENDED = (*OPEN, TaskStatus.INTERRUPTED)  # which stands in the table itself after a replay
+NOT_COMPLETED = tuple(status for status in TaskStatus if status is not TaskStatus.COMPLETED)
 
 
 def status_in(column: str, statuses: Collection[TaskStatus]) -> str:
@@ -90,6 +91,11 @@ def moment(since: datetime | timedelta) -> datetime:
 def time_since(since: datetime | timedelta | None) -> str:
     """Return a time as the tables spell it; empty, which sorts before all, for None."""
     return "" if since is None else time_text(moment(since))
+
+
+LEFT = f"""(t.status != '{TaskStatus.COMPLETED.value}' AND t.id NOT IN (
+  SELECT rerun_of FROM tasks WHERE rerun_of IS NOT NULL))"""
+"""What is left to do: a task ``t`` that did not complete, and that no other one ran again."""
 
 
 def id_of(time: datetime) -> str:
@@ -135,34 +141,46 @@ def _group(connection: sqlite3.Connection, most: int, sql: str, values: tuple[ob
 
 # ---------------------------------------------------------------- one task
 
-def find(connection: sqlite3.Connection, task: str) -> tuple[int, str]:
-    """Return key and id of the task that is meant by an id, a name, ``last``, or the beginning or
-    the end of an id, in this order.
+def find(connection: sqlite3.Connection, task: str, run: str | None = None) -> tuple[int, str]:
+    """Return key and id of the task that is meant by an id, a name, ``last``, the number that its
+    run gave a command, or the beginning or the end of an id, in this order.
 
-    A name that only old tasks have costs a look at all newer ones, the end of an id one at all ids:
-    0.3 s for a million.
+    A name that only old tasks have costs a look at all newer ones, a number and whatever is asked
+    of a run one at all tasks of the run, the end of an id one at all ids: 0.3 s for a million.
+
+    Args:
+        run: what `find_run` takes; None is any run, and for a number the newest.
 
     Raises:
         UnknownTask, AmbiguousTask: none is, or several may be.
+        ConfigurationError: of the run.
     """
-    def first(where: str, *values: str) -> tuple[int, str] | None:
-        found: tuple[int, str] | None = connection.execute(
-            f"SELECT key, id FROM tasks WHERE {_TEXT_ONLY} {where}", values).fetchone()
-        return found
-
     if not isinstance(task, str):
         raise ConfigurationError(f"task: expected an id, a name, or 'last', got {task!r}")
     task = sanitise(task)  # as names are in the file; SQLite takes no surrogates
+    run_id = find_run(connection, run)
+    scope = _TEXT_ONLY if run_id is None else f"+{_TEXT_ONLY} AND run_id = ?"
+    of_run = () if run_id is None else (run_id,)
+
+    def first(where: str, *values: str) -> tuple[int, str] | None:
+        found: tuple[int, str] | None = connection.execute(
+            f"SELECT key, id FROM tasks WHERE {scope} {where}", (*of_run, *values)).fetchone()
+        return found
+
     found = first("AND id = ?", task)
     if found is None and first("AND name = ? LIMIT 1", task):
         found = first("AND +name = ? ORDER BY id DESC LIMIT 1", task)
     if found is None and task == "last":
         found = first("ORDER BY id DESC LIMIT 1")
+    number = _NUMBER.fullmatch(task)
+    if number is not None:
+        run_id = run_id or newest_run(connection)
+        found = found or _numbered(connection, int(number[1] or number[2]), run_id)
     if found is None and task:
         where, values = part_of_id("id", task)
         rows = connection.execute(
-            f"SELECT key, id, substr(name, 1, 80), status FROM tasks WHERE {where} "
-            "ORDER BY id DESC LIMIT ?", (*values, MOST_CANDIDATES + 1)).fetchall()
+            f"SELECT key, id, substr(name, 1, 80), status FROM tasks WHERE {scope} AND {where} "
+            "ORDER BY id DESC LIMIT ?", (*of_run, *values, MOST_CANDIDATES + 1)).fetchall()
         if len(rows) > 1:
             count = len(rows) if len(rows) <= MOST_CANDIDATES else f"more than {MOST_CANDIDATES}"
             raise AmbiguousTask(
@@ -177,11 +195,36 @@ def find(connection: sqlite3.Connection, task: str) -> tuple[int, str]:
     if found is None and task == "last":
         raise UnknownTask("there is no task in this history yet; run something into it")
     if found is None:
+        place = "this history" if run is None else f"the run {short(run_id)}"
+        remedy = ""
+        if number is not None and run is None and run_id is not None:
+            remedy = (f"; a number is one of the newest run, {short(run_id)}, unless another run "
+                      "is named with it")
         raise UnknownTask(
-            f"there is no task {task[:80]!r} in this history; expected an id, the beginning of "
-            f"one or its last {SHORT} digits, a name, or last"
+            f"there is no task {task[:80]!r} in {place}; expected an id, the beginning of one or "
+            f"its last {SHORT} digits, a name, last, or the number of a command{remedy}"
         )
     return found
+
+
+_NUMBER = re.compile(r"\[([1-9][0-9]{0,17})\]|([1-9][0-9]{0,6})")
+"""The number of a command. What has no brackets and 8 digits is the end of an id; what begins with
+a 0, as ids do until the year 2527, is the beginning of one."""
+
+
+def _numbered(connection: sqlite3.Connection, number: int,
+              run_id: str | None) -> tuple[int, str] | None:
+    """Return the command of a run to which it gave this number."""
+    rows = connection.execute(
+        f"SELECT key, id, metadata_json FROM tasks WHERE run_id = ? AND +{_TEXT_ONLY} "
+        "AND metadata_json LIKE ?", (run_id, f'%"number":%{number}%'))
+    return next(((key, task_id) for key, task_id, metadata in rows
+                 if object_of(metadata).get("number") == number), None)
+
+
+def short(run_id: str | None) -> str:
+    """Return what people are shown of an id, of which nobody knows who wrote it."""
+    return (run_id or "")[-SHORT:]
 
 
 def part_of_id(column: str, text: str) -> tuple[str, tuple[str, ...]]:
@@ -299,10 +342,13 @@ def stream_groups(connection: sqlite3.Connection, key: int, since: float, which:
         after, before = (after, numbers[-1]) if is_newest_first else (numbers[-1], before)
 
 
-def key_after(connection: sqlite3.Connection, key: int | None) -> int | None:
-    """Return the key of the next task."""
-    row = connection.execute("SELECT key FROM tasks WHERE key > ? ORDER BY key LIMIT 1",
-                             (-2**63 if key is None else key,)).fetchone()
+def key_after(connection: sqlite3.Connection, key: int | None,
+              run: str | None = None) -> int | None:
+    """Return the key of the next task, of a run if one is named."""
+    of_run = () if run is None else (run,)
+    row = connection.execute(
+        f"SELECT key FROM tasks WHERE key > ?{' AND run_id = ?' * len(of_run)} "
+        "ORDER BY key LIMIT 1", (-2**63 if key is None else key, *of_run)).fetchone()
     if row is not None and key is not None and row[0] <= key:
         raise ValueError("rows of tasks are out of order")
     return None if row is None else int(row[0])
@@ -331,7 +377,8 @@ def before_newest(connection: sqlite3.Connection, key: int, which: str, count: i
 # ---------------------------------------------------------------- many tasks
 
 def search(connection: sqlite3.Connection, status: TaskStatus | None, name: str | None,
-           since: datetime | None, limit: int | None) -> Iterator[int]:
+           since: datetime | None, limit: int | None, run: str | None = None,
+           is_left: bool = False) -> Iterator[int]:
     """Yield the keys of the tasks that `History.tasks` is asked for: of a final status the latest
     ended first, else the latest created.
 
@@ -341,16 +388,23 @@ def search(connection: sqlite3.Connection, status: TaskStatus | None, name: str 
             them.
         since: the earliest time.
         limit: most tasks.
+        run: the id of a run, all tasks of which are read; None is any.
+        is_left: only what is `LEFT`, of which all is read.
     """
     after, first = ("", "") if since is None else (time_text(since), id_of(since))
     order = "t.id DESC"
     parts: list[tuple[str, tuple[str, ...]]]
+    ended_since = ("(t.completed_utc IS NULL OR +t.completed_utc >= ?)", (after,))
     if status in ENDED:
-        parts = [("t.status = ? AND t.completed_utc >= ?", (status, after))]
+        parts = [("{}t.status = ? AND {}t.completed_utc >= ?", (status, after))]
         order = "t.completed_utc DESC, t.key DESC"
     elif status is not None:
         possible = NOT_ENDED if status is TaskStatus.INTERRUPTED else (status,)
-        parts = [(status_in("t.status", possible), ())]
+        parts = [(status_in("{}t.status", possible), ())]
+    elif run is not None:
+        parts = [ended_since]
+    elif is_left:
+        parts = [(f"{status_in('t.status', NOT_COMPLETED)} AND {ended_since[0]}", (after,))]
     elif since is None:
         parts = [("1", ())]
     else:
@@ -362,11 +416,18 @@ def search(connection: sqlite3.Connection, status: TaskStatus | None, name: str 
             (f"t.key IN (SELECT key FROM tasks WHERE {status_in('status', NOT_ENDED)} UNION ALL "
              f"SELECT key FROM tasks WHERE {status_in('status', ENDED)} AND completed_utc >= ?) "
              "AND +t.id < ?", (after, first))]
-    # The + keeps SQLite from an index on names, which would have all tasks of a frequent name
-    # sorted.
-    named, pattern = ("", ()) if name is None else (" AND +t.name GLOB ?", (sanitise(name),))
+    more, of_more = "", []
+    if is_left:
+        more += f" AND {LEFT}"
+    if run is not None:
+        more, of_more = f"{more} AND t.run_id = ?", [run]
+    if name is not None:
+        # The + keeps SQLite from an index on names, which would have all tasks of a frequent name
+        # sorted.
+        more, of_more = f"{more} AND +t.name GLOB ?", [*of_more, sanitise(name)]
+    plus = "+" if run is not None else ""  # the index of runs is to lead
     found = (key for where, values in parts for key in seen_keys(
-        connection, status, after, f"{where}{named}", (*values, *pattern), order))
+        connection, status, after, where.format(plus, plus) + more, (*values, *of_more), order))
     return islice(found, limit)
 
 
@@ -424,8 +485,8 @@ def _which(statuses: Collection[TaskStatus], run: str | None) -> str:
 
 
 def find_run(connection: sqlite3.Connection, run: str | None) -> str | None:
-    """Return the id of the run that is meant by an id, the beginning or the end of one; None for
-    None.
+    """Return the id of the run that is meant by an id, the beginning or the end of one, ``last``,
+    or ``last~N``, the Nth before it; None for None.
 
     Raises:
         ConfigurationError: none is, or several are.
@@ -434,18 +495,35 @@ def find_run(connection: sqlite3.Connection, run: str | None) -> str | None:
         return None
     if not isinstance(run, str):
         raise ConfigurationError(f"run: expected the id of a run, or its beginning, got {run!r}")
-    where, values = part_of_id("run_id", sanitise(run))
-    found = connection.execute("SELECT run_id FROM runs WHERE run_id = ?", values[:1]).fetchall()
-    if not found and run:
-        found = connection.execute(f"SELECT run_id FROM runs WHERE {where} LIMIT 2",
-                                   values).fetchall()
+    if counted := _LAST.fullmatch(run):
+        found = _run_ids(connection, f"{_NEWEST} LIMIT 1 OFFSET ?", int(counted[1] or 0))
+    else:
+        where, values = part_of_id("run_id", sanitise(run))
+        found = _run_ids(connection, "run_id = ?", *values[:1])
+        if not found and run:
+            found = _run_ids(connection, f"{where} LIMIT 2", *values)
     if len(found) != 1:
-        found_by = "several runs have" if found else "no run has"
+        newest = _run_ids(connection, f"{_NEWEST} LIMIT ?", MOST_CANDIDATES)
+        exist = f"the newest are {', '.join(map(short, newest))}" if newest else "it has none"
         raise ConfigurationError(
             "run: expected the id of a run of this history, the beginning of one or its last "
-            f"{SHORT} digits, got {run[:80]!r}, which {found_by}; the page of runs, and --json of "
-            "any task, show the ids")
-    return str(found[0][0])
+            f"{SHORT} digits, last, or last~1 for the one before it, got {run[:80]!r}, which "
+            f"{'several runs have' if found[1:] else 'no run has'}; {exist}")
+    return found[0]
+
+
+_LAST = re.compile("last(?:~([0-9]{1,9}))?")
+_NEWEST = "1 ORDER BY run_id DESC"
+
+
+def newest_run(connection: sqlite3.Connection) -> str | None:
+    """Return the id of the newest run; None if there is none."""
+    return next(iter(_run_ids(connection, f"{_NEWEST} LIMIT 1")), None)
+
+
+def _run_ids(connection: sqlite3.Connection, where: str, *values: str | int) -> list[str]:
+    return [run_id for run_id, in connection.execute(
+        f"SELECT run_id FROM runs WHERE run_id < x'' AND {where}", values)]
 
 
 def completed(

@@ -130,6 +130,8 @@ class History:
         status: TaskStatus | str | None = None,
         name: str | None = None,
         since: datetime | timedelta | None = None,
+        run: str | None = None,
+        left: bool = False,
         limit: int | None = 50,
     ) -> list[TaskSnapshot]:
         """Return tasks, the newest first: the latest created, or of a final status the latest
@@ -141,16 +143,22 @@ class History:
                 ``[...]`` are wild.
             since: only tasks that have not ended or ended after this time (aware), or less than
                 this long ago. Of an interrupted one the last sign of life counts.
+            run: only tasks of this run: its id, the beginning of it, its last digits, at least 8,
+                ``last``, or ``last~N``, the Nth before it.
+            left: only tasks that did not complete, and that no later one ran again.
             limit: most tasks that are returned; None is all.
+
+        Raises:
+            ConfigurationError: no run, or more than one, is meant by ``run``.
         """
-        with self._searching(status, name, since, limit) as (connection, found):
+        with self._searching(status, name, since, run, left, limit) as (connection, found):
             return list(self._tasks(connection, list(found)))
 
     def task_keys(self, *, status: TaskStatus | str | None = None, name: str | None = None,
-                  since: datetime | timedelta | None = None,
-                  limit: int | None = 50) -> Sequence[int]:
+                  since: datetime | timedelta | None = None, run: str | None = None,
+                  left: bool = False, limit: int | None = 50) -> Sequence[int]:
         """Return what `tasks_of` takes for the tasks that `tasks` returns: 8 bytes for each."""
-        with self._searching(status, name, since, limit) as (_, found):
+        with self._searching(status, name, since, run, left, limit) as (_, found):
             return array("q", found)
 
     def tasks_of(self, keys: Sequence[int], *, is_brief: bool = False) -> Iterator[TaskSnapshot]:
@@ -175,25 +183,30 @@ class History:
 
     @contextmanager
     def _searching(self, status: TaskStatus | str | None, name: str | None,
-                   since: datetime | timedelta | None,
+                   since: datetime | timedelta | None, run: str | None, left: bool,
                    limit: int | None) -> Iterator[tuple[sqlite3.Connection, Iterator[int]]]:
         """Give the keys of the tasks that are asked for, inside one view of the file."""
         wanted = None if status is None else checks.member("status", TaskStatus, status)
         after = None if since is None else questions.moment(since)
         checks.number("limit", limit, least=0, whole=True, optional=True)
         with self._asking() as connection:
-            yield connection, questions.search(connection, wanted, name, after, limit)
+            run_id = questions.find_run(connection, run)
+            yield connection, questions.search(connection, wanted, name, after, limit, run_id, left)
 
-    def task(self, task: str) -> TaskSnapshot:
-        """Return the task that is meant by an id, a name (its newest task), ``last``, the beginning
-        of an id, or its last digits, at least 8.
+    def task(self, task: str, *, run: str | None = None) -> TaskSnapshot:
+        """Return the task that is meant by an id, a name (its newest task), ``last``, the number of
+        a command (``"[12]"`` or ``"12"``), the beginning of an id, or its last digits, at least 8.
+
+        Args:
+            run: only tasks of this run, as for `tasks`; None is any, and for a number the newest.
 
         Raises:
             UnknownTask: there is none.
             AmbiguousTask: several ids begin or end so; the error names some of them.
+            ConfigurationError: no run, or more than one, is meant by ``run``.
         """
         with self._asking() as connection:
-            key, task_id = questions.find(connection, task)
+            key, task_id = questions.find(connection, task, run)
             found = next(self._tasks(connection, (key,)), None)
         if found is None:
             raise damaged(self.path, f"the task {task_id[:80]!r} has no status")
@@ -237,8 +250,7 @@ class History:
             status, name: as for `tasks`.
             text: only tasks that have this in their name, last message, failure or output, in
                 small or capital letters.
-            run: only tasks of this run: its id, the beginning of it, or its last digits, at least
-                8.
+            run: as for `tasks`.
             fingerprint: only tasks of this `FailureGroup`.
             since: as for `tasks`.
             until: only tasks that were created before this time (aware).
@@ -247,7 +259,7 @@ class History:
             limit: most tasks, 1 to 1,000.
 
         Raises:
-            ConfigurationError: no run, or more than one, has an id that begins with ``run``.
+            ConfigurationError: as for `tasks`.
         """
         from . import pages
 
@@ -262,10 +274,14 @@ class History:
             return pages.task_page(connection, self._reading, wanted, before, after,
                                    limit)
 
-    def run_counts(self, *, before: str | None = None, limit: int = 50) -> tuple[RunCounts, ...]:
+    def run_counts(self, *, run: str | None = None, since: datetime | timedelta | None = None,
+                   before: str | None = None, limit: int = 50) -> tuple[RunCounts, ...]:
         """Return runs with their counts, the newest first.
 
         Args:
+            run: only this run, as for `tasks`.
+            since: only runs that live, or ended after this time (aware), or less than this long
+                ago. Of one that was killed its start counts.
             before: only runs with a smaller id: the last one of an earlier answer.
             limit: most runs, 1 to 1,000.
         """
@@ -273,7 +289,8 @@ class History:
 
         limit = _most("limit", limit)
         with self._asking() as connection:
-            return pages.run_counts(connection, self._host, before, limit)
+            return pages.run_counts(connection, self._host, questions.find_run(connection, run),
+                                    questions.time_since(since), before, limit)
 
     # -- streams --
 
@@ -415,7 +432,7 @@ class History:
 
         Args:
             since: as for `tasks`; losses that were noted after it.
-            run: as for `page`; losses belong to no run.
+            run: as for `tasks`; losses belong to no run.
         """
         after = questions.time_since(since)
         with self._asking() as connection:
@@ -433,7 +450,7 @@ class History:
         """Return the tasks that failed or timed out, in groups that are alike, the latest first.
 
         Args:
-            run: as for `page`.
+            run: as for `tasks`.
             since: only tasks that failed after this time (aware), or less than this long ago.
             limit: most groups, 1 to 1,000.
         """
@@ -449,7 +466,7 @@ class History:
         """Return how many tasks ended by the minute, or by a longer time for a longer span.
 
         Args:
-            run: as for `page`.
+            run: as for `tasks`.
             since, until: only what ended between these times; the buckets fill the span from
                 ``since``, or the first end, to ``until``, or the last end.
             buckets: most stretches of time, 1 to 1,000.
@@ -468,7 +485,7 @@ class History:
         """Return when tasks ran, on lanes, and how many ran at once.
 
         Args:
-            run: as for `page`.
+            run: as for `tasks`.
             since, until: only tasks that ran between these times, and of them what lies between.
                 Of those that ended after ``until``, the first 2,000 of each status are looked at.
             bars: most bars, 1 to 10,000.
@@ -490,7 +507,7 @@ class History:
         """Return how many tasks there are of each status, without those of which there are none.
 
         Args:
-            run: as for `page`.
+            run: as for `tasks`.
             since: as for `tasks`.
         """
         after = questions.time_since(since)
@@ -549,18 +566,28 @@ class History:
             rows = connection.execute(SELECT_RUNS + which, (self._host, value))
             return list(map(run_of, rows))
 
-    def events(self) -> Iterator[Event]:
+    def run_id(self, run: str) -> str:
+        """Return the id of the run that is meant, as for `tasks`, with the same error. ``last`` is
+        another one by and by; the id is not."""
+        with self._asking() as connection:
+            return questions.find_run(connection, run) or ""
+
+    def events(self, *, run: str | None = None) -> Iterator[Event]:
         """Yield all that is recorded, as events from which a sink makes an equal history.
 
         A task's events come one after the other, its last life-cycle event after what it said; of
         the earlier ones no more is known than that one tells. An interrupted task comes as started,
         with the status "interrupted". Runs do not come: only their ids are part of an event. What
         is written meanwhile may be missing.
+
+        Args:
+            run: only tasks of this run, as for `tasks`, and no losses: they belong to no run.
         """
+        run_id = None if run is None else self.run_id(run)
         key: int | None = None
         while True:
             with self._asking() as connection:
-                key = questions.key_after(connection, key)
+                key = questions.key_after(connection, key, run_id)
                 if key is None:
                     break
                 task = next(self._tasks(connection, (key,)), None)
@@ -572,7 +599,7 @@ class History:
                 time = task.completed_utc or task.started_utc or task.created_utc
                 yield LifecycleEvent(_EVENT_TYPES[task.status], task.task_id, task.last_seq, time,
                                      task)
-        last: int | None = -2**63
+        last: int | None = -2**63 if run is None else None
         while last is not None:
             with self._asking() as connection:
                 rows = questions.loss_rows(connection, last)

@@ -26,24 +26,24 @@ def report(history: History, *, since: datetime | timedelta | None = None,
 
     Args:
         since: only what has not ended, or ended after this time (aware) or less than this long ago.
-        run: only tasks of this run: its id, the beginning of it, or its last digits, at least 8.
+        run: only tasks of this run, as for `History.tasks`.
 
     Raises:
         HistoryError: the history cannot be read.
         ConfigurationError: there is no such run, or more than one.
     """
     view = View(has_links=False)
+    run = run and history.run_id(run)
     stats = history.stats(since=since, run=run)
     scope = [f"history {middle(os.path.basename(history.path))}", f"made {stamp(view.now)}"]
     if run:
-        scope.append(f"run {run[:32]}")
+        scope.append(f"run {middle(run, 32)}")
     if since is not None:
         scope.append(f"since {stamp(moment(since))}")
     lost = sum(each.count for each in stats.losses)
     body: list[object] = [sections.title("Report", ", ".join(scope))]
     if stats.counts:
-        runs = [each for each in history.run_counts(limit=1000 if run else _RUNS)
-                if not run or each.run.run_id.startswith(run) or each.run.run_id.endswith(run)]
+        runs = history.run_counts(run=run, limit=_RUNS)
         groups = history.failure_groups(since=since, run=run, limit=_KINDS)
         timeline = history.timeline(since=since, run=run, bars=MOST_BARS)
         throughput = history.throughput(since=since, run=run)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bgworker import History
 from bgworker.history import schema
 from bgworker.cli import main
-from bgworker.model.events import LifecycleEvent, StreamType, TaskStatus
+from bgworker.model.events import LifecycleEvent, StreamEvent, StreamType, TaskStatus
 from bgworker.model.ids import new_id
 from bgworker.model.wire import decode
 
@@ -291,3 +291,18 @@ def test_a_full_disk_is_told_of(record: Recorder, tmp_path: Path) -> None:
     assert (
         done.stderr == "bgworker export: error: cannot write the output: No space left on device\n"
     )
+
+
+def test_a_run_is_exported_alone_without_losses(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2):
+        run = record.run(new_id(number), ended=record.now)
+        record.said(record.task(f"job {number}", run_id=run), f"line {number}")
+    record.lost(2)
+    assert main(["export", "--run", "last~1", "--jsonl"]) == 0
+    said, ended = map(decode, capfd.readouterr().out.splitlines())
+    assert isinstance(said, StreamEvent) and said.payload == "line 1"
+    assert isinstance(ended, LifecycleEvent) and ended.task.name == "job 1"
+    assert main(["export", "--run", "last", "--jsonl", "run.jsonl"]) == 0
+    assert "2 events written" in capfd.readouterr().err

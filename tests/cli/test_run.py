@@ -297,9 +297,10 @@ def test_only_the_first_failures_are_shown_once_more_and_the_others_are_counted(
 
 
 @POSIX
-def test_the_number_of_a_command_names_its_task_until_something_else_runs(tmp_path: Path) -> None:
-    def shown(word: str) -> str:
-        done = cli("show", word, cwd=tmp_path)
+def test_the_number_of_a_command_names_its_task_in_the_newest_run_or_another(
+        tmp_path: Path) -> None:
+    def shown(*words: str) -> str:
+        done = cli("show", *words, cwd=tmp_path)
         return (done.stdout or done.stderr).splitlines()[0]
 
     cli("run", "-f", "-", cwd=tmp_path, input="\n".join(f"echo {n}" for n in range(1, 31)))
@@ -311,6 +312,9 @@ def test_the_number_of_a_command_names_its_task_until_something_else_runs(tmp_pa
     cli("run", "-f", "-", cwd=tmp_path, input="echo new\necho newer")
     assert [shown(word) for word in ("1", "2")] == ["echo new: completed", "echo newer: completed"]
     assert "there is no task '3'" in shown("3"), "not of the run before"
+    assert shown("[3]", "--run", "last~1") == "echo 3: completed"
+    assert cli("tail", "--run", "last~1", "17", cwd=tmp_path).stdout == "17\n"
+    assert "got 'last~2', which no run has" in shown("3", "--run", "last~2")
     cli("run", "--name", "2", "--", *python("pass"), cwd=tmp_path)
     assert shown("2") == "2: completed", "a name comes first"
 

@@ -205,7 +205,7 @@ def test_a_task_that_is_not_there_is_code_1_and_the_candidates_are_listed(
         record.task(f"job\x1b[31m{end}", id="abcdef".ljust(31, "0") + end)
     assert shown(capfd, "--db", record.path, "nope\x1b", code=1) == (
         "bgworker show: there is no task 'nope\\x1b' in this history; expected an id, the "
-        "beginning of one or its last 8 digits, a name, or last\n"
+        "beginning of one or its last 8 digits, a name, last, or the number of a command\n"
     )
     first, *candidates = shown(capfd, "--db", record.path, "abc", code=1).splitlines()
     assert first == "bgworker show: 2 tasks have ids that begin or end with 'abc'; give more digits"

@@ -10,6 +10,7 @@ from tests.histories import Recorder, make_nightly
 
 from bgworker.cli import main
 from bgworker.history.schema import COMMAND_FAILED
+from bgworker.model.ids import new_id
 
 
 def shown(capfd: pytest.CaptureFixture[str], *words: object) -> list[str]:
@@ -107,3 +108,10 @@ def test_the_json_has_four_fields_of_known_shape(tmp_path: Path, record: Recorde
     ] * 4
     [line] = shown(capfd, "--json")
     assert list(json.loads(line)["losses"][0]) == ["sink", "reason", "count", "latest_utc"]
+
+
+def test_one_run_is_summed_up_alone(record: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
+    for number, status in ((1, "failed"), (2, "completed")):
+        record.task(status, status, run_id=record.run(new_id(number), ended=record.now))
+    assert shown(capfd, "--run", "last")[0] == "        1 completed"
+    assert shown(capfd, "--run", "last~1")[0] == "        1 failed"

@@ -10,6 +10,7 @@ import pytest
 from tests.histories import Nightly, Recorder
 
 from bgworker.cli import main
+from bgworker.model.ids import new_id
 
 
 def shown(capfd: pytest.CaptureFixture[str], *words: object) -> list[str]:
@@ -150,3 +151,24 @@ def test_a_wrong_filter_is_one_line_and_code_2(
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("bgworker tasks: error: ")
     assert message in err
+
+
+def test_one_run_and_what_is_left_of_it_are_listed(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = [record.run(new_id(number), ended=record.now) for number in (1, 2)]
+    old = record.task("old", "failed", run_id=runs[0])
+    record.task("older", run_id=runs[0])
+    record.task("bad", "timed_out", run_id=runs[0])
+    assert " older " not in "".join(shown(capfd, "--left"))
+    assert len(shown(capfd, "--left")) == 3
+    record.task("again", run_id=runs[1], rerun_of=old)
+    [_, line] = shown(capfd, "--left")
+    assert " bad " in line
+    assert shown(capfd, "--left", "--run", "last") == ["nothing is left"]
+    assert len(shown(capfd, "--run", "last~1")) == 4
+    assert main(["tasks", "--run", "last~2"]) == 2
+    assert capfd.readouterr().err == (
+        "bgworker tasks: error: argument --run: expected the id of a run of this history, the "
+        "beginning of one or its last 8 digits, last, or last~1 for the one before it, got "
+        f"'last~2', which no run has; the newest are {runs[1][-8:]}, {runs[0][-8:]}\n")

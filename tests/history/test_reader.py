@@ -268,7 +268,7 @@ def test_a_task_that_is_not_there_is_an_unknown_task_and_a_key_error(
 ) -> None:
     record.task()
     for ask in (history.task, history.streams, lambda name: next(history.follow(name))):
-        with pytest.raises(UnknownTask, match="^there is no task .*last$") as caught:
+        with pytest.raises(UnknownTask, match="^there is no task .*number of a command") as caught:
             ask(name)
         assert isinstance(caught.value, KeyError) and len(str(caught.value)) < 500
 
