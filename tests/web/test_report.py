@@ -85,7 +85,7 @@ def test_a_span_or_run_without_tasks_says_so_and_is_named(record: Recorder) -> N
     record.task("new", "failed", failure_type="E")
     words = report_of(record, run=run).words
     assert f"{run[-8:]} now" in words
-    for word in (run[-8:], "last"):
+    for word in (run[-8:], "last~40"):
         assert f"{run[-8:]} now" in report_of(record, run=word).words
     assert f"run {run}" in words and "1 all" in words and "Nothing failed." in words
 
