@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from dataclasses import replace
+from enum import Enum
+from itertools import chain
 from time import monotonic, sleep
 
 from ..model.events import TaskStatus
@@ -28,9 +30,10 @@ if TYPE_CHECKING:
     from ..delivery.subscription import Subscription
     from ..model.events import TaskSnapshot
     from ..model.health import SinkHealth
-    from ..model.records import Record
+    from ..model.records import Record, TaskState
     from .jobs import Run
     from .live import Live
+    from .order import Order
     from .screen import Channel, Line, Screen
 
 AT_ONCE = 10_000
@@ -39,8 +42,21 @@ AT_ONCE = 10_000
 MOST_FAILED, MOST_COLUMNS = 10, 200
 """Commands that failed, and columns for them, that are shown once more at the end."""
 
+MOST_TEXT = 2**20
+"""Characters after which no more is shown in the same step."""
+
 TICK = 1.0
 """Seconds without an event after which the clock of the table is drawn again."""
+
+
+class Prefix(Enum):
+    """What stands before each line of a command, to tell whose it is."""
+
+    NUMBER = 1
+    """Its number, if there are others: ``[12]``."""
+    TAG = 2
+    """The command, and a tab."""
+    NONE = 3
 
 
 class Printer:
@@ -54,10 +70,12 @@ class Printer:
             recorded.
         has_picture: whether the screen shows how far the run is. If not, lines tell it now and
             then.
+        order: holds back what commands say; None shows it at once.
+        prefix: what stands before each line of a command.
     """
 
     def __init__(self, run: Run, screen: Screen, live: Live, err: Channel, *, quiet: bool,
-                 shows: str, has_picture: bool) -> None:
+                 shows: str, has_picture: bool, order: Order | None, prefix: Prefix) -> None:
         self.notices: deque[str] = deque()
         """Messages of our own that wait to be shown. Any thread appends one, and does not wait for
         the screen."""
@@ -70,6 +88,9 @@ class Printer:
         self._failed: dict[int, TaskSnapshot] = {}  # by number, those that are shown at the end
         self._is_single = len(run.commands) == 1
         self._rhythm = None if has_picture or self._is_single else Rhythm(monotonic())
+        self._order = order
+        self._prefix = Prefix.NONE if prefix is Prefix.NUMBER and self._is_single else prefix
+        self._labels: dict[TaskState, str] = {}  # of those that have not ended
         self._thread: Thread | None = None
 
     def follow(self, subscription: Subscription, pause: float) -> None:
@@ -92,15 +113,33 @@ class Printer:
             self._show(batch.records)
             if 0 < len(batch) < AT_ONCE:
                 sleep(pause)
+        if self._order is not None:
+            self._show_all(self._order.rest())
+            self._order.close()
         self._guarded(self._screen.close)
 
     def _show(self, records: Sequence[Record]) -> None:
         """Show what these tell, and redraw the table. Blocks as long as the reader of our output
         does."""
         if self._run.output_error is None:
-            lines = [line for group in _grouped(records) for line in self._lines_of(group)]
-            lines += [*self._notices(), *self._news()]
-            self._guarded(lambda: self._screen.show(lines))
+            told = (line for group in _grouped(records) for line in self._lines_of(group))
+            self._show_all(chain(told, self._notices(), self._news()))
+
+    def _show_all(self, lines: Iterable[Line]) -> None:
+        """Show lines, and hold no more than some of them at a time: a command that was held back
+        may have said gigabytes."""
+        def show() -> None:
+            shown: list[Line] = []
+            size = 0
+            for line in lines:
+                shown.append(line)
+                size += len(line[1])
+                if size > MOST_TEXT:
+                    self._screen.show(shown)
+                    shown, size = [], 0
+            self._screen.show(shown)
+
+        self._guarded(show)
 
     def finish(self, dropped: int, sinks: Mapping[str, SinkHealth]) -> None:
         """Show what failed, what was not shown or recorded, and the summary. Nothing when nobody
@@ -153,8 +192,9 @@ class Printer:
             except OSError as error:
                 self._run.lose_output(error)
 
-    def _notices(self) -> list[Line]:
-        return [(OWN, escaped(self.notices.popleft())) for _ in range(len(self.notices))]
+    def _notices(self) -> Iterator[Line]:
+        for _ in range(len(self.notices)):
+            yield OWN, escaped(self.notices.popleft())
 
     def _news(self) -> Iterator[Line]:
         """Yield how far the run is, if a line that tells it is due."""
@@ -163,20 +203,42 @@ class Printer:
             yield OWN, f"bgworker run: {live.summary()}"
 
     def _lines_of(self, group: list[Record]) -> Iterator[Line]:
-        """Yield the lines of records of one task and kind."""
+        """Yield the lines to show after records of one task and kind."""
         state, _, kind, _, _ = group[-1]
         if state is None:
             return  # a loss: `finish` has the whole account
         number = self._live.number(state)
-        label = "" if self._is_single else f"[{number}] "
+        line: Line | None = None
         if kind > PROGRESS:
             lines = [record[4] for record in group]
             self._live.say(state, next(filter(None, reversed(lines)), ""))
-            yield OUT if kind == OUTPUT else ERR, label + f"\n{label}".join(lines)
+            label = self._label(state, number)
+            line = OUT if kind == OUTPUT else ERR, label + f"\n{label}".join(lines)
         elif kind < PROGRESS:
             self._live.move(state, STATUSES[kind])
             if kind >= COMPLETED and (outcome := self._outcome(state.snapshot_now(), number)):
-                yield OWN, ("bgworker run: " if self._is_single else label) + outcome
+                line = OWN, ("bgworker run: " if self._is_single else f"[{number}] ") + outcome
+        if self._order is None:
+            if line is not None:
+                yield line
+        else:
+            if line is not None:
+                yield from self._order.take(number, line)
+            if COMPLETED <= kind < PROGRESS:
+                yield from self._order.end(number)
+        if COMPLETED <= kind < PROGRESS:
+            self._labels.pop(state, None)
+
+    def _label(self, state: TaskState, number: int) -> str:
+        """Return what stands before each line of a command."""
+        if self._prefix is Prefix.NONE:
+            return ""
+        if self._prefix is Prefix.NUMBER:
+            return f"[{number}] "
+        label = self._labels.get(state)
+        if label is None:
+            label = self._labels[state] = f"{self._run.commands[number - 1].text}\t"
+        return label
 
     def _outcome(self, task: TaskSnapshot, number: int) -> str:
         """Return how the task ended, in words; nothing if that needs no line of its own."""

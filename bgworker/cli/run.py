@@ -16,13 +16,13 @@ from argparse import ArgumentTypeError
 from functools import partial
 from time import monotonic
 
-from ..model.errors import BgworkerError
+from ..model.errors import BgworkerError, ConfigurationError
 from ..running.scheduler import Scheduler
 from .commands import commands_of, left_of, sinks_of
 from .jobs import Run
 from .live import Live
 from .options import add_db, typed, seconds, whole
-from .printer import Notices, Printer
+from .printer import Notices, Prefix, Printer
 from .screen import Channel, Screen
 from .signals import Killed, Signals, kill_children, leave_at_once
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from ..sinks.base import Sink
     from .commands import Command
+    from .order import Order
 
 FOR_EVER = 1e6
 """Seconds, eleven days: as long as a pager may keep the last lines waiting. (`Thread.join` takes no
@@ -72,6 +73,13 @@ the history:
   and skips it as often as it has completed before. What failed, was cancelled
   or was interrupted runs again.
 
+the order of lines:
+  Lines of commands that run at the same time come mixed, each of them whole.
+  --group and -k keep the lines of a command together, its output on stdout and
+  its errors on stderr. What they hold back takes some megabytes of memory; the
+  rest waits in a temporary file, in $TMPDIR. Nothing is lost, and no command
+  waits for another.
+
 the time left:
   Of many commands it is told from the third second on: in the table, and where
   there is none, in a line at each tenth of the commands, at least 10 seconds
@@ -107,6 +115,7 @@ exit codes:
 examples:
   bgworker run --timeout 60 -- gzip -t backup.gz
   bgworker run -j 4 --db nightly.db --resume -f commands.txt
+  bgworker run -j 4 -k --no-prefix -q -f commands.txt > all.txt
   bgworker run -j 4 --no-db --jsonl events.jsonl -f commands.txt
   seq 20 | sed 's/.*/.\\/simulate --seed &/' | bgworker run --fail-fast -f -
 
@@ -168,6 +177,24 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--fail-fast", action="store_true",
                         help="when a command fails or runs out of time, cancel all others")
     parser.add_argument(
+        "-k", "--keep-order", action="store_true",
+        help="show what commands say in the order of the commands: of the first that has not ended "
+        "as it comes, of the others when their turn comes"
+    )
+    parser.add_argument(
+        "--group", action="store_true",
+        help="show what a command says when it has ended, all of it together; with -k in the order "
+        "of the commands"
+    )
+    parser.add_argument(
+        "--tag", action="store_true",
+        help="begin each line with the command and a tab, instead of a number such as [12]"
+    )
+    parser.add_argument(
+        "--no-prefix", dest="prefix", action="store_false",
+        help="begin no line with the number of its command"
+    )
+    parser.add_argument(
         "-q", "--quiet", action="store_true", help="no line for each command that completed"
     )
 
@@ -191,6 +218,7 @@ def _name(text: str) -> str:
 def act(options: Namespace) -> int:
     """Run the commands and return the exit code."""
     try:
+        prefix = _prefix(options)
         commands = commands_of(options)
         count = len(commands)
         if options.resume:
@@ -203,10 +231,11 @@ def act(options: Namespace) -> int:
                             f"{len(commands)} are left")
     if not commands:
         return 0
-    return _run(commands, sinks, options)
+    return _run(commands, sinks, options, prefix)
 
 
-def _run(commands: Sequence[Command], sinks: Sequence[Sink], options: Namespace) -> int:
+def _run(commands: Sequence[Command], sinks: Sequence[Sink], options: Namespace,
+         prefix: Prefix) -> int:
     """Run the commands to their end, whatever happens to this process meanwhile but SIGKILL."""
     # A chatty command makes a million tuples a second, and to look for circles among them takes a
     # fifth of the time.
@@ -217,7 +246,7 @@ def _run(commands: Sequence[Command], sinks: Sequence[Sink], options: Namespace)
     screen = Screen(out, err, live.lines if is_live else None)
     run = Run(commands, fail_fast=options.fail_fast)
     printer = Printer(run, screen, live, err, quiet=options.quiet, shows=_shows(options),
-                      has_picture=is_live)
+                      has_picture=is_live, order=_order(options), prefix=prefix)
     with Notices(printer.notices), Signals(run, screen):
         try:
             scheduler = Scheduler(1, sinks=sinks, keep_finished=0)  # `Run` lets it grow
@@ -247,6 +276,21 @@ def _run(commands: Sequence[Command], sinks: Sequence[Sink], options: Namespace)
                                     "container's)")
             raise
     return run.exit_code()
+
+
+def _order(options: Namespace) -> Order | None:
+    """Return what holds back the lines of commands; None where they are shown as they come."""
+    if not options.keep_order and not options.group:
+        return None
+    from .order import Order
+    return Order(keeps_order=options.keep_order, is_grouped=options.group)
+
+
+def _prefix(options: Namespace) -> Prefix:
+    if options.tag and not options.prefix:
+        raise ConfigurationError("argument --no-prefix: expected without --tag, which begins each "
+                                 "line with its command; leave out one of them")
+    return Prefix.TAG if options.tag else Prefix.NUMBER if options.prefix else Prefix.NONE
 
 
 def _usual_seconds(db: str | None, script_hashes: Collection[str]) -> Mapping[str, float]:
