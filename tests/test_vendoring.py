@@ -166,6 +166,7 @@ VERBS_THAT_NEED = {
         "show last",
         "why",
         "tail last",
+        "grep x",
         "stats",
         "watch",
         "prune --keep 1",

@@ -42,7 +42,7 @@ def add_arguments(parser: Any) -> None:
     """Describe the words that may follow the verb."""
     add_db(parser)
     parser.add_argument("--status", choices=[str(status) for status in TaskStatus], metavar="S",
-                        type=_a_status, help=f"only those of one status: {', '.join(TaskStatus)}")
+                        type=a_status, help=f"only those of one status: {', '.join(TaskStatus)}")
     parser.add_argument(
         "--name", metavar="GLOB", help="only those whose name matches; *, ? and [...] are wild"
     )
@@ -56,7 +56,7 @@ def add_arguments(parser: Any) -> None:
     add_json(parser)
 
 
-def _a_status(text: str) -> str:
+def a_status(text: str) -> str:
     """Read a status as it is called, or as the table calls it."""
     return {word_for(status): str(status) for status in TaskStatus}.get(text, text)
 

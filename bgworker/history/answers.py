@@ -260,8 +260,8 @@ its run."""
 
 # ---------------------------------------------------------------- streams
 
-SELECT_STREAMS = ("SELECT seq, stream, created_us, payload, percent, original_bytes, is_json "
-                  "FROM stream_rows ")
+STREAM_COLUMNS = "seq, stream, created_us, payload, percent, original_bytes, is_json"
+SELECT_STREAMS = f"SELECT {STREAM_COLUMNS} FROM stream_rows "
 SELECT_BARE_STREAMS = (f"SELECT seq, stream, created_us, '{TOO_LONG}', NULL, NULL, NULL "
                        "FROM stream_rows ")
 """For a row whose text is too long."""

@@ -54,7 +54,7 @@ ABOVE_ALL = float(2**63)
 _TEXT_ONLY = "id < x''"  # all text sorts before the first BLOB
 TOO_LARGE = (sqlite3.DataError, MemoryError)
 """What too long a value raises: Python before 3.11 cannot set the limit, and memory may end."""
-_UNUSUAL = (*TOO_LARGE, sqlite3.OperationalError)  # the last for bytes that are no UTF-8
+UNUSUAL = (*TOO_LARGE, sqlite3.OperationalError)  # the last for bytes that are no UTF-8
 
 LONGEST_ID = 64
 """Digits of an id that are shown; ours have half of that."""
@@ -130,7 +130,7 @@ def _group(connection: sqlite3.Connection, most: int, sql: str, values: tuple[ob
         for row in connection.execute(sql, values):
             rows.append(row)
         return rows
-    except _UNUSUAL as error:
+    except UNUSUAL as error:
         if str(error) == "interrupted":
             raise
     finally:

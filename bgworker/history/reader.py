@@ -36,6 +36,7 @@ from .schema import (BUSY_SECONDS, bounded, connect_to_read, damage_told, damage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import re
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime, timedelta
     from types import TracebackType
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .charts import FailureGroups, Throughput, Timeline
     from .pages import LinePage, RunCounts, TaskPage
     from .past import Past
+    from .searching import Found
 
     Version = Tuple[int, int]
 
@@ -291,6 +293,47 @@ class History:
         with self._asking() as connection:
             return pages.run_counts(connection, self._host, questions.find_run(connection, run),
                                     questions.time_since(since), before, limit)
+
+    def search(
+        self,
+        keys: Sequence[int],
+        pattern: re.Pattern[str],
+        *,
+        literal: str | None = None,
+        types: Collection[StreamType | str] | None = None,
+        failures: bool = True,
+    ) -> Iterator[Found]:
+        """Yield what tasks said, and why they failed, as far as a pattern may be in it: a task
+        that said much of it comes several times. A million rows take about a second, and a few
+        megabytes.
+
+        Args:
+            keys: the tasks, which are searched in this order, as from `task_keys`.
+            pattern: is matched against texts of several lines.
+            literal: the text that is the pattern, if it is no more than that.
+            types: only these streams.
+            failures: whether failures and their tracebacks are searched.
+        """
+        from . import searching
+
+        which = None if types is not None and not types else questions.which_streams(types)
+        search = searching.Search(pattern, literal, which, has_failures=failures)
+        for start in range(0, len(keys), searching.TASKS):
+            left, after = [*keys[start:start + searching.TASKS]], 0.0
+            while left:
+                with self._asking() as connection:
+                    found, left, after = search.part(connection, left, after)
+                    shown = [*found]
+                    answers = []
+                    while shown:
+                        rows = questions.task_rows(connection, shown, is_brief=True)
+                        for key, task in zip(shown, map(self._reading.task, rows)):
+                            if task is not None:
+                                said, failure = found[key]
+                                events = self._reading.events(task.task_id, said)
+                                answers.append(searching.Found(task, tuple(events), failure))
+                        shown = shown[len(rows):]
+                yield from answers
 
     # -- streams --
 

@@ -279,6 +279,7 @@ def test_every_verb_has_help_with_an_example_of_itself(capfd: pytest.CaptureFixt
         "show",
         "why",
         "tail",
+        "grep",
         "stats",
         "watch",
         "report",
