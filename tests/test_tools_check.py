@@ -56,23 +56,29 @@ def test_a_python_that_makes_no_environments_is_told_in_one_line_what_to_install
 
 
 @POSIX
-@pytest.mark.parametrize(("has_browser", "code", "asked"), [
-    (True, 0, []), (False, 0, ["update", "install"]), (False, 100, ["update"])])
-def test_a_browser_is_installed_where_it_is_missing_and_may_be(
-        has_browser: bool, code: int, asked: list[str], tmp_path: Path,
+@pytest.mark.parametrize(("there", "code", "asked"), [
+    (["chromium", "chromedriver", "initdb"], 0, ""),
+    (["initdb"], 0, "update install chromium chromium-driver"),
+    (["chromium", "chromedriver"], 0, "update install postgresql"),
+    ([], 0, "update install chromium chromium-driver postgresql"),
+    ([], 100, "update")])
+def test_a_browser_and_a_server_are_installed_where_they_are_missing_and_may_be(
+        there: list[str], code: int, asked: str, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("apt-get", *(["chromium", "chromedriver"] if has_browser else [])):
+    for name in ("apt-get", *there):
         tool = tmp_path / name
-        tool.write_text(f'#!/bin/sh\necho "$2" >> {tmp_path}/asked\necho no network\nexit {code}\n')
+        tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho no network\nexit {code}\n')
         tool.chmod(0o755)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    check.install_browser({"PATH": str(tmp_path)})
+    monkeypatch.setattr(check, "INITDB", str(tmp_path / "nowhere"))
+    check.install_servers({"PATH": str(tmp_path)})
     found = tmp_path / "asked"
-    assert (found.read_text().split() if found.exists() else []) == asked
+    words = found.read_text().split() if found.exists() else []
+    assert " ".join(word for word in words if not word.startswith("-")) == asked
     assert ("no network" in capsys.readouterr().out) == (code != 0)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     found.unlink(missing_ok=True)
-    check.install_browser({"PATH": str(tmp_path)})
+    check.install_servers({"PATH": str(tmp_path)})
     assert not found.exists()  # nobody else may
 
 

@@ -182,6 +182,7 @@ VERBS_THAT_NEED = {
     "shell": ["run --no-db -- python -c pass", "run -f commands.txt"],
     "testing": [],
     "web": ["report", "serve"],
+    "stores": [],
     "cli": [],
 }
 """Part -> command lines that cannot do without it."""
@@ -191,8 +192,9 @@ VERBS_THAT_NEED = {
 def test_a_copy_lacks_the_files_of_a_part_left_out_and_no_others(tmp_path: Path, part: str) -> None:
     vendored(tmp_path, "--name", "_bg", "--without", part)
     lacking = sources().keys() - {name.partition("/")[2] for name in files_under(tmp_path)}
-    others = {"cli": "__main__.py", "history": "web/"}  # which are no use without it
-    prefixes = (f"{part}/", f"{part}.py", others.get(part, "/"))
+    # which are no use without it
+    others = {"cli": ("__main__.py",), "history": ("web/", "stores/")}
+    prefixes = (f"{part}/", f"{part}.py", *others.get(part, ()))
     assert lacking == {name for name in sources() if name.startswith(prefixes)}
 
 

@@ -16,7 +16,7 @@ marked slow. With two cores or more, the tests of the last one run beside everyt
 shown at the end all the same. With CI in the environment, as CI services set it, two things differ.
 The interpreters are the oldest and the newest of this machine, unless --python names others. And
 the extra `integration` is installed too, for the tests against other people's libraries, and for
-root on Debian a browser; elsewhere those tests are skipped unless these are there.
+root on Debian a browser and PostgreSQL; elsewhere those tests are skipped unless these are there.
 
 Exit code: 0 all passed, 1 a check failed, 2 the environment could not be set up.
 """
@@ -41,6 +41,9 @@ NEWEST = (3, 15)
 
 HANGS = 30 * 60.0
 """Seconds after which a check counts as hanging: it is killed, and has failed."""
+
+INITDB = "/usr/lib/postgresql/*/bin/initdb"
+"""Where Debian has what makes a cluster of PostgreSQL, which is not on PATH."""
 
 LEAKS = ("PYTHON", "PYTEST_", "MYPY", "BGWORKER_", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__",
          "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
@@ -98,7 +101,7 @@ def main(argv: list[str]) -> int:
             if not options.no_install:
                 found = [prepared_venv(python, Path(scratch), environment) for python in found]
                 if on_ci(environment):
-                    install_browser(environment)
+                    install_servers(environment)
         except SetupError as error:
             print(f"check.py: {error}", file=sys.stderr)
             return 2
@@ -264,24 +267,31 @@ def install(inside: Interpreter, extras: str, environment: dict[str, str]) -> No
                              " --no-install")
 
 
-def install_browser(environment: dict[str, str]) -> None:
-    """Install what the tests in a browser need, where we may and it is missing.
+def install_servers(environment: dict[str, str]) -> None:
+    """Install a browser and PostgreSQL for the tests that need them, where we may and one is
+    missing.
 
-    Without it they are skipped, with the reason; so it is no error that it cannot be had.
+    Without them those tests are skipped, with the reason; so it is no error that they cannot be
+    had.
     """
-    apt, *browser = [shutil.which(name, path=environment.get("PATH"))
-                     for name in ("apt-get", "chromium", "chromedriver")]
-    if all(browser) or apt is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
+    path = environment.get("PATH")
+    apt = shutil.which("apt-get", path=path)
+    wanted = []
+    if not (shutil.which("chromium", path=path) and shutil.which("chromedriver", path=path)):
+        wanted += ["chromium", "chromium-driver"]
+    if not (shutil.which("initdb", path=path) or glob.glob(INITDB)):
+        wanted += ["postgresql"]
+    if not wanted or apt is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
         return
     quietly = {**environment, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update"], ["install", "-y", "--no-install-recommends", "chromium",
-                                   "chromium-driver"]):
+    for arguments in (["update"], ["install", "-y", "--no-install-recommends", *wanted]):
         done = subprocess.run([apt, "-q", *arguments], env=quietly, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT)
         if done.returncode:
             said = done.stdout.decode("utf-8", "replace").strip().splitlines()[-1:]
-            print(f"      no browser: apt-get {arguments[0]} ended with {done.returncode}"
-                  f" ({' '.join(said)}); the tests that need one are skipped", flush=True)
+            print(f"      no {' '.join(wanted)}: apt-get {arguments[0]} ended with "
+                  f"{done.returncode} ({' '.join(said)}); the tests that need one are skipped",
+                  flush=True)
             return
 
 

@@ -7,9 +7,9 @@
     python3 tools/vendor.py path/to/project --without history,webhook,park,shell,testing,web,cli
                                                             the core alone
 
-The parts may each be left out; without history there is no web, either. The copy then lacks their
-files and their public names, and answers whoever asks for one of them with an error that names the
-part.
+The parts (those and stores) may each be left out; without history there is no web and there are no
+stores, either. The copy then lacks their files and their public names, and answers whoever asks for
+one of them with an error that names the part.
 
 The copy is verified before it takes its place, so that a broken one never replaces a good one: all
 of its imports are relative or from the standard library, and in a fresh interpreter without
@@ -42,11 +42,12 @@ PARTS = {
     "shell": ("shell",),
     "testing": ("testing.py",),
     "web": ("web",),
+    "stores": ("stores",),
     "cli": ("cli", "__main__.py"),
 }
 """Part -> its folders and files in the package. What is not here is the core."""
 
-NEEDED = {"web": "history"}
+NEEDED = {"web": "history", "stores": "history"}
 """Part -> the part that it cannot do without, and is left out with."""
 
 # the line of __init__.py that tells a copy what it lacks

@@ -17,7 +17,9 @@ import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from ..model.events import EventType, LossEvent, StreamEvent, StreamType, TaskSnapshot, TaskStatus
+from ..model.events import (EventType, LifecycleEvent, LossEvent, StreamEvent, StreamType,
+                            TaskSnapshot, TaskStatus)
+from ..model.records import STATUSES as KIND_STATUSES
 from ..model.records import STREAM_CODES, STREAMS, TYPES
 
 TYPE_CHECKING = False
@@ -219,12 +221,14 @@ SEEN = f"""CASE WHEN t.status IN ({", ".join(repr(status.value) for status in OP
   THEN 'interrupted' ELSE t.status END"""
 """The status of a task ``t`` of a run ``r``: interrupted if it has not ended though its run has."""
 
-_COLUMNS = (
+TASK_COLUMNS = (
     "t.key", "t.id", SEEN, "t.run_id", "t.created_utc", "t.scheduled_utc", "t.started_utc",
     "t.completed_utc", "t.duration_sec", "t.timeout_sec", "t.last_progress_pct", "t.script_id",
     "t.script_hash", "t.last_seq", "t.name", "t.last_progress_msg", "t.failure_type",
     "t.failure_message", "s.text", "t.arg_json", "t.metadata_json", "t.invocation_info",
     "t.result_json")
+"""What is read of a task ``t`` of a run ``r`` with a script ``s``, in the order in which
+`Reading.task` takes it; a reader of another store spells some of it in its own way."""
 _SHOWN = ("t.id", "t.run_id", "t.script_id", "t.script_hash", "t.name", "t.last_progress_msg",
           "t.failure_type", "t.failure_message")
 _NOT_SHOWN = ("s.text", "t.arg_json", "t.metadata_json", "t.invocation_info", "t.result_json")
@@ -240,12 +244,12 @@ def brief(column: str) -> str:
 
 _FROM = ("\nFROM json_each(?) LEFT JOIN tasks t ON t.key = value "
          "LEFT JOIN scripts s ON s.hash = t.script_hash LEFT JOIN runs r ON r.run_id = t.run_id")
-SELECT_TASKS = f"SELECT {', '.join(_COLUMNS)}{_FROM}"
+SELECT_TASKS = f"SELECT {', '.join(TASK_COLUMNS)}{_FROM}"
 """The tasks of a list of keys in its order; of one that is not there a row without a key."""
 SELECT_BRIEF_TASKS = "SELECT " + ", ".join(
     brief(column) if column in _SHOWN else "NULL" if column in _NOT_SHOWN else column
-    for column in _COLUMNS) + _FROM
-SELECT_EACH_VALUE = tuple(f"SELECT {column}{_FROM}" for column in _COLUMNS)
+    for column in TASK_COLUMNS) + _FROM
+SELECT_EACH_VALUE = tuple(f"SELECT {column}{_FROM}" for column in TASK_COLUMNS)
 """What `SELECT_TASKS` reads, one by one: where some values are too long, the others can be had."""
 
 TOO_LONG = "<too long to be read>"
@@ -310,6 +314,18 @@ def run_of(row: Row) -> Run:
     return Run(text_of(run_id) or "", text_of(host), None if pid is None else whole_of(pid),
                time_of(started), time_of(ended), text_of(python), text_of(version),
                None if is_alive is None else bool(is_alive))
+
+
+_LAST_TYPES = {
+    **dict(zip(KIND_STATUSES, TYPES)),
+    TaskStatus.INTERRUPTED: EventType.TASK_STARTED,  # the last that it told
+}
+
+
+def last_event_of(task: TaskSnapshot) -> LifecycleEvent:
+    """Return the life-cycle event that a history keeps of a task: the last one."""
+    time = task.completed_utc or task.started_utc or task.created_utc
+    return LifecycleEvent(_LAST_TYPES[task.status], task.task_id, task.last_seq, time, task)
 
 
 # ---------------------------------------------------------------- rows that may be left out

@@ -23,11 +23,11 @@ from time import sleep
 
 from ..model import checks
 from ..model.errors import ConfigurationError, HistoryError
-from ..model.events import EventType, LifecycleEvent, TaskStatus
-from ..model.records import STATUSES, TYPES
+from ..model.events import TaskStatus
 from ..sinks.opening import absolute, shown
 from . import questions
-from .answers import SELECT_LOSSES, SELECT_RUNS, Losses, Reading, Run, Stats, loss_of, run_of
+from .answers import (SELECT_LOSSES, SELECT_RUNS, Losses, Reading, Run, Stats, last_event_of,
+                      loss_of, run_of)
 from .connections import Database
 from .presence import OPEN_RUNS, is_alive
 from .presencelock import PresenceLock
@@ -49,12 +49,6 @@ if TYPE_CHECKING:
     from .searching import Found
 
     Version = Tuple[int, int]
-
-_EVENT_TYPES = {
-    **dict(zip(STATUSES, TYPES)),
-    TaskStatus.INTERRUPTED: EventType.TASK_STARTED,  # the last that it told
-}
-
 
 class History:
     """A history file, opened for reading; a context manager.
@@ -639,9 +633,7 @@ class History:
                 while rows := self._rows_after(task.task_id, since, ""):
                     yield from self._reading.events(task.task_id, rows)
                     since = rows[-1][0]
-                time = task.completed_utc or task.started_utc or task.created_utc
-                yield LifecycleEvent(_EVENT_TYPES[task.status], task.task_id, task.last_seq, time,
-                                     task)
+                yield last_event_of(task)
         last: int | None = -2**63 if run is None else None
         while last is not None:
             with self._asking() as connection:

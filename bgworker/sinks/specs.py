@@ -124,8 +124,8 @@ def _from_factory(spec: str, module_name: str, factory_name: str, config: dict[s
     except Exception as error:  # whatever a stranger's module raises while it is imported
         raise _error(
             spec,
-            f"module {module_name!r} cannot be imported ({describe(error)}); {_EXPECTED}, "
-            "with the module on sys.path",
+            f"module {module_name!r} cannot be imported ({describe(error)}); "
+            + (_package_of(error, module_name) or f"{_EXPECTED}, with the module on sys.path"),
         ) from error
     factory = ask(attrgetter(factory_name), module)
     if factory is None:
@@ -142,6 +142,14 @@ def _from_factory(spec: str, module_name: str, factory_name: str, config: dict[s
     return _build(spec, factory, (), config)
 
 
+def _package_of(error: Exception, module_name: str = "") -> str:
+    """Return what installs the package that a factory lacks; empty if it is not for that."""
+    lacked = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    if not isinstance(lacked, str) or f"{module_name}.".startswith(f"{lacked}."):
+        return ""
+    return f"install what it needs, such as with python -m pip install {lacked.partition('.')[0]}"
+
+
 def _build(
     spec: str, factory: Callable[..., Any], arguments: tuple[str, ...], config: dict[str, Any]
 ) -> Sink:
@@ -150,8 +158,8 @@ def _build(
     except BgworkerError as error:
         raise _error(spec, str(error)) from error
     except Exception as error:  # whatever a stranger's factory raises
-        raise _error(spec, f"it cannot be built ({describe(error)}); "
-                           "correct its options, or the factory") from error
+        remedy = _package_of(error) or "correct its options, or the factory"
+        raise _error(spec, f"it cannot be built ({describe(error)}); {remedy}") from error
     if not ask(lambda: callable(sink.write) and callable(sink.close)):
         raise _error(
             spec,

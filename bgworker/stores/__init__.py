@@ -1,0 +1,10 @@
+"""Histories that a team shares, on a server: in PostgreSQL, and in MongoDB.
+
+Neither sink imports a driver: the caller hands over what connects.
+"""
+
+from __future__ import annotations
+
+from .postgres import PostgresSink
+
+__all__ = ["PostgresSink"]

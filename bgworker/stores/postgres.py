@@ -1,0 +1,506 @@
+"""Events as a history in PostgreSQL, which any number of processes and machines write to at once.
+Runs on the sink's thread.
+
+What `write` has returned from is committed. Every batch is one transaction, of a handful of
+statements however many events it has. See `tables` for what is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from contextlib import closing, contextmanager
+from zlib import crc32
+
+from ..history.answers import Reading, last_event_of, loss_of
+from ..history.batch import LOSS_COLUMNS, SortedBatch, wide_values
+from ..history.taskrows import COLUMNS, RUN_COLUMNS
+from ..model import checks
+from ..model.clock import monotonic
+from ..model.errors import (BgworkerError, ConfigurationError, PermanentSinkError, SinkError,
+                            TemporarySinkError)
+from ..model.ids import is_own_run
+from ..model.records import STREAM_CODES
+from ..model.reports import report
+from ..model.text import describe, show
+from ..model.told import records_of
+from . import tables as sql
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Any
+
+    from ..history.taskrows import TaskRows
+    from ..model.events import Event
+
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks for what is to be pruned, unless one takes more than a twentieth of
+that."""
+PRUNE_SECONDS = 0.02
+"""Seconds that are pruned after a batch, or as long as it took to store that: enough for more rows
+than it brings."""
+MOST_TASKS = 500
+"""Tasks that are pruned in one transaction, ..."""
+MOST_ROWS = 20_000
+"""... and stream rows."""
+READ_TASKS, READ_ROWS = 200, 2000
+
+PATIENCE = 5
+"""Failures in a row after which a server that cannot be reached is waited for: until then each is
+tried again soon, and then none of the events is given up."""
+
+_REFUSED = ("21", "22", "23", "54")
+"""Classes of SQLSTATE that blame the values: of two rows of one batch, too long, not Unicode."""
+_RACES = ("23503", "42P01", "3F000")
+"""What a row refers to was pruned meanwhile, or somebody has dropped the tables: the next attempt
+brings it again, or makes them."""
+_HELD = {
+    "25006": "the server only reads, as a standby does; have `connect` find the one that writes",
+    "28": "correct the user or the password that `connect` uses",
+    "3D": "create that database, or have `connect` name another",
+    "42501": "let the role use the schema: GRANT USAGE ON SCHEMA {0} TO role; GRANT SELECT, "
+             "INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {0} TO role; and CREATE on it, or on "
+             "the database, if bgworker is to make the tables",
+    "42": "somebody has changed the tables; put them back, or name another schema",
+    "53100": "make room on the server's disk, or raise the quota",
+}
+"""Beginning of SQLSTATE -> what mends it. Nothing is taken before, so the events are held."""
+
+
+class PostgresSink:
+    """Records tasks and what they say in a schema of a PostgreSQL database: tables ``tasks``,
+    ``runs``, ``scripts``, ``losses``, and a view ``task_streams``.
+
+    Delivery is at least once, the rows are exactly once: a stream row is known by its task and
+    number, and a task's row never goes back to an earlier event. The tables are made, and brought
+    to the newest version, by the first sink that connects.
+
+    ``runs.last_seen`` is set with each batch. A run that was seen lately lives, or died since. One
+    that was not may have died, be cut off, or run tasks that say nothing: it proves neither.
+
+    A server that cannot be reached costs no event but for those that do not fit into the sink's
+    queue. How long an attempt may take is for ``connect`` to say: without ``connect_timeout`` and
+    ``tcp_user_timeout`` the system may take minutes to notice that a network is gone.
+
+    Args:
+        connect: returns a new connection of the DB-API to the database. It is called on the sink's
+            thread, again after every trouble, and in a forked child. Tested with psycopg 3;
+            psycopg2 works, too.
+        schema: name of the schema, which is made if it is missing.
+        max_age: seconds that a task stays after its end; None is for ever.
+        max_tasks: most tasks that are kept, counting those that have not ended; None is no bound.
+            Both remove only tasks that have ended, those first that ended first; with ``max_age``
+            also those whose run has not been seen for as long. Every sink with bounds prunes, one
+            at a time, while it is written to.
+
+    Raises:
+        ConfigurationError: an argument cannot be used.
+    """
+
+    preferred_batch = 8192
+
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        *,
+        schema: str = "bgworker",
+        max_age: float | None = None,
+        max_tasks: int | None = None,
+    ) -> None:
+        if not callable(connect):
+            raise ConfigurationError(
+                "connect: expected a function that returns a connection, such as "
+                f"lambda: psycopg.connect('dbname=jobs'), got {show(connect)}")
+        if not isinstance(schema, str) or not re.fullmatch(r"[A-Za-z_]\w{0,62}", schema, re.ASCII):
+            raise ConfigurationError(
+                "schema: expected a letter or underscore, and up to 62 letters, digits or "
+                f"underscores, got {show(schema)}")
+        self._connect = connect
+        self.schema = schema
+        self._max_age = checks.number("max_age", max_age, above=0, optional=True)
+        self._max_tasks = checks.number("max_tasks", max_tasks, least=0, whole=True, optional=True)
+        self._connection: Any = None
+        self._pid = os.getpid()
+        self._runs: set[str] = set()  # of this process, whose end is to be noted
+        self._failures = 0
+        self._next_look = 0.0
+        self._only_reads = False
+
+    def __repr__(self) -> str:
+        return f"PostgresSink(schema={self.schema!r})"
+
+    def open(self) -> None:
+        """Connect, and make the tables or bring them to the newest version; again after a fork.
+
+        Raises:
+            PermanentSinkError: ``connect`` is wrong, or the schema is not one that we know.
+            TemporarySinkError: it may work later.
+        """
+        with self._transaction("open"):
+            pass
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Store the events, as one transaction; connect first if need be. Then prune for a moment
+        if that is due.
+
+        Raises:
+            TemporarySinkError: the server cannot be reached, or does not take it now. Whether
+                something was stored may be unknown, and makes no difference to the next attempt.
+            PermanentSinkError: an event can never be stored, or the schema has become one that we
+                do not know.
+        """
+        begun = monotonic()
+        try:
+            batch = SortedBatch(records_of(events))
+        except Exception as error:
+            # The courier halves the batch then, until the event that is no row stands alone.
+            raise PermanentSinkError(f"cannot store an event: {describe(error)}") from error
+        with self._transaction("write to") as cursor:
+            self._store(cursor, batch)
+        self._runs.update(filter(is_own_run, batch.tasks.runs))
+        if self._max_age is not None or self._max_tasks is not None:
+            self._prune(max(PRUNE_SECONDS, monotonic() - begun))
+
+    def flush(self) -> None:
+        """Do nothing: what ``write`` has returned from is committed."""
+
+    def close(self) -> None:
+        """Note the end of this process's runs and disconnect; harmless if that was done, and in a
+        forked child. A later ``write`` connects again.
+        """
+        runs = [run_id for run_id in self._runs if is_own_run(run_id)]
+        try:
+            if runs:
+                try:
+                    self._end(runs)
+                except TemporarySinkError:
+                    self._end(runs)  # the connection may have been lost long since
+        finally:
+            self._runs.clear()
+            self._drop()
+
+    def _end(self, runs: list[str]) -> None:
+        with self._transaction("close") as cursor:
+            self._execute(cursor, sql.END_RUNS, _texts(runs))
+
+    # -- rows --
+
+    def _store(self, cursor: Any, batch: SortedBatch) -> None:
+        self._store_tasks(cursor, batch.tasks)
+        if batch.streams:
+            self._store_streams(cursor, batch)
+        if batch.tasks.progress:
+            columns = "percent", "message", "seq", "task"
+            self._execute(cursor, sql.ADVANCE_PROGRESS, _objects(columns, batch.tasks.progress))
+        if batch.losses:
+            self._execute(cursor, sql.INSERT_LOSSES, _objects(LOSS_COLUMNS, batch.losses))
+
+    def _store_tasks(self, cursor: Any, tasks: TaskRows) -> None:
+        for statement, columns, rows in (
+            (sql.SEE_RUNS, RUN_COLUMNS, [*tasks.own_runs, *((run,) for run in tasks.other_runs)]),
+            (sql.INSERT_SCRIPTS, ("hash", "script_id", "text"),
+             [(hash_, *rest) for hash_, rest in tasks.scripts.items()]),
+            (sql.INSERT_TASKS, COLUMNS, list(tasks.rows())),
+            (sql.INSERT_PLACEHOLDERS, ("id", "created_utc"), tasks.placeholders),
+        ):
+            if rows:
+                self._execute(cursor, statement, _objects(columns, rows))
+
+    def _store_streams(self, cursor: Any, batch: SortedBatch) -> None:
+        keys = self._keys(cursor, batch)
+        if len(keys) < len(batch.speakers):
+            self._store_tasks(cursor, batch.unknown(keys))
+            keys = self._keys(cursor, batch)
+        plain: list[tuple[Any, ...]] = []
+        wide: list[tuple[Any, ...]] = []
+        last, key = None, 0
+        for state, seq, kind, ns, data in batch.streams:
+            if state is not last:
+                last, key = state, keys[state.id]
+            if data.__class__ is str:
+                plain.append((key, seq, STREAM_CODES[kind], ns // 1000, data))
+            else:
+                wide.append((key, seq, STREAM_CODES[kind], ns // 1000, *wide_values(kind, data)))
+        for statement, rows in ((sql.INSERT_STREAMS, plain), (sql.INSERT_WIDE_STREAMS, wide)):
+            if rows:
+                # in the order of the table
+                rows.sort(key=lambda row: row[:2])
+                task, seqs, streams, times, payloads, *more = zip(*rows)
+                self._execute(cursor, statement, _numbers(task), _numbers(seqs), _numbers(streams),
+                              _numbers(times), _texts(payloads), *map(_numbers, more))
+
+    def _keys(self, cursor: Any, batch: SortedBatch) -> dict[str, int]:
+        self._execute(cursor, sql.FIND_KEYS, _texts([state.id for state in batch.speakers]))
+        return dict(cursor.fetchall())
+
+    # -- the connection --
+
+    def _execute(self, cursor: Any, statement: str, *values: Any) -> None:
+        cursor.execute(statement.replace("{s}", f'"{self.schema}"'), values)
+
+    @contextmanager
+    def _transaction(self, what: str) -> Iterator[Any]:
+        """Give a cursor, and commit what was done with it. What goes wrong is raised as the error
+        of a sink, and undone; unless the values are to blame, the next transaction gets a new
+        connection."""
+        try:
+            with closing(self._connected(what).cursor()) as cursor:
+                yield cursor
+            self._connection.commit()
+        except Exception as error:
+            told = self._explained(what, error)
+            if self._connection is not None and told.__class__ is PermanentSinkError:
+                try:
+                    self._connection.rollback()
+                except Exception:
+                    self._drop()  # what led here tells more
+            else:
+                self._drop()
+            raise told from error
+        except BaseException:
+            self._drop()
+            raise
+        self._failures = 0
+
+    def _connected(self, what: str) -> Any:
+        if self._pid != os.getpid():
+            # The parent goes on with it: to close it here would end it there.
+            _inherited.append(self._connection)
+            self._connection, self._pid = None, os.getpid()
+            self._runs.clear()
+        if self._connection is None:
+            try:
+                connection = self._connect()
+            except Exception as error:
+                if what == "open" and not (_state(error) or _is_unreachable(error)):
+                    raise PermanentSinkError(
+                        f"connect does not connect: {_harmless(error)}{_missing(error)}",
+                        concerns="sink") from error
+                raise
+            try:
+                connection.autocommit = False
+                self._connection = connection
+                self._prepare(connection)
+            except BaseException:
+                self._connection = None
+                connection.close()
+                raise
+        return self._connection
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and self._pid == os.getpid():
+            try:
+                connection.close()
+            except Exception as error:  # a driver's; the connection is of no use in any case
+                report(logging.DEBUG, "a connection could not be closed: %s", _harmless(error))
+
+    def _prepare(self, connection: Any) -> None:
+        """Bring the schema to the newest version, in one transaction, unless it has it."""
+        with closing(connection.cursor()) as cursor:
+            if self._found(cursor) != (True, sql.VERSION):
+                if self._only_reads:
+                    raise PermanentSinkError(
+                        f"the schema {self.schema!r} has no history of this version; have a sink "
+                        "open it first, or name another schema", concerns="sink")
+                self._execute(cursor, sql.LOCK, *self._lock)
+                is_there, version = self._found(cursor)
+                if not is_there:
+                    self._execute(cursor, sql.MAKE_SCHEMA)
+                if not version:
+                    self._execute(cursor, sql.MAKE_VERSIONS)
+                for number in range(version + 1, sql.VERSION + 1):
+                    for statement in sql.STEPS[number - 1]:
+                        self._execute(cursor, statement)
+                    self._execute(cursor, sql.NOTE_VERSION, number)
+        connection.commit()
+
+    def _found(self, cursor: Any) -> tuple[bool, int]:
+        """Return whether the schema is there, and the version of the history in it; 0 for none."""
+        cursor.execute(sql.FIND_SCHEMA, (self.schema,))
+        is_there, is_known = cursor.fetchone()
+        if not is_known:
+            return bool(is_there), 0
+        self._execute(cursor, sql.FIND_VERSION)
+        version = int(cursor.fetchone()[0] or 0)
+        if version > sql.VERSION:
+            raise PermanentSinkError(
+                f"the history in the schema {self.schema!r} has version {version}, and this "
+                f"bgworker knows versions up to {sql.VERSION}; upgrade bgworker, or name another "
+                "schema", concerns="sink")
+        return True, version
+
+    @property
+    def _lock(self) -> tuple[int, int]:
+        """The two numbers of the advisory lock under which tables are made and pruned."""
+        return 0x6267776B, crc32(self.schema.encode()) - 2**31  # "bgwk"
+
+    def _explained(self, what: str, error: Exception) -> SinkError:
+        """Return what an error means for the sink's events."""
+        if isinstance(error, SinkError):
+            return error
+        state, text = _state(error), _harmless(error)
+        if state == "42P07":
+            return PermanentSinkError(
+                f"something in the schema {self.schema!r} has a name that a history needs, and is "
+                f"none of bgworker's ({text}); name another schema", concerns="sink")
+        if state not in _RACES and (state[:2] in _REFUSED or not state
+                                    and isinstance(error, (TypeError, ValueError))
+                                    and not _is_unreachable(error)):
+            return PermanentSinkError(f"PostgreSQL cannot store an event: {text}")
+        text = f"cannot {what} the schema {self.schema!r} of PostgreSQL: {text}"
+        found = max((known for known in _HELD if state.startswith(known)), key=len, default=None)
+        if found is not None and state not in _RACES:
+            remedy = _HELD[found].format(f'"{self.schema}"')
+            return TemporarySinkError(f"{text}; {remedy}", hold=True)
+        self._failures += 1
+        is_away = state.startswith(("08", "57P")) or not state and _is_unreachable(error)
+        return TemporarySinkError(
+            f"{text}{_missing(error)}", hold=is_away and self._failures > PATIENCE)
+
+    # -- pruning --
+
+    def _prune(self, seconds: float) -> None:
+        """Remove what is too much, for about so many seconds. Errors are only reported: by now the
+        batch is stored."""
+        begun = now = monotonic()
+        if begun < self._next_look:
+            return
+        try:
+            is_more = True
+            while is_more and now - begun < seconds:
+                with self._transaction("prune") as cursor:
+                    is_more = self._prune_some(cursor)
+                now = monotonic()
+            if not is_more:
+                self._next_look = now + max(LOOK_INTERVAL, 20 * (now - begun))
+        except BgworkerError as error:
+            self._next_look = monotonic() + 60
+            report(logging.WARNING, "the history in the schema %r could not be pruned, which is "
+                   "tried again in a minute: %s", self.schema, str(error))
+
+    def _prune_some(self, cursor: Any) -> bool:
+        """Remove some of what is too much; True if there may be more. One sink does it at a time,
+        or all would remove as much."""
+        self._execute(cursor, sql.TRY_LOCK, *self._lock)
+        if not cursor.fetchone()[0]:
+            return False
+        keys: list[int] = []
+        if self._max_tasks is not None:
+            self._execute(cursor, sql.COUNT_TASKS)
+            surplus = cursor.fetchone()[0] - self._max_tasks
+            if surplus > 0:
+                keys = self._ended(cursor, "infinity", "-infinity", min(surplus, MOST_TASKS))
+        if self._max_age is not None and not keys:
+            self._execute(cursor, sql.SINCE, min(self._max_age, 1e10))
+            (before,) = cursor.fetchone()
+            keys = self._ended(cursor, before, before, MOST_TASKS)
+            if not keys:
+                self._execute(cursor, sql.DELETE_LOSSES, before)
+        if not keys:
+            return False
+        self._execute(cursor, sql.DELETE_STREAMS, _numbers(keys), MOST_ROWS)
+        if cursor.rowcount < MOST_ROWS:
+            self._execute(cursor, sql.DELETE_TASKS, _numbers(keys))
+            runs, scripts = map(set, zip(*cursor.fetchall()))
+            self._execute(cursor, sql.DELETE_RUNS, _texts(runs - {None}))
+            self._execute(cursor, sql.DELETE_SCRIPTS, _texts(scripts - {None}))
+        return True
+
+    def _ended(self, cursor: Any, before: Any, seen: Any, most: int) -> list[int]:
+        self._execute(cursor, sql.FIND_OVER, before, seen, most)
+        return [key for key, in cursor.fetchall()]
+
+    # -- reading --
+
+    def events(self) -> Iterator[Event]:
+        """Yield all that is recorded, task by task in the order of their ids, as `History.events`
+        does of a file. Any thread; over a connection of its own.
+
+        Raises:
+            SinkError: the schema has no history, or the server cannot be reached.
+        """
+        own, reading = PostgresSink(self._connect, schema=self.schema), Reading()
+        own._only_reads = True
+        try:
+            last_id = ""
+            while rows := own._read(sql.SELECT_TASKS, last_id, READ_TASKS):
+                for row in rows:
+                    last_id = row[1]
+                    task = reading.task(row)
+                    if task is None:
+                        continue
+                    seq = -2**31
+                    while found := own._read(sql.SELECT_STREAMS, row[0], seq, READ_ROWS):
+                        yield from reading.events(task.task_id, found)
+                        seq = found[-1][0]
+                    yield last_event_of(task)
+            key = 0
+            while rows := own._read(sql.SELECT_LOSSES, key, READ_ROWS):
+                yield from map(loss_of, rows)
+                key = rows[-1][0]
+        finally:
+            own._drop()
+
+    def _read(self, statement: str, *values: Any) -> list[Any]:
+        with self._transaction("read") as cursor:
+            self._execute(cursor, statement, *values)
+            found: list[Any] = cursor.fetchall()
+        return found
+
+
+_inherited: list[Any] = []
+"""Connections of the parent, in a forked child: nobody closes them there, no garbage collector
+either."""
+
+
+# -- values as texts, which every driver sends as they are --
+
+
+def _objects(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    return json.dumps([dict(zip(columns, row)) for row in rows])
+
+
+def _numbers(values: Iterable[float | None]) -> str:
+    return "{" + ",".join(["NULL" if value is None else repr(value) for value in values]) + "}"
+
+
+def _texts(values: Iterable[str]) -> str:
+    """Return an array of texts. Escaped as one, which costs a tenth of doing so one by one."""
+    each = list(values)
+    joined = "\0".join(each)
+    if joined.count("\0") != max(len(each) - 1, 0):
+        raise ValueError("a text holds a NUL, which PostgreSQL does not take")
+    joined = joined.replace("\\", "\\\\").replace('"', '\\"')
+    return '{"' + joined.replace("\0", '","') + '"}' if each else "{}"
+
+
+# -- what a driver's error says; its classes are not ours to import --
+
+
+def _state(error: Exception) -> str:
+    """Return the SQLSTATE: where psycopg 3 has it, or psycopg2. Empty if the server said none."""
+    found = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    return found if isinstance(found, str) else ""
+
+
+def _is_unreachable(error: Exception) -> bool:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, OSError) or not names.isdisjoint(("OperationalError",
+                                                               "InterfaceError"))
+
+
+def _harmless(error: Exception) -> str:
+    """Return its type and text, without a password that a connection string may hold."""
+    return re.sub(r"(?i)(://[^\s:/@]*:|password\s*=\s*)('[^']*'|[^\s@]+)", r"\1...",
+                  describe(error))
+
+
+def _missing(error: Exception) -> str:
+    if not isinstance(error, ImportError):
+        return ""
+    return (f"; install the package that is missing: python -m pip install "
+            f"{error.name or 'psycopg[binary]'}")
