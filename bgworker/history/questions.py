@@ -547,7 +547,9 @@ LATEST = 9
 """Tasks of one source that tell how long it usually runs."""
 
 
-def usual_seconds(connection: sqlite3.Connection, script_hash: str) -> float | None:
+def usual_seconds(
+    connection: sqlite3.Connection, script_hash: str, *, completed_only: bool = False
+) -> float | None:
     """Return the median of how long the latest tasks of one source ran that completed; of those
     that failed or timed out, if none of them did."""
     rows = connection.execute(
@@ -555,7 +557,7 @@ def usual_seconds(connection: sqlite3.Connection, script_hash: str) -> float | N
         f"AND {status_in('+t.status', (TaskStatus.COMPLETED, *FAILED))} AND {_TIMED} "
         "ORDER BY t.key DESC LIMIT ?", (script_hash, LATEST)).fetchall()
     took = sorted([seconds for is_completed, seconds in rows if is_completed]
-                  or [seconds for _, seconds in rows])
+                  or [seconds for _, seconds in rows if not completed_only])
     return took[len(took) // 2] if took else None
 
 

@@ -560,14 +560,22 @@ class History:
         with self._asking() as connection:
             return {each: questions.completed(connection, each, metadata) for each in script_hashes}
 
-    def usual_seconds(self, script_hashes: Iterable[str]) -> dict[str, float]:
-        """Return how long tasks of each of these sources usually ran, in seconds: the median of the
-        last nine that completed, or where none did, that failed or timed out.
+    def usual_seconds(
+        self, script_hashes: Iterable[str], *, completed_only: bool = False
+    ) -> dict[str, float]:
+        """Return how long tasks of each of these sources usually ran, in seconds: the median of
+        those of the last nine that completed, or where none did, that failed or timed out.
 
-        Sources of which no task has ended are left out. Reads a few rows for each source.
+        Sources of which no such task has ended are left out. Reads a few rows for each source.
+
+        Args:
+            completed_only: where none completed, how long others ran tells nothing.
         """
         with self._asking() as connection:
-            found = {each: questions.usual_seconds(connection, each) for each in script_hashes}
+            found = {
+                each: questions.usual_seconds(connection, each, completed_only=completed_only)
+                for each in script_hashes
+            }
         return {each: seconds for each, seconds in found.items() if seconds is not None}
 
     def loss_counts(self, *, since: datetime | timedelta | None = None) -> tuple[Losses, ...]:

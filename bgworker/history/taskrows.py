@@ -37,8 +37,9 @@ _STATUS_TEXTS = [status.value for status in STATUSES]
 NAMED = ("id", "run_id", "name", "created_utc", "script_id", "script_hash")
 WAITING = ("status", "scheduled_utc", "last_seq")
 RUN = (*WAITING, "started_utc", "completed_utc", "duration_sec")
-CONSTANT = (*NAMED, "timeout_sec", "arg_json", "metadata_json", "rerun_of")
-VARYING = (*RUN, "failure_type", "failure_message", "invocation_info", "exit_code", "result_json")
+CONSTANT = (*NAMED, "arg_json", "metadata_json", "rerun_of")
+VARYING = (*RUN, "failure_type", "failure_message", "invocation_info", "exit_code", "result_json",
+           "timeout_sec")  # a command may get its limit when it runs
 PROGRESS = ("last_progress_pct", "last_progress_msg")
 COLUMNS = (*CONSTANT, *VARYING, *PROGRESS)
 """Of a task, all of them; times are texts."""
@@ -126,7 +127,7 @@ class TaskRows:
             )
         ):
             metadata = state.metadata_json
-            constant = (state.timeout, state.arguments, metadata or None,
+            constant = (state.arguments, metadata or None,
                         _rerun_of(json.loads(metadata)) if '"rerun_of"' in metadata else None)
             failure: tuple[Any, ...] = None, None, None, None, None
             latest = progress[4][:2] if progress is not None else (None, None)
@@ -148,6 +149,7 @@ class TaskRows:
                 completed,
                 duration,
                 *failure,
+                state.timeout,
                 *latest,
             )
         elif kind < STARTED:
@@ -196,7 +198,6 @@ class TaskRows:
             _time_text(task.created_utc),
             task.script_id,
             task.script_hash or None,
-            task.timeout,
             task.arguments,
             json_text(dict(task.metadata)) if task.metadata else None,
             _rerun_of(task.metadata),
@@ -215,6 +216,7 @@ class TaskRows:
             exit_code_of(task.status.value, task.script_id, task.failure_type,
                          task.failure_message),
             task.result,
+            task.timeout,
             percent,
             "" if message is None and percent is not None else message,
         )

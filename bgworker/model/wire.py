@@ -309,14 +309,18 @@ def _end_text(state: TaskState, ns: int, time: str, rest: str) -> str:
         and state.failure_type is None
         and state.failure_message is None
         and state.result is None
+        and (state.timeout is None or rest.startswith(_TIMEOUT))  # a command may get one late
     ):
         rest = _rest(state, ended=True)
     return text + rest
 
 
+_TIMEOUT = ',"timeout":'
+
+
 def _rest(state: TaskState, *, ended: bool = False) -> str:
     """What follows the times in a task, up to the value of ``last_seq``."""
-    timeout = "" if state.timeout is None else f',"timeout":{_number_text(state.timeout)}'
+    timeout = "" if state.timeout is None else f"{_TIMEOUT}{_number_text(state.timeout)}"
     progress = outcome = script = ""
     if ended:
         if state.recorded_percent is not None:

@@ -92,6 +92,8 @@ class TaskContext(Identity):
     _wakers: tuple[Callable[[], object], ...] = ()
     _reacts_until = math.inf
     """When a task that was woken is no longer expected to end, on the monotonic clock."""
+    _is_overdue = False
+    """True when its own code has found that its time is over, and raises `TaskTimedOut`."""
     _captures_output = False
     """True when what the task prints, logs and warns goes to its streams too."""
     _flush: Callable[[], object] | None = None
@@ -199,6 +201,13 @@ class TaskContext(Identity):
         return f"<TaskContext {self._task_state.name or 'outside a task'}>"
 
     # -- what the runner, capture and commands need --
+
+    def _keep_time(self, deadline: float, timeout: float) -> None:
+        """Note until when the task may run (monotonic), for one whose own code sees to that; and
+        for how long, which is recorded. On the task's own thread."""
+        self._is_overdue = False
+        self._deadline = deadline
+        self._task_state.timeout = timeout
 
     def _emit_lines(self, kind: int, lines: list[str]) -> None:
         """Emit lines of clean text of at most ``max_payload`` bytes each, at once; see

@@ -188,6 +188,20 @@ class Pool:
         if problem is not None:
             report(logging.WARNING, "%s has no worker now: %s", self._name, str(problem))
 
+    def grow(self, max_workers: int) -> bool:
+        """Raise the number of workers, and start the new ones now, though nothing waits for them.
+        False, and nothing changes, where the system has no thread for one."""
+        with self._lock:
+            before = self.max_workers
+            self.max_workers = self._roster.max_workers = max_workers
+            try:
+                while len(self._workers) < max_workers:
+                    self._start(Worker(None), self._workers)
+            except ShutdownError:
+                self.max_workers = self._roster.max_workers = max(before, len(self._workers))
+                return False
+            return True
+
     def close(self, closed_by: str = "shutdown") -> None:
         """Take no more tasks; what is queued still runs. Returns at once."""
         with self._lock:

@@ -221,14 +221,15 @@ class Task(Identity, LightFuture["T"]):
             state.seq = 3
         else:
             intake.emit_lifecycle(state, STARTED, now)
+        function, args, kwargs, variables = call
         deadlines = None
-        if state.timeout is not None:
+        # a command keeps its time itself: its time begins when its process has started
+        if state.timeout is not None and getattr(type(function), "keeps_time", None) is not True:
             due = context_of(state)._deadline = monotonic() + state.timeout
             # these also at the end: a child that the task forks gets new ones
             deadlines = self._runner.deadlines
             deadlines.watch(self, due)
         kind, final_state, result, error, failure = COMPLETED, FINISHED, None, None, None
-        function, args, kwargs, variables = call
         try:
             if self._runner.initializer is not None and (worker := current_worker()) is not None:
                 for variable, value in worker.variables:
@@ -250,7 +251,7 @@ class Task(Identity, LightFuture["T"]):
         duration = (time.monotonic_ns() - started) / 1e9
         recorded = None
         if error is not None:  # looks at the user's exception, in the task's own time
-            kind, failure = _verdict(error, self._limits.max_payload)
+            kind, failure = _verdict(error, state.context, self._limits.max_payload)
             if kind == CANCELLED:
                 final_state, error = CANCELLED_AND_NOTIFIED, None
         elif self._records_result:  # so it looks at the result; nobody can have changed it yet
@@ -500,9 +501,15 @@ def finished(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> Any:
 _OURS = Task._run.__code__, run_captured.__code__, finished.__code__
 
 
-def _verdict(error: BaseException, max_bytes: int) -> tuple[int, Failure]:
+def _verdict(
+    error: BaseException, context: TaskContext | None, max_bytes: int
+) -> tuple[int, Failure]:
     """Return how a task ends whose code has raised, and what is recorded of that."""
     without_frames(error, _OURS)  # they would hold the task in a cycle, and tell nobody anything
-    return CANCELLED if issubclass(type(error), TaskCancelled) else FAILED, describe_failure(
-        error, max_bytes
-    )
+    kind = FAILED
+    if issubclass(type(error), TaskCancelled):
+        kind = CANCELLED
+    elif context is not None and context._is_overdue and type(error) is TaskTimedOut:
+        kind = TIMED_OUT
+        error.__traceback__ = None  # it tells where a clock was looked at
+    return kind, describe_failure(error, max_bytes)

@@ -26,6 +26,7 @@ from functools import partial
 from math import inf
 
 from ..model.clock import monotonic
+from ..model.errors import TaskTimedOut
 from ..model.records import ERROR, OUTPUT
 from .pipes import Gate, Lines, open_pump
 from .processes import Family
@@ -49,6 +50,8 @@ STRAGGLERS_AFTER = 1.0
 GIVE_UP_AFTER = 5.0
 """Seconds after SIGKILL when a process that still is there (uninterruptible, another user's) is
 left behind."""
+LOOK_FOR_LIMIT = 1.0
+"""Seconds between two questions for a limit that is not known yet."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
 """Seconds between two looks where nothing wakes the thread; doubled while nothing happens."""
 
@@ -62,13 +65,18 @@ class Child:
         env: the environment; None is this process's own.
         context: of the task, which gets the lines and may be asked to stop.
         on_start: called when the process was started.
+        limit: tells for how many seconds the process may run; None as long as that is not known.
     """
 
-    def __init__(self, argv: str | list[str], cwd: str | None, env: dict[str, str] | None,
-                 context: TaskContext, on_start: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, argv: str | list[str], cwd: str | None, env: dict[str, str] | None,
+        context: TaskContext, on_start: Callable[[], object] | None = None,
+        limit: Callable[[], float | None] | None = None,
+    ) -> None:
         self._argv, self._cwd, self._env = argv, cwd, env
         self._pump: PolledPump | ThreadedPump  # as soon as there is one
         self._on_start = on_start
+        self._limit = limit
         self._context = context
         self._gate = Gate(context)
         most = context._limits.max_payload
@@ -77,7 +85,10 @@ class Child:
         self._exited = False
         self._is_alone = False  # the leader has exited, and no other process of the command is left
         self._lost = False     # somebody else reaped the leader: its number may be a stranger's
+        self._was_asked = False  # to end, while it ran: because of a cancel, or its time was over
         self._cancelled = False
+        self._seconds: float | None = None  # that it may run
+        self._overdue: float | None = None  # the same, when it ran longer
         self._gave_up = False
         self._signals = 0      # how many were sent: none, SIGTERM, SIGKILL
         self._told_strays = False
@@ -98,6 +109,9 @@ class Child:
                     raise
             finally:
                 code = self._close()
+        if self._overdue is not None:
+            self._context._is_overdue = True
+            raise TaskTimedOut(f"ran longer than its timeout of {self._overdue:g} s")
         if self._cancelled:
             self._context.checkpoint()
         if code is None:
@@ -141,6 +155,7 @@ class Child:
                 if not room.wait(missed_at):
                     raise _no_room(error) from error
         self._family = Family(self._proc.pid)
+        self._started = monotonic()
         room.enter()
 
     def _popen(self) -> subprocess.Popen[bytes]:
@@ -175,7 +190,7 @@ class Child:
         while not self._is_over(has_exited):
             now = self._gate.now()
             self._escalate(now)
-            timeout = max(self._due - now, 0.0)
+            timeout = max(self._time_left() if self._due == inf else self._due - now, 0.0)
             if not self._pump.sees_exit:
                 timeout = min(timeout, pause)
             happened = self._pump.wait(None if timeout == inf else timeout)
@@ -196,14 +211,29 @@ class Child:
             self._is_alone = not self._family.is_alive()
         return self._gave_up or self._lost or self._is_alone
 
+    def _time_left(self) -> float:
+        """Return the seconds until its time is over, or until its limit is to be asked for."""
+        if self._limit is None:
+            return inf
+        if self._seconds is None:
+            self._seconds = self._limit()
+            if self._seconds is None:
+                return LOOK_FOR_LIMIT
+            self._context._keep_time(self._started + self._seconds, self._seconds)
+        return self._started + self._seconds - monotonic()
+
     def _escalate(self, now: float) -> None:
-        """Send the signal that is due: SIGTERM on a cancel, or to processes that the leader left
-        behind; SIGKILL when that was no use."""
+        """Send the signal that is due: SIGTERM on a cancel, when the time is over, or to processes
+        that the leader left behind; SIGKILL when that was no use."""
         if self._due == inf:
             if self._exited:
                 self._due = now + LINGER
             elif self._context.cancel_requested:
-                self._cancelled, self._due = True, now
+                self._was_asked = self._cancelled = True
+                self._due = now
+            elif self._time_left() <= 0:
+                self._was_asked, self._overdue = True, self._seconds
+                self._due = now
         if self._exited and self._signals == 0 and not self._pump.open:
             self._due = now  # the processes that are left do not write for the task
         if self._exited and self._signals:
@@ -211,7 +241,7 @@ class Child:
         if now < self._due:
             return
         if self._signals == 0:
-            self._due = now + (KILL_AFTER if self._cancelled else min(KILL_AFTER, STRAGGLERS_AFTER))
+            self._due = now + (KILL_AFTER if self._was_asked else min(KILL_AFTER, STRAGGLERS_AFTER))
         elif self._signals == 1:
             self._due = now + GIVE_UP_AFTER
         else:

@@ -44,7 +44,7 @@ def shell(
 class ShellCommand:
     """A command, ready to run any number of times, on any thread. Made by `shell`."""
 
-    __slots__ = ("__name__", "__qualname__", "argv", "cwd", "env", "on_start")
+    __slots__ = ("__name__", "__qualname__", "argv", "cwd", "env", "on_start", "limit")
 
     def __init__(self, argv: str | list[str], cwd: str | None, env: dict[str, str] | None) -> None:
         self.argv = argv
@@ -53,6 +53,9 @@ class ShellCommand:
         self.env = env
         self.on_start: Callable[[], object] | None = None
         """Called, on the task's thread, when its process was started."""
+        self.limit: Callable[[], float | None] | None = None
+        """Tells for how many seconds its process may run, for a task that `keeps_time`. Asked, on
+        the task's thread, when the process was started, and every second until it is known."""
         self.__name__ = self.__qualname__ = _readable(_program_name(argv))
 
     def __call__(self) -> int:
@@ -75,12 +78,13 @@ class ShellCommand:
             FileNotFoundError, PermissionError: the program or the directory is missing, or may not
                 be used.
             OSError: it cannot be started for another reason.
+            TaskTimedOut: it ran longer than its ``limit``, and was ended as on a cancel.
             TaskCancelled: the task was asked to stop. Its session, and what it started in others,
                 got SIGTERM, and after `child.KILL_AFTER` seconds SIGKILL; a daemon, which has left
                 both, lives on.
         """
         env = _inherited() if self.env is None else self.env
-        return Child(self.argv, self.cwd, env, current_task(), self.on_start).run()
+        return Child(self.argv, self.cwd, env, current_task(), self.on_start, self.limit).run()
 
     @property
     def source(self) -> _CommandSource:
