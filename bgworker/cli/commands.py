@@ -1,48 +1,157 @@
-"""The commands and sinks that the options of ``bgworker run`` name, checked before anything is
-started."""
+"""The commands that the options of ``bgworker run`` name: which they are, what is recorded of them,
+and which of them are left to be run."""
 
 from __future__ import annotations
 
 import os
 import shlex
-import stat
-import sys
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 
-from ..model.errors import BgworkerError, ConfigurationError
-from ..sinks import open_sink, sinks_from_environ
-from ..sinks.opening import shown
-from ..words import escaped
-from .text import Surface
+from ..model.errors import ConfigurationError
+from .inputs import Lines, combinations
+from .template import Template
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable
-    from typing import Any
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any, Tuple, Union
 
     from ..shell.command import ShellCommand
-    from ..sinks.base import Sink
+    from .inputs import Source
+
+    Text = Tuple[Union[str, "list[str]"], str]
+    Texts = Callable[[], Iterator[Text]]
 
 NAME_LENGTH = 200
-"""Characters of a command that name its task and stand in its outcome line."""
+"""Characters of a command that name its task."""
+
+SEPARATOR = ":::"
+"""What stands before arguments, unless another word was chosen."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command that was checked and can be run."""
+    """A command that can be run."""
 
     name: str
     """Of the task."""
-    text: str
-    """What to call it in a line of our own: harmless, and not long."""
     metadata: dict[str, Any]
     """Recorded with the task: the directory, and the exact words."""
-    call: ShellCommand
+    call: ShellCommand | Unusable
 
 
-def commands_of(options: Namespace) -> list[Command]:
+class Unusable:
+    """Stands in for what came out of a pipe and is no command: its task fails, and says why.
+
+    What is written in a file is refused before anything runs.
+    """
+
+    on_start: Callable[[], object] | None = None
+    limit: Callable[[], float | None] | None = None
+
+    def __init__(self, shown: ShellCommand, error: ConfigurationError) -> None:
+        self.source = shown.source
+        self._error = error
+
+    def __call__(self) -> int:
+        raise self._error
+
+
+class Commands:
+    """The commands of a run. Each is made when it is asked for.
+
+    Args:
+        texts: yields what is to be run, a line for the shell or words, each with where it stands.
+        lists: where it reads from.
+        name: of the one task, or the beginning of the names of many; None names them after their
+            commands.
+
+    Raises:
+        ConfigurationError: not all of them can be run, or there are none.
+    """
+
+    def __init__(self, texts: Texts, lists: Sequence[Lines] = (), name: str | None = None) -> None:
+        self._texts = texts
+        self._lists = lists
+        self._name = name
+        self._place = place()
+        self.total: int | None = None
+        """How many there are; None as long as a pipe may bring more."""
+        if not any(each.is_pipe for each in lists):
+            self.total = 0
+            for text, where in texts():
+                _checked(text, where)
+                self.total += 1
+        self.is_single = self.total == 1
+        """True if there is one, and that was known from the beginning."""
+        self.skipped = 0
+        """How many there were besides, which completed before."""
+
+    @property
+    def error(self) -> str:
+        """Why there may be fewer than were written."""
+        return "; ".join(each.error for each in self._lists if each.error)
+
+    def each(self, is_wanted: Callable[[], bool]) -> Iterator[Command]:
+        """Make the commands, one after the other. Those of a pipe come once.
+
+        Args:
+            is_wanted: asked while nothing comes out of a pipe, whether somebody still wants more.
+        """
+        for each in self._lists:
+            each.is_wanted = is_wanted
+        count = 0
+        for count, (text, where) in enumerate(self._texts(), 1):
+            call: ShellCommand | Unusable
+            try:
+                call = _checked(text, where)
+            except ConfigurationError as error:
+                words = [text] if isinstance(text, str) else text
+                call = Unusable(_checked([ascii(word) for word in words], where), error)
+            name = call.source.script_text[:NAME_LENGTH]
+            if self._name is not None:
+                name = self._name if self.is_single else f"{self._name}-{count}"
+            yield Command(name, {**self._place, **_recorded(call)}, call)
+        self.total = count
+
+    def is_empty(self) -> bool:
+        """Tell whether there is none. Waits for the first one that a pipe brings."""
+        if self.total is None:
+            texts = self._texts()
+            first = list(islice(texts, 1))
+            self.total = None if first else 0
+            self._texts = lambda: chain(first, texts)
+        return self.total == 0
+
+    def read_all(self) -> None:
+        """Read to the end of every pipe: from now on ``total`` is known."""
+        if self.total is None:
+            texts = list(self._texts())
+            self._texts = lambda: iter(texts)
+            self.total = len(texts)
+
+
+class Prepared(Commands):
+    """Commands that were made before.
+
+    Args:
+        skipped: how many there were besides, which completed before.
+    """
+
+    def __init__(self, commands: Sequence[Command], skipped: int = 0) -> None:
+        self._lists = ()
+        self._commands = commands
+        self.total = len(commands)
+        self.is_single = self.total == 1
+        self.skipped = skipped
+
+    def each(self, is_wanted: Callable[[], bool]) -> Iterator[Command]:
+        return iter(self._commands)
+
+
+def commands_of(options: Namespace) -> Commands:
     """Return the commands that the options name.
 
     Raises:
@@ -51,32 +160,110 @@ def commands_of(options: Namespace) -> list[Command]:
     words: list[str] = options.command
     if options.behind_dashes:
         words = [*words, "--", *options.behind_dashes] if words else options.behind_dashes
-    if options.file is not None and words:
-        raise ConfigurationError(
-            f"expected either a command or -f FILE, got both -f {options.file} and "
-            f"{shlex.join(words)}; leave one out"
-        )
+    given = words
+    words, sources = _divided(given, options)
+    lists = [source for source in sources if isinstance(source, Lines)]
     if options.file is not None:
-        calls = [_checked(line, where) for line, where in _lines(options.file)]
-    elif words:
-        calls = [_checked(words, "COMMAND")]
-    else:
+        if words or sources:
+            raise ConfigurationError(
+                f"expected either a command or -f FILE, got both -f {options.file} and "
+                f"{shlex.join(given or ['-a', *options.arguments])}; leave one out, or use -a FILE "
+                "to give each of its lines to the command as an argument"
+            )
+        lists = [_lines(options, "-f", options.file, "command")]
+        commands = Commands(lambda: _lines_of_shell(lists[0]), lists, options.name)
+        if commands.is_empty():
+            raise ConfigurationError(f"argument -f: there is no command in {lists[0].name!r}; "
+                                     f"expected one a line")
+        return commands
+    if options.replace is not None and not (words and sources):
         raise ConfigurationError(
-            "expected a command behind --, or -f FILE; see bgworker run --help"
+            f"argument -I: expected a command and arguments to put in the place of "
+            f"{options.replace!r}; write them behind {options.arg_sep}, or name a file with -a"
         )
-    here = place()
-    commands = []
-    for number, call in enumerate(calls, 1):
-        text = call.source.script_text
-        name = text[:NAME_LENGTH]
-        if options.name is not None:
-            name = f"{options.name}-{number}" if calls[1:] else options.name
-        shown = Surface().cut(escaped(text[:2 * NAME_LENGTH]), NAME_LENGTH)
-        commands.append(Command(name, shown, {**here, **_recorded(call)}, call))
-    return commands
+    if words and sources:
+        template = Template(words, len(sources), options.replace)
+        return Commands(lambda: _filled(template, sources), lists, options.name)
+    if lists:
+        raise ConfigurationError(
+            f"argument -a: expected a command to give each line of {lists[0].name!r} to; write it "
+            "behind --, or use -f if each line is a command"
+        )
+    if sources:
+        return Commands(lambda: _words_of_shell(sources), (), options.name)
+    if words:
+        return Commands(lambda: iter([(words, "COMMAND")]), (), options.name)
+    raise ConfigurationError("expected a command behind --, or -f FILE; see bgworker run --help")
 
 
-def _recorded(call: ShellCommand) -> dict[str, Any]:
+def _divided(words: list[str], options: Namespace) -> tuple[list[str], list[Source]]:
+    """Return the words of the command, and where its arguments come from."""
+    command: list[str] = []
+    sources: list[Source] = [_lines(options, "-a", path, "argument") for path in options.arguments]
+    separator = options.arg_sep
+    group, is_files = command, False
+    for word in words:
+        if word == separator:
+            group, is_files = [], False
+            sources.append(group)
+        elif separator == SEPARATOR and word == "::::":
+            is_files = True
+        elif separator == SEPARATOR and word in (":::+", "::::+"):
+            raise ConfigurationError(
+                f"{word}: expected {SEPARATOR} or ::::, which combine all arguments with one "
+                "another; to have it as a plain word, choose another separator with --arg-sep"
+            )
+        elif is_files:
+            sources.append(_lines(options, "::::", word, "argument"))
+        else:
+            group.append(word)
+    if sum(isinstance(source, Lines) and source.is_stdin for source in sources) > 1:
+        raise ConfigurationError("expected to read stdin once, got - twice; name a file")
+    return command, sources
+
+
+def _lines(options: Namespace, option: str, path: str, what: str) -> Lines:
+    return Lines(option, path, b"\0" if options.null else b"\n", what)
+
+
+# ---------------------------------------------------------------- what each command is made of
+
+def _lines_of_shell(lines: Lines) -> Iterator[Text]:
+    """Yield the lines of a file of commands, but for blank ones and comments."""
+    for number, line in enumerate(lines.each(), 1):
+        if number == 1 and line.startswith(b"\xef\xbb\xbf"):
+            line = line[3:]  # a mark of UTF-8, which editors on Windows write
+        line = line.strip(b" \t\r")
+        if line and not line.startswith(b"#"):
+            # whose bytes come out as they went in
+            yield os.fsdecode(line), f"line {number} of {lines.name!r}"
+
+
+def _words_of_shell(sources: Sequence[Source]) -> Iterator[Text]:
+    """Yield the arguments themselves as lines for the shell: there is no command to give them
+    to."""
+    for number, arguments in enumerate(combinations(sources), 1):
+        yield " ".join(arguments), f"command {number}"
+
+
+def _filled(template: Template, sources: Sequence[Source]) -> Iterator[Text]:
+    for number, arguments in enumerate(combinations(sources), 1):
+        yield template.filled(arguments, number), f"argument {number}"
+
+
+def _checked(command: str | list[str], where: str) -> ShellCommand:
+    from ..shell.command import shell  # a vendored copy may lack it
+    try:
+        return shell(command)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+
+
+# ---------------------------------------------------------------- what is recorded of a command
+
+def _recorded(call: ShellCommand | Unusable) -> dict[str, Any]:
+    if isinstance(call, Unusable):
+        return {}
     if isinstance(call.argv, str):
         return {"command": exactly(call.argv)}
     return {
@@ -98,46 +285,13 @@ def exactly(text: str) -> str | dict[str, str]:
         return {"latin-1": data.decode("latin-1")}
 
 
-def _lines(file: str) -> list[tuple[str, str]]:
-    """Return the commands in the file, each with where it stands."""
-    name = "stdin" if file == "-" else file
-    try:
-        data = _read(file)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ConfigurationError(
-            f"argument -f: cannot read {name!r}: {getattr(error, 'strerror', None) or error}; "
-            "expected a file with one command a line"
-        ) from error
-    if data.startswith(b"\xef\xbb\xbf"):  # a mark of UTF-8, which editors on Windows write
-        data = data[3:]
-    lines = []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        line = line.strip(b" \t\r")
-        if line and not line.startswith(b"#"):
-            # whose bytes come out as they went in
-            lines.append((os.fsdecode(line), f"line {number} of {name!r}"))
-    if not lines:
-        raise ConfigurationError(
-            f"argument -f: there is no command in {name!r}; expected one a line"
-        )
-    return lines
-
-
-def _read(file: str) -> bytes:
-    if file != "-":
-        with open(file, "rb") as opened:
-            return opened.read()
-    if sys.stdin is None:
-        raise OSError("it is closed")
-    return sys.stdin.buffer.read()
-
-
-def _checked(command: str | list[str], where: str) -> ShellCommand:
-    from ..shell.command import shell  # a vendored copy may lack it
-    try:
-        return shell(command)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{where}: {error}") from error
+def original(recorded: object) -> str | None:
+    """Return the text of which `exactly` made this; None if it did not."""
+    if isinstance(recorded, str):
+        return os.fsdecode(recorded.encode("utf-8", "surrogatepass"))
+    if isinstance(recorded, dict) and isinstance(text := recorded.get("latin-1"), str):
+        return os.fsdecode(text.encode("latin-1", "replace"))
+    return None
 
 
 def place() -> dict[str, Any]:
@@ -148,7 +302,12 @@ def place() -> dict[str, Any]:
         return {}
 
 
-def left_of(commands: list[Command], options: Namespace) -> list[Command]:
+def has_records(db: str | None) -> bool:
+    """Tell whether there is a history; an empty file is filled as a missing one is made."""
+    return db is not None and os.path.exists(db) and os.path.getsize(db) > 0
+
+
+def left_of(commands: Commands, options: Namespace) -> Commands:
     """Return the commands that have not completed before, according to the history that the options
     name.
 
@@ -162,87 +321,16 @@ def left_of(commands: list[Command], options: Namespace) -> list[Command]:
         raise ConfigurationError(
             "argument --resume: expected a history to look into; leave out --no-db"
         )
-    if not os.path.exists(options.db) or not os.path.getsize(options.db):
-        return commands  # nothing is recorded yet; an empty file is filled as a missing one is made
+    if not has_records(options.db):
+        return commands
     from ..history.reader import History
-    hashes = [command.call.source.script_hash for command in commands]
+    everything = list(commands.each(lambda: True))
+    hashes = [command.call.source.script_hash for command in everything]
     with History(options.db) as history:
         completed = history.completed(set(hashes), place())
     left = []
-    for command, script_hash in zip(commands, hashes):
+    for command, script_hash in zip(everything, hashes):
         completed[script_hash] -= 1
         if completed[script_hash] < 0:
             left.append(command)
-    return left
-
-
-def sinks_of(options: Namespace) -> list[Sink]:
-    """Return the sinks that the options name, files last: they have been looked at, and nothing of
-    them exists yet.
-
-    Raises:
-        BgworkerError: a specification is wrong, or a file cannot be written to.
-    """
-    given: list[tuple[str, Sink]] = []
-
-    def add(source: str, make: Callable[[str], Sink], what: str) -> None:
-        try:
-            given.append((source, make(what)))
-        except BgworkerError as error:
-            raise ConfigurationError(f"{source}: {error}") from error
-
-    if options.db is not None:
-        from ..history.sink import SqliteSink
-        add("argument --db", SqliteSink, options.db)
-    if options.jsonl is not None:
-        from ..sinks.jsonl import JsonlSink
-        add("argument --jsonl", JsonlSink, options.jsonl)
-    for spec in options.sink:
-        add("argument --sink", open_sink, spec)
-    ours = [sink for _, sink in given]
-    for spec in sinks_from_environ():
-        if spec.startswith(("jsonl:", "sqlite:")):
-            # only to be looked at: the Scheduler opens them, and calls a factory only once
-            add("BGWORKER_SINKS", open_sink, spec)
-    files = [(source, path) for source, sink in given if (path := _path_of(sink))]
-    for source, path in files:
-        if trouble := _trouble_with(path):
-            instead = "; or record nothing, with --no-db" if source == "argument --db" else ""
-            raise ConfigurationError(f"{source}: cannot write to {shown(path)}: {trouble}{instead}")
-    _refuse_shared(files)
-    return sorted(ours, key=lambda sink: _path_of(sink) != "")
-
-
-def _refuse_shared(files: list[tuple[str, str]]) -> None:
-    """Refuse two sinks with one file: a history would be overwritten with lines, or each line come
-    twice."""
-    found: dict[str | tuple[int, int], str] = {}
-    for source, path in files:
-        key: str | tuple[int, int] = os.path.realpath(path)
-        with suppress(OSError):  # nothing is there, or a circle of links, of which its sink tells
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):
-                continue  # a device or a FIFO takes lines from anybody
-            key = status.st_dev, status.st_ino
-        if key in found:
-            raise ConfigurationError(
-                f"{source}: {shown(path)} is the file of {found[key]} already; name another"
-            )
-        found[key] = source
-
-
-def _path_of(sink: Sink) -> str:
-    path = getattr(sink, "path", "")
-    return path if isinstance(path, str) else ""
-
-
-def _trouble_with(path: str) -> str:
-    """Return why a file can be neither written nor created, and what to do; nothing if it can."""
-    folder = os.path.dirname(os.path.realpath(path))
-    if os.path.isdir(path):
-        return "it is a directory; name a file"
-    if not os.path.isdir(folder):
-        return f"there is no directory {folder!r}; create it first"
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        return "permission denied; name a file, in a directory, that you may write to"
-    return ""
+    return Prepared(left, len(everything) - len(left))

@@ -38,13 +38,13 @@ class Live:
     """What the commands of a run do, as far as their records told. One thread uses it.
 
     Args:
-        total: how many commands there are.
+        total: how many commands there are; None as long as that is not known.
         jobs: how many run at a time.
         usual_seconds: asked from time to time, with what tells a command from others, how long
             commands ran before; leaves out those that are not known.
     """
 
-    def __init__(self, total: int, jobs: int = 1, usual_seconds: Callable[
+    def __init__(self, total: int | None, jobs: int = 1, usual_seconds: Callable[
             [Collection[str]], Mapping[str, float]] = lambda script_hashes: {}) -> None:
         self.total = total
         self._usual_seconds = usual_seconds
@@ -94,7 +94,8 @@ class Live:
         """Return how many commands have ended, how, and how long the others may take."""
         counts = {**self._ended, TaskStatus.RUNNING: len(self._last_lines)}
         return ", ".join(filter(None, (
-            f"{self.ended} of {self.total}", took(monotonic() - self._started),
+            f"{self.ended} ended" if self.total is None else f"{self.ended} of {self.total}",
+            took(monotonic() - self._started),
             _in_words(self._time_left()), counted(counts, (TaskStatus.RUNNING, *UNHAPPY)))))
 
     def _time_left(self) -> float | None:
@@ -109,7 +110,9 @@ class Live:
             for number, script_hash in hashes.items():
                 if script_hash in known:
                     self._estimate.learn(number, known[script_hash])
-            self._left = self._estimate.left(self.total, time_ns() / 1e9)
+            self._left = None
+            if self.total is not None:
+                self._left = self._estimate.left(self.total, time_ns() / 1e9)
         return self._left
 
     def lines(self, surface: Surface) -> list[str]:
@@ -132,7 +135,7 @@ class Live:
         """Return the summary, with a bar before it if there is room."""
         text = self.summary()
         width = min(BAR, surface.columns - len(text) - 3)
-        if width < BAR // 3:
+        if width < BAR // 3 or not self.total:
             return surface.cut(text)
         done = f"{'=' * (width * self.ended // self.total)}>"[:width]
         return f"[{done:<{width}}] {text}"

@@ -21,6 +21,7 @@ from ..words import ending, escaped, now, took, word_for
 from .estimate import Rhythm
 from .screen import ERR, OUT, OWN
 from .tables import FAILED, UNHAPPY, counted, task_table
+from .text import Surface
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from .live import Live
     from .order import Order
     from .screen import Channel, Line, Screen
+
+MOST_OF_A_COMMAND = 200
+"""Columns of a command in the line that tells how it ended."""
 
 AT_ONCE = 10_000
 """Most events that are shown together."""
@@ -86,7 +90,7 @@ class Printer:
         self._quiet = quiet
         self._shows = shows
         self._failed: dict[int, TaskSnapshot] = {}  # by number, those that are shown at the end
-        self._is_single = len(run.commands) == 1
+        self._is_single = run.commands.is_single
         self._rhythm = None if has_picture or self._is_single else Rhythm(monotonic())
         self._order = order
         self._prefix = Prefix.NONE if prefix is Prefix.NUMBER and self._is_single else prefix
@@ -123,6 +127,7 @@ class Printer:
         does."""
         if self._run.output_error is None:
             told = (line for group in _grouped(records) for line in self._lines_of(group))
+            self._live.total = self._run.total
             self._show_all(chain(told, self._notices(), self._news()))
 
     def _show_all(self, lines: Iterable[Line]) -> None:
@@ -164,8 +169,8 @@ class Printer:
             if others := counted(counts, UNHAPPY):
                 ended.append(others)
             lines += [(OWN, line) for line in self._failures(counts)]
-            lines.append((OWN, f"{len(run.commands)} commands: {', '.join(ended)} "
-                               f"in {took(monotonic() - run.started)}"))
+            lines.append((OWN, f"{run.submitted} command{'s' * (run.submitted != 1)}: "
+                               f"{', '.join(ended)} in {took(monotonic() - run.started)}"))
         self._guarded(lambda: self._screen.show(lines), even_if_lost=True)
 
     def _failures(self, counts: Mapping[TaskStatus, int]) -> Iterator[str]:
@@ -199,7 +204,7 @@ class Printer:
     def _news(self) -> Iterator[Line]:
         """Yield how far the run is, if a line that tells it is due."""
         live, rhythm = self._live, self._rhythm
-        if rhythm is not None and rhythm.is_due(live.ended, live.total, monotonic()):
+        if rhythm and live.total and rhythm.is_due(live.ended, live.total, monotonic()):
             yield OWN, f"bgworker run: {live.summary()}"
 
     def _lines_of(self, group: list[Record]) -> Iterator[Line]:
@@ -216,7 +221,7 @@ class Printer:
             line = OUT if kind == OUTPUT else ERR, label + f"\n{label}".join(lines)
         elif kind < PROGRESS:
             self._live.move(state, STATUSES[kind])
-            if kind >= COMPLETED and (outcome := self._outcome(state.snapshot_now(), number)):
+            if kind >= COMPLETED and (outcome := self._outcome(state, number)):
                 line = OWN, ("bgworker run: " if self._is_single else f"[{number}] ") + outcome
         if self._order is None:
             if line is not None:
@@ -237,22 +242,29 @@ class Printer:
             return f"[{number}] "
         label = self._labels.get(state)
         if label is None:
-            label = self._labels[state] = f"{self._run.commands[number - 1].text}\t"
+            label = self._labels[state] = f"{_called(state)}\t"
         return label
 
-    def _outcome(self, task: TaskSnapshot, number: int) -> str:
+    def _outcome(self, state: TaskState, number: int) -> str:
         """Return how the task ended, in words; nothing if that needs no line of its own."""
-        status = task.status
+        status = state.status
+        if status is TaskStatus.COMPLETED and (self._is_single or self._quiet):
+            return ""
+        task = state.snapshot_now()
         if status in FAILED and len(self._failed) < MOST_FAILED:
             self._failed[number] = replace(task, started_utc=None)  # its duration tells more
-        elif status is TaskStatus.COMPLETED and (self._is_single or self._quiet):
-            return ""
         elif status is TaskStatus.CANCELLED and not self._is_single and task.duration is None:
             return ""  # it never ran, and the summary counts it
         word = word_for(status)
         painted = self._err.surface().painted(word, status)
         rest = escaped(ending(task)[len(word):])
-        return f"{painted}{rest}: {self._run.commands[number - 1].text}"
+        return f"{painted}{rest}: {_called(state)}"
+
+
+def _called(state: TaskState) -> str:
+    """Return what to call a command in a line of our own: harmless, and not long."""
+    text = (state.source and state.source.script_text) or state.name
+    return Surface().cut(escaped(text[:2 * MOST_OF_A_COMMAND]), MOST_OF_A_COMMAND)
 
 
 def _grouped(records: Iterable[Record]) -> Iterator[list[Record]]:

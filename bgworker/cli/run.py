@@ -13,27 +13,32 @@ import gc
 import os
 import sys
 from argparse import ArgumentTypeError
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 
 from ..model.errors import BgworkerError, ConfigurationError
 from ..running.scheduler import Scheduler
-from .commands import commands_of, left_of, sinks_of
-from .jobs import Run
+from .attempts import TimeLimit, time_limit
+from .commands import SEPARATOR, commands_of, has_records, left_of
+from .halt import FAIL_FAST, halt
+from .jobs import AHEAD, MOST_UNSHOWN, Run
 from .live import Live
-from .options import add_db, typed, seconds, whole
+from .options import add_db, typed, whole
 from .printer import Notices, Prefix, Printer
 from .screen import Channel, Screen
+from .sinks import sinks_of
 from .signals import Killed, Signals, kill_children, leave_at_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from typing import Any
 
+    from ..model.records import Source
     from ..sinks.base import Sink
-    from .commands import Command
+    from .commands import Commands
     from .order import Order
 
 FOR_EVER = 1e6
@@ -49,7 +54,7 @@ PATIENCE = 1.0
 REDRAW = 0.1
 """Seconds that lines and news are gathered for, where each time the table is redrawn."""
 
-HELP = "run one command, or a file of commands"
+HELP = "run one command, or many of them"
 
 DESCRIPTION = """\
 Run one command, or many at a time, each as a task: with its own exit code,
@@ -65,6 +70,27 @@ their stdin is empty.
 """
 
 EPILOG = """\
+arguments:
+  Behind :::, or in the lines of -a FILE, are arguments: COMMAND is run once for
+  each, in whose words these strings are replaced, as in GNU parallel. Without
+  one of them the argument is appended.
+    {}    the argument                     d/a.tar.gz
+    {.}   without its extension            d/a.tar
+    {/}   without its directory            a.tar.gz
+    {//}  its directory                    d
+    {/.}  without both                     a.tar
+    {#}   the number of the command        1
+  Several ::: give every combination; {1}, {2.} are the first argument and the
+  second without its extension. :::: FILE is a list from a file. Behind -- too,
+  ::: is no word of COMMAND; --arg-sep chooses another one.
+
+  Other than in GNU parallel no shell sees an argument: it is one word, or part
+  of one, whatever is in it. What needs a shell gets one so:
+    bgworker run -- sh -c 'gzip -dc "$1" | wc -c' sh {} ::: *.gz
+  Without COMMAND the arguments are lines for the shell, as those of -f.
+
+  What comes from a pipe is run as it comes.
+
 the history:
   Everything is recorded in an SQLite file; bgworker tasks, show, tail, stats
   and watch read it, while the commands run and afterwards.
@@ -94,12 +120,28 @@ sinks:
   a webhook is in $BGWORKER_WEBHOOK_SECRET.
   Those in $BGWORKER_SINKS, separated by commas, are added.
 
+time limits and retries:
+  Each attempt has its own time, counted from the start of its process. A share
+  such as --timeout 300% is one of the median of the earlier runs of that name
+  in the history. Where there are none it is that of the commands of this run
+  that have completed, and until one has there is no limit. It is at least a
+  second. The limit that a task got is in its record.
+
+  The attempts of a command are one task, whose warnings tell how each failed.
+
+--halt WHEN,WHY:
+  WHEN is now (stop what runs) or soon (wait for it); nothing more is started.
+  WHY is fail=N, success=N or done=N, or a share of all commands such as
+  fail=10%. What runs out of time fails. What did not run is recorded as
+  cancelled.
+
 exit codes:
   one command   its own; 128+N if signal N ended it; 127 there is no such
                 program; 126 it cannot be executed; 124 it ran longer than
                 --timeout
-  many          0 all completed; 1 some failed; 124 none failed, but some ran
-                longer than --timeout
+  many          0 all completed, or as many as --halt asked for, or --halt
+                done was met and none failed; 1 some failed; 124 none failed,
+                but some ran longer than --timeout
   either        2 the command line, the file of commands or a sink cannot be
                 used, and nothing was started; 128+N signal N ended it, such
                 as 130 for Ctrl-C, 143 for SIGTERM, 129 for a terminal that is
@@ -114,13 +156,15 @@ exit codes:
 
 examples:
   bgworker run --timeout 60 -- gzip -t backup.gz
+  bgworker run -j 4 -- gzip -t {} ::: *.gz
+  find . -name '*.gz' -print0 | bgworker run -0 -a - -- gzip -t
   bgworker run -j 4 --db nightly.db --resume -f commands.txt
   bgworker run -j 4 -k --no-prefix -q -f commands.txt > all.txt
   bgworker run -j 4 --no-db --jsonl events.jsonl -f commands.txt
-  seq 20 | sed 's/.*/.\\/simulate --seed &/' | bgworker run --fail-fast -f -
+  bgworker run --halt soon,fail=3 --retries 2 -- ./simulate --seed ::: 1 2 3
 
-  Lines are shell commands: make none from names that you have not chosen. A
-  name with a blank is two words, and one such as a;b runs b.
+  Lines of -f are shell commands: make none from names that you have not chosen,
+  use -a or :::. A name with a blank is two words, and one such as a;b runs b.
 """
 
 
@@ -129,10 +173,15 @@ examples:
 def add_arguments(parser: Any) -> None:
     """Describe the words that may follow the verb."""
     parser.usage = (
-        "%(prog)s [options] -- COMMAND [ARGUMENT ...]\n       %(prog)s [options] -f FILE"
+        "%(prog)s [options] -- COMMAND [WORD ...]\n"
+        "       %(prog)s [options] -- COMMAND [WORD ...] ::: ARGUMENT ...\n"
+        "       %(prog)s [options] -a FILE -- COMMAND [WORD ...]\n"
+        "       %(prog)s [options] -f FILE"
     )
     parser.add_argument("command", nargs="...", metavar="COMMAND ...",
-                        help="the program and its arguments, run directly, without a shell")
+                        help="the program and its words, run directly, without a shell; behind ::: "
+                        "arguments, each for one run of it")
+    _add_arguments_of_commands(parser)
     parser.add_argument(
         "-f",
         "--file",
@@ -149,8 +198,14 @@ def add_arguments(parser: Any) -> None:
         help="how many commands run at a time (default: the number of CPUs, here %(default)s)",
     )
     parser.add_argument(
-        "--timeout", metavar="S", type=seconds("leave it out for no limit"),
-        help="how long each command may run: seconds, or a duration such as 90s or 1h30m"
+        "--timeout", metavar="S", type=time_limit, default=TimeLimit(),
+        help="how long each command may run: seconds, a duration such as 90s or 1h30m, or a share "
+        "of what is usual, such as 300%%, see below"
+    )
+    parser.add_argument(
+        "--retries", metavar="N", type=whole(0, "; leave it out to run each command once"),
+        default=1,
+        help="run a command that fails again, N times at most in all; 0 is until it completes"
     )
     parser.add_argument("--name", metavar="N", type=_name,
                         help="name of the task; of many, N-1, N-2 and so on (default: the command)")
@@ -174,8 +229,15 @@ def add_arguments(parser: Any) -> None:
         default=[],
         help="send all events to this sink too; may be given several times, see below",
     )
-    parser.add_argument("--fail-fast", action="store_true",
-                        help="when a command fails or runs out of time, cancel all others")
+    parser.add_argument(
+        "--halt", metavar="WHEN,WHY", type=halt,
+        help="when to end before all commands have run, such as soon,fail=3; see below (default: "
+        "never)"
+    )
+    parser.add_argument(
+        "--fail-fast", dest="halt", action="store_const", const=FAIL_FAST,
+        help="when a command fails or runs out of time, cancel all others: --halt now,fail=1"
+    )
     parser.add_argument(
         "-k", "--keep-order", action="store_true",
         help="show what commands say in the order of the commands: of the first that has not ended "
@@ -199,6 +261,35 @@ def add_arguments(parser: Any) -> None:
     )
 
 
+def _add_arguments_of_commands(parser: Any) -> None:
+    parser.add_argument(
+        "-a", "--arg-file", dest="arguments", metavar="FILE", action="append", default=[],
+        help="run COMMAND once for each line of FILE, - is stdin; the line is one argument, "
+        "whatever is in it"
+    )
+    parser.add_argument(
+        "-0", "--null", action="store_true",
+        help="lines of FILE end with a NUL, as find -print0 writes them"
+    )
+    # argparse takes -1 for an option, too, now that there is -0; it is a wrong value of one
+    parser._has_negative_number_optionals.clear()
+    parser.add_argument(
+        "-I", dest="replace", metavar="STR", type=_replacement,
+        help="put the arguments in the place of STR, and leave {} and its like as they are"
+    )
+    parser.add_argument(
+        "--arg-sep", metavar="STR", type=_replacement, default=SEPARATOR,
+        help="what stands before arguments instead of :::, for commands that have such a word "
+        "themselves"
+    )
+
+
+def _replacement(text: str) -> str:
+    if not text:
+        raise ArgumentTypeError("expected at least one character, got ''")
+    return text
+
+
 def _cpus() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))  # what this process may use of them
@@ -220,31 +311,34 @@ def act(options: Namespace) -> int:
     try:
         prefix = _prefix(options)
         commands = commands_of(options)
-        count = len(commands)
+        if options.halt is not None and options.halt.is_share:
+            commands.read_all()
         if options.resume:
             commands = left_of(commands, options)
         sinks = sinks_of(options)
     except BgworkerError as error:
         options.parser.error(str(error))
-    if len(commands) < count:
-        options.parser.tell(f"{count - len(commands)} of {count} commands completed before, "
-                            f"{len(commands)} are left")
-    if not commands:
+    if commands.skipped:
+        options.parser.tell(f"{commands.skipped} of {commands.skipped + (commands.total or 0)} "
+                            f"commands completed before, {commands.total} are left")
+    elif commands.is_empty():
+        options.parser.tell("there is no argument, so nothing was run")
+    if commands.is_empty():
         return 0
-    return _run(commands, sinks, options, prefix)
+    with _medians(options):
+        return _run(commands, sinks, options, prefix)
 
 
-def _run(commands: Sequence[Command], sinks: Sequence[Sink], options: Namespace,
-         prefix: Prefix) -> int:
+def _run(commands: Commands, sinks: Sequence[Sink], options: Namespace, prefix: Prefix) -> int:
     """Run the commands to their end, whatever happens to this process meanwhile but SIGKILL."""
     # A chatty command makes a million tuples a second, and to look for circles among them takes a
     # fifth of the time.
     gc.set_threshold(50_000)
     out, err = Channel(sys.stdout), Channel(sys.stderr)
-    live = Live(len(commands), options.jobs, partial(_usual_seconds, options.db))
-    is_live = len(commands) > 1 and err.can_redraw
+    live = Live(commands.total, options.jobs, partial(_usual_seconds, options.db))
+    is_live = not commands.is_single and err.can_redraw
     screen = Screen(out, err, live.lines if is_live else None)
-    run = Run(commands, fail_fast=options.fail_fast)
+    run = Run(commands, halt=options.halt, retries=options.retries, limit=options.timeout)
     printer = Printer(run, screen, live, err, quiet=options.quiet, shows=_shows(options),
                       has_picture=is_live, order=_order(options), prefix=prefix)
     with Notices(printer.notices), Signals(run, screen):
@@ -254,10 +348,10 @@ def _run(commands: Sequence[Command], sinks: Sequence[Sink], options: Namespace,
             options.parser.error(str(error))
         try:
             subscription = scheduler.subscribe(
-                maxsize=100_000 + 4 * len(commands), back_pressure=True
+                maxsize=2 * MOST_UNSHOWN + 4 * AHEAD, back_pressure=True
             )
             printer.follow(subscription, REDRAW if is_live else 0.0)
-            run.submit(scheduler, options.jobs, options.timeout)
+            run.submit(scheduler, options.jobs, lambda: subscription.health().pending)
             run.wait()
             subscription.close()
             printer.join(FOR_EVER)  # all is shown, however slowly it is read
@@ -304,6 +398,27 @@ def _usual_seconds(db: str | None, script_hashes: Collection[str]) -> Mapping[st
             return history.usual_seconds(script_hashes)
     except BgworkerError:
         return {}  # an estimate is worth no trouble; what is wrong with the file, its sink tells
+
+
+@contextmanager
+def _medians(options: Namespace) -> Iterator[None]:
+    """Let a limit that is a share of what is usual know the earlier runs of the history."""
+    if not options.timeout.is_share or not has_records(options.db):
+        yield
+        return
+    from ..history.reader import History
+    try:
+        history = History(options.db)
+    except BgworkerError as error:
+        options.parser.error(str(error))
+
+    def median_of(source: Source) -> float | None:
+        found = history.usual_seconds([source.script_hash], completed_only=True)
+        return found.get(source.script_hash)
+
+    with history:
+        options.timeout.median_of = median_of
+        yield
 
 
 def _shows(options: Namespace) -> str:

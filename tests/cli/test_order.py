@@ -240,7 +240,7 @@ def test_each_line_begins_with_what_was_asked_for(
 def test_one_command_has_a_tag_if_asked_for_and_no_number(tmp_path: Path) -> None:
     for words, out in (([], "a\n"), (["--no-prefix"], "a\n"), (["-k"], "a\n"), (["--group"], "a\n"),
                        (["--tag"], "echo a\ta\n")):
-        done = command_line(*words, cwd=tmp_path, input="echo a\n")
+        done = run_cli("run", "--no-db", *words, ":::", "echo a", cwd=tmp_path)
         assert (done.stdout, done.stderr, done.returncode) == (out, "", 0)
 
 
