@@ -18,6 +18,7 @@ import pytest
 from bgworker.cli import order as order_module
 from bgworker.cli.order import MOST_IN_MEMORY, SLOT, Held, Order, SlottedFile
 from bgworker.cli.screen import ERR, OUT, OWN
+from tests.histories import run_cli
 from tests.support import environment, until
 from tests.terminal import Emulator, on_terminal
 
