@@ -63,10 +63,10 @@ time limit, and record.
 What the commands say is shown line by line as it comes, their output on
 stdout and their errors on stderr; of many commands each line begins with the
 command's number, such as [12], which names its task afterwards: bgworker show
-12, of an earlier run with --run. Our own lines go to stderr, at the end what failed.
-On a terminal a live table shows what many commands are doing, and control
-characters in what they say are shown, not obeyed. Commands read no input:
-their stdin is empty.
+12, of an earlier run with --run. Our own lines go to stderr, at the end what
+failed. On a terminal a live table shows what many commands are doing, and
+control characters in what they say are shown, not obeyed. Commands read no
+input: their stdin is empty.
 """
 
 EPILOG = """\
