@@ -163,6 +163,7 @@ VERBS_THAT_NEED = {
         "run --no-db --sink sqlite:x.db -- python -c pass",
         "run --resume -- python -c pass",
         "tasks",
+        "runs",
         "show last",
         "why",
         "tail last",

@@ -25,6 +25,7 @@ README = ROOT / "README.md"
 
 READING: dict[str, list[str]] = {
     "tasks": ["tasks"],
+    "runs": ["runs"],
     "show": ["show", "last"],
     "tail": ["tail", "last"],
     "tail -f": ["tail", "-f", "last"],
@@ -93,7 +94,7 @@ def test_nothing_that_could_steer_a_terminal_or_reorder_a_line_is_sent(
         text = shown(capfd, *words, *more)
         assert text
         assert dangerous(text) == ""
-        if words[0] in ("show", "tail", "tasks"):
+        if words[0] in ("show", "tail", "tasks", "runs"):
             assert "title" in text, "it is shown, not left out"
 
 
@@ -169,7 +170,8 @@ def test_a_reader_that_has_gone_ends_it_without_a_word(
     record.many_said(record.task("x"), 20_000)
     for number in range(2000):
         record.task(f"name {number} {'x' * 60}", id=f"{number:032x}", failure_message="m" * 200)
-    more = {"tasks": ["--limit", "0"], "show": ["-n", "20000"], "stats": ["--json"]}.get(
+        record.run(f"{number:032x}", host="h" * 100)
+    more = {"tasks": ["--limit", "0"], "runs": ["--limit", "0"], "show": ["-n", "20000"], "stats": ["--json"]}.get(
         words[0], []
     )
     words = [{"last": "x"}.get(word, word) for word in words]
@@ -276,6 +278,7 @@ def test_every_verb_has_help_with_an_example_of_itself(capfd: pytest.CaptureFixt
     assert verb_names() == [
         "run",
         "tasks",
+        "runs",
         "show",
         "why",
         "tail",
