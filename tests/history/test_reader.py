@@ -1010,6 +1010,12 @@ def ask_everything(history: History) -> dict[str, Any]:
         found["lines"] = history.lines(task.task_id), history.lines(task.task_id, after=0)
         assert list(found["lines"][1].lines) == found["streams"][:500]
         history.id_length([task.task_id])
+        found["past"] = history.past(task.task_id)
+    keys = history.task_keys(limit=None)
+    for literal in (None, "a"):
+        found[f"searched for {literal}"] = list(history.search(keys, re.compile("a"),
+                                                               literal=literal))
+    assert found["searched for a"] == found["searched for None"]
     for status in TaskStatus:
         history.tasks(status=status, since=timedelta(days=365))
     history.completed(["a"], {"n": 1})
