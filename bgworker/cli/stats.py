@@ -72,8 +72,8 @@ def _lines(stats: Stats, surface: Surface) -> Iterator[str]:
     for status, count in stats.counts.items():
         yield f"{count:>9,} {surface.painted(word_for(status), status)}"
     yield from _section(surface, FAILURES, [
-        (f"{each.count:,}", _what(each), ago(each.latest_utc, at), each.latest_message or "")
-        for each in stats.failures])
+        (f"{each.count:,}", kind, ago(each.latest_utc, at), message)
+        for each in stats.failures for kind, message in [_told(each)]])
     yield from _section(surface, DURATIONS, [
         (f"{each.count:,}", took(each.p50), took(each.p95), took(each.max), each.name)
         for each in stats.durations])
@@ -82,10 +82,12 @@ def _lines(stats: Stats, surface: Surface) -> Iterator[str]:
         for each in stats.losses])
 
 
-def _what(failures: Failures) -> str:
+def _told(failures: Failures) -> tuple[str, str]:
+    """Return of what kind failures are, and what the latest one says. The message of a command
+    tells no more than its name."""
     if failures.exit_code is not None:
-        return exit_of(failures.exit_code, failures.program)
-    return failures.failure_type or "-"
+        return exit_of(failures.exit_code, failures.program), failures.latest_name
+    return failures.failure_type or "-", failures.latest_message or ""
 
 
 def _section(surface: Surface, columns: Sequence[Column],

@@ -241,9 +241,9 @@ def _next(task: TaskSnapshot, past: Past, name: str, options: Namespace,
           surface: Surface) -> Iterator[str]:
     """Yield what to type next, and what for."""
     steps = [(f"show {name}", "all that is recorded of it")]
-    if task.status is TaskStatus.RUNNING:
+    if not task.status.is_final:
         steps += [(f"tail -f {name}", "what it says"), (f"cancel {name}", "stop it")]
-    elif task.status.is_final:
+    else:
         steps += [(f"tail {name}", "all that it said")]
         if past.rerun is not None:
             steps += [(f"why {past.rerun.task_id[-8:]}", "the task that ran it again")]

@@ -64,6 +64,8 @@ class Failures:
     """That these commands ran; None unless there is an exit code."""
     exit_code: int | None = None
     """Of these commands, below 0 the signal that ended them; None for what is no such command."""
+    latest_name: str = ""
+    """Of the latest task."""
 
 
 @dataclass(frozen=True)

@@ -570,13 +570,13 @@ def failures(connection: sqlite3.Connection, since: str,
     rows = connection.execute(
         f"SELECT {brief('failure_type')}, count(*), max(completed_utc), {brief('id')}, "
         f"{brief('failure_message')}, CASE WHEN code IS NOT NULL THEN {brief('script_id')} END "
-        f"AS program, code FROM (SELECT *, {EXIT_CODE} AS code FROM tasks t "
+        f"AS program, code, {brief('name')} FROM (SELECT *, {EXIT_CODE} AS code FROM tasks t "
         f"WHERE {_which(FAILED, run)} AND completed_utc >= :since) "
         "GROUP BY failure_type, code, program ORDER BY 2 DESC, failure_type, program, code "
         f"LIMIT {MOST_NAMES}", {"since": since, "run": run})
     return tuple(Failures(text_of(kind), count, time_of(latest), text_of(task_id) or "",
-                          text_of(message), text_of(program), code)
-                 for kind, count, latest, task_id, message, program, code in rows)
+                          text_of(message), text_of(program), code, text_of(name) or "")
+                 for kind, count, latest, task_id, message, program, code, name in rows)
 
 
 _TIMED = "t.duration_sec > -9e999 AND t.duration_sec < 9e999"  # neither infinite nor text

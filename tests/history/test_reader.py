@@ -526,8 +526,10 @@ def test_stats_count_and_group(record: Recorder, history: History) -> None:
     )
     assert list(stats.counts) == sorted(stats.counts, key=list(TaskStatus).index)
     assert stats.failures == (
-        Failures("OSError", 2, record.ago(hours=1) + timedelta(seconds=4), latest, "new"),
-        Failures("mod.Odd", 1, record.ago(hours=3), stats.failures[1].latest_task_id, None))
+        Failures("OSError", 2, record.ago(hours=1) + timedelta(seconds=4), latest, "new",
+                 latest_name="one"),
+        Failures("mod.Odd", 1, record.ago(hours=3), stats.failures[1].latest_task_id, None,
+                 latest_name="two"))
     assert stats.durations == (
         Durations("many", 100, 50.0, 95.0, 100.0, 5050.0, slowest),
         Durations("one", 2, 3.0, 4.0, 4.0, 7.0, latest),
