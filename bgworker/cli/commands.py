@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..shell.command import ShellCommand
     from .inputs import Source
 
-    Text = Tuple[Union[str, "list[str]"], str]
+    Text = Tuple[Union[str, "list[str]"], str, str]
     Texts = Callable[[], Iterator[Text]]
 
 NAME_LENGTH = 200
@@ -40,6 +40,8 @@ class Command:
     metadata: dict[str, Any]
     """Recorded with the task: the directory, and the exact words."""
     call: ShellCommand | Unusable
+    tag: str = ""
+    """The arguments that it was made for; empty where it was not made for any."""
 
 
 class Unusable:
@@ -63,7 +65,8 @@ class Commands:
     """The commands of a run. Each is made when it is asked for.
 
     Args:
-        texts: yields what is to be run, a line for the shell or words, each with where it stands.
+        texts: yields what is to be run, a line for the shell or words, each with where it stands,
+            and the arguments that it was made for.
         lists: where it reads from.
         name: of the one task, or the beginning of the names of many; None names them after their
             commands.
@@ -81,7 +84,7 @@ class Commands:
         """How many there are; None as long as a pipe may bring more."""
         if not any(each.is_pipe for each in lists):
             self.total = 0
-            for text, where in texts():
+            for text, where, _ in texts():
                 _checked(text, where)
                 self.total += 1
         self.is_single = self.total == 1
@@ -103,7 +106,7 @@ class Commands:
         for each in self._lists:
             each.is_wanted = is_wanted
         count = 0
-        for count, (text, where) in enumerate(self._texts(), 1):
+        for count, (text, where, tag) in enumerate(self._texts(), 1):
             call: ShellCommand | Unusable
             try:
                 call = _checked(text, where)
@@ -113,7 +116,7 @@ class Commands:
             name = call.source.script_text[:NAME_LENGTH]
             if self._name is not None:
                 name = self._name if self.is_single else f"{self._name}-{count}"
-            yield Command(name, {**self._place, **_recorded(call)}, call)
+            yield Command(name, {**self._place, **_recorded(call)}, call, tag)
         self.total = count
 
     def is_empty(self) -> bool:
@@ -192,7 +195,7 @@ def commands_of(options: Namespace) -> Commands:
     if sources:
         return Commands(lambda: _words_of_shell(sources), (), options.name)
     if words:
-        return Commands(lambda: iter([(words, "COMMAND")]), (), options.name)
+        return Commands(lambda: iter([(words, "COMMAND", "")]), (), options.name)
     raise ConfigurationError("expected a command behind --, or -f FILE; see bgworker run --help")
 
 
@@ -236,19 +239,19 @@ def _lines_of_shell(lines: Lines) -> Iterator[Text]:
         line = line.strip(b" \t\r")
         if line and not line.startswith(b"#"):
             # whose bytes come out as they went in
-            yield os.fsdecode(line), f"line {number} of {lines.name!r}"
+            yield os.fsdecode(line), f"line {number} of {lines.name!r}", ""
 
 
 def _words_of_shell(sources: Sequence[Source]) -> Iterator[Text]:
     """Yield the arguments themselves as lines for the shell: there is no command to give them
     to."""
     for number, arguments in enumerate(combinations(sources), 1):
-        yield " ".join(arguments), f"command {number}"
+        yield " ".join(arguments), f"command {number}", ""
 
 
 def _filled(template: Template, sources: Sequence[Source]) -> Iterator[Text]:
     for number, arguments in enumerate(combinations(sources), 1):
-        yield template.filled(arguments, number), f"argument {number}"
+        yield template.filled(arguments, number), f"argument {number}", " ".join(arguments)
 
 
 def _checked(command: str | list[str], where: str) -> ShellCommand:

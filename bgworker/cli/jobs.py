@@ -64,6 +64,9 @@ class Run:
         self._counts: Counter[TaskStatus] = Counter()
         self._is_halted = False
         self._tasks: dict[int, Task[int]] = {}  # by number, those that have not ended
+        self.tags: dict[int, str] = {}
+        """By number, the arguments that commands were made for. The printer's thread takes those of
+        commands that have ended."""
         self.submitted = 0
         """Commands that are tasks, or were."""
         self._stop_reason: str | None = None
@@ -83,6 +86,8 @@ class Run:
         """
         self._pool, self._jobs = scheduler._pool, jobs
         for number, command in enumerate(self.commands.each(self._is_wanted), 1):
+            if command.tag:
+                self.tags[number] = command.tag
             seconds = self._limit.beforehand(command.call.source)
             options = scheduler.options(name=command.name, timeout=seconds,
                                         metadata={"number": number, **command.metadata})

@@ -8,6 +8,7 @@ the next tick of its clock, takes what else has come meanwhile, and shows it all
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from dataclasses import replace
 from enum import Enum
@@ -21,7 +22,7 @@ from ..words import ending, escaped, now, took, word_for
 from .estimate import Rhythm
 from .screen import ERR, OUT, OWN
 from .tables import FAILED, UNHAPPY, counted, task_table
-from .text import Surface
+from .text import Surface, width_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
     from .order import Order
     from .screen import Channel, Line, Screen
 
-MOST_OF_A_COMMAND = 200
-"""Columns of a command in the line that tells how it ended."""
+LEAST_OF_A_COMMAND, MOST_OF_A_COMMAND = 20, 200
+"""Columns of a command in the line that tells how it ended. On a terminal it is cut to what room
+there is between these: one line for each command is easier to read than four."""
 
 AT_ONCE = 10_000
 """Most events that are shown together."""
@@ -222,7 +224,7 @@ class Printer:
         elif kind < PROGRESS:
             self._live.move(state, STATUSES[kind])
             if kind >= COMPLETED and (outcome := self._outcome(state, number)):
-                line = OWN, ("bgworker run: " if self._is_single else f"[{number}] ") + outcome
+                line = OWN, outcome
         if self._order is None:
             if line is not None:
                 yield line
@@ -233,6 +235,7 @@ class Printer:
                 yield from self._order.end(number)
         if COMPLETED <= kind < PROGRESS:
             self._labels.pop(state, None)
+            self._run.tags.pop(number, None)
 
     def _label(self, state: TaskState, number: int) -> str:
         """Return what stands before each line of a command."""
@@ -242,11 +245,12 @@ class Printer:
             return f"[{number}] "
         label = self._labels.get(state)
         if label is None:
-            label = self._labels[state] = f"{_called(state)}\t"
+            tag = os.fsencode(self._run.tags.get(number, "")).decode(errors="replace")
+            label = self._labels[state] = f"{_short(tag or _text_of(state), MOST_OF_A_COMMAND)}\t"
         return label
 
     def _outcome(self, state: TaskState, number: int) -> str:
-        """Return how the task ended, in words; nothing if that needs no line of its own."""
+        """Return the line that tells how the task ended; nothing if that needs none."""
         status = state.status
         if status is TaskStatus.COMPLETED and (self._is_single or self._quiet):
             return ""
@@ -256,15 +260,22 @@ class Printer:
         elif status is TaskStatus.CANCELLED and not self._is_single and task.duration is None:
             return ""  # it never ran, and the summary counts it
         word = word_for(status)
-        painted = self._err.surface().painted(word, status)
-        rest = escaped(ending(task)[len(word):])
-        return f"{painted}{rest}: {_called(state)}"
+        label = "bgworker run: " if self._is_single else f"[{number}] "
+        rest = f"{escaped(ending(task)[len(word):])}: "
+        surface = self._err.surface()
+        room = surface.columns - width_of(f"{label}{word}{rest}")
+        command = _short(_text_of(state), min(max(room, LEAST_OF_A_COMMAND), MOST_OF_A_COMMAND))
+        return f"{label}{surface.painted(word, status)}{rest}{command}"
 
 
-def _called(state: TaskState) -> str:
-    """Return what to call a command in a line of our own: harmless, and not long."""
-    text = (state.source and state.source.script_text) or state.name
-    return Surface().cut(escaped(text[:2 * MOST_OF_A_COMMAND]), MOST_OF_A_COMMAND)
+def _text_of(state: TaskState) -> str:
+    """Return the command of a task."""
+    return (state.source and state.source.script_text) or state.name
+
+
+def _short(text: str, columns: int) -> str:
+    """Return text for a line of our own: harmless, and cut to the columns."""
+    return Surface().cut(escaped(text[:2 * MOST_OF_A_COMMAND]), columns)
 
 
 def _grouped(records: Iterable[Record]) -> Iterator[list[Record]]:

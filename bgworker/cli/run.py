@@ -13,7 +13,7 @@ import gc
 import os
 import sys
 from argparse import ArgumentTypeError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from time import monotonic
 
@@ -50,6 +50,9 @@ LAST_MOMENT = 2.0
 
 PATIENCE = 1.0
 """Seconds that a question to the history may take whose answer is only shown."""
+
+MOST_ASKED = 1_000
+"""Commands that are asked for in one question: a thirtieth of a second."""
 
 REDRAW = 0.1
 """Seconds that lines and news are gathered for, where each time the table is redrawn."""
@@ -250,7 +253,8 @@ def add_arguments(parser: Any) -> None:
     )
     parser.add_argument(
         "--tag", action="store_true",
-        help="begin each line with the command and a tab, instead of a number such as [12]"
+        help="begin each line with the arguments of its command and a tab, or with the command "
+        "if it was made for none, instead of a number such as [12]"
     )
     parser.add_argument(
         "--no-prefix", dest="prefix", action="store_false",
@@ -393,11 +397,13 @@ def _usual_seconds(db: str | None, script_hashes: Collection[str]) -> Mapping[st
     if db is None:
         return {}
     from ..history.reader import History
-    try:
-        with History(db, patience=PATIENCE) as history:
-            return history.usual_seconds(script_hashes)
-    except BgworkerError:
-        return {}  # an estimate is worth no trouble; what is wrong with the file, its sink tells
+    found: dict[str, float] = {}
+    asked = list(script_hashes)
+    # an estimate is worth no trouble; what is wrong with the file, its sink tells
+    with suppress(BgworkerError), History(db, patience=PATIENCE) as history:
+        for start in range(0, len(asked), MOST_ASKED):
+            found.update(history.usual_seconds(asked[start:start + MOST_ASKED]))
+    return found
 
 
 @contextmanager

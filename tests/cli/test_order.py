@@ -18,6 +18,7 @@ import pytest
 from bgworker.cli import order as order_module
 from bgworker.cli.order import MOST_IN_MEMORY, SLOT, Held, Order, SlottedFile
 from bgworker.cli.screen import ERR, OUT, OWN
+from bgworker.cli.text import width_of
 from tests.histories import run_cli
 from tests.support import environment, until
 from tests.terminal import Emulator, on_terminal
@@ -252,6 +253,43 @@ def test_a_tag_and_no_prefix_at_once_are_refused(tmp_path: Path) -> None:
         "bgworker run: error: argument --no-prefix: expected without --tag, which begins each line "
         "with its command; leave out one of them\n")
     assert os.listdir(tmp_path) == []
+
+
+@POSIX
+def test_the_tag_of_a_command_that_was_made_for_arguments_are_these(tmp_path: Path) -> None:
+    def tagged(*words: str) -> list[str]:
+        done = run_cli("run", "--no-db", "-q", "-k", "--tag", *words, cwd=tmp_path)
+        assert done.returncode == 0
+        return done.stdout.splitlines()
+
+    assert tagged("echo", "x", ":::", "a", "b c") == ["a\tx a", "b c\tx b c"]
+    assert tagged("echo", "{2}{1}", ":::", "a", "b", ":::", "1") == ["a 1\t1a", "b 1\t1b"]
+    assert tagged(":::", "echo a", "echo b") == ["echo a\ta", "echo b\tb"]
+    evil = b"\xff\x1b[2J\n\tz"
+    done = subprocess.run(
+        [sys.executable, "-m", "bgworker", "run", "--no-db", "--tag", "echo", "x", "#", ":::",
+         evil], cwd=tmp_path, env=environment(PYTHONUTF8="1"), capture_output=True, timeout=WAIT,
+        check=False)
+    assert done.stdout.startswith("\ufffd\\x1b[2J\\n".encode()), done
+    assert done.stdout.count(b"\x1b") == 1, "what the command says itself comes as it is"
+
+
+@POSIX
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_the_line_of_an_end_is_one_line_of_the_terminal(tmp_path: Path, columns: int) -> None:
+    long = "true " + "日本語 " * 60
+    (tmp_path / "commands").write_text(f"{long}\n{long}; exit 3\n", encoding="utf-8")
+    code, sent = on_terminal("run", "--no-db", "-f", "commands", cwd=tmp_path, columns=columns)
+    terminal = Emulator(columns, 12)
+    terminal.feed(sent)
+    lines = [line for line in terminal.lines if re.match(r"\[[12]\] (completed|failed)", line)]
+    assert code == 1 and len(lines) == 2
+    least = width_of("[2] failed (exit code 3) after 10ms: ") + 20
+    assert all(columns - 2 <= width_of(line) <= max(columns, least) or columns == 40
+               for line in lines)
+    assert all(line.endswith("…") for line in lines)
+    done = command_line(cwd=tmp_path, input=f"{long}\n{long}\n")
+    assert width_of(done.stderr.splitlines()[0].partition(": ")[2]) >= 199, "in a log it is longer"
 
 
 @POSIX

@@ -367,3 +367,15 @@ def test_a_history_that_cannot_be_read_tells_nothing_and_disturbs_nothing(tmp_pa
         assert run._usual_seconds(str(tmp_path / path), ["a"]) == {}
     assert run._usual_seconds(None, ["a"]) == {}
     assert sorted(os.listdir(tmp_path)) == ["text"]
+
+
+def test_many_commands_are_asked_for_some_at_a_time_and_all_are_found(
+    record: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(25):
+        record.insert("scripts", hash=str(number))
+        record.task(took=float(number), script_hash=str(number))
+    monkeypatch.setattr(run, "MOST_ASKED", 10)
+    asked = [str(number) for number in range(30)]
+    assert run._usual_seconds(record.path, asked) == {
+        str(number): float(number) for number in range(25)}
