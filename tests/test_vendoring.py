@@ -58,6 +58,7 @@ def talk():
 with Scheduler(2, sinks=["jsonl:" + sys.argv[2]]) as pool:
     pool.submit(talk).result(timeout=30)
     refused("history", lambda: pool.register_sink("sqlite:x.db"))
+    refused("history", lambda: pool.listen("x.db"))
     refused("webhook", lambda: pool.register_sink("webhook:https://example.com/"))
     refused("park", lambda: pool.register_sink("jsonl:x", options=SinkOptions(park="parked")))
 for name, part in (
@@ -170,6 +171,7 @@ VERBS_THAT_NEED = {
         "grep x",
         "stats",
         "watch",
+        "cancel --all",
         "prune --keep 1",
         "export --jsonl",
         "report",

@@ -73,6 +73,21 @@ class PresenceLock(LockFile):
                     return is_abandoned
             return False
 
+    def is_held(self, offset: int) -> bool:
+        """Tell whether a process of this machine holds a byte.
+
+        Raises:
+            OSError: as `is_abandoned`.
+        """
+        with self._mutex:
+            while offset not in self._held:
+                if not self._is_open_to_ask():
+                    return False
+                is_held = is_locked(self._fd, offset)
+                if not self._drop_if_deleted():
+                    return is_held
+            return True
+
     def _is_open_to_ask(self) -> bool:
         """Open the file, to read if it cannot be written to; False when there is none."""
         try:

@@ -220,6 +220,14 @@ class History:
         with self._asking() as connection:
             return past.past_of(connection, questions.find(connection, task)[0])
 
+    def cancelling(self, task_ids: Collection[str]) -> dict[str, tuple[TaskStatus, bool]]:
+        """Return of each of these tasks that is still there its status, and whether its process has
+        heard that it is to be cancelled (which is forgotten with its end)."""
+        from . import requests
+
+        with self._asking() as connection:
+            return requests.states(connection, task_ids)
+
     def id_length(self, task_ids: Collection[str]) -> int:
         """Return how many of the last digits of these ids tell them apart: 8, where these are not
         enough 16, else all. `task` takes that much of an id."""

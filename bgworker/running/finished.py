@@ -10,6 +10,10 @@ from ..model.clock import monotonic
 from ..model.ids import number_in
 from ..model.records import TaskState
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 SURPLUS = 256
 """Ended tasks after which `Memory.note` prunes."""
 
@@ -82,3 +86,12 @@ class Memory:
         if state.id != task_id:
             raise KeyError(task_id)
         return state
+
+    def task(self, task_id: str) -> Any:
+        """Return the `Task` with that id; None when it is not known, or has ended and nobody holds
+        it."""
+        try:
+            handle = self.state(task_id).handle
+        except KeyError:
+            return None
+        return None if handle is None else handle()

@@ -43,11 +43,18 @@ from .workers import Roster, Worker, is_here, start
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
     from ..model.health import SchedulerHealth
     from .task import Call, Task
     from .workers import Inbox, Work
+
+    class Listener(Protocol):
+        """What a pool needs of the one who hears requests to cancel its tasks."""
+
+        is_asleep: bool
+        def wake(self) -> None: ...
+        def stop(self) -> None: ...
 
 JOIN_SLICE = 0.1
 """Seconds after which `Pool.join` looks again whom it has to wait for."""
@@ -95,19 +102,20 @@ class Pool:
         self.has_ended = False
         """True when it is closed and its last task has ended."""
         self.refusal: ShutdownError | PoolStuck | None = None  # why nothing can run
+        self._listener: Listener | None = None
         self.start_afresh()
 
     def start_afresh(self) -> None:
         """Begin with no thread and an empty queue; also in a forked child, where the parent's
         threads are not."""
         self._queue: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
-        self.deadlines = Deadlines(_weakly(self._expire), f"{self._name}-deadlines")
+        self.deadlines = Deadlines(weakly(self._expire), f"{self._name}-deadlines")
         # of the tasks that wait; a thread that begins one takes it out
         self.calls: dict[Task[Any], Call] = {}
         self.ends: list[Task[Any]] = []
         self.awaits_ends = False
         self._is_expiring = False  # written by the deadlines' thread alone
-        self.waits = Waits(_weakly(self._lend), _weakly(self._run_inside))
+        self.waits = Waits(weakly(self._lend), weakly(self._run_inside))
         if isinstance(self.refusal, PoolStuck):
             self.refusal = None
         # guards all below, and the flags above; a signal handler may shut down meanwhile
@@ -165,6 +173,8 @@ class Pool:
                 # caller does next
                 if not is_promised and len(self._workers) < self.max_workers:
                     self._start_worker()
+                if self._listener is not None and self._listener.is_asleep:
+                    self._listener.wake()
             except BaseException as error:
                 # also after an interrupt: a caller that gets no task cannot want it to run
                 task.cancel("no thread" if isinstance(error, ShutdownError) else "interrupted")
@@ -238,6 +248,27 @@ class Pool:
                 self._roster.retire(worker)
         self.look()
 
+    def listen(self, listener: Listener) -> None:
+        """Have somebody woken whenever a task is queued while he sleeps, and stopped when the pool
+        ends.
+
+        Raises:
+            ShutdownError: the pool is closed.
+        """
+        with self._lock:
+            if self.is_closed:
+                raise ShutdownError(f"cannot listen after {self._closed_by}")
+            self._listener = listener
+        if self.is_busy():
+            listener.wake()
+
+    def is_busy(self) -> bool:
+        """Tell whether a task waits or runs that has not ended."""
+        with self._lock:
+            # in this order: a task that is begun is among those that run before it ceases to wait
+            return bool(self.calls) or any(
+                [each.runs_something() for each in self._roster.everybody()])
+
     def is_inside(self) -> bool:
         """Tell whether the caller is on a thread of the pool, which cannot wait for the pool's
         end."""
@@ -298,6 +329,8 @@ class Pool:
                 self._fail_pending(error)
         self.deadlines.forget(self)
         self.deadlines.stop()
+        if self._listener is not None:
+            self._listener.stop()
         self._on_ended()  # maybe again: an interrupt can come between the decision and this
 
     def health(self, late_events: int) -> SchedulerHealth:
@@ -693,7 +726,7 @@ class Pool:
         self._fail_pending(self.refusal)
 
 
-def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that calls a method of an object that somebody else keeps: a pool that has
     ended leaves no cycle for the garbage collector."""
     reference = WeakMethod(method)

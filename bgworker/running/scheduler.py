@@ -18,7 +18,7 @@ from ..model import ids
 from ..model.checks import MOST_LISTED, choice, flag, member, named, number
 from ..model.clock import monotonic
 from ..model.enums import TaskStatus
-from ..model.errors import ConfigurationError, ShutdownError
+from ..model.errors import ConfigurationError, MissingPart, ShutdownError
 from ..model.records import TaskState
 from ..model.text import listed, show
 from . import process
@@ -26,7 +26,7 @@ from .context import Limits
 from .dropin import DropIn, default_workers, number_of_workers
 from .finished import Memory
 from .options import OFF, Submits, TaskOptions, with_environment
-from .pool import Pool
+from .pool import Pool, weakly
 from .source import source_of
 from .task import Task
 from .variables import captured
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ..delivery.registry import Registry
     from ..delivery.subscription import Subscription
     from ..model.events import Event, EventType, TaskSnapshot
+    from ..history.requests import Listener
     from ..model.health import FlushReport, SchedulerHealth, SinkHealth
     from ..sinks.base import Sink
 
@@ -156,6 +157,7 @@ class Scheduler(Submits, DropIn):
             max_stuck,
             self._dispatcher.finish,
         )
+        self._listener: Listener | None = None
         # without the Scheduler: a cycle would let a forgotten one wait for the garbage collector
         self._settings = TaskOptions(
             None,
@@ -192,6 +194,8 @@ class Scheduler(Submits, DropIn):
         """Go on under a new run id; in a forked child, which has none of its parent's tasks."""
         self._run_id = ids.new_run_id(time_ns())
         self._memory.start_afresh()
+        if self._listener is not None:
+            self._listener.start_afresh(self._run_id)
 
     @property
     def run_id(self) -> str:
@@ -310,6 +314,38 @@ class Scheduler(Submits, DropIn):
                 f"{state.id}: the task has ended, and nobody holds it; get() has its record"
             )
         return found
+
+    def listen(self, path: str | os.PathLike[str]) -> None:
+        """Let ``bgworker cancel`` cancel tasks from now on: whoever may write to a history.
+
+        A request cancels as `Task.cancel` does, and gives the reason. While tasks wait or run, a
+        thread looks twice a second whether there is one; while none does it sleeps, and `shutdown`
+        ends it. In a forked child it hears requests for the tasks of the child.
+
+        Args:
+            path: the file of a `SqliteSink` of this Scheduler. To listen to it again does nothing.
+
+        Raises:
+            HistoryError: there is no history at that path, or it cannot be read.
+            ConfigurationError: it listens to another history already.
+            MissingPart: this copy of bgworker was made without the history.
+            ShutdownError: after `shutdown`.
+        """
+        try:
+            from ..history.requests import Listener
+        except ModuleNotFoundError as error:
+            if "sqlite3" in (error.name or ""):
+                raise  # it is this Python that lacks something
+            raise MissingPart("history") from error
+        listener = Listener(path, self._name, self._run_id, self._memory.task,
+                            weakly(self._pool.is_busy))
+        if self._listener is None:
+            self._pool.listen(listener)
+            self._listener = listener
+        elif self._listener.path != listener.path:
+            raise ConfigurationError(
+                f"path: this Scheduler listens to {self._listener.path!r} already, got "
+                f"{listener.path!r}; have another Scheduler listen to that")
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers, up or down, while tasks run. A worker too many ends after
