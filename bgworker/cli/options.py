@@ -26,6 +26,10 @@ A_RUN = ("its id, the beginning of one or its last 8 digits, last, or last~1, la
          "before it")
 """What names a run."""
 
+A_TASK = ("a task's id, the beginning of one or its last 8 digits, a name (the newest task that has "
+          "it), the number of a command in the newest run, such as 12 or '[12]', or last")
+"""What names a task."""
+
 NO_SUCH_TASK = "there is no such task, or several may be meant"
 NO_OUTPUT = "the output cannot be written"
 
@@ -92,15 +96,8 @@ def add_run(parser: Any, what: str = "only tasks of this run") -> None:
 
 def add_task(parser: Any) -> None:
     """Add the argument that names a task, the last one if it is left out, and ``--run``."""
-    parser.add_argument(
-        "task",
-        metavar="TASK",
-        nargs="?",
-        default="last",
-        help="a task's id, the beginning of one or its last 8 digits, a name (the newest task that "
-        "has it), the number of a command in the newest run, such as 12 or '[12]', or last (the "
-        "default)",
-    )
+    parser.add_argument("task", metavar="TASK", nargs="?", default="last",
+                        help=f"{A_TASK} (the default)")
     add_run(parser, "the run that TASK is of, by number too")
 
 

@@ -96,7 +96,8 @@ arguments:
 
 the history:
   Everything is recorded in an SQLite file; bgworker tasks, show, tail, stats
-  and watch read it, while the commands run and afterwards.
+  and watch read it, while the commands run and afterwards. bgworker cancel
+  stops commands from another terminal.
 
   --resume knows a command by its text and its directory, whatever its name,
   and skips it as often as it has completed before. What failed, was cancelled
@@ -351,6 +352,7 @@ def _run(commands: Commands, sinks: Sequence[Sink], options: Namespace, prefix: 
         except BgworkerError as error:
             options.parser.error(str(error))
         try:
+            _listen(scheduler, options)
             subscription = scheduler.subscribe(
                 maxsize=2 * MOST_UNSHOWN + 4 * AHEAD, back_pressure=True
             )
@@ -425,6 +427,15 @@ def _medians(options: Namespace) -> Iterator[None]:
     with history:
         options.timeout.median_of = median_of
         yield
+
+
+def _listen(scheduler: Scheduler, options: Namespace) -> None:
+    """Let ``bgworker cancel`` cancel the commands, if they are recorded."""
+    if options.db is not None:
+        try:
+            scheduler.listen(options.db)
+        except BgworkerError as error:
+            options.parser.tell(f"bgworker cancel cannot reach these commands: {error}")
 
 
 def _shows(options: Namespace) -> str:
