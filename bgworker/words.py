@@ -150,6 +150,17 @@ def exit_of(code: int, program: str | None = None) -> str:
     return f"{program}: {words}" if program else words
 
 
+def place_of(task: TaskSnapshot) -> str:
+    """Return the traceback of a task that failed, or where one was at its deadline; nothing where
+    that would tell of bgworker's own code, or the failure once more."""
+    if is_command(task) and task.status is not TaskStatus.TIMED_OUT:
+        return ""
+    info = (task.invocation_info or "").rstrip("\n")
+    failure = ": ".join(filter(None, (task.failure_type, task.failure_message)))
+    is_once_more = info.endswith(failure) and "\n" not in info[:len(info) - len(failure)].strip()
+    return "" if failure and is_once_more else info
+
+
 def ending(task: TaskSnapshot) -> str:
     """Return how a task ended: "completed in 1.2s", "failed (exit code 3) after 5m12s"."""
     is_explained = task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED)

@@ -8,8 +8,8 @@ from textwrap import fill
 
 from ..model.events import StreamType, TaskStatus
 from ..model.wire import encode
-from ..words import (ago, duration_of, ending, escaped, escaped_lines, is_command, now, stamp,
-                     took, why, word_for)
+from ..words import (ago, duration_of, ending, escaped, escaped_lines, now, place_of, took, why,
+                     word_for)
 from .options import NO_SUCH_TASK, add_db, add_json, add_task, exit_codes, typed, whole
 from .reading import Output, harmless_json, opened
 from .show import STREAMS
@@ -96,7 +96,7 @@ def act(options: Namespace) -> int:
         if options.json:
             last = sorted(chain(*said.values(), progress), key=lambda event: event.seq)
             output.json(task=task, run=run, reason=_reason(task), meaning=meaning_of(task) or None,
-                        stack=list(_stack(task)), past=past,
+                        stack=_stack(task), past=past,
                         last=(harmless_json(encode(event)) for event in last))
         else:
             name = task.task_id[-history.id_length([task.task_id]):]
@@ -127,7 +127,7 @@ def _lines(task: TaskSnapshot, run: Run | None, past: Past,
         yield ""
         yield f"progress, the last {ago(event.created_utc, at)}:"
         yield from (f"  {line}" for line in payload_lines(event))
-    stack = list(_stack(task))
+    stack = _stack(task)
     if stack:
         yield ""
         yield f"{'it was at' if task.status is TaskStatus.TIMED_OUT else 'it happened at'}:"
@@ -199,16 +199,18 @@ def _reason(task: TaskSnapshot) -> str | None:
     return why(task) if task.failure_type or task.failure_message else None
 
 
-def _stack(task: TaskSnapshot) -> Iterator[str]:
-    """Yield the lines of the innermost calls of a task that failed or ran out of time."""
-    if is_command(task) or task.status not in (TaskStatus.FAILED, TaskStatus.TIMED_OUT):
-        return  # where in bgworker a command was run tells nobody anything
-    lines = list(escaped_lines((task.invocation_info or "").rstrip("\n")))
+def _stack(task: TaskSnapshot) -> list[str]:
+    """Return where a task failed, or was at its deadline: the innermost calls, and what follows
+    them."""
+    lines = list(escaped_lines(place_of(task)))
     calls = [number for number, line in enumerate(lines) if line.startswith('  File "')]
-    if calls:
-        end = next((number for number in range(calls[-1] + 1, len(lines))
-                    if not lines[number].startswith("    ")), len(lines))
-        yield from (line[2:] for line in lines[calls[-FRAMES:][0]:end])
+    if not calls:
+        return lines[-FRAMES:] if lines != [""] else []
+    first, last = calls[-FRAMES:][0], calls[-1]
+    if task.status is not TaskStatus.TIMED_OUT:  # the failure follows, which is told already
+        lines = lines[:next((number for number in range(last + 1, len(lines))
+                             if not lines[number].startswith("    ")), len(lines))]
+    return [line[2:] if line.startswith("  ") else line for line in lines[first:]]
 
 
 def _before(past: Past, at: datetime) -> str:

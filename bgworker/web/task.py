@@ -9,7 +9,7 @@ import json
 
 from ..model.events import StreamType, TaskStatus
 from ..model.ids import short
-from ..words import duration_of, is_command, why
+from ..words import duration_of, is_command, place_of, why
 from . import sections
 from .log import lines_of
 from .markup import Markup, fill
@@ -74,9 +74,7 @@ def _failure(task: TaskSnapshot) -> Markup | None:
     if not (task.failure_type or message):
         return None
     title = {TaskStatus.FAILED: "Why it failed", TaskStatus.CANCELLED: "Why it was cancelled"}
-    trace = task.invocation_info or (message if "\n" in message else None)
-    if is_command(task):
-        trace = None  # it tells where in bgworker a command was run
+    trace = place_of(task) or (message if "\n" in message and not is_command(task) else None)
     return fill("failure", status=task.status.value, title=title.get(task.status, "How it ended"),
                 message=why(task), trace=trace and fill("pre", text=_bounded(trace)))
 

@@ -111,9 +111,18 @@ def test_a_function_is_told_with_its_innermost_calls(
                 failure_message="too long", timeout_sec=5.0, invocation_info=calls)
     assert re.search(r"^late: timed out after 1\.5s, \d+m ago\n\nit was at:\n  File .*f6$",
                      told(capfd), re.MULTILINE)
-    record.task("cmd", "timed_out", script_id="sleep", failure_type="TaskTimedOut",
-                failure_message="too long", invocation_info=calls)
+    record.task("cmd", "failed", script_id="sleep", failure_type=COMMAND_FAILED,
+                failure_message="x", invocation_info=calls)
     assert "File" not in told(capfd), "of a command our own code says nothing"
+    record.task("both", "timed_out", script_id="m:load", failure_type="TaskTimedOut",
+                failure_message="too long", invocation_info=f"{calls}processes of it: 12\n")
+    assert "    f8(" in (text := told(capfd)) and "\n  processes of it: 12\n" in text
+    for info, shown in (("processes of it: 12\n", "\nit was at:\n  processes of it: 12\n"),
+                        ("bgworker.TaskTimedOut: too long\n", ""), (None, "")):
+        record.task("cmd", "timed_out", script_id="sleep", failure_type="TaskTimedOut",
+                    failure_message="too long", invocation_info=info)
+        text = told(capfd)
+        assert shown in text and ("it was at" in text) == bool(shown)
 
 
 def test_the_stack_of_a_real_failure_ends_where_it_was_raised(
