@@ -216,16 +216,20 @@ def _stack(task: TaskSnapshot) -> list[str]:
 def _before(past: Past, at: datetime) -> str:
     if not past.earlier:
         return "no task of this name, or of this command, has ended"
-    counts = counted({status: past.latest.count(status) for status in past.latest})
-    latest = f"; of the last {len(past.latest)}: {counts}"
+    statuses = {status: past.latest.count(status) for status in past.latest}
+    which = f"; of the last {len(past.latest)}: "
     last = past.last_completed
     if last is None:
-        return f"ended {_times(past.earlier)}, and never completed{latest}"
+        link = which if past.earlier > len(past.latest) else ": "
+        return f"ended {_times(past.earlier)}, and never completed{link}{counted(statuses)}"
     usual = "" if past.median is None else f", median {took(past.median)}"
     when = f", the last {ago(last.completed_utc, at)}{usual}"
     if past.completed == past.earlier:
         return f"completed {_times(past.completed)}{when}"
-    return f"completed {past.completed:,} of {_times(past.earlier)}{when}{latest}"
+    statuses.pop(TaskStatus.COMPLETED, None)
+    others = counted(statuses)
+    return (f"completed {past.completed:,} of {_times(past.earlier)}{when}"
+            f"{which}{others or 'all completed'}")
 
 
 def _times(count: int) -> str:

@@ -195,14 +195,21 @@ def test_how_those_before_it_ended_is_told(
     record.task("load", "failed", created=record.ago(hours=9))
     assert before() == "no task of this name, or of this command, has ended"
     record.task("load", "timed_out", created=record.ago(hours=8))
-    assert before() == "ended once, and never completed; of the last 1: 1 failed"
+    assert before() == "ended once, and never completed: 1 failed"
     record.task("load", created=record.ago(hours=7), took=2.0)
-    assert before() == "ended 2 times, and never completed; of the last 2: 1 failed, 1 timed out"
-    for hours in range(6, 1, -1):
+    assert before() == "ended 2 times, and never completed: 1 failed, 1 timed out"
+    record.task("load", "cancelled", created=record.ago(hours=6))
+    assert before() == ("completed 1 of 3 times, the last 6h ago, median 2.0s; of the last 3: "
+                        "1 failed, 1 timed out")
+    for hours in range(5, 0, -1):
         record.task("load", "failed", created=record.ago(hours=hours))
     record.task("load", created=record.ago(minutes=50))
-    assert before() == ("completed 1 of 8 times, the last 6h ago, median 2.0s; of the last 5: "
+    assert before() == ("completed 1 of 9 times, the last 6h ago, median 2.0s; of the last 5: "
                         "5 failed")
+    for minutes in range(40, 30, -1):
+        record.task("load", created=record.ago(minutes=minutes), took=2.0)
+    assert before() == ("completed 11 of 19 times, the last 31m ago, median 2.0s; of the last 5: "
+                        "all completed")
 
 
 def test_what_ran_it_again_is_told_and_is_what_to_look_at_next(

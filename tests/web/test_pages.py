@@ -192,9 +192,15 @@ def test_failures_that_are_alike_are_one_row(record: Recorder, server: Server) -
                     failure_message=f"row {row} is bad")
     record.task("load", created=record.ago(minutes=5))
     record.task("sync", "failed", failure_type="KeyError", failure_message="'x'")
+    for name in "ab":
+        record.task(name, "failed", script_id="gzip", created=record.ago(hours=ord(name) - 95),
+                    failure_type="subprocess.CalledProcessError",
+                    failure_message=f"Command '{name}' died with <Signals.SIGTERM: 15>.")
     parsed = page(server, "/failures")
     assert parsed.text.count("ValueError") == 1
     assert "1 KeyError 'x' sync 59m ago 59m ago never" in parsed.words
+    assert ("2 gzip: SIGTERM Command 'a' died with <Signals.SIGTERM: 15>. a and 1 more "
+            "2h ago 1h ago never") in parsed.words
     assert "3 ValueError row 2 is bad load 2h ago 59m ago 4m ago" in parsed.words
 
 
