@@ -98,7 +98,8 @@ def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, Iterat
         if same and not after and "\n" not in before:
             info = ""  # it is the failure once more, with the module of its type perhaps
         yield from (f"  {line}" for line in escaped_lines(why(task) if is_of_shell else what))
-    if info and not is_of_shell:  # where in bgworker a command was run tells nobody anything
+    # where in bgworker a command was run tells nobody anything, but its processes do
+    if info and (not is_of_shell or task.status is TaskStatus.TIMED_OUT):
         yield ""
         yield from (f"  {line}" for line in escaped_lines(info.rstrip("\n")))
     for stream in sorted(STREAMS, key=lambda each: is_of_shell and each is not StreamType.ERROR):

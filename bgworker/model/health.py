@@ -27,6 +27,10 @@ class StuckThread:
     """That task's name."""
     since_utc: datetime
     """When the thread was left to itself."""
+    stack: str
+    """Where it was then: the stack from the function of the task that was past its deadline inward,
+    as in a traceback; of a command its processes. Empty where that cannot be told, as without the
+    GIL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,10 @@ from ..model.text import clean, fit, fit_json, json_text, number_of, text_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from typing import Any, Literal
+    from types import CodeType
+    from typing import Any, Literal, Tuple
+
+    Where = Tuple[CodeType, Callable[[], str]]
 
 LONG = 4096
 """Characters up to which a payload's bytes are not counted: so few fit in any case."""
@@ -90,6 +93,8 @@ class TaskContext(Identity):
     _stop_reason: str | None = None  # once those who sleep and wait here were woken
     _stop_event: Latch | None = None  # for threads that `sleep`
     _wakers: tuple[Callable[[], object], ...] = ()
+    _where: Where | None = None
+    """What tells where the task is while code of ours waits in it; see `_woken_by`."""
     _reacts_until = math.inf
     """When a task that was woken is no longer expected to end, on the monotonic clock."""
     _is_overdue = False
@@ -264,20 +269,28 @@ class TaskContext(Identity):
             wake()
 
     @contextmanager
-    def _woken_by(self, wake: Callable[[], object]) -> Iterator[None]:
+    def _woken_by(self, wake: Callable[[], object], where: Where | None = None) -> Iterator[None]:
         """Have ``wake`` called when the task is asked to stop, at once if it was.
 
         For code of ours that waits for something else than `sleep`, and ends the task soon after
         that. ``wake`` runs on the thread that cancels: it blocks nowhere and raises nothing.
+
+        Args:
+            where: the function that waits, and what tells more than the thread's stack from there
+                on: text of whole lines. Called at the task's deadline, on the deadlines' thread,
+                where it may raise, but not block.
         """
+        before = self._where
         with _stop_lock:
             self._wakers += (wake,)
             was_asked = self._stop_reason is not None
+        self._where = where or before
         try:
             if was_asked:
                 wake()
             yield
         finally:
+            self._where = before
             with _stop_lock:
                 self._wakers = tuple(each for each in self._wakers if each is not wake)
 

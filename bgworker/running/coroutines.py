@@ -14,6 +14,8 @@ import asyncio
 import logging
 import os
 import threading
+from functools import partial
+from types import CoroutineType, GeneratorType
 
 from ..model.clock import monotonic
 from ..model.errors import PoolDeadlock, TaskCancelled
@@ -76,7 +78,9 @@ class WorkerLoop:
         main = self._main = loop.create_task(coroutine)
         error: BaseException | None = None
         try:
-            with context._woken_by(_canceller(loop, main, context)):
+            where = partial(_stack_of, main, coroutine, threading.get_ident())
+            with context._woken_by(_canceller(loop, main, context),
+                                   (WorkerLoop.run.__code__, where)):
                 try:
                     self._run_until_done(main)
                 except BaseException as raised:
@@ -86,7 +90,7 @@ class WorkerLoop:
             return _outcome(main, error, context)
         finally:
             self._main = None
-            del main, error  # see _run_until_done
+            del main, error, where  # see _run_until_done
 
     def _run_until_done(self, future: asyncio.Future[Any]) -> None:
         """As ``run_until_complete``, but leave the future's exception in it, and go on when
@@ -135,6 +139,56 @@ class WorkerLoop:
             )
         finally:
             self._loop.close()
+
+
+MOST_LINKS = 100
+"""Coroutines, generators and tasks that await one another, as far as a stack is told."""
+
+
+def _stack_of(main: asyncio.Task[Any], coroutine: Any, thread: int) -> str:
+    """Return the stack of a coroutine from its own frame inward: of the thread if it runs there
+    now, else through what it awaits. Any thread; may raise."""
+    from .stacks import frames_of, place_of, text_of
+
+    frames, own = frames_of(thread), coroutine.cr_frame
+    here = [number for number, frame in enumerate(frames) if frame is own]
+    places = [place_of(frame) for frame in frames[here[0]:]] if here else []
+    del frames, own
+    link, task = coroutine, main
+    for _ in range(0 if places else MOST_LINKS):
+        parts = _parts_of(link)
+        if parts is not None:
+            frame, link = parts
+            if frame is not None:
+                places.append(place_of(frame))
+            del frame
+        elif (following := _awaited_by(task)) is not None:
+            task, link = following, following.get_coro()
+        else:
+            break
+    return text_of(places)
+
+
+def _parts_of(link: Any) -> tuple[Any, Any] | None:
+    """Return the frame of a coroutine or generator, and what it awaits; None for another thing,
+    which may be somebody's."""
+    kind = type(link)
+    if kind is CoroutineType:
+        return link.cr_frame, link.cr_await
+    if kind is GeneratorType:
+        return link.gi_frame, link.gi_yieldfrom
+    return None
+
+
+def _awaited_by(task: Any) -> asyncio.Task[Any] | None:
+    """Return the asyncio task that another one awaits, of several that were gathered the first that
+    is left."""
+    awaited = getattr(task, "_fut_waiter", None)
+    for each in (awaited, *getattr(awaited, "_children", ())):
+        if issubclass(type(each), asyncio.Task) and not each.done():
+            found: asyncio.Task[Any] = each
+            return found
+    return None
 
 
 def _canceller(

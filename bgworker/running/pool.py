@@ -244,8 +244,12 @@ class Pool:
         react, as for those past their deadline."""
         with self._lock:
             self._roster.has_given_up = True
-            for worker in self._roster.active():
+            left = self._roster.active()
+            for worker in left:
                 self._roster.retire(worker)
+        for worker in left:
+            for task in worker.running[:1]:
+                worker.stack = task._stack(worker)
         self.look()
 
     def listen(self, listener: Listener) -> None:
@@ -652,7 +656,12 @@ class Pool:
             self.look()
 
     def _end_late(self, due: Task[Any], thread: int) -> None:
-        left = due._time_out()
+        with self._lock:
+            host = self._roster.host_of(due, thread)
+        stack = ""
+        if host is not None:  # before the task is asked to stop
+            stack = host.stack = due._stack(host)
+        left = due._time_out(stack)
         orphans: list[Work] = []
         problem: ShutdownError | None = None
         with self._lock:

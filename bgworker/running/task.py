@@ -35,7 +35,7 @@ from ..model.records import (
     TaskState,
     event,
 )
-from ..model.text import clean, fit_json, json_text, name_of
+from ..model.text import ask, clean, fit_json, json_text, name_of
 from .context import (
     CURRENT,
     Identity,
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from ..model.events import StreamEvent, TaskSnapshot
     from .deadlines import Deadlines
     from .waits import Waits
+    from .workers import Worker
 
     T = TypeVar("T")
     Failure = Tuple["str | None", "str | None", "str | None"]  # type, message, traceback
@@ -271,15 +272,39 @@ class Task(Identity, LightFuture["T"]):
         del self, result, error
         return True
 
-    def _time_out(self) -> Callable[[], object] | None:
+    def _stack(self, worker: Worker) -> str:
+        """Return where the task is that runs on a worker's thread: its stack from its own function
+        inward, or what tells more than that. Text of whole lines, as much as fits; none where
+        nothing can be told. Any thread, without a lock: it may read files.
+        """
+        return ask(self._stack_on, worker) or ""
+
+    def _stack_on(self, worker: Worker) -> str:
+        from . import stacks
+
+        context = self._task_state.context
+        until, where = (context and context._where) or (None, None)
+        text = stacks.of_task(worker.thread.ident or 0, Task._run.__code__,
+                              worker.running.index(self), until)
+        if where is not None:
+            text += ask(where) or ""
+        if text.startswith("  File"):
+            text = f"{_STACK}{text}"
+        return stacks.innermost(text, self._limits.max_payload)
+
+    def _time_out(self, stack: str) -> Callable[[], object] | None:
         """End a running task because its time is over. The deadlines' thread, which took it out
         of the deadlines.
+
+        Args:
+            stack: where it was.
 
         Returns: what is left to do, which is the user's code and may take long. None if nothing is.
         """
         timeout = self._task_state.timeout
         error = TaskTimedOut(f"ran longer than its timeout of {timeout:g} s")
-        failure = describe_failure(error, self._limits.max_payload)
+        kind, message, info = describe_failure(error, self._limits.max_payload)
+        failure = kind, message, stack or info
         try:
             self._ask_to_stop("timeout")
             self._record_end(TIMED_OUT, timeout, None, error, failure)
@@ -499,6 +524,7 @@ def finished(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> Any:
 
 
 _OURS = Task._run.__code__, run_captured.__code__, finished.__code__
+_STACK = "Stack (most recent call last):\n"  # as `logging` has it
 
 
 def _verdict(

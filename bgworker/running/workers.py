@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         def _fail(self, error: BaseException) -> bool: ...
         def _end_interrupted(self, error: BaseException) -> None: ...
         def _ask_to_stop(self, reason: str) -> None: ...
+        def _stack(self, worker: Worker) -> str: ...
 
     class Loop(Protocol):
         """What they need of the event loop of one."""
@@ -81,6 +82,7 @@ class Worker:
         "inbox",
         "loop",
         "stuck_since",
+        "stack",
         "has_served",
         "variables",
     )
@@ -108,6 +110,8 @@ class Worker:
         """The context variables that the initializer has set, with their values."""
         self.stuck_since = 0
         """When it was retired, in nanoseconds since the epoch; 0 if it was not."""
+        self.stack = ""
+        """Where it was then."""
         self.has_served = False
         """True once it has taken a task."""
 
@@ -199,17 +203,22 @@ class Roster:
         """Tell whether a thread is one of them."""
         return worker in self.everybody()
 
-    def runner_of(self, task: Work, thread: int) -> Worker | None:
+    def host_of(self, task: Work, thread: int) -> Worker | None:
         """Return the worker that runs a task on the thread with that identifier; None if it has
-        just ended the task, or is retired."""
+        just ended the task."""
         return next(
             (
                 each
-                for each in self.active()
+                for each in self.everybody()
                 if each.thread.ident == thread and task in each.running
             ),
             None,
         )
+
+    def runner_of(self, task: Work, thread: int) -> Worker | None:
+        """As `host_of`; None also if the worker is retired."""
+        host = self.host_of(task, thread)
+        return None if host in self.retired else host
 
     # -- coming and going --
 
@@ -293,6 +302,7 @@ class Roster:
                     task_id=task.id,
                     task_name=task.name,
                     since_utc=utc(each.stuck_since),
+                    stack=each.stack,
                 )
                 for each, task in sorted(stuck, key=lambda pair: pair[0].stuck_since)
             ),

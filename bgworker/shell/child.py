@@ -96,7 +96,7 @@ class Child:
 
     def run(self) -> int:
         """Run the command to its end; see `ShellCommand.__call__`. Once."""
-        with self._context._woken_by(self._wake):
+        with self._context._woken_by(self._wake, (Child.run.__code__, self._told)):
             self._start()
             try:
                 try:
@@ -130,6 +130,14 @@ class Child:
         pump = getattr(self, "_pump", None)
         if pump is not None:
             pump.ring()
+
+    def _told(self) -> str:
+        """Return what is to be told of the command at its task's deadline. The deadlines'
+        thread."""
+        family = getattr(self, "_family", None)
+        if family is None:
+            return "the command was not started: it waited for room for one more process\n"
+        return f"processes of the command: {family.described()}\n"
 
     def _say(self, kind: int, lines: list[str]) -> None:
         self._gate.emit(partial(self._context._emit_lines, kind), lines)

@@ -20,10 +20,12 @@ import signal
 import subprocess
 import sys
 import threading
+from itertools import islice
 from math import inf
 
 from ..model.clock import monotonic
 from ..model.forks import in_child
+from ..model.text import sanitise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,6 +107,12 @@ class Family:
         """Kill all of the leader's group. Costs next to nothing."""
         _send(os.killpg, self._leader, signal.SIGKILL)
 
+    def described(self) -> str:
+        """Return the numbers and names of the leader and what descends from it, as far as the
+        system tells that without a look at all processes."""
+        names = dict(islice(_descendants(self._leader), MOST_DESCRIBED))
+        return ", ".join([f"{pid} ({name})" if name else str(pid) for pid, name in names.items()])
+
     def _members(self) -> list[Process]:
         try:
             processes = _all_processes()
@@ -123,6 +131,30 @@ class Family:
                     pids.add(each.pid)
                     sessions.add(each.session)
         return [each for each in processes.values() if each.pid in pids and each.runs]
+
+
+MOST_DESCRIBED = 20
+"""Processes of a command that are named."""
+
+
+def _descendants(pid: int) -> Iterator[tuple[int, str]]:
+    """Yield numbers and names of a process and of what descends from it, depth first; a number
+    alone where there is no /proc."""
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            name = sanitise(file.read(64).decode(errors="replace").strip())
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        name, threads = "", []
+    yield pid, name
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                children = file.read().split()
+        except OSError:  # it has ended, or this kernel does not tell
+            continue
+        for child in children:
+            yield from _descendants(int(child))
 
 
 def signal_all(number: int) -> None:

@@ -278,7 +278,7 @@ def test_without_replacing_the_stuck_the_quick_ones_would_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        bgworker.running.pool.Pool, "_expire", lambda pool, task, thread: task._time_out()
+        bgworker.running.pool.Pool, "_expire", lambda pool, task, thread: task._time_out("")
     )
     with stuck(Scheduler(4)) as sleepers:
         slow = sleepers.submit(4)
@@ -386,8 +386,9 @@ def test_a_pool_does_not_end_between_a_deadline_and_the_callbacks_of_its_task(
 ) -> None:
     time_out = bgworker.Task._time_out
 
-    def resolve_and_let_the_thread_leave(task: bgworker.Task[Any]) -> Callable[[], object] | None:
-        left = time_out(task)
+    def resolve_and_let_the_thread_leave(
+            task: bgworker.Task[Any], stack: str) -> Callable[[], object] | None:
+        left = time_out(task, stack)
         until(lambda: not workers_of(pool))
         time.sleep(0.1)  # the look of the thread that left
         return left

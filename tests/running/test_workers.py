@@ -71,6 +71,7 @@ def test_the_runner_of_a_task_is_who_began_it_not_who_found_it_in_the_queue_late
     runner.running.append(task)
     made.retire(runner)
     assert made.runner_of(task, 2) is None, "it was given up before"
+    assert made.host_of(task, 2) is runner, "it still runs there"
 
 
 def test_a_thread_is_in_one_group_at_a_time() -> None:

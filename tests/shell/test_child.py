@@ -57,7 +57,7 @@ class FakeContext:
             raise TaskCancelled(self.cancel_reason)
 
     @contextlib.contextmanager
-    def _woken_by(self, wake: Callable[[], object]) -> Iterator[None]:
+    def _woken_by(self, wake: Callable[[], object], where: object) -> Iterator[None]:
         with self._lock:
             self._callback = wake
             now = self.cancel_requested
