@@ -2,9 +2,9 @@
 for it.
 
 Tasks go whole, those that ended first going first, with their streams and requests, and with the
-runs and scripts that no other task refers to. Only tasks that have ended go: in one of the final statuses,
-or with a run whose process is dead. They go in transactions of a few milliseconds, so a task with
-many stream rows goes in several, oldest rows first. The file then shrinks page by page.
+runs and scripts that no other task refers to. Only tasks that have ended go: in one of the final
+statuses, or with a run whose process is dead. They go in transactions of a few milliseconds, so a
+task with many stream rows goes in several, oldest rows first. The file then shrinks page by page.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ class Scheduler(Submits, DropIn):
             that is not given is on where the environment variable ``BGWORKER_CAPTURE`` has its last
             word, as in ``BGWORKER_CAPTURE=output,arguments``.
         max_payload: most bytes of one stream event's text, of a failure's, and of a task's
-            arguments, result and metadata. JSON that is larger gives way to ``{"truncated": <its bytes>,
-            "head": "<its beginning>"}``.
+            arguments, result and metadata. JSON that is larger gives way to ``{"truncated": <its
+            bytes>, "head": "<its beginning>"}``.
         oversize: whether a larger one is cut ("truncate") or refused and counted ("reject").
         progress_interval: seconds between two progress events of a task ...
         progress_step: ... unless it moved by so many percent.

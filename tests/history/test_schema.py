@@ -65,7 +65,8 @@ def make_old(path: str, version: int = 1) -> None:
             connection.executemany("UPDATE tasks SET exit_code = ? WHERE key = ?",
                                    zip(OLD_CODES, [row[0] for row in OLD]))
         connection.execute(
-            f"INSERT INTO {STREAMS_OF[version]} VALUES (7, 4, 0, 1795445160123456, 'hello', NULL, NULL, NULL)")
+            f"INSERT INTO {STREAMS_OF[version]} "
+            "VALUES (7, 4, 0, 1795445160123456, 'hello', NULL, NULL, NULL)")
 
 
 FAILED_COMMAND = "failed", "sh", "subprocess.CalledProcessError"

@@ -472,8 +472,8 @@ def test_a_result_is_stored_with_the_end_and_not_before(path: str, form: Form) -
 @in_both_forms
 def test_a_task_names_the_one_that_it_runs_again(path: str, form: Form) -> None:
     for number, metadata in enumerate(
-            ["", '{"rerun_of":"' + 32 * "c" + '","n":1}', '{"rerun_of":7}', '{"a":{"rerun_of":"b"}}',
-             '{"truncated":99,"head":"\\"rerun_of\\":1"}']):
+            ["", '{"rerun_of":"' + 32 * "c" + '","n":1}', '{"rerun_of":7}',
+             '{"a":{"rerun_of":"b"}}', '{"truncated":99,"head":"\\"rerun_of\\":1"}']):
         state = a_state(f"{number:032x}", metadata_json=metadata)
         store(path, form(a_life(state)))
     assert query(path, "SELECT rerun_of FROM tasks ORDER BY id") == [

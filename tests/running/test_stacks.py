@@ -22,7 +22,7 @@ from tests.support import SOON, until
 
 SHORT = 0.1
 
-pytestmark = pytest.mark.skipif(not stacks.HAS_GIL, reason="other threads' frames are not looked at")
+pytestmark = pytest.mark.skipif(not stacks.HAS_GIL, reason="frames of others are not looked at")
 posix = pytest.mark.skipif(os.name == "nt", reason="the commands are POSIX commands")
 
 
