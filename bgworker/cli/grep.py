@@ -12,7 +12,6 @@ from ..words import ago, escaped_lines, now, said, uncoloured, word_for
 from .options import add_db, add_json, add_run, add_since, whole
 from .reading import JSON_VERSION, Output, json_line, opened
 from .tables import MOST_OF_A_NAME
-from .tail import text_of
 from .tasks import a_status
 
 TYPE_CHECKING = False
@@ -162,7 +161,8 @@ def _some(first: Line, others: Iterator[Line], most: int | None) -> Iterator[Lin
 
 def _matching(found: Found, pattern: re.Pattern[str]) -> Iterator[Line]:
     for event in found.events:
-        for line in uncoloured(text_of(event)).split("\n"):
+        text = event.message if event.stream_type is StreamType.PROGRESS else event.payload
+        for line in uncoloured(text).split("\n"):
             if pattern.search(line):
                 yield event.stream_type.value, event.seq, event.created_utc, line
     for line in uncoloured(found.failure).split("\n"):

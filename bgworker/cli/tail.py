@@ -100,16 +100,12 @@ def _lines(events: list[StreamEvent], options: Namespace, output: Output) -> Ite
             yield from (f"{label} {line}" for line in payload_lines(event))
 
 
-def text_of(event: StreamEvent) -> str:
-    """Return what an event says."""
-    if event.stream_type is StreamType.PROGRESS:
-        percent = "" if event.percent is None else f"{event.percent:.0f}%"
-        return f"{percent} {event.message}".strip()
-    return event.payload
-
-
 def payload_lines(event: StreamEvent) -> Iterator[str]:
     """Yield what an event says as lines that can do no harm."""
-    yield from escaped_lines(text_of(event), said)
+    if event.stream_type is StreamType.PROGRESS:
+        percent = "" if event.percent is None else f"{event.percent:.0f}%"
+        yield said(f"{percent} {event.message}".strip())
+        return
+    yield from escaped_lines(event.payload, said)
     if event.truncated:
         yield f"[cut: {event.original_bytes:,} bytes]"

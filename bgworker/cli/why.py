@@ -99,9 +99,9 @@ def act(options: Namespace) -> int:
                         stack=_stack(task), past=past,
                         last=(harmless_json(encode(event)) for event in last))
         else:
-            name = task.task_id[-history.id_length([task.task_id]):]
+            digits = history.id_length([task.task_id])
             output.lines(_lines(task, run, past, said, progress, output.surface()))
-            output.lines(_next(task, past, name, options, output.surface()))
+            output.lines(_next(task, past, digits, options, output.surface()))
     return 0
 
 
@@ -243,16 +243,21 @@ def _told(other: Other, at: datetime) -> str:
     return f"{did}, {ago(other.completed_utc or other.created_utc, at)}"
 
 
-def _next(task: TaskSnapshot, past: Past, name: str, options: Namespace,
+def _next(task: TaskSnapshot, past: Past, digits: int, options: Namespace,
           surface: Surface) -> Iterator[str]:
-    """Yield what to type next, and what for."""
+    """Yield what to type next, and what for.
+
+    Args:
+        digits: of an id that are shown, the last ones.
+    """
+    name = task.task_id[-digits:]
     steps = [(f"show {name}", "all that is recorded of it")]
     if not task.status.is_final:
         steps += [(f"tail -f {name}", "what it says"), (f"cancel {name}", "stop it")]
     else:
         steps += [(f"tail {name}", "all that it said")]
         if past.rerun is not None:
-            steps += [(f"why {past.rerun.task_id[-8:]}", "the task that ran it again")]
+            steps += [(f"why {past.rerun.task_id[-digits:]}", "the task that ran it again")]
         elif task.status is not TaskStatus.COMPLETED and "command" in task.metadata:
             steps += [(f"rerun {name}", "run it again")]
     yield ""

@@ -39,7 +39,7 @@ def test_each_line_that_matches_is_printed_with_its_task_and_stream(
     ids: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert grepped(capfd, "open") == [f"{task}:{line}" for task in ids for line in (
-        "output:opening a.csv", "output:open (2)", "progress:50% half open")]
+        "output:opening a.csv", "output:open (2)", "progress:half open")]
     assert grepped(capfd, "^open.*[)]$") == [f"{task}:output:open (2)" for task in ids]
     assert grepped(capfd, "-F", "open (2)") == [f"{task}:output:open (2)" for task in ids]
     assert grepped(capfd, "-i", "cannot open", "--limit", 1) == [
