@@ -164,7 +164,9 @@ class Screen:
     def _harmless(self, lines: Sequence[Line]) -> Iterator[Line]:
         for kind, text in lines:
             if kind != OWN and self._channels[kind].is_terminal:
-                text = "\n".join(map(said, text.split("\n")))
+                # what is printable is harmless; many lines are looked at as one
+                if not text.replace("\n", "").isprintable():
+                    text = "\n".join(map(said, text.split("\n")))
             yield kind, text + "\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 from collections.abc import Collection
 from dataclasses import replace
 from time import time_ns
@@ -109,6 +110,11 @@ def test_no_control_character_whatsoever_gets_through() -> None:
         and each
         in "\t\n" + "".join(map(chr, [*range(32), *range(127, 160), *range(0x202A, 0x202F)]))
     ]
+
+
+def test_what_is_printable_is_shown_as_it_is_and_what_is_escaped_is_not_printable() -> None:
+    everything = map(chr, range(sys.maxunicode + 1))
+    assert not [each for each in everything if each.isprintable() and said(each) != each]
 
 
 def test_wide_characters_count_two_columns_and_combining_ones_none() -> None:
@@ -303,6 +309,8 @@ def test_a_terminal_gets_the_lines_of_tasks_escaped_and_our_own_as_they_are() ->
     )
     assert out.bytes.getvalue() == b"\\xe9\n"
     assert err.bytes.getvalue() == b"bad\\x07\n\x1b[31mfailed\x1b[0m\n"
+    screen_on(Terminal(), err := Terminal()).show([(ERR, "plain\n\ttab\n\u65e5"), (ERR, "a\n\nb")])
+    assert err.bytes.getvalue().decode() == "plain\n        tab\n\u65e5\na\n\nb\n"
 
 
 def test_lines_scroll_above_the_picture_which_is_taken_off_at_the_end() -> None:
