@@ -97,8 +97,9 @@ class TaskContext(Identity):
     """What tells where the task is while code of ours waits in it; see `_woken_by`."""
     _reacts_until = math.inf
     """When a task that was woken is no longer expected to end, on the monotonic clock."""
-    _is_overdue = False
-    """True when its own code has found that its time is over, and raises `TaskTimedOut`."""
+    _overdue_at: str | None = None
+    """Where it was, maybe empty, when its own code found that its time is over. It then raises
+    `TaskTimedOut`."""
     _captures_output = False
     """True when what the task prints, logs and warns goes to its streams too."""
     _flush: Callable[[], object] | None = None
@@ -210,7 +211,7 @@ class TaskContext(Identity):
     def _keep_time(self, deadline: float, timeout: float) -> None:
         """Note until when the task may run (monotonic), for one whose own code sees to that; and
         for how long, which is recorded. On the task's own thread."""
-        self._is_overdue = False
+        self._overdue_at = None
         self._deadline = deadline
         self._task_state.timeout = timeout
 

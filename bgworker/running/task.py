@@ -35,7 +35,7 @@ from ..model.records import (
     TaskState,
     event,
 )
-from ..model.text import ask, clean, fit_json, json_text, name_of
+from ..model.text import ask, clean, fit, fit_json, json_text, name_of
 from .context import (
     CURRENT,
     Identity,
@@ -532,10 +532,10 @@ def _verdict(
 ) -> tuple[int, Failure]:
     """Return how a task ends whose code has raised, and what is recorded of that."""
     without_frames(error, _OURS)  # they would hold the task in a cycle, and tell nobody anything
-    kind = FAILED
-    if issubclass(type(error), TaskCancelled):
-        kind = CANCELLED
-    elif context is not None and context._is_overdue and type(error) is TaskTimedOut:
-        kind = TIMED_OUT
+    place = None if context is None else context._overdue_at
+    if place is not None and type(error) is TaskTimedOut:
         error.__traceback__ = None  # it tells where a clock was looked at
+        name, message, info = describe_failure(error, max_bytes)
+        return TIMED_OUT, (name, message, fit(place, max_bytes)[0] or info)
+    kind = CANCELLED if issubclass(type(error), TaskCancelled) else FAILED
     return kind, describe_failure(error, max_bytes)

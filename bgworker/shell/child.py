@@ -89,6 +89,7 @@ class Child:
         self._cancelled = False
         self._seconds: float | None = None  # that it may run
         self._overdue: float | None = None  # the same, when it ran longer
+        self._place = ""       # what was to be told of it then
         self._gave_up = False
         self._signals = 0      # how many were sent: none, SIGTERM, SIGKILL
         self._told_strays = False
@@ -110,7 +111,7 @@ class Child:
             finally:
                 code = self._close()
         if self._overdue is not None:
-            self._context._is_overdue = True
+            self._context._overdue_at = self._place
             raise TaskTimedOut(f"ran longer than its timeout of {self._overdue:g} s")
         if self._cancelled:
             self._context.checkpoint()
@@ -132,8 +133,7 @@ class Child:
             pump.ring()
 
     def _told(self) -> str:
-        """Return what is to be told of the command at its task's deadline. The deadlines'
-        thread."""
+        """Return what is to be told of the command when its time is over. Any thread."""
         family = getattr(self, "_family", None)
         if family is None:
             return "the command was not started: it waited for room for one more process\n"
@@ -241,6 +241,7 @@ class Child:
                 self._due = now
             elif self._time_left() <= 0:
                 self._was_asked, self._overdue = True, self._seconds
+                self._place = self._told()
                 self._due = now
         if self._exited and self._signals == 0 and not self._pump.open:
             self._due = now  # the processes that are left do not write for the task
