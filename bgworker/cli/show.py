@@ -8,8 +8,8 @@ from heapq import merge
 
 from ..model.events import StreamType, TaskStatus
 from ..model.wire import encode
-from ..words import (ago, duration_of, escaped_lines, is_command, now, stamp, took, why,
-                     word_for)
+from ..words import (ago, duration_of, escaped_lines, is_command, now, place_of, stamp,
+                     took, why, word_for)
 from .options import NO_SUCH_TASK, add_db, add_json, add_task, exit_codes, whole
 from .pasting import KEYS, pasteable
 from .reading import Output, harmless_json, opened
@@ -88,20 +88,15 @@ def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, Iterat
     # nothing of it is cut: who asks for one task wants all of it
     facts = table(FACTS, list(_facts(task, run)), replace(surface, columns=ANY_WIDTH))
     yield from (f"  {line}" for line in facts[1:])
-    info = task.invocation_info or ""
     is_of_shell = is_command(task)
     if task.failure_type or task.failure_message:
         yield ""
         yield "why it was cancelled:" if task.status is TaskStatus.CANCELLED else "failure:"
         what = ": ".join(filter(None, (task.failure_type, task.failure_message)))
-        before, same, after = info.strip().partition(what)
-        if same and not after and "\n" not in before:
-            info = ""  # it is the failure once more, with the module of its type perhaps
         yield from (f"  {line}" for line in escaped_lines(why(task) if is_of_shell else what))
-    # where in bgworker a command was run tells nobody anything, but its processes do
-    if info and (not is_of_shell or task.status is TaskStatus.TIMED_OUT):
+    if place := place_of(task):
         yield ""
-        yield from (f"  {line}" for line in escaped_lines(info.rstrip("\n")))
+        yield from (f"  {line}" for line in escaped_lines(place))
     for stream in sorted(STREAMS, key=lambda each: is_of_shell and each is not StreamType.ERROR):
         for number, event in enumerate(streams[stream]):
             if not number:
