@@ -20,8 +20,10 @@ from time import sleep
 
 from .delivery.loop import SinkLoop
 from .model import records
+from .model.clock import monotonic
 from .model.errors import PermanentSinkError, TemporarySinkError
 from .model.events import Event, LossEvent, StreamEvent
+from .model.latch import Latch, News
 from .model.text import describe
 from .model.threads import own_thread
 
@@ -62,21 +64,22 @@ class MemorySink:
         self._start()
 
     def _start(self) -> None:
-        self._news = threading.Condition()  # guards the batches
+        self._lock = threading.RLock()  # guards all below
+        self._news = News()
         self._batches: list[list[Event]] = []
         self._pid = os.getpid()
 
     @property
     def events(self) -> list[Event]:
         """All events so far, in order; a copy."""
-        with self._news:
-            return [event for batch in self._batches for event in batch]
+        return [event for batch in self.batches for event in batch]
 
     @property
     def batches(self) -> list[list[Event]]:
         """The events as they came, one list per ``write``; a copy."""
-        with self._news:
-            return [list(batch) for batch in self._batches]
+        with self._lock:
+            batches = [list(batch) for batch in self._batches]
+        return batches
 
     def wait_for(
         self, condition: int | Callable[[list[Event]], object], timeout: float = 10.0
@@ -92,14 +95,15 @@ class MemorySink:
         Raises:
             AssertionError: it did not come in time; tells what there is instead.
         """
-        def is_met() -> object:
-            events = self.events
-            return condition(events) if callable(condition) else len(events) >= condition
-
-        with self._news:
-            if self._news.wait_for(is_met, timeout):
-                return self.events
-            events = self.events
+        until = monotonic() + timeout
+        while True:
+            with self._lock:
+                events, following = self.events, self._news.following
+            if condition(events) if callable(condition) else len(events) >= condition:
+                return events
+            if (left := until - monotonic()) <= 0:
+                break
+            following.wait(left)
         wanted = "the condition" if callable(condition) else f"{condition} events"
         last = f", the last a {events[-1].type}" if events else ""
         raise AssertionError(
@@ -115,9 +119,9 @@ class MemorySink:
     def write(self, events: Sequence[Event]) -> None:
         """Keep the events and wake who waits for them."""
         batch = list(events)
-        with self._news:
+        with self._lock:
             self._batches.append(batch)
-            self._news.notify_all()
+            self._news.tell()
 
     def flush(self) -> None:
         """Count it."""
@@ -211,9 +215,9 @@ class Hang(Step):
         super().__init__(self._hang)
         self.error = error
         """What it raises once released."""
-        self.entered = threading.Event()
+        self.entered = Latch()
         """Set when a call hangs in it."""
-        self._released = threading.Event()
+        self._released = Latch()
 
     def release(self) -> None:
         """Let the call go on; any thread."""

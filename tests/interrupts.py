@@ -98,6 +98,11 @@ one_step_at_a_time = pytest.mark.skipif(
     sys.version_info[:2] == (3, 12), reason="3.12 does not trace single opcodes so"
 )
 
+each_step = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="later ones do not trace every opcode"
+)
+"""Of the tests that use `every_step`; in an interpreter that does, the steps are the same."""
+
 
 @contextlib.contextmanager
 def alarm(seconds: float) -> Iterator[None]:

@@ -64,14 +64,14 @@ def started(function: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def joined(*threads: threading.Thread) -> None:
+def joined(*threads: threading.Thread, seconds: float = SOON) -> None:
     """Wait for the ends of threads; fail when one does not end in time."""
     for thread in threads:
-        thread.join(SOON)
+        thread.join(seconds)
         assert not thread.is_alive(), f"{thread.name} does not end"
 
 
-def in_time(function: Callable[[], T]) -> T:
+def in_time(function: Callable[[], T], seconds: float = SOON) -> T:
     """Call something that must return by itself on another thread, so that a hang fails the test
     and does not end the run."""
     results: list[T] = []
@@ -83,7 +83,7 @@ def in_time(function: Callable[[], T]) -> T:
         except BaseException as error:
             errors.append(error)
 
-    joined(started(call))
+    joined(started(call), seconds=seconds)
     if errors:
         raise errors[0]
     return results[0]

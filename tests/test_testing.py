@@ -82,7 +82,7 @@ def test_a_memory_sink_starts_empty_in_a_forked_child_whatever_lock_was_held() -
     sink = MemorySink()
     sink.open()
     sink.write(EVENTS[:1])
-    with sink._news:
+    with sink._lock:
         pid = os.fork()
         if not pid:
             sink.open()

@@ -53,7 +53,6 @@ class Consumer:
         # Guards all below. Re-entrant: the garbage collector may run a finaliser right here, which
         # looks at our health.
         self._lock = threading.RLock()
-        self._news = threading.Condition(self._lock)
         self._backlog = backlog
         self._emitted = self._delivered = self._coalesced = 0
         self._dropped: Counter[str] = Counter()  # by reason
@@ -116,7 +115,7 @@ class Consumer:
                 self._coalesced += len(coalesced)
                 if overflow:
                     self._shed(overflow)
-            self._news.notify_all()
+            self._wake()
 
     def refuse(self, kind: int, reason: str, count: int) -> None:
         """Count events that never got a number, because the intake was full or the event too
@@ -125,7 +124,7 @@ class Consumer:
             with self._lock:
                 self._emitted += count
                 self._drop(reason, {kind: count})
-                self._news.notify_all()
+                self._wake()
 
     @property
     def is_crowded(self) -> bool:
@@ -147,6 +146,10 @@ class Consumer:
         return self._backlog.room
 
     # -- for those that derive from this --
+
+    def _wake(self) -> None:
+        """Let go on whoever waits for something to do; with the lock held."""
+        raise NotImplementedError
 
     def _wanted(self, chunk: Chunk) -> Chunk:
         """Return what it is to get of a chunk."""

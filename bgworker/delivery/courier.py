@@ -108,6 +108,8 @@ class Courier(Consumer):
         self._loop = SinkLoop()
         self._opened = Latch()  # the sink, or it never will be
         self._is_said_to_fail = False  # in the log
+        # only our own thread waits for it, and no interrupt strikes there
+        self._news = threading.Condition(self._lock)
         # The lock guards all below.
         self.park = None if options.park is None else _park_courier(options, name, scheduler,
                                                                     self._wake)

@@ -14,6 +14,7 @@ import threading
 from ..model.clock import monotonic
 from ..model.errors import ShutdownError
 from ..model.failure import describe_failure
+from ..model.latch import News
 from ..model.records import Batch, TaskState
 from ..model.reports import report
 from ..model.threads import own_thread
@@ -58,6 +59,7 @@ class Subscription(Consumer):
         detach: Callable[[Subscription], object],
     ) -> None:
         super().__init__(name, kinds, Backlog(maxsize, MAX_BYTES), back_pressure)
+        self._news = News()  # guarded by the lock
         self._task = state
         self._detach = detach
 
@@ -80,14 +82,15 @@ class Subscription(Consumer):
             timeout: seconds to wait; None waits until there is one, or there will be no more.
         """
         until = None if timeout is None else monotonic() + timeout
-        with self._lock:
-            while not len(self._backlog) and not self.is_closed:
-                left = None if until is None else until - monotonic()
-                if left is not None and left <= 0:
+        while True:
+            left = None if until is None else until - monotonic()
+            with self._lock:
+                if len(self._backlog) or self.is_closed or left is not None and left <= 0:
+                    records = self._backlog.take(len(self._backlog) if most is None else most)
+                    self._delivered += len(records)
                     break
-                self._news.wait(left)
-            records = self._backlog.take(len(self._backlog) if most is None else most)
-            self._delivered += len(records)
+                following = self._news.following
+            following.wait(left)
         return Batch(records)
 
     def get(self, timeout: float | None = None) -> Event | None:
@@ -199,11 +202,14 @@ class Subscription(Consumer):
     def end_in_child(self) -> None:
         """In a forked child: be closed. The lock may be held by a thread that is not here."""
         self._lock = threading.RLock()
-        self._news = threading.Condition(self._lock)
+        self._news = News()
         self._state = "closed"
 
     def end(self) -> None:
         """Wake the readers: there will be no more."""
         with self._lock:
             self._state = "closed"
-            self._news.notify_all()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._news.tell()

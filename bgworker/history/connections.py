@@ -22,6 +22,7 @@ import atexit
 import os
 import threading
 import weakref
+from contextlib import suppress
 
 from ..model.clock import monotonic
 from ..model.errors import HistoryError
@@ -50,7 +51,9 @@ class Database:
     def __init__(self, path: str, connect: Callable[[], sqlite3.Connection]) -> None:
         self._path = os.path.realpath(path)
         self._connect = connect
-        self._lock = threading.Lock()  # guards all below, and is held while the connection is used
+        # Guards all below, and is held while the connection is used. It knows its holder, so that
+        # an interrupt cannot leave it taken.
+        self._lock = threading.RLock()
         self._lent = self._lock  # the one that is held; a fork gives the child another
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None  # of the file that the connection is to
@@ -64,9 +67,10 @@ class Database:
             HistoryError: this process was forked while its parent was using the file.
             Exception: what ``connect`` raises.
         """
-        self._lock.acquire()
-        self._lent = self._lock
+        lock = self._lock
         try:
+            lock.acquire()  # inside, since an interrupt may strike right after it
+            self._lent = lock
             if self._connection is None or self._identity_now() != self._identity:
                 self._close()
                 if self._path in _lost:
@@ -79,7 +83,8 @@ class Database:
                 self._identity = self._identity_now()
             return self._connection
         except BaseException:
-            self._lent.release()
+            with suppress(RuntimeError):  # it was never ours
+                lock.release()
             raise
 
     def __exit__(self, *error: object) -> None:
@@ -112,7 +117,7 @@ class Database:
 
     def _start_afresh(self, is_ours: bool) -> None:
         """In a forked child, whose copy of the lock may be held by a thread that is not here."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if not is_ours:  # the parent's thread is using the connection, or just opening it
             _lost.add(self._path)
             connection, self._connection = self._connection, None
@@ -148,7 +153,8 @@ def _before_fork() -> None:
     held: list[Database] = []
     _forking[threading.get_ident()] = is_guarded, held
     for database in list(_databases):
-        if database._lock.acquire(timeout=max(0.0, deadline - monotonic())):
+        is_inside = database._lock._is_owned()  # type: ignore[attr-defined]
+        if not is_inside and database._lock.acquire(timeout=max(0.0, deadline - monotonic())):
             held.append(database)
             database._close()
 

@@ -1,9 +1,11 @@
-"""A flag that is set once, and that threads wait for.
+"""What threads wait for where an interrupt may strike: a flag that is set once, and news that come
+again and again.
 
-It does what `threading.Event` does, and an interrupt cannot break it. Ctrl-C strikes the main
-thread between any two steps of Python code, in `threading` too. Struck right after an ``Event`` has
-taken its inner lock, that lock is never released: whoever sets the event, or asks for it, waits for
-ever. Here no step leaves a lock behind that another thread needs.
+A `Latch` does what `threading.Event` does, `News` what `threading.Condition` does, and an interrupt
+cannot break them. Ctrl-C strikes the main thread between any two steps of Python code, in
+`threading` too. Struck right after an ``Event`` or a ``Condition`` has taken its inner lock, that
+lock is never released: whoever sets the event, or asks for it, waits for ever. Here no step leaves
+a lock behind that another thread needs.
 """
 
 from __future__ import annotations
@@ -53,3 +55,22 @@ class Latch:
             return self._is_set
         finally:
             self._sleepers.remove(sleeper)
+
+
+class News:
+    """Something that comes again and again, to something that a lock of the owner guards.
+
+    Whoever waits for it takes `following` under that lock, after he has looked and before he lets
+    go of it, and then waits for that latch.
+    """
+
+    __slots__ = ("following",)
+
+    def __init__(self) -> None:
+        self.following = Latch()
+        """Set when the next news come."""
+
+    def tell(self) -> None:
+        """Let all go on who wait; under the lock."""
+        told, self.following = self.following, Latch()
+        told.set()

@@ -45,8 +45,9 @@ class _Thread(threading.Thread):
 
     def is_alive(self) -> bool:
         """Tell whether it was started and has not ended. Any thread, without a lock."""
-        # asked in this order: a thread enters the second before it leaves the first
-        return self.ident is not None and (
+        # Not before it says that it has begun: an interrupt in ``start`` may keep it from that for
+        # ever. The other two in this order: a thread enters the last before it leaves the first.
+        return self._started.is_set() and (  # type: ignore[attr-defined]
             self in threading._limbo  # type: ignore[attr-defined]
             or threading._active.get(self.ident) is self  # type: ignore[attr-defined]
         )

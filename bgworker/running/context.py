@@ -90,7 +90,7 @@ class TaskContext(Identity):
     blocks but `sleep`."""
 
     _deadline: float | None = None  # on the monotonic clock
-    _stop_reason: str | None = None  # once those who sleep and wait here were woken
+    _was_woken = False  # those who sleep and wait here, because it was asked to stop
     _stop_event: Latch | None = None  # for threads that `sleep`
     _wakers: tuple[Callable[[], object], ...] = ()
     _where: Where | None = None
@@ -257,24 +257,26 @@ class TaskContext(Identity):
             self._unshown = None
             self._emit_progress(unshown)
 
-    def _request_stop(self, reason: str) -> None:
-        """Ask the task to stop; the first reason stays. Any thread."""
+    def _wake(self) -> None:
+        """Wake whoever sleeps or waits in the task, which was asked to stop. Any thread."""
+        if self._was_woken:
+            return
         with _stop_lock:
-            if self._stop_reason is not None:
-                return
-            self._stop_reason = reason
             stop_event, wakers = self._stop_event, self._wakers
         if stop_event is not None:
             stop_event.set()
         for wake in wakers:
             wake()
+        # last: where an interrupt strikes a cancel, the next one does all of it
+        self._was_woken = True
 
     @contextmanager
     def _woken_by(self, wake: Callable[[], object], where: Where | None = None) -> Iterator[None]:
         """Have ``wake`` called when the task is asked to stop, at once if it was.
 
         For code of ours that waits for something else than `sleep`, and ends the task soon after
-        that. ``wake`` runs on the thread that cancels: it blocks nowhere and raises nothing.
+        that. ``wake`` runs on the thread that cancels: it blocks nowhere and raises nothing. Where
+        two cancel at once it may be called twice.
 
         Args:
             where: the function that waits, and what tells more than the thread's stack from there
@@ -284,7 +286,7 @@ class TaskContext(Identity):
         before = self._where
         with _stop_lock:
             self._wakers += (wake,)
-            was_asked = self._stop_reason is not None
+            was_asked = self._task_state.stop_reason is not None
         self._where = where or before
         try:
             if was_asked:
@@ -326,8 +328,8 @@ class TaskContext(Identity):
         return timeout is None or remaining is None or remaining > timeout / 2
 
 
-# guards each context's stop reason, event and wakers against one another; held for moments, and
-# re-entrant because a signal handler may cancel
+# guards each context's event and wakers against one another; held for moments, and re-entrant
+# because a signal handler may cancel
 _stop_lock = threading.RLock()
 
 
@@ -371,9 +373,6 @@ def context_of(state: TaskState) -> TaskContext:
         if context is None:
             assert state.speaks_to is not None  # it has begun
             context = state.context = TaskContext(state, *state.speaks_to)
-    # after it can be seen: see `Task._ask_to_stop`
-    if state.stop_reason is not None:
-        context._request_stop(state.stop_reason)
     return context
 
 

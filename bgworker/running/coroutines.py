@@ -194,12 +194,19 @@ def _awaited_by(task: Any) -> asyncio.Task[Any] | None:
 def _canceller(
     loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any], context: TaskContext
 ) -> Callable[[], None]:
+    asked: list[str | None] = []
+
     def cancel() -> None:
-        context._reacts_until = monotonic() + CLEAN_UP
+        context._reacts_until = min(context._reacts_until, monotonic() + CLEAN_UP)
         try:
-            loop.call_soon_threadsafe(main.cancel, context.cancel_reason)
+            loop.call_soon_threadsafe(cancel_once)
         except RuntimeError:
             pass  # the loop was closed meanwhile: the coroutine has ended
+
+    def cancel_once() -> None:
+        if not asked:  # a second time would strike its cleaning up
+            asked.append(context.cancel_reason)
+            main.cancel(context.cancel_reason)
 
     return cancel
 

@@ -38,8 +38,8 @@ class Memory:
         # with the time of the end, oldest first
         self._finished: deque[tuple[float, TaskState]] = deque()
         # held while old ones are taken out of _finished; nobody waits for it, since a finaliser may
-        # interrupt its owner
-        self._lock = threading.Lock()
+        # interrupt its owner, and then does the same: re-entrant
+        self._lock = threading.RLock()
 
     def add(self, state: TaskState) -> None:
         """Know a new task."""
@@ -57,20 +57,27 @@ class Memory:
 
     def retire(self, ended: list[TaskState]) -> None:
         """Keep tasks that have ended as long as the settings say."""
-        now, finished, keep_seconds = monotonic(), self._finished, self._keep_seconds
-        finished.extend([(now, state) for state in ended])
-        if not self._lock.acquire(blocking=False):
-            return
+        now = monotonic()
+        self._finished.extend([(now, state) for state in ended])
         try:
-            surplus = 0 if self._keep_finished is None else len(finished) - self._keep_finished
-            while finished and (
-                surplus > 0 or keep_seconds is not None and now - finished[0][0] > keep_seconds
-            ):
-                _, state = finished.popleft()
-                self.forget(state)
-                surplus -= 1
+            # inside, since an interrupt may strike right after it
+            if self._lock.acquire(blocking=False):
+                self._prune(now)
         finally:
-            self._lock.release()
+            try:
+                self._lock.release()
+            except RuntimeError:
+                pass  # it was never ours
+
+    def _prune(self, now: float) -> None:
+        most, keep_seconds, finished = self._keep_finished, self._keep_seconds, self._finished
+        try:
+            while (most is not None and len(finished) > most
+                   or keep_seconds is not None and now - finished[0][0] > keep_seconds):
+                self.forget(finished[0][1])  # first: of what was forgotten already nothing is lost
+                finished.popleft()
+        except IndexError:
+            pass  # there are no more
 
     def states(self) -> list[TaskState]:
         """Return all known tasks in the order of their creation."""

@@ -324,17 +324,17 @@ class Task(Identity, LightFuture["T"]):
         return context is not None and context._reacts_to_cancel
 
     def _ask_to_stop(self, reason: str) -> None:
-        """Ask the running code to stop.
+        """Ask the running code to stop; the first reason stays.
 
-        The first reason stays. Written before the look at the context; `context_of` makes that
-        before it looks for a reason.
+        Written before the look at the context: whoever begins to wait in it makes that known
+        before he looks for a reason.
         """
         state = self._task_state
         if state.stop_reason is None:
             state.stop_reason = reason
         context = state.context
         if context is not None:
-            context._request_stop(state.stop_reason)
+            context._wake()
 
     def _cancel_quietly(self, reason: str) -> bool:
         """Cancel the task if nobody has begun it, and call no callback yet."""

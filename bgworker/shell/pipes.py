@@ -121,7 +121,8 @@ class PolledPump:
         """How many pipes have not ended."""
         self.sees_exit = False
         """True while `wait` wakes up for the child's exit."""
-        self._lock = threading.Lock()  # guards the rope's descriptor; taken for good by `close`
+        # guards the rope's descriptor; re-entrant, since a signal handler may ring
+        self._lock = threading.RLock()
         self._pipes: list[tuple[IO[bytes], Lines]] = []
         self._pidfd = -1
         self._selector = selectors.PollSelector()
@@ -131,12 +132,9 @@ class PolledPump:
 
     def ring(self) -> None:
         """Wake `wait`. Any thread, also in a signal handler; never blocks."""
-        if self._lock.acquire(blocking=False):
-            # else it is being rung, or closed: either way nothing is to be done
-            try:
+        with self._lock:
+            if self._rope >= 0:
                 os.write(self._rope, b"!")
-            finally:
-                self._lock.release()
 
     def attach(self, proc: Popen[bytes], out: Lines, err: Lines) -> None:
         """Begin to read the child's pipes."""
@@ -190,12 +188,13 @@ class PolledPump:
 
     def close(self) -> None:
         """Close every descriptor; `ring` does nothing from now on."""
-        # a late cancel must not write to a descriptor that is somebody else's by then
-        self._lock.acquire()
+        with self._lock:
+            # a late cancel must not write to a descriptor that is somebody else's by then
+            rope, self._rope = self._rope, -1
         self._selector.close()
         for pipe, _ in self._pipes:
             pipe.close()
-        for descriptor in (self._bell, self._rope, self._pidfd):
+        for descriptor in (self._bell, rope, self._pidfd):
             if descriptor >= 0:
                 os.close(descriptor)
 

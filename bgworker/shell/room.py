@@ -13,6 +13,7 @@ import threading
 
 from ..model.clock import monotonic
 from ..model.forks import in_child
+from ..model.latch import Latch
 
 try:
     import resource
@@ -37,15 +38,17 @@ may be cancelled."""
 
 class _Room:
     def __init__(self) -> None:
-        self._news = threading.Condition()  # guards all below
+        # guards all below; a command may also run outside of a task, where Ctrl-C strikes
+        self._lock = threading.RLock()
+        self._waiting: list[Latch] = []
         self._running = 0
         self._idle_since = monotonic()
 
     def enter(self) -> None:
         """A command has started: there may be room for one more."""
-        with self._news:
+        with self._lock:
             self._running += 1
-            self._news.notify()
+            self._wake_one()
 
     def keep_spares(self, descriptor: int) -> None:
         """Raise EMFILE where a command would take the last descriptors, which sinks and imports
@@ -61,10 +64,10 @@ class _Room:
 
     def leave(self) -> None:
         """A command has ended."""
-        with self._news:
+        with self._lock:
             self._running -= 1
             self._idle_since = monotonic()
-            self._news.notify()
+            self._wake_one()
 
     def wait(self, since: float) -> bool:
         """Wait for a moment in which there may be room; False when that has become hopeless.
@@ -72,11 +75,22 @@ class _Room:
         Args:
             since: when there was none first, on the monotonic clock.
         """
-        with self._news:
+        with self._lock:
             if not self._running and monotonic() - max(since, self._idle_since) >= PATIENCE:
                 return False
-            self._news.wait(LOOK)
-            return True
+            news = Latch()
+            self._waiting.append(news)
+        try:
+            news.wait(LOOK)
+        finally:
+            with self._lock:
+                if news in self._waiting:
+                    self._waiting.remove(news)
+        return True
+
+    def _wake_one(self) -> None:
+        if self._waiting:
+            self._waiting.pop(0).set()
 
 
 room = _Room()

@@ -11,6 +11,7 @@ import errno
 import os
 import sys
 import threading
+from contextlib import suppress
 from time import sleep
 
 from ..model.clock import monotonic
@@ -94,7 +95,9 @@ class LockFile:
         self.path = path
         self._mode = mode
         self._users = 0  # guarded by _registry_guard
-        self._mutex = threading.Lock()  # held as long as the lock is; guards all below
+        # Held as long as the lock is; guards all below. It knows its holder, so that an interrupt
+        # cannot leave it taken.
+        self._mutex = threading.RLock()
         self._fd = -1
 
     @classmethod
@@ -118,12 +121,16 @@ class LockFile:
                 self._close()
 
     def __enter__(self) -> None:
-        if not self._mutex.acquire(timeout=PATIENCE):
+        mutex = self._mutex
+        if mutex._is_owned():  # type: ignore[attr-defined]  # our caller is in the midst of it
             raise self._held_too_long()
         try:
+            if not mutex.acquire(timeout=PATIENCE):  # inside: an interrupt may strike right after
+                raise self._held_too_long()
             self._acquire()
         except BaseException:
-            self._mutex.release()
+            with suppress(RuntimeError):  # it was never ours
+                mutex.release()
             raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -171,7 +178,7 @@ class LockFile:
     def _start_afresh(self) -> None:
         """In a forked child: the mutex may be held by a thread that is not here, the descriptor is
         the parent's."""
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._close()
 
 

@@ -13,7 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
+from time import sleep
 
+from ..model.clock import monotonic
 from ..model.threads import own_thread
 
 TYPE_CHECKING = False
@@ -52,7 +54,6 @@ class BoundedServer(ThreadingHTTPServer):
     allow_reuse_address = os.name != "nt"  # where it would let another program share the port
 
     def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
-        self._places = threading.BoundedSemaphore(MOST_CLIENTS)
         self._guard = threading.Lock()  # guards the one below
         self._clients: dict[socket.socket, _Client] = {}  # the oldest first
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -64,18 +65,18 @@ class BoundedServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer on a thread, if there is a place or one can be made."""
-        if not self._places.acquire(blocking=False):
-            self._make_room()
-            if not self._places.acquire(timeout=0.2):
-                self.shutdown_request(request)
-                return
+        if len(self._clients) >= MOST_CLIENTS and not self._make_room():
+            self.shutdown_request(request)
+            return
         thread = own_thread("bgworker-serve", self._answer, request, client_address)
-        with self._guard:
-            self._clients[request] = _Client(thread)
         try:
+            with self._guard:
+                self._clients[request] = _Client(thread)
             thread.start()
-        except RuntimeError:  # the system has no thread left
+        except BaseException as error:
             self._end(request)
+            if not isinstance(error, RuntimeError):  # else the system has no thread left
+                raise
 
     def _answer(self, request: socket.socket, client_address: Any) -> None:
         try:
@@ -88,15 +89,21 @@ class BoundedServer(ThreadingHTTPServer):
             self._end(request)
 
     def _end(self, request: socket.socket) -> None:
-        with self._guard:
-            del self._clients[request]
         self.shutdown_request(request)
-        self._places.release()
+        with self._guard:
+            self._clients.pop(request, None)
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> bool:
+        """Hang up on one who matters least; tell whether he has gone."""
         with self._guard:
             if self._clients:
                 _hang_up(min(self._clients, key=lambda each: self._clients[each].rank))
+        until = monotonic() + 0.2
+        while len(self._clients) >= MOST_CLIENTS:
+            if monotonic() > until:
+                return False
+            sleep(0.002)
+        return True
 
     def promote(self, request: socket.socket, rank: int) -> bool:
         """Give a client a rank; False where too many have the highest one."""

@@ -14,7 +14,7 @@ import pytest
 
 import bgworker
 from bgworker.model.threads import own_thread
-from tests.interrupts import Interrupt, alarm, every_step, needs_signals, one_step_at_a_time
+from tests.interrupts import Interrupt, alarm, each_step, every_step, needs_signals
 from tests.support import Gate, joined, until
 
 SOON = 30.0
@@ -86,8 +86,7 @@ def test_it_does_make_a_thread_dead_that_is_not_ours() -> None:
     until(lambda: thread not in threading.enumerate())
 
 
-@one_step_at_a_time
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="3.13 has mended it")
+@each_step
 def test_wherever_an_interrupt_strikes_who_asks_for_a_thread_it_is_alive_until_it_ends() -> None:
     def ask() -> None:
         thread.is_alive()
