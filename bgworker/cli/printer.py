@@ -215,6 +215,7 @@ class Printer:
         if state is None:
             return  # a loss: `finish` has the whole account
         number = self._live.number(state)
+        has_ended = COMPLETED <= kind < PROGRESS
         line: Line | None = None
         if kind > PROGRESS:
             lines = [record[4] for record in group]
@@ -223,19 +224,15 @@ class Printer:
             line = OUT if kind == OUTPUT else ERR, label + f"\n{label}".join(lines)
         elif kind < PROGRESS:
             self._live.move(state, STATUSES[kind])
-            if kind >= COMPLETED and (outcome := self._outcome(state, number)):
+            if has_ended and (outcome := self._outcome(state, number)):
                 line = OWN, outcome
-        if self._order is None:
-            if line is not None:
-                yield line
-        else:
-            if line is not None:
-                yield from self._order.take(number, line)
-            if COMPLETED <= kind < PROGRESS:
-                yield from self._order.end(number)
-        if COMPLETED <= kind < PROGRESS:
+        if line is not None:
+            yield from [line] if self._order is None else self._order.take(number, line)
+        if has_ended:
             self._labels.pop(state, None)
             self._run.tags.pop(number, None)
+            if self._order is not None:
+                yield from self._order.end(number)
 
     def _label(self, state: TaskState, number: int) -> str:
         """Return what stands before each line of a command."""
