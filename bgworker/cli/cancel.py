@@ -35,8 +35,8 @@ and SIGKILL 5 seconds later; a Python function stops at its next checkpoint, a
 coroutine where it awaits.
 
 bgworker run listens to its history, a program does after
-pool.listen("history.db"). What does not answer within 5 seconds is told, and
-its request withdrawn. Ctrl-C ends the waiting: what was asked stands.
+pool.listen("history.db"). Where nobody listens or answers, that is told and the
+request withdrawn. Ctrl-C ends the waiting: what was asked stands.
 """
 
 EPILOG = """\
@@ -59,8 +59,8 @@ examples:
 REASON = "asked by bgworker cancel"
 MOST_REASON = 1000  # characters; no more is read
 
-ANSWER = 5.0
-"""Seconds within which a process that listens has claimed a request, however busy it is."""
+ANSWER = 2.0
+"""Seconds after which a process that does not listen is not waited for: it could have begun to."""
 INTERVAL = 0.1
 """Seconds between two looks at the history."""
 MOST_OF_A_NAME = 60
@@ -163,7 +163,7 @@ def _liner(history: History, tasks: Sequence[TaskSnapshot],
 def _outcomes(history: History, tasks: Sequence[TaskSnapshot],
               options: Namespace) -> Iterator[Outcome]:
     """Yield what comes of each task, when it is known."""
-    from ..history.requests import ask, withdraw
+    from ..history.requests import ask, is_listened_for, withdraw
 
     waited_for: dict[str, TaskSnapshot] = {}
     for task in tasks:
@@ -179,9 +179,13 @@ def _outcomes(history: History, tasks: Sequence[TaskSnapshot],
     while waited_for:
         waited = monotonic() - begun
         is_late = waited >= options.timeout
-        is_over = is_late or waited >= ANSWER  # the time for answers
-        if silent and is_over:
-            withdraw(history.path, silent)
+        given_up = silent.copy() if is_late else set()
+        if waited >= ANSWER:
+            runs = {waited_for[task_id].run_id for task_id in silent}
+            deaf = {run_id for run_id in runs if not is_listened_for(history.path, run_id)}
+            given_up.update(each for each in silent if waited_for[each].run_id in deaf)
+        if given_up:
+            withdraw(history.path, given_up)
         states = history.cancelling(waited_for)
         for task_id, task in list(waited_for.items()):
             status, is_claimed = states.get(task_id, (None, False))
@@ -189,7 +193,7 @@ def _outcomes(history: History, tasks: Sequence[TaskSnapshot],
                 silent.discard(task_id)
             if status is None or status.is_final:
                 yield _end(history, task, options.reason)
-            elif is_over and task_id in silent:
+            elif task_id in given_up & silent:
                 yield task, "unanswered", _unanswered(history, task, waited)
             elif is_late:
                 yield task, "running", (f"still runs after {took(waited)}; it was asked to stop, "
@@ -221,10 +225,14 @@ def _refusal(history: History, task: TaskSnapshot) -> str:
 
 
 def _unanswered(history: History, task: TaskSnapshot, waited: float) -> str:
+    from ..history.requests import is_listened_for
+
     run = history.run(task.run_id)
-    pid = f" {run.pid}" if run is not None and run.pid else ""
-    return (f"its process{pid} has not answered within {took(waited)}, and the request is "
-            "withdrawn: it does not listen, or is stopped; a program needs "
+    process = f"its process {run.pid}" if run is not None and run.pid else "its process"
+    if is_listened_for(history.path, task.run_id):
+        return (f"{process} has not answered within {took(waited)}, and the request is withdrawn: "
+                "it is stopped, or too busy")
+    return (f"{process} does not listen, and the request is withdrawn; a program needs "
             f"pool.listen({history.path!r})")
 
 

@@ -57,6 +57,13 @@ def byte_of(run_id: object) -> int | None:
 _PLACES = 2**42 - 11
 
 
+def listening_byte_of(run_id: object) -> int | None:
+    """Return the byte that a process holds as long as it hears requests to cancel tasks of a run;
+    None as for `byte_of`."""
+    offset = byte_of(run_id)
+    return None if offset is None else 1 + (offset + _PLACES // 2) % _PLACES
+
+
 @lru_cache
 def _machine() -> int:
     """Return a number that tells this machine from others, by its id if it has one."""

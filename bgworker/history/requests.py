@@ -4,7 +4,8 @@ Whoever wants a task to be cancelled `ask`s for it: a row that only a task which
 get. The process that runs the task looks for such rows (`Listener`), and claims one before it acts;
 what nobody has claimed can be withdrawn. To ask, to claim and to withdraw are one transaction each,
 under the lock of all writers: a request is either acted on or withdrawn, never both. The row goes
-in the transaction that records the end of its task, or that finds its process dead.
+in the transaction that records the end of its task, or that finds its process dead. As long as
+somebody listens, a byte of the lock file says so.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ..model.wire import ns_text
 from ..sinks.opening import absolute, shown
 from .answers import OPEN, SEEN, STATUSES, text_of
 from .connections import Database
-from .presence import byte_of
+from .presence import byte_of, listening_byte_of
 from .presencelock import PresenceLock
 from .schema import (bounded, connect_to_read, connect_to_write, damage_told, lock_path,
                      transaction)
@@ -115,7 +116,15 @@ def states(connection: sqlite3.Connection,
 def is_recorded_here(path: str, run_id: str) -> bool:
     """Tell whether a process of this machine, whatever its name is now, records a run. False where
     that cannot be found out."""
-    offset = byte_of(run_id)
+    return _is_held(path, byte_of(run_id))
+
+
+def is_listened_for(path: str, run_id: str) -> bool:
+    """Tell whether a process of this machine hears requests for the tasks of a run."""
+    return _is_held(path, listening_byte_of(run_id))
+
+
+def _is_held(path: str, offset: int | None) -> bool:
     lock = PresenceLock.share(lock_path(path))
     try:
         return offset is not None and lock.is_held(offset)
@@ -192,6 +201,7 @@ class Listener:
     def start_afresh(self, run_id: str) -> None:
         """Listen for the tasks of this run; also in a forked child, where the thread is not."""
         self._run_id = run_id
+        self._held: int | None = None  # the byte that says that somebody listens
         self._interval = LOOK_INTERVAL
         self._has_trouble = False
         self._guard = threading.Lock()  # guards the start of the thread
@@ -242,7 +252,9 @@ class Listener:
         with self._guard:  # not before `_start` has made up its mind
             if self._thread is not threading.current_thread():
                 return
+        lock = PresenceLock.share(lock_path(self.path))
         try:
+            self._safely(lambda: self._show(lock))
             while True:
                 self.is_asleep = True
                 if not self._is_busy():
@@ -251,19 +263,34 @@ class Listener:
                 # before the look: most tasks have ended until then, and nobody asks for them
                 if self._ended.wait(self._interval):
                     return
-                self._look_safely()
+                self._safely(lambda: self._look(lock))
         finally:
             self._database.close()
+            self._safely(lambda: self._leave(lock))
 
-    def _look_safely(self) -> None:
+    def _safely(self, act: Callable[[], object]) -> None:
         try:
-            self._look()
+            act()
         except (sqlite3.Error, OSError, HistoryError) as error:
             self._tell(str(error))
         except Exception as error:  # the thread's boundary: there will be other requests
             self._tell(describe_failure(error, 8192)[2] or "")
         else:
             self._interval, self._has_trouble = LOOK_INTERVAL, False
+
+    def _show(self, lock: PresenceLock) -> None:
+        """Let those who ask know that somebody listens."""
+        offset = listening_byte_of(self._run_id)
+        if self._held is None and offset is not None:
+            lock.hold(offset)
+            self._held = offset
+
+    def _leave(self, lock: PresenceLock) -> None:
+        try:
+            if self._held is not None:
+                lock.release(self._held, forget=True)
+        finally:
+            lock.leave()
 
     def _tell(self, trouble: str) -> None:
         self._interval = min(2 * self._interval, LONGEST_INTERVAL)
@@ -272,7 +299,8 @@ class Listener:
             report(logging.WARNING, "%s cannot hear requests to cancel tasks in %s, and goes on "
                    "without until it can: %s", self._name, shown(self.path), trouble)
 
-    def _look(self) -> None:
+    def _look(self, lock: PresenceLock) -> None:
+        self._show(lock)  # if that failed before
         with damage_told(self.path), self._database as connection:
             (changes,) = connection.execute("PRAGMA data_version").fetchone()
             if changes == self._changes:

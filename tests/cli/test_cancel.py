@@ -136,7 +136,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def besieged(tmp_path: Path) -> Iterator[Path]:
     """A history to which four processes write all the time."""
     path = tmp_path / "bgworker.db"
-    SqliteSink(path).open()
     with contextlib.ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(program(WRITER, str(path), cwd=tmp_path))
@@ -343,7 +342,7 @@ def test_what_this_machine_runs_under_its_former_name_is_asked(
     assert offset is not None
     lock.hold(offset)
     try:
-        assert "has not answered within" in refused(capfd, "moved")
+        assert "its process 4711 does not listen" in refused(capfd, "moved")
     finally:
         lock.release(offset)
         lock.leave()
@@ -388,8 +387,8 @@ def test_who_does_not_listen_is_told_what_he_lacks_and_the_request_is_withdrawn(
         task = pool.options(name="deaf").submit(gate)
         assert pool.flush(SOON)
         said = refused(capfd, "deaf", "--timeout", timeout)
-        assert f"deaf: its process {os.getpid()} has not answered within" in said
-        assert "the request is withdrawn" in said and f"pool.listen('{here}')" in said
+        assert f"deaf: its process {os.getpid()} does not listen, and the request is with" in said
+        assert f"a program needs pool.listen('{here}')" in said
         assert not task.cancel_requested
         pool.listen(here)  # too late for that request
         time.sleep(1.2 * requests.LOOK_INTERVAL)
@@ -401,6 +400,29 @@ def test_who_does_not_listen_is_told_what_he_lacks_and_the_request_is_withdrawn(
         assert main(["cancel", "hears"]) == 0 and other.cancelled()
         assert "hears: cancelled after" in capfd.readouterr().out
         assert task.status is TaskStatus.COMPLETED
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGSTOP")
+def test_who_listens_but_is_stopped_is_waited_for_and_then_said_to_be(tmp_path: Path) -> None:
+    path = tmp_path / "bgworker.db"
+    with program(PROGRAM, str(path), "heeds", cwd=tmp_path) as process:
+        wait_for(path, "heeds")
+        process.send_signal(signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            done = run_cli("cancel", "last", "--timeout", "3", cwd=tmp_path)
+            assert time.monotonic() - begun >= 3 > cancel.ANSWER
+            assert (done.returncode, done.stdout, seen(path, REQUESTS)) == (1, "", [])
+            assert f"its process {process.pid} has not answered within 3.0s" in done.stderr
+            assert "it is stopped, or too busy" in done.stderr
+            asking = subprocess.Popen([sys.executable, "-m", "bgworker", "cancel", "last"],
+                                      cwd=tmp_path, env=environment(), stdout=subprocess.PIPE)
+            time.sleep(cancel.ANSWER + 0.5)
+            assert asking.poll() is None  # it listens, and may yet answer
+        finally:
+            process.send_signal(signal.SIGCONT)
+        out, _ = asking.communicate(timeout=SOON)
+        assert asking.returncode == 0 and b"heeds: cancelled after" in out
 
 
 def test_one_that_cannot_be_asked_does_not_keep_the_others_from_it(

@@ -376,6 +376,23 @@ def listening() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "asked-requests"]
 
 
+def test_it_is_known_who_listens_from_the_first_task_to_the_end(pool: Scheduler, path: str) -> None:
+    run = pool.run_id
+    assert not requests.is_listened_for(path, run)
+    pool.submit(len, "x").result(SOON)
+    until(lambda: requests.is_listened_for(path, run))
+    with Scheduler(1, sinks=[SqliteSink(path)]) as deaf:
+        deaf.submit(len, "x").result(SOON)
+        assert deaf.flush(SOON)
+        assert requests.is_recorded_here(path, deaf.run_id)
+        assert not requests.is_listened_for(path, deaf.run_id)
+    (thread,) = listening()
+    pool.shutdown()
+    joined(thread)
+    assert not requests.is_listened_for(path, run)
+    assert not requests.is_listened_for(path, "no run")
+
+
 def test_shutdown_ends_the_listening_whether_it_sleeps_or_waits(pool: Scheduler) -> None:
     pool.submit(len, "x").result(SOON)
     (thread,) = listening()
