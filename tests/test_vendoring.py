@@ -165,6 +165,7 @@ VERBS_THAT_NEED = {
         "run --resume -- python -c pass",
         "tasks",
         "runs",
+        "rerun --failed",
         "show last",
         "why",
         "tail last",

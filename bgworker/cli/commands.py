@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 from ..model.errors import ConfigurationError
@@ -42,6 +42,8 @@ class Command:
     call: ShellCommand | Unusable
     tag: str = ""
     """The arguments that it was made for; empty where it was not made for any."""
+    timeout: float | None = None
+    """Seconds that each attempt may take where the options say nothing."""
 
 
 class Unusable:
@@ -290,11 +292,13 @@ def exactly(text: str) -> str | dict[str, str]:
 
 def original(recorded: object) -> str | None:
     """Return the text of which `exactly` made this; None if it did not."""
-    if isinstance(recorded, str):
-        return os.fsdecode(recorded.encode("utf-8", "surrogatepass"))
-    if isinstance(recorded, dict) and isinstance(text := recorded.get("latin-1"), str):
-        return os.fsdecode(text.encode("latin-1", "replace"))
-    return None
+    coding = "utf-8"
+    if isinstance(recorded, dict):
+        recorded, coding = recorded.get("latin-1"), "latin-1"
+    try:
+        return os.fsdecode(recorded.encode(coding)) if isinstance(recorded, str) else None
+    except UnicodeEncodeError:
+        return None
 
 
 def place() -> dict[str, Any]:
@@ -315,7 +319,8 @@ def left_of(commands: Commands, options: Namespace) -> Commands:
     name.
 
     A command is known by its text and the directory that it is run in. It has completed as often as
-    it was recorded to: of two equal lines, of which one failed, one is left.
+    it was recorded to: of two equal lines, of which one failed, one is left. What is left names the
+    task that it runs again, if there is one.
 
     Raises:
         BgworkerError: the history cannot be read.
@@ -330,10 +335,15 @@ def left_of(commands: Commands, options: Namespace) -> Commands:
     everything = list(commands.each(lambda: True))
     hashes = [command.call.source.script_hash for command in everything]
     with History(options.db) as history:
-        completed = history.completed(set(hashes), place())
+        attempts = history.attempts(set(hashes), place())
+    completed = {each: found.completed for each, found in attempts.items()}
+    again = {each: iter(found.left) for each, found in attempts.items()}
     left = []
     for command, script_hash in zip(everything, hashes):
         completed[script_hash] -= 1
         if completed[script_hash] < 0:
+            rerun_of = next(again[script_hash], None)
+            if rerun_of is not None:
+                command = replace(command, metadata={**command.metadata, "rerun_of": rerun_of})
             left.append(command)
     return Prepared(left, len(everything) - len(left))

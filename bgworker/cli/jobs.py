@@ -89,6 +89,8 @@ class Run:
             if command.tag:
                 self.tags[number] = command.tag
             seconds = self._limit.beforehand(command.call.source)
+            if not self._limit.is_any:
+                seconds = command.timeout
             options = scheduler.options(name=command.name, timeout=seconds,
                                         metadata={"number": number, **command.metadata})
             task = options.submit(Attempts(command.call, seconds, self._retries, self._limit,

@@ -193,6 +193,23 @@ def add_arguments(parser: Any) -> None:
         help="run each line of FILE by the shell, - is stdin; blank lines and lines that begin "
         "with # are skipped",
     )
+    parser.add_argument("--name", metavar="N", type=_name,
+                        help="name of the task; of many, N-1, N-2 and so on (default: the command)")
+    add_db(parser, "record what happens in this history")
+    parser.add_argument(
+        "--no-db", dest="db", action="store_const", const=None, help="record no history"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="skip the commands that completed in an earlier run of the history, in the same "
+        "directory",
+    )
+    add_running_options(parser)
+
+
+def add_running_options(parser: Any) -> None:
+    """Add the options that tell how commands are run, recorded and shown."""
     parser.add_argument(
         "-j",
         "--jobs",
@@ -210,18 +227,6 @@ def add_arguments(parser: Any) -> None:
         "--retries", metavar="N", type=whole(0, "; leave it out to run each command once"),
         default=1,
         help="run a command that fails again, N times at most in all; 0 is until it completes"
-    )
-    parser.add_argument("--name", metavar="N", type=_name,
-                        help="name of the task; of many, N-1, N-2 and so on (default: the command)")
-    add_db(parser, "record what happens in this history")
-    parser.add_argument(
-        "--no-db", dest="db", action="store_const", const=None, help="record no history"
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="skip the commands that completed in an earlier run of the history, in the same "
-        "directory",
     )
     parser.add_argument(
         "--jsonl", metavar="PATH", help="append all events to this file, one JSON object a line"
@@ -314,15 +319,23 @@ def _name(text: str) -> str:
 def act(options: Namespace) -> int:
     """Run the commands and return the exit code."""
     try:
-        prefix = _prefix(options)
         commands = commands_of(options)
-        if options.halt is not None and options.halt.is_share:
-            commands.read_all()
         if options.resume:
             commands = left_of(commands, options)
+    except BgworkerError as error:
+        options.parser.error(str(error))
+    return execute(commands, options)
+
+
+def execute(commands: Commands, options: Namespace) -> int:
+    """Run commands as `add_running_options` says, and return the exit code."""
+    try:
+        prefix = _prefix(options)
         sinks = sinks_of(options)
     except BgworkerError as error:
         options.parser.error(str(error))
+    if options.halt is not None and options.halt.is_share:
+        commands.read_all()
     if commands.skipped:
         options.parser.tell(f"{commands.skipped} of {commands.skipped + (commands.total or 0)} "
                             f"commands completed before, {commands.total} are left")

@@ -85,6 +85,16 @@ class Durations:
 
 
 @dataclass(frozen=True)
+class Attempts:
+    """What became of the tasks of one source."""
+
+    completed: int
+    """How many of them completed."""
+    left: tuple[str, ...]
+    """Ids of those that ended otherwise, and that no other one ran again; the newest first."""
+
+
+@dataclass(frozen=True)
 class Losses:
     """What one sink lost for one reason."""
 

@@ -80,7 +80,7 @@ def past_of(connection: sqlite3.Connection, key: int) -> Past:
     return Past(
         len(rows), len(completed), median(seconds) if seconds else None,
         tuple([STATUSES[row[1]] for row in rows[:LATEST]]),
-        _other(completed[0]) if completed else None, _other(later), _rerun_of(connection, key))
+        _other(completed[0]) if completed else None, _other(later), later_of(connection, key))
 
 
 _SELECT = (f"SELECT t.id, {SEEN}, t.created_utc, t.completed_utc, t.duration_sec "
@@ -93,7 +93,7 @@ def _other(row: Row | None) -> Other | None:
     return Other(text_of(row[0]) or "", STATUSES[row[1]], time_of(row[2]), time_of(row[3]))
 
 
-def _rerun_of(connection: sqlite3.Connection, key: int) -> Other | None:
+def later_of(connection: sqlite3.Connection, key: int) -> Other | None:
     """Return the last task of the chain of those that ran a task again."""
     (task_id,) = connection.execute("SELECT id FROM tasks WHERE key = ?", (key,)).fetchone()
     found = None

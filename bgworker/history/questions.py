@@ -23,8 +23,8 @@ from ..model.records import STREAM_CODES, STREAMS
 from ..model.text import sanitise
 from .answers import (EPOCH, LAST_SIGN, MOST_CHARACTERS, OPEN, SEEN, SELECT_BARE_STREAMS,
                       SELECT_BRIEF_TASKS, SELECT_EACH_VALUE, SELECT_LOSSES, SELECT_STREAMS,
-                      SELECT_TASKS, STATUSES, TOO_LONG, Durations, Failures, Losses, brief,
-                      number_of, object_of, text_of, time_of, time_text)
+                      SELECT_TASKS, STATUSES, TOO_LONG, Attempts, Durations, Failures, Losses,
+                      brief, number_of, object_of, text_of, time_of, time_text)
 from .schema import COMMAND_FAILED, MOST_TEXT, code_in
 
 TYPE_CHECKING = False
@@ -526,16 +526,34 @@ def _run_ids(connection: sqlite3.Connection, where: str, *values: str | int) -> 
         f"SELECT run_id FROM runs WHERE run_id < x'' AND {where}", values)]
 
 
-def completed(
-    connection: sqlite3.Connection, script_hash: str, metadata: Mapping[str, object]
-) -> int:
-    """Return how many tasks of one source completed that had all of this metadata. Reads all tasks
-    of the source."""
-    rows = connection.execute(
-        "SELECT metadata_json FROM tasks WHERE script_hash = ? AND +status = 'completed'",
-        (script_hash,),
-    )
-    return sum(metadata.items() <= object_of(text).items() for text, in rows)
+def run_again(connection: sqlite3.Connection) -> set[object]:
+    """Return the ids of the tasks that others ran again."""
+    return {task_id for task_id, in connection.execute(
+        "SELECT rerun_of FROM tasks WHERE rerun_of IS NOT NULL")}
+
+
+def attempts(connection: sqlite3.Connection, script_hash: str, metadata: Mapping[str, object],
+             again: Collection[object]) -> Attempts:
+    """Return what became of the tasks of one source that had all of this metadata. Reads all tasks
+    of the source.
+
+    Args:
+        again: what `run_again` returns.
+    """
+    completed = 0
+    left = []
+    for task_id, status, text in connection.execute(
+            f"SELECT t.id, {SEEN}, t.metadata_json FROM tasks t "
+            "LEFT JOIN runs r ON r.run_id = t.run_id WHERE t.script_hash = ? "
+            f"AND t.{_TEXT_ONLY} ORDER BY t.id DESC", (script_hash,)):
+        seen = STATUSES.get(status)
+        if seen is None or not seen.is_final or not metadata.items() <= object_of(text).items():
+            continue
+        if seen is TaskStatus.COMPLETED:
+            completed += 1
+        elif task_id not in again:
+            left.append(task_id)
+    return Attempts(completed, tuple(left))
 
 
 EXIT_CODE = f"""CASE t.failure_type WHEN '{COMMAND_FAILED}'

@@ -26,8 +26,8 @@ from ..model.errors import ConfigurationError, HistoryError
 from ..model.events import TaskStatus
 from ..sinks.opening import absolute, shown
 from . import questions
-from .answers import (SELECT_LOSSES, SELECT_RUNS, Losses, Reading, Run, Stats, last_event_of,
-                      loss_of, run_of)
+from .answers import (SELECT_LOSSES, SELECT_RUNS, Attempts, Losses, Reading, Run, Stats,
+                      last_event_of, loss_of, run_of)
 from .connections import Database
 from .presence import OPEN_RUNS, is_alive
 from .presencelock import PresenceLock
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ..model.events import Event, LossEvent, StreamEvent, StreamType, TaskSnapshot
     from .charts import FailureGroups, Throughput, Timeline
     from .pages import LinePage, RunCounts, TaskPage
-    from .past import Past
+    from .past import Other, Past
     from .searching import Found
 
     Version = Tuple[int, int]
@@ -227,6 +227,18 @@ class History:
 
         with self._asking() as connection:
             return requests.states(connection, task_ids)
+
+    def later_of(self, task: str) -> Other | None:
+        """Return the task that ran a task again, or ran that one again, and so on; None if none
+        did.
+
+        Args:
+            task: as for `task`, with the same errors.
+        """
+        from . import past
+
+        with self._asking() as connection:
+            return past.later_of(connection, questions.find(connection, task)[0])
 
     def id_length(self, task_ids: Collection[str]) -> int:
         """Return how many of the last digits of these ids tell them apart: 8, where these are not
@@ -560,13 +572,14 @@ class History:
             run_id = questions.find_run(connection, run)
             return questions.counts(connection, after, run_id)
 
-    def completed(
-        self, script_hashes: Iterable[str], metadata: Mapping[str, object]
-    ) -> dict[str, int]:
-        """Return how often tasks of each of these sources completed that had all of this
+    def attempts(self, script_hashes: Iterable[str],
+                 metadata: Mapping[str, object]) -> dict[str, Attempts]:
+        """Return what became of the tasks of each of these sources that had all of this
         metadata."""
         with self._asking() as connection:
-            return {each: questions.completed(connection, each, metadata) for each in script_hashes}
+            again = questions.run_again(connection)
+            return {each: questions.attempts(connection, each, metadata, again)
+                    for each in script_hashes}
 
     def usual_seconds(
         self, script_hashes: Iterable[str], *, completed_only: bool = False

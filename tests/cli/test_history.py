@@ -171,9 +171,8 @@ def test_a_reader_that_has_gone_ends_it_without_a_word(
     for number in range(2000):
         record.task(f"name {number} {'x' * 60}", id=f"{number:032x}", failure_message="m" * 200)
         record.run(f"{number:032x}", host="h" * 100)
-    more = {"tasks": ["--limit", "0"], "runs": ["--limit", "0"], "show": ["-n", "20000"], "stats": ["--json"]}.get(
-        words[0], []
-    )
+    more = {"tasks": ["--limit", "0"], "runs": ["--limit", "0"], "show": ["-n", "20000"],
+            "stats": ["--json"]}.get(words[0], [])
     words = [{"last": "x"}.get(word, word) for word in words]
     with subprocess.Popen(
         [sys.executable, "-m", "bgworker", *words, *more],
@@ -231,7 +230,7 @@ UNUSABLE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("message", UNUSABLE)
-@pytest.mark.parametrize("verb", [*READING, "watch"])
+@pytest.mark.parametrize("verb", [*READING, "watch", "rerun --failed"])
 def test_a_file_that_is_no_history_is_one_line_and_code_2(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -242,7 +241,7 @@ def test_a_file_that_is_no_history_is_one_line_and_code_2(
     monkeypatch.chdir(tmp_path)
     if UNUSABLE[message] is not None:
         UNUSABLE[message](ODD)
-    assert main([*READING.get(verb, [verb]), "--db", ODD]) == 2
+    assert main([*READING.get(verb, verb.split()), "--db", ODD]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(f"bgworker {verb.split()[0]}: error: argument --db: ") and message in err
@@ -277,6 +276,7 @@ def test_every_verb_has_help_with_an_example_of_itself(capfd: pytest.CaptureFixt
     monkeypatch.setenv("BGWORKER_DB", "100%(x)s.db")  # a per cent sign means something to argparse
     assert verb_names() == [
         "run",
+        "rerun",
         "tasks",
         "runs",
         "show",

@@ -191,6 +191,26 @@ def test_equal_lines_are_skipped_as_often_as_they_completed(tmp_path: Path) -> N
     assert "2 of 2 commands completed before" in resume(tmp_path, once, once).stderr
 
 
+@POSIX
+def test_a_resumed_run_takes_the_place_of_what_it_runs_again(tmp_path: Path) -> None:
+    lines = ["echo good", "test -e ready", "exit 3", "test -e ready"]
+    assert resume(tmp_path, *lines).returncode == 1
+    resume(tmp_path / "..", "test -e ready", words=("--db", str(tmp_path / "bgworker.db")))
+    (tmp_path / "ready").touch()
+    assert resume(tmp_path, *lines, "exit 4").returncode == 1
+    with History(tmp_path / "bgworker.db") as history:
+        first, second = [history.tasks(run=run)[::-1] for run in ("last~2", "last")]
+        assert [task.name for task in second] == [*lines[1:], "exit 4"]
+        again = [task.metadata.get("rerun_of") for task in second]
+        assert again == [first[3].task_id, first[2].task_id, first[1].task_id, None]
+        assert [task.name for task in history.tasks(left=True)] == [
+            "exit 4", "exit 3", "test -e ready"]
+        assert [each.left for each in history.run_counts()] == [2, 1, 0], "elsewhere is not here"
+    assert resume(tmp_path, *lines, "exit 4").returncode == 1
+    with History(tmp_path / "bgworker.db") as history:
+        assert [each.left for each in history.run_counts()] == [2, 0, 1, 0]
+
+
 def test_one_command_that_completed_is_skipped_too(tmp_path: Path) -> None:
     words = ["run", "--resume", "--", sys.executable, "-c", "print('ran')"]
     assert run_cli(*words, cwd=tmp_path).stdout == "ran\n"

@@ -24,7 +24,7 @@ from tests.history.plans import plans, scans
 
 from bgworker.history import presence, schema
 from bgworker.cli.reading import json_line
-from bgworker.history.answers import TOO_LONG, Durations, Failures, Losses
+from bgworker.history.answers import TOO_LONG, Attempts, Durations, Failures, Losses
 from bgworker.history.questions import MOST_ROWS
 from bgworker.model.errors import (AmbiguousTask, ConfigurationError, HistoryError, TookTooLong,
                                    UnknownTask)
@@ -616,19 +616,28 @@ def test_losses_and_runs_are_listed(record: Recorder, history: History) -> None:
     )
 
 
-def test_completions_are_counted_by_source_and_metadata(record: Recorder, history: History) -> None:
+def test_attempts_are_told_by_source_and_metadata(record: Recorder, history: History) -> None:
     record.insert("scripts", hash="a")
     record.insert("scripts", hash="b")
-    for status, script, metadata in (
-        ("completed", "a", {"cwd": "/x", "n": 1}),
-        ("completed", "a", {"cwd": "/x"}),
-        ("failed", "a", {"cwd": "/x"}),
-        ("completed", "a", {"cwd": "/y"}),
-        ("completed", "b", {"cwd": "/x"}),
-        ("completed", "a", None),
-    ):
-        record.task(status=status, script_hash=script, metadata=metadata)
-    assert history.completed(["a", "b", "c"], {"cwd": "/x"}) == {"a": 2, "b": 1, "c": 0}
+    ids = [
+        record.task(status=status, script_hash=script, metadata=metadata, rerun_of=None)
+        for status, script, metadata in (
+            ("completed", "a", {"cwd": "/x", "n": 1}),
+            ("completed", "a", {"cwd": "/x"}),
+            ("failed", "a", {"cwd": "/x"}),
+            ("completed", "a", {"cwd": "/y"}),
+            ("completed", "b", {"cwd": "/x"}),
+            ("completed", "a", None),
+            ("cancelled", "a", {"cwd": "/x"}),
+            ("running", "a", {"cwd": "/x"}),
+            ("timed_out", "a", {"cwd": "/y"}),
+            ("interrupted", "b", {"cwd": "/x"}),
+        )
+    ]
+    assert history.attempts(["a", "b", "c"], {"cwd": "/x"}) == {
+        "a": Attempts(2, (ids[6], ids[2])), "b": Attempts(1, (ids[9],)), "c": Attempts(0, ())}
+    record.task("again", "failed", rerun_of=ids[6])
+    assert history.attempts(["a"], {"cwd": "/x"}) == {"a": Attempts(2, (ids[2],))}
 
 
 def test_the_usual_duration_of_a_source_is_the_median_of_its_last_nine_that_completed(
@@ -1020,7 +1029,7 @@ def ask_everything(history: History) -> dict[str, Any]:
     assert found["searched for a"] == found["searched for None"]
     for status in TaskStatus:
         history.tasks(status=status, since=timedelta(days=365))
-    history.completed(["a"], {"n": 1})
+    history.attempts(["a"], {"n": 1})
     found["usual"] = history.usual_seconds(["a"])
     for event in found["events"]:
         encode(event)
