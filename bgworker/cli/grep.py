@@ -8,7 +8,7 @@ from itertools import groupby
 
 from ..model.events import StreamType, TaskStatus
 from ..model.text import sanitise
-from ..words import ago, escaped_lines, now, said, uncoloured, word_for
+from ..words import ago, escaped, escaped_lines, now, said, uncoloured, word_for
 from .options import add_db, add_json, add_run, add_since, whole
 from .reading import JSON_VERSION, Output, json_line, opened
 from .tables import MOST_OF_A_NAME
@@ -207,7 +207,7 @@ def _print(history: History, task: TaskSnapshot, lines: Iterator[Line], most: in
 
 
 def _short(history: History, task: TaskSnapshot) -> str:
-    return task.task_id[-history.id_length([task.task_id]):]
+    return escaped(task.task_id[-history.id_length([task.task_id]):])
 
 
 def _for_people(name: str, task: TaskSnapshot, lines: Iterable[Line], pattern: re.Pattern[str],

@@ -261,7 +261,7 @@ def _next(task: TaskSnapshot, past: Past, digits: int, options: Namespace,
         elif task.status is not TaskStatus.COMPLETED and "command" in task.metadata:
             steps += [(f"rerun {name}", "run it again")]
     yield ""
-    words = [(typed(options, step), what) for step, what in steps]
+    words = [(escaped(typed(options, step)), what) for step, what in steps]
     width = max([len(step) for step, _ in words])
     has_room = width + 2 + max([len(what) for _, what in words]) <= surface.columns
     for step, what in words:
