@@ -149,3 +149,9 @@ class Deadlines:
                 repr(task),
                 describe(error),
             )
+
+
+def keeps_time(function: object) -> bool:
+    """Tell whether a callable sees to its task's timeout itself: that of a command begins when its
+    process has started."""
+    return getattr(type(function), "keeps_time", None) is True

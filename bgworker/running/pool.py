@@ -35,7 +35,7 @@ from ..model.errors import PendingFull, PoolStuck, ShutdownError
 from ..model.reports import report
 from ..model.text import ask, describe
 from ..model.threads import own_thread
-from .deadlines import Deadlines
+from .deadlines import Deadlines, keeps_time
 from .future import LOGGER
 from .waits import Waits
 from .workers import Roster, Worker, is_here, start
@@ -160,7 +160,11 @@ class Pool:
                     f"max_pending: {self._max_pending} tasks are waiting already; "
                     "wait for some of them"
                 )
-            if task._task_state.timeout is not None and not self.deadlines.has_started:
+            if (
+                task._task_state.timeout is not None
+                and not self.deadlines.has_started
+                and not keeps_time(call[0])
+            ):
                 self.deadlines.start()
             is_promised = self.idle > 0
             if is_promised:

@@ -45,6 +45,7 @@ from .context import (
     context_of,
     current_task,
 )
+from .deadlines import keeps_time
 from .future import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING, LightFuture
 from .workers import current_worker
 
@@ -224,8 +225,7 @@ class Task(Identity, LightFuture["T"]):
             intake.emit_lifecycle(state, STARTED, now)
         function, args, kwargs, variables = call
         deadlines = None
-        # a command keeps its time itself: its time begins when its process has started
-        if state.timeout is not None and getattr(type(function), "keeps_time", None) is not True:
+        if state.timeout is not None and not keeps_time(function):
             due = context_of(state)._deadline = monotonic() + state.timeout
             # these also at the end: a child that the task forks gets new ones
             deadlines = self._runner.deadlines

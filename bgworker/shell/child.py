@@ -30,7 +30,7 @@ from ..model.errors import TaskTimedOut
 from ..model.records import ERROR, OUTPUT
 from .pipes import Gate, Lines, open_pump
 from .processes import Family
-from .room import SHORTAGES, room
+from .room import REMEDY, SHORTAGES, room
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,7 +144,6 @@ class Child:
 
     def _start(self) -> None:
         """Start the process, as soon as the system has room for it."""
-        missed_at = inf
         while True:
             self._context.checkpoint()  # asked to stop already: no child
             try:
@@ -159,8 +158,7 @@ class Child:
             except OSError as error:
                 if error.errno not in SHORTAGES:
                     raise _explained(error, self._argv, self._cwd) from error
-                missed_at = min(missed_at, monotonic())
-                if not room.wait(missed_at):
+                if not room.wait(error):
                     raise _no_room(error) from error
         self._family = Family(self._proc.pid)
         self._started = monotonic()
@@ -364,5 +362,5 @@ def _no_room(error: OSError) -> OSError:
     return OSError(
         error.errno,
         f"there is no room for a process ({error.strerror}), and no command runs that could "
-        "end; raise the limit (ulimit -n, ulimit -u, or that of the container)",
+        f"end; {REMEDY}",
     )

@@ -1,19 +1,23 @@
 """Room for one more process: where there is none left, a command waits until another one ends.
 
 Descriptors, processes and memory run out (EMFILE, ENFILE, EAGAIN, ENOMEM); what holds them here are
-commands of this process, and each that ends gives some back. When none of ours runs, others may
-still end; `PATIENCE` later the shortage is taken to be for good.
+commands of this process, and each that ends gives some back. When none of ours runs, nobody else
+can give back descriptors of this process, and after `PATIENCE` that shortage is taken to be for
+good. Processes and memory may come back from other programs: that takes `LONG_PATIENCE`, and is
+told meanwhile. What was for good for one command is for good for all, until one starts.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 
 from ..model.clock import monotonic
 from ..model.forks import in_child
 from ..model.latch import Latch
+from ..model.reports import report
 
 try:
     import resource
@@ -22,8 +26,14 @@ except ImportError:  # Windows
 
 SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM))
 
+REMEDY = "raise the limit (ulimit -n, ulimit -u, or that of the container)"
+
 PATIENCE = 2.0
-"""Seconds that a command waits for room when no other one of ours runs."""
+"""Seconds that a command waits for descriptors when no other one of ours runs, and that it waits
+for anything until that is told."""
+
+LONG_PATIENCE = 60.0
+"""Seconds that it waits then for what other programs hold, too."""
 
 START = 8
 """Descriptors that are open while a process is started."""
@@ -43,11 +53,15 @@ class _Room:
         self._waiting: list[Latch] = []
         self._running = 0
         self._idle_since = monotonic()
+        self._missed_at: float | None = None  # when there was no room first, since a command started
+        self._looked_at = 0.0  # when there was none last
+        self._is_told = False  # that there is none, since `_missed_at`
 
     def enter(self) -> None:
         """A command has started: there may be room for one more."""
         with self._lock:
             self._running += 1
+            self._missed_at = None
             self._wake_one()
 
     def keep_spares(self, descriptor: int) -> None:
@@ -69,17 +83,27 @@ class _Room:
             self._idle_since = monotonic()
             self._wake_one()
 
-    def wait(self, since: float) -> bool:
+    def wait(self, error: OSError) -> bool:
         """Wait for a moment in which there may be room; False when that has become hopeless.
 
         Args:
-            since: when there was none first, on the monotonic clock.
+            error: tells what there was no room for.
         """
+        now = monotonic()
         with self._lock:
-            if not self._running and monotonic() - max(since, self._idle_since) >= PATIENCE:
+            if self._missed_at is None or now - self._looked_at > PATIENCE:
+                self._missed_at, self._is_told = now, False
+            self._looked_at = now
+            waited = 0.0 if self._running else now - max(self._missed_at, self._idle_since)
+            if waited >= (PATIENCE if error.errno == errno.EMFILE else LONG_PATIENCE):
                 return False
+            is_news = waited >= PATIENCE and not self._is_told
+            self._is_told = self._is_told or is_news
             news = Latch()
             self._waiting.append(news)
+        if is_news:
+            report(logging.WARNING, "there is no room for a process (%s): waiting until other "
+                   "programs end; %s", error.strerror or "", REMEDY)
         try:
             news.wait(LOOK)
         finally:

@@ -93,6 +93,35 @@ def test_where_there_will_never_be_room_a_command_fails_with_a_remedy() -> None:
     assert "raise the limit (ulimit -n" in told
 
 
+def test_what_was_hopeless_for_one_command_is_not_waited_for_again() -> None:
+    told = run("""
+        import resource, time
+        from bgworker import Scheduler, shell
+        from bgworker.shell import room
+
+        room.PATIENCE = 1.0
+        with Scheduler(1) as pool:
+            pool.submit(shell("true")).result(30)
+            full = []
+            try:
+                while True:
+                    full.append(open("/dev/null"))
+            except OSError:
+                pass
+            for _ in range(3):
+                full.pop().close()
+            started = time.monotonic()
+            errors = [pool.submit(shell("true")) for _ in range(20)]
+            assert all(type(task.exception(30)) is OSError for task in errors)
+            took = time.monotonic() - started
+            while full:
+                full.pop().close()
+            pool.submit(shell("true")).result(30)
+        print("once" if 1.0 <= took < 10.0 else took)
+        """, "ulimit -n 64")
+    assert told == "once\n"
+
+
 def test_a_command_that_waits_for_room_can_be_cancelled() -> None:
     assert run("""
         import threading
@@ -101,7 +130,7 @@ def test_a_command_that_waits_for_room_can_be_cancelled() -> None:
 
         looked = threading.Event()
         wait = room.room.wait
-        room.room.wait = lambda since: looked.set() or wait(since)
+        room.room.wait = lambda error: looked.set() or wait(error)
         with Scheduler(30) as pool:
             tasks = [pool.submit(shell("exec sleep 1000")) for _ in range(30)]
             assert looked.wait(30)
@@ -131,6 +160,29 @@ def test_commands_wait_for_processes(few_processes: str) -> None:
         run(RUN.format(workers=7, count=100, command="exec sleep 0.05"), few_processes)
         == "{'NoneType': 100}\n"
     )
+
+
+def test_places_that_others_hold_are_waited_for_longer_and_that_is_told(
+    few_processes: str, tmp_path: Path
+) -> None:
+    """Sleepers of somebody else hold the places for a while; none of our commands runs."""
+    code = textwrap.dedent("""
+        import subprocess, sys, threading
+        from bgworker.cli import main
+        from bgworker.shell import room
+
+        room.PATIENCE = 0.5
+        sleepers = [subprocess.Popen(["sleep", "3"]) for _ in range(int(sys.argv[1]))]
+        threading.Thread(target=lambda: [each.wait() for each in sleepers]).start()
+        sys.exit(main(["run", "--no-db", "--timeout", "2", "--", "echo", "ran"]))
+        """)
+    done = subprocess.run(
+        ["sh", "-c", f'{few_processes}; exec "$@"', "sh", sys.executable, "-c", code, "9"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=WAIT, check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
+    assert done.stderr.count("there is no room for a process (Resource temporarily unavailable): "
+                             "waiting until other programs end; raise the limit") == 1
 
 
 CLI = """
