@@ -251,7 +251,7 @@ def keep_attributes_in_place(instance: object) -> None:
     From 3.11 on an instance has no dict as long as all its attributes have a name that the class
     knows, and a class learns names from its first few instances only. A burst of tasks is submitted
     before the first one runs: without this, what is set later would cost each of them a dict (of a
-    task to a JSONL file that was a sixth, most of it garbage collection).
+    task to a JSONL file that was a sixth, most of it garbage collection). There is room for 30.
     """
     defaults = {
         name: value

@@ -67,7 +67,7 @@ class _Thread(threading.Thread):
 
 
 if sys.version_info >= (3, 13):
-    _Thread = threading.Thread  # type: ignore[misc]
+    _Thread = threading.Thread  # type: ignore[misc,assignment]
 
 
 def own_thread(name: str, target: Callable[..., object], *args: object) -> threading.Thread:

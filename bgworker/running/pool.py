@@ -251,10 +251,10 @@ class Pool:
             left = self._roster.active()
             for worker in left:
                 self._roster.retire(worker)
+        self.look()
         for worker in left:
             for task in worker.running[:1]:
                 worker.stack = task._stack(worker)
-        self.look()
 
     def listen(self, listener: Listener) -> None:
         """Have somebody woken whenever a task is queued while he sleeps, and stopped when the pool

@@ -107,9 +107,6 @@ class Task(Identity, LightFuture["T"]):
     means only that the wait ran out.
     """
 
-    _records_result = False
-    """Whether the record holds what its code returns; set before it is queued."""
-
     def __init__(self, state: TaskState, runner: Runner, dispatcher: Dispatcher, limits: Limits,
                  metadata: Mapping[str, Any]) -> None:
         LightFuture.__init__(self)  # up to 3.11 ``super()`` takes twice as long
@@ -120,7 +117,9 @@ class Task(Identity, LightFuture["T"]):
         self._metadata = metadata
         self._captures_output = False
         """Whether what its code prints, logs and warns goes to its streams too; set before it is
-        queued."""
+        queued, as is the next."""
+        self._records_result = False
+        """Whether the record holds what its code returns."""
 
     def _notice_waiter(self) -> None:
         if current_worker() is not None:

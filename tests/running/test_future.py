@@ -167,10 +167,11 @@ def test_no_waiter_and_no_callback_is_lost_however_they_race_with_the_end(
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="before 3.11 every instance has a dict")
-def test_a_task_of_a_burst_keeps_its_attributes_in_place() -> None:
+@pytest.mark.parametrize("options", [{}, {"record_result": True, "metadata": {"a": 1}}])
+def test_a_task_of_a_burst_keeps_its_attributes_in_place(options: Any) -> None:
     with Scheduler(1) as pool:
         blocker, gate = running(pool)
-        tasks = [pool.submit(int) for _ in range(100)]
+        tasks = [pool.options(**options).submit(int) for _ in range(100)]
         gate.set()
         assert tasks[-1].result(LONG) == 0 and blocker.done()
         for owner in (tasks[50], tasks[50]._task_state):

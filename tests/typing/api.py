@@ -128,6 +128,8 @@ def inspecting(pool: Scheduler, task: Task[int]) -> None:
     health = pool.health()
     assert_type(health, SchedulerHealth)
     assert_type(health.stuck, tuple[StuckThread, ...])
+    assert_type(health.stuck[0].stack, str)
+    assert_type(task.snapshot().result, "str | None")
     assert_type([each.since_utc.isoformat() for each in health.stuck], list[str])
     pool.resize(4)
     if pool.flush(timeout=2):
@@ -192,7 +194,9 @@ def registering(health: SinkHealth) -> None:
         name="jobs",
         sinks=[a_sink, Posting(), Printing(), "jsonl:debug.jsonl"],
         keep_finished=None,
+        record_result=True,
     ) as pool:
+        assert_type(pool.options(record_result=None).submit(len, "x"), Task[int])
         options = SinkOptions(queue_size=10, overflow="drop_newest", retry=RetryPolicy(attempts=3))
         assert_type(pool.register_sink(Posting(), name="posting", options=options), str)
         assert_type(pool.register_sink("my.module:factory", colour="red"), str)
