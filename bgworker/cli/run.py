@@ -48,6 +48,10 @@ infinity.)"""
 LAST_MOMENT = 2.0
 """Seconds that the sinks get when a second signal ends it all."""
 
+MOST_RECORDED = 4 * 2**20
+"""Bytes of a command that are recorded whole, so that it can be run again: what Linux takes is
+half of that, and a history gives no longer text. Lines of output still are cut at 64 KiB."""
+
 PATIENCE = 1.0
 """Seconds that a question to the history may take whose answer is only shown."""
 
@@ -361,7 +365,8 @@ def _run(commands: Commands, sinks: Sequence[Sink], options: Namespace, prefix: 
                       has_picture=is_live, order=_order(options), prefix=prefix)
     with Notices(printer.notices), Signals(run, screen):
         try:
-            scheduler = Scheduler(1, sinks=sinks, keep_finished=0)  # `Run` lets it grow
+            # `Run` lets it grow
+            scheduler = Scheduler(1, sinks=sinks, keep_finished=0, max_payload=MOST_RECORDED)
         except BgworkerError as error:
             options.parser.error(str(error))
         try:

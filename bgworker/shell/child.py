@@ -349,6 +349,13 @@ def _explained(error: OSError, argv: str | list[str], cwd: str | None) -> OSErro
         return OSError(
             error.errno, "the program may not be executed; check its mode (chmod +x)", program
         )
+    if error.errno == errno.E2BIG:
+        return OSError(
+            error.errno, "the command and its environment are too long (see getconf ARG_MAX; Linux "
+            "takes 128 KiB in one word); write arguments to a file", program
+        )
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return OSError(error.errno, f"it cannot be started: {error.strerror}", program)
     if os.path.isfile(os.path.join(cwd or "", program)):
         return OSError(
             error.errno, "the interpreter in the program's first line does not exist", program

@@ -79,6 +79,19 @@ def test_no_argument_is_seen_by_a_shell_and_each_is_recorded_exactly(
         assert original(task.metadata["cwd"]) == os.getcwd()
 
 
+def test_a_long_command_is_recorded_whole_and_its_end_is_told(run: Cli, tmp_path: Path) -> None:
+    words = ["sh", "-c", "exit 3", *[letter * 120_000 for letter in "abc"]]
+    _, err = run("--", *words, code=3)
+    assert err.startswith("bgworker run: failed (exit code 3) after ") and len(err) < 500
+    [task] = recorded(tmp_path / "bgworker.db")
+    assert task.metadata["argv"] == words
+    out, _ = run("--", "seq", "-s", ".", "30000")
+    with History("bgworker.db") as history:
+        lines = [event.payload for event in history.streams("last")]
+    assert (len(lines), len(lines[0])) == (3, 65_536), "and lines come in pieces as ever"
+    assert sorted(lines) == out
+
+
 def test_a_shell_that_is_asked_for_sees_them_and_runs_what_they_say(run: Cli) -> None:
     run("--", "sh", "-c", "echo {}", ":::", "a;touch evil")
     assert os.path.exists("evil"), "the harness could not tell"

@@ -4,6 +4,7 @@ children."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -309,6 +310,18 @@ def test_a_program_that_may_not_be_executed_is_named(context: FakeContext, tmp_p
     script.write_text("#!/bin/sh\n")
     with pytest.raises(PermissionError, match="may not be executed.*script"):
         shell([script])()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how long a word may be differs")
+def test_what_the_system_refuses_for_another_reason_is_not_called_missing(
+    context: FakeContext, tmp_path: Path
+) -> None:
+    with pytest.raises(OSError, match="too long .see getconf ARG_MAX.*'true'") as refused:
+        shell(["true", "x" * 200_000])()
+    assert refused.value.errno == errno.E2BIG
+    (tmp_path / "empty").touch(mode=0o700)
+    with pytest.raises(OSError, match="cannot be started: Exec format error: .*empty'"):
+        shell([str(tmp_path / "empty")])()
 
 
 def test_a_missing_interpreter_is_told_from_a_missing_program(
