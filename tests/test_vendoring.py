@@ -166,6 +166,7 @@ VERBS_THAT_NEED = {
         "tasks",
         "runs",
         "rerun --failed",
+        "diff",
         "show last",
         "why",
         "tail last",

@@ -14,16 +14,16 @@ from contextlib import suppress
 from .. import __version__
 from ..model.errors import MissingPart
 from ..words import escaped
-from . import (cancel, export, grep, prune, replay, report, rerun, run, runs, serve, show, stats,
-               tail, tasks, watch, why)
+from . import (cancel, diff, export, grep, prune, replay, report, rerun, run, runs, serve, show,
+               stats, tail, tasks, watch, why)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, NoReturn
 
-VERBS = (run, rerun, tasks, runs, show, why, tail, grep, stats, watch, cancel, report, serve,
-         prune, replay, export)
+VERBS = (run, rerun, tasks, runs, diff, show, why, tail, grep, stats, watch, cancel, report,
+         serve, prune, replay, export)
 """In the order of the help."""
 
 EPILOG = """\

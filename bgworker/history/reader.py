@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from typing import Any, Tuple
 
     from ..model.events import Event, LossEvent, StreamEvent, StreamType, TaskSnapshot
+    from .changes import Changes
     from .charts import FailureGroups, Throughput, Timeline
     from .pages import LinePage, RunCounts, TaskPage
     from .past import Other, Past
@@ -348,6 +349,37 @@ class History:
                                 answers.append(searching.Found(task, tuple(events), failure))
                         shown = shown[len(rows):]
                 yield from answers
+
+    def changes(self, before: str = "last~1", after: str = "last", *,
+                limit: int | None = 20) -> Changes:
+        """Return what became of the tasks of one run in another. Reads all tasks of both, and holds
+        some hundred bytes for each.
+
+        Args:
+            before, after: the runs, as for `tasks`.
+            limit: most tasks of each change; None is all.
+
+        Raises:
+            ConfigurationError: as for `tasks`; or a run has more than a million tasks.
+        """
+        from . import changes
+
+        checks.number("limit", limit, least=0, whole=True, optional=True)
+        with self._asking() as connection:
+            ids = [questions.find_run(connection, each) or "" for each in (before, after)]
+            found = changes.Comparison(connection, *ids)
+
+            def task(key: int | None) -> TaskSnapshot | None:
+                return None if key is None else next(self._tasks(connection, [key], True), None)
+
+            first, second = [
+                run_of(connection.execute(f"{SELECT_RUNS}WHERE run_id = ?",
+                                          (self._host, each)).fetchone()) for each in ids]
+            return changes.Changes(
+                first, second, found.is_rerun, found.counts,
+                *[tuple([changes.Change(task(old), task(new))
+                         for old, new in found.keys[change][:limit]])
+                  for change in changes.CHANGES])
 
     # -- streams --
 

@@ -232,7 +232,7 @@ UNUSABLE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("message", UNUSABLE)
-@pytest.mark.parametrize("verb", [*READING, "watch", "rerun --failed"])
+@pytest.mark.parametrize("verb", [*READING, "watch", "diff", "rerun --failed"])
 def test_a_file_that_is_no_history_is_one_line_and_code_2(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -281,6 +281,7 @@ def test_every_verb_has_help_with_an_example_of_itself(capfd: pytest.CaptureFixt
         "rerun",
         "tasks",
         "runs",
+        "diff",
         "show",
         "why",
         "tail",

@@ -157,6 +157,8 @@ def test_of_300_commands_exactly_the_20_that_failed_run_again(bench: Bench) -> N
             assert (task.name, task.metadata["argv"], task.metadata["cwd"]) == (
                 before.name, before.metadata["argv"], before.metadata["cwd"])
         assert history.tasks(left=True) == []
+    told = bench.cli(["diff"], 0)
+    assert told.splitlines()[-1] == "20 mended; 280 not run again"
     told = bench.cli(["rerun", "--failed"], 0)
     assert "nothing of the run" in told and "of the run" not in told.partition("again")[2]
     bench.check(AGAIN)
@@ -170,6 +172,8 @@ def test_what_is_not_mended_stays_left(bench: Bench) -> None:
     with History(bench.root / "h.db") as history:
         left = history.tasks(left=True, limit=None)
         assert len(left) == FAILING and {task.run_id for task in left} == {history.run_id("last")}
+    assert bench.cli(["diff"], 0).splitlines()[-1] == (
+        "no difference; 20 still failing, 280 not run again")
 
 
 @pytest.mark.parametrize("how", ["as it was", "all again", "elsewhere", "other words"])
