@@ -208,6 +208,43 @@ def test_a_circle_is_noticed_also_one_that_only_type_checkers_see(tmp_path: Path
     assert circles(package, "running") == ["running.loops", "running.task", "running.waits"]
 
 
+# --- the tests ---
+
+
+def imported_tests(folder: Path) -> list[str]:
+    """Return one line, "path:line imports what", for every import of a test module in a folder of
+    tests, helpers among them."""
+    return [
+        f"{path.relative_to(folder).as_posix()}:{node.lineno} imports {name}"
+        for path in sorted(folder.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_bytes(), str(path)))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+        for name in [f"{getattr(node, 'module', None) or ''}.{alias.name}".strip(".")]
+        if any(part.startswith("test_") for part in name.split("."))
+    ]
+
+
+def test_no_test_module_is_imported_what_several_need_is_in_a_module_without_tests() -> None:
+    assert imported_tests(Path(__file__).resolve().parent) == []
+
+
+def test_an_import_of_a_test_module_is_noticed_in_whatever_form(tmp_path: Path) -> None:
+    for name, text in {
+        "test_one.py": "from tests.support import SOON\nfrom tests.test_two import helper\n",
+        "room/test_two.py": "import tests.test_one as one\nfrom . import test_three\n",
+        "room/helpers.py": "def late():\n    from .test_two import test_this\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert imported_tests(tmp_path) == [
+        "room/helpers.py:2 imports test_two.test_this",
+        "room/test_two.py:1 imports tests.test_one",
+        "room/test_two.py:2 imports test_three",
+        "test_one.py:2 imports tests.test_two.helper",
+    ]
+
+
 # --- the checker itself ---
 
 

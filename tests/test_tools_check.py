@@ -166,7 +166,7 @@ FAKE_PYTEST = """
 import os, sys
 version = next(word for word in sys.argv if word.startswith("cache_dir=")).rpartition("/")[2]
 print("tests of", version, *sys.argv[-2:])
-sys.exit(version in os.environ["FAIL"])
+sys.exit(version in os.environ["FAIL"].split())
 """
 
 
@@ -186,3 +186,19 @@ def test_the_tests_of_each_interpreter_are_shown_in_turn_and_none_may_fail(
     assert (shown[0], shown[1], shown[3]) == (
         "mypy", "tests of 3.10.0 not slow -x", "tests of 3.15.0 cache_dir=.pytest_cache/3.15.0 -x")
     assert shown[2].startswith("FAIL" if failing == "3.10.0" else "ok") and len(shown) == 4
+
+
+@pytest.mark.parametrize("failing", ["", "3.15.0", "3.15.0-slow"])
+def test_where_there_are_cores_the_slow_tests_run_beside_the_others_and_are_shown_before_them(
+        failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pytest.py").write_text(FAKE_PYTEST, encoding="utf-8")
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    monkeypatch.setattr(check, "cores", lambda: 2)
+    monkeypatch.setattr(check, "static_checks", lambda *given: [])
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "FAIL": f" {failing} "}
+    pythons = [check.Interpreter(sys.executable, "3.15.0")]
+    code = check.run_checks(pythons, tmp_path, environment, fast=False, for_pytest=[])
+    shown = [line for line in capfd.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert shown == ["tests of 3.15.0-slow -m slow", "tests of 3.15.0 -m not slow"]
+    assert code == (1 if failing else 0)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,27 @@ def vendored(*arguments: str | Path) -> str:
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" and done.stdout.count("\n") == 1
     return done.stdout
+
+
+@pytest.fixture(scope="session")
+def made_without(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns the folder with a copy, ``_bg``, that was made without a part. Not to be written
+    to."""
+    made: dict[str, Path] = {}
+
+    def without(part: str) -> Path:
+        if part not in made:
+            folder = made[part] = tmp_path_factory.mktemp(f"without-{part}")
+            vendored(folder, "--name", "_bg", "--without", part)
+        return made[part]
+
+    return without
+
+
+@pytest.fixture
+def copy_without(made_without: Callable[[str], Path], tmp_path: Path) -> Callable[[str], object]:
+    """Lays a copy that was made without a part into the test's own folder."""
+    return lambda part: shutil.copytree(made_without(part), tmp_path, dirs_exist_ok=True)
 
 
 def run_both(entry: Path) -> None:
@@ -194,9 +216,11 @@ VERBS_THAT_NEED = {
 
 
 @pytest.mark.parametrize("part", VERBS_THAT_NEED)
-def test_a_copy_lacks_the_files_of_a_part_left_out_and_no_others(tmp_path: Path, part: str) -> None:
-    vendored(tmp_path, "--name", "_bg", "--without", part)
-    lacking = sources().keys() - {name.partition("/")[2] for name in files_under(tmp_path)}
+def test_a_copy_lacks_the_files_of_a_part_left_out_and_no_others(
+    made_without: Callable[[str], Path], part: str
+) -> None:
+    files = files_under(made_without(part))
+    lacking = sources().keys() - {name.partition("/")[2] for name in files}
     # which are no use without it
     others = {"cli": ("__main__.py",), "history": ("web/", "stores/")}
     prefixes = (f"{part}/", f"{part}.py", *others.get(part, ()))
@@ -205,9 +229,9 @@ def test_a_copy_lacks_the_files_of_a_part_left_out_and_no_others(tmp_path: Path,
 
 @pytest.mark.parametrize("part", [part for part, lines in VERBS_THAT_NEED.items() if lines])
 def test_each_verb_that_needs_a_part_left_out_says_so_in_one_line_and_does_nothing(
-    tmp_path: Path, part: str
+    tmp_path: Path, copy_without: Callable[[str], object], part: str
 ) -> None:
-    vendored(tmp_path, "--name", "_bg", "--without", part)
+    copy_without(part)
     (tmp_path / "commands.txt").write_text("exit 3\n", encoding="utf-8")
     before = files_under(tmp_path)
     for line in VERBS_THAT_NEED[part]:
@@ -219,8 +243,10 @@ def test_each_verb_that_needs_a_part_left_out_says_so_in_one_line_and_does_nothi
 
 
 @pytest.mark.parametrize("part", [part for part in VERBS_THAT_NEED if part != "cli"])
-def test_each_verb_that_does_without_a_part_left_out_works(tmp_path: Path, part: str) -> None:
-    vendored(tmp_path, "--name", "_bg", "--without", part)
+def test_each_verb_that_does_without_a_part_left_out_works(
+    tmp_path: Path, copy_without: Callable[[str], object], part: str
+) -> None:
+    copy_without(part)
     assert command_line(tmp_path, "--help").returncode == 0
     if part != "shell":
         run = command_line(

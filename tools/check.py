@@ -33,6 +33,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -303,21 +304,32 @@ def run_checks(pythons: list[Interpreter], scratch: Path, environment: dict[str,
     """Run all checks, and show the tests of the last interpreter last, so that the output ends with
     pytest's summary; return the exit code.
 
-    Where there are cores for it, those tests run beside everything else, and what they say is kept
-    until it is their turn.
+    Where there are cores for it, those tests run beside everything else, the slow ones and the
+    others each in a process of their own, and what they say is kept until it is their turn.
     """
     *others, last = pythons
-    not_slow = ["-m", "not slow"]
+    slow, not_slow = ["-m", "slow"], ["-m", "not slow"]
+    if fast:
+        parts = [not_slow]
+    elif cores() > 1 and not for_pytest:
+        parts = [slow, not_slow]
+    else:
+        parts = [[]]
     passed = []
-    with Tests(last, scratch, environment, [*(not_slow if fast else []), *for_pytest]) as of_last:
+    with ExitStack() as stack:
+        of_last = [
+            stack.enter_context(Tests(last, scratch, environment, [*part, *for_pytest]))
+            for part in parts
+        ]
         if cores() > 1:
-            of_last.start()
+            for tests in of_last:
+                tests.start()
         passed += static_checks(pythons, environment)
         for python in others:
             with Tests(python, scratch, environment, [*not_slow, *for_pytest]) as tests:
                 passed.append(tests.passed())
                 report("ok" if passed[-1] else "FAIL", "pytest", python, tests.begun)
-        passed.append(of_last.passed())
+        passed += [tests.passed() for tests in of_last]
     return 0 if all(passed) else 1
 
 
@@ -360,7 +372,8 @@ class Tests:
         self._command = [python.command, "-m", "pytest", "-W", "error"]
         if "no:cacheprovider" not in arguments:
             # runs that go on side by side may not write to one cache
-            self._command += ["-o", f"cache_dir=.pytest_cache/{python.version}"]
+            part = "-slow" if "slow" in arguments else ""
+            self._command += ["-o", f"cache_dir=.pytest_cache/{python.version}{part}"]
         if sys.stdout.isatty():
             self._command.append("--color=yes")
         self._command += arguments

@@ -285,7 +285,7 @@ def this_host() -> str:
     return platform.node()
 
 
-def connect_to_read(path: str, patience: float = BUSY_SECONDS) -> sqlite3.Connection:
+def connect_to_read(path: str, patience: float | None = None) -> sqlite3.Connection:
     """Open a history that is there, to read only; it does no checkpoint, and may be used by one
     thread at a time.
 
@@ -325,7 +325,7 @@ def connect_to_read(path: str, patience: float = BUSY_SECONDS) -> sqlite3.Connec
     return _connect_to_read(path, "ro&immutable=1", patience)
 
 
-def _connect_to_read(path: str, mode: str, patience: float) -> sqlite3.Connection:
+def _connect_to_read(path: str, mode: str, patience: float | None) -> sqlite3.Connection:
     connection = _connect(path, mode, patience)
     try:
         version = check(connection, path)
@@ -649,13 +649,14 @@ def _size(path: str) -> int:
     return sum(os.path.getsize(name) for name in names if os.path.exists(name))
 
 
-def _connect(path: str, mode: str, patience: float = BUSY_SECONDS) -> sqlite3.Connection:
+def _connect(path: str, mode: str, patience: float | None = None) -> sqlite3.Connection:
     # a path may hold ? and #; urllib.parse alone does not load urllib.request, which is slow
     from urllib.parse import quote
 
     absolute = os.path.abspath(path).replace(os.sep, "/")
     uri = "file://" + ("" if absolute.startswith("/") else "/") + quote(os.fsencode(absolute))
-    connection = sqlite3.connect(f"{uri}?mode={mode}", timeout=patience, isolation_level=None,
+    connection = sqlite3.connect(f"{uri}?mode={mode}", isolation_level=None,
+                                 timeout=BUSY_SECONDS if patience is None else patience,
                                  check_same_thread=False, uri=True)
     connection.text_factory = _text
     connection.execute("PRAGMA trusted_schema = OFF")
