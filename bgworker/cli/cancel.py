@@ -63,7 +63,8 @@ ANSWER = 2.0
 """Seconds after which a process that does not listen is not waited for: it could have begun to."""
 INTERVAL = 0.1
 """Seconds between two looks at the history."""
-MOST_OF_A_NAME = 60
+LEAST_OF_A_NAME, MOST_OF_A_NAME = 12, 60
+"""Columns that a name gets in a line."""
 
 STOPPED = ("cancelled", "ended")
 """The outcomes that are no failure."""
@@ -153,7 +154,8 @@ def _liner(history: History, tasks: Sequence[TaskSnapshot],
 
     def line(outcome: Outcome) -> str:
         task, _, message = outcome
-        name = surface.cell(task.name, MOST_OF_A_NAME)
+        room = surface.columns - digits - len(message) - 3
+        name = surface.cell(task.name, max(LEAST_OF_A_NAME, min(room, MOST_OF_A_NAME)))
         return f"{escaped(task.task_id[-digits:])} {name}: {escaped(message)}"
     return line
 
@@ -166,8 +168,10 @@ def _outcomes(history: History, tasks: Sequence[TaskSnapshot],
     from ..history.requests import ask, is_listened_for, withdraw
 
     waited_for: dict[str, TaskSnapshot] = {}
+    out_of_reach = {run_id: _out_of_reach(history, run_id)
+                    for run_id in {task.run_id for task in tasks}}
     for task in tasks:
-        refusal = _refusal(history, task)
+        refusal = _ended(task) or out_of_reach[task.run_id]
         if refusal:
             yield task, "refused", refusal
         else:
@@ -206,20 +210,25 @@ def _outcomes(history: History, tasks: Sequence[TaskSnapshot],
             sleep(INTERVAL)
 
 
-def _refusal(history: History, task: TaskSnapshot) -> str:
-    """Return why nobody can be asked to cancel a task; nothing if somebody can."""
-    from ..history.requests import is_recorded_here
-    from ..history.schema import this_host
-
+def _ended(task: TaskSnapshot) -> str:
+    """Return how a task has ended; nothing if it has not."""
     if task.status is TaskStatus.INTERRUPTED:
         return "it was interrupted: its process is gone, or has closed the history"
     if task.status.is_final:
         return f"it has ended: {ending(task)}, {ago(task.completed_utc, now())}"
-    run = history.run(task.run_id)
+    return ""
+
+
+def _out_of_reach(history: History, run_id: str) -> str:
+    """Return why nobody can be asked to cancel the tasks of a run; nothing if somebody can."""
+    from ..history.requests import is_recorded_here
+    from ..history.schema import this_host
+
+    run = history.run(run_id)
     if run is None or run.host is None:
         return ("nobody knows its process: it was copied from another history; cancel it by that "
                 "one, with --db")
-    if run.host != this_host() and not is_recorded_here(history.path, run.run_id):
+    if run.host != this_host() and not is_recorded_here(history.path, run_id):
         return f"it runs on the host {run.host!r}, this is {this_host()!r}; cancel it there"
     return ""
 

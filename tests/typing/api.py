@@ -132,6 +132,7 @@ def inspecting(pool: Scheduler, task: Task[int]) -> None:
     assert_type(task.snapshot().result, "str | None")
     assert_type([each.since_utc.isoformat() for each in health.stuck], list[str])
     pool.resize(4)
+    pool.listen("history.db")
     if pool.flush(timeout=2):
         pool.shutdown(wait=True, cancel_futures=True, timeout=10)
 
