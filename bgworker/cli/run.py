@@ -96,7 +96,8 @@ arguments:
     bgworker run -- sh -c 'gzip -dc "$1" | wc -c' sh {} ::: *.gz
   Without COMMAND the arguments are lines for the shell, as those of -f.
 
-  What comes from a pipe is run as it comes.
+  What comes from a pipe is run as it comes, and counts as many commands even if
+  it is one.
 
 the history:
   Everything is recorded in an SQLite file; bgworker tasks, show, tail, stats
@@ -130,12 +131,16 @@ sinks:
 
 time limits and retries:
   Each attempt has its own time, counted from the start of its process. A share
-  such as --timeout 300% is one of the median of the earlier runs of that name
-  in the history. Where there are none it is that of the commands of this run
-  that have completed, and until one has there is no limit. It is at least a
-  second. The limit that a task got is in its record.
+  such as --timeout 300% is one of a median: of the last nine runs in the
+  history, those that completed, of a command with the same text; where there
+  are none, of the commands of this run that have completed. Until one has there
+  is no limit; what runs then gets its limit with the first that completes. It
+  is at least a second. The limit that a task got is in its record.
 
   The attempts of a command are one task, whose warnings tell how each failed.
+
+  Where the system runs out of processes or descriptors, commands wait until
+  others end.
 
 --halt WHEN,WHY:
   WHEN is now (stop what runs) or soon (wait for it); nothing more is started.

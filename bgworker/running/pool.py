@@ -204,8 +204,11 @@ class Pool:
 
     def grow(self, max_workers: int) -> bool:
         """Raise the number of workers, and start the new ones now, though nothing waits for them.
-        False, and nothing changes, where the system has no thread for one."""
+        False, and nothing changes, where the system has no thread for one, or the pool is
+        closed."""
         with self._lock:
+            if self.is_closed:
+                return False
             before = self.max_workers
             self.max_workers = self._roster.max_workers = max_workers
             try:

@@ -248,6 +248,54 @@ def threads_of(pool: Scheduler) -> int:
     return len([each for each in threading.enumerate() if each.name.startswith("stuckpool_")])
 
 
+class Keeper:
+    """A callable that keeps its task's time, and gives it a moment more."""
+
+    keeps_time = True
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self._error = error
+
+    def __call__(self) -> str:
+        context = current_task()
+        context._keep_time(time.monotonic() + LONG, LONG)
+        time.sleep(0.3)
+        if self._error is not None:
+            context._overdue_at = ""
+            raise self._error
+        return "done"
+
+
+def test_a_callable_that_keeps_its_time_is_left_alone_until_it_says_that_it_is_over() -> None:
+    with Scheduler(1) as pool:
+        timed = pool.options(timeout=0.1)
+        assert timed.submit(Keeper()).result(LONG) == "done"
+        assert not pool._pool.deadlines.has_started, "it needs no thread for that"
+        late = timed.submit(Keeper(TaskTimedOut("ran too long")))
+        assert isinstance(late.exception(LONG), TaskTimedOut)
+        assert (late.status, late.snapshot().timeout) == ("timed_out", LONG)
+        other = timed.submit(Keeper(ValueError("x")))
+        assert isinstance(other.exception(LONG), ValueError) and other.status == "failed"
+
+
+def test_a_callable_that_only_seems_to_keep_its_time_has_a_deadline() -> None:
+    class Proxy:
+        def __getattr__(self, name: str) -> object:
+            return True
+
+        def __call__(self) -> None:
+            current_task().sleep(LONG)
+
+    def plain() -> None:
+        raise TaskTimedOut("somebody else's")
+
+    with Scheduler(1) as pool:
+        task = pool.options(timeout=0.1).submit(Proxy())
+        assert isinstance(task.exception(LONG), TaskTimedOut) and task.status == "timed_out"
+        task = pool.submit(plain)
+        assert isinstance(task.exception(LONG), TaskTimedOut) and task.status == "failed"
+
+
 def test_a_hundred_tasks_that_never_look_cost_a_hundred_quick_ones_nothing() -> None:
     sink = MemorySink()
     with stuck(Scheduler(4, sinks=[sink])) as sleepers:
@@ -402,6 +450,26 @@ def test_a_pool_does_not_end_between_a_deadline_and_the_callbacks_of_its_task(
     task.add_done_callback(lambda _: told.set())
     pool.shutdown()
     assert told.is_set() and not pool._pool._roster.active()
+
+
+def test_workers_that_are_started_ahead_wait_for_tasks_and_are_the_only_new_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Scheduler(1) as pool:
+        gates = [Gate(), Gate()]
+        first = pool.submit(gates[0])
+        assert gates[0].entered.wait(LONG) and workers_of(pool) == 1
+        assert pool._pool.grow(2) and workers_of(pool) == 2
+        until(lambda: pool._pool.idle == 1)
+        with no_threads(monkeypatch):
+            assert not pool._pool.grow(3)
+            second = pool.submit(gates[1])
+            assert gates[1].entered.wait(LONG), "the one that was started ahead takes it"
+        assert workers_of(pool) == 2 and pool.health().max_workers == 2
+        for gate in gates:
+            gate.open()
+        wait([first, second], LONG)
+    assert not pool._pool.grow(3) and workers_of(pool) == 0
 
 
 def test_a_resize_after_the_end_starts_nothing() -> None:
