@@ -72,8 +72,8 @@ class Printer:
     Args:
         err: where lines of our own go, which are fitted to it.
         quiet: whether a command that completed gets no line.
-        shows: what to type before a command's number to see more of it; empty if nothing is
-            recorded.
+        program: that its own lines are from.
+        typed: returns what to type for a verb and its words; None if nothing is recorded.
         has_picture: whether the screen shows how far the run is. If not, lines tell it now and
             then.
         order: holds back what commands say; None shows it at once.
@@ -81,7 +81,8 @@ class Printer:
     """
 
     def __init__(self, run: Run, screen: Screen, live: Live, err: Channel, *, quiet: bool,
-                 shows: str, has_picture: bool, order: Order | None, prefix: Prefix) -> None:
+                 program: str, typed: Callable[[str], str] | None, has_picture: bool,
+                 order: Order | None, prefix: Prefix) -> None:
         self.notices: deque[str] = deque()
         """Messages of our own that wait to be shown. Any thread appends one, and does not wait for
         the screen."""
@@ -90,7 +91,8 @@ class Printer:
         self._live = live
         self._err = err
         self._quiet = quiet
-        self._shows = shows
+        self._program = program
+        self._typed = typed
         self._failed: dict[int, TaskSnapshot] = {}  # by number, those that are shown at the end
         self._is_single = run.commands.is_single
         self._rhythm = None if has_picture or self._is_single else Rhythm(monotonic())
@@ -164,7 +166,7 @@ class Printer:
             lost.append(f"error: cannot write the output: {reason}")
         elif dropped:
             lost.insert(0, f"{dropped} events could not be shown")
-        lines = [*self._notices(), *((OWN, f"bgworker run: {escaped(each)}") for each in lost)]
+        lines = [*self._notices(), *((OWN, f"{self._program}: {escaped(each)}") for each in lost)]
         if not self._is_single:
             counts = run.counts()
             ended = [f"{counts[TaskStatus.COMPLETED]} completed"]
@@ -189,8 +191,9 @@ class Printer:
         left = sum(counts[status] for status in FAILED) - len(numbers)
         if left > 0:
             yield f"... and {left} more"
-        if self._shows:
-            yield f"To see more: {self._shows} {numbers[0]}"
+        if self._typed is not None:
+            yield f"To see more: {self._typed(f'show {numbers[0]}')}"
+            yield f"To run again what did not complete: {self._typed('rerun --failed')}"
 
     def _guarded(self, show: Callable[[], object], *, even_if_lost: bool = False) -> None:
         if self._run.output_error is None or even_if_lost:
@@ -207,7 +210,7 @@ class Printer:
         """Yield how far the run is, if a line that tells it is due."""
         live, rhythm = self._live, self._rhythm
         if rhythm and live.total and rhythm.is_due(live.ended, live.total, monotonic()):
-            yield OWN, f"bgworker run: {live.summary()}"
+            yield OWN, f"{self._program}: {live.summary()}"
 
     def _lines_of(self, group: list[Record]) -> Iterator[Line]:
         """Yield the lines to show after records of one task and kind."""
@@ -257,7 +260,7 @@ class Printer:
         elif status is TaskStatus.CANCELLED and not self._is_single and task.duration is None:
             return ""  # it never ran, and the summary counts it
         word = word_for(status)
-        label = "bgworker run: " if self._is_single else f"[{number}] "
+        label = f"{self._program}: " if self._is_single else f"[{number}] "
         rest = f"{escaped(ending(task)[len(word):])}: "
         surface = self._err.surface()
         room = surface.columns - width_of(f"{label}{word}{rest}")
@@ -292,15 +295,20 @@ def _grouped(records: Iterable[Record]) -> Iterator[list[Record]]:
 
 class Notices(logging.Handler):
     """While active, what bgworker logs becomes notices on the screen, rather than text amid the
-    table."""
+    table.
 
-    def __init__(self, notices: deque[str]) -> None:
+    Args:
+        program: that they are from.
+    """
+
+    def __init__(self, notices: deque[str], program: str) -> None:
         super().__init__(logging.WARNING)
         self._notices = notices
+        self._program = program
         self._logger = logging.getLogger(__name__.partition(".")[0])
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._notices.append(f"bgworker run: {record.getMessage()}")
+        self._notices.append(f"{self._program}: {record.getMessage()}")
 
     def __enter__(self) -> None:
         self._logger.addHandler(self)

@@ -106,7 +106,8 @@ the history:
 
   --resume knows a command by its text and its directory, whatever its name,
   and skips it as often as it has completed before. What failed, was cancelled
-  or was interrupted runs again.
+  or was interrupted runs again, and takes its place in what bgworker tasks
+  --left lists. bgworker rerun --failed does so without the list of commands.
 
 the order of lines:
   Lines of commands that run at the same time come mixed, each of them whole.
@@ -366,9 +367,10 @@ def _run(commands: Commands, sinks: Sequence[Sink], options: Namespace, prefix: 
     is_live = not commands.is_single and err.can_redraw
     screen = Screen(out, err, live.lines if is_live else None)
     run = Run(commands, halt=options.halt, retries=options.retries, limit=options.timeout)
-    printer = Printer(run, screen, live, err, quiet=options.quiet, shows=_shows(options),
+    printer = Printer(run, screen, live, err, quiet=options.quiet, program=options.parser.prog,
+                      typed=None if options.db is None else partial(typed, options),
                       has_picture=is_live, order=_order(options), prefix=prefix)
-    with Notices(printer.notices), Signals(run, screen):
+    with Notices(printer.notices, options.parser.prog), Signals(run, screen):
         try:
             # `Run` lets it grow
             scheduler = Scheduler(1, sinks=sinks, keep_finished=0, max_payload=MOST_RECORDED)
@@ -459,9 +461,3 @@ def _listen(scheduler: Scheduler, options: Namespace) -> None:
             scheduler.listen(options.db)
         except BgworkerError as error:
             options.parser.tell(f"bgworker cancel cannot reach these commands: {error}")
-
-
-def _shows(options: Namespace) -> str:
-    """Return what to type before the number of a command to see more of it; nothing where nothing
-    is recorded."""
-    return "" if options.db is None else typed(options, "show")

@@ -356,8 +356,10 @@ def test_what_was_run_again_is_refused_and_the_last_attempt_named(tmp_path: Path
     cli(tmp_path, "run", "--name", "job", "--", "false", code=1)
     cli(tmp_path, "rerun", "job", code=1)
     cli(tmp_path, "rerun", "job", code=1)
+    assert told(cli(tmp_path, "rerun", "last", code=1))[0].startswith(
+        "bgworker rerun: failed (exit code 1) after "), "its lines have its own name"
     with History(tmp_path / "bgworker.db") as history:
-        last, _, first = history.tasks()
+        last, _, _, first = history.tasks()
     done = cli(tmp_path, "rerun", first.task_id, "nobody", "job", code=2)
     assert told(done)[1:] == [
         f"bgworker rerun: {first.task_id} (job): it was run again already; the last time as "
@@ -365,7 +367,7 @@ def test_what_was_run_again_is_refused_and_the_last_attempt_named(tmp_path: Path
         "bgworker rerun: there is no task 'nobody' in this history; expected an id, the beginning "
         "of one or its last 8 digits, a name, last, or the number of a command"]
     with History(tmp_path / "bgworker.db") as history:
-        assert len(history.tasks()) == 3
+        assert len(history.tasks()) == 4
 
 
 @pytest.mark.parametrize("words, complaint", [

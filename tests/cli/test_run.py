@@ -195,7 +195,8 @@ def test_many_commands_are_labelled_counted_and_summed_up(tmp_path: Path) -> Non
     first, second, *failures, summary = done.stderr.splitlines()
     assert re.match(r"\[1\] completed in [\d.]+m?s: ", first)
     assert re.match(r"\[2\] failed \(exit code 4\) after [\d.]+m?s: ", second)
-    assert [text.split()[:1] for text in failures] == [[], ["ID"], ["[2]"], ["To"]]
+    assert [text.split()[:1] for text in failures] == [
+        [], ["ID"], ["[2]"], ["To"], ["To"]]
     assert re.fullmatch(r"2 commands: 1 completed, 1 failed in [\d.]+m?s", summary)
 
 
@@ -260,7 +261,7 @@ def test_fail_fast_cancels_the_rest(tmp_path: Path) -> None:
     assert "never" not in done.stdout
     assert "[1] cancelled (another command failed) after" in done.stderr
     assert "52 commands: 0 completed, 1 failed, 51 cancelled in" in done.stderr
-    assert len(done.stderr.splitlines()) == 7, "no line for what never ran"
+    assert len(done.stderr.splitlines()) == 8, "no line for what never ran"
     check_record(tmp_path / "e.jsonl", 52)
 
 
@@ -268,7 +269,7 @@ def test_fail_fast_cancels_the_rest(tmp_path: Path) -> None:
 def test_what_failed_is_shown_once_more_at_the_end_with_what_to_type_next(tmp_path: Path) -> None:
     commands = "\n".join(["echo fine", "exit 3", *["true"] * 20, "sleep 600"])
     done = cli("run", "-f", "-", "--timeout", "1s", "-j", "3", cwd=tmp_path, input=commands)
-    empty, heading, *rows, hint, summary = done.stderr.splitlines()[23:]
+    empty, heading, *rows, hint, again, summary = done.stderr.splitlines()[23:]
     assert (empty, heading.split()) == ("", ["ID", "NAME", "STATUS", "DURATION", "MESSAGE"])
     cells = [re.split("  +", row) for row in rows]
     assert [row[:3] + row[4:] for row in cells] == [
@@ -276,6 +277,7 @@ def test_what_failed_is_shown_once_more_at_the_end_with_what_to_type_next(tmp_pa
         ["[23]", "sleep 600", "timed out", "ran longer than its timeout of 1 s"],
     ]
     assert hint == f"To see more: {PYTHON} -m bgworker show 2"
+    assert again == f"To run again what did not complete: {PYTHON} -m bgworker rerun --failed"
     assert summary.startswith("23 commands: 21 completed, 1 failed, 1 timed out in ")
     shown = cli(*hint.split("bgworker ")[1].split(), cwd=tmp_path)
     assert (shown.returncode, shown.stdout.splitlines()[0]) == (0, "exit 3: failed")
@@ -286,11 +288,12 @@ def test_only_the_first_failures_are_shown_once_more_and_the_others_are_counted(
     tmp_path: Path,
 ) -> None:
     done = cli("run", "-q", "-f", "-", "--db", "a b.db", cwd=tmp_path, input="exit 1\n" * 13)
-    *rows, more, hint, summary = done.stderr.splitlines()[15:]
+    *rows, more, hint, again, summary = done.stderr.splitlines()[15:]
     numbers = [int(re.match(r"\[(\d+)\] +exit 1 ", row)[1]) for row in rows]  # type: ignore[index]
     assert len(numbers) == 10 and numbers == sorted(numbers)
     assert (more, summary[:24]) == ("... and 3 more", "13 commands: 0 completed")
     assert hint == f"To see more: {PYTHON} -m bgworker show --db 'a b.db' {numbers[0]}"
+    assert again.endswith("bgworker rerun --db 'a b.db' --failed")
     done = cli("run", "-q", "-f", "-", "--no-db", cwd=tmp_path, input="true\nexit 1")
     assert "To see more" not in done.stderr, "nothing was recorded"
     assert done.stderr.splitlines()[3].startswith("[2]  exit 1  failed  ")
