@@ -829,15 +829,25 @@ def test_a_second_signal_kills_what_does_not_stop(tmp_path: Path) -> None:
     check_record(tmp_path / "e.jsonl", 1)
 
 
+def waiting_in(pipe: Any) -> int:
+    """Return how many bytes wait for the reader of a pipe."""
+    import fcntl
+    import termios
+
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 @POSIX
 def test_a_second_signal_ends_a_run_whose_output_nobody_reads(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    code = f"open({str(pid)!r}, 'w').close()\nwhile True: print('x' * 1000)"
+    code = writes_pid(pid, "import threading\ndef talk():\n while True: print('x' * 1000)\n"
+                           "threading.Thread(target=talk, daemon=True).start()")
     with started("run", "--", *python(code), cwd=tmp_path) as proc:
         until(pid.exists)
-        time.sleep(0.5)  # the pipe is full now
+        assert proc.stdout is not None
+        until(lambda: waiting_in(proc.stdout) > 60_000)  # the pipe is full
         proc.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        until(lambda: not is_alive(int(pid.read_text())))
         proc.send_signal(signal.SIGINT)
         assert proc.wait(WAIT) == 130
 

@@ -370,7 +370,9 @@ def test_shutdown_waits_for_a_coroutine_that_cleans_up_after_its_timeout() -> No
         try:
             await asyncio.sleep(LONG)
         finally:
-            await asyncio.sleep(0.3)
+            while not pool._pool.is_closed:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.02)
             cleaned.set()
 
     with Scheduler(1) as pool:

@@ -439,13 +439,13 @@ def test_a_pool_does_not_end_between_a_deadline_and_the_callbacks_of_its_task(
     def resolve_and_let_the_thread_leave(
             task: bgworker.Task[Any], stack: str) -> Callable[[], object] | None:
         left = time_out(task, stack)
-        until(lambda: not workers_of(pool))
-        time.sleep(0.1)  # the look of the thread that left
+        # gone, after its look
+        until(lambda: not [each for each in threading.enumerate() if each.name == "leaving_0"])
         return left
 
     monkeypatch.setattr(bgworker.Task, "_time_out", resolve_and_let_the_thread_leave)
     told = threading.Event()
-    pool = Scheduler(1)
+    pool = Scheduler(1, name="leaving")
     task = pool.options(timeout=0.05).submit(lambda: current_task().sleep(LONG))
     task.add_done_callback(lambda _: told.set())
     pool.shutdown()
@@ -902,7 +902,10 @@ def test_wherever_an_interrupt_strikes_a_run_the_task_and_the_pool_end(
 
 
 @one_step_at_a_time
-def test_at_whatever_step_of_a_shutdown_a_stuck_thread_comes_back_nothing_is_raised() -> None:
+def test_at_whatever_step_of_a_shutdown_a_stuck_thread_comes_back_nothing_is_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bgworker.running.pool, "JOIN_SLICE", 0.02)
     number = 0
     while True:
         go = threading.Event()
@@ -925,7 +928,7 @@ def test_at_whatever_step_of_a_shutdown_a_stuck_thread_comes_back_nothing_is_rai
         steps = AtStep(number, come_back, inside=("join", "reacts", "_reacts_to_cancel"))
         threading.Timer(1.0, go.set).start() if number > 200 else None
         with traced(steps):
-            pool.shutdown(timeout=0.3)
+            pool.shutdown(timeout=0.06)
         go.set()
         if not steps.struck:
             break

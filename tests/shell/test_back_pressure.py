@@ -226,7 +226,7 @@ def test_a_command_that_waits_for_a_sink_is_ended_at_once(
         try:
             task = pool.options(timeout=1.0 if how == "timeout" else None).submit(shell(["yes"]))
             if how == "cancel":
-                time.sleep(0.5)
+                until(lambda: pool._dispatcher.intake.is_crowded)
                 assert task.running()
                 task.cancel()
             with pytest.raises(CancelledError if how == "cancel" else TaskTimedOut):
