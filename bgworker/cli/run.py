@@ -104,6 +104,9 @@ the history:
   and watch read it, while the commands run and afterwards. bgworker cancel
   stops commands from another terminal.
 
+  At most 10,000 commands are recorded before they run; of a longer list the
+  next ones are as others end.
+
   --resume knows a command by its text and its directory, whatever its name,
   and skips it as often as it has completed before. What failed, was cancelled
   or was interrupted runs again, and takes its place in what bgworker tasks
