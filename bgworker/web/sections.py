@@ -206,17 +206,19 @@ def names(found: Sequence[Durations], view: View, most: int = MOST_ROWS) -> Mark
 # ---------------------------------------------------------------- runs and losses
 
 _RUNS = (("Run", "id"), ("Started", "when"), ("Ended", "when"), ("Process", "soft"),
-         ("Tasks", "num"), ("By status", "name"))
+         ("Tasks", "num"), ("Left", "num"), ("By status", "name"))
 
 
 def runs(found: Sequence[RunCounts], view: View) -> Markup:
-    """Return each process that wrote to the history, and how its tasks ended."""
+    """Return each process that wrote to the history, how its tasks ended, and how many are left to
+    do."""
     if not found:
         return empty("No runs.", "Each Scheduler that writes to this history is a row here.")
     return table(_RUNS, [(
         view.link(short(each.run.run_id), address("/", run=each.run.run_id)),
         view.time(each.run.started_utc), _end(each.run, view), process(each.run),
-        f"{sum(each.counts.values()):,}", _statuses(each.counts)) for each in found], "runs")
+        f"{sum(each.counts.values()):,}", f"{each.left:,}", _statuses(each.counts))
+        for each in found], "runs")
 
 
 def _end(run: Run, view: View) -> object:

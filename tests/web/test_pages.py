@@ -205,7 +205,11 @@ def test_failures_that_are_alike_are_one_row(record: Recorder, server: Server) -
 
 
 def test_runs_and_losses_are_told(record: Recorder, server: Server) -> None:
-    record.task(run_id=record.run())
+    run = record.run()
+    record.task(run_id=run)
+    failed = [record.task("x", "failed", run_id=run) for _ in range(34)]
+    record.task(rerun_of=failed[0])
+    assert "35 33 " in page(server, "/runs").words, "so many tasks, so many left"
     assert "Complete." in page(server, "/runs").text
     record.lost(120, sink="hook", reason="overflow")
     text = page(server, "/runs").text
