@@ -12,7 +12,7 @@ from ..model.errors import ConfigurationError, UnknownTask
 from ..model.ids import SHORT
 from ..words import word_for
 from .commands import Command, Prepared, original
-from .options import add_db, add_run, typed
+from .options import A_TASK, add_db, add_run, typed
 from .reading import opened
 from .run import add_running_options, execute
 
@@ -42,12 +42,14 @@ have written.
 
 EPILOG = """\
 exit codes:
-  those of bgworker run: 0 all completed, or nothing was left; 1 some failed; 2
-  there is no such task, or one cannot be run again, and nothing was started ...
+  those of bgworker run, and 0 where nothing was left; 2 also where a task is
+  not there or cannot be run again: nothing was started then
 
   What cannot be run again is a Python function, which only its own program can
   call; a command whose directory is gone, that has not ended, that was run
-  again already, or whose text was too long to be recorded.
+  again already, or whose text was too long to be recorded. All of it is listed.
+
+  bgworker run --help says more about --timeout, --retries, --halt and --sink.
 
 examples:
   bgworker rerun --failed
@@ -70,10 +72,7 @@ def add_arguments(parser: Any) -> None:
     """Describe the words that may follow the verb."""
     parser.usage = ("%(prog)s [options] TASK ...\n"
                     "       %(prog)s [options] --failed")
-    parser.add_argument(
-        "tasks", metavar="TASK", nargs="*",
-        help="a task's id, the beginning of one or its last 8 digits, a name (the newest task that "
-        "has it), last, or the number of a command in the newest run, such as 12 or '[12]'")
+    parser.add_argument("tasks", metavar="TASK", nargs="*", help=A_TASK)
     parser.add_argument("--failed", action="store_true",
                         help="all commands of the run that ended without completing, and were not "
                         "run again")
