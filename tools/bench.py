@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Measure bgworker beside its limits and beside the standard library, on this machine, as ratios.
 
-    python3 tools/bench.py                      all benches, a Markdown table on stdout
+    python3 tools/bench.py                      all benches but the next, as a Markdown table
+    python3 tools/bench.py stores               of PostgreSQL, which must be installed with psycopg
     python3 tools/bench.py emit tasks           only these
     python3 tools/bench.py --json --rounds 9    the same as JSON, from more rounds
 
@@ -18,6 +19,7 @@ Exit code: 0 measured (whatever came out), 1 a bench failed, 2 a wrong command l
 from __future__ import annotations
 
 import argparse
+import atexit
 import concurrent.futures
 import functools
 import gc
@@ -94,6 +96,8 @@ class Bench:
 
 
 BENCHES: dict[str, Bench] = {}
+ONLY_NAMED = ("stores",)
+"""Benches that run only when they are asked for: they need more than Python."""
 
 
 def bench(rows: Sequence[Row], *, is_fresh: bool = False) -> Callable[[Any], Any]:
@@ -232,7 +236,8 @@ def main(argv: list[str]) -> int:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"benches to run, of: {', '.join(BENCHES)} (default: all)",
+        help=f"benches to run, of: {', '.join(BENCHES)} (default: all "
+        f"but {', '.join(ONLY_NAMED)}, which needs PostgreSQL and psycopg)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
@@ -252,7 +257,7 @@ def main(argv: list[str]) -> int:
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     failed: list[str] = []
-    for name in options.names or BENCHES:
+    for name in options.names or [name for name in BENCHES if name not in ONLY_NAMED]:
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
             measured = run_in_child(name, options.rounds)
@@ -1855,6 +1860,91 @@ def insert_bare(path: str, count: int) -> float:
             )
     connection.close()
     return count / (perf_counter() - begun)
+
+
+SHARED_ROWS = 100_000
+FASTEST = """INSERT INTO bench.zz_stream_rows (task, seq, stream, created_us, payload)
+SELECT * FROM unnest(%s::bigint[], %s::integer[], %s::smallint[], %s::bigint[], %s::text[])
+ON CONFLICT DO NOTHING"""
+ONE_ROW = """INSERT INTO bench.zz_stream_rows (task, seq, stream, created_us, payload)
+VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING"""
+
+
+@bench(
+    [
+        Row(
+            "events from emit to a closed history in PostgreSQL {0} over ready-made rows by the "
+            "driver's fastest INSERT that may be repeated {1}",
+            ("ours", "bare"),
+            ">= 0.6",
+            "{:,.0f}/s",
+        ),
+        Row(
+            "and {0} over one row an INSERT, each a transaction {1}",
+            ("ours", "one_by_one"),
+            ">= 10",
+            "{:,.0f}/s",
+        ),
+    ]
+)
+def stores() -> Mapping[str, Variant]:
+    """100,000 output events of 60 characters into a cluster of PostgreSQL that the bench starts,
+    through psycopg. The others do it on one thread, into the same table, 8,192 rows a statement or
+    one. Of several such statements (lists of values, JSON, COPY into a table beside) that with
+    arrays as text was the fastest."""
+    from tests.stores.servers import Postgres
+
+    from bgworker import Scheduler
+    from bgworker.stores import PostgresSink
+
+    server = Postgres()
+    atexit.register(server.remove)
+    server.start()
+    sink = PostgresSink(server.connect, schema="bench")
+    sink.open()
+    sink.close()
+
+    def emptied() -> None:
+        server.ask("TRUNCATE bench.tasks, bench.zz_stream_rows")
+        server.ask("CHECKPOINT")
+
+    def ours(said: Round) -> float:
+        emptied()
+        texts = fresh_texts(SHARED_ROWS)
+        with Scheduler(1, close_timeout=60) as scheduler:
+            scheduler.register_sink(PostgresSink(server.connect, schema="bench"), name="postgres")
+            begun = perf_counter()
+            task = scheduler.submit(emit_patiently, texts)
+        took = perf_counter() - begun
+        task.result()
+        check_delivered(scheduler, "postgres", SHARED_ROWS + 4)
+        return SHARED_ROWS / took
+
+    def bare(said: Round) -> float:
+        emptied()
+        rows = [(1, seq, 0, time_ns() // 1000, text)
+                for seq, text in enumerate(fresh_texts(SHARED_ROWS))]
+        begun = perf_counter()
+        with server.connect() as connection:
+            for start in range(0, SHARED_ROWS, 8192):
+                *numbers, texts = zip(*rows[start:start + 8192])
+                connection.execute(FASTEST, [
+                    *("{" + ",".join(map(str, each)) + "}" for each in numbers),
+                    '{"' + '","'.join(texts) + '"}'])
+                connection.commit()
+        return SHARED_ROWS / (perf_counter() - begun)
+
+    def one_by_one(said: Round) -> float:
+        emptied()
+        count = SHARED_ROWS // 100
+        rows = [(1, seq, 0, time_ns() // 1000, text) for seq, text in enumerate(fresh_texts(count))]
+        with server.connect(autocommit=True) as connection:
+            begun = perf_counter()
+            for row in rows:
+                connection.execute(ONE_ROW, row)
+            return count / (perf_counter() - begun)
+
+    return {"bare": bare, "ours": ours, "one_by_one": one_by_one}
 
 
 class GatedSink:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
+from ..model.errors import SinkError
 from ..model.wire import encode
+from ..sinks import open_sink
 from ..sinks.opening import (
     CURABLE,
     absolute,
@@ -22,10 +24,10 @@ from .reading import Output, harmless_json, opened
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any, BinaryIO
 
-    from ..history.reader import History
+    from ..model.events import Event
 
 HELP = "write a history as lines of JSON"
 
@@ -36,6 +38,9 @@ into an equal history: tasks, what they said, scripts and losses.
 What does not come back: on which machine and in which process a task ran, and
 the earlier life-cycle events of a task, which a history does not keep. An
 interrupted task stays so.
+
+With --from it is the history of a PostgresSink or a MongoSink instead of a
+file. So a history moves from any kind of store to any other.
 """
 
 EPILOG = exit_codes(NO_OUTPUT) + """
@@ -43,12 +48,20 @@ examples:
   bgworker export --jsonl history.jsonl
   bgworker replay history.jsonl --to sqlite:copy.db
   bgworker export --jsonl | gzip > history.jsonl.gz
+  bgworker export --from stores:shared --jsonl shared.jsonl
 """
 
 def add_arguments(parser: Any) -> None:
     """Describe the words that may follow the verb."""
     add_db(parser)
     add_run(parser, "only tasks of this run, and no losses, which belong to none")
+    parser.add_argument(
+        "--from",
+        metavar="SPEC",
+        dest="source",
+        help="the sink whose history to write, instead of that of --db: package.module:factory "
+        "of one on a server",
+    )
     parser.add_argument(
         "--jsonl",
         metavar="PATH",
@@ -63,14 +76,39 @@ def add_arguments(parser: Any) -> None:
 
 def act(options: Namespace) -> int:
     """Write all events, to stdout or a file that appears when it is complete."""
+    if options.source is not None:
+        try:
+            return _write_all(options, _events_of(options))
+        except SinkError as error:
+            options.parser.error(f"argument --from: {error}")
     with opened(options) as history:
-        if options.jsonl != "-":
-            count = save(options, "--jsonl", options.jsonl, lambda file: _write(history, options.run, file))
-            options.parser.tell(f"{count:,} events written to {options.jsonl}")
-            return 0
-        output = Output()
-        lines = map(encode, history.events(run=options.run))
-        output.lines(map(harmless_json, lines) if output.is_terminal else lines)
+        return _write_all(options, history.events(run=options.run))
+
+
+def _events_of(options: Namespace) -> Iterator[Event]:
+    """Return the events of the history that a sink keeps."""
+    if options.run is not None:
+        options.parser.error("argument --run: goes with --db only; leave it out, or copy the "
+                             "history to a file first")
+    scheme, _, path = options.source.partition(":")
+    if scheme == "sqlite":
+        options.parser.error(f"argument --from: {path!r} is a file; name it with --db")
+    sink = open_sink(options.source)
+    if not callable(getattr(sink, "events", None)):
+        options.parser.error(f"argument --from: {options.source!r} is no sink that can be read; "
+                             "expected a PostgresSink or a MongoSink")
+    events: Iterator[Event] = sink.events()  # type: ignore[attr-defined]
+    return events
+
+
+def _write_all(options: Namespace, events: Iterator[Event]) -> int:
+    if options.jsonl != "-":
+        count = save(options, "--jsonl", options.jsonl, lambda file: _write(events, file))
+        options.parser.tell(f"{count:,} events written to {options.jsonl}")
+        return 0
+    output = Output()
+    lines = map(encode, events)
+    output.lines(map(harmless_json, lines) if output.is_terminal else lines)
     return 0
 
 
@@ -113,8 +151,8 @@ def _replace(path: str, write: Callable[[BinaryIO], int]) -> int:
         return write(file)
 
 
-def _write(history: History, run: str | None, file: BinaryIO) -> int:
+def _write(events: Iterator[Event], file: BinaryIO) -> int:
     count = 0
-    for count, event in enumerate(history.events(run=run), 1):
+    for count, event in enumerate(events, 1):
         file.write(f"{encode(event)}\n".encode())
     return count

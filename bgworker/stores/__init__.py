@@ -5,6 +5,7 @@ Neither sink imports a driver: the caller hands over what connects.
 
 from __future__ import annotations
 
+from .mongo import MongoSink
 from .postgres import PostgresSink
 
-__all__ = ["PostgresSink"]
+__all__ = ["MongoSink", "PostgresSink"]

@@ -15,42 +15,32 @@ from contextlib import closing, contextmanager
 from zlib import crc32
 
 from ..history.answers import Reading, last_event_of, loss_of
-from ..history.batch import LOSS_COLUMNS, SortedBatch, wide_values
+from ..history.batch import LOSS_COLUMNS, wide_values
 from ..history.taskrows import COLUMNS, RUN_COLUMNS
-from ..model import checks
-from ..model.clock import monotonic
-from ..model.errors import (BgworkerError, ConfigurationError, PermanentSinkError, SinkError,
-                            TemporarySinkError)
-from ..model.ids import is_own_run
+from ..model.errors import ConfigurationError, PermanentSinkError, SinkError
 from ..model.records import STREAM_CODES
 from ..model.reports import report
 from ..model.text import describe, show
-from ..model.told import records_of
 from . import tables as sql
+from .store import Store, missing_package
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Any
+    from typing import Any, TypeVar
 
+    from ..history.batch import SortedBatch
     from ..history.taskrows import TaskRows
     from ..model.events import Event
 
-LOOK_INTERVAL = 1.0
-"""Seconds between two looks for what is to be pruned, unless one takes more than a twentieth of
-that."""
-PRUNE_SECONDS = 0.02
-"""Seconds that are pruned after a batch, or as long as it took to store that: enough for more rows
-than it brings."""
+    T = TypeVar("T")
+
+DRIVER = "psycopg[binary]"
 MOST_TASKS = 500
 """Tasks that are pruned in one transaction, ..."""
 MOST_ROWS = 20_000
 """... and stream rows."""
 READ_TASKS, READ_ROWS = 200, 2000
-
-PATIENCE = 5
-"""Failures in a row after which a server that cannot be reached is waited for: until then each is
-tried again soon, and then none of the events is given up."""
 
 _REFUSED = ("21", "22", "23", "54")
 """Classes of SQLSTATE that blame the values: of two rows of one batch, too long, not Unicode."""
@@ -70,7 +60,7 @@ _HELD = {
 """Beginning of SQLSTATE -> what mends it. Nothing is taken before, so the events are held."""
 
 
-class PostgresSink:
+class PostgresSink(Store):
     """Records tasks and what they say in a schema of a PostgreSQL database: tables ``tasks``,
     ``runs``, ``scripts``, ``losses``, and a view ``task_streams``.
 
@@ -118,15 +108,11 @@ class PostgresSink:
             raise ConfigurationError(
                 "schema: expected a letter or underscore, and up to 62 letters, digits or "
                 f"underscores, got {show(schema)}")
+        super().__init__(f"the schema {schema!r} of PostgreSQL", max_age, max_tasks)
         self._connect = connect
         self.schema = schema
-        self._max_age = checks.number("max_age", max_age, above=0, optional=True)
-        self._max_tasks = checks.number("max_tasks", max_tasks, least=0, whole=True, optional=True)
         self._connection: Any = None
         self._pid = os.getpid()
-        self._runs: set[str] = set()  # of this process, whose end is to be noted
-        self._failures = 0
-        self._next_look = 0.0
         self._only_reads = False
 
     def __repr__(self) -> str:
@@ -142,53 +128,17 @@ class PostgresSink:
         with self._transaction("open"):
             pass
 
-    def write(self, events: Sequence[Event]) -> None:
-        """Store the events, as one transaction; connect first if need be. Then prune for a moment
-        if that is due.
+    def _do(self, what: str, act: Callable[..., T], *arguments: Any) -> T:
+        with self._transaction(what) as cursor:
+            return act(cursor, *arguments)
 
-        Raises:
-            TemporarySinkError: the server cannot be reached, or does not take it now. Whether
-                something was stored may be unknown, and makes no difference to the next attempt.
-            PermanentSinkError: an event can never be stored, or the schema has become one that we
-                do not know.
-        """
-        begun = monotonic()
-        try:
-            batch = SortedBatch(records_of(events))
-        except Exception as error:
-            # The courier halves the batch then, until the event that is no row stands alone.
-            raise PermanentSinkError(f"cannot store an event: {describe(error)}") from error
-        with self._transaction("write to") as cursor:
-            self._store(cursor, batch)
-        self._runs.update(filter(is_own_run, batch.tasks.runs))
-        if self._max_age is not None or self._max_tasks is not None:
-            self._prune(max(PRUNE_SECONDS, monotonic() - begun))
-
-    def flush(self) -> None:
-        """Do nothing: what ``write`` has returned from is committed."""
-
-    def close(self) -> None:
-        """Note the end of this process's runs and disconnect; harmless if that was done, and in a
-        forked child. A later ``write`` connects again.
-        """
-        runs = [run_id for run_id in self._runs if is_own_run(run_id)]
-        try:
-            if runs:
-                try:
-                    self._end(runs)
-                except TemporarySinkError:
-                    self._end(runs)  # the connection may have been lost long since
-        finally:
-            self._runs.clear()
-            self._drop()
-
-    def _end(self, runs: list[str]) -> None:
-        with self._transaction("close") as cursor:
-            self._execute(cursor, sql.END_RUNS, _texts(runs))
+    def _end(self, at: Any, runs: list[str]) -> None:
+        self._execute(at, sql.END_RUNS, _texts(runs))
 
     # -- rows --
 
-    def _store(self, cursor: Any, batch: SortedBatch) -> None:
+    def _store(self, at: Any, batch: SortedBatch) -> None:
+        cursor = at
         self._store_tasks(cursor, batch.tasks)
         if batch.streams:
             self._store_streams(cursor, batch)
@@ -256,12 +206,12 @@ class PostgresSink:
                 try:
                     self._connection.rollback()
                 except Exception:
-                    self._drop()  # what led here tells more
+                    self._disconnect()  # what led here tells more
             else:
-                self._drop()
+                self._disconnect()
             raise told from error
         except BaseException:
-            self._drop()
+            self._disconnect()
             raise
         self._failures = 0
 
@@ -277,7 +227,8 @@ class PostgresSink:
             except Exception as error:
                 if what == "open" and not (_state(error) or _is_unreachable(error)):
                     raise PermanentSinkError(
-                        f"connect does not connect: {_harmless(error)}{_missing(error)}",
+                        "connect does not connect: " + "; ".join(filter(None, (
+                            _harmless(error), missing_package(error, DRIVER)))),
                         concerns="sink") from error
                 raise
             try:
@@ -290,7 +241,7 @@ class PostgresSink:
                 raise
         return self._connection
 
-    def _drop(self) -> None:
+    def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None and self._pid == os.getpid():
             try:
@@ -351,40 +302,18 @@ class PostgresSink:
                                     and isinstance(error, (TypeError, ValueError))
                                     and not _is_unreachable(error)):
             return PermanentSinkError(f"PostgreSQL cannot store an event: {text}")
-        text = f"cannot {what} the schema {self.schema!r} of PostgreSQL: {text}"
-        found = max((known for known in _HELD if state.startswith(known)), key=len, default=None)
-        if found is not None and state not in _RACES:
-            remedy = _HELD[found].format(f'"{self.schema}"')
-            return TemporarySinkError(f"{text}; {remedy}", hold=True)
-        self._failures += 1
+        held = max((known for known in _HELD if state.startswith(known)), key=len, default="")
+        if held and state not in _RACES:
+            return self._failed(what, text, remedy=_HELD[held].format(f'"{self.schema}"'))
         is_away = state.startswith(("08", "57P")) or not state and _is_unreachable(error)
-        return TemporarySinkError(
-            f"{text}{_missing(error)}", hold=is_away and self._failures > PATIENCE)
+        return self._failed(what, text, remedy=missing_package(error, DRIVER), is_away=is_away)
 
     # -- pruning --
 
-    def _prune(self, seconds: float) -> None:
-        """Remove what is too much, for about so many seconds. Errors are only reported: by now the
-        batch is stored."""
-        begun = now = monotonic()
-        if begun < self._next_look:
-            return
-        try:
-            is_more = True
-            while is_more and now - begun < seconds:
-                with self._transaction("prune") as cursor:
-                    is_more = self._prune_some(cursor)
-                now = monotonic()
-            if not is_more:
-                self._next_look = now + max(LOOK_INTERVAL, 20 * (now - begun))
-        except BgworkerError as error:
-            self._next_look = monotonic() + 60
-            report(logging.WARNING, "the history in the schema %r could not be pruned, which is "
-                   "tried again in a minute: %s", self.schema, str(error))
-
-    def _prune_some(self, cursor: Any) -> bool:
+    def _prune_some(self, at: Any) -> bool:
         """Remove some of what is too much; True if there may be more. One sink does it at a time,
         or all would remove as much."""
+        cursor = at
         self._execute(cursor, sql.TRY_LOCK, *self._lock)
         if not cursor.fetchone()[0]:
             return False
@@ -443,7 +372,7 @@ class PostgresSink:
                 yield from map(loss_of, rows)
                 key = rows[-1][0]
         finally:
-            own._drop()
+            own._disconnect()
 
     def _read(self, statement: str, *values: Any) -> list[Any]:
         with self._transaction("read") as cursor:
@@ -497,10 +426,3 @@ def _harmless(error: Exception) -> str:
     """Return its type and text, without a password that a connection string may hold."""
     return re.sub(r"(?i)(://[^\s:/@]*:|password\s*=\s*)('[^']*'|[^\s@]+)", r"\1...",
                   describe(error))
-
-
-def _missing(error: Exception) -> str:
-    if not isinstance(error, ImportError):
-        return ""
-    return (f"; install the package that is missing: python -m pip install "
-            f"{error.name or 'psycopg[binary]'}")

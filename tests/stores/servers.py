@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -248,3 +249,30 @@ def random_budget(seed: int, most: int) -> Callable[[], float]:
     """Return a function that draws after how many bytes a connection is cut."""
     draw = random.Random(seed)
     return lambda: draw.randrange(most)
+
+
+class Mongo(Server):
+    """A server from the package index that speaks MongoDB's protocol over TCP: SecantusDB."""
+
+    def command(self) -> Sequence[str]:
+        return [sys.executable, "-m", "secantus", "--port", str(self.port), "--storage-path",
+                str(self.folder / "data"), "--enable-test-commands",
+                # else a kill costs it what it has not written yet, acknowledged or not
+                "--sync-on-commit"]
+
+    def answers(self) -> bool:
+        import pymongo
+
+        with pymongo.MongoClient(LOOPBACK, self.port, serverSelectionTimeoutMS=200) as client:
+            try:
+                client.admin.command("ping")
+            except pymongo.errors.ConnectionFailure:
+                return False
+        return True
+
+    def client(self, port: int | None = None, **more: Any) -> Any:
+        """Return a client of pymongo."""
+        import pymongo
+
+        return pymongo.MongoClient(LOOPBACK, port or self.port, directConnection=True, **{
+            "serverSelectionTimeoutMS": 300, "retryWrites": False, **more})

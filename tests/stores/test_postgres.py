@@ -1,49 +1,36 @@
-"""A history in PostgreSQL: the same as in a file, kept by any number of sinks, and by the contract
-of sinks. A real server, started for these tests."""
+"""What is PostgreSQL's own in a history there: tables, versions, rights. A real server, started for
+these tests."""
 
 from __future__ import annotations
 
-import os
-import random
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.stores.events import NOW, ended, said
 from tests.stores.servers import Postgres
-from tests.support import SOON, environment, exit_code, forked, needs_fork, until
+from tests.support import SOON, environment, until
 
 from bgworker import (
     ConfigurationError,
-    Event,
     EventType,
-    History,
-    LifecycleEvent,
-    LossEvent,
     PermanentSinkError,
     RetryPolicy,
     Scheduler,
     SinkError,
     SinkOptions,
-    SqliteSink,
     StreamEvent,
     StreamType,
-    TaskSnapshot,
-    TaskStatus,
     TemporarySinkError,
     current_task,
     open_sink,
 )
-from bgworker.model.ids import new_id, new_run_id
+from bgworker.model.ids import new_id
 from bgworker.stores import PostgresSink, tables
-from bgworker.testing import MemorySink, check_sink
 
-NOW = datetime(2026, 11, 23, 14, 46, 0, 123456, tzinfo=timezone.utc)
 EAGER = SinkOptions(retry=RetryPolicy(base=0.01, cap=0.05))
 
 
@@ -52,130 +39,6 @@ def sink(postgres: Postgres, schema: str) -> Iterator[PostgresSink]:
     made = PostgresSink(postgres.connect, schema=schema)
     yield made
     made.close()
-
-
-def said(task_id: str, seq: int, text: str = "hello", **more: Any) -> StreamEvent:
-    return StreamEvent(EventType.TASK_OUTPUT, task_id, seq, NOW, StreamType.OUTPUT, text, **more)
-
-
-def ended(task_id: str, seq: int, status: TaskStatus = TaskStatus.COMPLETED,
-          **more: Any) -> LifecycleEvent:
-    type_ = {"completed": EventType.TASK_COMPLETED, "failed": EventType.TASK_FAILED,
-             "running": EventType.TASK_STARTED}[status.value]
-    done = None if status is TaskStatus.RUNNING else NOW
-    values = {"completed_utc": done, "created_utc": NOW, **more}
-    return LifecycleEvent(type_, task_id, seq, NOW, TaskSnapshot(
-        task_id=task_id, name="job", status=status, run_id="r" * 32, last_seq=seq, **values))
-
-
-def in_order(events: Any) -> list[Event]:
-    return sorted(events, key=lambda event: ("~", 0) if isinstance(event, LossEvent)
-                  else (event.task_id, event.seq))
-
-
-def all_kinds_of_tasks(pool: Scheduler) -> None:
-    """Run tasks that have each column of their row, some of them several states in a batch."""
-    def talk(number: int) -> None:
-        task = current_task()
-        task.output(f"{number} \u65e5\u672c \" \\ {{}} %s ' \t\r\n \x1b[1m")
-        task.output({"number": number, "texts": ["a", None, 1e23]})
-        task.error("x" * 100_000)
-        task.warning("")
-        task.progress(number, 8, "some")
-        if number == 3:
-            raise ValueError("three\nlines\n")
-
-    options = pool.options(metadata={"b": 1, "a": [1e23, "\u00e9"], "rerun_of": "f" * 5000},
-                           record_arguments=True, record_source=True,
-                           name="n" * 9000)
-    tasks = [options.submit(talk, number) for number in range(4)]
-    tasks += [pool.submit(talk, 5)]
-    for task in tasks:
-        task.wait(SOON)
-
-
-# ---------------------------------------------------------------- the contract
-
-
-def test_the_sink_keeps_every_promise_of_the_contract(postgres: Postgres, schema: str) -> None:
-    def read_back(sink: Any) -> list[Event]:
-        return [event for event in MemorySinkLike(sink).events]
-
-    check_sink(lambda: PostgresSink(postgres.connect, schema=schema), read_back=read_back,
-               is_idempotent=True)
-
-
-class MemorySinkLike:
-    """What a sink has kept, with the life-cycle events that a history does not keep: the gaps
-    between the streams of a task are its life."""
-
-    def __init__(self, sink: PostgresSink) -> None:
-        self.events: list[Event] = []
-        types = [EventType.TASK_CREATED, EventType.TASK_SCHEDULED, EventType.TASK_STARTED]
-        seqs: Counter[str] = Counter()
-        for event in in_order(sink.events()):
-            if isinstance(event, LossEvent):
-                continue
-            while seqs[event.task_id] < event.seq - 1:
-                seqs[event.task_id] += 1
-                seq = seqs[event.task_id]
-                if seq <= 3:
-                    task = TaskSnapshot(event.task_id, "", TaskStatus.RUNNING, "", NOW)
-                    self.events.append(
-                        LifecycleEvent(types[seq - 1], event.task_id, seq, NOW, task))
-            if event.seq > seqs[event.task_id]:
-                self.events.append(event)
-                seqs[event.task_id] = event.seq
-
-
-def test_what_it_keeps_is_what_a_file_keeps(
-        sink: PostgresSink, tmp_path: Path) -> None:
-    with Scheduler(4) as pool:
-        pool.register_sink(sink, name="shared")
-        pool.register_sink(SqliteSink(tmp_path / "h.db"), name="file")
-        all_kinds_of_tasks(pool)
-        assert pool.flush(SOON)
-        (health, other) = (pool.sinks["shared"], pool.sinks["file"])
-        assert (health.delivered, health.dropped) == (other.delivered, 0)
-    with History(tmp_path / "h.db") as history:
-        expected = in_order(history.events())
-    assert len(expected) == 5 * 6
-    assert in_order(sink.events()) == expected
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_any_order_of_any_parts_leads_to_the_same_history_as_in_a_file(
-        sink: PostgresSink, tmp_path: Path, seed: int) -> None:
-    draw = random.Random(seed)
-    memory = MemorySink()
-    with Scheduler(4, sinks=[memory]) as pool:
-        all_kinds_of_tasks(pool)
-        assert pool.flush(SOON)
-    events = [*memory.events, ended(new_id(1), 3, result='{"b": 1e+23,  "a": [1.0, "\\u00e9"]}'),
-              LossEvent(EventType.EVENTS_LOST, NOW, "hook", 3, "overflow",
-                        {"TaskOutput": 2, "TaskProgress": 1})]
-    draw.shuffle(events)
-    file = SqliteSink(tmp_path / "h.db")
-    for _ in range(12):
-        start = draw.randrange(len(events))
-        part = events[start:start + draw.randrange(1, 12)]
-        sink.write(part)
-        file.write(part)
-    sink.close()
-    file.close()
-    with History(tmp_path / "h.db") as history:
-        assert in_order(sink.events()) == in_order(history.events())
-
-
-def test_a_row_never_goes_back_and_is_there_once(postgres: Postgres, sink: PostgresSink) -> None:
-    task_id = new_id(1)
-    late = ended(task_id, 9, failure_message=None)
-    batch = [said(task_id, 4, "a"), late]
-    sink.write(batch)
-    sink.write(batch)
-    sink.write([ended(task_id, 3, TaskStatus.RUNNING), said(task_id, 4, "another")])
-    assert list(sink.events()) == [said(task_id, 4, "a"), late]
-    assert postgres.ask("SELECT status, last_seq FROM jobs.tasks") == [("completed", 9)]
 
 
 def test_people_find_the_tables_and_the_view_of_a_file(
@@ -211,74 +74,7 @@ def test_a_text_that_postgresql_cannot_hold_is_refused_alone(sink: PostgresSink)
     assert [event.seq for event in sink.events()] == [1, 0]  # and a placeholder of its task
 
 
-# ---------------------------------------------------------------- runs
-
-
-def test_it_tells_which_process_of_which_machine_runs_since_when_and_was_seen_when(
-        postgres: Postgres, sink: PostgresSink) -> None:
-    def row() -> Any:
-        (found,) = postgres.ask(
-            "SELECT pid, host, started_utc, ended_utc, last_seen FROM jobs.runs")
-        return found
-
-    with Scheduler(1) as pool:
-        pool.register_sink(sink, name="shared")
-        pool.submit(int).result(SOON)
-        assert pool.flush(SOON)
-        pid, host, started, end, seen = row()
-        assert (pid, end) == (os.getpid(), None) and host
-        assert started <= seen <= postgres.ask("SELECT clock_timestamp()")[0][0]
-        pool.submit(lambda: current_task().output("still here")).result(SOON)
-        assert pool.flush(SOON)
-        assert row()[4] > seen
-    pid, host, started, end, seen = row()
-    assert end == seen
-
-
-def test_a_run_that_is_only_told_of_is_never_seen(postgres: Postgres, sink: PostgresSink) -> None:
-    sink.write([ended(new_id(1), 3, TaskStatus.RUNNING)])
-    assert postgres.ask("SELECT run_id, host, last_seen FROM jobs.runs") == [("r" * 32, None, None)]
-
-
-def test_an_unfinished_task_of_a_run_that_has_ended_is_read_as_interrupted(
-        postgres: Postgres, sink: PostgresSink) -> None:
-    run = new_run_id(1)
-    event = ended(new_id(1), 3, TaskStatus.RUNNING)
-    sink.write([replace(event, task=replace(event.task, run_id=run))])
-    events: list[Any] = list(sink.events())
-    sink.close()
-    events += sink.events()
-    assert [each.task.status for each in events] == ["running", "interrupted"]
-
-
-@needs_fork
-def test_a_forked_child_connects_anew_and_leaves_its_parents_connection_alone(
-        postgres: Postgres, sink: PostgresSink) -> None:
-    sink.write([said(new_id(1), 1)])
-    before = sink._connection
-
-    def child() -> None:
-        sink.open()
-        sink.write([said(new_id(2), 1)])
-        sink.close()
-
-    assert exit_code(forked(child)) == 0
-    sink.write([said(new_id(3), 1)])
-    assert sink._connection is before is not None
-    assert postgres.ask("SELECT count(*) FROM jobs.task_streams") == [(3,)]
-
-
 # ---------------------------------------------------------------- versions and rights
-
-
-def test_the_first_of_many_sinks_makes_the_tables(postgres: Postgres, schema: str) -> None:
-    with Scheduler(8) as pool:
-        sinks = [PostgresSink(postgres.connect, schema=schema) for _ in range(8)]
-        for task in [pool.submit(each.open) for each in sinks]:
-            task.result(SOON)
-    for each in sinks:
-        each.close()
-    assert postgres.ask("SELECT version FROM jobs.schema_version") == [(tables.VERSION,)]
 
 
 def test_an_older_schema_is_led_to_the_newest_version_once(
@@ -309,19 +105,6 @@ def test_a_step_that_fails_changes_nothing(
     assert postgres.ask("SELECT max(version) FROM jobs.schema_version") == [(tables.VERSION - 1,)]
     assert not postgres.ask("SELECT 1 FROM information_schema.columns "
                             "WHERE table_schema = 'jobs' AND column_name = 'city'")
-
-
-def test_a_newer_schema_is_refused_and_left_alone(postgres: Postgres, sink: PostgresSink) -> None:
-    sink.open()
-    sink.close()
-    postgres.ask("INSERT INTO jobs.schema_version VALUES (99)")
-    with Scheduler(1) as pool, pytest.raises(
-            PermanentSinkError, match="version 99.*up to 1; upgrade bgworker, or name another"):
-        pool.register_sink(sink)
-    with pytest.raises(PermanentSinkError, match="version 99") as caught:
-        sink.write([said(new_id(1), 1)])
-    assert caught.value.concerns == "sink"
-    assert postgres.ask("SELECT count(*) FROM jobs.tasks") == [(0,)]
 
 
 def test_a_schema_with_tables_of_somebody_else_is_refused_and_left_alone(
@@ -447,89 +230,3 @@ def test_importing_bgworker_loads_nothing_of_the_stores() -> None:
          "print([name for name in sys.modules if 'stores' in name])"],
         env=environment(), capture_output=True, text=True, timeout=SOON, check=True)
     assert done.stdout == "[]\n"
-
-
-# ---------------------------------------------------------------- retention
-
-
-def old(number: int, age: float, **more: Any) -> LifecycleEvent:
-    """Return the end of a task some seconds ago."""
-    then = datetime.now(timezone.utc) - timedelta(seconds=age)
-    return ended(f"{number:032x}", 9, **{"completed_utc": then, "created_utc": then, **more})
-
-
-def kept(postgres: Postgres) -> list[int]:
-    return [int(id_, 16) for id_, in postgres.ask("SELECT id FROM jobs.tasks ORDER BY id")]
-
-
-def test_what_is_older_than_max_age_goes_whole(postgres: Postgres, schema: str) -> None:
-    sink = PostgresSink(postgres.connect, schema=schema, max_age=100)
-    sink.write([said(f"{1:032x}", 4), old(1, 200, script_hash="a", script_id="m:a"),
-                old(2, 50, script_hash="b", script_id="m:b"),
-                LossEvent(EventType.EVENTS_LOST, datetime.now(timezone.utc) - timedelta(hours=1),
-                          "hook", 3, "overflow", {})])
-    assert kept(postgres) == [2]
-    assert postgres.ask("SELECT hash FROM jobs.scripts") == [("b",)]
-    assert postgres.ask("SELECT count(*) FROM jobs.zz_stream_rows") == [(0,)]
-    assert postgres.ask("SELECT count(*) FROM jobs.losses") == [(0,)]
-    sink.close()
-
-
-def test_what_is_too_much_goes_oldest_end_first(postgres: Postgres, schema: str) -> None:
-    sink = PostgresSink(postgres.connect, schema=schema, max_tasks=3)
-    sink.write([old(number, 100 + number) for number in range(1, 8)])
-    assert kept(postgres) == [1, 2, 3]
-    sink.close()
-
-
-def test_a_task_that_may_still_run_stays(postgres: Postgres, schema: str) -> None:
-    running = {"status": TaskStatus.RUNNING, "completed_utc": None}
-    sink = PostgresSink(postgres.connect, schema=schema, max_age=100)
-    sink.write([old(1, 200, **running), old(2, 200, **running), old(3, 200, **running)])
-    # one of a run that lives, one of a run that was silent for long, one of a copied run
-    postgres.ask("INSERT INTO jobs.runs (run_id, host, last_seen) VALUES "
-                 "('live', 'a', now()), ('dead', 'b', now() - interval '200 s')")
-    for number, run in ((1, "live"), (2, "dead")):
-        sink.write([old(number, 200, **running)])
-        postgres.ask("UPDATE jobs.tasks SET run_id = %s WHERE id = %s", run, f"{number:032x}")
-    sink._next_look = 0.0
-    sink.write([old(4, 1)])
-    assert kept(postgres) == [1, 4]
-    sink.close()
-
-
-def test_a_task_with_more_rows_than_go_at_once_goes_in_several_steps(
-        postgres: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bgworker.stores import postgres as module
-
-    monkeypatch.setattr(module, "MOST_ROWS", 100)
-    monkeypatch.setattr(module, "PRUNE_SECONDS", SOON)
-    sink = PostgresSink(postgres.connect, schema=schema, max_tasks=0)
-    sink.write([*(said(f"{1:032x}", seq) for seq in range(1, 1001)), old(1, 5)])
-    assert kept(postgres) == []
-    assert postgres.ask("SELECT count(*) FROM jobs.zz_stream_rows") == [(0,)]
-    sink.close()
-
-
-def test_sinks_that_prune_at_once_do_not_remove_too_much(
-        postgres: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bgworker.stores import postgres as module
-
-    monkeypatch.setattr(module, "PRUNE_SECONDS", SOON)
-    monkeypatch.setattr(module, "MOST_TASKS", 10)
-    plain = PostgresSink(postgres.connect, schema=schema)
-    plain.write([old(number, 1000 - number) for number in range(1000)])
-    plain.close()
-    sinks = [PostgresSink(postgres.connect, schema=schema, max_tasks=500) for _ in range(4)]
-    with Scheduler(4) as pool:
-        tasks = [pool.submit(each.write, [old(number, 0)])
-                 for number, each in enumerate(sinks, 1000)]
-        for task in tasks:
-            task.result(SOON)
-    for each in sinks:
-        each.close()
-    assert len(kept(postgres)) >= 500
-    last = PostgresSink(postgres.connect, schema=schema, max_tasks=500)
-    last.write([old(2000, 0)])
-    last.close()
-    assert len(kept(postgres)) == 500

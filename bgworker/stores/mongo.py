@@ -1,0 +1,414 @@
+"""Events as a history in MongoDB, which any number of processes and machines write to at once. Runs
+on the sink's thread.
+
+What `write` has returned from was acknowledged by the server, as the write concern of the database
+asks for. There are no transactions: tasks go in before what they said, and a batch of which a part
+is there is brought again as a whole.
+
+Collections ``runs``, ``scripts``, ``tasks``, ``task_streams`` and ``losses``. Their fields are the
+columns of a history file; what is NULL there is missing here. Times are texts, as there: a date of
+MongoDB has no microseconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime, timedelta, timezone
+from time import time_ns
+
+from ..history.answers import OPEN, SEEN, TASK_COLUMNS, Reading, last_event_of, loss_of
+from ..history.batch import LOSS_COLUMNS, wide_values
+from ..history.taskrows import COLUMNS, PROGRESS, RUN_COLUMNS, VARYING
+from ..model.errors import ConfigurationError, PermanentSinkError, SinkError
+from ..model.records import STREAM_CODES, STREAMS
+from ..model.text import describe, fit, fit_json, show
+from ..model.wire import ns_text
+from .store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any, TypeVar
+
+    from ..history.batch import SortedBatch
+    from ..history.taskrows import TaskRows
+    from ..model.events import Event
+
+    T = TypeVar("T")
+
+VERSION = 1
+"""The version that is written and read."""
+INDEXES: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "tasks": (("status", "created_utc"), ("completed_utc",), ("run_id",), ("script_hash",)),
+    "task_streams": (("task_id", "seq"),),
+}
+
+MOST_BYTES = 15 * 2**20
+"""Of what one event says: a document has at most 16 MiB."""
+MOST_KNOWN = 100_000
+"""Ids of tasks that are remembered as being in the history."""
+MOST_TASKS = 100
+"""Tasks that are pruned together."""
+MOST_OPEN = 1000
+"""Tasks without an end that are looked at, those first that began first."""
+READ_TASKS, READ_ROWS = 200, 2000
+
+_DUPLICATE = 11000
+_REFUSED = {2, 9, 14, 52, 57, 121, 10334, 17280, 17419, 17420}
+"""Codes that blame a document: a wrong value, too large, against the rules of a validator."""
+_REFUSED_KINDS = {"InvalidDocument", "DocumentTooLarge", "BSONError"}
+_HELD = {
+    13: "give the user the role readWrite on that database",
+    18: "correct the user or the password of the client",
+    14031: "make room on the server's disk, or raise the quota",
+}
+"""Code -> what mends it. Nothing is taken before, so the events are held."""
+
+_NAMES = {code: stream.value for kind, stream in STREAMS.items() for code in [STREAM_CODES[kind]]}
+_CODES = {name: code for code, name in _NAMES.items()}
+_OPEN = [status.value for status in OPEN]
+_FINAL = ["completed", "failed", "cancelled", "timed_out", "interrupted"]
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class MongoSink(Store):
+    """Records tasks and what they say in a MongoDB database.
+
+    Delivery is at least once, the documents are exactly once: one of ``task_streams`` is known by
+    its ``_id``, "<task id>:<seq>", and one of ``tasks`` never goes back to an earlier event. The
+    collections and their indexes are made by the first sink that connects.
+
+    ``runs.last_seen`` is set with each batch, by the server's clock. A run that was seen lately
+    lives, or died since. One that was not may have died, be cut off, or run tasks that say nothing:
+    it proves neither.
+
+    A server that cannot be reached costs no event but for those that do not fit into the sink's
+    queue. How long an attempt may take is for the client to say (``timeoutMS``, or
+    ``serverSelectionTimeoutMS`` and ``socketTimeoutMS``); by default it waits for 30 s.
+
+    Args:
+        database: a ``pymongo`` database, such as ``MongoClient(url)["jobs"]``. Its client is not
+            closed. Its write concern says what counts as stored: unless that waits for the journal
+            (``journal=True``) or a majority, a server that is killed may lose what it acknowledged.
+        max_age: seconds that a task stays after its end; None is for ever.
+        max_tasks: most tasks that are kept, counting those that have not ended; None is no bound.
+            Both remove only tasks that have ended, those first that ended first; with ``max_age``
+            also those whose run has not been seen for as long. Every sink with bounds prunes, while
+            it is written to.
+
+    Raises:
+        ConfigurationError: an argument cannot be used.
+    """
+
+    preferred_batch = 4096
+
+    def __init__(
+        self, database: Any, *, max_age: float | None = None, max_tasks: int | None = None
+    ) -> None:
+        # It is loaded, or there were no database: nothing of it is imported here.
+        driver = sys.modules.get(type(database).__module__.partition(".")[0])
+        self._update_one: Any = getattr(driver, "UpdateOne", None)
+        if self._update_one is None or "Database" not in _kinds(database):
+            raise ConfigurationError("database: expected one of pymongo (not of its async API), "
+                                     f"such as MongoClient(url)['jobs'], got {show(database)}")
+        super().__init__(f"the MongoDB database {database.name!r}", max_age, max_tasks)
+        self._database = database
+        self._is_prepared = False
+        self._is_in_doubt = False
+        """What the last attempt has stored is not known."""
+        self._known: set[str] = set()  # ids of tasks that are there
+
+    def __repr__(self) -> str:
+        return f"MongoSink({self._database.name!r})"
+
+    def open(self) -> None:
+        """Make the indexes if need be; again after a fork.
+
+        Raises:
+            PermanentSinkError: the history has a newer version.
+            TemporarySinkError: it may work later.
+        """
+        self._is_prepared = False
+        self._do("open", lambda at: None)
+
+    def _do(self, what: str, act: Callable[..., T], *arguments: Any) -> T:
+        try:
+            if not self._is_prepared:
+                self._prepare()
+            done = act(self._database, *arguments)
+        except Exception as error:
+            self._is_prepared, self._is_in_doubt = False, True
+            self._known.clear()
+            raise self._explained(what, error) from error
+        self._failures = 0
+        return done
+
+    def _prepare(self) -> None:
+        versions = self._database["schema_version"]
+        found = max((each["_id"] for each in versions.find()), default=0)
+        if found > VERSION:
+            raise PermanentSinkError(
+                f"{self._title} has a history of version {found}, and this bgworker knows versions "
+                f"up to {VERSION}; upgrade bgworker, or name another database", concerns="sink")
+        if found < VERSION:
+            for collection, indexes in INDEXES.items():
+                for fields in indexes:
+                    self._database[collection].create_index([(field, 1) for field in fields])
+            versions.update_one({"_id": VERSION}, {"$setOnInsert": {"since": ns_text(time_ns())}},
+                                upsert=True)
+        self._is_prepared = True
+
+    def _end(self, at: Any, runs: list[str]) -> None:
+        at.runs.update_many({"_id": {"$in": runs}}, {
+            "$set": {"ended_utc": ns_text(time_ns())}, "$currentDate": {"last_seen": True}})
+
+    def _disconnect(self) -> None:
+        self._is_prepared = False  # the client is the caller's
+
+    # -- documents --
+
+    def _store(self, at: Any, batch: SortedBatch) -> None:
+        self._store_tasks(batch.tasks)
+        if batch.speakers:
+            self._store_tasks(batch.unknown(self._known))
+        update = self._update_one
+        self._update("tasks", [
+            # the last_seq of a placeholder stays 0: any snapshot completes it
+            update({"_id": id_, "last_seq": condition}, _changes(
+                {"last_progress_pct": percent, "last_progress_msg": message, **seen}))
+            for percent, message, seq, id_ in batch.tasks.progress
+            for condition, seen in ((0, {}), ({"$gt": 0, "$lte": seq}, {"last_seq": seq}))])
+        self._insert("task_streams", _stream_documents(batch))
+        self._insert("losses", [
+            {"_id": "|".join(map(str, row)), **dict(zip(LOSS_COLUMNS, row))}
+            for row in batch.losses])
+        self._is_in_doubt = False
+
+    def _store_tasks(self, tasks: TaskRows) -> None:
+        update = self._update_one
+        self._update("runs", [
+            *(update({"_id": row[0]}, {
+                "$set": dict(zip(RUN_COLUMNS[1:], row[1:])), "$unset": {"ended_utc": ""},
+                "$currentDate": {"last_seen": True}}, upsert=True) for row in tasks.own_runs),
+            *(update({"_id": run_id}, {"$setOnInsert": {"host": None}}, upsert=True)
+              for run_id in tasks.other_runs)])
+        self._update("scripts", [
+            update({"_id": hash_}, {"$setOnInsert": {"script_id": script_id},
+                                    **({} if text is None else {"$set": {"text": text}})},
+                   upsert=True) for hash_, (script_id, text) in tasks.scripts.items()])
+        rows = [dict(zip(COLUMNS, row)) for row in tasks.rows()]
+        # An upsert fails as a duplicate where the task is further on, and where another process has
+        # just inserted it: what fails again is the former.
+        ops = [update({"_id": row["id"], "last_seq": {"$lte": row["last_seq"]}},
+                      _changes({name: row[name] for name in COLUMNS if name != "id"}), upsert=True)
+               for row in rows]
+        self._update("tasks", [ops[index] for index in self._update("tasks", ops)])
+        self._update("tasks", [
+            update({"_id": id_}, {"$setOnInsert": {
+                "name": "", "status": "running", "created_utc": created, "last_seq": 0}},
+                upsert=True) for id_, created in tasks.placeholders])
+        if len(self._known) > MOST_KNOWN:
+            self._known.clear()
+        self._known.update(row["id"] for row in rows)
+        self._known.update(id_ for id_, _ in tasks.placeholders)
+
+    def _update(self, collection: str, ops: list[Any]) -> list[int]:
+        """Do the updates, and return the numbers of those that failed as duplicates."""
+        if not ops:
+            return []
+        return self._many(lambda: self._database[collection].bulk_write(ops, ordered=False))
+
+    def _insert(self, collection: str, documents: list[dict[str, Any]]) -> None:
+        """Insert the documents that are not there. A duplicate costs a server many times what a
+        document does, so after an attempt that failed it is asked for them first."""
+        if documents and self._is_in_doubt and collection == "task_streams":
+            seqs = [each["seq"] for each in documents]
+            there = {each["_id"] for each in self._database[collection].find(
+                {"task_id": {"$in": list({each["task_id"] for each in documents})},
+                 "seq": {"$gte": min(seqs), "$lte": max(seqs)}}, {"_id": 1})}
+            documents = [each for each in documents if each["_id"] not in there]
+        if documents:
+            self._many(lambda: self._database[collection].insert_many(documents, ordered=False))
+
+    def _many(self, act: Callable[[], object]) -> list[int]:
+        """Write many documents; return the numbers of those that are there already."""
+        try:
+            act()
+        except Exception as error:
+            failed = _write_errors(error)
+            if not failed or any(each.get("code") != _DUPLICATE for each in failed):
+                raise
+            return [each["index"] for each in failed]
+        return []
+
+    def _explained(self, what: str, error: Exception) -> SinkError:
+        """Return what an error means for the sink's events."""
+        if isinstance(error, SinkError):
+            return error
+        text = describe(error)
+        codes = {each.get("code") for each in _write_errors(error)} - {_DUPLICATE}
+        codes |= {getattr(error, "code", None)} if not codes else set()
+        kinds = _kinds(error)
+        if codes and codes <= _REFUSED or kinds & _REFUSED_KINDS or isinstance(
+                error, (TypeError, ValueError, OverflowError)):
+            return PermanentSinkError(f"MongoDB cannot store an event: {text}")
+        remedies = [remedy for code, remedy in _HELD.items() if code in codes]
+        return self._failed(what, text, remedy="; ".join(remedies),
+                            is_away="ConnectionFailure" in kinds)
+
+    # -- pruning --
+
+    def _prune_some(self, at: Any) -> bool:
+        gone: list[str] = []
+        if self._max_tasks is not None:
+            # First those that would go, then how many are too many: another sink that removes some
+            # between the two leaves fewer to us.
+            oldest = self._ended(at, None, MOST_TASKS)
+            gone = oldest[:max(0, at.tasks.count_documents({}) - self._max_tasks)]
+        if self._max_age is not None and not gone:
+            then = datetime.now(timezone.utc) - timedelta(seconds=min(self._max_age, 1e10))
+            gone = self._ended(at, then, MOST_TASKS)
+            if not gone:
+                at.losses.delete_many({"created_utc": {"$lt": _text(then)}})
+        if not gone:
+            return False
+        chosen = {"_id": {"$in": gone}}
+        tasks = list(at.tasks.find(chosen, {"run_id": 1, "script_hash": 1}))
+        at.task_streams.delete_many({"task_id": {"$in": gone}})
+        at.tasks.delete_many(chosen)
+        self._known.difference_update(gone)
+        day = datetime.now(timezone.utc) - timedelta(days=1)
+        for collection, field, more in (("scripts", "script_hash", {}), ("runs", "run_id", {
+                "$or": [{"ended_utc": {"$ne": None}}, {"last_seen": None},
+                        {"last_seen": {"$lt": day}}]})):
+            for name in {task[field] for task in tasks if field in task}:
+                if at.tasks.find_one({field: name}, {"_id": 1}) is None:
+                    at[collection].delete_one({"_id": name, **more})
+        return True
+
+    def _ended(self, at: Any, before: datetime | None, most: int) -> list[str]:
+        """Return the ids of the tasks that ended first, before a time; with one also of tasks whose
+        run was not seen since."""
+        early = {} if before is None else {"$lt": _text(before)}
+        found = [(each["completed_utc"], each["_id"]) for each in at.tasks.find(
+            {"completed_utc": {"$gt": "", **early}, "status": {"$in": _FINAL}},
+            {"completed_utc": 1}).sort("completed_utc", 1).limit(most)]
+        unended = list(at.tasks.find(
+            {"completed_utc": None, "status": {"$in": [*_OPEN, "interrupted"]},
+             "created_utc": {"$gt": "", **early}},
+            {"created_utc": 1, "run_id": 1, "status": 1}).sort("created_utc", 1).limit(MOST_OPEN))
+        over: list[dict[str, Any]] = [{"ended_utc": {"$ne": None}}]
+        over += [] if before is None else [{"last_seen": None}, {"last_seen": {"$lt": before}}]
+        ids = list({each["run_id"] for each in unended if "run_id" in each})
+        runs = {each["_id"] for each in at.runs.find(
+            {"_id": {"$in": ids}, "$or": over}, {"_id": 1})}
+        found += [(each["created_utc"], each["_id"]) for each in unended
+                  if each["status"] == "interrupted" or each.get("run_id") in {None, *runs}]
+        return [id_ for _, id_ in sorted(found)[:most]]
+
+    # -- reading --
+
+    def events(self) -> Iterator[Event]:
+        """Yield all that is recorded, task by task in the order of their ids, as `History.events`
+        does of a file. Any thread.
+
+        Raises:
+            SinkError: the server cannot be reached.
+        """
+        own, reading = MongoSink(self._database), Reading()
+        own._is_prepared = True  # a reader makes nothing
+        last_id = ""
+        while tasks := own._read("tasks", {"_id": {"$gt": last_id}}, "_id", READ_TASKS):
+            last_id = tasks[-1]["_id"]
+            ended = {each["_id"] for each in own._read("runs", {
+                "_id": {"$in": list({task.get("run_id") for task in tasks})},
+                "ended_utc": {"$ne": None}})}
+            scripts = {each["_id"]: each.get("text") for each in own._read("scripts", {
+                "_id": {"$in": list({task.get("script_hash") for task in tasks})}})}
+            for document in tasks:
+                task = reading.task(_task_row(document, ended, scripts))
+                if task is None:
+                    continue
+                seq = -1
+                while found := own._read("task_streams", {
+                        "task_id": task.task_id, "seq": {"$gt": seq}}, "seq", READ_ROWS):
+                    seq = found[-1]["seq"]
+                    yield from reading.events(task.task_id, list(map(_stream_row, found)))
+                yield last_event_of(task)
+        last_id = ""
+        while losses := own._read("losses", {"_id": {"$gt": last_id}}, "_id", READ_ROWS):
+            last_id = losses[-1]["_id"]
+            yield from [loss_of((0, each["created_utc"], each["sink"], each["count"],
+                                 each["reason"], each["by_type"])) for each in losses]
+
+    def _read(self, collection: str, which: Mapping[str, Any], order: str = "_id",
+              most: int = 0) -> list[Any]:
+        return self._do("read", lambda at: list(
+            at[collection].find(which).sort(order, 1).limit(most)))
+
+
+def _stream_documents(batch: SortedBatch) -> list[dict[str, Any]]:
+    documents = []
+    for state, seq, kind, ns, data in batch.streams:
+        task_id = state.id
+        document = {"_id": f"{task_id}:{seq}", "task_id": task_id, "seq": seq,
+                    "stream_type": _NAMES[STREAM_CODES[kind]], "payload": data,
+                    "created_utc": ns_text(ns)}
+        percent, original_bytes, is_json = None, None, None
+        if data.__class__ is not str:
+            document["payload"], percent, original_bytes, is_json = wide_values(kind, data)
+        if len(document["payload"]) > MOST_BYTES // 4:
+            cut = (fit_json if is_json else fit)(document["payload"], MOST_BYTES)
+            document["payload"], original_bytes = cut[0], original_bytes or cut[1] or None
+        for name, value in (("percent", percent), ("original_bytes", original_bytes),
+                            ("truncated", original_bytes is not None or None),
+                            ("format", "json" if is_json else None)):
+            if value is not None:
+                document[name] = value
+        documents.append(document)
+    return documents
+
+
+def _task_row(document: dict[str, Any], ended: set[str], scripts: Mapping[str, Any]) -> Any:
+    """Return a task as a row of `TASK_COLUMNS`."""
+    values = {f"t.{name}": value for name, value in document.items()}
+    status = document.get("status")
+    is_over = status in _OPEN and document.get("run_id") in ended
+    values.update({"t.key": 0, "t.id": document["_id"], SEEN: "interrupted" if is_over else status,
+                   "s.text": scripts.get(document.get("script_hash", ""))})
+    return tuple([values.get(column) for column in TASK_COLUMNS])
+
+
+def _stream_row(document: dict[str, Any]) -> Any:
+    created = datetime.fromisoformat(document["created_utc"].replace("Z", "+00:00"))
+    return (document["seq"], _CODES.get(document["stream_type"]),
+            (created - _EPOCH) // timedelta(microseconds=1), document["payload"],
+            document.get("percent"), document.get("original_bytes"),
+            1 if document.get("format") == "json" else None)
+
+
+def _kinds(value: object) -> set[str]:
+    """Return the names of the classes of a driver's value; the classes are not ours to import."""
+    return {kind.__name__ for kind in type(value).__mro__}
+
+
+def _changes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the update that gives a task the values of a row, by the rules of `taskrows`."""
+    changes = {"$set": {name: value for name, value in values.items() if value is not None}}
+    told = values.get("last_progress_msg") is not None
+    gone = {name: "" for name, value in values.items()
+            if value is None and (name in VARYING or told and name in PROGRESS)}
+    return {**changes, "$unset": gone} if gone else changes
+
+
+def _text(time: datetime) -> str:
+    return time.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _write_errors(error: Exception) -> list[Any]:
+    """Return what a driver says of each document that failed; it goes on behind the first that
+    is a duplicate."""
+    details = getattr(error, "details", None)
+    found = details.get("writeErrors") if isinstance(details, dict) else None
+    is_all = isinstance(details, dict) and not details.get("writeConcernErrors")
+    return found if isinstance(found, list) and is_all else []
