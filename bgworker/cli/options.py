@@ -26,8 +26,8 @@ A_RUN = ("its id, the beginning of one or its last 8 digits, last, or last~1, la
          "before it")
 """What names a run."""
 
-A_TASK = ("a task's id, the beginning of one or its last 8 digits, a name (the newest task that has "
-          "it), the number of a command in the newest run, such as 12 or '[12]', or last")
+A_TASK = ("a task's id, the beginning of one or its last 8 digits, a name (the newest task that "
+          "has it), the number of a command in the newest run, such as 12 or '[12]', or last")
 """What names a task."""
 
 NO_SUCH_TASK = "there is no such task, or several may be meant"

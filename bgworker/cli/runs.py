@@ -1,5 +1,5 @@
-"""``bgworker runs``: the Schedulers that wrote to a history, what became of their tasks, and what is
-left of them."""
+"""``bgworker runs``: the Schedulers that wrote to a history, what became of their tasks, and what
+is left of them."""
 
 from __future__ import annotations
 

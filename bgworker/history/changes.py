@@ -101,7 +101,8 @@ class Comparison:
         self.counts: Counter[str] = Counter()
         self.keys: dict[str, list[tuple[int | None, int | None]]] = {
             change: [] for change in CHANGES}
-        self._gains: dict[tuple[int | None, int | None], float] = {}  # seconds, of slower and faster
+        # seconds, of slower and faster
+        self._gains: dict[tuple[int | None, int | None], float] = {}
         origins = _origins(connection, before, after)
         self.is_rerun = bool(origins)
         """Whether the second run ran tasks of the first again."""

@@ -53,7 +53,8 @@ class _Room:
         self._waiting: list[Latch] = []
         self._running = 0
         self._idle_since = monotonic()
-        self._missed_at: float | None = None  # when there was no room first, since a command started
+        # when there was no room first, since a command started
+        self._missed_at: float | None = None
         self._looked_at = 0.0  # when there was none last
         self._is_told = False  # that there is none, since `_missed_at`
 

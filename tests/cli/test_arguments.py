@@ -1,5 +1,5 @@
-"""The commands that ``bgworker run`` makes of arguments, and how it reads them: real processes, files
-and pipes."""
+"""The commands that ``bgworker run`` makes of arguments, and how it reads them: real processes,
+files and pipes."""
 
 from __future__ import annotations
 
@@ -181,7 +181,8 @@ def test_what_cannot_be_used_is_refused_in_one_line_and_nothing_runs(
 def test_stdin_is_read_once(tmp_path: Path) -> None:
     done = run_cli("run", "-a", "-", "--", "x", "::::", "-", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "bgworker run: error: expected to read stdin once, got - twice; name a file\n"
+    assert done.stderr == ("bgworker run: error: expected to read stdin once, got - twice; "
+                           "name a file\n")
 
 
 # ---------------------------------------------------------------- lines

@@ -1,4 +1,5 @@
-"""``--retries`` and ``--timeout`` of ``bgworker run``: real commands, and what is recorded of them."""
+"""``--retries`` and ``--timeout`` of ``bgworker run``: real commands, and what is recorded of
+them."""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ def shown(capfd: pytest.CaptureFixture[str], *words: object, code: int = 0) -> l
     return out.splitlines()
 
 
-def written(record: Recorder, pairs: dict[str, tuple[str | None, str | None, float, float]]) -> None:
+def written(
+    record: Recorder, pairs: dict[str, tuple[str | None, str | None, float, float]]
+) -> None:
     """Two runs, the second of which is the newest: by name how a function ended and how long it
     took in each."""
     for run in RUNS:

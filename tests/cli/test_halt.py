@@ -1,4 +1,5 @@
-"""``--halt`` and ``--fail-fast``: when a run ends before all have run, and what its exit code is."""
+"""``--halt`` and ``--fail-fast``: when a run ends before all have run, and what its exit code
+is."""
 
 from __future__ import annotations
 
@@ -41,8 +42,9 @@ def test_a_halt_counts_what_ended_so(
     assert found.is_met(Counter(counts), total) is is_met
 
 
-@pytest.mark.parametrize("text", ["", "now", "now,fail", "later,fail=1", "now,fail=0", "now,fail=-1",
-                                  "now,fail=101%", "now,fail=0%", "soon;fail=1", "now,fails=1"])
+@pytest.mark.parametrize(
+    "text", ["", "now", "now,fail", "later,fail=1", "now,fail=0", "now,fail=-1", "now,fail=101%",
+             "now,fail=0%", "soon;fail=1", "now,fails=1"])
 def test_what_is_no_condition_is_refused_with_the_forms(
     capfd: pytest.CaptureFixture[str], text: str
 ) -> None:

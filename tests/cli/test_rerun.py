@@ -277,8 +277,8 @@ def test_the_time_limit_of_then_holds_unless_another_is_given(tmp_path: Path) ->
 
 
 def test_the_exit_code_and_the_options_are_those_of_run(tmp_path: Path) -> None:
-    cli(tmp_path, "run", "-q", "-f", "-", input=b"exit 3\necho x >>count; test $(wc -l <count) -ge 3"
-        b"\nkill -9 $$", code=1)
+    cli(tmp_path, "run", "-q", "-f", "-",
+        input=b"exit 3\necho x >>count; test $(wc -l <count) -ge 3\nkill -9 $$", code=1)
     cli(tmp_path, "rerun", "1", code=3)
     done = cli(tmp_path, "rerun", "2", "--retries", "2", "--run", "last~1", "--tag", "--jsonl",
                "e.jsonl", "--sink", "sqlite:other.db")

@@ -504,7 +504,8 @@ def test_the_bytes_of_a_command_reach_it_as_they_were_written_whatever_the_local
             input=(tmp_path / "commands").read_bytes(),
         )
         label = "[1] " * (given == ["-f", "-"])
-        assert (done.stdout.decode(), done.returncode) == (f"{label}{words.hex()}\n", 0), done.stderr
+        said = f"{label}{words.hex()}\n"
+        assert (done.stdout.decode(), done.returncode) == (said, 0), done.stderr
     ends = check_record(tmp_path / "e.jsonl", 3)
     assert len({end.task.script_hash for end in ends[:2]}) == 1
     for end in ends:
