@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..model.events import TaskSnapshot
 
 LINES = 200
+MOST_OF_AN_ID = 64
 LONGEST = 50_000
 """Characters of a traceback, of arguments, a result or a source that are shown."""
 
@@ -38,6 +39,8 @@ def task_page(here: Address, history: History, view: View) -> tuple[str, Markup,
 def _facts(task: TaskSnapshot, history: History, view: View) -> list[Markup]:
     run = history.run(task.run_id)
     percent = task.last_progress_percent
+    earlier = task.metadata.get("rerun_of")  # a program can write anything there
+    later = history.later_of(task.task_id)
     pairs: dict[str, object] = {
         "Started": view.time(task.started_utc, "exact"),
         "Ended": view.time(task.completed_utc, "exact"),
@@ -46,13 +49,18 @@ def _facts(task: TaskSnapshot, history: History, view: View) -> list[Markup]:
         "Created": view.time(task.created_utc, "exact"),
         "Progress": ("" if percent is None else f"{percent:.0f}% ")
         + start(task.last_progress_message),
+        "Runs again": isinstance(earlier, str) and 0 < len(earlier) <= MOST_OF_AN_ID and link(
+            short(earlier), task_path(earlier), "the task that this one ran again"),
+        "Was run again as": later and [
+            link(short(later.task_id), task_path(later.task_id), "the last that ran it again"),
+            " ", badge(later.status)],
         "Run": task.run_id and link(short(task.run_id), address("/", run=task.run_id)),
         "Process": run and sections.process(run),
         "Script": start(task.script_id, 120),
-        "Id": fill("code", text=task.task_id[:64]),
+        "Id": fill("code", text=task.task_id[:MOST_OF_AN_ID]),
         "Metadata": task.metadata and start(
             json.dumps(dict(task.metadata), ensure_ascii=False), 2000)}
-    return [fill("fact", name=name, value=value, kind=name.lower())
+    return [fill("fact", name=name, value=value, kind=name.lower().replace(" ", "-"))
             for name, value in pairs.items() if value]
 
 

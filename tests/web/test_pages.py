@@ -129,6 +129,38 @@ def test_a_task_shows_its_failure_and_what_it_said(tmp_path: Path) -> None:
         assert "not tonight" in page(server, f"/task/{ids['cleanup']}").text
 
 
+def test_a_task_leads_to_the_one_that_it_ran_again_and_to_the_last_that_ran_it_again(
+    record: Recorder, server: Server,
+) -> None:
+    def links_of(task: str) -> dict[str, str]:
+        return {href: text for href, text in re.findall(
+            r'<a href="/task/([0-9a-f]{32})"[^>]*>([^<]*)</a>', ask(server, f"/task/{task}").body)
+            if href != task}
+
+    tasks: list[str] = []
+    for status in ("failed", "timed_out", "completed"):
+        again = {"rerun_of": tasks[-1]} if tasks else {}
+        tasks.append(record.task("load", status, created=record.ago(seconds=90 - len(tasks)),
+                                 metadata=again, **again))
+    first, second, third = tasks
+    assert links_of(first) == {third: third[-8:]}
+    assert links_of(second) == {first: first[-8:], third: third[-8:]}
+    assert links_of(third) == {second: second[-8:]}
+    text = page(server, f"/task/{first}").text
+    assert re.search(rf"Was run again as\s*{third[-8:]}\s*completed", text)
+    assert "Runs again" not in text and "Was run again" not in page(server, f"/task/{third}").text
+
+
+@pytest.mark.parametrize("written", [EVIL, EVIL[:60], "", "x" * 60_000, 7, ["last"], None])
+def test_an_id_that_a_program_made_up_harms_no_page(
+    record: Recorder, server: Server, written: object,
+) -> None:
+    record.task(metadata={"rerun_of": written})
+    body = ask(server, "/task/last").body
+    harmless(body)
+    assert len(body) < 20_000 and ("Runs again" in body) == (written == EVIL[:60])
+
+
 RESULT = '<pre tabindex="0">5</pre>'
 
 
