@@ -217,9 +217,8 @@ class PostgresSink(Store):
 
     def _connected(self, what: str) -> Any:
         if self._pid != os.getpid():
-            # The parent goes on with it: to close it here would end it there.
-            _inherited.append(self._connection)
-            self._connection, self._pid = None, os.getpid()
+            self._disconnect()
+            self._pid = os.getpid()
             self._runs.clear()
         if self._connection is None:
             try:
@@ -243,7 +242,10 @@ class PostgresSink(Store):
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None and self._pid == os.getpid():
+        if self._pid != os.getpid():
+            # The parent goes on with it: to close it here would end it there.
+            _inherited.append(connection)
+        elif connection is not None:
             try:
                 connection.close()
             except Exception as error:  # a driver's; the connection is of no use in any case

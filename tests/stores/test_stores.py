@@ -180,6 +180,7 @@ def test_a_forked_child_and_its_parent_go_on_side_by_side(stage: Stage, sink: An
         sink.close()
 
     assert exit_code(forked(child)) == 0
+    assert exit_code(forked(sink.close)) == 0
     sink.write([said(new_id(3), 1)])
     assert getattr(sink, "_connection", None) is before  # it was not ended by the child
     assert stage.counts()[0] == 3
