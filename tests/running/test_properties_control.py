@@ -298,12 +298,13 @@ def check(
     for task in tasks:
         of_task = by_task.get(task.id, [])
         names = [each.type.value for each in of_task]
-        said = f"seed {seed}: {task}, {names}"
+        said = f"seed {seed}: {task}, {names}, {'waited for' if has_all else 'given up'}"
         assert [each.seq for each in of_task] == list(range(1, len(names) + 1)), said
         ends = [each for each in names if each in ENDS]
         if not ends and not has_all:
             continue  # left to itself
-        assert task.done(), said
+        # the thread of one that was given up may stand between the record of its end and the end
+        assert task.done() if has_all else task.wait(LONG), said
         assert len(ends) == 1 and names[-1] == ends[0] and ENDS[ends[0]] == task.status.value, said
     return collections.Counter(task.status.value for task in tasks)
 
