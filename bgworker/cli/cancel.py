@@ -96,7 +96,9 @@ def _reason(text: str) -> str:
 def act(options: Namespace) -> int:
     """Ask, wait, and tell what came of each task."""
     if bool(options.tasks) == options.all:
-        options.parser.error("expected TASK ... or --all, and not both; see bgworker cancel --help")
+        options.parser.error(
+            f"expected either TASK or --all, got {'both' if options.all else 'neither'}; name "
+            "tasks, or use --all for all that wait or run")
     output = Output()
     with opened(options) as history:
         import sqlite3

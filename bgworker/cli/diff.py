@@ -69,6 +69,9 @@ def act(options: Namespace) -> int:
         try:
             changes = history.changes(options.before, options.after, limit=options.limit or None)
         except ConfigurationError as error:  # "run: expected ..."
+            if (count := len(history.runs(limit=2))) < 2:
+                options.parser.error(f"expected two runs to compare, got {count} in the history; "
+                                     "run something again first, as with bgworker rerun")
             options.parser.error(f"argument RUN: {str(error).partition(': ')[2]}")
         if options.json:
             output.json(**_fields(changes))

@@ -113,7 +113,7 @@ class Live:
             self._left = None
             if self.total is not None:
                 self._left = self._estimate.left(self.total, time_ns() / 1e9)
-        return self._left
+        return None if self.ended == self.total else self._left
 
     def lines(self, surface: Surface) -> list[str]:
         """Return a heading and a line per command that runs, as many as two thirds of the surface's

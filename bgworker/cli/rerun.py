@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from ..model.checks import MOST
 from ..model.errors import ConfigurationError, UnknownTask
 from ..model.ids import SHORT
 from ..words import word_for
@@ -78,7 +79,7 @@ def add_arguments(parser: Any) -> None:
                         "run again")
     add_run(parser, "the run that is meant (default: the newest)")
     add_db(parser, "the history to read and to record in")
-    add_running_options(parser)
+    add_running_options(parser, "see bgworker run --help")
 
 
 def act(options: Namespace) -> int:
@@ -179,8 +180,11 @@ def _again(task: TaskSnapshot) -> Command:
     text = original(metadata["command"])
     words = [original(word) for word in argv] if isinstance(argv, list) else [text]
     folder = original(metadata.get("cwd"))
-    if None in words or argv is not None and not isinstance(argv, list):
-        raise ConfigurationError("its record is damaged")
+    seconds = task.timeout
+    if (None in words or argv is not None and not isinstance(argv, list)
+            or seconds is not None and not 0 < seconds <= MOST
+            or folder is not None and not os.path.isabs(folder)):
+        raise ConfigurationError("its record is damaged; run the command anew")
     if folder is None:
         raise ConfigurationError("its directory is not recorded, since it was gone already; run "
                                  "the command anew where it is to run")
@@ -191,8 +195,7 @@ def _again(task: TaskSnapshot) -> Command:
     given = [word for word in words if word is not None]
     call = shell(given if argv is not None else given[0], cwd=folder)
     recorded = {key: metadata[key] for key in ("cwd", "command", "argv") if key in metadata}
-    return Command(task.name, {**recorded, "rerun_of": task.task_id}, call,
-                   timeout=task.timeout)
+    return Command(task.name, {**recorded, "rerun_of": task.task_id}, call, timeout=seconds)
 
 
 def _why_not(task: TaskSnapshot) -> str:

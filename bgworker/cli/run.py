@@ -221,8 +221,12 @@ def add_arguments(parser: Any) -> None:
     add_running_options(parser)
 
 
-def add_running_options(parser: Any) -> None:
-    """Add the options that tell how commands are run, recorded and shown."""
+def add_running_options(parser: Any, more: str = "see below") -> None:
+    """Add the options that tell how commands are run, recorded and shown.
+
+    Args:
+        more: where a help tells more of some of them.
+    """
     parser.add_argument(
         "-j",
         "--jobs",
@@ -234,7 +238,7 @@ def add_running_options(parser: Any) -> None:
     parser.add_argument(
         "--timeout", metavar="S", type=time_limit, default=TimeLimit(),
         help="how long each command may run: seconds, a duration such as 90s or 1h30m, or a share "
-        "of what is usual, such as 300%%, see below"
+        f"of what is usual, such as 300%%; {more}"
     )
     parser.add_argument(
         "--retries", metavar="N", type=whole(0, "; leave it out to run each command once"),
@@ -249,11 +253,11 @@ def add_running_options(parser: Any) -> None:
         metavar="SPEC",
         action="append",
         default=[],
-        help="send all events to this sink too; may be given several times, see below",
+        help=f"send all events to this sink too; may be given several times; {more}",
     )
     parser.add_argument(
         "--halt", metavar="WHEN,WHY", type=halt,
-        help="when to end before all commands have run, such as soon,fail=3; see below (default: "
+        help=f"when to end before all commands have run, such as soon,fail=3; {more} (default: "
         "never)"
     )
     parser.add_argument(

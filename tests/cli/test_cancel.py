@@ -450,8 +450,8 @@ def test_where_a_name_is_unknown_none_is_asked(
 
 
 @pytest.mark.parametrize("words, told", [
-    ([], "expected TASK ... or --all, and not both"),
-    (["last", "--all"], "expected TASK ... or --all, and not both"),
+    ([], "expected either TASK or --all, got neither; name tasks"),
+    (["last", "--all"], "expected either TASK or --all, got both; name tasks"),
     (["last", "--timeout", "0"], "expected seconds > 0, or a duration such as 90s or 1h30m, got"),
     (["last", "--reason", " "], "expected 1 to 1,000 characters"),
     (["last", "--reason", "x" * 1001], "expected 1 to 1,000 characters, got 1,001"),

@@ -133,12 +133,23 @@ def test_two_equal_runs_have_no_difference(record: Recorder,
 
 def test_a_run_that_is_not_there_is_refused(record: Recorder,
                                             capfd: pytest.CaptureFixture[str]) -> None:
-    record.run(RUNS[0], ended=record.now)
-    for words in ([], ["nope", "last"], ["last", "nope"]):
+    for run in RUNS:
+        record.run(run, ended=record.now)
+    for words in (["last~2"], ["nope", "last"], ["last", "nope"]):
         assert main(["diff", *words]) == 2
         err = capfd.readouterr().err
         assert err.startswith("bgworker diff: error: argument RUN: expected the id of a run")
-        assert f"the newest are {RUNS[0][-8:]}" in err and err.count("\n") == 1
+        assert f"the newest are {RUNS[1][-8:]}" in err and err.count("\n") == 1
+
+
+def test_without_two_runs_that_is_told_and_not_of_names_that_nobody_typed(
+        record: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
+    for count, run in enumerate(RUNS):
+        assert main(["diff"]) == 2
+        assert capfd.readouterr().err == (
+            f"bgworker diff: error: expected two runs to compare, got {count} in the history; run "
+            "something again first, as with bgworker rerun\n")
+        record.run(run, ended=record.now)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="shell commands of POSIX")

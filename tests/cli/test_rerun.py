@@ -310,15 +310,16 @@ def test_all_that_cannot_run_again_is_listed_before_anything_runs(tmp_path: Path
         "NUL": {**good, "command": "touch ran\0"},
         "empty": {**good, "argv": []},
         "half": {**good, "command": "\ud800"},
+        "elsewhere": {**good, "cwd": "."},
     }
     reasons = [
         r"its directory '/no/such\nplace' is not there any more; create it, or run the command",
         "its directory is not recorded, since it was gone already; run the command anew",
         "its command was too long to be recorded whole; run it anew",
         "its command is not recorded, as only bgworker run does that; run it anew",
-        "its record is damaged", "its record is damaged", "its record is damaged",
+        *["its record is damaged; run the command anew"] * 3,
         "expected no NUL character in a command, got", "expected a command, got ",
-        "its record is damaged",
+        *["its record is damaged; run the command anew"] * 2,
         "it is the Python function jobs:load, which only its own program can call; submit it there",
     ]
     ids = [record.task(name, "failed", run_id=run, metadata=each) for name, each in bad.items()]
@@ -326,7 +327,7 @@ def test_all_that_cannot_run_again_is_listed_before_anything_runs(tmp_path: Path
     record.task("fine", "failed", run_id=run, metadata=good)
     done = cli(tmp_path, "rerun", "--failed", code=2)
     first, heading, *lines = told(done)
-    assert heading == ("bgworker rerun: error: 11 of 12 cannot be run again, so nothing was "
+    assert heading == ("bgworker rerun: error: 12 of 13 cannot be run again, so nothing was "
                        "started:")
     for line, task_id, name, reason in zip(lines, ids, [*bad, "load"], reasons, strict=True):
         assert line.startswith(f"bgworker rerun: {task_id[-8:]} ({name}): {reason}"), line
@@ -334,6 +335,26 @@ def test_all_that_cannot_run_again_is_listed_before_anything_runs(tmp_path: Path
     cli(tmp_path, "rerun", "fine")
     assert (tmp_path / "ran").exists(), "the twin: nothing but the others stood in its way"
     record.close()
+
+
+@pytest.mark.parametrize("timeout", [-5.0, 0.0, 1e12])
+def test_a_time_limit_that_no_task_can_have_is_refused(
+        record: Recorder, capfd: pytest.CaptureFixture[str], timeout: float) -> None:
+    record.task("job", "failed", run_id=record.run(ended=record.now), timeout_sec=timeout,
+                metadata={"command": "touch ran", "cwd": os.getcwd()})
+    assert main(["rerun", "job"]) == 2
+    assert capfd.readouterr().err.endswith("(job): its record is damaged; run the command anew\n")
+    assert not os.path.exists("ran")
+
+
+def test_the_help_sends_nobody_to_what_it_does_not_tell(capfd: pytest.CaptureFixture[str]) -> None:
+    for verb, is_told in (("rerun", False), ("run", True)):
+        assert main([verb, "--help"]) == 0
+        shown = capfd.readouterr().out
+        assert ("see below" in shown) is is_told
+        assert ("--halt WHEN,WHY:" in shown) is is_told
+    assert main(["rerun", "--help"]) == 0
+    assert "see bgworker run --help" in " ".join(capfd.readouterr().out.split())
 
 
 def test_of_an_empty_history_nothing_is_left(record: Recorder,

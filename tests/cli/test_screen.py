@@ -211,6 +211,20 @@ def test_from_the_third_second_on_the_picture_tells_how_long_the_rest_may_take(
     assert len(asked) == 1, "no command has come since"
 
 
+def test_when_all_have_ended_no_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1_000.0]
+    monkeypatch.setattr(live_module, "monotonic", lambda: clock[0])
+    live = Live(2)
+    for duration in (20.0, 1.0):
+        state = state_of("job")
+        live.move(state, TaskStatus.RUNNING)
+        state.duration = duration
+        live.move(state, TaskStatus.COMPLETED)
+        clock[0] += 3.5 if duration == 20.0 else 0.5
+        told = live.summary()
+        assert ("about 20s left" in told) is (duration == 20.0), told
+
+
 def test_the_time_left_stands_where_a_narrow_terminal_still_shows_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
