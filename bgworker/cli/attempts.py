@@ -32,6 +32,14 @@ SHORTEST = 1.0
 """Seconds that a share of the median gives at least: what takes some milliseconds takes ten times
 as long beside others."""
 
+AT_ONCE = 3
+"""Attempts that are made one after the other. Before the next one there is a pause of a tenth of a
+second, and each pause is twice as long as the one before: what fails in a millisecond is not to
+fill a history with thousands of attempts a minute."""
+
+LONGEST_PAUSE = 10.0
+"""Seconds between two attempts, at most."""
+
 LATEST = 999
 """Commands of this run whose median counts: the latest ones."""
 
@@ -134,17 +142,28 @@ class Attempts:
             except (subprocess.CalledProcessError, OSError, TaskTimedOut) as error:
                 if number == self._most:
                     raise
-                self._tell(number, f"{_how(error)} after {took(monotonic() - started)}")
+                pause = pause_after(number)
+                self._tell(number, f"{_how(error)} after {took(monotonic() - started)}", pause)
+                if pause:
+                    current_task().sleep(pause)
             else:
                 self._limit.note(monotonic() - started)
                 return code
         raise AssertionError("there is always a next number")
 
-    def _tell(self, number: int, how: str) -> None:
+    def _tell(self, number: int, how: str, pause: float) -> None:
         of = f" of {self._most}" if self._most else ""
+        when = f" in {took(pause)}" if pause else ""
         context = current_task()
-        context.warning(f"bgworker: attempt {number}{of} {how}; trying again")
+        context.warning(f"bgworker: attempt {number}{of} {how}; trying again{when}")
         context.progress(0, None, f"attempt {number + 1}{of}")
+
+
+def pause_after(number: int) -> float:
+    """Return the seconds between an attempt that failed, from 1, and the next one."""
+    if number < AT_ONCE:
+        return 0.0
+    return min(LONGEST_PAUSE, 0.1 * 2.0**min(number - AT_ONCE, 30))
 
 
 def _how(error: Exception) -> str:

@@ -79,7 +79,7 @@ def add_arguments(parser: Any) -> None:
                         "run again")
     add_run(parser, "the run that is meant (default: the newest)")
     add_db(parser, "the history to read and to record in")
-    add_running_options(parser, "see bgworker run --help")
+    add_running_options(parser)
 
 
 def act(options: Namespace) -> int:

@@ -142,6 +142,8 @@ time limits and retries:
   is at least a second. The limit that a task got is in its record.
 
   The attempts of a command are one task, whose warnings tell how each failed.
+  From the fourth on there is a pause before each: 0.1 seconds, and twice as
+  long each time, up to 10.
 
   Where the system runs out of processes or descriptors, commands wait until
   others end.
@@ -221,12 +223,9 @@ def add_arguments(parser: Any) -> None:
     add_running_options(parser)
 
 
-def add_running_options(parser: Any, more: str = "see below") -> None:
-    """Add the options that tell how commands are run, recorded and shown.
-
-    Args:
-        more: where a help tells more of some of them.
-    """
+def add_running_options(parser: Any) -> None:
+    """Add the options that tell how commands are run, recorded and shown. What "below" tells of
+    them, the epilog of each verb does."""
     parser.add_argument(
         "-j",
         "--jobs",
@@ -238,7 +237,7 @@ def add_running_options(parser: Any, more: str = "see below") -> None:
     parser.add_argument(
         "--timeout", metavar="S", type=time_limit, default=TimeLimit(),
         help="how long each command may run: seconds, a duration such as 90s or 1h30m, or a share "
-        f"of what is usual, such as 300%%; {more}"
+        "of what is usual, such as 300%%, see below"
     )
     parser.add_argument(
         "--retries", metavar="N", type=whole(0, "; leave it out to run each command once"),
@@ -253,11 +252,11 @@ def add_running_options(parser: Any, more: str = "see below") -> None:
         metavar="SPEC",
         action="append",
         default=[],
-        help=f"send all events to this sink too; may be given several times; {more}",
+        help="send all events to this sink too; may be given several times, see below",
     )
     parser.add_argument(
         "--halt", metavar="WHEN,WHY", type=halt,
-        help=f"when to end before all commands have run, such as soon,fail=3; {more} (default: "
+        help="when to end before all commands have run, such as soon,fail=3; see below (default: "
         "never)"
     )
     parser.add_argument(

@@ -13,7 +13,7 @@ import pytest
 
 from bgworker import History
 from bgworker.cli import main
-from bgworker.cli.attempts import SHORTEST, TimeLimit
+from bgworker.cli.attempts import SHORTEST, TimeLimit, pause_after
 from bgworker.model import wire
 from tests.histories import run_cli
 
@@ -75,6 +75,25 @@ def test_a_signal_is_a_failure_that_is_tried_again(folder: Path, script: str, ho
 def test_what_cannot_be_started_is_tried_again_too(folder: Path) -> None:
     assert main(["run", "--retries", "2", "--", "./nosuch"]) == 127
     assert "attempt 1 of 2 failed (there is no such program" in said("warning")[0]
+
+
+def test_from_the_fourth_attempt_on_pauses_grow_to_ten_seconds() -> None:
+    pauses = [pause_after(number) for number in range(1, 12)]
+    assert pauses == [0, 0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10]
+    assert pause_after(10**9) == 10
+
+
+def test_what_fails_at_once_is_not_tried_a_thousand_times_and_a_stop_ends_its_pause(
+        folder: Path) -> None:
+    commands = ["echo x >>tries; exit 1", "sleep 1.5"]
+    assert main(["run", "-j2", "--retries", "0", "--halt", "now,success=1", ":::", *commands]) == 0
+    assert 2 <= len(Path("tries").read_text().split()) <= 6, "0.1 + 0.2 + 0.4 + 0.8 = 1.5"
+    failing, _ = tasks()
+    assert failing.status == "cancelled"
+    with History("bgworker.db") as history:
+        told = [event.payload for event in history.streams(failing.task_id, types=["warning"])]
+    ends = [line.rpartition("trying again")[2] for line in told]
+    assert ends == ["", "", " in 100ms", " in 200ms", " in 400ms", " in 800ms"][:len(told)]
 
 
 def test_a_cancel_ends_the_attempts(folder: Path) -> None:

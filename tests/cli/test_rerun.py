@@ -347,16 +347,6 @@ def test_a_time_limit_that_no_task_can_have_is_refused(
     assert not os.path.exists("ran")
 
 
-def test_the_help_sends_nobody_to_what_it_does_not_tell(capfd: pytest.CaptureFixture[str]) -> None:
-    for verb, is_told in (("rerun", False), ("run", True)):
-        assert main([verb, "--help"]) == 0
-        shown = capfd.readouterr().out
-        assert ("see below" in shown) is is_told
-        assert ("--halt WHEN,WHY:" in shown) is is_told
-    assert main(["rerun", "--help"]) == 0
-    assert "see bgworker run --help" in " ".join(capfd.readouterr().out.split())
-
-
 def test_of_an_empty_history_nothing_is_left(record: Recorder,
                                              capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["rerun", "--failed"]) == 0
