@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -260,8 +261,9 @@ def test_what_looks_at_nothing_is_told_after_the_timeout_and_the_request_stands(
         task_id = wait_for(path, "heeds_late")
         done = run_cli("cancel", "last", "--timeout", "1.5", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.startswith(
-            f"bgworker cancel: {task_id[-8:]} heeds_late: still runs after 1.5s; it was asked")
+        assert re.match(  # on a busy machine the last look comes late
+            rf"bgworker cancel: {task_id[-8:]} heeds_late: still runs after \d\.\ds; it was asked",
+            done.stderr)
         assert seen(path, REQUESTS) == [(task_id, 1)]
     assert record_of(path, "heeds_late") == ("cancelled", cancel.REASON)
     assert seen(path, REQUESTS) == []
@@ -413,7 +415,7 @@ def test_who_listens_but_is_stopped_is_waited_for_and_then_said_to_be(tmp_path: 
             done = run_cli("cancel", "last", "--timeout", "3", cwd=tmp_path)
             assert time.monotonic() - begun >= 3 > cancel.ANSWER
             assert (done.returncode, done.stdout, seen(path, REQUESTS)) == (1, "", [])
-            assert f"its process {process.pid} has not answered within 3.0s" in done.stderr
+            assert f"its process {process.pid} has not answered within 3." in done.stderr
             assert "it is stopped, or too busy" in done.stderr
             asking = subprocess.Popen([sys.executable, "-m", "bgworker", "cancel", "last"],
                                       cwd=tmp_path, env=environment(), stdout=subprocess.PIPE)

@@ -19,9 +19,8 @@ from bgworker.history import schema
 from bgworker.cli import VERBS, main
 from bgworker.cli.reading import harmless_json, json_line
 from bgworker.words import escaped
-from tests.support import ROOT, environment
+from tests.support import environment
 
-README = ROOT / "README.md"
 
 READING: dict[str, list[str]] = {
     "tasks": ["tasks"],
@@ -301,28 +300,6 @@ def test_every_verb_has_help_with_an_example_of_itself(capfd: pytest.CaptureFixt
         assert re.search(rf"^examples?:\n  (.* \| )?bgworker {name}( |$)", text, re.MULTILINE), name
         assert re.search(r"^exit codes:\n  ", text, re.MULTILINE), name
         assert max(map(len, text.splitlines())) <= 80, name
-
-
-def test_the_readme_tells_of_every_verb_and_option_of_this_table() -> None:
-    text = README.read_text(encoding="utf-8")
-    for name in verb_names():
-        assert re.search(rf"bgworker {name}\b", text), name
-    for option in (
-        "--db",
-        "--no-db",
-        "--resume",
-        "--json",
-        "--status",
-        "--name",
-        "--since",
-        "--limit",
-        "--stream",
-        "--older-than",
-        "--keep",
-        "--dry-run",
-        "--jsonl",
-    ):
-        assert option in text, option
 
 
 def test_no_verb_loads_sqlite_before_it_needs_it() -> None:
