@@ -17,6 +17,7 @@ from typing import NamedTuple
 from ..model.errors import ConfigurationError
 from ..model.events import TaskStatus
 from .answers import SEEN, STATUSES, Run, number_of, object_of, text_of
+from .past import LONGEST_CHAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ CHANGES = ("newly_failed", "mended", "slower", "faster", "new", "gone")
 """In the order in which they are told."""
 
 _FAILED = (TaskStatus.FAILED, TaskStatus.TIMED_OUT)
-_LONGEST_CHAIN = 100  # of tasks each of which runs the one before again
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _origins(connection: sqlite3.Connection, before: str, after: str) -> dict[st
         "SELECT id, rerun_of FROM tasks WHERE run_id = ? AND +id < x'' AND rerun_of < x''",
         (after,)))
     found: dict[str, str] = {}
-    for _ in range(_LONGEST_CHAIN):
+    for _ in range(LONGEST_CHAIN):
         if not steps:
             break
         told = _runs_of(connection, set(steps.values()))

@@ -23,7 +23,8 @@ MOST = 5_000
 them."""
 
 LATEST = 5
-_LONGEST_CHAIN = 100  # of tasks each of which runs the one before again
+LONGEST_CHAIN = 100
+"""Tasks, each of which runs the one before again, that are followed."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def later_of(connection: sqlite3.Connection, key: int) -> Other | None:
     """Return the last task of the chain of those that ran a task again."""
     (task_id,) = connection.execute("SELECT id FROM tasks WHERE key = ?", (key,)).fetchone()
     found = None
-    for _ in range(_LONGEST_CHAIN):
+    for _ in range(LONGEST_CHAIN):
         row = connection.execute(f"{_SELECT} WHERE t.rerun_of = ? AND t.id > ? "
                                  "ORDER BY t.id DESC LIMIT 1", (task_id, task_id)).fetchone()
         if row is None:

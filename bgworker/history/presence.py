@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from ..model.ids import is_own_run
 from .schema import this_host, transaction
-from .statements import DELETE_REQUESTS
+from .statements import DELETE_REQUESTS, GIVEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,15 +31,14 @@ WHERE ended_utc IS NULL AND host IS NOT NULL AND run_id < x''
 ORDER BY run_id DESC LIMIT {MOST_RUNS}"""
 
 _OPEN_TASKS = "status IN ('created', 'scheduled', 'running')"
-_GIVEN = "IN (SELECT value FROM json_each(?))"
 _END_RUNS = f"""UPDATE runs SET ended_utc = coalesce(
   (SELECT max(coalesce(completed_utc, started_utc, created_utc)) FROM tasks
    WHERE tasks.run_id = runs.run_id), started_utc, '')
-WHERE ended_utc IS NULL AND run_id {_GIVEN}"""
+WHERE ended_utc IS NULL AND run_id {GIVEN}"""
 _ENDED_RUNS = f"""SELECT run_id FROM runs WHERE ended_utc IS NOT NULL AND run_id < x''
 AND run_id IN (SELECT run_id FROM tasks WHERE {_OPEN_TASKS}) LIMIT {MOST_RUNS}"""
 _INTERRUPT = f"""UPDATE tasks SET status = 'interrupted' WHERE {_OPEN_TASKS}
-AND run_id IN (SELECT run_id FROM runs WHERE ended_utc IS NOT NULL AND run_id {_GIVEN})"""
+AND run_id IN (SELECT run_id FROM runs WHERE ended_utc IS NOT NULL AND run_id {GIVEN})"""
 
 
 def byte_of(run_id: object) -> int | None:
@@ -112,7 +111,7 @@ def dead_runs(database: Database, lock: PresenceLock, run_ids: Collection[str]) 
     """
     with database as connection:
         found = connection.execute(
-            f"SELECT run_id, host, ended_utc FROM runs WHERE run_id {_GIVEN}",
+            f"SELECT run_id, host, ended_utc FROM runs WHERE run_id {GIVEN}",
             (json.dumps(list(run_ids)),),
         ).fetchall()
     return {run_id for run_id, host, ended in found

@@ -32,6 +32,7 @@ from .presence import byte_of, listening_byte_of
 from .presencelock import PresenceLock
 from .schema import (bounded, connect_to_read, connect_to_write, damage_told, lock_path,
                      transaction)
+from .statements import GIVEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,16 +61,15 @@ MOST_REQUESTS = 10_000
 FIRST_VERSION = 3
 """Of the histories that carry requests."""
 
-_GIVEN = "IN (SELECT value FROM json_each(?))"
 _ASK = f"""INSERT OR IGNORE INTO zz_requests (task_id, reason, created_utc)
-SELECT id, ?, ? FROM tasks WHERE id {_GIVEN}
+SELECT id, ?, ? FROM tasks WHERE id {GIVEN}
 AND status IN ({", ".join(repr(status.value) for status in OPEN)})"""
-_WITHDRAW = f"DELETE FROM zz_requests WHERE seen_utc IS NULL AND task_id {_GIVEN}"
+_WITHDRAW = f"DELETE FROM zz_requests WHERE seen_utc IS NULL AND task_id {GIVEN}"
 # CROSS: the requests first, of which there mostly is none
 _UNSEEN = f"""SELECT task_id, substr(reason, 1, {MOST_REASON})
 FROM zz_requests CROSS JOIN tasks ON id = task_id
 WHERE seen_utc IS NULL AND run_id = ? LIMIT {MOST_REQUESTS}"""
-_CLAIM = f"UPDATE zz_requests SET seen_utc = ? WHERE task_id {_GIVEN}"
+_CLAIM = f"UPDATE zz_requests SET seen_utc = ? WHERE task_id {GIVEN}"
 _STATES = f"""SELECT t.id, {SEEN}, q.seen_utc IS NOT NULL
 FROM json_each(?) JOIN tasks t ON t.id = value LEFT JOIN runs r ON r.run_id = t.run_id
 LEFT JOIN zz_requests q ON q.task_id = t.id"""

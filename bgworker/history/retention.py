@@ -25,7 +25,7 @@ from .presence import dead_runs, settle
 from .presencelock import PresenceLock
 from .schema import (bounded, connect_to_read, connect_to_write, damage_told, lock_path,
                      transaction)
-from .statements import DELETE_REQUESTS
+from .statements import DELETE_REQUESTS, GIVEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,13 +67,12 @@ _CANDIDATES = f"SELECT ended, key FROM ({' UNION ALL '.join(_ENDED)}) ORDER BY e
 """Ends and keys of the ``most`` tasks that ended first, before a time."""
 
 _IS_STILL = "SELECT 1 FROM tasks WHERE key = ? AND id = ?"
-_IN_KEYS = "IN (SELECT value FROM json_each(?))"
-_REFERENCES = f"SELECT DISTINCT run_id, script_hash FROM tasks WHERE key {_IN_KEYS}"
-_DELETE_TASKS = f"""DELETE FROM tasks WHERE key {_IN_KEYS}
+_REFERENCES = f"SELECT DISTINCT run_id, script_hash FROM tasks WHERE key {GIVEN}"
+_DELETE_TASKS = f"""DELETE FROM tasks WHERE key {GIVEN}
 AND NOT EXISTS (SELECT 1 FROM zz_stream_rows WHERE task = tasks.key)"""
-_DELETE_RUNS = f"""DELETE FROM runs WHERE run_id {_IN_KEYS}
+_DELETE_RUNS = f"""DELETE FROM runs WHERE run_id {GIVEN}
 AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.run_id = runs.run_id)"""
-_DELETE_SCRIPTS = f"""DELETE FROM scripts WHERE hash {_IN_KEYS}
+_DELETE_SCRIPTS = f"""DELETE FROM scripts WHERE hash {GIVEN}
 AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.script_hash = scripts.hash)"""
 
 
@@ -210,7 +209,7 @@ class Retention:
         tasks = connection.execute(_DELETE_TASKS, (chosen,)).rowcount
         left = {
             key
-            for key, in connection.execute(f"SELECT key FROM tasks WHERE key {_IN_KEYS}", (chosen,))
+            for key, in connection.execute(f"SELECT key FROM tasks WHERE key {GIVEN}", (chosen,))
         }
         gone, were_dead = set(keys) - left, len(self._dead)
         self._dead = [each for each in self._dead if each[1] not in gone]

@@ -31,6 +31,7 @@ from .presence import byte_of, settle
 from .presencelock import PresenceLock
 from .retention import Retention
 from .rows import Rows
+from .statements import GIVEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -205,8 +206,7 @@ class SqliteSink:
                     schema.transaction(connection),
                 ):
                     connection.execute(
-                        "UPDATE runs SET ended_utc = ? "
-                        "WHERE run_id IN (SELECT value FROM json_each(?))",
+                        f"UPDATE runs SET ended_utc = ? WHERE run_id {GIVEN}",
                         (ns_text(time_ns()), json.dumps(runs)),
                     )
                 is_noted = True

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+GIVEN = "IN (SELECT value FROM json_each(?))"
+"""The condition that a value is one of a JSON array."""
+
 CHUNKS: tuple[int, ...] = tuple(1 << power for power in range(10, -1, -1))
 """Rows per statement. Of 8,192 twice as many go in per second beside a busy task, but keep the GIL
 from it for 3 ms at a time, which slows it by a fifth rather than a twelfth. Few sizes, so that
@@ -164,7 +167,5 @@ INSERT_SCRIPT = """INSERT INTO scripts (hash, script_id, text) VALUES (?, ?, ?)
 ON CONFLICT(hash) DO UPDATE SET text = excluded.text
 WHERE scripts.text IS NULL AND excluded.text IS NOT NULL"""
 
-FIND_KEYS = (
-    "SELECT json_group_object(id, key) FROM tasks WHERE id IN (SELECT value FROM json_each(?))"
-)
+FIND_KEYS = f"SELECT json_group_object(id, key) FROM tasks WHERE id {GIVEN}"
 """All of them in one row, and so in one step."""
