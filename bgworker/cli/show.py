@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..history.answers import Run
+    from ..history.past import Other
     from ..history.reader import History
     from ..model.events import StreamEvent, TaskSnapshot
     from .text import Surface
@@ -70,7 +71,8 @@ def act(options: Namespace) -> int:
             output.json(task=task, run=run,
                         streams=(harmless_json(encode(event)) for event in events))
         else:
-            output.lines(_lines(task, run, streams, output.surface()))
+            later = history.later_of(task.task_id)
+            output.lines(_lines(task, run, later, streams, output.surface()))
     return 0
 
 
@@ -81,12 +83,12 @@ def _events(history: History, task: TaskSnapshot, stream: StreamType,
         yield from page
 
 
-def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, Iterator[StreamEvent]],
-           surface: Surface) -> Iterator[str]:
+def _lines(task: TaskSnapshot, run: Run | None, later: Other | None,
+           streams: dict[StreamType, Iterator[StreamEvent]], surface: Surface) -> Iterator[str]:
     status = surface.painted(word_for(task.status), task.status)
     yield f"{surface.cell(task.name, MOST_OF_A_NAME)}: {status}"
     # nothing of it is cut: who asks for one task wants all of it
-    facts = table(FACTS, list(_facts(task, run)), replace(surface, columns=ANY_WIDTH))
+    facts = table(FACTS, list(_facts(task, run, later)), replace(surface, columns=ANY_WIDTH))
     yield from (f"  {line}" for line in facts[1:])
     is_of_shell = is_command(task)
     if task.failure_type or task.failure_message:
@@ -105,7 +107,8 @@ def _lines(task: TaskSnapshot, run: Run | None, streams: dict[StreamType, Iterat
             yield from (f"  {line}" for line in payload_lines(event))
 
 
-def _facts(task: TaskSnapshot, run: Run | None) -> Iterator[tuple[str, str]]:
+def _facts(task: TaskSnapshot, run: Run | None,
+           later: Other | None) -> Iterator[tuple[str, str]]:
     at = now()
     yield "id", task.task_id
     for name, time in (
@@ -127,6 +130,10 @@ def _facts(task: TaskSnapshot, run: Run | None) -> Iterator[tuple[str, str]]:
     if task.result is not None:
         yield "result", task.result
     metadata = dict(task.metadata)
+    if isinstance(metadata.get("rerun_of"), str):
+        yield "runs again", metadata.pop("rerun_of")
+    if later is not None:
+        yield "run again as", f"{later.task_id}, {word_for(later.status)}"
     if is_command(task):
         command, folder = pasteable(metadata)
         if command is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tests.histories import Nightly, Recorder, run_cli
 
+from bgworker import TaskStatus
 from bgworker.cli import main
 from bgworker.model.wire import decode_object
 from bgworker.running.deadlines import HAS_GIL
@@ -34,7 +35,7 @@ def test_a_failed_task_shows_why_and_its_last_lines(
     assert text.startswith("load orders: failed\n")
     assert f"\n  id         {nightly.ids['load orders']}\n" in text
     assert re.search(
-        r"\n  started    \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \((now|\d+s ago)\)\n", text
+        r"\n  started    \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \((now|\d+[sm] ago)\)\n", text
     )
     assert re.search(
         r"\n  progress   100% row 2\n"
@@ -222,3 +223,15 @@ def test_a_task_that_is_not_there_is_code_1_and_the_candidates_are_listed(
         f"bgworker show: abcdef{'0' * 25}{end} job\\x1b[31m{end} (completed)" for end in "21"
     ]
     record.close()
+
+
+def test_what_ran_a_task_again_and_what_it_ran_again_are_named(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = record.task(script_id="ls", metadata={"command": "ls"}, status=TaskStatus.FAILED)
+    assert "again" not in shown(capfd), "nothing was"
+    second = record.task(script_id="ls", metadata={"command": "ls", "rerun_of": first},
+                         rerun_of=first)
+    text = shown(capfd)
+    assert re.search(rf"\n  runs again +{first}\n", text) and "rerun_of" not in text
+    assert re.search(rf"\n  run again as +{second}, ", shown(capfd, first))
