@@ -7,7 +7,7 @@ is there is brought again as a whole.
 
 Collections ``runs``, ``scripts``, ``tasks``, ``task_streams`` and ``losses``. Their fields are the
 columns of a history file; what is NULL there is missing here. Times are texts, as there: a date of
-MongoDB has no microseconds.
+MongoDB has no microseconds. Only ``runs.last_seen`` is a date, by the server's clock.
 """
 
 from __future__ import annotations

@@ -149,15 +149,18 @@ class PostgresSink(Store):
             self._execute(cursor, sql.INSERT_LOSSES, _objects(LOSS_COLUMNS, batch.losses))
 
     def _store_tasks(self, cursor: Any, tasks: TaskRows) -> None:
-        for statement, columns, rows in (
+        rows = list(tasks.rows())
+        changed = [row[:1] for row in rows] + [row[-1:] for row in tasks.progress]
+        for statement, columns, values in (
             (sql.SEE_RUNS, RUN_COLUMNS, [*tasks.own_runs, *((run,) for run in tasks.other_runs)]),
             (sql.INSERT_SCRIPTS, ("hash", "script_id", "text"),
              [(hash_, *rest) for hash_, rest in tasks.scripts.items()]),
-            (sql.INSERT_TASKS, COLUMNS, list(tasks.rows())),
+            (sql.LOCK_TASKS, ("id",), changed if tasks.progress else []),
+            (sql.INSERT_TASKS, COLUMNS, rows),
             (sql.INSERT_PLACEHOLDERS, ("id", "created_utc"), tasks.placeholders),
         ):
-            if rows:
-                self._execute(cursor, statement, _objects(columns, rows))
+            if values:
+                self._execute(cursor, statement, _objects(columns, values))
 
     def _store_streams(self, cursor: Any, batch: SortedBatch) -> None:
         keys = self._keys(cursor, batch)

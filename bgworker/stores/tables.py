@@ -144,7 +144,11 @@ WHERE NOT EXISTS (SELECT 1 FROM {s}.scripts k WHERE k.hash = r.hash
   AND (k.text IS NOT NULL OR r.text IS NULL)) ORDER BY hash
 ON CONFLICT (hash) DO UPDATE SET text = excluded.text
 WHERE scripts.text IS NULL AND excluded.text IS NOT NULL"""
-# in the order of their ids, in which two that bring the same tasks do not lock each other out
+# The tasks that a batch changes, in the order of their ids: two that bring the same ones, which
+# several statements change, do not lock each other out.
+LOCK_TASKS = """SELECT FROM {s}.tasks
+WHERE id IN (SELECT id FROM json_to_recordset(%s::json) AS r(id text)) ORDER BY id
+FOR NO KEY UPDATE"""
 INSERT_TASKS = f"""INSERT INTO {{s}}.tasks AS tasks ({', '.join(COLUMNS)})
 SELECT {_selected(COLUMNS)} FROM {_from_json(COLUMNS)} ORDER BY id
 ON CONFLICT (id) DO UPDATE SET {_ADVANCED} WHERE excluded.last_seq >= tasks.last_seq"""
@@ -178,7 +182,7 @@ COUNT_TASKS = "SELECT count(*) FROM {s}.tasks"
 SINCE = "SELECT clock_timestamp() - %s * interval '1 second'"
 FIND_OVER = f"""SELECT key FROM {{s}}.tasks t LEFT JOIN {{s}}.runs r USING (run_id)
 WHERE {_ENDED} < %s AND (t.status NOT IN ({_OPEN}) OR r.ended_utc IS NOT NULL
-  OR r.last_seen IS NULL OR r.last_seen < %s)
+  OR r.run_id IS NULL OR coalesce(r.last_seen, '-infinity') < %s)
 ORDER BY {_ENDED} LIMIT %s FOR UPDATE OF t SKIP LOCKED"""
 """The tasks that ended first: before a time, or with a run that was last seen before another."""
 DELETE_STREAMS = """DELETE FROM {s}.zz_stream_rows WHERE ctid = ANY(ARRAY(

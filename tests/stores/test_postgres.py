@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from bgworker import (
     SinkOptions,
     StreamEvent,
     StreamType,
+    TaskStatus,
     TemporarySinkError,
     current_task,
     open_sink,
@@ -72,6 +74,30 @@ def test_a_text_that_postgresql_cannot_hold_is_refused_alone(sink: PostgresSink)
     assert list(sink.events()) == []
     sink.write([said(task_id, 1)])
     assert [event.seq for event in sink.events()] == [1, 0]  # and a placeholder of its task
+
+
+def test_writers_of_the_same_tasks_wait_for_each_other_in_one_order(
+        postgres: Postgres, sink: PostgresSink) -> None:
+    first, second, other = sorted(new_id(number) for number in range(3))
+    for task_id in (second, first, other):
+        sink.write([ended(task_id, 3, TaskStatus.RUNNING)])
+    progress = [StreamEvent(EventType.TASK_PROGRESS, task_id, 4, NOW, StreamType.PROGRESS,
+                            percent=40.0, message="2 of 5") for task_id in (second, first)]
+    with Scheduler(1) as pool, closing(postgres.connect()) as rival:
+        rival.execute("SELECT FROM jobs.tasks WHERE id = %s FOR NO KEY UPDATE", (first,))
+        task = pool.submit(sink.write, [*progress, ended(other, 9)])
+        until(lambda: postgres.ask("SELECT 1 FROM pg_locks WHERE NOT granted") != [])
+        # it has none of what the rival would come to next
+        for task_id in (second, other):
+            rival.execute("SELECT FROM jobs.tasks WHERE id = %s FOR NO KEY UPDATE NOWAIT",
+                          (task_id,))
+        rival.execute("SET LOCAL lock_timeout = 1000")
+        rival.execute("INSERT INTO jobs.zz_stream_rows (task, seq, stream, created_us, payload) "
+                      "SELECT key, 4, 1, 0, '' FROM jobs.tasks")
+        rival.rollback()
+        task.result(SOON)
+    assert postgres.ask("SELECT last_progress_pct FROM jobs.tasks ORDER BY id LIMIT 2") == [
+        (40.0,), (40.0,)]
 
 
 # ---------------------------------------------------------------- versions and rights

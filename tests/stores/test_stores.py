@@ -259,6 +259,16 @@ def test_a_task_that_may_still_run_stays(stage: Stage) -> None:
     sink.close()
 
 
+def test_a_bound_on_the_number_spares_a_task_that_nobody_knows_to_have_ended(
+        stage: Stage) -> None:
+    running = {"status": TaskStatus.RUNNING, "completed_utc": None}
+    sink = stage.sink(max_tasks=1)
+    # a copy of the history of a run that may still go on elsewhere
+    sink.write([old(1, 200, **running), old(2, 100), old(3, 50)])
+    assert kept(stage) == [1]
+    sink.close()
+
+
 def test_a_task_with_more_rows_than_go_at_once_goes_in_several_steps(
         stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres, "MOST_ROWS", 100)
