@@ -130,7 +130,8 @@ the time left:
 sinks:
   jsonl:PATH, sqlite:PATH, webhook:URL or package.module:factory. Options may
   follow the path: jsonl:events.jsonl?max_bytes=10M. What signs the requests of
-  a webhook is in $BGWORKER_WEBHOOK_SECRET.
+  a webhook is in $BGWORKER_WEBHOOK_SECRET. A factory's module is looked for as
+  Python does; PYTHONPATH=. has one in this folder found.
   Those in $BGWORKER_SINKS, separated by commas, are added.
 
 time limits and retries:

@@ -125,7 +125,8 @@ def _from_factory(spec: str, module_name: str, factory_name: str, config: dict[s
         raise _error(
             spec,
             f"module {module_name!r} cannot be imported ({describe(error)}); "
-            + (_package_of(error, module_name) or f"{_EXPECTED}, with the module on sys.path"),
+            + (_package_of(error, module_name) or f"{_EXPECTED}, with the module on sys.path; "
+               "set PYTHONPATH=. to have one in this folder found"),
         ) from error
     factory = ask(attrgetter(factory_name), module)
     if factory is None:

@@ -261,7 +261,8 @@ odd = Odd
         (
             "no_such_module:make",
             {},
-            "module 'no_such_module' cannot be imported .ModuleNotFoundError.*sys.path",
+            "module 'no_such_module' cannot be imported .ModuleNotFoundError.*sys.path; "
+            "set PYTHONPATH=[.] to have",
         ),
         (
             "my_sinks:missing",
