@@ -64,6 +64,9 @@ _HELD = {
 }
 """Code -> what mends it. Nothing is taken before, so the events are held."""
 
+_UNHEARD = {64, 100}
+"""Codes of a write that too few members of the replica set have acknowledged: some are away."""
+
 _NAMES = {code: stream.value for kind, stream in STREAMS.items() for code in [STREAM_CODES[kind]]}
 _CODES = {name: code for code, name in _NAMES.items()}
 _OPEN = [status.value for status in OPEN]
@@ -246,15 +249,14 @@ class MongoSink(Store):
         if isinstance(error, SinkError):
             return error
         text = describe(error)
-        codes = {each.get("code") for each in _write_errors(error)} - {_DUPLICATE}
-        codes |= {getattr(error, "code", None)} if not codes else set()
+        codes = _codes(error)
         kinds = _kinds(error)
         if codes and codes <= _REFUSED or kinds & _REFUSED_KINDS or isinstance(
                 error, (TypeError, ValueError, OverflowError)):
             return PermanentSinkError(f"MongoDB cannot store an event: {text}")
         remedies = [remedy for code, remedy in _HELD.items() if code in codes]
         return self._failed(what, text, remedy="; ".join(remedies),
-                            is_away="ConnectionFailure" in kinds)
+                            is_away="ConnectionFailure" in kinds or bool(codes & _UNHEARD))
 
     # -- pruning --
 
@@ -412,3 +414,13 @@ def _write_errors(error: Exception) -> list[Any]:
     found = details.get("writeErrors") if isinstance(details, dict) else None
     is_all = isinstance(details, dict) and not details.get("writeConcernErrors")
     return found if isinstance(found, list) and is_all else []
+
+
+def _codes(error: Exception) -> set[Any]:
+    """Return the codes of all that went wrong, duplicates apart."""
+    details = getattr(error, "details", None)
+    found: set[Any] = set()
+    for name in ("writeErrors", "writeConcernErrors"):
+        listed = details.get(name) if isinstance(details, dict) else None
+        found.update(each.get("code") for each in listed or ())
+    return found - {_DUPLICATE} or {getattr(error, "code", None)}

@@ -22,6 +22,7 @@ from bgworker import (
 )
 from bgworker.model.ids import new_id
 from bgworker.stores import MongoSink, mongo
+from bgworker.stores.store import PATIENCE
 
 
 @pytest.fixture
@@ -122,6 +123,17 @@ def test_errors_that_somebody_must_mend_are_held_and_say_what(
             sink.write([said(new_id(1), 2)])
         assert caught.value.hold
     sink.write([said(new_id(1), 2)])
+
+
+@pytest.mark.parametrize("code, is_held", [(64, True), (100, True), (50, False)])
+def test_a_write_that_too_few_members_acknowledged_is_not_given_up(
+        sink: MongoSink, code: int, is_held: bool) -> None:
+    from pymongo.errors import BulkWriteError
+    error = BulkWriteError({"writeErrors": [], "nInserted": 3,
+                            "writeConcernErrors": [{"code": code, "errmsg": "too few"}]})
+    made = [sink._explained("write to", error) for _ in range(PATIENCE + 2)]
+    assert all(isinstance(each, TemporarySinkError) for each in made)
+    assert [made[0].hold, made[-1].hold] == [False, is_held]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("code", [14031, 112])
