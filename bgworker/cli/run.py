@@ -346,6 +346,9 @@ def act(options: Namespace) -> int:
 
 def execute(commands: Commands, options: Namespace) -> int:
     """Run commands as `add_running_options` says, and return the exit code."""
+    # a vendored copy may lack it, and so far there is no file
+    from ..shell.command import ShellCommand  # noqa: F401
+
     try:
         prefix = _prefix(options)
         sinks = sinks_of(options)
