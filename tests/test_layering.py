@@ -21,7 +21,7 @@ FLOORS = (
     ("delivery",),
     ("running",),
     ("history", "webhook", "park", "shell", "testing", "words"),
-    ("web", "stores"),
+    ("web", "stores", "remote"),
     ("__init__",),
     ("cli",),
     ("__main__",),
@@ -159,8 +159,8 @@ def test_no_module_imports_from_a_higher_floor_or_touches_a_neighbours_internals
 
 
 @pytest.mark.parametrize(
-    "room", ["delivery", "history", "model", "park", "running", "shell", "sinks",
-             "stores", "web", "webhook"])
+    "room", ["delivery", "history", "model", "park", "remote", "running", "shell",
+             "sinks", "stores", "web", "webhook"])
 def test_no_modules_of_a_room_import_one_another_in_a_circle(room: str) -> None:
     assert circles(PACKAGE, room) == []
 

@@ -210,6 +210,7 @@ VERBS_THAT_NEED = {
     "testing": [],
     "web": ["report", "serve"],
     "stores": [],
+    "remote": [],
     "cli": [],
 }
 """Part -> command lines that cannot do without it."""

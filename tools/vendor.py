@@ -7,8 +7,8 @@
     python3 tools/vendor.py path/to/project --without history,webhook,park,shell,testing,web,cli
                                                             the core alone
 
-The parts (those and stores) may each be left out; without history there is no web and there are no
-stores, either. The copy then lacks their files and their public names, and answers whoever asks for
+The parts (those, stores and remote) may each be left out; without history there is no web and there
+are no stores, either. The copy then lacks their files and their public names, and answers whoever asks for
 one of them with an error that names the part.
 
 The copy is verified before it takes its place, so that a broken one never replaces a good one: all
@@ -43,6 +43,7 @@ PARTS = {
     "testing": ("testing.py",),
     "web": ("web",),
     "stores": ("stores",),
+    "remote": ("remote",),
     "cli": ("cli", "__main__.py"),
 }
 """Part -> its folders and files in the package. What is not here is the core."""

@@ -65,6 +65,11 @@ class PoolDeadlock(BgworkerError, RuntimeError):
     waits."""
 
 
+class RemoteError(BgworkerError, RuntimeError):
+    """Raised by ``result()`` in the place of something that could not be brought here from the
+    process that ran the task; the message says what and why."""
+
+
 class WireError(BgworkerError, ValueError):
     """A line or an object is not a wire object that this version of bgworker can read."""
 
