@@ -8,8 +8,8 @@
                                                             the core alone
 
 The parts (those, stores and remote) may each be left out; without history there is no web and there
-are no stores, either. The copy then lacks their files and their public names, and answers whoever asks for
-one of them with an error that names the part.
+are no stores, either. The copy then lacks their files and their public names, and answers whoever
+asks for one of them with an error that names the part.
 
 The copy is verified before it takes its place, so that a broken one never replaces a good one: all
 of its imports are relative or from the standard library, and in a fresh interpreter without

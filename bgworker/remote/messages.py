@@ -88,7 +88,7 @@ class Report(NamedTuple):
 
 def encode_order(order: Order) -> bytes:
     """Return an order as bytes for the engine."""
-    return marshal.dumps((FORMAT, *order), MARSHAL)
+    return marshal.dumps(("order", FORMAT, *order), MARSHAL)
 
 
 def decode_order(data: bytes) -> Order:
@@ -97,12 +97,12 @@ def decode_order(data: bytes) -> Order:
     Raises:
         RemoteError: it is none, or one of another version of bgworker.
     """
-    return Order(*_decode(data, "an order", len(Order._fields)))
+    return Order(*_decode(data, "order", len(Order._fields)))
 
 
 def encode_report(report: Report) -> bytes:
     """Return a report as bytes for the engine."""
-    return marshal.dumps((FORMAT, *report), MARSHAL)
+    return marshal.dumps(("report", FORMAT, *report), MARSHAL)
 
 
 def decode_report(data: object) -> Report:
@@ -111,21 +111,25 @@ def decode_report(data: object) -> Report:
     Raises:
         RemoteError: it is none, or one of another version of bgworker.
     """
-    return Report(*_decode(data, "a report", len(Report._fields)))
+    return Report(*_decode(data, "report", len(Report._fields)))
 
 
 def _decode(data: Any, what: str, fields: int) -> list[Any]:
     try:
-        number, *rest = unmarshal(data)
+        rest: list[Any]
+        found, number, *rest = unmarshal(data)
+        if found != what:
+            raise ValueError(f"it begins with {found!r:.20}")
     except Exception as error:
         raise RemoteError(
-            f"expected {what} of bgworker in bytes, got {type(data).__name__} that cannot be read "
+            f"expected the {what} of a task, got {type(data).__name__} that cannot be read as one "
             f"({describe(error)}): have the executor return what it was given, unchanged"
         ) from error
     if number != FORMAT or len(rest) != fields:
         raise RemoteError(
-            f"expected {what} in format {FORMAT}, got format {number!r} with {len(rest)} fields: "
-            "install the same version of bgworker for the executor's workers as here"
+            f"expected the {what} of a task in format {FORMAT}, got format {number!r} with "
+            f"{len(rest)} fields: install the same version of bgworker for the executor's workers "
+            "as here"
         )
     return rest
 

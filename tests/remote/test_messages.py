@@ -1,4 +1,5 @@
-"""What goes to a worker process and comes back: whole, or with an error that tells what is wrong."""
+"""What goes to a worker process and what comes back: whole, or with an error that tells what is
+wrong."""
 
 from __future__ import annotations
 
@@ -32,17 +33,18 @@ def test_an_order_and_a_report_come_out_as_they_went_in() -> None:
 @pytest.mark.parametrize("data", [
     b"", b"nonsense", None, 7, "text", marshal.dumps(5), marshal.dumps(()),
     messages.encode_report(REPORT)[:-3], messages.encode_order(ORDER),
-    marshal.dumps((messages.FORMAT + 1, *REPORT)), marshal.dumps((messages.FORMAT, *REPORT, 1)),
+    marshal.dumps(("report", messages.FORMAT + 1, *REPORT)),
+    marshal.dumps(("report", messages.FORMAT, *REPORT, 1)),
 ])
 def test_what_is_no_report_is_refused_with_what_was_expected(data: object) -> None:
-    with pytest.raises(RemoteError, match="expected a report") as caught:
+    with pytest.raises(RemoteError, match="expected the report") as caught:
         messages.decode_report(data)
     assert isinstance(caught.value, BgworkerError) and isinstance(caught.value, RuntimeError)
 
 
 def test_another_version_of_the_format_is_told_with_its_remedy() -> None:
     with pytest.raises(RemoteError, match="same version of bgworker"):
-        messages.decode_order(marshal.dumps((99, *ORDER)))
+        messages.decode_order(marshal.dumps(("order", 99, *ORDER)))
 
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="marshal cannot refuse code before 3.13")
@@ -51,7 +53,7 @@ def test_no_code_is_made_of_what_is_received() -> None:
     with pytest.raises(ValueError):
         messages.unmarshal(marshal.dumps(code))
     with pytest.raises(RemoteError):
-        messages.decode_report(marshal.dumps((messages.FORMAT, code)))
+        messages.decode_report(marshal.dumps(("report", messages.FORMAT, code)))
 
 
 def test_a_result_comes_back_and_an_exception_with_the_traceback_of_there() -> None:
