@@ -376,6 +376,19 @@ def context_of(state: TaskState) -> TaskContext:
     return context
 
 
+def ask_to_stop(state: TaskState, reason: str) -> None:
+    """Ask the running code of a task to stop; the first reason stays. Any thread.
+
+    Written before the look at the context: whoever begins to wait in it makes that known before he
+    looks for a reason.
+    """
+    if state.stop_reason is None:
+        state.stop_reason = reason
+    context = state.context
+    if context is not None:
+        context._wake()
+
+
 def current_task() -> TaskContext:
     """Return the running task's context; outside a task a do-nothing twin, so that a function also
     runs bare."""

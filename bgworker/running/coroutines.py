@@ -49,7 +49,12 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> 
             f"a coroutine waits for task {context.name!r}, and no thread can be started to run that"
         )
     worker = current_worker()
-    assert worker is not None  # no other thread runs tasks
+    if worker is None:  # a thread of somebody's, in another process: see `remote`
+        own = WorkerLoop()
+        try:
+            return own.run(coroutine, context)
+        finally:
+            own.close()
     if worker.loop is None:
         worker.loop = WorkerLoop()
     try:

@@ -17,7 +17,7 @@ import stat
 import sys
 from traceback import FrameSummary, StackSummary
 
-from ..model.text import sanitise
+from ..model.text import ask, sanitise
 from .deadlines import HAS_GIL
 
 TYPE_CHECKING = False
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
     from typing import List, Tuple
 
+    from .context import TaskContext
+
     Place = Tuple[CodeType, int]
     """A function, and the line of its file where it is."""
     Places = List[Place]
 
 FIRST, LAST = 20, 180
 """Most frames that are told of a stack: the outermost and the innermost."""
+
+_HEAD = "Stack (most recent call last):\n"  # as `logging` has it
 
 _PACKAGE = __file__[:-len(os.path.join("running", os.path.basename(__file__)))]
 """How the names of bgworker's own files begin."""
@@ -53,6 +57,20 @@ def frames_of(thread: int) -> list[FrameType]:
 def place_of(frame: FrameType) -> Place:
     """Return where a frame is."""
     return frame.f_code, frame.f_lineno or frame.f_code.co_firstlineno
+
+
+def of_context(
+    context: TaskContext | None, thread: int, runner: CodeType, depth: int, max_bytes: int
+) -> str:
+    """Return where a task is, from its own function inward: `of_task`, or what its context knows
+    that tells more. Text of whole lines, at most ``max_bytes``."""
+    until, where = (context and context._where) or (None, None)
+    text = of_task(thread, runner, depth, until)
+    if where is not None:
+        text += ask(where) or ""
+    if text.startswith("  File"):
+        text = f"{_HEAD}{text}"
+    return innermost(text, max_bytes)
 
 
 def of_task(thread: int, runner: CodeType, depth: int, until: CodeType | None) -> str:

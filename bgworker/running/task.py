@@ -41,6 +41,7 @@ from .context import (
     Identity,
     Limits,
     TaskContext,
+    ask_to_stop,
     checkpoint,
     context_of,
     current_task,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from concurrent.futures import Future
     from contextvars import Context
+    from types import CodeType
     from typing import Any, Protocol, Tuple, TypeVar
 
     from ..delivery.dispatcher import Dispatcher
@@ -241,7 +243,7 @@ class Task(Identity, LightFuture["T"]):
                 result = variables.run(function, *args, **kwargs)
                 # what was returned tells, whatever was called: a partial, a method, an object, a
                 # function that wraps another
-                if result is not None and _is_coroutine(result):
+                if result is not None and is_coroutine(result):
                     result = variables.run(finished, result, context_of(state))
         except BaseException as raised:
             # the thread's boundary: all of it is raised by `result`
@@ -251,7 +253,9 @@ class Task(Identity, LightFuture["T"]):
         duration = (time.monotonic_ns() - started) / 1e9
         recorded = None
         if error is not None:  # looks at the user's exception, in the task's own time
-            kind, failure = _verdict(error, state.context, self._limits.max_payload)
+            kind, failure = verdict(
+                error, state.context, self._limits.max_payload, Task._run.__code__
+            )
             if kind == CANCELLED:
                 final_state, error = CANCELLED_AND_NOTIFIED, None
         elif self._records_result:  # so it looks at the result; nobody can have changed it yet
@@ -276,20 +280,11 @@ class Task(Identity, LightFuture["T"]):
         inward, or what tells more than that. Text of whole lines, as much as fits; none where
         nothing can be told. Any thread, without a lock: it may read files.
         """
-        return ask(self._stack_on, worker) or ""
-
-    def _stack_on(self, worker: Worker) -> str:
         from . import stacks
 
-        context = self._task_state.context
-        until, where = (context and context._where) or (None, None)
-        text = stacks.of_task(worker.thread.ident or 0, Task._run.__code__,
-                              worker.running.index(self), until)
-        if where is not None:
-            text += ask(where) or ""
-        if text.startswith("  File"):
-            text = f"{_STACK}{text}"
-        return stacks.innermost(text, self._limits.max_payload)
+        return ask(lambda: stacks.of_context(
+            self._task_state.context, worker.thread.ident or 0, Task._run.__code__,
+            worker.running.index(self), self._limits.max_payload)) or ""
 
     def _time_out(self, stack: str) -> Callable[[], object] | None:
         """End a running task because its time is over. The deadlines' thread, which took it out
@@ -323,17 +318,8 @@ class Task(Identity, LightFuture["T"]):
         return context is not None and context._reacts_to_cancel
 
     def _ask_to_stop(self, reason: str) -> None:
-        """Ask the running code to stop; the first reason stays.
-
-        Written before the look at the context: whoever begins to wait in it makes that known
-        before he looks for a reason.
-        """
-        state = self._task_state
-        if state.stop_reason is None:
-            state.stop_reason = reason
-        context = state.context
-        if context is not None:
-            context._wake()
+        """Ask the running code to stop; the first reason stays."""
+        ask_to_stop(self._task_state, reason)
 
     def _cancel_quietly(self, reason: str) -> bool:
         """Cancel the task if nobody has begun it, and call no callback yet."""
@@ -492,10 +478,10 @@ def run_captured(
 
     with Capture(context):
         result = function(*args, **kwargs)
-        return finished(result, context) if _is_coroutine(result) else result
+        return finished(result, context) if is_coroutine(result) else result
 
 
-def _is_coroutine(result: object) -> bool:
+def is_coroutine(result: object) -> bool:
     """Tell whether it is one of Python's own coroutines, or of a compiler's (Cython, mypyc)."""
     kind = type(result)
     if kind is CoroutineType:
@@ -522,15 +508,16 @@ def finished(coroutine: Coroutine[Any, Any, Any], context: TaskContext) -> Any:
         del error  # the traceback holds this frame, which would hold the exception
 
 
-_OURS = Task._run.__code__, run_captured.__code__, finished.__code__
-_STACK = "Stack (most recent call last):\n"  # as `logging` has it
+_OURS = run_captured.__code__, finished.__code__
 
 
-def _verdict(
-    error: BaseException, context: TaskContext | None, max_bytes: int
+def verdict(
+    error: BaseException, context: TaskContext | None, max_bytes: int, runner: CodeType
 ) -> tuple[int, Failure]:
-    """Return how a task ends whose code has raised, and what is recorded of that."""
-    without_frames(error, _OURS)  # they would hold the task in a cycle, and tell nobody anything
+    """Return how a task ends whose code has raised, and what is recorded of that; ``runner`` is
+    the function of ours that has run it."""
+    # these frames would hold the task in a cycle, and tell nobody anything
+    without_frames(error, (runner, *_OURS))
     place = None if context is None else context._overdue_at
     if place is not None and type(error) is TaskTimedOut:
         error.__traceback__ = None  # it tells where a clock was looked at

@@ -876,7 +876,7 @@ def test_wherever_an_interrupt_strikes_a_run_the_task_and_the_pool_end(
                 "emit_lifecycle",
                 "watch",
                 "forget",
-                "_verdict",
+                "verdict",
                 "_run_tasks",
                 "_next",
             ),
