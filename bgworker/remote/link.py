@@ -46,7 +46,7 @@ class Link:
         self._closing = threading.Lock()
         """Guards the descriptor: nobody cuts what is closed, and maybe another's by now. Held for
         moments."""
-        self._is_cut = False
+        self.is_cut = False
 
     def prove(self, key: bytes, *, accepts: bool) -> None:
         """Have both sides prove that they know the key; ``accepts`` is true on the one that
@@ -76,7 +76,7 @@ class Link:
         data = marshal.dumps(message, MARSHAL)
         with self._sending:
             try:
-                if self._is_cut:
+                if self.is_cut:
                     raise BrokenPipeError("the link is cut")
                 self._connection.send_bytes(data)
             except BaseException:
@@ -102,7 +102,7 @@ class Link:
     def cut(self) -> None:
         """Let go whoever reads or sends, at either end; what was sent before arrives there. Any
         thread."""
-        self._is_cut = True
+        self.is_cut = True
         self._on_socket(lambda twin: twin.shutdown(socket.SHUT_RDWR))
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class Link:
 
     def discard(self) -> None:
         """Close the descriptor of a forked child, where the locks may be held for ever."""
-        self._is_cut = True
+        self.is_cut = True
         try:
             self._connection.close()
         except OSError:

@@ -21,7 +21,7 @@ from ..model.text import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Tuple
+    from typing import Any, Dict, List, Literal, Tuple
 
     Ticket = Tuple[Any, bytes, int]
     """How a worker process finds the channel: address, key, and the process of the `Hub`."""
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Losses = Dict[Tuple[int, str], int]
     """(kind, reason) -> events; totals since the channel began. The reasons are "intake",
     "oversize" (as `Intake.refuse` has them), and "late": after the end of their task."""
-    LimitsTuple = Tuple[int, str, float, float]
+    LimitsTuple = Tuple[int, Literal["truncate", "reject"], float, float]
 
 FORMAT = 1
 """Number of this layout of orders and reports."""

@@ -512,12 +512,12 @@ _OURS = run_captured.__code__, finished.__code__
 
 
 def verdict(
-    error: BaseException, context: TaskContext | None, max_bytes: int, runner: CodeType
+    error: BaseException, context: TaskContext | None, max_bytes: int, *runners: CodeType
 ) -> tuple[int, Failure]:
-    """Return how a task ends whose code has raised, and what is recorded of that; ``runner`` is
-    the function of ours that has run it."""
+    """Return how a task ends whose code has raised, and what is recorded of that; ``runners``
+    are the functions of ours that have run it."""
     # these frames would hold the task in a cycle, and tell nobody anything
-    without_frames(error, (runner, *_OURS))
+    without_frames(error, (*runners, *_OURS))
     place = None if context is None else context._overdue_at
     if place is not None and type(error) is TaskTimedOut:
         error.__traceback__ = None  # it tells where a clock was looked at
