@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from .history.sink import SqliteSink
     from .model.events import Event, LifecycleEvent, LossEvent, StreamEvent, TaskSnapshot
     from .model.health import FlushReport, SchedulerHealth, SinkHealth, StuckThread
+    from .remote.resumable import resumable
+    from .remote.resume import Resumed, SkippedTask
     from .shell.command import shell
     from .sinks import open_sink
     from .sinks.base import HookSink, Sink
@@ -76,6 +78,9 @@ _LAZY = {
     "History": "history.reader",
     "SqliteSink": "history.sink",
     "WebhookSink": "webhook.sink",
+    "Resumed": "remote.resume",
+    "SkippedTask": "remote.resume",
+    "resumable": "remote.resumable",
 }
 
 __all__ = [
@@ -96,6 +101,7 @@ __all__ = [
     "PoolDeadlock",
     "PoolStuck",
     "RemoteError",
+    "Resumed",
     "RetryPolicy",
     "Scheduler",
     "SchedulerHealth",
@@ -104,6 +110,7 @@ __all__ = [
     "SinkError",
     "SinkHealth",
     "SinkOptions",
+    "SkippedTask",
     "SqliteSink",
     "StreamEvent",
     "StreamType",
@@ -123,6 +130,7 @@ __all__ = [
     "checkpoint",
     "current_task",
     "open_sink",
+    "resumable",
     "shell",
 ]
 

@@ -34,6 +34,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, 1) for room in rooms}
 DOORS = {
     ("delivery.courier", "park.park"): "opened only where a sink's options name a park file",
     ("running.scheduler", "history.requests"): "opened only where a Scheduler listens to a history",
+    ("running.scheduler", "remote.resume"): "opened only where a Scheduler resumes a history",
 }
 """Ways up, each loaded when it is first used. The other doors, `__init__` and `sinks.specs`, name
 modules as text."""

@@ -60,6 +60,7 @@ with Scheduler(2, sinks=["jsonl:" + sys.argv[2]]) as pool:
     pool.submit(talk).result(timeout=30)
     refused("history", lambda: pool.register_sink("sqlite:x.db"))
     refused("history", lambda: pool.listen("x.db"))
+    refused("remote", lambda: pool.resume("x.db"))
     refused("webhook", lambda: pool.register_sink("webhook:https://example.com/"))
     refused("park", lambda: pool.register_sink("jsonl:x", options=SinkOptions(park="parked")))
 for name, part in (
@@ -67,6 +68,8 @@ for name, part in (
     ("SqliteSink", "history"),
     ("WebhookSink", "webhook"),
     ("shell", "shell"),
+    ("resumable", "remote"),
+    ("Resumed", "remote"),
 ):
     refused(part, lambda: getattr(_bg, name))
     assert name not in globals() and name not in dir(_bg), name
@@ -156,7 +159,7 @@ def test_a_vendored_zip_runs_tasks_beside_the_original(tmp_path: Path) -> None:
 def test_the_core_alone_runs_and_says_of_each_part_that_it_is_missing(
     tmp_path: Path, kind: str
 ) -> None:
-    parts = "history,webhook,park,shell,testing,web,cli"
+    parts = "history,webhook,park,shell,testing,web,stores,remote,cli"
     options = ["--name", "_bg", "--without", parts, *(["--zip"] if kind == "zip" else [])]
     vendored(tmp_path, *options)
     entry = tmp_path / "_bg.zip" if kind == "zip" else tmp_path
@@ -178,6 +181,25 @@ def test_the_core_alone_runs_and_says_of_each_part_that_it_is_missing(
     )
     assert (done.returncode, done.stdout.strip()) == (0, "1 line"), done.stderr
     assert "updated bgworker" in vendored(tmp_path, *options)
+
+
+def test_a_copy_without_the_history_marks_what_is_resumable_and_says_why_it_cannot_resume(
+    tmp_path: Path, copy_without: Callable[[str], object]
+) -> None:
+    copy_without("history")
+    code = """
+from _bg import MissingPart, Scheduler, resumable
+with Scheduler(1) as pool:
+    task = pool.submit(resumable("double")(lambda number: 2 * number), 3)
+    print(task.result(30), task.snapshot().metadata["resumable"]["name"])
+    try:
+        pool.resume("x.db")
+    except MissingPart as error:
+        print(error.name)
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, text=True,
+                          capture_output=True, timeout=60)
+    assert done.stdout == "6 double\nhistory\n", done.stderr
 
 
 VERBS_THAT_NEED = {

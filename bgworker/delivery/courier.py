@@ -100,7 +100,7 @@ class Courier(Consumer):
                                               options.overflow == "drop_oldest"), True)
         self._title = f"sink {name!r}" if tell_loss is None else f"the park file of sink {name!r}"
         self._scheduler = scheduler
-        self._sink = sink
+        self.sink = sink
         self._options = options
         self._batch_size = options.batch_size or DEFAULT_BATCH
         self._tell_loss = tell_loss
@@ -144,10 +144,10 @@ class Courier(Consumer):
             SinkError: the sink refused to open for good, it is of no use; or its park file did; or
                 no thread can be started.
         """
-        other = _carried.setdefault(id(self._sink), self)
+        other = _carried.setdefault(id(self.sink), self)
         if other is not self:
             raise ConfigurationError(
-                f"sink: this {name_of(type(self._sink))} is registered already, as {other.name!r}; "
+                f"sink: this {name_of(type(self.sink))} is registered already, as {other.name!r}; "
                 "two threads would call it at once. Make another one, or unregister it first")
         try:
             if self.park is not None:
@@ -155,7 +155,7 @@ class Courier(Consumer):
             self._is_awaited = True
             self.thread.start()
         except BaseException as error:
-            del _carried[id(self._sink)]
+            del _carried[id(self.sink)]
             if issubclass(type(error), RuntimeError):
                 raise SinkError(f"{self._title} cannot be opened: no thread can be started "
                                 f"({error})") from error
@@ -172,8 +172,8 @@ class Courier(Consumer):
     def twin(self) -> Courier:
         """Return a courier to the same sink with an empty queue and account: a forked child's
         own."""
-        twin = Courier(self.name, self._sink, self._options, self._scheduler)
-        _carried[id(self._sink)] = twin
+        twin = Courier(self.name, self.sink, self._options, self._scheduler)
+        _carried[id(self.sink)] = twin
         return twin
 
     def start_inherited(self) -> None:
@@ -255,21 +255,21 @@ class Courier(Consumer):
                         self._flush()
                     self._log_losses()
                 if self._failure is None:
-                    self._call_once(self._sink, "close")
+                    self._call_once(self.sink, "close")
         finally:
             with self._lock:
                 self._end("failed")
             self._log_losses(is_last=True)
             self._call_once(self._loop, "close")
             self._close_park()
-            _carried.pop(id(self._sink), None)
+            _carried.pop(id(self.sink), None)
             self._opened.set()  # last: whoever is refused may register the sink again
 
     def _open(self) -> bool:
         """Open the sink, however long it takes; False if it refuses for good."""
         while True:
             try:
-                self._loop.call(self._sink, "open")
+                self._loop.call(self.sink, "open")
             except BaseException as error:
                 # as in `_guarded`, but whoever registers the sink gets the error itself
                 trouble = Trouble.of(error)
@@ -346,7 +346,7 @@ class Courier(Consumer):
         with self._lock:
             due = [mark for mark in self._marks
                    if mark.place <= self._taken or not len(self._backlog)]
-        reached = self._failure is None and self._call_once(self._sink, "flush")
+        reached = self._failure is None and self._call_once(self.sink, "flush")
         with self._lock:
             for mark in due:
                 mark.left = self.health().pending - len(self._backlog)
@@ -385,7 +385,7 @@ class Courier(Consumer):
 
     def _write(self, records: Sequence[Record]) -> Trouble | None:
         # a tuple: nothing that the sink could change is ours
-        return self._call(self._sink, "write", Batch(tuple(records)))
+        return self._call(self.sink, "write", Batch(tuple(records)))
 
     def _note_success(self, piece: Sequence[Record] = ()) -> None:
         """Note that the sink has opened, or taken records."""
@@ -458,7 +458,7 @@ class Courier(Consumer):
                 self._state = "failed"
         report(logging.ERROR, "%s takes nothing any more, and is closed: %s; the events that wait "
                "and come %s", self._title, trouble.text, self._fate)
-        self._call_once(self._sink, "close")
+        self._call_once(self.sink, "close")
 
     def _give_up_piece(self, piece: Sequence[Record], trouble: Trouble, attempts: int) -> None:
         """Account for records that the sink did not take and will not get again."""

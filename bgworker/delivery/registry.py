@@ -189,6 +189,13 @@ class Registry:
             couriers = list(self._sinks.values())
         return {courier.name: courier.health() for courier in couriers}
 
+    def sinks(self) -> list[Sink]:
+        """Return the sinks themselves, those of them that still take events."""
+        with self._lock:
+            couriers = list(self._sinks.values())
+        return [courier.sink for courier in couriers
+                if courier.health().state not in ("failed", "closed")]
+
     def flush(self, timeout: float | None) -> FlushReport:
         """Have all that was emitted before the call delivered, and the sinks flushed."""
         marked = self._dispatcher.call(self._mark)

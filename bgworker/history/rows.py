@@ -45,7 +45,7 @@ class Rows:
             return
         batch = self._batch or SortedBatch(self._records)
         with transaction(connection):
-            _store_tasks(connection, batch.tasks, most_values)
+            store_tasks(connection, batch.tasks, most_values)
             if batch.streams:
                 _store_streams(connection, batch, most_values)
             if batch.tasks.progress:
@@ -54,7 +54,7 @@ class Rows:
                 connection.executemany(sql.INSERT_LOSS, batch.losses)
 
 
-def _store_tasks(connection: sqlite3.Connection, tasks: TaskRows, most_values: int) -> None:
+def store_tasks(connection: sqlite3.Connection, tasks: TaskRows, most_values: int) -> None:
     """Put in tasks and what they refer to, but for the progress of those that the file may not know
     yet."""
     if tasks.runs:
@@ -84,7 +84,7 @@ def _keys(connection: sqlite3.Connection, batch: SortedBatch, most_values: int) 
     wanted = json.dumps([state.id for state in batch.speakers])
     keys: dict[str, int] = json.loads(connection.execute(sql.FIND_KEYS, (wanted,)).fetchone()[0])
     if len(keys) < len(batch.speakers):
-        _store_tasks(connection, batch.unknown(keys), most_values)
+        store_tasks(connection, batch.unknown(keys), most_values)
         keys = json.loads(connection.execute(sql.FIND_KEYS, (wanted,)).fetchone()[0])
     return keys
 

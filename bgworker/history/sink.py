@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import sqlite3
-import sys
 from contextlib import contextmanager
 from time import time_ns
 
@@ -31,7 +30,7 @@ from .presence import byte_of, settle
 from .presencelock import PresenceLock
 from .retention import Retention
 from .rows import Rows
-from .statements import GIVEN
+from .statements import GIVEN, most_values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,7 +175,7 @@ class SqliteSink:
                 f"cannot store an event in {shown(self.path)}: {describe(error)}"
             ) from error
         with self._explained("write to"):
-            self._show_presence(rows.runs)
+            self.show_presence(rows.runs)
             with self._locked(), self._database as connection:
                 try:
                     rows.store(connection, self._most_values)
@@ -253,11 +252,16 @@ class SqliteSink:
         # fsync alone leaves it in the drive's cache on macOS
         connection.execute(f"PRAGMA fullfsync = {int(self._is_power_safe)}")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
-        self._most_values = _most_values(connection)
+        self._most_values = most_values(connection)
         return connection
 
-    def _show_presence(self, runs: set[str]) -> None:
-        """Hold the bytes of this process's runs before a reader can find a task of theirs."""
+    def show_presence(self, runs: set[str]) -> None:
+        """Hold the bytes of this process's runs before anybody can find a task of theirs. Any
+        thread, while the sink is open.
+
+        Raises:
+            OSError: the lock file cannot be used.
+        """
         for run_id in runs.difference(self._runs):
             offset = byte_of(run_id)
             if offset is not None and is_own_run(run_id):
@@ -307,10 +311,3 @@ class SqliteSink:
             raise TemporarySinkError(
                 f"cannot {what} {shown(self.path)}: {error}{''.join(remedies)}"
             ) from error
-
-
-def _most_values(connection: sqlite3.Connection) -> int:
-    """Return how many parameters one statement may have."""
-    if sys.version_info >= (3, 11):
-        return min(32_766, connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER))
-    return 32_766 if sqlite3.sqlite_version_info >= (3, 32) else 999

@@ -11,11 +11,13 @@ them, and what all rows of one task share is bound once a statement.
 
 from __future__ import annotations
 
+import sqlite3
+import sys
+
 from .taskrows import CONSTANT, NAMED, PROGRESS, RUN, RUN_COLUMNS, VARYING, WAITING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Sequence
     from typing import Any
 
@@ -29,6 +31,13 @@ SQLite compiles few statements; a rest that fills two thirds of one is padded wi
 which changes nothing."""
 FEW = 128
 """Rows up to which they are padded to one statement: a second one may wait for the GIL."""
+
+
+def most_values(connection: sqlite3.Connection) -> int:
+    """Return how many parameters one statement may have."""
+    if sys.version_info >= (3, 11):
+        return min(32_766, connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER))
+    return 32_766 if sqlite3.sqlite_version_info >= (3, 32) else 999
 
 
 class ManyRows:

@@ -106,6 +106,9 @@ class Source:
 
     __slots__ = ("wire_text",)
 
+    is_marked = False
+    """Whether it has a say in what is recorded of its tasks; see `running.source.MarkedSource`."""
+
     def __init__(self) -> None:
         self.wire_text = ""
         """What `wire` has encoded of it."""

@@ -1,1 +1,1 @@
-"""Bodies of tasks on other people's executors; their record, and the future, stay here."""
+"""Tasks whose code runs on other people's executors, and tasks that go on after a crash."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any, Coroutine, ParamSpec, TypeVar, overload
 
     from ..model.records import TaskState
+    from .source import MarkedSource
     from .task import Task
 
     P = ParamSpec("P")
@@ -201,16 +202,22 @@ class TaskOptions(Submits):
         return self
 
     def _apply(
-        self, state: TaskState, args: tuple[Any, ...], kwargs: dict[str, Any], max_bytes: int
-    ) -> None:
-        """Write what is set here into the state of a new task."""
+        self, state: TaskState, function: Callable[..., Any], args: tuple[Any, ...],
+        kwargs: dict[str, Any], max_bytes: int,
+    ) -> Mapping[str, Any]:
+        """Write what is set here, or marked at its function, into the state of a new task; return
+        the metadata that the task shows."""
         state.timeout = self._timeout
         if self._metadata_json:
             state.metadata_json = fit_json(self._metadata_json, max_bytes)[0]
         if self._record_source:
             state.record_source = True
+        if state.source is not None and state.source.is_marked:
+            source: MarkedSource = state.source  # type: ignore[assignment]
+            return source.record(state, function, args, kwargs, self._metadata, max_bytes)
         if self._record_arguments:
             state.arguments = fit_json(json_text({"args": args, "kwargs": kwargs}), max_bytes)[0]
+        return self._metadata
 
 
 class _Off(int):

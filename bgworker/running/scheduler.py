@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ..model.events import Event, EventType, TaskSnapshot
     from ..history.requests import Listener
     from ..model.health import FlushReport, SchedulerHealth, SinkHealth
+    from ..remote.resume import Resumed
     from ..sinks.base import Sink
 
     T = TypeVar("T")
@@ -257,10 +258,11 @@ class Scheduler(Submits, DropIn):
             "", options._name or source.name, self._run_id, now, source,
             ids.next_number() & ids.MOST,
         )
-        if options._is_special:
-            options._apply(state, args, kwargs, self._limits.max_payload)
+        metadata = options._metadata
+        if options._is_special or source.is_marked:
+            metadata = options._apply(state, fn, args, kwargs, self._limits.max_payload)
         dispatcher = self._dispatcher
-        task: Task[T] = Task(state, self._pool, dispatcher, self._limits, options._metadata)
+        task: Task[T] = Task(state, self._pool, dispatcher, self._limits, metadata)
         state.handle = weakref.ref(task)
         if options._follows_run:
             task._captures_output = options._capture_output
@@ -346,6 +348,48 @@ class Scheduler(Submits, DropIn):
             raise ConfigurationError(
                 f"path: this Scheduler listens to {self._listener.path!r} already, got "
                 f"{listener.path!r}; have another Scheduler listen to that")
+
+    def resume(
+        self, path: str | os.PathLike[str], *, attempts: int = 3,
+        also: Collection[TaskStatus | str] = (),
+    ) -> Resumed:
+        """Run again what a crash has interrupted: the tasks of `resumable` functions in a history
+        whose process is gone, whether they had begun or not.
+
+        Each is a new task, whose metadata name the old one as ``rerun_of``, under the old name and
+        timeout, with the settings of this Scheduler. It is claimed before it is queued: of all
+        processes that resume at once, and may go on submitting, one runs it. It runs at least once,
+        and may begin more often than its record tells.
+
+        What the file says is never imported or unpickled: only functions that are registered in
+        this process are called, with JSON values. Use a history that you trust even so.
+
+        Waits for the file, not for tasks. Where ``max_pending`` has no room for more, the rest is
+        left to a later call; see `Resumed.left`.
+
+        Args:
+            path: the file of a `SqliteSink` of this Scheduler.
+            attempts: most times that a task is begun, the first included, as far as the history
+                tells: the start of one that ends its process within 0.1 s is not in there. Those
+                count as well after ten times as many.
+            also: "failed", "timed_out", or both: tasks that ended so are run again, too, once their
+                run is over. Those that were cancelled never are.
+
+        Raises:
+            ConfigurationError: this Scheduler does not record into that history, or an argument
+                cannot be used.
+            HistoryError: the file cannot be used; what was queued until then runs.
+            ShutdownError: after `shutdown`.
+            MissingPart: this copy of bgworker was made without its parts remote or history.
+        """
+        try:
+            from ..remote.resume import resume
+        except ModuleNotFoundError as error:
+            raise MissingPart("remote") from error
+        if self._pool.is_closed:
+            raise ShutdownError("cannot resume after shutdown")
+        return resume(path, self._registry.sinks(), self._run_id, self._settings,
+                      self._limits.max_payload, self._submit, attempts, also)
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers, up or down, while tasks run. A worker too many ends after

@@ -18,8 +18,10 @@ from ..model.text import ask, sanitise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any, TypeVar
+
+    from ..model.records import TaskState
 
     T = TypeVar("T")
 
@@ -29,7 +31,7 @@ _MOST_CACHED = 1024
 class FunctionSource(Source):
     """The source of a Python function, or just the name of another callable; all in clean text."""
 
-    __slots__ = ("module", "qualname", "_name", "_script_id", "_code", "_text", "_hash")
+    __slots__ = ("module", "qualname", "_name", "_script_id", "code", "_text", "_hash")
 
     def __init__(self, module: str | None, qualname: str, code: CodeType | None) -> None:
         super().__init__()
@@ -37,7 +39,7 @@ class FunctionSource(Source):
         self.qualname = qualname
         self._name = sanitise(qualname)
         self._script_id = f"{sanitise(module or '?')}:{self._name}"
-        self._code = code
+        self.code = code
         self._text: str | None = None
         self._hash: str | None = None
 
@@ -64,10 +66,38 @@ class FunctionSource(Source):
         if self._hash is None:
             import hashlib
 
-            text = None if self._code is None else ask(_block_of, self._code, self.module)
+            text = None if self.code is None else ask(_block_of, self.code, self.module)
             self._text = sanitise(text) if text else None
             self._hash = hashlib.sha256((self._text or self.script_id).encode()).hexdigest()
         return self._hash
+
+
+class MarkedSource(FunctionSource):
+    """The source of a function that a decorator has marked: it has a say in what is recorded of its
+    tasks. The mark is this very object, as an attribute of the function."""
+
+    __slots__ = ()
+
+    is_marked = True
+
+    def record(
+        self, state: TaskState, function: Callable[..., Any], args: tuple[Any, ...],
+        kwargs: dict[str, Any], metadata: Mapping[str, Any], max_bytes: int,
+    ) -> Mapping[str, Any]:
+        """Write arguments and metadata into the state of a new task, and return the metadata that
+        the task shows. On the submitter's thread.
+
+        Args:
+            function: what was submitted, and led to this source.
+
+        Raises:
+            ConfigurationError: they cannot be recorded so.
+        """
+        raise NotImplementedError
+
+
+MARK = "_bgworker_mark"
+"""The attribute that holds a function's `MarkedSource`."""
 
 
 def _block_of(code: CodeType, module_name: str | None) -> str:
@@ -112,7 +142,11 @@ def source_of(function: Callable[..., Any]) -> Source:
         own = _attribute(function, "source", Source)
         if own is not None:
             return own
+        if (marked := _mark_of(function)) is not None:
+            return marked
         function = _innermost(function)
+        if (marked := _mark_of(function)) is not None:
+            return marked  # a partial or a method of it, which the mark judges
     code = _attribute(function, "__code__", CodeType)
     module = _attribute(function, "__module__", str)  # one may set it to anything
     qualname = _attribute(function, "__qualname__", str) or _QUALNAME(type(function))
@@ -125,6 +159,13 @@ def source_of(function: Callable[..., Any]) -> Source:
                 _cache.clear()
             _cache[id(code)] = found
     return found
+
+
+def _mark_of(function: object) -> MarkedSource | None:
+    if type(function) is not FunctionType:
+        return None
+    mark = function.__dict__.get(MARK)
+    return mark if issubclass(type(mark), MarkedSource) else None
 
 
 _QUALNAME: Callable[[type], str] = type.__dict__["__qualname__"].__get__

@@ -22,6 +22,7 @@ from bgworker import (
     HookSink,
     JsonlSink,
     LifecycleEvent,
+    Resumed,
     RetryPolicy,
     Scheduler,
     SchedulerHealth,
@@ -37,6 +38,7 @@ from bgworker import (
     checkpoint,
     current_task,
     open_sink,
+    resumable,
     shell,
 )
 from bgworker.webhook import new_secret, verify
@@ -212,6 +214,21 @@ def registering(health: SinkHealth) -> None:
     assert_type(
         health.delivered + health.coalesced + health.dropped + health.parked + health.pending, int
     )
+
+
+@resumable("fetching", version=2)
+def fetching(url: str, *, retries: int = 3) -> bytes:
+    return url.encode()
+
+
+def resuming(pool: Scheduler) -> None:
+    assert_type(fetching("x"), bytes)
+    assert_type(pool.submit(fetching, "x", retries=1), Task[bytes])
+    resumed = pool.resume(Path("history.db"), attempts=5, also=["failed", TaskStatus.TIMED_OUT])
+    assert_type(resumed, Resumed)
+    assert_type([each.reason for each in resumed.skipped], list[str])
+    assert_type(resumed.tasks[0].id, str)
+    assert_type(resumed.left, int)
 
 
 def telling_events_apart(event: Event) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bgworker import Event, HookSink, Scheduler, SinkOptions, StreamEvent, Task, current_task
+from bgworker import (Event, HookSink, Scheduler, SinkOptions, StreamEvent, Task, current_task,
+                      resumable)
 
 
 class Deaf:
@@ -47,6 +48,9 @@ def wrong(pool: Scheduler, event: Event, said: StreamEvent) -> None:
     pool.submit(fetch, "x").result().close()  # type: ignore[attr-defined]
     pool.submit(fetch, 3)  # type: ignore[call-overload]
     pool.submit(fetch("x"))  # type: ignore[call-overload]
+    pool.submit(resumable("x")(fetch), 3)  # type: ignore[call-overload]
+    resumable(fetch)  # type: ignore[arg-type]
+    pool.resume("x.db", 3)  # type: ignore[call-arg]
     pool.health().running = 3  # type: ignore[misc]
     current_task().progress("half")  # type: ignore[arg-type]
     pool.register_sink(Deaf())  # type: ignore[arg-type]
