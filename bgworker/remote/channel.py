@@ -128,6 +128,8 @@ class Channel:
         self._link: Link | None = None
         self._thread: threading.Thread | None = None
         self._is_closed = Latch()
+        self._was_heard = False
+        """True when the parent has said something since the latest attempt to connect."""
         self._has_complained = False
         self._parent = os.getppid()
 
@@ -141,6 +143,13 @@ class Channel:
             if self.ticket is not None and self._thread is None:
                 self._start()
             return self._stops.pop(body.state.id, None)
+
+    def watch(self, body: Body, seconds: float) -> float:
+        """Have the parent told where a body is when its time is over. Returns when that is, on the
+        monotonic clock."""
+        body.due = monotonic() + seconds
+        self.intake.hurry()  # the thread that looks at it may be asleep
+        return body.due
 
     def end(self, body: Body) -> tuple[int, Records, Losses]:
         """Let a body speak no more. Returns the number of its first record that is not
@@ -170,6 +179,7 @@ class Channel:
         """In a forked child, where no other thread is: have the bodies be silent, and close what
         was inherited."""
         self.intake.close()
+        self._news = threading.Condition(threading.Lock())  # nobody may be there to release it
         if self._link is not None:
             self._link.discard()
 
@@ -225,9 +235,9 @@ class Channel:
         while not self._is_closed.is_set():
             try:
                 self._speak()
-                backoff, until = BACKOFF, monotonic() + FAREWELL
+                until = monotonic() + FAREWELL
             except BROKEN as error:
-                if self._bodies and not self._has_complained:
+                if self._bodies and monotonic() > until and not self._has_complained:
                     self._has_complained = True
                     report(logging.WARNING, "no channel from this process to the scheduler, so "
                            "events come with the results: %s", describe(error))
@@ -238,7 +248,7 @@ class Channel:
             if monotonic() > until and _leave(self):
                 return
             self._is_closed.wait(backoff if self._bodies else BACKOFF)
-            backoff = min(2 * backoff, MOST_BACKOFF)
+            backoff = BACKOFF if self._was_heard else min(2 * backoff, MOST_BACKOFF)
 
     def _speak(self) -> None:
         """Connect, and send until the link breaks.
@@ -247,6 +257,7 @@ class Channel:
             BROKEN: there was none to be had. That one breaks later is no error.
         """
         assert self.ticket is not None
+        self._was_heard = False
         address, key, _ = self.ticket
         link = self._link = connect(address, PATIENCE)
         try:
@@ -258,7 +269,6 @@ class Channel:
         except BaseException:
             link.close()
             raise
-        self._has_complained = False
         self.intake.crowded_above = BOUND // SLOT // 8
         try:
             for number in list(self._batches):
@@ -349,6 +359,7 @@ class Channel:
         try:
             while True:
                 kind, *rest = link.receive()
+                self._was_heard, self._has_complained = True, False
                 if kind == "ack":
                     self._acknowledge(*rest)
                 elif kind == "stop":

@@ -88,6 +88,8 @@ class Peer:
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
+    __repr__ = __str__
+
 
 class Hub:
     """Listens from the start; reads once it is started. Any thread may call the methods.
@@ -262,13 +264,17 @@ class Hub:
                     parts, losses, overdue = _checked(message)
                 except (ValueError, TypeError, AttributeError) as error:
                     raise ValueError(f"a message that cannot be read: {error}") from error
-                for part in parts:
-                    self._events.said(peer, *part)
-                if losses:
-                    self._events.losses(peer.worker, losses)
-                if overdue:
-                    self._events.overdue(peer, *overdue)
-                else:
+                try:
+                    for part in parts:
+                        self._events.said(peer, *part)
+                    if losses:
+                        self._events.losses(peer.worker, losses)
+                    if overdue:
+                        self._events.overdue(peer, *overdue)
+                except Exception as error:  # it would come again for ever
+                    report(logging.ERROR, "what %s said was not noted: %s", str(peer),
+                           describe(error))
+                if not overdue:
                     link.send(("ack", message[1]))
         except Exception as error:
             if not self._is_closed and not isinstance(error, (OSError, EOFError)):
