@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     Part = Tuple[int, Records, int]
     """Some records of a body: the number of the first, all of them, and the bytes they count."""
 
-BOUND = 2**22
+BOUND = 2**24
 """Bytes of memory for all records that are not acknowledged, as `delivery.intake` estimates
 them."""
 
-WINDOW = 2**20
+WINDOW = 2**22
 """Bytes that may be on their way without an acknowledgement before no more is sent."""
 
 GATHER = 0.05
