@@ -21,7 +21,7 @@ from bgworker.running.source import source_of
 from tests.support import SOON, environment
 
 
-@resumable("echo", version=3)
+@resumable("echoed", version=3)
 def echo(*args: Any, **kwargs: Any) -> Any:
     return args, kwargs, dict(current_task().metadata)
 
@@ -249,7 +249,7 @@ def test_arguments_beyond_max_payload_are_refused_with_both_figures() -> None:
 
 def test_the_record_names_the_function_and_keeps_the_users_metadata(pool: Scheduler) -> None:
     task = pool.options(metadata={"ticket": 7}, name="own name").submit(echo, 1)
-    expected = {"ticket": 7, "resumable": {"name": "echo", "version": 3}}
+    expected = {"ticket": 7, "resumable": {"name": "echoed", "version": 3}}
     assert task.result(SOON)[2] == expected, "the task sees what its record has"
     snapshot = task.snapshot()
     assert snapshot.metadata == expected
@@ -343,7 +343,7 @@ def test_two_closures_of_one_code_have_a_mark_each(pool: Scheduler) -> None:
 
 
 def test_a_mark_that_is_carried_to_another_process_is_none_there() -> None:
-    assert pickle.loads(pickle.dumps(module.registered()["echo"])) is None
+    assert pickle.loads(pickle.dumps(module.registered()["echoed"])) is None
 
 
 def test_map_submits_resumable_tasks(pool: Scheduler) -> None:
