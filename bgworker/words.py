@@ -140,6 +140,14 @@ def is_command(task: TaskSnapshot) -> bool:
     return task.script_id is not None and ":" not in task.script_id
 
 
+def resumable_as(task: TaskSnapshot) -> str:
+    """Return what the `resumable` function of a task was registered as; nothing for others."""
+    mark = task.metadata.get("resumable")  # a program can write anything there
+    name, version = (mark.get("name"), mark.get("version")) if isinstance(mark, dict) else ("", 0)
+    is_one = isinstance(name, str) and isinstance(version, int)
+    return f"{name}, version {version}" if is_one and name else ""
+
+
 def exit_of(code: int, program: str | None = None) -> str:
     """Return how a command ended: "gzip: exit code 1", "gzip: SIGKILL"."""
     words = f"exit code {code}"

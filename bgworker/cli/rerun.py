@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 
 from ..model.checks import MOST
+from ..model.enums import TaskStatus
 from ..model.errors import ConfigurationError, UnknownTask
 from ..model.ids import SHORT
-from ..words import word_for
+from ..words import resumable_as, word_for
 from .commands import Command, Prepared, original
 from .options import A_TASK, add_db, add_run, typed
 from .reading import opened
@@ -200,8 +201,11 @@ def _again(task: TaskSnapshot) -> Command:
 
 def _why_not(task: TaskSnapshot) -> str:
     if ":" in (task.script_id or ""):
-        return (f"it is the Python function {task.script_id}, which only its own program can call; "
-                "submit it there again")
+        what = f"it is the Python function {task.script_id}, which only its own program can call; "
+        if resumable_as(task) and task.status is not TaskStatus.CANCELLED:
+            also = "" if task.status is TaskStatus.INTERRUPTED else f' with also=["{task.status}"]'
+            return f"{what}there, Scheduler.resume runs it again{also}"
+        return f"{what}submit it there again"
     if "truncated" in task.metadata:
         return "its command was too long to be recorded whole; run it anew"
     return "its command is not recorded, as only bgworker run does that; run it anew"

@@ -8,8 +8,8 @@ from heapq import merge
 
 from ..model.events import StreamType, TaskStatus
 from ..model.wire import encode
-from ..words import (ago, duration_of, escaped_lines, is_command, now, place_of, stamp,
-                     took, why, word_for)
+from ..words import (ago, duration_of, escaped_lines, is_command, now, place_of, resumable_as,
+                     stamp, took, why, word_for)
 from .options import NO_SUCH_TASK, add_db, add_json, add_task, exit_codes, whole
 from .pasting import KEYS, pasteable
 from .reading import Output, harmless_json, opened
@@ -134,6 +134,9 @@ def _facts(task: TaskSnapshot, run: Run | None,
         yield "runs again", metadata.pop("rerun_of")
     if later is not None:
         yield "run again as", f"{later.task_id}, {word_for(later.status)}"
+    if resumable := resumable_as(task):
+        metadata.pop("resumable")
+        yield "resumable", resumable
     if is_command(task):
         command, folder = pasteable(metadata)
         if command is not None:

@@ -8,8 +8,8 @@ from textwrap import fill
 
 from ..model.events import StreamType, TaskStatus
 from ..model.wire import encode
-from ..words import (ago, duration_of, ending, escaped, escaped_lines, now, place_of, took, why,
-                     word_for)
+from ..words import (ago, duration_of, ending, escaped, escaped_lines, now, place_of, resumable_as,
+                     took, why, word_for)
 from .options import NO_SUCH_TASK, add_db, add_json, add_task, exit_codes, typed, whole
 from .reading import Output, harmless_json, opened
 from .show import STREAMS
@@ -144,6 +144,8 @@ def _lines(task: TaskSnapshot, run: Run | None, past: Past,
         yield f"since:  run again, and {_told(past.rerun, at)}"
     elif past.later is not None:
         yield f"since:  the newest one {_told(past.later, at)}"
+    if past.rerun is None and task.status is TaskStatus.INTERRUPTED and resumable_as(task):
+        yield "next:   Scheduler.resume in its own program runs it again"
 
 
 def _how(task: TaskSnapshot, run: Run | None, past: Past, last_sign: datetime | None,

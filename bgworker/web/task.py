@@ -9,7 +9,7 @@ import json
 
 from ..model.events import StreamType, TaskStatus
 from ..model.ids import short
-from ..words import duration_of, is_command, place_of, why
+from ..words import duration_of, is_command, place_of, resumable_as, why
 from . import sections
 from .log import lines_of
 from .markup import Markup, fill
@@ -54,6 +54,7 @@ def _facts(task: TaskSnapshot, history: History, view: View) -> list[Markup]:
         "Was run again as": later and [
             link(short(later.task_id), task_path(later.task_id), "the last that ran it again"),
             " ", badge(later.status)],
+        "Resumable": start(resumable_as(task), 120),
         "Run": task.run_id and link(short(task.run_id), address("/", run=task.run_id)),
         "Process": run and sections.process(run),
         "Script": start(task.script_id, 120),

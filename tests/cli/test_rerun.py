@@ -321,15 +321,22 @@ def test_all_that_cannot_run_again_is_listed_before_anything_runs(tmp_path: Path
         "expected no NUL character in a command, got", "expected a command, got ",
         *["its record is damaged; run the command anew"] * 2,
         "it is the Python function jobs:load, which only its own program can call; submit it there",
+        "it is the Python function jobs:load, which only its own program can call; there, "
+        "Scheduler.resume runs it again with also=[\"failed\"]",
+        "it is the Python function jobs:load, which only its own program can call; there, "
+        "Scheduler.resume runs it again",
     ]
     ids = [record.task(name, "failed", run_id=run, metadata=each) for name, each in bad.items()]
     ids.append(record.task("load", "failed", run_id=run, script_id="jobs:load"))
+    mark = {"resumable": {"name": "load", "version": 1}}
+    for status in ("failed", "interrupted"):
+        ids.append(record.task("load", status, run_id=run, script_id="jobs:load", metadata=mark))
     record.task("fine", "failed", run_id=run, metadata=good)
     done = cli(tmp_path, "rerun", "--failed", code=2)
     first, heading, *lines = told(done)
-    assert heading == ("bgworker rerun: error: 12 of 13 cannot be run again, so nothing was "
+    assert heading == ("bgworker rerun: error: 14 of 15 cannot be run again, so nothing was "
                        "started:")
-    for line, task_id, name, reason in zip(lines, ids, [*bad, "load"], reasons, strict=True):
+    for line, task_id, name, reason in zip(lines, ids, [*bad, *["load"] * 3], reasons, strict=True):
         assert line.startswith(f"bgworker rerun: {task_id[-8:]} ({name}): {reason}"), line
     assert done.stdout == b"" and not (tmp_path / "ran").exists()
     cli(tmp_path, "rerun", "fine")

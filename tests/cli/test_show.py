@@ -235,3 +235,20 @@ def test_what_ran_a_task_again_and_what_it_ran_again_are_named(
     text = shown(capfd)
     assert re.search(rf"\n  runs again +{first}\n", text) and "rerun_of" not in text
     assert re.search(rf"\n  run again as +{second}, ", shown(capfd, first))
+
+
+@pytest.mark.parametrize(("mark", "told"), [
+    ({"name": "load", "version": 2}, "load, version 2"),
+    ({"name": "a\x07b", "version": 2}, r"a\x07b, version 2"),
+    ({"name": ["load"], "version": 2}, ""),
+    ({"name": "load"}, ""),
+    ("load", ""),
+])
+def test_a_resumable_task_is_told_to_be_one(
+    record: Recorder, capfd: pytest.CaptureFixture[str], mark: object, told: str
+) -> None:
+    record.task(metadata={"ticket": 7, "resumable": mark})
+    text = shown(capfd)
+    assert (f"  resumable  {told}\n" in text) == bool(told)
+    assert ('metadata   {"ticket": 7}\n' in text) == bool(told)
+    assert text.count("resumable") == 1, "once, whatever it is"

@@ -257,3 +257,17 @@ def test_what_cannot_be_told_is_one_line(record: Recorder, capfd: pytest.Capture
                                          words: list[str], code: int, message: str) -> None:
     text = told(capfd, *words, code=code)
     assert message in text and text.count("\n") == 1
+
+
+def test_what_can_be_resumed_is_told_until_it_was(
+    record: Recorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mark = {"resumable": {"name": "load", "version": 1}}
+    first = record.task("load", "interrupted", metadata=mark, script_id="jobs:load")
+    line = "\nnext:   Scheduler.resume in its own program runs it again\n"
+    assert line in told(capfd)
+    again = {**mark, "rerun_of": first}
+    second = record.task("load", "failed", metadata=again, rerun_of=first, script_id="jobs:load")
+    assert line not in told(capfd, first) and line not in told(capfd, second)
+    record.task("load", "interrupted", script_id="jobs:load")
+    assert line not in told(capfd), "no other function can"

@@ -151,6 +151,18 @@ def test_a_task_leads_to_the_one_that_it_ran_again_and_to_the_last_that_ran_it_a
     assert "Runs again" not in text and "Was run again" not in page(server, f"/task/{third}").text
 
 
+@pytest.mark.parametrize(
+    ("name", "version"), [("load", 2), (EVIL, 2), ("", 2), (7, 2), ("a", None)])
+def test_a_resumable_task_is_told_to_be_one(
+    record: Recorder, server: Server, name: object, version: object
+) -> None:
+    record.task(metadata={"resumable": {"name": name, "version": version}})
+    answer = page(server, "/task/last")
+    harmless(ask(server, "/task/last").body)
+    assert ("Resumable" in answer.text) == (name in ("load", EVIL))
+    assert "Resumable load, version 2" in answer.words or name != "load"
+
+
 @pytest.mark.parametrize("written", [EVIL, EVIL[:60], "", "x" * 60_000, 7, ["last"], None])
 def test_an_id_that_a_program_made_up_harms_no_page(
     record: Recorder, server: Server, written: object,
