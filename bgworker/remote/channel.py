@@ -19,8 +19,8 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from itertools import count
-from math import inf
 from multiprocessing import parent_process
 
 from ..delivery.intake import BACKSTOP, RESERVED, SLOT, Intake, cost, cost_of_lines
@@ -33,6 +33,7 @@ from ..model.reports import report
 from ..model.text import ask, describe
 from ..model.threads import own_thread
 from ..running.context import ask_to_stop
+from ..running.deadlines import Deadlines
 from .link import BROKEN, Link, connect
 
 TYPE_CHECKING = False
@@ -74,19 +75,24 @@ MOST_STOPS = 10_000
 
 
 class Body:
-    """What a channel knows of a body that runs. Guarded by the lock of its channel.
+    """A body that runs. What its channel knows of it is guarded by the lock of that.
 
     Args:
         state: of its task.
-        where: returns where it is, the stack of its thread; called on a thread of the channel.
+        where: tells where it is: the stack of a thread, from its own function inward.
     """
 
-    def __init__(self, state: TaskState, where: Callable[[], str]) -> None:
+    def __init__(self, state: TaskState, where: Callable[[TaskState, int], str]) -> None:
         self.state = state
         self.where = where
+        self.channel: Channel
+        self.is_watched = False
+        """True when its time is limited here."""
+        self.expired = Latch()
+        """Set when that is over, and the next is known."""
+        self.stack = ""
+        """Where it was then."""
         self.attempt = ""
-        self.due = inf
-        """When its time is over, on the monotonic clock; infinite once that was told."""
         self.unsent: Records = []
         """Its records that are in no batch yet."""
         self.size = 0
@@ -107,6 +113,7 @@ class Channel:
         """Identifies this channel."""
         self.intake = Intake(BOUND // SLOT)
         self.intake.crowded_above = sys.maxsize  # nobody waits for a channel that is not there
+        self.deadlines = Deadlines(self._expire, "bgworker-deadlines")
         self.ticket = ticket
         self._news = threading.Condition(threading.Lock())
         """Its lock guards what follows, and sees to it that one thread at a time takes from the
@@ -121,6 +128,8 @@ class Channel:
         """Bytes of the records that are in no batch yet."""
         self._losses: Losses = {}
         self._told_losses: Losses = {}
+        self._overdue: deque[Body] = deque()
+        """Of which the parent is to be told."""
         self._stops: dict[str, str] = {}
         """Of tasks that have not begun here."""
         self._next_batch = count(1).__next__
@@ -144,13 +153,6 @@ class Channel:
                 self._start()
             return self._stops.pop(body.state.id, None)
 
-    def watch(self, body: Body, seconds: float) -> float:
-        """Have the parent told where a body is when its time is over. Returns when that is, on the
-        monotonic clock."""
-        body.due = monotonic() + seconds
-        self.intake.hurry()  # the thread that looks at it may be asleep
-        return body.due
-
     def end(self, body: Body) -> tuple[int, Records, Losses]:
         """Let a body speak no more. Returns the number of its first record that is not
         acknowledged, all from there on, and the totals of what was refused so far."""
@@ -173,6 +175,7 @@ class Channel:
     def close(self) -> None:
         """End the threads, without waiting for them."""
         self._is_closed.set()
+        self.deadlines.stop()
         self._break(self._link)
 
     def discard(self) -> None:
@@ -196,9 +199,6 @@ class Channel:
         except (RuntimeError, MemoryError):
             # none to be had, as at the exit: what is said comes with the report
             self._thread = None
-        else:
-            if not self._thread.daemon:  # an isolated subinterpreter, which waits for it at its end
-                threading._register_atexit(self.close)  # type: ignore[attr-defined]
 
     def _take(self) -> None:
         """Take some records from the intake."""
@@ -245,7 +245,7 @@ class Channel:
                 report(logging.ERROR, "the channel of a worker process broke: %s", describe(error))
             if self._is_orphan():
                 self._end_process()
-            if monotonic() > until and _leave(self):
+            if monotonic() > until and _forget(self):
                 return
             self._is_closed.wait(backoff if self._bodies else BACKOFF)
             backoff = BACKOFF if self._was_heard else min(2 * backoff, MOST_BACKOFF)
@@ -285,21 +285,21 @@ class Channel:
         is_flowing = False
         while not link.is_cut:
             if not is_flowing:
-                self.intake.wait(min(BACKSTOP, max(0.0, self._next_due() - monotonic())))
+                self.intake.wait(BACKSTOP)
             self.intake.gather(GATHER)
             is_flowing = False
             while (number := self._make_batch()) is not None:
                 is_flowing = True
                 self._send(link, number)
                 self._wait_for_window(link)
-            self._tell_overdue(link)
+            while self._overdue:
+                body = self._overdue.popleft()
+                link.send(("overdue", body.state.id, body.attempt, body.stack))
 
     def _wait_for_window(self, link: Link) -> None:
-        while self._under_way >= WINDOW and not link.is_cut:
-            with self._news:
-                if self._under_way >= WINDOW and not link.is_cut:
-                    self._news.wait(max(0.0, min(BACKSTOP, self._next_due() - monotonic())))
-            self._tell_overdue(link)
+        with self._news:
+            while self._under_way >= WINDOW and not link.is_cut:
+                self._news.wait(BACKSTOP)
 
     def _make_batch(self) -> int | None:
         """Make a batch of what is there; None if there is nothing to tell."""
@@ -326,15 +326,6 @@ class Channel:
             losses = dict(self._losses)
         link.send(("said", number, parts, losses))
 
-    def _next_due(self) -> float:
-        return min([body.due for body in list(self._bodies.values())], default=inf)
-
-    def _tell_overdue(self, link: Link) -> None:
-        now = monotonic()
-        for body in [body for body in list(self._bodies.values()) if body.due <= now]:
-            body.due = inf
-            link.send(("overdue", body.state.id, body.attempt, ask(body.where) or ""))
-
     def _is_orphan(self) -> bool:
         """Tell whether this is a process of the parent's, which has died. Others go on: their
         engine decides."""
@@ -352,6 +343,17 @@ class Channel:
         while self._bodies and monotonic() < until:
             time.sleep(0.05)
         os._exit(1)
+
+    # -- the thread of the deadlines --
+
+    def _expire(self, body: Body, thread: int) -> None:
+        try:
+            body.stack = ask(body.where, body.state, thread) or ""
+            self._overdue.append(body)
+            self.intake.hurry()
+            ask_to_stop(body.state, "timeout")
+        finally:
+            body.expired.set()
 
     # -- the thread that reads --
 
@@ -403,21 +405,38 @@ _lock = threading.Lock()
 """Guards the channels, and that none leaves while a body begins."""
 
 
-def enter(ticket: Ticket | None, body: Body) -> tuple[Channel, str | None]:
-    """Return the channel for a ticket, with a body begun, and why that is to stop if it was asked
-    to."""
+def enter(ticket: Ticket | None, body: Body) -> str | None:
+    """Give a body the channel for a ticket, and return why it is to stop if that was asked
+    before."""
     with _lock:
         channel = _channels.get(ticket)
         if channel is None:
             channel = _channels[ticket] = Channel(ticket)
-        return channel, channel.begin(body)
+        body.channel = channel
+        return channel.begin(body)
 
 
-def _leave(channel: Channel) -> bool:
+def leave(body: Body) -> tuple[int, Records, Losses]:
+    """End a body; returns what `Channel.end` does."""
+    rest = body.channel.end(body)
+    if body.channel.ticket is None:
+        _forget(body.channel)
+    return rest
+
+
+def close_all() -> None:
+    """End the threads of all channels, without waiting for them."""
+    for channel in list(_channels.values()):
+        channel.close()
+
+
+def _forget(channel: Channel) -> bool:
     """Forget a channel if no body runs; False if one does."""
     with _lock:
         if channel.is_unused():
-            _channels.pop(channel.ticket, None)
+            if _channels.get(channel.ticket) is channel:
+                del _channels[channel.ticket]
+            channel.deadlines.stop()
             return True
         return False
 

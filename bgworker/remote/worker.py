@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
-from _thread import get_ident
 from contextvars import copy_context
 from types import MappingProxyType
 
 from ..model.clock import monotonic
-from ..model.errors import RemoteError
-from ..model.records import CANCELLED, COMPLETED, STARTED, TaskState
+from ..model.errors import RemoteError, ShutdownError, TaskTimedOut
+from ..model.failure import describe_failure
+from ..model.records import CANCELLED, COMPLETED, STARTED, TIMED_OUT, TaskState
 from ..model.text import describe, fit_json, json_text, name_of
+from ..model.threads import own_thread
 from ..running.context import CURRENT, Limits, context_of
 from ..running.deadlines import keeps_time
 from ..running.task import finished, is_coroutine, run_captured, verdict
-from .channel import Body, Channel, enter
+from .channel import Body, close_all, enter, leave
 from .messages import Order, Report, decode_order, dumps, encode_report, loads
 
 TYPE_CHECKING = False
@@ -44,60 +46,67 @@ def perform(order: bytes) -> bytes:
 
 def _report(order: Order) -> Report:
     state = TaskState(order.task_id, order.name, order.run_id, time.time_ns())
-    thread = get_ident()
-    body = Body(state, lambda: _stack(state, thread, order.limits[0]))
-    channel, reason = enter(order.ticket, body)
+    state.timeout = order.timeout
+    body = Body(state, _stack)
+    reason = enter(order.ticket, body)
     try:
         if reason is None:
             metadata = MappingProxyType(json.loads(order.metadata_json or "{}"))
-            state.speaks_to = channel.intake, Limits(*order.limits), metadata
-            report = _run(order, body, channel)
+            state.speaks_to = body.channel.intake, Limits(*order.limits), metadata
+            report = _run(order, body)
         else:
-            report = _outcome(CANCELLED, 0.0, failure=(None, reason, None))
+            report = _outcome(CANCELLED, failure=(None, reason, None))
     finally:
         state.context = None
-        first, records, losses = channel.end(body)
+        first, records, losses = leave(body)
     return report._replace(attempt=body.attempt, first=first, records=records, losses=losses,
-                           worker=channel.worker)
+                           worker=body.channel.worker)
 
 
-def _run(order: Order, body: Body, channel: Channel) -> Report:
+def _run(order: Order, body: Body) -> Report:
     """Run a body, and return how it has ended. The rest of the report is to be filled in."""
     state, variables, max_payload = body.state, copy_context(), order.limits[0]
     state.started_ns = time.time_ns()
-    channel.intake.emit_lifecycle(state, STARTED, state.started_ns)
-    started, duration = time.monotonic_ns(), None
+    body.channel.intake.emit_lifecycle(state, STARTED, state.started_ns)
+    started, duration, is_late = monotonic(), 0.0, False
+    kind, payload, recorded = COMPLETED, b"", None
+    failure: Failure | None = None
     try:
         variables.run(CURRENT.set, state)
-        result = variables.run(_call, order, body, channel)
-        duration = (time.monotonic_ns() - started) / 1e9
-        payload = variables.run(_pickled_result, result, order.name)
-        recorded = None
-        if order.records_result:
-            recorded = fit_json(variables.run(json_text, result), max_payload)[0]
-        return _outcome(COMPLETED, duration, payload, None, recorded)
+        try:
+            result = variables.run(_call, order, body, started)
+        finally:
+            duration = monotonic() - started
+            is_late = body.is_watched and not body.channel.deadlines.forget(body)
+        if not is_late:
+            payload = variables.run(_pickled_result, result, order.name)
+            if order.records_result:
+                recorded = fit_json(variables.run(json_text, result), max_payload)[0]
     except BaseException as error:  # the boundary: all of it is raised by `result`
-        if duration is None:
-            duration = (time.monotonic_ns() - started) / 1e9
         kind, failure = verdict(error, state.context, max_payload, _run.__code__, _call.__code__)
         payload = b"" if kind == CANCELLED else _pickled_error(error, failure)
-        return _outcome(kind, duration, payload, failure)
-    finally:
-        if state.context is not None:
-            state.context._say_last()
+    if is_late:
+        body.expired.wait()
+        late = TaskTimedOut(f"ran longer than its timeout of {order.timeout:g} s")
+        name, message, info = describe_failure(late, max_payload)
+        kind, payload, failure = TIMED_OUT, dumps(late), (name, message, body.stack or info)
+    if state.context is not None:
+        state.context._say_last()
+    return _outcome(kind, duration, payload, failure, recorded)
 
 
 def _outcome(
     kind: int,
-    duration: float,
+    duration: float = 0.0,
     payload: bytes = b"",
     failure: Failure | None = None,
     recorded: str | None = None,
 ) -> Report:
+    """Return what a body's own end tells. Its channel knows the rest."""
     return Report(kind, payload, failure, recorded, duration, "", 1, [], {}, "")
 
 
-def _call(order: Order, body: Body, channel: Channel) -> Any:
+def _call(order: Order, body: Body, started: float) -> Any:
     """Call the function of a task with the context variables that it is to have."""
     try:
         function, args, kwargs = loads(order.payload)
@@ -107,14 +116,31 @@ def _call(order: Order, body: Body, channel: Channel) -> Any:
             "and its arguments must be of modules that can be imported there"
         ) from error
     state = body.state
-    if order.timeout is not None:
-        state.timeout = order.timeout
-        if not keeps_time(function):
-            context_of(state)._deadline = channel.watch(body, order.timeout)
+    if order.timeout is not None and not keeps_time(function):
+        _watch(body, started + order.timeout)
     if order.captures_output:
         return run_captured(context_of(state), function, args, kwargs)
     result = function(*args, **kwargs)
     return finished(result, context_of(state)) if is_coroutine(result) else result
+
+
+def _watch(body: Body, due: float) -> None:
+    """Have a body asked to stop when its time is over; the scheduler may not be reached then."""
+    context_of(body.state)._deadline = due
+    try:
+        body.channel.deadlines.start()
+    except ShutdownError:
+        return  # no thread can be had: its scheduler sees to its time
+    body.is_watched = True
+    body.channel.deadlines.watch(body, due)
+
+
+def _stack(state: TaskState, thread: int) -> str:
+    from ..running import stacks
+
+    assert state.speaks_to is not None  # it has begun
+    return stacks.of_context(
+        state.context, thread, _call.__code__, 0, state.speaks_to[1].max_payload)
 
 
 def _pickled_result(result: object, name: str) -> bytes:
@@ -143,7 +169,6 @@ def _here() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _stack(state: TaskState, thread: int, max_bytes: int) -> str:
-    from ..running import stacks
-
-    return stacks.of_context(state.context, thread, _call.__code__, 0, max_bytes)
+if not own_thread("", perform).daemon:
+    # an isolated subinterpreter, which waits for its threads at its end
+    threading._register_atexit(close_all)  # type: ignore[attr-defined]
