@@ -22,7 +22,7 @@ from ..model.clock import monotonic
 from ..model.errors import ConfigurationError
 from ..model.ids import new_id
 from ..model.latch import Latch
-from ..model.records import LOST, STARTED
+from ..model.records import LOST, PROGRESS, STARTED
 from ..model.reports import report
 from ..model.text import describe, show
 from ..model.threads import own_thread
@@ -332,13 +332,27 @@ def _checked(message: Any) -> tuple[list[Part], Losses, tuple[str, str, str] | N
         _expect_texts(task_id, attempt)
         if type(first) is not int or type(records) is not list:
             raise TypeError("expected records and the number of the first")
-        for record_kind, ns, _ in records:
-            if type(ns) is not int or not (record_kind == STARTED or STARTED < record_kind < LOST):
-                raise TypeError(f"expected a record of a stream, got kind {show(record_kind)}")
+        for record in records:
+            if not _is_record(*record):
+                raise TypeError(f"expected a record of a stream, got {show(record)}")
     for (record_kind, reason), total in losses.items():
         if type(record_kind) is not int or type(reason) is not str or type(total) is not int:
             raise TypeError("expected losses as totals by kind and reason")
     return parts, losses, None
+
+
+def _is_record(kind: int, ns: int, data: Any) -> bool:
+    if type(ns) is not int:
+        return False
+    if kind == STARTED:
+        return data is None
+    if kind == PROGRESS:
+        return tuple(map(type, data)) in ((float, str), (type(None), str))
+    if not PROGRESS < kind < LOST:
+        return False
+    if type(data) is list:
+        return all([type(line) is str for line in data])
+    return type(data) is str or tuple(map(type, data)) == (str, str, bool, int)
 
 
 def _expect_texts(*values: object) -> None:

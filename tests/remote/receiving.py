@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import socket
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,7 +82,9 @@ def hub(channel: str | None = None) -> Iterator[tuple[Hub, Receiver]]:
         made.close()
 
 
-def order(function: Callable[..., object], *args: object, ticket: Any = None, **other: Any) -> Order:
+def order(
+    function: Callable[..., object], *args: object, ticket: Any = None, **other: Any
+) -> Order:
     """Return an order with an id of its own."""
     settings: dict[str, Any] = dict(
         task_id=f"task{next(_numbers)}", name="a task", run_id="run", timeout=None,
@@ -94,13 +95,14 @@ def order(function: Callable[..., object], *args: object, ticket: Any = None, **
     return Order(**settings)
 
 
-def ordered(function: Callable[..., object], *args: object, ticket: Any = None, **other: Any
-            ) -> bytes:
+def ordered(
+    function: Callable[..., object], *args: object, ticket: Any = None, **other: Any
+) -> bytes:
     """Return an order as an engine gets it."""
     return encode_order(order(function, *args, ticket=ticket, **other))
 
 
-def introduced(made: Hub, worker: str = "w", pid: int = 1) -> Link:
+def introduced(made: Any, worker: str = "w", pid: int = 1) -> Link:
     """Return a link of a worker that has introduced itself to a hub."""
     address, key, _ = made.ticket
     link = connect(address, 10.0)
@@ -108,7 +110,3 @@ def introduced(made: Hub, worker: str = "w", pid: int = 1) -> Link:
     link.send(("hello", worker, pid, socket.gethostname()))
     link.trust()
     return link
-
-
-def names_of_threads() -> list[str]:
-    return sorted(thread.name for thread in threading.enumerate())
