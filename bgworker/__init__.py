@@ -43,7 +43,13 @@ if TYPE_CHECKING:
     from .history.reader import History
     from .history.sink import SqliteSink
     from .model.events import Event, LifecycleEvent, LossEvent, StreamEvent, TaskSnapshot
-    from .model.health import FlushReport, SchedulerHealth, SinkHealth, StuckThread
+    from .model.health import (
+        AbandonedTask,
+        FlushReport,
+        SchedulerHealth,
+        SinkHealth,
+        StuckThread,
+    )
     from .remote.resumable import resumable
     from .remote.resume import Resumed, SkippedTask
     from .shell.command import shell
@@ -63,6 +69,7 @@ _LAZY = {
     "LossEvent": "model.events",
     "StreamEvent": "model.events",
     "TaskSnapshot": "model.events",
+    "AbandonedTask": "model.health",
     "FlushReport": "model.health",
     "SchedulerHealth": "model.health",
     "SinkHealth": "model.health",
@@ -84,6 +91,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "AbandonedTask",
     "BgworkerError",
     "ConfigurationError",
     "Event",

@@ -35,6 +35,7 @@ DOORS = {
     ("delivery.courier", "park.park"): "opened only where a sink's options name a park file",
     ("running.scheduler", "history.requests"): "opened only where a Scheduler listens to a history",
     ("running.scheduler", "remote.resume"): "opened only where a Scheduler resumes a history",
+    ("running.scheduler", "remote.pool"): "opened only where a Scheduler is given an executor",
 }
 """Ways up, each loaded when it is first used. The other doors, `__init__` and `sinks.specs`, name
 modules as text."""

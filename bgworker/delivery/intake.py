@@ -143,9 +143,9 @@ class Intake:
         else:
             self.emit_weighed(state, kind, data)
 
-    def emit_weighed(self, state: TaskState, kind: int, data: Any) -> None:
+    def emit_weighed(self, state: TaskState, kind: int, data: Any, ns: int = 0) -> None:
         """Append one stream record with as many slots as its text takes, or refuse it. As safe as
-        `emit`."""
+        `emit`. It is of now, or of the time ``ns``."""
         if self._closed:
             self.late.add()
             return
@@ -160,7 +160,7 @@ class Intake:
         if waiting + slots > self._limit:
             self.refuse(kind, "intake")
         else:
-            records.append((state, kind, time_ns(), data))
+            records.append((state, kind, ns or time_ns(), data))
             if slots > 1:
                 records.extend(repeat(None, slots - 1))
         if waiting >= self._unweighed and not self._urgent:
@@ -168,9 +168,9 @@ class Intake:
         elif self._asleep:
             self._ring()
 
-    def emit_lines(self, state: TaskState, kind: int, lines: list[str]) -> None:
-        """Append lines of clean text that came at the same moment, as one block. The caller has
-        waited for room.
+    def emit_lines(self, state: TaskState, kind: int, lines: list[str], ns: int = 0) -> None:
+        """Append lines of clean text that came at the same moment (now, or at ``ns``), as one
+        block. The caller has waited for room.
 
         One record for a thousand lines makes a chatty command three times as fast.
         """
@@ -182,7 +182,8 @@ class Intake:
             for _ in lines:
                 self.refuse(kind, "intake")
         else:
-            self._records.extend(((state, kind, time_ns(), lines), *repeat(None, slots - 1)))
+            self._records.extend(
+                ((state, kind, ns or time_ns(), lines), *repeat(None, slots - 1)))
             if self._asleep:
                 self._ring()
 

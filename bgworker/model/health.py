@@ -34,14 +34,29 @@ class StuckThread:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AbandonedTask:
+    """A task that is over here, past its deadline, and whose code may still run on the executor."""
+
+    task_id: str
+    """The task."""
+    task_name: str
+    """Its name."""
+    where: str
+    """The process that runs it, as in "process 4711 on host"."""
+    since_utc: datetime
+    """When it was over here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerHealth:
     """The workers of one scheduler at one moment, from `Scheduler.health`."""
 
     max_workers: int
-    """Most threads that take tasks from the queue, as set at the start or by ``resize``."""
+    """Most threads that take tasks from the queue, as set at the start or by ``resize``. With an
+    executor: how many workers it says to have at most, else those that are known."""
     workers: int
     """Threads that take tasks from the queue; they are started as they are needed. Stuck ones are
-    none of them."""
+    none of them. With an executor: the processes that have run a task and are connected."""
     idle: int
     """Those of them that have no task."""
     running: int
@@ -54,6 +69,9 @@ class SchedulerHealth:
     """How often a thread took the place of a stuck one since the start."""
     late_events: int
     """Events discarded since the start because they came after their task's end."""
+    abandoned: tuple[AbandonedTask, ...] = ()
+    """With an executor: the tasks that are over here while it may still run them, the longest
+    first. They go from here when the executor says that they have ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

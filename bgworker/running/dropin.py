@@ -18,16 +18,20 @@ from ..model.errors import ConfigurationError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
-    from .pool import Pool
+    class Pending(Protocol):
+        """What counts waiting tasks."""
+
+        @property
+        def pending(self) -> int: ...
 
 
 class WaitingTasks:
     """What `DropIn._work_queue` is: as many items as tasks wait. Nothing can be taken out or put
     in."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pending) -> None:
         self._pool = pool
 
     def qsize(self) -> int:

@@ -37,6 +37,7 @@ from ..model.text import ask, describe
 from ..model.threads import own_thread
 from .deadlines import Deadlines, keeps_time
 from .future import LOGGER
+from .task import Task
 from .waits import Waits
 from .workers import Roster, Worker, is_here, start
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from ..model.health import SchedulerHealth
-    from .task import Call, Task
+    from .task import Call
     from .workers import Inbox, Work
 
     class Listener(Protocol):
@@ -87,6 +88,9 @@ class Pool:
         max_stuck: most threads past their task's deadline that are replaced; None is no bound.
         on_ended: called once, when the pool is closed and its last task has ended.
     """
+
+    task_class = Task
+    """What a Scheduler makes for it."""
 
     def __init__(self, max_workers: int, name: str, initializer: Callable[..., object] | None,
                  initargs: tuple[Any, ...], max_pending: int | None, max_stuck: int | None,

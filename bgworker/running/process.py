@@ -19,12 +19,19 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from ..delivery.dispatcher import Dispatcher
-    from .pool import Pool
 
     class Restarts(Protocol):
         """What a fork needs of a `Scheduler`."""
 
         def _start_afresh(self) -> None: ...
+
+    class Pool(Protocol):
+        """What the process needs of the pool of one, of threads or of an executor."""
+
+        has_ended: bool
+        def close(self, closed_by: str = ...) -> None: ...
+        def join(self, timeout: float | None) -> list[str]: ...
+        def start_afresh(self) -> None: ...
 
 # A pool and its dispatcher outlive a Scheduler that is forgotten: its tasks still run.
 _live: weakref.WeakKeyDictionary[Pool, Dispatcher] = weakref.WeakKeyDictionary()

@@ -34,6 +34,7 @@ from .variables import captured
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
+    from concurrent.futures import Executor
     from typing import Any, Literal, TypeVar
 
     from ..delivery.options import SinkOptions
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from ..model.events import Event, EventType, TaskSnapshot
     from ..history.requests import Listener
     from ..model.health import FlushReport, SchedulerHealth, SinkHealth
+    from ..remote.pool import RemotePool
     from ..remote.resume import Resumed
     from ..sinks.base import Sink
 
@@ -83,6 +85,14 @@ class Scheduler(Submits, DropIn):
         oversize: whether a larger one is cut ("truncate") or refused and counted ("reject").
         progress_interval: seconds between two progress events of a task ...
         progress_step: ... unless it moved by so many percent.
+        executor: runs the code of the tasks in the place of threads here: a
+            ``ProcessPoolExecutor``, say, or that of a cluster. It stays its maker's, who shuts it
+            down after this. Its workers import bgworker; functions, arguments and results are
+            pickled. ``max_workers``, ``initializer`` and ``resize`` are its own business, and
+            context variables stay here.
+        channel: "HOST:PORT" (port 0: any that is free) where the executor's processes on other
+            machines reach this one, with what their tasks say. None is for processes of this
+            machine; what those of others say comes with their results then.
 
     Raises:
         ConfigurationError: a setting has a value that cannot be used; also a ``ValueError``.
@@ -113,7 +123,16 @@ class Scheduler(Submits, DropIn):
         oversize: Literal["truncate", "reject"] = "truncate",
         progress_interval: float = 0.1,
         progress_step: float = 1.0,
+        executor: Executor | None = None,
+        channel: str | None = None,
     ) -> None:
+        if executor is not None:
+            _refuse_threads(max_workers=max_workers, initializer=initializer,
+                            initargs=initargs or None)
+        elif channel is not None:
+            raise ConfigurationError(
+                f"channel: is where the processes of an executor reach this one, got "
+                f"{show(channel)} without an executor; give both or none")
         if max_workers is None:
             max_workers = default_workers()
         if initializer is not None and not callable(initializer):
@@ -149,15 +168,12 @@ class Scheduler(Submits, DropIn):
         )
         self._dispatcher = Dispatcher(name, self._memory, close_timeout)
         self._made_registry: Registry | None = None
-        self._pool = Pool(
-            max_workers,
-            name,
-            initializer,
-            initargs,
-            max_pending,
-            max_stuck,
-            self._dispatcher.finish,
-        )
+        self._pool: Pool | RemotePool
+        if executor is None:
+            self._pool = Pool(max_workers, name, initializer, initargs, max_pending, max_stuck,
+                              self._dispatcher.finish)
+        else:
+            self._pool = _remote_pool(executor, name, channel, max_pending, self._dispatcher)
         self._listener: Listener | None = None
         # without the Scheduler: a cycle would let a forgotten one wait for the garbage collector
         self._settings = TaskOptions(
@@ -262,7 +278,8 @@ class Scheduler(Submits, DropIn):
         if options._is_special or source.is_marked:
             metadata = options._apply(state, fn, args, kwargs, self._limits.max_payload)
         dispatcher = self._dispatcher
-        task: Task[T] = Task(state, self._pool, dispatcher, self._limits, metadata)
+        task: Task[T] = self._pool.task_class(
+            state, self._pool, dispatcher, self._limits, metadata)
         state.handle = weakref.ref(task)
         if options._follows_run:
             task._captures_output = options._capture_output
@@ -393,7 +410,11 @@ class Scheduler(Submits, DropIn):
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers, up or down, while tasks run. A worker too many ends after
-        its task."""
+        its task.
+
+        Raises:
+            ConfigurationError: it is no number of at least 1; or the workers are an executor's.
+        """
         self._pool.resize(number_of_workers(max_workers))
 
     def health(self) -> SchedulerHealth:
@@ -522,3 +543,23 @@ class Scheduler(Submits, DropIn):
         elif self._pool.is_inside():
             return
         self._dispatcher.closed.wait(None if until is None else max(0.0, until - monotonic()))
+
+
+def _refuse_threads(**settings: object) -> None:
+    """Refuse what is set of threads here where an executor runs the tasks."""
+    for name, value in settings.items():
+        if value is not None:
+            raise ConfigurationError(
+                f"{name}: belongs to the executor where there is one, got {show(value)}; give it "
+                "to that, or leave out `executor`")
+
+
+def _remote_pool(executor: Executor, name: str, channel: str | None, max_pending: int | None,
+                 dispatcher: Dispatcher) -> RemotePool:
+    try:
+        from ..remote.pool import RemotePool
+    except ModuleNotFoundError as error:
+        if "remote" not in (error.name or ""):
+            raise  # it is this Python that lacks something
+        raise MissingPart("remote") from error
+    return RemotePool(executor, name, channel, max_pending, dispatcher)

@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     class Runner(Protocol):
         """What a task needs of the pool that runs it."""
 
-        calls: dict[Task[Any], Call]
+        calls: dict[Task[Any], Any]
         """Of the tasks that nobody has begun."""
         ends: list[Task[Any]]
         """Those that are being ended before anybody has begun them, by whatever thread. A task may

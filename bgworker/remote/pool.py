@@ -1,0 +1,576 @@
+"""The pool of a Scheduler that has an executor: it hands each call on, and ends each task.
+
+The executor only ever gets `perform` and bytes. What the code says there comes over the channel
+(`Hub`), on a thread per process that runs some; the rest comes with the result. Either may tell
+first that a task has begun, or what it has said; records are numbered, so each counts once.
+
+Two lanes keep strangers off each other. One ends the tasks, in the order in which the executor
+says so: that takes the executor's thread no time, on which its whole work may hang. The other calls
+the callbacks of the tasks, which may take as long as they like.
+
+A task is ended by one thread. One that has not begun ends as in any pool: by whoever takes it out
+of ``calls``. One that has begun ends by whoever claims it under the pool's lock, the lane of the
+ends or the deadlines' thread.
+
+Guarantees. Every task that was put ends once, as soon as the executor says how, or at its deadline.
+No task has a thread here. An executor is never shut down: it belongs to whoever made it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from concurrent.futures import CancelledError, Future
+from functools import partial
+
+from ..model.clock import monotonic
+from ..model.errors import ConfigurationError, PendingFull, RemoteError, ShutdownError
+from ..model.failure import describe_failure
+from ..model.health import AbandonedTask, SchedulerHealth
+from ..model.latch import Latch
+from ..model.records import CANCELLED, COMPLETED, FAILED, STARTED, TIMED_OUT, WARNING, utc
+from ..model.reports import report
+from ..model.text import ask, describe, name_of, show
+from ..model.threads import own_thread
+from ..running.deadlines import Deadlines, keeps_time
+from ..running.pool import weakly
+from ..running.waits import Waits
+from ..running.workers import start
+from .hub import Hub
+from .messages import Order, decode_report, dumps, encode_order, outcome_of
+from .task import RemoteTask
+from .worker import perform
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+    from typing import Any
+
+    from ..delivery.dispatcher import Dispatcher
+    from ..running.pool import Listener
+    from ..running.task import Call, Task
+    from .hub import Peer
+    from .messages import Losses, Records, Report
+
+LATE = 0.25
+"""Seconds that a process which runs a task gets to say where the task is at its deadline."""
+
+DRAIN = 1.0
+"""Seconds that the last words of a process get on their way when its tasks have ended without a
+report."""
+
+CROWDED = 1.0
+"""Seconds that records wait for the sinks of here before they are taken, or refused and counted."""
+
+
+class Lane:
+    """A thread that does one thing after the other. Whoever hands it something does not wait."""
+
+    def __init__(self, name: str) -> None:
+        self._actions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._is_stopped = False
+        self.thread = own_thread(name, self._run)
+
+    def put(self, action: Callable[[], object]) -> None:
+        """Have something done; here and now after `stop`. Any thread."""
+        if self._is_stopped:
+            action()
+        else:
+            self._actions.put(action)
+
+    def stop(self) -> None:
+        """End the thread when it has done what it was handed."""
+        self._is_stopped = True
+        self._actions.put(None)
+
+    def _run(self) -> None:
+        while (action := self._actions.get()) is not None:
+            try:
+                action()
+            except BaseException as error:  # the thread's boundary: there is more to do
+                report(logging.ERROR, "%s: %s", self.thread.name,
+                       describe_failure(error, 8192)[2] or "")
+            del action  # hold nothing while waiting for the next
+
+
+class RemotePool:
+    """Runs tasks on an executor. It has the methods of `running.pool.Pool` that a Scheduler uses.
+
+    Args:
+        executor: has ``submit(function, data)``, which returns a ``concurrent.futures.Future``.
+        name: prefix of the names of the threads here.
+        channel: "HOST:PORT" where its processes reach this one; None is for those of this machine.
+        max_pending: most tasks that wait while every worker has one; None is no bound.
+        dispatcher: takes what the tasks say. It is to finish when the pool is closed and its last
+            task has ended.
+
+    Raises:
+        ConfigurationError: that is no executor, or nothing can listen at ``channel``.
+    """
+
+    task_class = RemoteTask
+    initializer: Callable[..., object] | None = None
+    initargs: tuple[Any, ...] = ()
+    idle = 0
+
+    def __init__(self, executor: Executor, name: str, channel: str | None,
+                 max_pending: int | None, dispatcher: Dispatcher) -> None:
+        if isinstance(executor, type) or not callable(ask(getattr, executor, "submit", None)):
+            raise ConfigurationError(
+                f"executor: expected an executor, as ProcessPoolExecutor() is one, got "
+                f"{show(executor)}"
+            )
+        self._executor = executor
+        self._label = name_of(type(executor))
+        self._name = name
+        self._max_pending = max_pending
+        self._dispatcher = dispatcher
+        # those of Python itself have the same `__main__` as this process, or import it
+        self._by_value = not type(executor).__module__.startswith("concurrent.futures.")
+        self.is_closed = False
+        self.has_ended = False
+        """True when it is closed and its last task has ended."""
+        self.refusal: ShutdownError | None = None  # why nothing can run
+        self._listener: Listener | None = None
+        self._hub = Hub(name, channel, self)
+        self._begin_empty()
+
+    def _begin_empty(self) -> None:
+        self._lock = threading.RLock()  # guards the claims; a signal handler may come back in here
+        self._hearing = threading.Lock()  # guards `_attempts`: each record counts once
+        self.calls: dict[Task[Any], bool] = {}
+        """The tasks that nobody has begun."""
+        self.ends: list[Task[Any]] = []
+        self.awaits_ends = False
+        self.deadlines = Deadlines(weakly(self._expire), f"{self._name}-deadlines")
+        self.waits = Waits(_do_nothing, _do_nothing)  # nothing of this pool waits for a thread here
+        self._running: set[RemoteTask[Any]] = set()
+        """Those that have begun and not ended, and those whose callbacks are being called."""
+        self._handed: dict[str, RemoteTask[Any]] = {}
+        """By id: the tasks of which the executor has not said how they ended."""
+        self._lost: dict[tuple[str, int, str], int] = {}
+        self._gone: dict[str, tuple[Latch, float]] = {}
+        """By process: set when its connection has ended; until when that is waited for."""
+        self._has_given_up = False
+        self._has_started = False
+        self._end = Latch()
+        self._ends = Lane(f"{self._name}-ends")
+        self._callbacks = Lane(f"{self._name}-callbacks")
+
+    def start_afresh(self) -> None:
+        """In a forked child: the executor, its tasks and the channel are the parent's."""
+        self._hub.discard()
+        self._begin_empty()
+        self.refusal = ShutdownError(
+            "cannot schedule new futures in a forked child: the executor is its parent's; make a "
+            "Scheduler there"
+        )
+
+    @property
+    def max_workers(self) -> int:
+        """How many workers the executor says to have at most, else how many are known."""
+        most = ask(getattr, self._executor, "_max_workers", None)
+        return most if type(most) is int else len(self._hub.workers())
+
+    @property
+    def pending(self) -> int:
+        """How many tasks wait."""
+        return len(self.calls)
+
+    @property
+    def threads(self) -> set[threading.Thread]:
+        """Those that run tasks: none."""
+        return set()
+
+    def put(self, task: Any, call: Call) -> None:
+        """Announce a task and hand it to the executor.
+
+        Raises:
+            ShutdownError: the pool is closed, or the executor takes nothing more.
+            PendingFull: ``max_pending`` tasks wait already.
+        """
+        # first, and without the lock: it is the code of whoever made the arguments
+        order, problem = self._order(task, call)
+        with self._lock:
+            self._look_for_room()
+            if task._task_state.timeout is not None and not keeps_time(call[0]):
+                task._has_deadline = True
+                self.deadlines.start()
+            self._start()
+            self.calls[task] = True
+            task._announce()
+            if problem is None:
+                self._handed[task.id] = task
+        try:
+            if problem is not None:
+                task._fail(problem)
+                return
+            future = self._executor.submit(perform, order)
+            task._future = future
+            future.add_done_callback(partial(self._say_done, task))
+        except BaseException as error:
+            # also after an interrupt: a caller that gets no task cannot want it to run
+            self._handed.pop(task.id, None)
+            if task._future is not None:
+                task._future.cancel()
+            task._end_unbegun(f"{self._label} took no task")
+            if isinstance(error, Exception):
+                raise ShutdownError(
+                    f"cannot schedule new futures: {self._label} takes none "
+                    f"({describe(error)})") from error
+            raise
+        if (reason := task.cancel_reason) is not None:  # it was asked before there was a future
+            task.cancel(reason)
+        if self._listener is not None and self._listener.is_asleep:
+            self._listener.wake()
+
+    def _order(self, task: RemoteTask[Any], call: Call) -> tuple[bytes, Exception | None]:
+        """Return what the executor gets, or why there can be nothing."""
+        function, args, kwargs, _ = call
+        state, limits = task._task_state, task._limits
+        try:
+            payload = dumps((function, args, kwargs), self._by_value)
+        except Exception as error:  # whatever pickling runs; RecursionError too
+            return b"", error
+        return encode_order(Order(
+            task.id, task.name, state.run_id, state.timeout, task._captures_output,
+            task._records_result,
+            (limits.max_payload, limits.oversize, limits.progress_interval, limits.progress_step),
+            state.metadata_json, self._hub.ticket, payload)), None
+
+    def _look_for_room(self) -> None:
+        if self.refusal is not None:
+            raise ShutdownError(*self.refusal.args)
+        if self.is_closed:
+            raise ShutdownError(f"cannot schedule new futures after {self._closed_by}")
+        most = self._max_pending
+        if most is not None and len(self.calls) >= most + max(
+                0, self.max_workers - len(self._running)):
+            raise PendingFull(
+                f"max_pending: {most} tasks are waiting already; wait for some of them")
+
+    def _start(self) -> None:
+        """Start the threads of the pool, with its first task."""
+        if not self._has_started:
+            for lane in self._ends, self._callbacks:
+                if lane.thread.ident is None:
+                    start(lane.thread)
+            try:
+                self._hub.start()
+            except RuntimeError as error:
+                raise ShutdownError(
+                    f"cannot schedule new futures: no thread can be started ({error})") from error
+            self._has_started = True
+
+    def resize(self, max_workers: int) -> None:
+        """Refuse: the workers are the executor's."""
+        raise ConfigurationError(
+            f"max_workers: {self._label} has its own workers, got {max_workers}; resize that")
+
+    def grow(self, max_workers: int) -> bool:
+        """Return False: how many workers there are is the executor's business."""
+        return False
+
+    def close(self, closed_by: str = "shutdown") -> None:
+        """Take no more tasks; those that were put still run. Returns at once."""
+        with self._lock:
+            if not self.is_closed:
+                self.is_closed, self._closed_by = True, closed_by
+        self.look()
+
+    def cancel_pending(self, reason: str) -> None:
+        """Cancel every task that waits, where the executor does; ask the others to stop when they
+        begin."""
+        tasks = list(self.calls)
+        for task in reversed(tasks):  # none is to begin in the place of one before
+            task._ask_to_stop(reason)
+        for task in [task for task in reversed(tasks) if task._cancel_quietly(reason)]:
+            task._tell()
+
+    def stop_running(self, reason: str) -> None:
+        """Ask every running task to stop."""
+        with self._lock:
+            tasks = [task for task in self._running if not task.done()]
+        for task in tasks:
+            task._ask_to_stop(reason)
+
+    def ask_there(self, task: RemoteTask[Any]) -> None:
+        """Have the process that runs a task asked to stop it, or the one that is going to."""
+        if task.id in self._handed:
+            self._hub.stop(task.id, task.cancel_reason or "")
+
+    def give_up(self) -> None:
+        """Leave the tasks that still run to themselves: `join` waits for them no more."""
+        with self._lock:
+            self._has_given_up = True
+        self.look()
+
+    def listen(self, listener: Listener) -> None:
+        """Have somebody woken whenever a task is queued while he sleeps, and stopped when the pool
+        ends.
+
+        Raises:
+            ShutdownError: the pool is closed.
+        """
+        with self._lock:
+            if self.is_closed:
+                raise ShutdownError(f"cannot listen after {self._closed_by}")
+            self._listener = listener
+        if self.is_busy():
+            listener.wake()
+
+    def is_busy(self) -> bool:
+        """Tell whether a task waits or runs that has not ended."""
+        with self._lock:
+            return bool(self.calls or self._running)
+
+    def is_inside(self) -> bool:
+        """Tell whether the caller is on a thread of the pool, which cannot wait for the pool's
+        end."""
+        thread = threading.current_thread()
+        return thread in (self._ends.thread, self._callbacks.thread)
+
+    def join(self, timeout: float | None) -> list[str]:
+        """Wait up to ``timeout`` seconds for the tasks to end; return where those are that have
+        not."""
+        self.look()
+        if self.is_inside() or self._end.wait(timeout):
+            return []
+        with self._lock:
+            return [self._label] if self.calls or self._running else []
+
+    def look(self) -> None:
+        """End the pool if it is closed and nothing of it is left. Any thread, as often as you
+        like."""
+        with self._lock:
+            if not self.is_closed or self.has_ended or self.calls and not self._has_given_up:
+                return
+            if self._running and not self._has_given_up:
+                return
+            # before the look: a thread that ends one looks at this afterwards
+            self.awaits_ends = True
+            if any([not task.done() for task in self.ends.copy()]):
+                return
+            self.has_ended = True
+        self.deadlines.stop()
+        self._ends.stop()
+        self._callbacks.stop()
+        self._hub.close()
+        if self._listener is not None:
+            self._listener.stop()
+        self._dispatcher.finish()
+        self._end.set()
+
+    def health(self, late_events: int) -> SchedulerHealth:
+        """Return the figures of this moment; ``late_events`` is what somebody else has counted."""
+        with self._lock:
+            handed, running = list(self._handed.values()), len(self._running)
+            pending = len(self.calls)
+        abandoned = [task for task in handed if task.done() and task._peer is not None]
+        workers = len(self._hub.workers())
+        return SchedulerHealth(
+            max_workers=self.max_workers, workers=workers,
+            idle=max(0, workers - running - len(abandoned)), running=running, pending=pending,
+            stuck=(), replaced=0, late_events=late_events,
+            abandoned=tuple(AbandonedTask(task_id=task.id, task_name=task.name,
+                                          where=str(task._peer),
+                                          since_utc=utc(task._task_state.completed_ns))
+                            for task in sorted(abandoned,
+                                               key=lambda task: task._task_state.completed_ns)))
+
+    # -- what the processes say: the threads of the hub, and the lane of the ends --
+
+    def said(self, peer: Peer | None, task_id: str, attempt: str, first: int,
+             records: Records) -> None:
+        """Take the records of a task, those that have not come before."""
+        task = self._handed.get(task_id)
+        if task is None:
+            return  # it has ended: all this came with its result
+        intake = self._dispatcher.intake
+        until = monotonic() + CROWDED
+        while intake.is_crowded and monotonic() < until:
+            intake.hurry()
+            time.sleep(0.005)
+        with self._hearing:
+            attempts = task._attempts = {} if task._attempts is None else task._attempts
+            known = attempts.get(attempt, 0)
+            attempts[attempt] = max(known, first + len(records) - 1)
+            for kind, ns, data in records[max(0, known + 1 - first):]:
+                if kind == STARTED:
+                    self._note_begin(task, peer, ns, len(attempts))
+                elif task._is_claimed or task.done():
+                    intake.late.add()
+                elif type(data) is list:
+                    intake.emit_lines(task._task_state, kind, data, ns)
+                else:
+                    intake.emit_weighed(task._task_state, kind, data, ns)
+
+    def _note_begin(self, task: RemoteTask[Any], peer: Peer | None, ns: int, attempt: int) -> None:
+        """Take note that a process has begun a task; maybe one that another had begun before."""
+        state = task._task_state
+        task._peer = peer or task._peer
+        with self._lock:
+            self._running.add(task)  # before it waits no more: the pool must not end in between
+            is_first = task in self.calls
+            if is_first:
+                del self.calls[task]
+                task._begin(ns)
+            elif task.done():
+                self._running.discard(task)
+        if is_first and task._has_deadline and state.timeout is not None:
+            self.deadlines.watch(task, monotonic() + state.timeout + LATE)
+        elif not is_first and not task.done():
+            self._dispatcher.intake.emit_weighed(
+                state, WARNING,
+                f"begun again by {self._label}: attempt {attempt}, in {peer or 'a process'}", ns)
+        if state.stop_reason is not None:
+            self.ask_there(task)
+
+    def losses(self, worker: str, totals: Losses) -> None:
+        """Count what a process could not send; ``totals`` are those since it began."""
+        for (kind, reason), total in totals.items():
+            with self._hearing:
+                before = self._lost.get((worker, kind, reason), 0)
+                self._lost[worker, kind, reason] = max(before, total)
+            for _ in range(total - before):
+                if reason == "late":
+                    self._dispatcher.intake.late.add()
+                else:
+                    self._dispatcher.intake.refuse(kind, reason)
+
+    def overdue(self, peer: Peer, task_id: str, attempt: str, stack: str) -> None:
+        """End a task at its deadline; the process that runs it says where it is."""
+        task = self._handed.get(task_id)
+        if task is not None and self.deadlines.forget(task):
+            self._end_late(task, stack)
+
+    def gone(self, peer: Peer) -> None:
+        """Take note that the connection of a process has ended: all that it said has come."""
+        self._connection_of(peer)[0].set()
+
+    # -- the end of a task --
+
+    def _say_done(self, task: RemoteTask[Any], future: Future[bytes]) -> None:
+        """Have a task ended whose body the executor has ended: on any thread, at once."""
+        self._ends.put(partial(self._finish, task, future))
+
+    def _finish(self, task: RemoteTask[Any], future: Future[bytes]) -> None:
+        """End a task as its executor says. The lane of the ends."""
+        found: Report | None = None
+        error: BaseException | None = None
+        try:
+            found = decode_report(future.result())
+        except CancelledError:
+            pass
+        except BaseException as raised:
+            error = raised
+        try:
+            if found is not None:
+                self.losses(found.worker, found.losses)
+                if found.records:
+                    self.said(None, task.id, found.attempt, found.first, found.records)
+            elif task._peer is not None and not task.done():
+                self._wait_for_last_words(task._peer)
+            if task in self.calls:
+                self._end_unbegun(task, found, error)
+            elif self._claim(task):
+                self.deadlines.forget(task)
+                self._end_begun(task, found, error)
+        finally:
+            self._handed.pop(task.id, None)
+            task._future = None
+            self.look()
+
+    def _end_unbegun(self, task: RemoteTask[Any], found: Report | None,
+                     error: BaseException | None) -> None:
+        """End a task of which no process has ever said that it began it."""
+        if found is not None and found.kind != CANCELLED:  # its order could not be loaded
+            error = outcome_of(found)[1]
+        if error is not None:
+            task._fail(error)
+        elif task._end_unbegun(task.cancel_reason or f"{self._label} cancelled it"):
+            self._callbacks.put(task._tell)
+
+    def _end_begun(self, task: RemoteTask[Any], found: Report | None,
+                   error: BaseException | None) -> None:
+        kind, result, failure, duration, result_json = FAILED, None, None, None, None
+        if found is not None:
+            kind, failure, duration = found.kind, found.failure, found.duration
+            result, error = outcome_of(found)
+            if error is not None and kind == COMPLETED:
+                kind = FAILED  # what came back cannot be loaded
+            elif kind == COMPLETED:
+                result_json = found.result_json
+        elif error is None:
+            kind = CANCELLED
+            failure = None, task.cancel_reason or f"{self._label} cancelled it", None
+        timeout = task._task_state.timeout
+        try:
+            if task._has_deadline and (duration or 0.0) > (timeout or 0.0):
+                task._time_out("")  # nobody could tell at its deadline that it had begun
+            else:
+                task._end_begun(kind, duration, result, error, failure, result_json)
+        finally:
+            self._release(task)
+
+    def _claim(self, task: RemoteTask[Any]) -> bool:
+        """Tell whether it is the caller who ends a task that has begun."""
+        with self._lock:
+            is_mine = not task._is_claimed
+            task._is_claimed = True
+            return is_mine
+
+    def _release(self, task: RemoteTask[Any]) -> None:
+        """Let the pool end without a task that is resolved, once its callbacks were called."""
+        if task._done_callbacks:
+            self._callbacks.put(partial(self._tell, task))
+        else:
+            self._let_go(task)
+
+    def _tell(self, task: RemoteTask[Any]) -> None:
+        try:
+            task._tell()
+        finally:
+            self._let_go(task)
+
+    def _let_go(self, task: RemoteTask[Any]) -> None:
+        with self._lock:
+            self._running.discard(task)
+        self.look()
+
+    def _expire(self, task: RemoteTask[Any], thread: int) -> None:
+        """End a task at its deadline that no process has said anything of. The deadlines'
+        thread."""
+        self._end_late(task, "")
+
+    def _end_late(self, task: RemoteTask[Any], stack: str) -> None:
+        if self._claim(task):
+            try:
+                task._time_out(f"{stack}The task may still run in {task._peer}, which was asked to "
+                               "stop it.\n")
+            finally:
+                self._release(task)
+
+    def _connection_of(self, peer: Peer) -> tuple[Latch, float]:
+        with self._hearing:
+            return self._gone.setdefault(peer.worker, (Latch(), monotonic() + DRAIN))
+
+    def _wait_for_last_words(self, peer: Peer) -> None:
+        """Wait for what a process has said before its tasks ended without a report: a moment for
+        all of them together."""
+        gone, until = self._connection_of(peer)
+        gone.wait(max(0.0, until - monotonic()))
+
+    def settle(self, task: Task[Any], error: BaseException) -> None:
+        """Have a task end whose end was struck by an interrupt before it had begun."""
+        report(logging.CRITICAL, "task %s was interrupted between two steps of its end: %s",
+               task.id, describe(error))
+        if not task._fail(error) and not task.done():
+            task._end_interrupted(error)
+
+
+def _do_nothing(*args: object) -> None:
+    """Stand in for what only a pool of threads can do."""
