@@ -564,8 +564,9 @@ class Pool:
             waited = waiting.empty()  # asked first: an exception takes longer than the rest
             if waited:
                 with self._lock:
-                    if not waiting.empty():
-                        # put between our look and the lock: it counted on no idle worker
+                    if not waiting.empty() or worker not in self._workers:
+                        # put between our look and the lock: it counted on no idle worker; or
+                        # retired after all, though its late task had just come to its end
                         continue
                     self.idle += 1
                 task = waiting.get()
@@ -641,7 +642,13 @@ class Pool:
 
     def _next_lent(self, helper: Worker) -> Work | None:
         """Return the next task for a helper to run, or None when it is to end."""
-        while helper in self._roster.helpers and helper.inbox is not None:
+        while helper.inbox is not None:
+            # A look under the lock, and after its task left ``running``: whoever is about to retire
+            # it has either done so, or finds no late task here. Else two would wait at one inbox,
+            # and the sign to end might come to the wrong one.
+            with self._lock:
+                if helper not in self._roster.helpers:
+                    break
             reference = helper.inbox.get()
             if reference is None:
                 return None

@@ -15,6 +15,7 @@ import pytest
 from bgworker import PoolDeadlock, Scheduler, ShutdownError, Task, TaskTimedOut, current_task
 from bgworker.model.events import LifecycleEvent
 from bgworker.running.waits import MOST_NESTED
+from bgworker.running.workers import Roster, Worker
 
 LONG = 60.0
 
@@ -601,3 +602,39 @@ def test_a_coroutine_that_ends_before_it_waits_leaves_no_helper_behind() -> None
             for each in pool._pool._roster.helpers:
                 each.inbox.put(None)  # type: ignore[union-attr]
         assert busy.result(LONG) and waiting.result(LONG) == 1
+
+
+def test_a_helper_that_is_retired_as_its_late_task_ends_takes_no_sign_from_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host_of, found = Roster.host_of, []
+
+    def remembered(roster: Roster, task: Any, thread: int) -> Worker | None:
+        found.append(host_of(roster, task, thread))
+        return found[-1]
+
+    def just_before(roster: Roster, task: Any, thread: int) -> Worker | None:
+        """Answer as if asked a moment before the thread left its task, and then let it go on to
+        where it waits."""
+        (worker,) = found
+        while worker.running:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        return worker
+
+    monkeypatch.setattr(Roster, "host_of", remembered)
+    monkeypatch.setattr(Roster, "runner_of", just_before)
+    pool = Scheduler(1)
+    can_end = threading.Event()
+
+    def waits() -> None:
+        wait([pool.options(timeout=0.05).submit(lambda: current_task().sleep(LONG))])
+        can_end.wait(LONG)
+
+    task = pool.submit(waits)
+    while pool.health().replaced == 0:
+        time.sleep(0.01)
+    can_end.set()
+    task.result(LONG)
+    pool.shutdown(timeout=10)
+    assert not pool._pool._roster.everybody(), "a helper waits for a sign that another has taken"
