@@ -333,7 +333,12 @@ class Channel:
         if parent is None or self.ticket is None or parent.pid != self.ticket[2]:
             return False
         # A sibling that was forked later may hold the end of the pipe that ``is_alive`` looks at.
-        return not parent.is_alive() or os.getppid() != self._parent
+        if os.getppid() != self._parent:
+            return True
+        try:
+            return not parent.is_alive()
+        except ValueError:  # loky starts its processes in a way of its own, without that pipe
+            return False
 
     def _end_process(self) -> None:
         """End a process that would wait for ever for a parent that has died."""
