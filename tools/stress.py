@@ -152,6 +152,20 @@ def control(examples: int, seed: int) -> None:
     print(f"      {children} children interrupted, {tasks} tasks recorded")
 
 
+def resume(examples: int, seed: int) -> None:
+    """SECONDS of five hundred resumable tasks each, whose processes are killed twenty times while
+    two resume at once."""
+    from tests.remote import crashing
+
+    chance, until = random.Random(seed), time.monotonic() + duration
+    rounds = begun = broken = 0
+    while time.monotonic() < until:
+        with tempfile.TemporaryDirectory() as folder:
+            more, cut = crashing.run_kills(Path(folder), 500, 20, lambda: chance.uniform(0, 0.3))
+        rounds, begun, broken = rounds + 1, begun + more, broken + cut
+    print(f"      {rounds} times 500 tasks: {begun} begun, of which kills interrupted {broken}")
+
+
 CHECKS: dict[str, Callable[[int, int], None]] = {
     check.__name__: check
     for check in (
@@ -167,6 +181,7 @@ CHECKS: dict[str, Callable[[int, int], None]] = {
         control,
         mutated,
         histories,
+        resume,
     )
 }
 
