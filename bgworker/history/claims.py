@@ -41,7 +41,8 @@ MOST_CLAIMED = 200
 
 _IS_FREE = "NOT EXISTS (SELECT 1 FROM tasks AS later WHERE later.rerun_of = tasks.id)"
 _IS_LEFT = f"""status IN (SELECT value FROM json_each(:statuses)) AND {_IS_FREE}
-AND id < x'' AND run_id IN (SELECT run_id FROM runs WHERE ended_utc IS NOT NULL OR host IS NULL)"""
+AND id < x'' AND EXISTS (SELECT 1 FROM runs WHERE runs.run_id = tasks.run_id
+  AND (ended_utc IS NOT NULL OR host IS NULL))"""
 _LEFT = f"""SELECT key FROM tasks WHERE {_IS_LEFT} AND instr(metadata_json, :word)
 ORDER BY key"""
 _TASKS = f"""SELECT key, id, name, script_hash, arg_json, metadata_json, timeout_sec
