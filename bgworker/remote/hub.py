@@ -117,7 +117,7 @@ class Hub:
         looks for peers."""
         self._stops: dict[str, str] = {}
         self._outbox: SimpleQueue[tuple[str, str, str] | None] = SimpleQueue()
-        self._threads: set[threading.Thread] = set()
+        self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()  # guards the start and the end; held for moments
         self._is_started = False
         self._is_closed = False
@@ -148,8 +148,12 @@ class Hub:
         """
         with self._lock:
             if not self._is_started and not self._is_closed:
-                self._start(f"{self._name}-channel", self._accept)
                 self._start(f"{self._name}-stops", self._send_stops)
+                try:
+                    self._start(f"{self._name}-channel", self._accept)
+                except BaseException:
+                    self._outbox.put(None)  # the other one ends, and the next call begins anew
+                    raise
                 self._is_started = True
 
     def stop(self, task_id: str, reason: str) -> None:
@@ -171,13 +175,14 @@ class Hub:
         self._outbox.put(None)
         self._end_accepting()
         until = monotonic() + CLOSE_TIMEOUT
-        while threads := self._threads - {threading.current_thread()}:
+        this = threading.current_thread()
+        while monotonic() < until and (
+            threads := [each for each in self._threads if each is not this and each.is_alive()]
+        ):
             for link in [*self._strangers, *[peer.link for peer in self._peers.values()]]:
                 link.cut()  # also of those that connected a moment ago
             for thread in threads:
                 thread.join(0.1)
-            if monotonic() > until:
-                break
         self._listener.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -193,19 +198,10 @@ class Hub:
     # -- threads of its own --
 
     def _start(self, name: str, target: Any, *args: object) -> None:
-        thread = own_thread(name, self._run, target, *args)
-        self._threads.add(thread)
-        try:
-            thread.start()
-        except BaseException:
-            self._threads.discard(thread)
-            raise
-
-    def _run(self, target: Any, *args: object) -> None:
-        try:
-            target(*args)
-        finally:
-            self._threads.discard(threading.current_thread())
+        """Start a thread. Called by `start`, and then by the thread that accepts alone."""
+        thread = own_thread(name, target, *args)
+        self._threads = [*[each for each in self._threads if each.is_alive()], thread]
+        thread.start()
 
     def _accept(self) -> None:
         while not self._is_closed:
