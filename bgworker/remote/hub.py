@@ -16,10 +16,12 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from queue import SimpleQueue
 
 from ..model.clock import monotonic
 from ..model.errors import ConfigurationError
+from ..model.forks import in_child
 from ..model.ids import new_id
 from ..model.latch import Latch
 from ..model.records import LOST, PROGRESS, STARTED
@@ -121,6 +123,7 @@ class Hub:
         self._lock = threading.Lock()  # guards the start and the end; held for moments
         self._is_started = False
         self._is_closed = False
+        _hubs.add(self)
 
     def _local(self) -> tuple[socket.socket, Any]:
         if not hasattr(socket, "AF_UNIX"):  # Windows
@@ -188,8 +191,9 @@ class Hub:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def discard(self) -> None:
-        """In a forked child, where no other thread is: close what was inherited, tell nobody. An
-        inherited end would keep the workers from seeing that the parent is gone."""
+        """In a forked child, where no other thread is: close what was inherited, tell nobody. It
+        is called in every child: an inherited end would keep the workers from seeing that the
+        parent is gone."""
         self._is_closed = True
         self._listener.close()
         for link in [*self._strangers, *[peer.link for peer in self._peers.values()]]:
@@ -309,6 +313,16 @@ class Hub:
         finally:
             self._peers.pop(peer.worker, None)
             peer.ended.set()
+
+
+_hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
+
+
+@in_child
+def _discard_all() -> None:
+    for hub in list(_hubs):
+        hub.discard()
+    _hubs.clear()
 
 
 def _checked(message: Any) -> tuple[list[Part], Losses, tuple[str, str, str] | None]:
