@@ -126,6 +126,10 @@ class Consumer:
                 self._drop(reason, {kind: count})
                 self._wake()
 
+    def takes(self, kinds: Iterable[int]) -> bool:
+        """Tell whether it gets the records of all these kinds."""
+        return self._kinds is None or self._kinds.issuperset(kinds)
+
     @property
     def is_crowded(self) -> bool:
         """True when those who can wait should: the queue is getting full, though it is being

@@ -21,6 +21,7 @@ from ..model.clock import monotonic
 from ..model.enums import EventType
 from ..model.errors import ConfigurationError, ShutdownError, SinkError
 from ..model.health import FlushReport, SinkHealth
+from ..model.records import PROGRESS
 from ..model.reports import report, wait_for_reports
 from ..model.text import ask, name_of, show
 from ..sinks.specs import open_sink, sinks_from_environ
@@ -190,11 +191,11 @@ class Registry:
         return {courier.name: courier.health() for courier in couriers}
 
     def sinks(self) -> list[Sink]:
-        """Return the sinks themselves, those of them that still take events."""
+        """Return the sinks themselves, those of them that still take each step of tasks' lives."""
         with self._lock:
             couriers = list(self._sinks.values())
-        return [courier.sink for courier in couriers
-                if courier.health().state not in ("failed", "closed")]
+        return [courier.sink for courier in couriers if courier.takes(range(PROGRESS))
+                and courier.health().state not in ("failed", "closed")]
 
     def flush(self, timeout: float | None) -> FlushReport:
         """Have all that was emitted before the call delivered, and the sinks flushed."""

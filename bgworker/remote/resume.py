@@ -128,8 +128,9 @@ def _sink_for(path: str, sinks: Sequence[SqliteSink]) -> SqliteSink:
         if os.path.realpath(sink.path) == os.path.realpath(path):
             return sink
     raise ConfigurationError(
-        f"path: this Scheduler does not record into {shown(path)}, where others are to see that "
-        f"what it resumes has begun; make it with sinks=[{'sqlite:' + path!r}]")
+        f"path: this Scheduler does not record its tasks into {shown(path)}, or not all of their "
+        "life cycle, and there others are to see what it resumes; make it with "
+        f"sinks=[{'sqlite:' + path!r}]")
 
 
 def _show_presence(sink: SqliteSink, run_id: str, path: str) -> None:

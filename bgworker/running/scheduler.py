@@ -374,21 +374,23 @@ class Scheduler(Submits, DropIn):
         whose process is gone, whether they had begun or not.
 
         Each is a new task, whose metadata name the old one as ``rerun_of``, under the old name and
-        timeout, with the settings of this Scheduler. It is claimed before it is queued: of all
-        processes that resume at once, and may go on submitting, one runs it. It runs at least once,
-        and may begin more often than its record tells.
+        timeout, with the settings of this Scheduler. It is claimed in the file before it is queued:
+        of all processes that resume at once, one runs it. A task runs at least once: what its
+        process did before it died, is done again.
 
-        What the file says is never imported or unpickled: only functions that are registered in
-        this process are called, with JSON values. Use a history that you trust even so.
+        Only functions that are registered in this process are called, with JSON values; nothing
+        that the file names is imported, and nothing is unpickled. Whoever may write to the file
+        chooses among these calls.
 
-        Waits for the file, not for tasks. Where ``max_pending`` has no room for more, the rest is
-        left to a later call; see `Resumed.left`.
+        Any thread. Waits for the file, not for tasks: where ``max_pending`` has no room for more,
+        the rest is left to a later call; see `Resumed.left`. It may be called as often as you like,
+        such as every minute for tasks of other processes that have died meanwhile.
 
         Args:
             path: the file of a `SqliteSink` of this Scheduler.
             attempts: most times that a task is begun, the first included, as far as the history
-                tells: the start of one that ends its process within 0.1 s is not in there. Those
-                count as well after ten times as many.
+                tells. It does not know of a task that ended its process within 0.1 s of beginning;
+                so it makes no more than ten times as many, begun or not.
             also: "failed", "timed_out", or both: tasks that ended so are run again, too, once their
                 run is over. Those that were cancelled never are.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from bgworker import (ConfigurationError, History, HistoryError, Resumed, Scheduler, ShutdownError,
-                      TaskStatus, current_task, resumable)
+from bgworker import (ConfigurationError, EventType, History, HistoryError, Resumed, Scheduler,
+                      ShutdownError, SinkOptions, TaskStatus, current_task, resumable)
 from bgworker.history import claims
 from bgworker.history.schema import this_host
 from bgworker.history.sink import SqliteSink
@@ -361,8 +362,16 @@ def test_a_scheduler_that_does_not_record_there_is_refused(path: str, tmp_path: 
             assert f"sinks=['sqlite:{path}']" in str(caught.value)
     with Scheduler(1, sinks=[f"sqlite:{path}"]) as pool:
         pool.unregister_sink("sqlite")
-        with pytest.raises(ConfigurationError, match="does not record into"):
+        with pytest.raises(ConfigurationError, match="does not record its tasks into"):
             pool.resume(path)
+        for types, is_all in ((["TaskCompleted"], False), (list(EventType), True)):
+            name = pool.register_sink(f"sqlite:{path}", options=SinkOptions(types=types))
+            if is_all:
+                assert pool.resume(path) == Resumed()
+            else:
+                with pytest.raises(ConfigurationError, match="or not all of their life cycle"):
+                    pool.resume(path)
+            pool.unregister_sink(name)
 
 
 def test_the_history_may_be_named_by_another_path_to_it(
@@ -486,6 +495,42 @@ def test_a_forked_child_resumes_as_a_run_of_its_own(path: str, recorder: Recorde
 
 
 # -- processes that are killed --
+
+
+@needs_fork
+@pytest.mark.parametrize("where", ["before the claim", "inside the claim", "after the claim"])
+def test_a_resumer_that_is_killed_on_the_way_leaves_all_to_the_next(
+    path: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    old = [lost(recorder, number) for number in range(3)]
+
+    def resume() -> None:
+        claim = claims.Claims.claim
+
+        def die(*_: object) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def claim_and_die(self: claims.Claims, states: Any) -> set[str]:
+            claim(self, states)
+            return set(die() or ())
+
+        name, act = {"before the claim": ("claim", die), "inside the claim": ("", die),
+                     "after the claim": ("claim", claim_and_die)}[where]
+        if name:
+            monkeypatch.setattr(claims.Claims, name, act)
+        else:  # its rows are in, and not yet committed
+            store = claims.store_tasks
+            monkeypatch.setattr(claims, "store_tasks", lambda *given: (store(*given), die()))
+        Scheduler(1, sinks=[f"sqlite:{path}"]).resume(path)
+
+    assert exit_code(forked(resume)) == -signal.SIGKILL
+    found, _ = resumed(path)
+    assert [task.result()[0] for task in found.tasks] == [(0,), (1,), (2,)]
+    earlier = [task.snapshot().metadata["rerun_of"] for task in found.tasks]
+    assert (earlier == old) == (where != "after the claim"), "what was claimed is a link of a chain"
+    with History(path) as history:
+        assert [history.later_of(each).task_id for each in old] == [  # type: ignore[union-attr]
+            task.id for task in found.tasks]
 
 
 def test_what_processes_leave_that_are_killed_again_and_again_is_done_in_the_end(
