@@ -48,8 +48,9 @@ exit codes:
   not there or cannot be run again: nothing was started then
 
   What cannot be run again is a Python function, which only its own program can
-  call; a command whose directory is gone, that has not ended, that was run
-  again already, or whose text was too long to be recorded. All of it is listed.
+  call, as Scheduler.resume does there; a command whose directory is gone, that
+  has not ended, that was run again already, or whose text was too long to be
+  recorded. All of it is listed.
 
   bgworker run --help says more about --timeout, --retries, --halt and --sink.
 

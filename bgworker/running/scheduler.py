@@ -371,7 +371,7 @@ class Scheduler(Submits, DropIn):
         also: Collection[TaskStatus | str] = (),
     ) -> Resumed:
         """Run again what a crash has interrupted: the tasks of `resumable` functions in a history
-        whose process is gone, whether they had begun or not.
+        whose process, on this machine, is gone, whether they had begun or not.
 
         Each is a new task, whose metadata name the old one as ``rerun_of``, under the old name and
         timeout, with the settings of this Scheduler. It is claimed in the file before it is queued:
