@@ -268,4 +268,3 @@ def test_bodies_on_several_threads_do_not_get_one_another_s_records(tmp_path: Pa
         count, _ = outcome_of(report)
         assert Receiver().outputs(report) == [str(number) for number in range(count)]
     assert len({report.attempt for report in reports}) == len(reports) == 20
-    assert len({report.worker for report in reports}) == 1
