@@ -3,8 +3,10 @@ it does."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
 import pickle
+import sys
 import threading
 import time
 import weakref
@@ -16,8 +18,8 @@ from typing import Any
 
 import pytest
 from tests.remote import bodies
-from tests.remote.receiving import Receiver, order, ordered
-from tests.support import SOON, in_time
+from tests.remote.receiving import Receiver, hub, order, ordered
+from tests.support import SOON, in_time, until
 
 from bgworker import RemoteError, TaskTimedOut, current_task, shell
 from bgworker.model.records import (
@@ -268,3 +270,20 @@ def test_bodies_on_several_threads_do_not_get_one_another_s_records(tmp_path: Pa
         count, _ = outcome_of(report)
         assert Receiver().outputs(report) == [str(number) for number in range(count)]
     assert len({report.attempt for report in reports}) == len(reports) == 20
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="needs InterpreterPoolExecutor")
+def test_bodies_run_in_subinterpreters_whose_threads_end_with_them() -> None:
+    before = threading.active_count()
+    with hub() as (made, receiver):
+        with concurrent.futures.InterpreterPoolExecutor(2) as pool:
+            running = [
+                pool.submit(perform, ordered(bodies.talk, 50, 0.01, ticket=ticket, timeout=20.0))
+                for ticket in (made.ticket, made.ticket, None)]
+            reports = [decode_report(each.result(SOON)) for each in running]
+            assert 1 <= len(made.workers()) <= 2
+        until(lambda: not made.workers())
+        assert receiver.came
+        for report in reports:
+            assert receiver.outputs(report) == [str(number) for number in range(50)]
+    assert threading.active_count() == before
