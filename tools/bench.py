@@ -2,7 +2,8 @@
 """Measure bgworker beside its limits and beside the standard library, on this machine, as ratios.
 
     python3 tools/bench.py                      all benches but the next, as a Markdown table
-    python3 tools/bench.py stores               of PostgreSQL, which must be installed with psycopg
+    python3 tools/bench.py stores               of servers: needs PostgreSQL, psycopg, pymongo,
+                                                secantusdb and nx-27017
     python3 tools/bench.py emit tasks           only these
     python3 tools/bench.py --json --rounds 9    the same as JSON, from more rounds
 
@@ -1862,7 +1863,6 @@ def insert_bare(path: str, count: int) -> float:
     return count / (perf_counter() - begun)
 
 
-SHARED_ROWS = 100_000
 FASTEST = """INSERT INTO bench.zz_stream_rows (task, seq, stream, created_us, payload)
 SELECT * FROM unnest(%s::bigint[], %s::integer[], %s::smallint[], %s::bigint[], %s::text[])
 ON CONFLICT DO NOTHING"""
@@ -1870,36 +1870,82 @@ ONE_ROW = """INSERT INTO bench.zz_stream_rows (task, seq, stream, created_us, pa
 VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING"""
 
 
-@bench(
-    [
+def store_rows(server: str, name: str, fastest: str, one: str) -> list[Row]:
+    return [
         Row(
-            "events from emit to a closed history in PostgreSQL {0} over ready-made rows by the "
-            "driver's fastest INSERT that may be repeated {1}",
-            ("ours", "bare"),
+            f"events from emit to a closed history in {name} {{0}} over ready-made {fastest} {{1}}",
+            (f"{server}_ours", f"{server}_bare"),
             ">= 0.6",
             "{:,.0f}/s",
         ),
         Row(
-            "and {0} over one row an INSERT, each a transaction {1}",
-            ("ours", "one_by_one"),
+            f"and {{0}} over {one} {{1}}",
+            (f"{server}_ours", f"{server}_one_by_one"),
             ">= 10",
             "{:,.0f}/s",
+        ),
+    ]
+
+
+@bench(
+    [
+        *store_rows(
+            "postgres",
+            "PostgreSQL",
+            "rows by the driver's fastest INSERT that may be repeated",
+            "one row an INSERT, each a transaction",
+        ),
+        *(
+            row
+            for name in ("SecantusDB", "nx-27017")
+            for row in store_rows(
+                name, name, "documents by unordered insert_many", "one document an insert_one"
+            )
         ),
     ]
 )
 def stores() -> Mapping[str, Variant]:
     """100,000 output events of 60 characters into a cluster of PostgreSQL that the bench starts,
-    through psycopg. The others do it on one thread, into the same table, 8,192 rows a statement or
-    one. Of several such statements (lists of values, JSON, COPY into a table beside) that with
-    arrays as text was the fastest."""
-    from tests.stores.servers import Postgres
+    through psycopg, and 10,000 into each server that speaks MongoDB's protocol, through pymongo:
+    those take 250 microseconds a document. The others do it on one thread, into the same table or
+    collection, as many rows a statement as the sink's batches have, or one. Of several INSERTs
+    (lists of values, JSON, COPY into a table beside) that with arrays as text was the fastest."""
+    from tests.stores.servers import Nx27017, SecantusDb
 
-    from bgworker import Scheduler
-    from bgworker.stores import PostgresSink
+    return {
+        **on_postgres(100_000),
+        **on_mongo("SecantusDB", SecantusDb(), 10_000),
+        **on_mongo("nx-27017", Nx27017(), 10_000),
+    }
 
-    server = Postgres()
+
+def served(server: Any) -> Any:
     atexit.register(server.remove)
     server.start()
+    return server
+
+
+def to_store(sink: Any, count: int) -> float:
+    """Return how many events a second come from a task into a history that is closed then."""
+    from bgworker import Scheduler
+
+    texts = fresh_texts(count)
+    with Scheduler(1, close_timeout=60) as scheduler:
+        scheduler.register_sink(sink, name="store")
+        begun = perf_counter()
+        task = scheduler.submit(emit_patiently, texts)
+    took = perf_counter() - begun
+    task.result()
+    check_delivered(scheduler, "store", count + 4)
+    return count / took
+
+
+def on_postgres(count: int) -> Mapping[str, Variant]:
+    from tests.stores.servers import Postgres
+
+    from bgworker.stores import PostgresSink
+
+    server = served(Postgres())
     sink = PostgresSink(server.connect, schema="bench")
     sink.open()
     sink.close()
@@ -1908,43 +1954,84 @@ def stores() -> Mapping[str, Variant]:
         server.ask("TRUNCATE bench.tasks, bench.zz_stream_rows")
         server.ask("CHECKPOINT")
 
+    def rows(count: int) -> list[tuple[Any, ...]]:
+        emptied()
+        return [(1, seq, 0, time_ns() // 1000, text) for seq, text in enumerate(fresh_texts(count))]
+
     def ours(said: Round) -> float:
         emptied()
-        texts = fresh_texts(SHARED_ROWS)
-        with Scheduler(1, close_timeout=60) as scheduler:
-            scheduler.register_sink(PostgresSink(server.connect, schema="bench"), name="postgres")
-            begun = perf_counter()
-            task = scheduler.submit(emit_patiently, texts)
-        took = perf_counter() - begun
-        task.result()
-        check_delivered(scheduler, "postgres", SHARED_ROWS + 4)
-        return SHARED_ROWS / took
+        return to_store(sink, count)
 
     def bare(said: Round) -> float:
-        emptied()
-        rows = [(1, seq, 0, time_ns() // 1000, text)
-                for seq, text in enumerate(fresh_texts(SHARED_ROWS))]
+        ready = rows(count)
         begun = perf_counter()
         with server.connect() as connection:
-            for start in range(0, SHARED_ROWS, 8192):
-                *numbers, texts = zip(*rows[start:start + 8192])
+            for start in range(0, count, sink.preferred_batch):
+                *numbers, texts = zip(*ready[start:start + sink.preferred_batch])
                 connection.execute(FASTEST, [
                     *("{" + ",".join(map(str, each)) + "}" for each in numbers),
                     '{"' + '","'.join(texts) + '"}'])
                 connection.commit()
-        return SHARED_ROWS / (perf_counter() - begun)
+        return count / (perf_counter() - begun)
 
     def one_by_one(said: Round) -> float:
-        emptied()
-        count = SHARED_ROWS // 100
-        rows = [(1, seq, 0, time_ns() // 1000, text) for seq, text in enumerate(fresh_texts(count))]
+        ready = rows(count // 100)
         with server.connect(autocommit=True) as connection:
             begun = perf_counter()
-            for row in rows:
+            for row in ready:
                 connection.execute(ONE_ROW, row)
-            return count / (perf_counter() - begun)
+            return len(ready) / (perf_counter() - begun)
 
-    return {"bare": bare, "ours": ours, "one_by_one": one_by_one}
+    return {"postgres_bare": bare, "postgres_ours": ours, "postgres_one_by_one": one_by_one}
+
+
+def on_mongo(name: str, server: Any, count: int) -> Mapping[str, Variant]:
+    from bgworker.model.wire import ns_text
+    from bgworker.stores import MongoSink
+
+    database = served(server).client(serverSelectionTimeoutMS=5000)["bench"]
+    sink = MongoSink(database)
+    sink.open()
+    said_by = "0" * 32
+
+    def emptied() -> None:
+        for collection in (database.tasks, database.task_streams):
+            collection.delete_many({})
+
+    def documents(count: int) -> list[dict[str, Any]]:
+        emptied()
+        return [
+            {
+                "_id": f"{said_by}:{seq}",
+                "task_id": said_by,
+                "seq": seq,
+                "stream_type": "output",
+                "payload": text,
+                "created_utc": ns_text(time_ns()),
+            }
+            for seq, text in enumerate(fresh_texts(count))
+        ]
+
+    def ours(said: Round) -> float:
+        emptied()
+        return to_store(sink, count)
+
+    def bare(said: Round) -> float:
+        ready = documents(count)
+        begun = perf_counter()
+        for start in range(0, count, sink.preferred_batch):
+            database.task_streams.insert_many(
+                ready[start:start + sink.preferred_batch], ordered=False)
+        return count / (perf_counter() - begun)
+
+    def one_by_one(said: Round) -> float:
+        ready = documents(count // 20)
+        begun = perf_counter()
+        for each in ready:
+            database.task_streams.insert_one(each)
+        return len(ready) / (perf_counter() - begun)
+
+    return {f"{name}_bare": bare, f"{name}_ours": ours, f"{name}_one_by_one": one_by_one}
 
 
 class GatedSink:

@@ -4,6 +4,7 @@ to break between them and a sink."""
 from __future__ import annotations
 
 import glob
+import importlib
 import os
 import random
 import shutil
@@ -126,12 +127,12 @@ class Postgres(Server):
             return False
         return True
 
-    def connect(self, *, port: int | None = None, user: str = "me", **more: Any) -> Any:
-        """Return a connection of psycopg 3."""
-        import psycopg
-
-        return psycopg.connect(host=LOOPBACK, port=port or self.port, user=user, dbname="postgres",
-                               connect_timeout=5, **more)
+    def connect(self, *, port: int | None = None, user: str = "me", driver: str = "psycopg",
+                **more: Any) -> Any:
+        """Return a connection of a driver."""
+        return importlib.import_module(driver).connect(
+            host=LOOPBACK, port=port or self.port, user=user, dbname="postgres", connect_timeout=5,
+            **more)
 
     def ask(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Execute a statement as the superuser, commit, and return its rows if it has some."""
@@ -252,13 +253,9 @@ def random_budget(seed: int, most: int) -> Callable[[], float]:
 
 
 class Mongo(Server):
-    """A server from the package index that speaks MongoDB's protocol over TCP: SecantusDB."""
+    """A server from the package index that speaks MongoDB's protocol over TCP."""
 
-    def command(self) -> Sequence[str]:
-        return [sys.executable, "-m", "secantus", "--port", str(self.port), "--storage-path",
-                str(self.folder / "data"), "--enable-test-commands",
-                # else a kill costs it what it has not written yet, acknowledged or not
-                "--sync-on-commit"]
+    package: str
 
     def answers(self) -> bool:
         import pymongo
@@ -276,3 +273,22 @@ class Mongo(Server):
 
         return pymongo.MongoClient(LOOPBACK, port or self.port, directConnection=True, **{
             "serverSelectionTimeoutMS": 300, "retryWrites": False, **more})
+
+
+class SecantusDb(Mongo):
+    package = "secantus"
+
+    def command(self) -> Sequence[str]:
+        return [sys.executable, "-m", "secantus", "--port", str(self.port), "--storage-path",
+                str(self.folder / "data"), "--enable-test-commands",
+                # else a kill costs it what it has not written yet, acknowledged or not
+                "--sync-on-commit"]
+
+
+class Nx27017(Mongo):
+    package = "nx_27017"
+
+    def command(self) -> Sequence[str]:
+        files = ("--data-dir", "data", "--log-file", "its.log", "--pid-file", "pid")
+        (self.folder / "data").mkdir(exist_ok=True)
+        return [sys.executable, "-m", "nx_27017.nx_27017", "-p", str(self.port), *files]
