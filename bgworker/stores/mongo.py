@@ -12,16 +12,20 @@ MongoDB has no microseconds. Only ``runs.last_seen`` is a date, by the server's 
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import datetime, timedelta, timezone
-from time import time_ns
+from math import inf
+from os import urandom
+from time import sleep, time_ns
 
 from ..history.answers import OPEN, SEEN, TASK_COLUMNS, Reading, last_event_of, loss_of
 from ..history.batch import LOSS_COLUMNS, wide_values
 from ..history.taskrows import COLUMNS, PROGRESS, RUN_COLUMNS, VARYING
+from ..model.clock import monotonic
 from ..model.errors import ConfigurationError, PermanentSinkError, SinkError
 from ..model.records import STREAM_CODES, STREAMS
-from ..model.text import describe, fit, fit_json, show
+from ..model.text import describe, fit, fit_json, name_of, show
 from ..model.wire import ns_text
 from .store import Store
 
@@ -36,12 +40,27 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-VERSION = 1
-"""The version that is written and read."""
 INDEXES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "tasks": (("status", "created_utc"), ("completed_utc",), ("run_id",), ("script_hash",)),
     "task_streams": (("task_id", "seq"),),
 }
+
+
+
+def _make_indexes(database: Any) -> None:
+    for collection, indexes in INDEXES.items():
+        for fields in indexes:
+            database[collection].create_index([(field, 1) for field in fields])
+
+
+STEPS: tuple[Callable[[Any], None], ...] = (_make_indexes,)
+"""What leads a database from version 0, 1, ... to the next; the last one is written and read. A
+step that was cut off in the middle is done again from its beginning. A released step never
+changes."""
+VERSION_INTERVAL = 1.0
+"""Seconds after which the version is looked at again, beside each time after a failure."""
+LEASE = 30.0
+"""Seconds after which a sink that leads the database to another version is taken to be gone."""
 
 MOST_BYTES = 15 * 2**20
 """Of what one event says: a document has at most 16 MiB."""
@@ -52,6 +71,8 @@ MOST_TASKS = 100
 MOST_OPEN = 1000
 """Tasks without an end that are looked at, those first that began first."""
 READ_TASKS, READ_ROWS = 200, 2000
+MOST_SAID = 100
+"""Characters of a driver's text that are shown."""
 
 _DUPLICATE = 11000
 _REFUSED = {2, 9, 14, 52, 57, 121, 10334, 17280, 17419, 17420}
@@ -67,10 +88,11 @@ _HELD = {
 _UNHEARD = {64, 100}
 """Codes of a write that too few members of the replica set have acknowledged: some are away."""
 
-_NAMES = {code: stream.value for kind, stream in STREAMS.items() for code in [STREAM_CODES[kind]]}
-_CODES = {name: code for code, name in _NAMES.items()}
+_STREAM_NAMES = {kind: stream.value for kind, stream in STREAMS.items()}
+_CODES = {name: STREAM_CODES[kind] for kind, name in _STREAM_NAMES.items()}
 _OPEN = [status.value for status in OPEN]
 _FINAL = ["completed", "failed", "cancelled", "timed_out", "interrupted"]
+_HAS_ENDED = {"ended_utc": {"$gt": ""}}  # of a run
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -79,15 +101,18 @@ class MongoSink(Store):
 
     Delivery is at least once, the documents are exactly once: one of ``task_streams`` is known by
     its ``_id``, "<task id>:<seq>", and one of ``tasks`` never goes back to an earlier event. The
-    collections and their indexes are made by the first sink that connects.
+    collections and their indexes are made, and brought to the newest version, by the first sink
+    that connects. Sinks of an older bgworker that are connected then notice within a second or with
+    their next batch, and take nothing any more.
 
-    ``runs.last_seen`` is set with each batch, by the server's clock. A run that was seen lately
-    lives, or died since. One that was not may have died, be cut off, or run tasks that say nothing:
-    it proves neither.
+    ``runs.last_seen`` is set with each batch, whatever is in it, by the server's clock; see the
+    package for what that proves.
 
     A server that cannot be reached costs no event but for those that do not fit into the sink's
     queue. How long an attempt may take is for the client to say (``timeoutMS``, or
     ``serverSelectionTimeoutMS`` and ``socketTimeoutMS``); by default it waits for 30 s.
+
+    Tested on SecantusDB and nx-27017, which speak MongoDB's protocol; not on ``mongod`` itself.
 
     Args:
         database: a ``pymongo`` database, such as ``MongoClient(url)["jobs"]``. Its client is not
@@ -114,9 +139,9 @@ class MongoSink(Store):
         if self._update_one is None or "Database" not in _kinds(database):
             raise ConfigurationError("database: expected one of pymongo (not of its async API), "
                                      f"such as MongoClient(url)['jobs'], got {show(database)}")
-        super().__init__(f"the MongoDB database {database.name!r}", max_age, max_tasks)
+        super().__init__(f"the MongoDB database {database.name!r}", "database", max_age, max_tasks)
         self._database = database
-        self._is_prepared = False
+        self._next_check = 0.0  # of the version, on the clock of `monotonic`
         self._is_in_doubt = False
         """What the last attempt has stored is not known."""
         self._known: set[str] = set()  # ids of tasks that are there
@@ -131,42 +156,65 @@ class MongoSink(Store):
             PermanentSinkError: the history has a newer version.
             TemporarySinkError: it may work later.
         """
-        self._is_prepared = False
+        self._next_check = 0.0
         self._do("open", lambda at: None)
 
     def _do(self, what: str, act: Callable[..., T], *arguments: Any) -> T:
         try:
-            if not self._is_prepared:
+            if monotonic() >= self._next_check:
                 self._prepare()
             done = act(self._database, *arguments)
         except Exception as error:
-            self._is_prepared, self._is_in_doubt = False, True
+            self._next_check, self._is_in_doubt = 0.0, True
             self._known.clear()
             raise self._explained(what, error) from error
         self._failures = 0
         return done
 
     def _prepare(self) -> None:
+        """Bring the database to the newest version, one sink at a time, unless it has it."""
         versions = self._database["schema_version"]
-        found = max((each["_id"] for each in versions.find()), default=0)
-        if found > VERSION:
-            raise PermanentSinkError(
-                f"{self._title} has a history of version {found}, and this bgworker knows versions "
-                f"up to {VERSION}; upgrade bgworker, or name another database", concerns="sink")
-        if found < VERSION:
-            for collection, indexes in INDEXES.items():
-                for fields in indexes:
-                    self._database[collection].create_index([(field, 1) for field in fields])
-            versions.update_one({"_id": VERSION}, {"$setOnInsert": {"since": ns_text(time_ns())}},
-                                upsert=True)
-        self._is_prepared = True
+        if self._found(versions) < len(STEPS):
+            me = urandom(8).hex()
+            self._lock(versions, me)
+            try:
+                for number in range(self._found(versions) + 1, len(STEPS) + 1):
+                    STEPS[number - 1](self._database)
+                    versions.insert_one({"_id": number, "since": ns_text(time_ns())})
+            finally:
+                versions.update_one({"_id": 0, "holder": me}, {"$set": {"holder": None}})
+        self._next_check = monotonic() + VERSION_INTERVAL
+
+    def _found(self, versions: Any) -> int:
+        """Return the version of the history; 0 for none."""
+        found: int = max((each["_id"] for each in versions.find()), default=0)
+        self._check_version(found, len(STEPS))
+        return found
+
+    def _lock(self, versions: Any, me: str) -> None:
+        """Wait until nobody else leads the database to another version. The lock is the document
+        with ``_id`` 0; one whose holder stays the same for too long is taken over."""
+        holder, since = None, monotonic()
+        while True:
+            is_stale = monotonic() - since > LEASE
+            try:
+                versions.update_one({"_id": 0, "holder": holder if is_stale else None},
+                                    {"$set": {"holder": me}}, upsert=True)
+                return
+            except Exception as error:
+                if getattr(error, "code", None) != _DUPLICATE:
+                    raise
+            found = versions.find_one({"_id": 0})
+            if found is not None and found["holder"] != holder:
+                holder, since = found["holder"], monotonic()
+            sleep(0.02)
 
     def _end(self, at: Any, runs: list[str]) -> None:
         at.runs.update_many({"_id": {"$in": runs}}, {
             "$set": {"ended_utc": ns_text(time_ns())}, "$currentDate": {"last_seen": True}})
 
     def _disconnect(self) -> None:
-        self._is_prepared = False  # the client is the caller's
+        self._next_check = 0.0  # the client is the caller's
 
     # -- documents --
 
@@ -248,12 +296,13 @@ class MongoSink(Store):
         """Return what an error means for the sink's events."""
         if isinstance(error, SinkError):
             return error
-        text = describe(error)
-        codes = _codes(error)
-        kinds = _kinds(error)
+        codes, kinds = _codes(error), _kinds(error)
+        text = _short(error)
         if codes and codes <= _REFUSED or kinds & _REFUSED_KINDS or isinstance(
                 error, (TypeError, ValueError, OverflowError)):
             return PermanentSinkError(f"MongoDB cannot store an event: {text}")
+        if "ServerSelectionTimeoutError" in kinds:
+            text = f"no server answers ({text}); check the client's address, and that it runs"
         remedies = [remedy for code, remedy in _HELD.items() if code in codes]
         return self._failed(what, text, remedy="; ".join(remedies),
                             is_away="ConnectionFailure" in kinds or bool(codes & _UNHEARD))
@@ -281,7 +330,7 @@ class MongoSink(Store):
         self._known.difference_update(gone)
         day = datetime.now(timezone.utc) - timedelta(days=1)
         for collection, field, more in (("scripts", "script_hash", {}), ("runs", "run_id", {
-                "$or": [{"ended_utc": {"$ne": None}}, {"last_seen": None},
+                "$or": [_HAS_ENDED, {"last_seen": None},
                         {"last_seen": {"$lt": day}}]})):
             for name in {task[field] for task in tasks if field in task}:
                 if at.tasks.find_one({field: name}, {"_id": 1}) is None:
@@ -299,7 +348,7 @@ class MongoSink(Store):
             {"completed_utc": None, "status": {"$in": [*_OPEN, "interrupted"]},
              "created_utc": {"$gt": "", **early}},
             {"created_utc": 1, "run_id": 1, "status": 1}).sort("created_utc", 1).limit(MOST_OPEN))
-        over: list[dict[str, Any]] = [{"ended_utc": {"$ne": None}}]
+        over: list[dict[str, Any]] = [_HAS_ENDED]
         over += [] if before is None else [{"last_seen": None}, {"last_seen": {"$lt": before}}]
         ids = list({each["run_id"] for each in unended if "run_id" in each})
         runs = {each["_id"] for each in at.runs.find(
@@ -315,16 +364,17 @@ class MongoSink(Store):
         does of a file. Any thread.
 
         Raises:
-            SinkError: the server cannot be reached.
+            SinkError: the server cannot be reached, or the history has a newer version.
         """
         own, reading = MongoSink(self._database), Reading()
-        own._is_prepared = True  # a reader makes nothing
+        own._next_check = inf  # a reader makes nothing
+        own._do("read", lambda at: own._found(at["schema_version"]))
         last_id = ""
         while tasks := own._read("tasks", {"_id": {"$gt": last_id}}, "_id", READ_TASKS):
             last_id = tasks[-1]["_id"]
             ended = {each["_id"] for each in own._read("runs", {
                 "_id": {"$in": list({task.get("run_id") for task in tasks})},
-                "ended_utc": {"$ne": None}})}
+                **_HAS_ENDED})}
             scripts = {each["_id"]: each.get("text") for each in own._read("scripts", {
                 "_id": {"$in": list({task.get("script_hash") for task in tasks})}})}
             for document in tasks:
@@ -354,21 +404,27 @@ def _stream_documents(batch: SortedBatch) -> list[dict[str, Any]]:
     for state, seq, kind, ns, data in batch.streams:
         task_id = state.id
         document = {"_id": f"{task_id}:{seq}", "task_id": task_id, "seq": seq,
-                    "stream_type": _NAMES[STREAM_CODES[kind]], "payload": data,
+                    "stream_type": _STREAM_NAMES[kind], "payload": data,
                     "created_utc": ns_text(ns)}
-        percent, original_bytes, is_json = None, None, None
-        if data.__class__ is not str:
-            document["payload"], percent, original_bytes, is_json = wide_values(kind, data)
-        if len(document["payload"]) > MOST_BYTES // 4:
-            cut = (fit_json if is_json else fit)(document["payload"], MOST_BYTES)
-            document["payload"], original_bytes = cut[0], original_bytes or cut[1] or None
-        for name, value in (("percent", percent), ("original_bytes", original_bytes),
-                            ("truncated", original_bytes is not None or None),
-                            ("format", "json" if is_json else None)):
-            if value is not None:
-                document[name] = value
+        if data.__class__ is not str or len(data) > MOST_BYTES // 4:
+            _widen(document, kind, data)
         documents.append(document)
     return documents
+
+
+def _widen(document: dict[str, Any], kind: int, data: Any) -> None:
+    """Give a document what a stream record tells beside a plain text, cut to what fits."""
+    payload, percent, original_bytes, is_json = (
+        (data, None, None, None) if data.__class__ is str else wide_values(kind, data))
+    if len(payload) > MOST_BYTES // 4:
+        payload, cut_bytes = (fit_json if is_json else fit)(payload, MOST_BYTES)
+        original_bytes = original_bytes or cut_bytes or None
+    document["payload"] = payload
+    for name, value in (("percent", percent), ("original_bytes", original_bytes),
+                        ("truncated", original_bytes is not None or None),
+                        ("format", "json" if is_json else None)):
+        if value is not None:
+            document[name] = value
 
 
 def _task_row(document: dict[str, Any], ended: set[str], scripts: Mapping[str, Any]) -> Any:
@@ -387,6 +443,15 @@ def _stream_row(document: dict[str, Any]) -> Any:
             (created - _EPOCH) // timedelta(microseconds=1), document["payload"],
             document.get("percent"), document.get("original_bytes"),
             1 if document.get("format") == "json" else None)
+
+
+def _short(error: Exception) -> str:
+    """Return what a driver says of an error without the state of the client, of which it gives
+    hundreds of characters, some of them twice."""
+    failed = _failures(error)
+    text = f"{name_of(type(error))}: {failed[0].get('errmsg')}" if failed else describe(error)
+    text = re.sub(r" \(configured timeouts:.*?\)|, Timeout: .*|, full error: .*", "", text)
+    return text if len(text) <= MOST_SAID else text[:MOST_SAID - 1] + "\u2026"
 
 
 def _kinds(value: object) -> set[str]:
@@ -418,9 +483,13 @@ def _write_errors(error: Exception) -> list[Any]:
 
 def _codes(error: Exception) -> set[Any]:
     """Return the codes of all that went wrong, duplicates apart."""
+    return {each.get("code") for each in _failures(error)} or {getattr(error, "code", None)}
+
+
+def _failures(error: Exception) -> list[Any]:
+    """Return what a driver says of each write that went wrong, duplicates apart."""
     details = getattr(error, "details", None)
-    found: set[Any] = set()
-    for name in ("writeErrors", "writeConcernErrors"):
-        listed = details.get(name) if isinstance(details, dict) else None
-        found.update(each.get("code") for each in listed or ())
-    return found - {_DUPLICATE} or {getattr(error, "code", None)}
+    if not isinstance(details, dict):
+        return []
+    return [each for name in ("writeErrors", "writeConcernErrors")
+            for each in details.get(name) or () if each.get("code") != _DUPLICATE]

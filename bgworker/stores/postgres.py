@@ -17,7 +17,12 @@ from zlib import crc32
 from ..history.answers import Reading, last_event_of, loss_of
 from ..history.batch import LOSS_COLUMNS, wide_values
 from ..history.taskrows import COLUMNS, RUN_COLUMNS
-from ..model.errors import ConfigurationError, PermanentSinkError, SinkError
+from ..model.errors import (
+    ConfigurationError,
+    PermanentSinkError,
+    SinkError,
+    TemporarySinkError,
+)
 from ..model.records import STREAM_CODES
 from ..model.reports import report
 from ..model.text import describe, show
@@ -44,9 +49,13 @@ READ_TASKS, READ_ROWS = 200, 2000
 
 _REFUSED = ("21", "22", "23", "54")
 """Classes of SQLSTATE that blame the values: of two rows of one batch, too long, not Unicode."""
-_RACES = ("23503", "42P01", "3F000")
-"""What a row refers to was pruned meanwhile, or somebody has dropped the tables: the next attempt
-brings it again, or makes them."""
+_RACES = ("23503", "40001", "40P01")
+"""What a row refers to was pruned meanwhile, or another transaction came between: the same again is
+likely to do."""
+MOST_RACES = 4
+"""Attempts that are made at once, before the sink's own pause."""
+_GONE = ("42P01", "3F000")
+"""Somebody has dropped the tables: the next attempt makes them."""
 _HELD = {
     "25006": "the server only reads, as a standby does; have `connect` find the one that writes",
     "28": "correct the user or the password that `connect` uses",
@@ -66,10 +75,11 @@ class PostgresSink(Store):
 
     Delivery is at least once, the rows are exactly once: a stream row is known by its task and
     number, and a task's row never goes back to an earlier event. The tables are made, and brought
-    to the newest version, by the first sink that connects.
+    to the newest version, by the first sink that connects. Sinks of an older bgworker that are
+    connected then finish the batch under way, and take nothing any more.
 
-    ``runs.last_seen`` is set with each batch. A run that was seen lately lives, or died since. One
-    that was not may have died, be cut off, or run tasks that say nothing: it proves neither.
+    ``runs.last_seen`` is set with each batch, whatever is in it; see the package for what that
+    proves.
 
     A server that cannot be reached costs no event but for those that do not fit into the sink's
     queue. How long an attempt may take is for ``connect`` to say: without ``connect_timeout`` and
@@ -77,8 +87,8 @@ class PostgresSink(Store):
 
     Args:
         connect: returns a new connection of the DB-API to the database. It is called on the sink's
-            thread, again after every trouble, and in a forked child. Tested with psycopg 3;
-            psycopg2 works, too.
+            thread, again after every trouble, and in a forked child. Tested with psycopg 3
+            and psycopg2, on PostgreSQL 15.
         schema: name of the schema, which is made if it is missing.
         max_age: seconds that a task stays after its end; None is for ever.
         max_tasks: most tasks that are kept, counting those that have not ended; None is no bound.
@@ -108,7 +118,7 @@ class PostgresSink(Store):
             raise ConfigurationError(
                 "schema: expected a letter or underscore, and up to 62 letters, digits or "
                 f"underscores, got {show(schema)}")
-        super().__init__(f"the schema {schema!r} of PostgreSQL", max_age, max_tasks)
+        super().__init__(f"the schema {schema!r} of PostgreSQL", "schema", max_age, max_tasks)
         self._connect = connect
         self.schema = schema
         self._connection: Any = None
@@ -129,11 +139,18 @@ class PostgresSink(Store):
             pass
 
     def _do(self, what: str, act: Callable[..., T], *arguments: Any) -> T:
-        with self._transaction(what) as cursor:
-            return act(cursor, *arguments)
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                with self._transaction(what) as cursor:
+                    return act(cursor, *arguments)
+            except TemporarySinkError as error:
+                if attempts == MOST_RACES or _state(error.__cause__) not in _RACES:
+                    raise
 
     def _end(self, at: Any, runs: list[str]) -> None:
-        self._execute(at, sql.END_RUNS, _texts(runs))
+        self._ask(at, sql.END_RUNS, _texts(runs))
 
     # -- rows --
 
@@ -151,8 +168,9 @@ class PostgresSink(Store):
     def _store_tasks(self, cursor: Any, tasks: TaskRows) -> None:
         rows = list(tasks.rows())
         changed = [row[:1] for row in rows] + [row[-1:] for row in tasks.progress]
+        self._ask(cursor, sql.SEE_RUNS, _objects(
+            RUN_COLUMNS, [*tasks.own_runs, *((run,) for run in tasks.other_runs)]))
         for statement, columns, values in (
-            (sql.SEE_RUNS, RUN_COLUMNS, [*tasks.own_runs, *((run,) for run in tasks.other_runs)]),
             (sql.INSERT_SCRIPTS, ("hash", "script_id", "text"),
              [(hash_, *rest) for hash_, rest in tasks.scripts.items()]),
             (sql.LOCK_TASKS, ("id",), changed if tasks.progress else []),
@@ -193,6 +211,14 @@ class PostgresSink(Store):
 
     def _execute(self, cursor: Any, statement: str, *values: Any) -> None:
         cursor.execute(statement.replace("{s}", f'"{self.schema}"'), values)
+
+    def _ask(self, cursor: Any, statement: str, *values: Any) -> Any:
+        """Execute a statement that tells the version of the history; return what else it tells.
+        Nobody changes the version before our transaction has ended."""
+        self._execute(cursor, statement, *values)
+        version, *more = cursor.fetchone()
+        self._check_version(version, len(sql.STEPS))
+        return more
 
     @contextmanager
     def _transaction(self, what: str) -> Iterator[Any]:
@@ -257,18 +283,18 @@ class PostgresSink(Store):
     def _prepare(self, connection: Any) -> None:
         """Bring the schema to the newest version, in one transaction, unless it has it."""
         with closing(connection.cursor()) as cursor:
-            if self._found(cursor) != (True, sql.VERSION):
+            if self._found(cursor) != (True, len(sql.STEPS)):
                 if self._only_reads:
                     raise PermanentSinkError(
                         f"the schema {self.schema!r} has no history of this version; have a sink "
                         "open it first, or name another schema", concerns="sink")
+                connection.commit()  # who waits for the lock below must not hold one
                 self._execute(cursor, sql.LOCK, *self._lock)
                 is_there, version = self._found(cursor)
                 if not is_there:
                     self._execute(cursor, sql.MAKE_SCHEMA)
-                if not version:
-                    self._execute(cursor, sql.MAKE_VERSIONS)
-                for number in range(version + 1, sql.VERSION + 1):
+                self._execute(cursor, sql.LOCK_VERSIONS if version else sql.MAKE_VERSIONS)
+                for number in range(version + 1, len(sql.STEPS) + 1):
                     for statement in sql.STEPS[number - 1]:
                         self._execute(cursor, statement)
                     self._execute(cursor, sql.NOTE_VERSION, number)
@@ -282,11 +308,7 @@ class PostgresSink(Store):
             return bool(is_there), 0
         self._execute(cursor, sql.FIND_VERSION)
         version = int(cursor.fetchone()[0] or 0)
-        if version > sql.VERSION:
-            raise PermanentSinkError(
-                f"the history in the schema {self.schema!r} has version {version}, and this "
-                f"bgworker knows versions up to {sql.VERSION}; upgrade bgworker, or name another "
-                "schema", concerns="sink")
+        self._check_version(version, len(sql.STEPS))
         return True, version
 
     @property
@@ -303,12 +325,13 @@ class PostgresSink(Store):
             return PermanentSinkError(
                 f"something in the schema {self.schema!r} has a name that a history needs, and is "
                 f"none of bgworker's ({text}); name another schema", concerns="sink")
-        if state not in _RACES and (state[:2] in _REFUSED or not state
-                                    and isinstance(error, (TypeError, ValueError))
-                                    and not _is_unreachable(error)):
+        is_passing = state in (*_RACES, *_GONE)
+        if not is_passing and (state[:2] in _REFUSED or not state
+                               and isinstance(error, (TypeError, ValueError))
+                               and not _is_unreachable(error)):
             return PermanentSinkError(f"PostgreSQL cannot store an event: {text}")
         held = max((known for known in _HELD if state.startswith(known)), key=len, default="")
-        if held and state not in _RACES:
+        if held and not is_passing:
             return self._failed(what, text, remedy=_HELD[held].format(f'"{self.schema}"'))
         is_away = state.startswith(("08", "57P")) or not state and _is_unreachable(error)
         return self._failed(what, text, remedy=missing_package(error, DRIVER), is_away=is_away)
@@ -319,8 +342,8 @@ class PostgresSink(Store):
         """Remove some of what is too much; True if there may be more. One sink does it at a time,
         or all would remove as much."""
         cursor = at
-        self._execute(cursor, sql.TRY_LOCK, *self._lock)
-        if not cursor.fetchone()[0]:
+        (is_ours,) = self._ask(cursor, sql.TRY_LOCK, *self._lock)
+        if not is_ours:
             return False
         keys: list[int] = []
         if self._max_tasks is not None:
@@ -339,9 +362,12 @@ class PostgresSink(Store):
         self._execute(cursor, sql.DELETE_STREAMS, _numbers(keys), MOST_ROWS)
         if cursor.rowcount < MOST_ROWS:
             self._execute(cursor, sql.DELETE_TASKS, _numbers(keys))
-            runs, scripts = map(set, zip(*cursor.fetchall()))
-            self._execute(cursor, sql.DELETE_RUNS, _texts(runs - {None}))
-            self._execute(cursor, sql.DELETE_SCRIPTS, _texts(scripts - {None}))
+            for names, lock, delete in zip(map(set, zip(*cursor.fetchall())),
+                                           (sql.LOCK_RUNS, sql.LOCK_SCRIPTS),
+                                           (sql.DELETE_RUNS, sql.DELETE_SCRIPTS)):
+                self._execute(cursor, lock, _texts(names - {None}))
+                # a statement of its own, which sees what was committed before the lock
+                self._execute(cursor, delete, _texts([name for name, in cursor.fetchall()]))
         return True
 
     def _ended(self, cursor: Any, before: Any, seen: Any, most: int) -> list[int]:
@@ -415,7 +441,7 @@ def _texts(values: Iterable[str]) -> str:
 # -- what a driver's error says; its classes are not ours to import --
 
 
-def _state(error: Exception) -> str:
+def _state(error: BaseException | None) -> str:
     """Return the SQLSTATE: where psycopg 3 has it, or psycopg2. Empty if the server said none."""
     found = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     return found if isinstance(found, str) else ""

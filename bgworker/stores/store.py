@@ -43,11 +43,15 @@ class Store:
 
     Args:
         title: names the history in messages.
+        place: what to name another of where this one cannot be used.
         max_age, max_tasks: see the subclasses.
     """
 
-    def __init__(self, title: str, max_age: float | None, max_tasks: int | None) -> None:
+    def __init__(
+        self, title: str, place: str, max_age: float | None, max_tasks: int | None
+    ) -> None:
         self._title = title
+        self._place = place
         self._max_age = checks.number("max_age", max_age, above=0, optional=True)
         self._max_tasks = checks.number("max_tasks", max_tasks, least=0, whole=True, optional=True)
         self._runs: set[str] = set()  # of this process, whose end is to be noted
@@ -60,8 +64,8 @@ class Store:
         Raises:
             TemporarySinkError: the server cannot be reached, or does not take it now. Whether
                 something was stored may be unknown, and makes no difference to the next attempt.
-            PermanentSinkError: an event can never be stored, or the history has become one that we
-                do not know.
+            PermanentSinkError: an event can never be stored, or a newer bgworker has brought the
+                history to a version that we do not know.
         """
         begun = monotonic()
         try:
@@ -69,6 +73,8 @@ class Store:
         except Exception as error:
             # The courier halves the batch then, until the event that is no row stands alone.
             raise PermanentSinkError(f"cannot store an event: {describe(error)}") from error
+        # What tells of no task of theirs, such as a loss, shows all the same that our runs live.
+        batch.tasks.runs.update(filter(is_own_run, self._runs))
         self._do("write to", self._store, batch)
         self._runs.update(filter(is_own_run, batch.tasks.runs))
         if self._max_age is not None or self._max_tasks is not None:
@@ -121,6 +127,14 @@ class Store:
         return TemporarySinkError(
             f"cannot {what} {self._title}: {why}{remedy and '; '}{remedy}",
             hold=bool(remedy) or is_away and self._failures > PATIENCE)
+
+    def _check_version(self, found: int, known: int) -> None:
+        """Refuse a history that a newer bgworker has made, or has brought further meanwhile."""
+        if found > known:
+            self._runs.clear()  # not even their ends can be noted
+            raise PermanentSinkError(
+                f"{self._title} has a history of version {found}, and this bgworker knows versions "
+                f"up to {known}; upgrade bgworker, or name another {self._place}", concerns="sink")
 
     # -- what a subclass does --
 

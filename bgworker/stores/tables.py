@@ -85,10 +85,8 @@ FROM {{s}}.zz_stream_rows JOIN {{s}}.tasks ON tasks.key = task""",
         "CREATE INDEX tasks_rerun ON {s}.tasks (rerun_of) WHERE rerun_of IS NOT NULL",
     ),
 )
-"""What leads a schema from version 0, 1, ... to the next. A released step never changes."""
-
-VERSION = len(STEPS)
-"""The version that is written and read."""
+"""What leads a schema from version 0, 1, ... to the next; the last one is written and read. A
+released step never changes."""
 
 # ---------------------------------------------------------------- the version
 
@@ -98,6 +96,8 @@ LEFT JOIN pg_class ON relnamespace = pg_namespace.oid AND relname = 'schema_vers
 WHERE nspname = %s"""
 FIND_VERSION = "SELECT max(version) FROM {s}.schema_version"
 LOCK = "SELECT pg_advisory_xact_lock(%s, %s)"
+LOCK_VERSIONS = "LOCK TABLE {s}.schema_version"
+"""Waits for the transactions that have read the version, and keeps others from reading it."""
 MAKE_SCHEMA = "CREATE SCHEMA {s}"
 MAKE_VERSIONS = """CREATE TABLE {s}.schema_version (
   version integer PRIMARY KEY, since timestamptz NOT NULL DEFAULT now())"""
@@ -129,14 +129,18 @@ _ADVANCED = ", ".join([
     *[_set_if("tasks.run_id IS NULL", column) for column in CONSTANT if column != "id"],
 ])
 
-SEE_RUNS = f"""INSERT INTO {{s}}.runs ({', '.join(RUN_COLUMNS)}, last_seen)
+# The first statement of each batch. It locks the versions before all else, as who changes them
+# does.
+SEE_RUNS = f"""WITH version AS ({FIND_VERSION}), seen AS (
+  INSERT INTO {{s}}.runs ({', '.join(RUN_COLUMNS)}, last_seen)
 SELECT {', '.join(RUN_COLUMNS)}, CASE WHEN host IS NOT NULL THEN clock_timestamp() END
 FROM {_from_json(RUN_COLUMNS)} ORDER BY run_id
 ON CONFLICT (run_id) DO UPDATE SET ended_utc = NULL, last_seen = excluded.last_seen,
   {', '.join(f'{column} = excluded.{column}' for column in RUN_COLUMNS if column != 'run_id')}
-WHERE excluded.host IS NOT NULL"""
-END_RUNS = """UPDATE {s}.runs SET ended_utc = now(), last_seen = now()
-WHERE run_id = ANY(%s::text[])"""
+WHERE excluded.host IS NOT NULL) SELECT * FROM version"""
+END_RUNS = f"""WITH version AS ({FIND_VERSION}), ended AS (
+  UPDATE {{s}}.runs SET ended_utc = now(), last_seen = now() WHERE run_id = ANY(%s::text[]))
+SELECT * FROM version"""
 # Only what is missing: a script that is there would be locked for all that run it.
 INSERT_SCRIPTS = """INSERT INTO {s}.scripts (hash, script_id, text) SELECT hash, script_id, text
 FROM json_to_recordset(%s::json) AS r(hash text, script_id text, text text)
@@ -177,7 +181,7 @@ ON CONFLICT DO NOTHING"""
 
 # ---------------------------------------------------------------- retention
 
-TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s, %s)"
+TRY_LOCK = f"SELECT ({FIND_VERSION}), pg_try_advisory_xact_lock(%s, %s)"
 COUNT_TASKS = "SELECT count(*) FROM {s}.tasks"
 SINCE = "SELECT clock_timestamp() - %s * interval '1 second'"
 FIND_OVER = f"""SELECT key FROM {{s}}.tasks t LEFT JOIN {{s}}.runs r USING (run_id)
@@ -188,10 +192,13 @@ ORDER BY {_ENDED} LIMIT %s FOR UPDATE OF t SKIP LOCKED"""
 DELETE_STREAMS = """DELETE FROM {s}.zz_stream_rows WHERE ctid = ANY(ARRAY(
   SELECT ctid FROM {s}.zz_stream_rows WHERE task = ANY(%s::bigint[]) LIMIT %s))"""
 DELETE_TASKS = "DELETE FROM {s}.tasks WHERE key = ANY(%s::bigint[]) RETURNING run_id, script_hash"
-# a run that was seen today is about to bring further tasks
-DELETE_RUNS = """DELETE FROM {s}.runs WHERE run_id = ANY(%s::text[])
+# A run that was seen today is about to bring further tasks; so is who has a row locked.
+LOCK_RUNS = """SELECT run_id FROM {s}.runs WHERE run_id = ANY(%s::text[])
 AND (ended_utc IS NOT NULL OR last_seen IS NULL OR last_seen < now() - interval '1 day')
+FOR UPDATE SKIP LOCKED"""
+DELETE_RUNS = """DELETE FROM {s}.runs WHERE run_id = ANY(%s::text[])
 AND NOT EXISTS (SELECT 1 FROM {s}.tasks WHERE tasks.run_id = runs.run_id)"""
+LOCK_SCRIPTS = "SELECT hash FROM {s}.scripts WHERE hash = ANY(%s::text[]) FOR UPDATE SKIP LOCKED"
 DELETE_SCRIPTS = """DELETE FROM {s}.scripts WHERE hash = ANY(%s::text[])
 AND NOT EXISTS (SELECT 1 FROM {s}.tasks WHERE script_hash = hash)"""
 DELETE_LOSSES = "DELETE FROM {s}.losses WHERE created_utc < %s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 from tests.stores.servers import Proxy
 from tests.stores.stages import Stage
@@ -18,11 +19,12 @@ class Load:
     """Two tasks that say numbered lines until they are stopped, to a sink in small batches, over a
     network that can be broken."""
 
-    def __init__(self, stage: Stage, network: Proxy) -> None:
+    def __init__(self, stage: Stage, network: Proxy, park: Path | None = None) -> None:
         self.stage = stage
         self.pool = Scheduler(2, close_timeout=SOON)
         self.pool.register_sink(stage.sink(port=network.port), name="shared", options=SinkOptions(
-            batch_size=200, queue_size=2_000_000, queue_bytes=2**31, retry=EAGER))
+            batch_size=200, queue_size=2_000_000, queue_bytes=2**31, retry=EAGER,
+            park=park))
         self.stop = threading.Event()
         self.said: list[int] = []
         self.tasks = [self.pool.submit(self.talk) for _ in range(2)]
@@ -50,12 +52,15 @@ class Load:
         goal = self.health.retries + times
         until(lambda: self.health.retries >= goal and text in (self.health.last_error or ""))
 
-    def finish(self) -> None:
-        """End the tasks, and wait until the sink has all that they said."""
+    def finish(self, *, is_delivered: bool = True) -> None:
+        """End the tasks, and wait until the sink has all that they said, or the pool has ended."""
         self.stop.set()
         for task in self.tasks:
             task.result(SOON)
-        assert self.pool.flush(SOON).done, self.health
+        if is_delivered:
+            assert self.pool.flush(SOON).done, self.health
+        else:
+            self.pool.shutdown()
 
     def check(self, *, lost: int = 0) -> None:
         """End the tasks; see that each line is there once, and the account is exact."""

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from tests.stores.servers import Mongo, Postgres, Server
+import pytest
+from tests.stores.servers import LOOPBACK, Mongo, Postgres, Server
 
-from bgworker.stores import MongoSink, PostgresSink
+from bgworker.stores import MongoSink, PostgresSink, mongo, tables
+
+
+everywhere = pytest.mark.parametrize("stage", ["postgres", "psycopg2", "mongo", "nx"],
+                                     indirect=True)
+"""With every driver and every server."""
+on_every_server = pytest.mark.parametrize("stage", ["postgres", "mongo", "nx"], indirect=True)
+"""On every server."""
+
+
+_numbers = itertools.count()
+
+
+def store(kind: str, port: int, name: str) -> Any:
+    """Return a sink that writes to the history of a stage, in whatever process."""
+    if kind == "MongoStage":
+        import pymongo
+
+        client: Any = pymongo.MongoClient(LOOPBACK, port, directConnection=True)
+        return MongoSink(client[name])
+    import psycopg
+
+    connect = f"host={LOOPBACK} port={port} user=me dbname=postgres"
+    return PostgresSink(lambda: psycopg.connect(connect), schema=name)
 
 
 class Stage:
     """An empty history, which a sink makes when it first opens."""
 
     server: Server
+    name = "jobs"
+    """Of the schema or the database."""
     pace = 10
     """Lines that each task of a load says in a hundredth of a second: half of what the server
     takes."""
@@ -52,6 +80,24 @@ class Stage:
     def set_version(self, version: int) -> None:
         raise NotImplementedError
 
+    def versions(self) -> list[int]:
+        """Return those that the history has had."""
+        raise NotImplementedError
+
+    @staticmethod
+    def add_step(seconds: float = 0.0, *, fails: bool = False) -> None:
+        """Have this process know a version more, in which each run has a city. Its step takes so
+        long, in the middle."""
+        raise NotImplementedError
+
+    def is_in_step(self) -> bool:
+        """Tell whether somebody is in the middle of that step."""
+        raise NotImplementedError
+
+    def cities(self) -> list[str]:
+        """Return those of the runs."""
+        raise NotImplementedError
+
     def double_a_line(self) -> None:
         """Make the second line of each task the same as the first."""
         raise NotImplementedError
@@ -61,12 +107,14 @@ class Stage:
 
 
 class PostgresStage(Stage):
-    def __init__(self, server: Postgres) -> None:
+    def __init__(self, server: Postgres, driver: str = "psycopg") -> None:
         self.server: Postgres = server
+        self.driver = driver
         server.ask("DROP SCHEMA IF EXISTS jobs CASCADE")
 
     def sink(self, *, port: int | None = None, **options: Any) -> PostgresSink:
-        return PostgresSink(lambda: self.server.connect(port=port), schema="jobs", **options)
+        return PostgresSink(lambda: self.server.connect(port=port, driver=self.driver),
+                            schema=self.name, **options)
 
     def lines(self) -> list[tuple[int, int]]:
         return self.server.ask("SELECT count(*), count(DISTINCT payload) FROM jobs.task_streams "
@@ -95,6 +143,24 @@ class PostgresStage(Stage):
     def set_version(self, version: int) -> None:
         self.server.ask("INSERT INTO jobs.schema_version VALUES (%s)", version)
 
+    def versions(self) -> list[int]:
+        return [version for version, in self.server.ask(
+            "SELECT version FROM jobs.schema_version ORDER BY 1")]
+
+    @staticmethod
+    def add_step(seconds: float = 0.0, *, fails: bool = False) -> None:
+        tables.STEPS += ((
+            "ALTER TABLE {s}.runs ADD COLUMN city text",
+            "SELECT 1 / 0" if fails else f"SELECT pg_sleep({seconds})",
+            "UPDATE {s}.runs SET city = concat(city, 'Ulm')"),)
+
+    def is_in_step(self) -> bool:
+        return self.server.ask("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"
+                               ) != []
+
+    def cities(self) -> list[str]:
+        return [city for city, in self.server.ask("SELECT city FROM jobs.runs")]
+
     def double_a_line(self) -> None:
         self.server.ask(
             "UPDATE jobs.zz_stream_rows SET payload = 'line 0' WHERE payload = 'line 1'")
@@ -106,12 +172,13 @@ class MongoStage(Stage):
     def __init__(self, server: Mongo) -> None:
         self.server: Mongo = server
         self._clients = [server.client(retryWrites=True, serverSelectionTimeoutMS=20_000)]
-        self._clients[0].drop_database("jobs")
-        self.db = self._clients[0]["jobs"]
+        # one of its own: a server may take as long to drop a document as to insert it
+        self.name = f"jobs{next(_numbers)}"
+        self.db = self._clients[0][self.name]
 
     def sink(self, *, port: int | None = None, **options: Any) -> MongoSink:
         self._clients.append(self.server.client(port))
-        return MongoSink(self._clients[-1]["jobs"], **options)
+        return MongoSink(self._clients[-1][self.name], **options)
 
     def lines(self) -> list[tuple[int, int]]:
         said: dict[str, list[str]] = {}
@@ -141,6 +208,27 @@ class MongoStage(Stage):
 
     def set_version(self, version: int) -> None:
         self.db.schema_version.insert_one({"_id": version})
+
+    def versions(self) -> list[int]:
+        return sorted(each["_id"] for each in self.db.schema_version.find({"_id": {"$gt": 0}}))
+
+    @staticmethod
+    def add_step(seconds: float = 0.0, *, fails: bool = False) -> None:
+        def step(database: Any) -> None:
+            for run in database.runs.find({"city": None}):
+                database.steps.insert_one({"run": run["_id"]})
+                time.sleep(seconds)
+                if fails:
+                    database.command("no such command")
+                database.runs.update_one({"_id": run["_id"]}, {"$set": {"city": "Ulm"}})
+
+        mongo.STEPS += (step,)
+
+    def is_in_step(self) -> bool:
+        return self.db.steps.count_documents({}) > len(self.cities())
+
+    def cities(self) -> list[str]:
+        return [run["city"] for run in self.db.runs.find({"city": {"$gt": ""}})]
 
     def double_a_line(self) -> None:
         self.db.task_streams.update_many({"payload": "line 1"}, {"$set": {"payload": "line 0"}})

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.stores.load import EAGER, Load
 from tests.stores.servers import Proxy, random_budget
-from tests.stores.stages import PostgresStage, Stage
+from tests.stores.stages import PostgresStage, Stage, on_every_server
 from tests.support import SOON, environment, until
 
 from bgworker import Scheduler, current_task
@@ -21,6 +21,7 @@ from bgworker import Scheduler, current_task
 # ---------------------------------------------------------------- the server
 
 
+@on_every_server
 @pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_server_that_is_killed_and_restarted_under_load_has_each_line_once(
         stage: Stage, load: Load, times: int) -> None:
@@ -86,6 +87,7 @@ def test_a_network_that_cuts_connections_in_mid_batch_costs_and_doubles_nothing(
     load.check()
 
 
+@on_every_server
 def test_a_batch_of_which_nobody_hears_that_it_was_stored_is_there_once(
         stage: Stage, load: Load, network: Proxy) -> None:
     for _ in range(10):
@@ -117,22 +119,15 @@ WRITER = """
 import sys
 from bgworker import LifecycleEvent, Scheduler, current_task
 from bgworker.model import wire
-from bgworker.stores import MongoSink, PostgresSink
+from tests.stores.stages import store
 
-kind, port, shared = sys.argv[1:]
+kind, port, name, shared = sys.argv[1:]
 
 def talk(number):
     for line in range(200):
         current_task().output(f"line {line}")
 
-if kind == "PostgresStage":
-    import psycopg
-    conninfo = f"host=127.0.0.1 port={port} user=me dbname=postgres"
-    sink = PostgresSink(lambda: psycopg.connect(conninfo), schema="jobs")
-else:
-    import pymongo
-    client = pymongo.MongoClient("127.0.0.1", int(port), directConnection=True)
-    sink = MongoSink(client["jobs"])
+sink = store(kind, int(port), name)
 with Scheduler(4) as pool:
     pool.register_sink(sink, name="shared")
     for task in [pool.submit(talk, number) for number in range(20)]:
@@ -158,7 +153,7 @@ def test_processes_that_write_at_once_keep_all_of_theirs_and_share_what_they_bot
         for task in tasks:
             task.result(SOON)
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, type(stage).__name__,
-                                 str(stage.server.port), str(shared)],
+                                 str(stage.server.port), stage.name, str(shared)],
                                 env=environment(), stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True) for _ in range(3)]
     for writer in writers:

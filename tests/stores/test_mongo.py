@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.stores.events import NOW, RUN, ended, said
 from tests.stores.load import EAGER, Load
-from tests.stores.servers import Proxy
+from tests.stores.servers import Proxy, free_port
 from tests.stores.stages import MongoStage
 
 from bgworker import (
@@ -134,6 +134,19 @@ def test_a_write_that_too_few_members_acknowledged_is_not_given_up(
     made = [sink._explained("write to", error) for _ in range(PATIENCE + 2)]
     assert all(isinstance(each, TemporarySinkError) for each in made)
     assert [made[0].hold, made[-1].hold] == [False, is_held]  # type: ignore[attr-defined]
+
+
+def test_a_server_that_does_not_answer_is_named_in_one_line() -> None:
+    pymongo = pytest.importorskip("pymongo")
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(9)]
+    for hosts, more in ((addresses[:1], {}), (addresses, {"replicaSet": "rs"})):
+        with pymongo.MongoClient(hosts, serverSelectionTimeoutMS=20, **more) as client:
+            with pytest.raises(TemporarySinkError) as caught:
+                MongoSink(client["jobs"]).open()
+        text = str(caught.value)
+        assert text.startswith("cannot open the MongoDB database 'jobs': no server answers (Server")
+        assert text.endswith("check the client's address, and that it runs")
+        assert "127.0.0.1:" in text and text.count("Connection refused") <= 2 and len(text) <= 220
 
 
 @pytest.mark.parametrize("code", [14031, 112])

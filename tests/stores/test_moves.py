@@ -16,16 +16,13 @@ from bgworker import Scheduler, current_task
 from bgworker.model import wire
 
 STORES = """
+from tests.stores.stages import store
+
 def pg():
-    import psycopg
-    from bgworker.stores import PostgresSink
-    return PostgresSink(lambda: psycopg.connect("host=127.0.0.1 port={pg} user=me dbname=postgres"),
-                        schema="jobs")
+    return store("PostgresStage", {pg}, "jobs")
 
 def mongo():
-    import pymongo
-    from bgworker.stores import MongoSink
-    return MongoSink(pymongo.MongoClient("127.0.0.1", {mongo}, directConnection=True)["jobs"])
+    return store("MongoStage", {mongo}, "{name}")
 
 def nothing():
     from bgworker.testing import MemorySink
@@ -36,7 +33,7 @@ def nothing():
 @pytest.fixture
 def folder(tmp_path: Path, postgres: Postgres, on_postgres: PostgresStage) -> Path:
     """A folder with the factories of a team."""
-    (tmp_path / "stores.py").write_text(STORES.format(pg=postgres.port, mongo=0))
+    (tmp_path / "stores.py").write_text(STORES.format(pg=postgres.port, mongo=0, name=""))
     return tmp_path
 
 
@@ -98,7 +95,8 @@ def test_a_history_moves_from_a_file_to_postgresql_and_back(folder: Path) -> Non
 
 def test_a_history_moves_between_all_kinds_of_stores(
         folder: Path, mongo: Mongo, on_mongo: MongoStage, postgres: Postgres) -> None:
-    (folder / "stores.py").write_text(STORES.format(pg=postgres.port, mongo=mongo.port))
+    (folder / "stores.py").write_text(
+        STORES.format(pg=postgres.port, mongo=mongo.port, name=on_mongo.name))
     fill(folder / "first.db")
     first, *others = move(folder, ["mongo", "pg", "sqlite"])
     assert others == [first, first, first]

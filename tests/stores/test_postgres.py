@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.stores.events import NOW, ended, said
+from tests.stores.events import NOW, RUN, ended, said
 from tests.stores.servers import Postgres
+from tests.stores.stages import PostgresStage
 from tests.support import SOON, environment, until
 
 from bgworker import (
@@ -32,6 +33,7 @@ from bgworker import (
 )
 from bgworker.model.ids import new_id
 from bgworker.stores import PostgresSink, tables
+from bgworker.stores.postgres import MOST_RACES
 
 EAGER = SinkOptions(retry=RetryPolicy(base=0.01, cap=0.05))
 
@@ -100,37 +102,104 @@ def test_writers_of_the_same_tasks_wait_for_each_other_in_one_order(
         (40.0,), (40.0,)]
 
 
-# ---------------------------------------------------------------- versions and rights
+# ---------------------------------------------------------------- versions
 
 
-def test_an_older_schema_is_led_to_the_newest_version_once(
-        postgres: Postgres, sink: PostgresSink, monkeypatch: pytest.MonkeyPatch) -> None:
-    sink.write([said(new_id(1), 1)])
-    sink.close()
-    step = ("ALTER TABLE {s}.runs ADD COLUMN city text", "UPDATE {s}.runs SET city = 'Ulm'")
-    monkeypatch.setattr(tables, "STEPS", (*tables.STEPS, step))
-    monkeypatch.setattr(tables, "VERSION", tables.VERSION + 1)
-    for _ in range(2):
-        sink.open()
-        sink.close()
-    assert postgres.ask("SELECT version FROM jobs.schema_version ORDER BY 1") == [
-        (number,) for number in range(1, tables.VERSION + 1)]
-    sink.write([said(new_id(2), 1)])
-    assert postgres.ask("SELECT count(*) FROM jobs.task_streams") == [(2,)]
-
-
-def test_a_step_that_fails_changes_nothing(
+def test_who_brings_a_newer_version_waits_for_the_batches_that_are_under_way(
         postgres: Postgres, sink: PostgresSink, monkeypatch: pytest.MonkeyPatch) -> None:
     sink.open()
     sink.close()
-    step = ("ALTER TABLE {s}.runs ADD COLUMN city text", "SELECT 1 / 0")
-    monkeypatch.setattr(tables, "STEPS", (*tables.STEPS, step))
-    monkeypatch.setattr(tables, "VERSION", tables.VERSION + 1)
-    with pytest.raises(SinkError, match="division by zero"):
-        sink.open()
-    assert postgres.ask("SELECT max(version) FROM jobs.schema_version") == [(tables.VERSION - 1,)]
-    assert not postgres.ask("SELECT 1 FROM information_schema.columns "
-                            "WHERE table_schema = 'jobs' AND column_name = 'city'")
+    monkeypatch.setattr(tables, "STEPS", tables.STEPS)
+    PostgresStage.add_step()
+    with Scheduler(1) as pool, closing(postgres.connect()) as rival:
+        rival.execute(tables.SEE_RUNS.format(s="jobs"), ('[{"run_id": "mine", "host": "a"}]',))
+        task = pool.submit(sink.open)
+        until(lambda: postgres.ask("SELECT 1 FROM pg_locks WHERE NOT granted") != [])
+        # it has none of what the batch comes to next
+        rival.execute("SET LOCAL lock_timeout = 1000")
+        rival.execute("INSERT INTO jobs.tasks (id, run_id, name, status, created_utc, last_seq) "
+                      "VALUES ('a', 'mine', 'job', 'running', now(), 1)")
+        rival.execute(tables.SEE_RUNS.format(s="jobs"), ('[{"run_id": "mine", "host": "a"}]',))
+        rival.commit()
+        task.result(SOON)
+    assert postgres.ask("SELECT run_id, city FROM jobs.runs") == [("mine", "Ulm")]
+
+
+# ---------------------------------------------------------------- other transactions
+
+
+@pytest.mark.parametrize("code", ["40001", "40P01", "23503"])
+def test_what_another_transaction_has_spoilt_is_done_again_at_once(
+        postgres: Postgres, sink: PostgresSink, code: str) -> None:
+    sink.open()
+    # a sequence is not undone
+    postgres.ask(f"""CREATE SEQUENCE jobs.attempts;
+CREATE FUNCTION jobs.spoil() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN IF nextval('jobs.attempts') < {MOST_RACES} THEN
+  RAISE EXCEPTION 'spoilt' USING ERRCODE = '{code}'; END IF;
+RETURN NEW; END $$;
+CREATE TRIGGER spoil BEFORE INSERT ON jobs.tasks FOR EACH ROW EXECUTE FUNCTION jobs.spoil()""")
+    sink.write([ended(new_id(1), 3)])
+    assert postgres.ask("SELECT last_value FROM jobs.attempts") == [(MOST_RACES,)]
+    postgres.ask("ALTER SEQUENCE jobs.attempts RESTART")
+    postgres.ask(f"ALTER SEQUENCE jobs.attempts MINVALUE -{MOST_RACES} START -1 RESTART")
+    with pytest.raises(TemporarySinkError, match="spoilt"):
+        sink.write([ended(new_id(2), 3)])
+
+
+def test_two_that_bring_the_same_new_tasks_and_wait_for_each_other_both_come_through(
+        postgres: Postgres, sink: PostgresSink) -> None:
+    first, second = sorted(new_id(number) for number in range(2))
+    sink.open()
+    insert = ("INSERT INTO jobs.tasks (id, name, status, created_utc, last_seq) "
+              "VALUES (%s, '', 'running', now(), 0)")
+    with Scheduler(1) as pool, closing(postgres.connect()) as rival:
+        rival.execute("SET deadlock_timeout = '30s'")  # the server ends the sink's transaction
+        rival.execute(insert, (first,))
+        # a placeholder goes in behind the tasks that are told of
+        task = pool.submit(sink.write, [said(first, 1), ended(second, 3)])
+        until(lambda: postgres.ask("SELECT 1 FROM pg_locks WHERE NOT granted") != [])
+        rival.execute(insert, (second,))
+        rival.commit()
+        task.result(SOON)
+    assert postgres.ask("SELECT deadlocks > 0 FROM pg_stat_database WHERE datname = 'postgres'"
+                        ) == [(True,)]
+    assert postgres.ask("SELECT id, last_seq FROM jobs.tasks ORDER BY 1") == [
+        (first, 0), (second, 3)]
+
+
+REFERRING = ("INSERT INTO jobs.tasks (id, run_id, script_hash, name, status, created_utc, last_seq)"
+             " VALUES ('live', %s, 'h', 'job', 'running', now(), 1)")
+
+
+def test_what_is_pruned_beside_a_batch_that_refers_to_the_same_rows_waits_for_nobody(
+        postgres: Postgres, sink: PostgresSink, caplog: pytest.LogCaptureFixture) -> None:
+    sink.write([ended(new_id(1), 3, script_hash="h", script_id="m:f")])
+    pruner = PostgresSink(postgres.connect, schema="jobs", max_tasks=0)
+    with Scheduler(1) as pool, closing(postgres.connect()) as rival:
+        rival.execute(REFERRING, (RUN,))
+        pool.submit(pruner.write, []).result(SOON)
+        assert postgres.ask("SELECT count(*) FROM jobs.tasks") == [(0,)]
+        rival.commit()
+    pruner.close()
+    assert postgres.ask("SELECT run_id, hash FROM jobs.runs, jobs.scripts") == [(RUN, "h")]
+    assert "could not be pruned" not in caplog.text
+
+
+def test_a_batch_whose_script_is_pruned_meanwhile_brings_it_again(
+        postgres: Postgres, sink: PostgresSink) -> None:
+    sink.write([ended(new_id(1), 3, script_hash="h", script_id="m:f")])
+    postgres.ask("DELETE FROM jobs.tasks")
+    with Scheduler(1) as pool, closing(postgres.connect()) as rival:
+        rival.execute("DELETE FROM jobs.scripts")
+        task = pool.submit(sink.write, [ended(new_id(2), 3, script_hash="h", script_id="m:f")])
+        until(lambda: postgres.ask("SELECT 1 FROM pg_locks WHERE NOT granted") != [])
+        rival.commit()
+        task.result(SOON)
+    assert postgres.ask("SELECT script_hash FROM jobs.tasks") == [("h",)]
+
+
+# ---------------------------------------------------------------- tables and rights
 
 
 def test_a_schema_with_tables_of_somebody_else_is_refused_and_left_alone(

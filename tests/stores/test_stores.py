@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from typing import Any
 
 import pytest
 from tests.stores.events import NOW, RUN, ended, in_order, said
-from tests.stores.stages import Stage
-from tests.support import SOON, exit_code, forked, needs_fork
+from tests.stores.stages import PostgresStage, Stage, everywhere, on_every_server
+from tests.support import SOON, Gate, exit_code, forked, needs_fork
 
 from bgworker import (
     Event,
@@ -23,13 +24,14 @@ from bgworker import (
     History,
     LifecycleEvent,
     LossEvent,
-    PermanentSinkError,
     Scheduler,
     SqliteSink,
     TaskSnapshot,
     TaskStatus,
     current_task,
 )
+from bgworker import stores
+from bgworker.history.schema import this_host
 from bgworker.model.ids import new_id, new_run_id
 from bgworker.stores import mongo, postgres, store
 from bgworker.testing import MemorySink, check_sink
@@ -66,6 +68,7 @@ def all_kinds_of_tasks(pool: Scheduler) -> None:
 # ---------------------------------------------------------------- the contract
 
 
+@everywhere
 def test_the_sink_keeps_every_promise_of_the_contract(stage: Stage) -> None:
     check_sink(stage.sink, read_back=all_events, is_idempotent=True)
 
@@ -85,6 +88,7 @@ def all_events(sink: Any) -> Iterator[Event]:
         yield event
 
 
+@everywhere
 def test_what_it_keeps_is_what_a_file_keeps(
         sink: Any, tmp_path: Path) -> None:
     with Scheduler(4) as pool:
@@ -100,6 +104,7 @@ def test_what_it_keeps_is_what_a_file_keeps(
     assert in_order(sink.events()) == expected
 
 
+@everywhere
 @pytest.mark.parametrize("seed", range(6))
 def test_any_order_of_any_parts_leads_to_the_same_history_as_in_a_file(
         sink: Any, tmp_path: Path, seed: int) -> None:
@@ -124,6 +129,7 @@ def test_any_order_of_any_parts_leads_to_the_same_history_as_in_a_file(
         assert in_order(sink.events()) == in_order(history.events())
 
 
+@everywhere
 def test_a_row_never_goes_back_and_is_there_once(stage: Stage, sink: Any) -> None:
     task_id = new_id(1)
     late = ended(task_id, 9, failure_message=None)
@@ -153,6 +159,51 @@ def test_it_tells_which_process_runs_since_when_and_was_seen_when(
         assert later > seen
     ((_, _, end, last),) = stage.runs()
     assert end is not None and last >= later
+
+
+@on_every_server
+def test_a_batch_that_tells_of_no_task_of_a_run_shows_all_the_same_that_it_lives(
+        stage: Stage, sink: Any) -> None:
+    loss = LossEvent(EventType.EVENTS_LOST, NOW, "hook", 3, "overflow", {"TaskOutput": 3})
+    with Scheduler(1) as pool:
+        pool.register_sink(sink, name="shared")
+        pool.submit(int).result(SOON)
+        assert pool.flush(SOON)
+        for others in ([loss], [said(new_id(1), 1)], [ended(new_id(2), 3, run_id="")]):
+            ((_, _, _, before),) = stage.runs()
+            time.sleep(0.002)  # a server may count milliseconds
+            sink.write(others)
+            ((_, _, _, seen),) = stage.runs()
+            assert seen > before
+
+
+@on_every_server
+def test_who_runs_where_since_when_is_one_question(stage: Stage, sink: Any) -> None:
+    sink.write([ended(new_id(1), 3, TaskStatus.RUNNING)])  # a copy
+    stage.make_run("silent", 600)
+    gone = stage.sink()
+    with Scheduler(1) as pool:
+        pool.register_sink(gone, name="gone")
+        pool.submit(int).result(SOON)
+    gate = Gate()
+    with Scheduler(1) as pool:
+        pool.register_sink(sink, name="shared")
+        task = pool.submit(gate)
+        assert gate.entered.wait(SOON) and pool.flush(SOON)
+        sql, mongosh = re.findall(r"\n\n((?:    .*\n)+)", stores.__doc__ or "")
+        if isinstance(stage, PostgresStage):
+            silent, living = stage.server.ask(sql.replace("bgworker.", "jobs."))
+            host, pid, since, seen, age, running = living
+            assert timedelta() <= age < timedelta(seconds=SOON) < silent[4]
+            assert (silent[0], running) == ("a", 1) and since <= seen
+        else:
+            found = eval(mongosh, {"database": stage.db})  # type: ignore[attr-defined]
+            silent, living = found
+            assert silent["host"] == "a" and silent["last_seen"] < living["last_seen"]
+            host, pid = living["host"], living["pid"]
+        assert (host, pid) == (this_host(), os.getpid())
+        gate.open()
+        task.result(SOON)
 
 
 def test_a_run_that_is_only_told_of_is_never_seen(stage: Stage, sink: Any) -> None:
@@ -186,19 +237,7 @@ def test_a_forked_child_and_its_parent_go_on_side_by_side(stage: Stage, sink: An
     assert stage.counts()[0] == 3
 
 
-def test_a_newer_history_is_refused_and_left_alone(stage: Stage, sink: Any) -> None:
-    sink.open()
-    sink.close()
-    stage.set_version(99)
-    with Scheduler(1) as pool, pytest.raises(
-            PermanentSinkError, match="version 99.*up to 1; upgrade bgworker, or name another"):
-        pool.register_sink(sink)
-    with pytest.raises(PermanentSinkError, match="version 99") as caught:
-        sink.write([said(new_id(1), 1)])
-    assert caught.value.concerns == "sink"
-    assert stage.tasks() == []
-
-
+@everywhere
 def test_the_first_of_many_sinks_makes_the_history(stage: Stage) -> None:
     sinks = [stage.sink() for _ in range(8)]
     with Scheduler(8) as pool:
