@@ -39,7 +39,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, astuple, dataclass, field
 from datetime import datetime, timezone
 from json.encoder import encode_basestring_ascii
@@ -2128,6 +2128,145 @@ def busy() -> Mapping[str, Variant]:
             return computing.result()
 
     return {"ours": ours, "bare": bare, "turns": turns, "alone": alone}
+
+
+# --- on the processes of an executor ---
+
+
+def talk_in_slices(slices: int, size: int, pause: float) -> float:
+    """Return the nanoseconds that an `output` of the task takes that runs this."""
+    from bgworker import current_task
+
+    return in_slices(current_task().output, slices, size, pause)
+
+
+def say_when(count: int) -> None:
+    from bgworker import current_task
+
+    for number in range(count):
+        sleep(0.03 + 0.007 * number)  # at any time between two looks
+        current_task().output(str(time_ns()))
+
+
+PARTS = 8
+"""Into how many tasks the computing is split."""
+IN_FLIGHT = 2_000
+
+
+@bench(
+    [
+        Row(
+            "cost of an output() in a worker process {0} over one on a thread {1}, both to a JSONL "
+            "file",
+            ("there", "here"),
+            "<= 3",
+        ),
+        Row("of 40,000 of them at once: {0} over {1}", ("burst there", "burst here"), "<= 3"),
+        Row(
+            "an event of a worker process is with a subscriber after {0} over {1} allowed",
+            ("late", "500 ms"),
+            "<= 1",
+            "{:,.0f} ms",
+        ),
+        Row(
+            "computing on two threads {0} over two processes {1}, with progress",
+            ("threads", "processes"),
+            ">= 1.7",
+            "{:,.2f} s",
+        ),
+        Row(
+            "an empty task through a ProcessPoolExecutor, alone: as a task {0} over without us {1}",
+            ("round trip", "bare round trip"),
+            figure="{:,.0f} µs",
+        ),
+        Row(
+            f"{IN_FLIGHT:,} at a time: {{0}} over {{1}}",
+            ("in flight", "bare in flight"),
+            figure="{:,.0f} µs",
+        ),
+    ]
+)
+def remote() -> Mapping[str, Variant]:
+    """What it costs that bodies run in the processes of a ProcessPoolExecutor, and what it gives."""
+    from multiprocessing import get_context
+
+    from bgworker import Scheduler
+
+    engine = concurrent.futures.ProcessPoolExecutor(2, mp_context=get_context("spawn"))
+    atexit.register(engine.shutdown)
+    take_results(engine.submit, 10)
+    there: dict[str, Any] = {"executor": engine}
+    here: dict[str, Any] = {"max_workers": 2}
+
+    def output(settings: dict[str, Any], *sizes: float) -> Variant:
+        def measure(said: Round) -> float:
+            with scratch_file() as path, Scheduler(**settings, sinks=[f"jsonl:{path}"]) as pool:
+                pool.submit(nothing).result()
+                sleep(0.2)  # it is connected
+                figure = pool.submit(talk_in_slices, *sizes).result()
+                pool.flush(60)
+                note_losses(said, pool)
+                return figure
+
+        return measure
+
+    def late(said: Round) -> float:
+        ages: list[float] = []
+        with Scheduler(executor=engine) as pool:
+            with pool.subscribe(
+                lambda event: ages.append((time_ns() - int(event.payload)) / 1e6),
+                types=["TaskOutput"],
+            ):
+                pool.submit(say_when, 20).result()
+                pool.flush(60)
+        return max(ages)
+
+    steps = steps_of(1.0)
+
+    def computing(settings: dict[str, Any]) -> Variant:
+        def measure(said: Round) -> float:
+            with Scheduler(**settings) as pool:
+                take_results(pool.submit, 2)
+                begun = perf_counter()
+                list(pool.map(compute_with_progress, [steps // PARTS] * PARTS))
+                return perf_counter() - begun
+
+        return measure
+
+    def empty(submit_of: Callable[[], Any], take: Any, count: int) -> Variant:
+        def measure(said: Round) -> float:
+            with submit_of() as pool:
+                take(pool.submit, 10)
+                begun = perf_counter()
+                take(pool.submit, count)
+                return (perf_counter() - begun) / count * 1e6
+
+        return measure
+
+    def ours() -> Any:
+        return Scheduler(executor=engine)
+
+    def bare() -> Any:
+        return nullcontext(engine)
+
+    return {
+        "there": output(there, 20, 2_000, PAUSE), "here": output(here, 20, 2_000, PAUSE),
+        "burst there": output(there, 1, 40_000, 0), "burst here": output(here, 1, 40_000, 0),
+        "late": late, "500 ms": lambda said: 500.0,
+        "threads": computing(here), "processes": computing(there),
+        "round trip": empty(ours, take_one_at_a_time, 200),
+        "bare round trip": empty(bare, take_one_at_a_time, 200),
+        "in flight": empty(ours, take_results, IN_FLIGHT),
+        "bare in flight": empty(bare, take_results, IN_FLIGHT),
+    }
+
+
+def compute_with_progress(steps: int) -> None:
+    from bgworker import current_task
+
+    for percent in range(100):
+        compute(steps // 100)
+        current_task().progress(percent + 1)
 
 
 if __name__ == "__main__":
