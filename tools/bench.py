@@ -2175,12 +2175,12 @@ IN_FLIGHT = 2_000
             "{:,.2f} s",
         ),
         Row(
-            "an empty task through a ProcessPoolExecutor, alone: as a task {0} over without us {1}",
+            "an empty task through a ProcessPoolExecutor: as a task {0} over without us {1}",
             ("round trip", "bare round trip"),
             figure="{:,.0f} µs",
         ),
         Row(
-            f"{IN_FLIGHT:,} at a time: {{0}} over {{1}}",
+            f"of {IN_FLIGHT:,} of them in flight: {{0}} over {{1}}",
             ("in flight", "bare in flight"),
             figure="{:,.0f} µs",
         ),

@@ -236,13 +236,11 @@ class Channel:
             try:
                 self._speak()
                 until = monotonic() + FAREWELL
-            except BROKEN as error:
+            except Exception as error:  # the thread's boundary: bodies go on without a channel
                 if self._bodies and monotonic() > until and not self._has_complained:
                     self._has_complained = True
                     report(logging.WARNING, "no channel from this process to the scheduler, so "
                            "events come with the results: %s", describe(error))
-            except Exception as error:  # the thread's boundary: bodies go on without a channel
-                report(logging.ERROR, "the channel of a worker process broke: %s", describe(error))
             if self._is_orphan():
                 self._end_process()
             if monotonic() > until and _forget(self):
@@ -254,7 +252,7 @@ class Channel:
         """Connect, and send until the link breaks.
 
         Raises:
-            BROKEN: there was none to be had. That one breaks later is no error.
+            Exception: there was none to be had. That one breaks later is no error.
         """
         assert self.ticket is not None
         self._was_heard = False
@@ -288,10 +286,11 @@ class Channel:
                 self.intake.wait(BACKSTOP)
             self.intake.gather(GATHER)
             is_flowing = False
-            while (number := self._make_batch()) is not None:
-                is_flowing = True
-                self._send(link, number)
-                self._wait_for_window(link)
+            for _ in range(self.intake.turns):
+                if (number := self._make_batch()) is not None:
+                    is_flowing = True
+                    self._send(link, number)
+                    self._wait_for_window(link)
             while self._overdue:
                 body = self._overdue.popleft()
                 link.send(("overdue", body.state.id, body.attempt, body.stack))

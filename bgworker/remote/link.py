@@ -38,6 +38,8 @@ class Link:
 
     def __init__(self, connected: socket.socket, patience: float) -> None:
         connected.settimeout(None)
+        if connected.family in (socket.AF_INET, socket.AF_INET6):
+            _tune(connected)
         _limit(connected, socket.SO_RCVTIMEO, patience)
         _limit(connected, socket.SO_SNDTIMEO, patience)
         self._connection = Connection(connected.detach())
@@ -149,8 +151,15 @@ def connect(address: Any, patience: float) -> Link:
             raise
     else:
         connected = socket.create_connection(address, patience)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return Link(connected, patience)
+
+
+def _tune(connected: socket.socket) -> None:
+    """Send without delay, and notice within some minutes that the other machine has vanished."""
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
 
 
 def _limit(connected: socket.socket, option: int, seconds: float) -> None:

@@ -76,7 +76,7 @@ class Report(NamedTuple):
     duration: float
     """Seconds."""
     attempt: str
-    """Tells this run of the body from others of the same task; "" of one that never began."""
+    """Tells this run of the body from others of the same task."""
     first: int
     """Number of the first of ``records`` in this attempt, whose records count 1, 2, 3 ..."""
     records: Records
