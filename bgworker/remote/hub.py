@@ -249,8 +249,9 @@ class Hub:
             for peer in self.workers():
                 try:
                     peer.link.send(message)
-                except OSError:
-                    pass  # it is gone, and its own thread notices
+                except Exception as error:
+                    if not isinstance(error, OSError):  # then it is gone: its own thread notices
+                        report(logging.ERROR, "a task is not asked to stop: %s", describe(error))
 
     def _serve(self, link: Link) -> None:
         """Read one connection to its end."""
