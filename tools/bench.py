@@ -2187,7 +2187,7 @@ IN_FLIGHT = 2_000
     ]
 )
 def remote() -> Mapping[str, Variant]:
-    """What it costs that bodies run in the processes of a ProcessPoolExecutor, and what it gives."""
+    """What it costs that bodies run in processes of a ProcessPoolExecutor, and what it gives."""
     from multiprocessing import get_context
 
     from bgworker import Scheduler
