@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import CodeType
-    from typing import Any, Literal, Tuple
+    from typing import Any, Literal, NoReturn, Tuple
 
     Where = Tuple[CodeType, Callable[[], str]]
 
@@ -83,6 +83,12 @@ class Identity:
     def cancel_reason(self) -> str | None:
         """Why it was asked to stop: "user", "timeout", "shutdown" or what ``cancel`` was given."""
         return self._task_state.stop_reason
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be pickled: it belongs to its process; give its id, "
+            "its result, or what is needed of it"
+        )
 
 
 class TaskContext(Identity):

@@ -35,7 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
     from concurrent.futures import Executor
-    from typing import Any, Literal, TypeVar
+    from typing import Any, Literal, NoReturn, TypeVar
 
     from ..delivery.options import SinkOptions
     from ..delivery.registry import Registry
@@ -213,6 +213,11 @@ class Scheduler(Submits, DropIn):
         self._memory.start_afresh()
         if self._listener is not None:
             self._listener.start_afresh(self._run_id)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Scheduler cannot be pickled: it belongs to its process; make one where it is needed"
+        )
 
     @property
     def run_id(self) -> str:
