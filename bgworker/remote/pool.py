@@ -131,8 +131,6 @@ class RemotePool:
         # those of Python itself have the same `__main__` as this process, or import it
         self._by_value = not type(executor).__module__.startswith("concurrent.futures.")
         self.is_closed = False
-        self.has_ended = False
-        """True when it is closed and its last task has ended."""
         self.refusal: ShutdownError | None = None  # why nothing can run
         self._listener: Listener | None = None
         self._hub = Hub(name, channel, self)
@@ -156,6 +154,8 @@ class RemotePool:
         """By process: set when its connection has ended; until when that is waited for."""
         self._has_given_up = False
         self._has_started = False
+        self.has_ended = False
+        """True when it is closed and its last task has ended."""
         self._end = Latch()
         self._ends = Lane(f"{self._name}-ends")
         self._callbacks = Lane(f"{self._name}-callbacks")
