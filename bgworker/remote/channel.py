@@ -28,7 +28,7 @@ from ..model.clock import monotonic
 from ..model.forks import in_child
 from ..model.ids import new_id
 from ..model.latch import Latch
-from ..model.records import PROGRESS
+from ..model.records import PROGRESS, STARTED
 from ..model.reports import report
 from ..model.text import ask, describe
 from ..model.threads import own_thread
@@ -66,6 +66,9 @@ BACKOFF, MOST_BACKOFF = 0.1, 5.0
 FAREWELL = 1.0
 """Seconds during which a channel without bodies tries to connect again, and looks whether the
 parent has died."""
+
+CONNECT = 1.0
+"""Seconds that the first body of a process waits for the channel before it begins."""
 
 ORPHANED = 5.0
 """Seconds that bodies get to end when the parent has died."""
@@ -135,6 +138,10 @@ class Channel:
         self._next_batch = count(1).__next__
         self._next_attempt = count(1).__next__
         self._link: Link | None = None
+        self._is_open = False
+        """True while there is somebody at the other end of that link."""
+        self._has_tried = Latch()
+        """Set when the first attempt to connect has ended."""
         self._thread: threading.Thread | None = None
         self._is_closed = Latch()
         self._was_heard = False
@@ -152,6 +159,33 @@ class Channel:
             if self.ticket is not None and self._thread is None:
                 self._start()
             return self._stops.pop(body.state.id, None)
+
+    def tell_start(self, body: Body, ns: int) -> None:
+        """Tell that a body begins, on its own thread and at once: its code may hold the interpreter
+        lock for as long as it runs (one long call in C), and then no other thread here says
+        anything. The parent sees to its deadline then."""
+        if self._thread is not None:
+            self._has_tried.wait(CONNECT)
+        link, record = self._link, (STARTED, ns, None)
+        if link is None or not self._is_open:
+            self.intake.emit_lifecycle(body.state, STARTED, ns)
+            return
+        with self._news:
+            number = self._next_batch()
+            self._batches[number] = {body: (1, [record], SLOT)}
+            self._under_way += SLOT
+            body.next = 2
+        try:
+            if link.send(("said", number, [(body.state.id, body.attempt, 1, [record])], {}), False):
+                return
+        except BROKEN:
+            return  # it goes on the next link, or with the report
+        # another body speaks, and so does the thread that sends
+        with self._news:
+            self._batches.pop(number, None)
+            self._under_way -= SLOT
+            body.next = 1
+        self.intake.emit_lifecycle(body.state, STARTED, ns)
 
     def end(self, body: Body) -> tuple[int, Records, Losses]:
         """Let a body speak no more. Returns the number of its first record that is not
@@ -241,6 +275,7 @@ class Channel:
                     self._has_complained = True
                     report(logging.WARNING, "no channel from this process to the scheduler, so "
                            "events come with the results: %s", describe(error))
+            self._has_tried.set()
             if self._is_orphan():
                 self._end_process()
             if monotonic() > until and _forget(self):
@@ -271,10 +306,13 @@ class Channel:
         try:
             for number in list(self._batches):
                 self._send(link, number)
+            self._is_open = True
+            self._has_tried.set()
             self._send_all(link)
         except BROKEN:
             pass
         finally:
+            self._is_open = False
             self.intake.crowded_above = sys.maxsize
             self._break(link)
             reader.join()

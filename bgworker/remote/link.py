@@ -68,22 +68,26 @@ class Link:
         self._on_socket(lambda twin: _limit(twin, socket.SO_RCVTIMEO, 0))
         self._on_socket(lambda twin: _limit(twin, socket.SO_SNDTIMEO, send_timeout))
 
-    def send(self, message: tuple[Any, ...]) -> None:
-        """Send a message; wait for those that other threads send.
+    def send(self, message: tuple[Any, ...], wait: bool = True) -> bool:
+        """Send a message; wait for those that other threads send, or return False without.
 
         Raises:
             OSError: the link is broken, or the other side did not read in time. A part of the
                 message may be on its way: the link is cut.
         """
         data = marshal.dumps(message, MARSHAL)
-        with self._sending:
-            try:
-                if self.is_cut:
-                    raise BrokenPipeError("the link is cut")
-                self._connection.send_bytes(data)
-            except BaseException:
-                self.cut()
-                raise
+        if not self._sending.acquire(wait):
+            return False
+        try:
+            if self.is_cut:
+                raise BrokenPipeError("the link is cut")
+            self._connection.send_bytes(data)
+        except BaseException:
+            self.cut()
+            raise
+        finally:
+            self._sending.release()
+        return True
 
     def receive(self) -> tuple[Any, ...]:
         """Return the next message. One thread.

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from ..model.clock import monotonic
 from ..model.errors import RemoteError, ShutdownError, TaskTimedOut
 from ..model.failure import describe_failure
-from ..model.records import CANCELLED, COMPLETED, STARTED, TIMED_OUT, TaskState
+from ..model.records import CANCELLED, COMPLETED, TIMED_OUT, TaskState
 from ..model.text import describe, fit_json, json_text, name_of
 from ..model.threads import own_thread
 from ..running.context import CURRENT, Limits, context_of
@@ -67,7 +67,7 @@ def _run(order: Order, body: Body) -> Report:
     """Run a body, and return how it has ended. The rest of the report is to be filled in."""
     state, variables, max_payload = body.state, copy_context(), order.limits[0]
     state.started_ns = time.time_ns()
-    body.channel.intake.emit_lifecycle(state, STARTED, state.started_ns)
+    body.channel.tell_start(body, state.started_ns)
     started, duration, is_late = monotonic(), 0.0, False
     kind, payload, recorded = COMPLETED, b"", None
     failure: Failure | None = None
