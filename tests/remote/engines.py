@@ -66,6 +66,7 @@ LIMITS = _table(
     },
     deadline_frees_worker=dict.fromkeys(
         _ELSEWHERE, "the worker is busy until the body ends; health().abandoned tells which"),
+    forks={INTERPRETERS: "CPython crashes in a child that is forked beside subinterpreters"},
     outlives_worker={
         **dict.fromkeys(PROCESS_POOLS, "a dead worker breaks the executor for all of its tasks"),
         LOKY: "a dead worker breaks the executor for all of its tasks",

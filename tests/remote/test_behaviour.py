@@ -32,6 +32,7 @@ from tests.remote.engines import (
     DASK,
     ELSEWHERE,
     INTERPRETERS,
+    LIMITS,
     PROCESSES,
     WORKERS,
     Engine,
@@ -891,6 +892,8 @@ def test_a_scheduler_and_its_tasks_are_not_sent_to_a_worker(engine: Engine,
 @needs_fork
 def test_a_forked_child_is_told_that_the_executor_is_its_parents(elsewhere: Engine,
                                                                  pool: Scheduler) -> None:
+    if not can(elsewhere.name, "forks"):
+        pytest.skip(LIMITS["forks"][elsewhere.name])
     assert pool.submit(functions.double, 1).result(SOON) == 2
     answer = in_child(lambda: pool.submit(functions.double, 1))
     assert answer.startswith("ShutdownError: ") and "parent" in answer
