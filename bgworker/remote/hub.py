@@ -216,16 +216,23 @@ class Hub:
                     report(logging.WARNING, "a worker process cannot connect: %s", describe(error))
                     time.sleep(1.0)
                 continue
-            if self._is_closed or len(self._strangers) >= MOST_STRANGERS or not _is_ours(connected):
-                connected.close()
-                continue
-            link = Link(connected, PATIENCE)
-            self._strangers.add(link)
             try:
-                self._start(f"{self._name}-peer", self._serve, link)
-            except (RuntimeError, MemoryError):  # the process has no room for a thread
-                self._strangers.discard(link)
-                link.close()
+                self._meet(connected)
+            except (OSError, RuntimeError, MemoryError):
+                connected.close()  # it is gone already, or there is no room for a thread
+
+    def _meet(self, connected: socket.socket) -> None:
+        if self._is_closed or len(self._strangers) >= MOST_STRANGERS or not _is_ours(connected):
+            connected.close()
+            return
+        link = Link(connected, PATIENCE)
+        self._strangers.add(link)
+        try:
+            self._start(f"{self._name}-peer", self._serve, link)
+        except BaseException:
+            self._strangers.discard(link)
+            link.close()
+            raise
 
     def _end_accepting(self) -> None:
         """Wake the thread that accepts; of the two ways each system knows one at least."""
@@ -293,11 +300,11 @@ class Hub:
         if (kind, type(worker), type(pid), type(host)) != ("hello", str, int, str):
             raise ValueError(f"expected an introduction, got {show(kind)}")
         link.trust(SEND_TIMEOUT)
-        earlier = self._peers.get(worker)
-        if earlier is not None:  # it connects again: first what it said before
+        peer = Peer(link, worker, pid, host)
+        while (earlier := self._peers.setdefault(worker, peer)) is not peer:
+            # it connects again: first what it said before
             earlier.link.cut()
             earlier.ended.wait()
-        peer = self._peers[worker] = Peer(link, worker, pid, host)
         self._strangers.discard(link)
         for task_id, reason in list(self._stops.items()):
             try:

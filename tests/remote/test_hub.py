@@ -421,3 +421,23 @@ def test_another_user_is_turned_away_from_a_local_socket(monkeypatch: pytest.Mon
 
         assert exit_code(forked(child)) == 0
         assert isinstance(introduced(made), Link)
+
+
+def test_a_worker_may_connect_again_and_again_while_it_is_not_heard() -> None:
+    with hub() as (made, receiver):
+        gate = Gate()
+        receiver.before = lambda peer: gate()
+        links = [introduced(made)]
+        links[0].send(SAID)
+        assert gate.entered.wait(10)
+        for _ in range(3):
+            links.append(introduced(made))
+            links[-1].cut()
+        gate.open()
+        until(lambda: len(receiver.left) == 4 and made.workers() == [])
+        links.append(introduced(made))
+        links[-1].send(("said", 1, [("task", "a", 3, [(OUTPUT, 7, "more")])], {}))
+        assert in_time(links[-1].receive) == ("ack", 1)
+        assert receiver.most_at_once == 1
+        for link in links:
+            link.close()
