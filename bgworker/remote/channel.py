@@ -411,7 +411,7 @@ class Channel:
         except (OSError, EOFError):
             pass
         except Exception as error:
-            report(logging.WARNING, "the scheduler says nonsense: %s", describe(error))
+            report(logging.WARNING, "the scheduler sent what cannot be read: %s", describe(error))
         finally:
             self._break(link)
             link.close()

@@ -1,8 +1,7 @@
 """One end of a connection between a worker process and here: it carries small tuples.
 
 Both ends prove to each other that they know the key (`multiprocessing.connection`) before the first
-tuple is read. One thread reads a link and closes it; any thread may send, and any may `cut` it,
-which lets go whoever reads or sends, at either end.
+tuple is read. One thread reads a link and closes it; any thread may send, and any may `cut` it.
 """
 
 from __future__ import annotations
@@ -106,8 +105,8 @@ class Link:
         return message
 
     def cut(self) -> None:
-        """Let go whoever reads or sends, at either end; what was sent before arrives there. Any
-        thread."""
+        """Let go whoever reads or sends here. The other end reads what was sent before, and then
+        sees the cut; who sends there, at the latest when this end is closed. Any thread."""
         self.is_cut = True
         self._on_socket(lambda twin: twin.shutdown(socket.SHUT_RDWR))
 

@@ -3,11 +3,14 @@ channel."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +29,7 @@ from bgworker.delivery.intake import SLOT
 from bgworker.model.records import CANCELLED, OUTPUT, STARTED, TIMED_OUT
 from bgworker.remote import channel as module
 from bgworker.remote.hub import Hub
+from bgworker.remote.link import Link
 from bgworker.remote.messages import Report, decode_report, outcome_of
 from bgworker.remote.worker import perform
 
@@ -179,6 +183,39 @@ def test_a_channel_that_opens_late_is_used_then() -> None:
             assert receiver.outputs(report_of(future)) == numbers(300)
         finally:
             made.close()
+
+
+@pytest.mark.parametrize("message", [
+    ("ack",), ("ack", "x"), ("ack", [1]), ("ack", 1, 2), ("ack", 10**9), ("stop", "task"),
+    ("stop", [], "user"), ("unknown", 1), ("",),
+])
+def test_a_scheduler_that_sends_nonsense_costs_no_record(message: Any) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, tempfile.TemporaryDirectory() as folder:
+        listener.bind(address := os.path.join(folder, "s"))
+        listener.listen()
+        met = 0
+
+        def answer() -> None:
+            nonlocal met
+            while True:
+                try:
+                    link = Link(listener.accept()[0], 0.5)
+                except OSError:
+                    return
+                link.prove(b"key", accepts=True)
+                link.receive()
+                link.send(message)
+                met += 1
+                with contextlib.suppress(EOFError, OSError):
+                    while True:
+                        link.receive()
+                link.close()
+
+        answering = started(answer)
+        report = decode_report(perform(ordered(bodies.talk, 30, 0.02, ticket=(address, b"key", 1))))
+        assert Receiver().outputs(report) == numbers(30) and met
+        listener.shutdown(socket.SHUT_RDWR)
+        joined(answering)
 
 
 # -- bounds --
