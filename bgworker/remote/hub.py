@@ -266,24 +266,10 @@ class Hub:
         try:
             link.prove(self._key, accepts=True)
             peer = self._welcome(link)
+            for task_id, reason in list(self._stops.items()):
+                link.send(("stop", task_id, reason))
             while True:
-                message = link.receive()
-                try:
-                    parts, losses, overdue = _checked(message)
-                except (ValueError, TypeError, AttributeError) as error:
-                    raise ValueError(f"a message that cannot be read: {error}") from error
-                try:
-                    for part in parts:
-                        self._events.said(peer, *part)
-                    if losses:
-                        self._events.losses(peer.worker, losses)
-                    if overdue:
-                        self._events.overdue(peer, *overdue)
-                except Exception as error:  # it would come again for ever
-                    report(logging.ERROR, "what %s said was not noted: %s", str(peer),
-                           describe(error))
-                if not overdue:
-                    link.send(("ack", message[1]))
+                self._hear(peer, link.receive())
         except Exception as error:
             if not self._is_closed and not isinstance(error, (OSError, EOFError)):
                 who = str(peer) if peer is not None else "a peer that did not prove itself"
@@ -295,7 +281,7 @@ class Hub:
                 self._take_leave(peer)
 
     def _welcome(self, link: Link) -> Peer:
-        """Read how a peer introduces itself, and tell it the tasks that are to stop."""
+        """Read how a peer introduces itself."""
         kind, worker, pid, host = link.receive()
         if (kind, type(worker), type(pid), type(host)) != ("hello", str, int, str):
             raise ValueError(f"expected an introduction, got {show(kind)}")
@@ -306,12 +292,29 @@ class Hub:
             earlier.link.cut()
             earlier.ended.wait()
         self._strangers.discard(link)
-        for task_id, reason in list(self._stops.items()):
-            try:
-                link.send(("stop", task_id, reason))
-            except OSError:
-                break  # `receive` tells its own thread
         return peer
+
+    def _hear(self, peer: Peer, message: tuple[Any, ...]) -> None:
+        """Tell what a message holds, and acknowledge it.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        try:
+            parts, losses, overdue = _checked(message)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"a message that cannot be read: {error}") from error
+        try:
+            for part in parts:
+                self._events.said(peer, *part)
+            if losses:
+                self._events.losses(peer.worker, losses)
+            if overdue:
+                self._events.overdue(peer, *overdue)
+        except Exception as error:  # it would come again for ever
+            report(logging.ERROR, "what %s said was not noted: %s", str(peer), describe(error))
+        if not overdue:
+            peer.link.send(("ack", message[1]))
 
     def _take_leave(self, peer: Peer) -> None:
         try:
