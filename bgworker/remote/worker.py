@@ -156,7 +156,8 @@ def _pickled_result(result: object, name: str) -> bytes:
 def _pickled_error(error: BaseException, failure: Failure) -> bytes:
     """Return the pickle of what a body raised, or of an error that stands for it and keeps its
     text."""
-    error.__traceback__ = None  # dask has pickle take it, too: of a deep recursion that fails
+    # dask has pickle take the traceback, too, which fails after a deep recursion
+    BaseException.with_traceback(error, None)
     try:
         return dumps(error)
     except BaseException as trouble:  # the boundary, as in `_run`
