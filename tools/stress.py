@@ -166,6 +166,19 @@ def resume(examples: int, seed: int) -> None:
     print(f"      {rounds} times 500 tasks: {begun} begun, of which kills interrupted {broken}")
 
 
+def remote(examples: int, seed: int) -> None:
+    """Fifty kills of workers, fifty cuts of their connections, and twenty kills of their program,
+    on executors of each kind that has processes."""
+    from tests.remote import breaking, engines
+
+    names = [name for name in (*engines.PROCESS_POOLS, engines.LOKY) if not engines.missing(name)]
+    for number, name in enumerate(names):
+        for run, times in ((breaking.run_kills, 50), (breaking.run_cuts, 50),
+                           (breaking.run_orphans, 20)):
+            share = times // len(names) + (number < times % len(names))
+            print(f"      {name}: {run(share, name, seed + number)}", flush=True)
+
+
 CHECKS: dict[str, Callable[[int, int], None]] = {
     check.__name__: check
     for check in (
@@ -182,6 +195,7 @@ CHECKS: dict[str, Callable[[int, int], None]] = {
         mutated,
         histories,
         resume,
+        remote,
     )
 }
 

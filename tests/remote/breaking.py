@@ -157,12 +157,16 @@ def run_orphans(times: int, name: str, seed: int, looks: bool = True) -> str:
         with tempfile.TemporaryDirectory() as folder:
             script = Path(folder, "program.py")
             script.write_text(ORPHANS)
-            program = subprocess.Popen(
-                [sys.executable, str(script), name, folder, "looks" if looks else "blind"],
-                env=environment(), stdout=subprocess.PIPE, start_new_session=True)
+            errors = Path(folder, "stderr")  # where Python tells of semaphores that are left
+            with open(errors, "wb") as file:
+                program = subprocess.Popen(
+                    [sys.executable, str(script), name, folder, "looks" if looks else "blind"],
+                    env=environment(), stdout=subprocess.PIPE, stderr=file,
+                    start_new_session=True)
             assert program.stdout is not None
             try:
-                assert program.stdout.readline() == b"up\n"
+                said = program.stdout.readline()
+                assert said == b"up\n", errors.read_text()
                 until(lambda: len(list(Path(folder).glob("body-*"))) == 2)
                 time.sleep(chance.uniform(0.0, 1.5))
                 ours = [pid for pid in descendants() if pid != program.pid]

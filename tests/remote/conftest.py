@@ -12,7 +12,10 @@ from tests.support import SOON, RecordingSink, until
 from bgworker import Scheduler
 
 
-@pytest.fixture(scope="session", params=NAMES)
+@pytest.fixture(scope="session", params=[
+    # which is spawn and fork in one
+    pytest.param(name, marks=pytest.mark.slow) if name == "forkserver" else name
+    for name in NAMES])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Each of the executors. A test leaves it as it was."""
     yield from made(request.param)
