@@ -45,6 +45,10 @@ PICKLE = 5
 """Version of `pickle` that all supported Pythons read."""
 
 
+MOST_PAYLOAD = 2**31 - 1
+"""Bytes of one object that `marshal` takes."""
+
+
 class Order(NamedTuple):
     """A task, as its worker process gets it."""
 
@@ -152,8 +156,19 @@ def dumps(value: object, by_value: bool = False) -> bytes:
             code, by `cloudpickle`.
 
     Raises:
+        ValueError: that makes more bytes than go there at once.
         Exception: whatever pickling raises, which runs the code of the value's author.
     """
+    data = _pickled(value, by_value)
+    if len(data) > MOST_PAYLOAD:
+        raise ValueError(
+            f"expected at most {MOST_PAYLOAD:,} bytes when it is pickled, got {len(data):,}: "
+            "write it to a file, and give its path"
+        )
+    return data
+
+
+def _pickled(value: object, by_value: bool) -> bytes:
     other = sys.modules.get("cloudpickle")
     try:
         data = pickle.dumps(value, PICKLE)

@@ -124,3 +124,13 @@ def test_what_is_of_main_goes_by_value_where_the_other_side_has_another_main(
     assert messages.dumps("__main__", by_value=True) == b"by value"
     assert messages.dumps("__main__") == pickle.dumps("__main__", messages.PICKLE)
     assert messages.dumps("elsewhere", by_value=True) != b"by value"
+
+
+def test_what_is_larger_than_the_frame_can_hold_is_refused_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = len(messages.dumps(b"x" * 100))
+    monkeypatch.setattr(messages, "MOST_PAYLOAD", size)
+    assert messages.loads(messages.dumps(b"x" * 100)) == b"x" * 100
+    with pytest.raises(ValueError, match=f"at most {size} bytes .* give its path"):
+        messages.dumps(b"x" * 101)

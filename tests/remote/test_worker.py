@@ -33,6 +33,7 @@ from bgworker.model.records import (
     TIMED_OUT,
     WARNING,
 )
+from bgworker.remote import messages
 from bgworker.remote.messages import Report, decode_report, encode_order, outcome_of
 from bgworker.remote.worker import perform
 
@@ -114,6 +115,16 @@ def test_a_result_is_recorded_where_that_was_asked_for() -> None:
 
 
 # -- what goes wrong --
+
+
+def give_much() -> str:
+    return "x" * 1001
+
+
+def test_a_result_that_is_too_large_to_be_carried_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "MOST_PAYLOAD", 1000)
+    _, error = outcome_of(done(give_much))
+    assert type(error) is RemoteError and "1,000 bytes" in str(error) and "a file" in str(error)
 
 
 def test_an_exception_comes_back_with_the_traceback_of_its_own_code_alone() -> None:
