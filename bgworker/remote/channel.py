@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from itertools import count
+from math import inf
 from multiprocessing import parent_process
 
 from ..delivery.intake import BACKSTOP, RESERVED, SLOT, Intake, cost, cost_of_lines
@@ -131,6 +132,8 @@ class Channel:
         """Bytes of the records that are in no batch yet."""
         self._losses: Losses = {}
         self._told_losses: Losses = {}
+        self._told_start = -inf
+        """When the start of a body was last told at once, on the monotonic clock."""
         self._overdue: deque[Body] = deque()
         """Of which the parent is to be told."""
         self._stops: dict[str, str] = {}
@@ -163,13 +166,19 @@ class Channel:
     def tell_start(self, body: Body, ns: int) -> None:
         """Tell that a body begins, on its own thread and at once: its code may hold the interpreter
         lock for as long as it runs (one long call in C), and then no other thread here says
-        anything. The parent sees to its deadline then."""
+        anything. The parent sees to its deadline then.
+
+        Without a deadline, one that begins just after another waits for the next batch: to tell
+        each at once takes longer than a short body.
+        """
         if self._thread is not None:
             self._has_tried.wait(CONNECT)
-        link, record = self._link, (STARTED, ns, None)
-        if link is None or not self._is_open:
+        link, record, now = self._link, (STARTED, ns, None), monotonic()
+        is_urgent = body.state.timeout is not None or now > self._told_start + GATHER
+        if link is None or not self._is_open or not is_urgent:
             self.intake.emit_lifecycle(body.state, STARTED, ns)
             return
+        self._told_start = now
         with self._news:
             number = self._next_batch()
             self._batches[number] = {body: (1, [record], SLOT)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import marshal
 import os
+import selectors
 import socket
 import struct
 import threading
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 2**28
 """Bytes of a message beyond which the other side is taken to be broken."""
+
+_Selector: type[selectors.BaseSelector] = getattr(
+    selectors, "PollSelector", selectors.SelectSelector)
 
 BROKEN = (OSError, EOFError, ValueError, AuthenticationError)
 """What a link raises when it is of no more use: gone, cut, or talking nonsense."""
@@ -68,7 +72,8 @@ class Link:
         self._on_socket(lambda twin: _limit(twin, socket.SO_SNDTIMEO, send_timeout))
 
     def send(self, message: tuple[Any, ...], wait: bool = True) -> bool:
-        """Send a message; wait for those that other threads send, or return False without.
+        """Send a message; wait for those that other threads send and for the other side to read,
+        or return False without.
 
         Raises:
             OSError: the link is broken, or the other side did not read in time. A part of the
@@ -80,6 +85,8 @@ class Link:
         try:
             if self.is_cut:
                 raise BrokenPipeError("the link is cut")
+            if not wait and not self._has_room():
+                return False
             self._connection.send_bytes(data)
         except BaseException:
             self.cut()
@@ -87,6 +94,12 @@ class Link:
         finally:
             self._sending.release()
         return True
+
+    def _has_room(self) -> bool:
+        """Tell whether the system takes a short message at once."""
+        with _Selector() as selector:
+            selector.register(self._connection, selectors.EVENT_WRITE)
+            return bool(selector.select(0))
 
     def receive(self) -> tuple[Any, ...]:
         """Return the next message. One thread.

@@ -32,8 +32,10 @@ class Receiver:
         """Called before anything is taken."""
         self.at_once: Counter[str] = Counter()
         self.most_at_once = 0
+        self.batches = 0
 
     def said(self, peer: Peer, task_id: str, attempt: str, first: int, records: Any) -> None:
+        self.batches += 1
         self.at_once[peer.worker] += 1
         self.most_at_once = max(self.most_at_once, self.at_once[peer.worker])
         try:

@@ -103,6 +103,19 @@ def test_a_body_whose_records_were_not_acknowledged_says_them_again_in_its_repor
         gate.open()
 
 
+def test_short_bodies_are_not_told_one_by_one_unless_they_have_a_deadline(
+    pool: ProcessPoolExecutor,
+) -> None:
+    with hub() as (made, receiver):
+        for timeout in (20.0, None):
+            receiver.batches = 0
+            running = [pool.submit(perform, ordered(
+                bodies.nothing, ticket=made.ticket, timeout=timeout)) for _ in range(100)]
+            reports = [report_of(each) for each in running]
+            assert [len(receiver.whole(report)) for report in reports] == [1] * 100
+            assert receiver.batches >= 95 if timeout else receiver.batches < 50
+
+
 # -- when it breaks --
 
 

@@ -168,3 +168,20 @@ def test_no_descriptor_is_left(sockets: tuple[socket.socket, socket.socket]) -> 
     for number in numbers:
         with pytest.raises(OSError):
             os.fstat(number)
+
+
+def test_who_will_not_wait_is_not_held_up_by_a_side_that_does_not_read(
+    links: tuple[Link, Link],
+) -> None:
+    one, other = proved(links)
+    sent = 0
+    while in_time(lambda: one.send(("x" * 100,), wait=False)):
+        sent += 1
+    assert sent > 10 and not one.is_cut
+    assert [in_time(other.receive) for _ in range(sent)] == [("x" * 100,)] * sent  # none was cut
+    sending = started(lambda: one.send(LARGE))
+    time.sleep(0.1)
+    assert one.send(("x",), wait=False) is False  # somebody else does
+    assert in_time(other.receive) == LARGE
+    joined(sending)
+    assert one.send(("x",), wait=False) is True
