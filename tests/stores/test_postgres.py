@@ -112,13 +112,13 @@ def test_who_brings_a_newer_version_waits_for_the_batches_that_are_under_way(
     monkeypatch.setattr(tables, "STEPS", tables.STEPS)
     PostgresStage.add_step()
     with Scheduler(1) as pool, closing(postgres.connect()) as rival:
-        rival.execute(tables.SEE_RUNS.format(s="jobs"), ('[{"run_id": "mine", "host": "a"}]',))
+        rival.execute(tables.FIND_VERSION.format(s="jobs"))  # as each batch does before all else
         task = pool.submit(sink.open)
         until(lambda: postgres.ask("SELECT 1 FROM pg_locks WHERE NOT granted") != [])
         # it has none of what the batch comes to next
         rival.execute("SET LOCAL lock_timeout = 1000")
-        rival.execute("INSERT INTO jobs.tasks (id, run_id, name, status, created_utc, last_seq) "
-                      "VALUES ('a', 'mine', 'job', 'running', now(), 1)")
+        rival.execute("INSERT INTO jobs.tasks (id, name, status, created_utc, last_seq) "
+                      "VALUES ('a', 'job', 'running', now(), 1)")
         rival.execute(tables.SEE_RUNS.format(s="jobs"), ('[{"run_id": "mine", "host": "a"}]',))
         rival.commit()
         task.result(SOON)

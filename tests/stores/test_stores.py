@@ -325,9 +325,9 @@ def test_sinks_that_prune_at_once_do_not_remove_too_much(
     for module in (postgres, mongo):
         monkeypatch.setattr(module, "MOST_TASKS", 10)
     plain = stage.sink()
-    plain.write([old(number, 400 - number) for number in range(300)])
+    plain.write([old(number, 200 - number) for number in range(120)])
     plain.close()
-    sinks = [stage.sink(max_tasks=150) for _ in range(4)]
+    sinks = [stage.sink(max_tasks=60) for _ in range(4)]
     with Scheduler(4) as pool:
         tasks = [pool.submit(each.write, [old(number, 0)])
                  for number, each in enumerate(sinks, 1000)]
@@ -335,8 +335,8 @@ def test_sinks_that_prune_at_once_do_not_remove_too_much(
             task.result(SOON)
     for each in sinks:
         each.close()
-    assert len(kept(stage)) >= 150
-    last = stage.sink(max_tasks=150)
+    assert len(kept(stage)) >= 60
+    last = stage.sink(max_tasks=60)
     last.write([old(2000, 0)])
     last.close()
-    assert len(kept(stage)) == 150
+    assert len(kept(stage)) == 60

@@ -12,7 +12,7 @@ from tests.stores.events import said
 from tests.stores.load import Load
 from tests.stores.servers import Postgres, Proxy
 from tests.stores.stages import PostgresStage, Stage, on_every_server
-from tests.support import SOON, balanced, environment, until
+from tests.support import SOON, balanced, environment, in_time, until
 
 from bgworker import PermanentSinkError, Scheduler, SinkError, current_task
 from bgworker.model.ids import new_id
@@ -124,6 +124,7 @@ def test_one_that_is_killed_in_the_middle_is_followed_by_the_next(
 
 def test_a_step_that_fails_is_no_version_and_keeps_nobody_waiting(
         stage: Stage, steps: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mongo, "LEASE", 1e9)
     make(stage)
     with monkeypatch.context() as patch:
         for module in (tables, mongo):
@@ -135,6 +136,6 @@ def test_a_step_that_fails_is_no_version_and_keeps_nobody_waiting(
     stage.add_step()
     sink = stage.sink()
     for _ in range(2):
-        sink.open()
+        in_time(sink.open)
         sink.close()
     assert (stage.versions(), stage.cities()) == ([1, 2], ["Ulm"])
