@@ -15,11 +15,10 @@ from __future__ import annotations
 import re
 import sys
 from datetime import datetime, timedelta, timezone
-from math import inf
 from os import urandom
 from time import sleep, time_ns
 
-from ..history.answers import OPEN, SEEN, TASK_COLUMNS, Reading, last_event_of, loss_of
+from ..history.answers import OPEN, SEEN, TASK_COLUMNS
 from ..history.batch import LOSS_COLUMNS, wide_values
 from ..history.taskrows import COLUMNS, PROGRESS, RUN_COLUMNS, VARYING
 from ..model.clock import monotonic
@@ -27,16 +26,15 @@ from ..model.errors import ConfigurationError, PermanentSinkError, SinkError
 from ..model.records import STREAM_CODES, STREAMS
 from ..model.text import describe, fit, fit_json, name_of, show
 from ..model.wire import ns_text
-from .store import Store
+from .store import READ_ROWS, READ_TASKS, Store, kinds_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any, TypeVar
 
     from ..history.batch import SortedBatch
     from ..history.taskrows import TaskRows
-    from ..model.events import Event
 
     T = TypeVar("T")
 
@@ -70,7 +68,6 @@ MOST_TASKS = 100
 """Tasks that are pruned together."""
 MOST_OPEN = 1000
 """Tasks without an end that are looked at, those first that began first."""
-READ_TASKS, READ_ROWS = 200, 2000
 MOST_SAID = 100
 """Characters of a driver's text that are shown."""
 
@@ -136,7 +133,7 @@ class MongoSink(Store):
         # It is loaded, or there were no database: nothing of it is imported here.
         driver = sys.modules.get(type(database).__module__.partition(".")[0])
         self._update_one: Any = getattr(driver, "UpdateOne", None)
-        if self._update_one is None or "Database" not in _kinds(database):
+        if self._update_one is None or "Database" not in kinds_of(database):
             raise ConfigurationError("database: expected one of pymongo (not of its async API), "
                                      f"such as MongoClient(url)['jobs'], got {show(database)}")
         super().__init__(f"the MongoDB database {database.name!r}", "database", max_age, max_tasks)
@@ -296,7 +293,7 @@ class MongoSink(Store):
         """Return what an error means for the sink's events."""
         if isinstance(error, SinkError):
             return error
-        codes, kinds = _codes(error), _kinds(error)
+        codes, kinds = _codes(error), kinds_of(error)
         text = _short(error)
         if codes and codes <= _REFUSED or kinds & _REFUSED_KINDS or isinstance(
                 error, (TypeError, ValueError, OverflowError)):
@@ -359,44 +356,29 @@ class MongoSink(Store):
 
     # -- reading --
 
-    def events(self) -> Iterator[Event]:
-        """Yield all that is recorded, task by task in the order of their ids, as `History.events`
-        does of a file. Any thread.
+    def _reader(self) -> MongoSink:
+        return MongoSink(self._database)
 
-        Raises:
-            SinkError: the server cannot be reached, or the history has a newer version.
-        """
-        own, reading = MongoSink(self._database), Reading()
-        own._next_check = inf  # a reader makes nothing
-        own._do("read", lambda at: own._found(at["schema_version"]))
-        last_id = ""
-        while tasks := own._read("tasks", {"_id": {"$gt": last_id}}, "_id", READ_TASKS):
-            last_id = tasks[-1]["_id"]
-            ended = {each["_id"] for each in own._read("runs", {
-                "_id": {"$in": list({task.get("run_id") for task in tasks})},
-                **_HAS_ENDED})}
-            scripts = {each["_id"]: each.get("text") for each in own._read("scripts", {
-                "_id": {"$in": list({task.get("script_hash") for task in tasks})}})}
-            for document in tasks:
-                task = reading.task(_task_row(document, ended, scripts))
-                if task is None:
-                    continue
-                seq = -1
-                while found := own._read("task_streams", {
-                        "task_id": task.task_id, "seq": {"$gt": seq}}, "seq", READ_ROWS):
-                    seq = found[-1]["seq"]
-                    yield from reading.events(task.task_id, list(map(_stream_row, found)))
-                yield last_event_of(task)
-        last_id = ""
-        while losses := own._read("losses", {"_id": {"$gt": last_id}}, "_id", READ_ROWS):
-            last_id = losses[-1]["_id"]
-            yield from [loss_of((0, each["created_utc"], each["sink"], each["count"],
-                                 each["reason"], each["by_type"])) for each in losses]
+    def _tasks_after(self, at: Any, last_id: str) -> list[Any]:
+        tasks = _page(at.tasks, {"_id": {"$gt": last_id}}, "_id", READ_TASKS)
+        ended = {each["_id"] for each in at.runs.find(
+            {"_id": {"$in": list({task.get("run_id") for task in tasks})}, **_HAS_ENDED})}
+        scripts = {each["_id"]: each.get("text") for each in at.scripts.find(
+            {"_id": {"$in": list({task.get("script_hash") for task in tasks})}})}
+        return [_task_row(task, ended, scripts) for task in tasks]
 
-    def _read(self, collection: str, which: Mapping[str, Any], order: str = "_id",
-              most: int = 0) -> list[Any]:
-        return self._do("read", lambda at: list(
-            at[collection].find(which).sort(order, 1).limit(most)))
+    def _streams_after(self, at: Any, task: Any, seq: int) -> list[Any]:
+        which = {"task_id": task[1], "seq": {"$gt": seq}}
+        return list(map(_stream_row, _page(at.task_streams, which, "seq", READ_ROWS)))
+
+    def _losses_after(self, at: Any, key: Any) -> list[Any]:
+        return [(each["_id"], each["created_utc"], each["sink"], each["count"], each["reason"],
+                 each["by_type"])
+                for each in _page(at.losses, {"_id": {"$gt": key or ""}}, "_id", READ_ROWS)]
+
+
+def _page(collection: Any, which: Mapping[str, Any], order: str, most: int) -> list[Any]:
+    return list(collection.find(which).sort(order, 1).limit(most))
 
 
 def _stream_documents(batch: SortedBatch) -> list[dict[str, Any]]:
@@ -452,11 +434,6 @@ def _short(error: Exception) -> str:
     text = f"{name_of(type(error))}: {failed[0].get('errmsg')}" if failed else describe(error)
     text = re.sub(r" \(configured timeouts:.*?\)|, Timeout: .*|, full error: .*", "", text)
     return text if len(text) <= MOST_SAID else text[:MOST_SAID - 1] + "\u2026"
-
-
-def _kinds(value: object) -> set[str]:
-    """Return the names of the classes of a driver's value; the classes are not ours to import."""
-    return {kind.__name__ for kind in type(value).__mro__}
 
 
 def _changes(values: Mapping[str, Any]) -> dict[str, Any]:

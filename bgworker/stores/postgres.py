@@ -14,7 +14,6 @@ import re
 from contextlib import closing, contextmanager
 from zlib import crc32
 
-from ..history.answers import Reading, last_event_of, loss_of
 from ..history.batch import LOSS_COLUMNS, wide_values
 from ..history.taskrows import COLUMNS, RUN_COLUMNS
 from ..model.errors import (
@@ -27,7 +26,7 @@ from ..model.records import STREAM_CODES
 from ..model.reports import report
 from ..model.text import describe, show
 from . import tables as sql
-from .store import Store, missing_package
+from .store import READ_ROWS, READ_TASKS, Store, kinds_of, missing_package
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
     from ..history.batch import SortedBatch
     from ..history.taskrows import TaskRows
-    from ..model.events import Event
 
     T = TypeVar("T")
 
@@ -45,7 +43,6 @@ MOST_TASKS = 500
 """Tasks that are pruned in one transaction, ..."""
 MOST_ROWS = 20_000
 """... and stream rows."""
-READ_TASKS, READ_ROWS = 200, 2000
 
 _REFUSED = ("21", "22", "23", "54")
 """Classes of SQLSTATE that blame the values: of two rows of one batch, too long, not Unicode."""
@@ -123,7 +120,6 @@ class PostgresSink(Store):
         self.schema = schema
         self._connection: Any = None
         self._pid = os.getpid()
-        self._only_reads = False
 
     def __repr__(self) -> str:
         return f"PostgresSink(schema={self.schema!r})"
@@ -204,19 +200,23 @@ class PostgresSink(Store):
                               _numbers(times), _texts(payloads), *map(_numbers, more))
 
     def _keys(self, cursor: Any, batch: SortedBatch) -> dict[str, int]:
-        self._execute(cursor, sql.FIND_KEYS, _texts([state.id for state in batch.speakers]))
-        return dict(cursor.fetchall())
+        return dict(self._rows(cursor, sql.FIND_KEYS,
+                               _texts([state.id for state in batch.speakers])))
 
     # -- the connection --
 
     def _execute(self, cursor: Any, statement: str, *values: Any) -> None:
         cursor.execute(statement.replace("{s}", f'"{self.schema}"'), values)
 
+    def _rows(self, cursor: Any, statement: str, *values: Any) -> list[Any]:
+        self._execute(cursor, statement, *values)
+        found: list[Any] = cursor.fetchall()
+        return found
+
     def _ask(self, cursor: Any, statement: str, *values: Any) -> Any:
         """Execute a statement that tells the version of the history; return what else it tells.
         Nobody changes the version before our transaction has ended."""
-        self._execute(cursor, statement, *values)
-        version, *more = cursor.fetchone()
+        ((version, *more),) = self._rows(cursor, statement, *values)
         self._check_version(version, len(sql.STEPS))
         return more
 
@@ -284,10 +284,6 @@ class PostgresSink(Store):
         """Bring the schema to the newest version, in one transaction, unless it has it."""
         with closing(connection.cursor()) as cursor:
             if self._found(cursor) != (True, len(sql.STEPS)):
-                if self._only_reads:
-                    raise PermanentSinkError(
-                        f"the schema {self.schema!r} has no history of this version; have a sink "
-                        "open it first, or name another schema", concerns="sink")
                 connection.commit()  # who waits for the lock below must not hold one
                 self._execute(cursor, sql.LOCK, *self._lock)
                 is_there, version = self._found(cursor)
@@ -302,14 +298,10 @@ class PostgresSink(Store):
 
     def _found(self, cursor: Any) -> tuple[bool, int]:
         """Return whether the schema is there, and the version of the history in it; 0 for none."""
-        cursor.execute(sql.FIND_SCHEMA, (self.schema,))
-        is_there, is_known = cursor.fetchone()
-        if not is_known:
-            return bool(is_there), 0
-        self._execute(cursor, sql.FIND_VERSION)
-        version = int(cursor.fetchone()[0] or 0)
+        ((is_there, is_known),) = self._rows(cursor, sql.FIND_SCHEMA, self.schema)
+        version = self._rows(cursor, sql.FIND_VERSION)[0][0] or 0 if is_known else 0
         self._check_version(version, len(sql.STEPS))
-        return True, version
+        return bool(is_there), version
 
     @property
     def _lock(self) -> tuple[int, int]:
@@ -347,13 +339,11 @@ class PostgresSink(Store):
             return False
         keys: list[int] = []
         if self._max_tasks is not None:
-            self._execute(cursor, sql.COUNT_TASKS)
-            surplus = cursor.fetchone()[0] - self._max_tasks
+            surplus = self._rows(cursor, sql.COUNT_TASKS)[0][0] - self._max_tasks
             if surplus > 0:
                 keys = self._ended(cursor, "infinity", "-infinity", min(surplus, MOST_TASKS))
         if self._max_age is not None and not keys:
-            self._execute(cursor, sql.SINCE, min(self._max_age, 1e10))
-            (before,) = cursor.fetchone()
+            ((before,),) = self._rows(cursor, sql.SINCE, min(self._max_age, 1e10))
             keys = self._ended(cursor, before, before, MOST_TASKS)
             if not keys:
                 self._execute(cursor, sql.DELETE_LOSSES, before)
@@ -361,55 +351,30 @@ class PostgresSink(Store):
             return False
         self._execute(cursor, sql.DELETE_STREAMS, _numbers(keys), MOST_ROWS)
         if cursor.rowcount < MOST_ROWS:
-            self._execute(cursor, sql.DELETE_TASKS, _numbers(keys))
-            for names, lock, delete in zip(map(set, zip(*cursor.fetchall())),
-                                           (sql.LOCK_RUNS, sql.LOCK_SCRIPTS),
-                                           (sql.DELETE_RUNS, sql.DELETE_SCRIPTS)):
-                self._execute(cursor, lock, _texts(names - {None}))
+            tasks = self._rows(cursor, sql.DELETE_TASKS, _numbers(keys))
+            for column, lock, delete in ((0, sql.LOCK_RUNS, sql.DELETE_RUNS),
+                                         (1, sql.LOCK_SCRIPTS, sql.DELETE_SCRIPTS)):
+                names = self._rows(cursor, lock, _texts({task[column] for task in tasks} - {None}))
                 # a statement of its own, which sees what was committed before the lock
-                self._execute(cursor, delete, _texts([name for name, in cursor.fetchall()]))
+                self._execute(cursor, delete, _texts([name for name, in names]))
         return True
 
     def _ended(self, cursor: Any, before: Any, seen: Any, most: int) -> list[int]:
-        self._execute(cursor, sql.FIND_OVER, before, seen, most)
-        return [key for key, in cursor.fetchall()]
+        return [key for key, in self._rows(cursor, sql.FIND_OVER, before, seen, most)]
 
     # -- reading --
 
-    def events(self) -> Iterator[Event]:
-        """Yield all that is recorded, task by task in the order of their ids, as `History.events`
-        does of a file. Any thread; over a connection of its own.
+    def _reader(self) -> PostgresSink:
+        return PostgresSink(self._connect, schema=self.schema)
 
-        Raises:
-            SinkError: the schema has no history, or the server cannot be reached.
-        """
-        own, reading = PostgresSink(self._connect, schema=self.schema), Reading()
-        own._only_reads = True
-        try:
-            last_id = ""
-            while rows := own._read(sql.SELECT_TASKS, last_id, READ_TASKS):
-                for row in rows:
-                    last_id = row[1]
-                    task = reading.task(row)
-                    if task is None:
-                        continue
-                    seq = -2**31
-                    while found := own._read(sql.SELECT_STREAMS, row[0], seq, READ_ROWS):
-                        yield from reading.events(task.task_id, found)
-                        seq = found[-1][0]
-                    yield last_event_of(task)
-            key = 0
-            while rows := own._read(sql.SELECT_LOSSES, key, READ_ROWS):
-                yield from map(loss_of, rows)
-                key = rows[-1][0]
-        finally:
-            own._disconnect()
+    def _tasks_after(self, at: Any, last_id: str) -> list[Any]:
+        return self._rows(at, sql.SELECT_TASKS, last_id, READ_TASKS)
 
-    def _read(self, statement: str, *values: Any) -> list[Any]:
-        with self._transaction("read") as cursor:
-            self._execute(cursor, statement, *values)
-            found: list[Any] = cursor.fetchall()
-        return found
+    def _streams_after(self, at: Any, task: Any, seq: int) -> list[Any]:
+        return self._rows(at, sql.SELECT_STREAMS, task[0], seq, READ_ROWS)
+
+    def _losses_after(self, at: Any, key: Any) -> list[Any]:
+        return self._rows(at, sql.SELECT_LOSSES, key, READ_ROWS)
 
 
 _inherited: list[Any] = []
@@ -448,9 +413,8 @@ def _state(error: BaseException | None) -> str:
 
 
 def _is_unreachable(error: Exception) -> bool:
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, OSError) or not names.isdisjoint(("OperationalError",
-                                                               "InterfaceError"))
+    return isinstance(error, OSError) or not kinds_of(error).isdisjoint(
+        ("OperationalError", "InterfaceError"))
 
 
 def _harmless(error: Exception) -> str:

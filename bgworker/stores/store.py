@@ -1,11 +1,13 @@
-"""What the sinks of this room share: how a batch goes in, what is told of runs, when is pruned, and
-what a failure means. Runs on the sink's thread.
+"""What the sinks of this room share: how a batch goes in, what is told of runs, when is pruned, how
+all is read, and what a failure means. Runs on the sink's thread.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 
+from ..history.answers import Reading, last_event_of, loss_of
 from ..history.batch import SortedBatch
 from ..model import checks
 from ..model.clock import monotonic
@@ -17,7 +19,7 @@ from ..model.told import records_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any, TypeVar
 
     from ..model.events import Event
@@ -30,6 +32,7 @@ that."""
 PRUNE_SECONDS = 0.02
 """Seconds that are pruned after a batch, or as long as it took to store that: enough for more rows
 than it brings."""
+READ_TASKS, READ_ROWS = 200, 2000
 PATIENCE = 5
 """Failures in a row after which a server that cannot be reached is waited for: until then each is
 tried again soon, and then none of the events is given up."""
@@ -54,6 +57,7 @@ class Store:
         self._place = place
         self._max_age = checks.number("max_age", max_age, above=0, optional=True)
         self._max_tasks = checks.number("max_tasks", max_tasks, least=0, whole=True, optional=True)
+        self._only_reads = False
         self._runs: set[str] = set()  # of this process, whose end is to be noted
         self._failures = 0
         self._next_look = 0.0
@@ -98,6 +102,37 @@ class Store:
             self._runs.clear()
             self._disconnect()
 
+    def events(self) -> Iterator[Event]:
+        """Yield all that is recorded, task by task in the order of their ids, as `History.events`
+        does of a file. Any thread; makes nothing, and uses no connection of the sink's.
+
+        Raises:
+            SinkError: there is no history of a version that we know, or the server cannot be
+                reached.
+        """
+        reader, reading = self._reader(), Reading()
+        reader._only_reads = True
+        read: Callable[..., list[Any]] = partial(reader._do, "read")
+        try:
+            last_id = ""
+            while rows := read(reader._tasks_after, last_id):
+                last_id = rows[-1][1]
+                for row in rows:
+                    task = reading.task(row)
+                    if task is None:
+                        continue
+                    seq = -2**31
+                    while found := read(reader._streams_after, row, seq):
+                        yield from reading.events(task.task_id, found)
+                        seq = found[-1][0]
+                    yield last_event_of(task)
+            key = 0
+            while rows := read(reader._losses_after, key):
+                yield from map(loss_of, rows)
+                key = rows[-1][0]
+        finally:
+            reader._disconnect()
+
     def _prune(self, seconds: float) -> None:
         """Remove what is too much, for about so many seconds. Errors are only reported: by now the
         batch is stored."""
@@ -129,12 +164,17 @@ class Store:
             hold=bool(remedy) or is_away and self._failures > PATIENCE)
 
     def _check_version(self, found: int, known: int) -> None:
-        """Refuse a history that a newer bgworker has made, or has brought further meanwhile."""
+        """Refuse a history that a newer bgworker has made, or has brought further meanwhile; for
+        a reader also one that is still to be made."""
         if found > known:
             self._runs.clear()  # not even their ends can be noted
             raise PermanentSinkError(
                 f"{self._title} has a history of version {found}, and this bgworker knows versions "
                 f"up to {known}; upgrade bgworker, or name another {self._place}", concerns="sink")
+        if found < known and self._only_reads:
+            raise PermanentSinkError(
+                f"{self._title} has no history of this version; have a sink open it first, or name "
+                f"another {self._place}", concerns="sink")
 
     # -- what a subclass does --
 
@@ -156,6 +196,27 @@ class Store:
 
     def _disconnect(self) -> None:
         raise NotImplementedError
+
+    def _reader(self) -> Store:
+        """Return another sink to the same history."""
+        raise NotImplementedError
+
+    def _tasks_after(self, at: Any, last_id: str) -> list[Any]:
+        """Return rows of `TASK_COLUMNS`, some of those with greater ids, in the order of ids."""
+        raise NotImplementedError
+
+    def _streams_after(self, at: Any, task: Any, seq: int) -> list[Any]:
+        """Return rows for `Reading.events`, some of those of a task's row with greater numbers."""
+        raise NotImplementedError
+
+    def _losses_after(self, at: Any, key: Any) -> list[Any]:
+        """Return rows for `loss_of`, some of those with greater keys; 0 is less than all."""
+        raise NotImplementedError
+
+
+def kinds_of(value: object) -> set[str]:
+    """Return the names of the classes of a driver's value; the classes are not ours to import."""
+    return {kind.__name__ for kind in type(value).__mro__}
 
 
 def missing_package(error: Exception, usual: str) -> str:

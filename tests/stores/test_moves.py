@@ -111,7 +111,7 @@ def test_a_history_moves_between_all_kinds_of_stores(
     (["--from", "stores:absent"], "argument --from: sink spec 'stores:absent': module 'stores'"),
     (["--from", "sqlite:x.db"], "argument --from: 'x.db' is a file; name it with --db"),
     (["--from", "stores:pg", "--run", "last"], "argument --run: goes with --db only"),
-    (["--from", "stores:pg"], "the schema 'jobs' has no history of this version"),
+    (["--from", "stores:pg"], "the schema 'jobs' of PostgreSQL has no history of this"),
 ])
 def test_what_cannot_be_exported_is_named_in_one_line(
         folder: Path, arguments: list[str], message: str) -> None:

@@ -75,6 +75,12 @@ def test_a_newer_history_is_refused_and_left_alone(stage: Stage) -> None:
         list(sink.events())
 
 
+def test_a_reader_makes_nothing(stage: Stage) -> None:
+    for _ in range(2):
+        with pytest.raises(SinkError, match="no history of this version; have a sink open it fir"):
+            list(stage.sink().events())
+
+
 def test_a_sink_that_is_connected_stops_when_a_newer_one_has_come_and_loses_nothing(
         stage: Stage, network: Proxy, tmp_path: Path) -> None:
     load = Load(stage, network, park=tmp_path / "park")
