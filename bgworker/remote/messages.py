@@ -223,5 +223,13 @@ def outcome_of(report: Report) -> tuple[Any, BaseException | None]:
         )
         error.__cause__ = trouble
     if info:
-        error.__cause__ = RemoteTraceback(info)
+        tell_where(error, info)
     return None, error
+
+
+def tell_where(error: BaseException, traceback: str) -> None:
+    """Have an exception tell by a text where it was raised, and hold no frame."""
+    # not by assignment, which its class may refuse
+    BaseException.with_traceback(error, None)
+    BaseException.__setattr__(error, "__context__", None)
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(traceback))

@@ -39,7 +39,7 @@ from ..running.pool import weakly
 from ..running.waits import Waits
 from ..running.workers import start
 from .hub import Hub
-from .messages import Order, decode_report, dumps, encode_order, outcome_of
+from .messages import Order, decode_report, dumps, encode_order, outcome_of, tell_where
 from .task import RemoteTask
 from .worker import perform
 
@@ -194,19 +194,25 @@ class RemotePool:
         """
         # first, and without the lock: it is the code of whoever made the arguments
         order, problem = self._order(task, call)
-        with self._lock:
-            self._look_for_room()
-            if task._task_state.timeout is not None and not keeps_time(call[0]):
-                task._has_deadline = True
-                self.deadlines.start()
-            self._start()
-            self.calls[task] = True
-            task._announce()
-            if problem is None:
-                self._handed[task.id] = task
+        try:
+            with self._lock:
+                self._look_for_room()
+                if task._task_state.timeout is not None and not keeps_time(call[0]):
+                    task._has_deadline = True
+                    self.deadlines.start()
+                self._start()
+                self.calls[task] = True
+                task._announce()
+                if problem is None:
+                    self._handed[task.id] = task
+        except BaseException:
+            problem = None  # its frames lead back to this one, which would hold the Scheduler
+            raise
         try:
             if problem is not None:
                 task._fail(problem)
+                # its frames lead to the Scheduler, which whoever keeps the task would keep
+                tell_where(problem, task._task_state.invocation_info or "")
                 return
             future = self._executor.submit(perform, order)
             task._future = future
