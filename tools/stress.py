@@ -167,8 +167,8 @@ def resume(examples: int, seed: int) -> None:
 
 
 def remote(examples: int, seed: int) -> None:
-    """Fifty kills of workers, fifty cuts of their connections, and twenty kills of their program,
-    on executors of each kind that has processes."""
+    """Fifty kills of workers, fifty cuts of their connections, twenty kills of their program, and
+    SECONDS of random control, on executors of each kind that has processes."""
     from tests.remote import breaking, engines
 
     names = [name for name in (*engines.PROCESS_POOLS, engines.LOKY) if not engines.missing(name)]
@@ -177,6 +177,8 @@ def remote(examples: int, seed: int) -> None:
                            (breaking.run_orphans, 20)):
             share = times // len(names) + (number < times % len(names))
             print(f"      {name}: {run(share, name, seed + number)}", flush=True)
+        told = breaking.run_control(duration / len(names), name, seed + number)
+        print(f"      {name}: {told}", flush=True)
 
 
 CHECKS: dict[str, Callable[[int, int], None]] = {

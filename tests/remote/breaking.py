@@ -13,10 +13,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from bgworker import StreamEvent, TaskStatus
+from bgworker import PendingFull, StreamEvent, Task, TaskStatus, TaskTimedOut
 from tests.remote import functions
 from tests.remote.engines import Engine, channels, descendants, open_sockets
 from tests.support import SOON, RecordingSink, balanced, environment, until
@@ -215,3 +218,103 @@ def members(session: int) -> list[int]:
         if int(fields[3]) == session and fields[0] != "Z":
             found.append(int(entry.parent.name))
     return found
+
+
+def run_control(seconds: float, name: str, seed: int) -> str:
+    """Submit, cancel, time out, cut and shut down at random; each task ends once, as its future
+    says, and the account is exact."""
+    chance = random.Random(seed)
+    engine = Engine(name)
+    ends: Counter[str] = Counter()
+    pools = 0
+    until_ = time.monotonic() + seconds
+    try:
+        while time.monotonic() < until_:
+            control_one(engine, chance, ends)
+            pools += 1
+    finally:
+        engine.close()
+    assert channels() == []
+    return f"{pools} pools: " + ", ".join(f"{n} {how}" for how, n in sorted(ends.items()))
+
+
+def control_one(engine: Engine, chance: random.Random, ends: Counter[str]) -> None:
+    """Lead one Scheduler through a short life at random."""
+    recorder = RecordingSink()
+    tasks: list[Task[Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        pool = engine.scheduler(sinks=[recorder], keep_finished=None,
+                                max_pending=chance.choice([None, 5]),
+                                capture_output=chance.random() < 0.3)
+
+        def act() -> None:
+            what = chance.random()
+            if what < 0.6:
+                timeout = chance.choice([None, None, None, 0.01, 0.05, 0.2])
+                body, *arguments = chance.choice(BODIES)
+                if body in (functions.sleep, functions.hold):
+                    arguments = [str(Path(folder, f"place-{len(tasks)}")), *arguments]
+                try:
+                    tasks.append(pool.options(timeout=timeout).submit(body, *arguments))
+                except PendingFull:
+                    pass
+            elif what < 0.85 and tasks:
+                chance.choice(tasks[-6:]).cancel(chance.choice(["user", "enough"]))
+            elif what < 0.9:
+                cut_connections()
+            elif what < 0.95:
+                pool.flush(chance.choice([0.0, 0.2]))
+            else:
+                time.sleep(chance.uniform(0.0, 0.1))
+
+        for _ in range(chance.randrange(60)):
+            act()
+        how = chance.choice(["wait", "cancel", "timeout", "forget", "later"])
+        for number in range(len(tasks)):
+            Path(folder, f"place-{number}.open").touch()
+        if how == "timeout":
+            pool.shutdown(timeout=chance.uniform(0.0, 0.5))
+        elif how == "later":
+            pool.shutdown(wait=False, cancel_futures=chance.random() < 0.5)
+        elif how == "forget":
+            del pool
+        else:
+            pool.shutdown(cancel_futures=how == "cancel")
+        for task in tasks:
+            assert task.wait(SOON), f"after {how} {task} never ends"
+        assert recorder.closed.wait(SOON), f"after {how} the sink is never closed"
+        for task in tasks:
+            check_end(recorder, task, how)
+            ends[task.status.value] += 1
+        if how != "forget":
+            health = pool.sinks["recording"]
+            assert balanced(health) and health.delivered == len(recorder.events)
+
+
+BODIES: list[tuple[Any, ...]] = [
+    (functions.nothing,), (functions.double, 4), (functions.recite, 30), (functions.boom,),
+    (functions.boom, "Unpicklable"), (functions.boom, "SystemExit"), (functions.make, "lock"),
+    (functions.echo, threading.Lock()), (functions.count_up, 50), (time.sleep, 0.03),
+    (functions.sleep, 0.2), (functions.hold,), (functions.hold, None, True), (functions.chat, 3)]
+"""Functions and their arguments; `sleep` and `hold` get a path before theirs."""
+
+ENDS = {"TaskCompleted": "completed", "TaskFailed": "failed", "TaskCancelled": "cancelled",
+        "TaskTimedOut": "timed_out"}
+
+
+def check_end(recorder: RecordingSink, task: Task[Any], how: str) -> None:
+    """Check that the record and the future tell the same end of a task."""
+    events = recorder.of(task)
+    assert [each.seq for each in events] == list(range(1, len(events) + 1)), events
+    ended = [each.type.value for each in events if each.type.value in ENDS]
+    if how == "timeout" and not ended:
+        return  # it was left to itself, and ended after its sink was closed
+    assert len(ended) == 1 and events[-1].type.value == ended[0], (task, ended)
+    assert ENDS[ended[0]] == task.status.value, (task, ended)
+    assert task.cancelled() == (task.status is TaskStatus.CANCELLED)
+    if not task.cancelled():
+        error = task.exception(0)
+        assert (error is None) == (task.status is TaskStatus.COMPLETED)
+        assert isinstance(error, TaskTimedOut) == (task.status is TaskStatus.TIMED_OUT)
+    else:
+        assert task.cancel_requested or how in ("cancel", "later", "timeout")

@@ -215,6 +215,13 @@ class Unpicklable(Exception):
         self.lock = threading.Lock()
 
 
+class Closed(Exception):
+    """An exception whose attributes cannot be set."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+
 class Abort(BaseException):
     """Nothing that ``except Exception`` catches."""
 
@@ -239,6 +246,8 @@ def boom(kind: str = "ValueError") -> None:
         raise Unloadable(7, "cannot be loaded")
     if kind == "Unpicklable":
         raise Unpicklable("cannot be pickled")
+    if kind == "Closed":
+        raise Closed("closed")
     if kind == "Abort":
         raise Abort("abort")
     if kind == "SystemExit":

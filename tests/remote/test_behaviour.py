@@ -305,6 +305,12 @@ def test_a_body_that_cancels_itself_is_cancelled(pool: Scheduler, recorder: Reco
         task.result(0)
 
 
+def test_an_exception_whose_class_refuses_attributes_comes_here_too(pool: Scheduler) -> None:
+    error = ended(pool.submit(functions.boom, "Closed")).exception(0)
+    assert type(error) is functions.Closed and error.args == ("closed",)
+    assert pool.submit(functions.double, 2).result(SOON) == 4
+
+
 def test_endless_recursion_fails_its_task_and_ends_no_worker(pool: Scheduler) -> None:
     assert isinstance(ended(pool.submit(functions.boom, "recursion")).exception(0), RecursionError)
     assert pool.submit(functions.double, 2).result(SOON) == 4
@@ -791,6 +797,26 @@ def test_a_finished_tasks_result_is_its_holders_alone(pool: Scheduler) -> None:
         return followed() is None
 
     until(is_gone)
+
+
+def test_whoever_keeps_a_failed_task_keeps_no_scheduler(engine: Engine, holds: Holds) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        pool = engine.scheduler(max_pending=1)
+        tasks = [ended(pool.submit(functions.boom)),
+                 ended(pool.submit(functions.echo, threading.Lock()))]
+        occupied(pool, holds)
+        tasks.append(pool.submit(functions.nothing))
+        with pytest.raises(PendingFull):
+            pool.submit(functions.echo, threading.Lock())
+        followed = weakref.ref(pool)
+        del pool
+        until(lambda: followed() is None)
+        holds.open()
+        assert all(task.wait(SOON) for task in tasks)
+    finally:
+        gc.enable()
 
 
 def test_submit_refuses_what_max_pending_has_no_room_for(engine: Engine, holds: Holds) -> None:

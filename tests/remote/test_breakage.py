@@ -423,6 +423,20 @@ def test_the_workers_of_a_program_that_is_killed_end_and_its_record_has_what_the
 
 
 @needs_proc
+def test_tasks_that_are_controlled_at_random_end_once_and_as_their_record_says() -> None:
+    breaking.run_control(2.0, "fork", seed=random.randrange(10 ** 6))
+
+
+@needs_proc
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [THREADS, *PROCESS_POOLS, INTERPRETERS, LOKY, DASK])
+def test_tasks_of_all_kinds_are_controlled_at_random(name: str) -> None:
+    if problem := missing(name):
+        pytest.skip(problem)
+    breaking.run_control(5.0, name, seed=random.randrange(10 ** 6))
+
+
+@needs_proc
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*PROCESS_POOLS, LOKY])
 def test_workers_of_all_kinds_end_with_their_program(name: str) -> None:
