@@ -51,22 +51,21 @@ def _table(**rows: Mapping[str, str]) -> Mapping[str, Mapping[str, str]]:
 
 _PICKLED = dict.fromkeys((*PROCESS_POOLS, INTERPRETERS),
                          "the task fails with pickle's error, unless cloudpickle is loaded")
-_ELSEWHERE = ELSEWHERE
 
 LIMITS = _table(
     lambdas=_PICKLED,
-    objects=dict.fromkeys(_ELSEWHERE, "what nothing can pickle: the task fails with that error"),
-    context_variables=dict.fromkeys(_ELSEWHERE, "they stay here: bodies see their defaults"),
-    nested=dict.fromkeys(_ELSEWHERE, "a Scheduler cannot be sent: the task fails with that error"),
+    objects=dict.fromkeys(ELSEWHERE, "what nothing can pickle: the task fails with that error"),
+    context_variables=dict.fromkeys(ELSEWHERE, "they stay here: bodies see their defaults"),
+    nested=dict.fromkeys(ELSEWHERE, "a Scheduler cannot be sent: the task fails with that error"),
     workers=dict.fromkeys(
-        _ELSEWHERE, "max_workers, initializer and resize are the executor's: refused"),
+        ELSEWHERE, "max_workers, initializer and resize are the executor's: refused"),
     cancels_prefetched={
         **dict.fromkeys((*PROCESS_POOLS, LOKY),
                         "an executor hands its workers some tasks early: such a one is asked to "
                         "stop, and ends as cancelled in its turn, or where it looks"),
     },
     deadline_frees_worker=dict.fromkeys(
-        _ELSEWHERE, "the worker is busy until the body ends; health().abandoned tells which"),
+        ELSEWHERE, "the worker is busy until the body ends; health().abandoned tells which"),
     forks={INTERPRETERS: "CPython crashes in a child that is forked beside subinterpreters"},
     outlives_worker={
         **dict.fromkeys(PROCESS_POOLS, "a dead worker breaks the executor for all of its tasks"),
@@ -118,8 +117,8 @@ class Engine:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.cluster = Cluster() if name == DASK else None
         self._others = set(descendants())
+        self.cluster = Cluster() if name == DASK else None
         self.executor = executor(name, self.cluster.file if self.cluster else "")
         self._warm_up()
 
@@ -199,7 +198,9 @@ class Cluster:
             return subprocess.Popen(
                 [sys.executable, "-m", f"distributed.cli.{program}", "--no-dashboard", *arguments],
                 env=environment(PYTHONWARNINGS="ignore",
-                                DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1"),
+                                DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1",
+                                # should these tests be killed
+                                DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT="300s"),
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL, stdout=file, stderr=file)
 

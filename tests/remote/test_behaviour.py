@@ -62,6 +62,7 @@ from bgworker import (
     TaskTimedOut,
     shell,
 )
+from bgworker.history import requests
 
 START = ["TaskCreated", "TaskScheduled", "TaskStarted"]
 
@@ -667,6 +668,20 @@ def test_a_body_knows_why_it_is_to_stop_and_may_go_on(pool: Scheduler, recorder:
     assert pool.flush(SOON)
     assert json.loads(recorder.said(task)[0][1]) == ["lunch \u2603", "lunch \u2603", True]
     assert task.cancel() is False and task.cancel_reason == "lunch \u2603"
+
+
+def test_another_process_cancels_through_the_history(engine: Engine, tmp_path: Path,
+                                                     holds: Holds) -> None:
+    history = tmp_path / "history.db"
+    with engine.scheduler(sinks=[f"sqlite:{history}"]) as pool:
+        pool.listen(history)
+        hold = holds()
+        task = pool.submit(functions.hold, hold.path, None, True)
+        hold.wait()
+        running(task)
+        assert pool.flush(SOON)
+        requests.ask(str(history), [task.id], "from outside")
+        assert ended(task).cancelled() and task.cancel_reason == "from outside"
 
 
 # -- what the standard library does with futures --

@@ -482,6 +482,37 @@ def test_nothing_is_left_of_a_scheduler_and_its_executor(name: str, holds: Holds
 
 
 @needs_proc
+def test_a_worker_keeps_nothing_of_schedulers_that_have_ended(forked: Engine) -> None:
+    def used() -> tuple[int, int]:
+        assert forked.executor is not None
+        found = [forked.executor.submit(functions.resources) for _ in range(8 * WORKERS)]
+        return max(each.result(SOON) for each in found)
+
+    with forked.scheduler() as pool:
+        pool.submit(functions.recite, 3).result(SOON)
+    until(lambda: used()[0] == 1)  # a channel stays for a moment
+    before = used()
+    for _ in range(20):
+        with forked.scheduler() as pool:
+            tasks = [pool.submit(functions.recite, 3) for _ in range(2 * WORKERS)]
+            assert [task.result(SOON) for task in tasks] == [3] * 2 * WORKERS
+    until(lambda: used() <= before)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="came with Python 3.11")
+def test_workers_that_are_replaced_after_each_task_lose_nothing(recorder: RecordingSink) -> None:
+    with concurrent.futures.ProcessPoolExecutor(  # type: ignore[call-overload]
+            WORKERS, multiprocessing.get_context("forkserver"), max_tasks_per_child=1
+    ) as executor, Scheduler(executor=executor, sinks=[recorder]) as pool:
+        tasks = [pool.submit(functions.recite, 40, n) for n in range(8)]
+        assert [task.result(SOON) for task in tasks] == [40] * 8
+    for number, task in enumerate(tasks):
+        assert recorder.said(task) == [
+            ("output", f"{line} {'x' * number}") for line in range(40)]
+        assert recorder.types(task)[-1] == "TaskCompleted"
+
+
+@needs_proc
 def test_a_program_that_ends_without_shutdown_leaves_no_process(tmp_path: Path) -> None:
     code = """if True:
         import sys
