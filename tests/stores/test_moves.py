@@ -45,7 +45,7 @@ def fill(path: Path) -> None:
     """Record tasks of each outcome, with all that they can say."""
     def talk(number: int) -> None:
         task = current_task()
-        for line in range(700):
+        for line in range(100):
             task.output(f"{number} line {line} \u65e5 \" \\ \t")
         task.error({"number": 1e23, "text": None})
         task.progress(number, 4, "some")
@@ -90,7 +90,7 @@ def test_a_history_moves_from_a_file_to_postgresql_and_back_and_a_replay_again_c
         folder: Path) -> None:
     fill(folder / "first.db")
     first, *others = move(folder, ["pg", "sqlite"])
-    assert len(first) == 4 * 703 + 1
+    assert len(first) == 4 * 103 + 1
     assert others == [first, first]
     assert cli(folder, "replay", "0.jsonl", "--to", "stores:pg").returncode == 0
     assert cli(folder, "export", "--from", "stores:pg", "--jsonl", "again.jsonl").returncode == 0
