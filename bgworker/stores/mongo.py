@@ -44,7 +44,6 @@ INDEXES: Mapping[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-
 def _make_indexes(database: Any) -> None:
     for collection, indexes in INDEXES.items():
         for fields in indexes:
@@ -53,8 +52,8 @@ def _make_indexes(database: Any) -> None:
 
 STEPS: tuple[Callable[[Any], None], ...] = (_make_indexes,)
 """What leads a database from version 0, 1, ... to the next; the last one is written and read. A
-step that was cut off in the middle is done again from its beginning. A released step never
-changes."""
+step that was cut off in the middle is done again from its beginning, and one that takes longer than
+`LEASE` may be done twice at once: it must bear that. A released step never changes."""
 VERSION_INTERVAL = 1.0
 """Seconds after which the version is looked at again, beside each time after a failure."""
 LEASE = 30.0
