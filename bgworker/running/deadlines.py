@@ -52,8 +52,9 @@ class Deadlines:
         self._bell = allocate_lock()
         self._bell.acquire()
         self._is_stopped = False
-        # guards the start of the thread and orders what the doorbell needs
-        self._lock = threading.Lock()
+        # Guards the start of the thread and orders what the doorbell needs. A signal handler may
+        # start it in the midst of that: one of the two threads finds that it is not the one.
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
 
     @property
