@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import signal
@@ -51,13 +50,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.filterwarnings(
             "ignore:This process .* is multi-threaded:DeprecationWarning"))
-
-
-def pytest_collection_finish() -> None:
-    # Many tests collect garbage, some of them often. What is there before the first, thousands of
-    # tests and their modules, is none, and to look through it takes a tenth of a second each time.
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

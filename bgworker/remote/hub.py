@@ -110,6 +110,9 @@ class Hub:
         self._events = events
         self._folder: str | None = None
         self._listener, address = self._local() if channel is None else _tcp(channel)
+        self._dispose = weakref.finalize(self, _dispose, self._listener, self._folder)
+        """Once, in `close`; or when nobody knows the hub any more, which was never started then."""
+        self._dispose.atexit = False
         self._key = os.urandom(32)
         self.ticket: Ticket = (address, self._key, os.getpid())
         """How a worker process finds the way here: for its `Order`."""
@@ -120,7 +123,8 @@ class Hub:
         self._stops: dict[str, str] = {}
         self._outbox: SimpleQueue[tuple[str, str, str] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()  # guards the start and the end; held for moments
+        # guards the start and the end; a signal handler may close what is being started
+        self._lock = threading.RLock()
         self._is_started = False
         self._is_closed = False
         _hubs.add(self)
@@ -165,16 +169,23 @@ class Hub:
         self._stops[task_id] = reason
         self._outbox.put(("stop", task_id, reason))
 
+    def forget(self, task_id: str) -> None:
+        """Remember no request to stop a task that is over, for workers that connect later."""
+        self._stops.pop(task_id, None)
+
+    def is_mine(self, thread: threading.Thread) -> bool:
+        """Tell whether it is a thread of the hub."""
+        return thread in self._threads
+
     def workers(self) -> list[Peer]:
         """Return the worker processes that are connected now."""
         return list(self._peers.values())
 
     def close(self) -> None:
-        """End all connections and threads, and wait for these up to `CLOSE_TIMEOUT` seconds."""
+        """End all connections and threads, and wait for these up to `CLOSE_TIMEOUT` seconds. It may
+        be called again, as after an interrupt."""
         with self._lock:
-            was_closed, self._is_closed = self._is_closed, True
-        if was_closed:
-            return
+            self._is_closed = True
         self._outbox.put(None)
         self._end_accepting()
         until = monotonic() + CLOSE_TIMEOUT
@@ -186,15 +197,16 @@ class Hub:
                 link.cut()  # also of those that connected a moment ago
             for thread in threads:
                 thread.join(0.1)
-        self._listener.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._dispose()
 
     def discard(self) -> None:
         """In a forked child, where no other thread is: close what was inherited, tell nobody. It
         is called in every child: an inherited end would keep the workers from seeing that the
         parent is gone."""
         self._is_closed = True
+        self._lock = threading.RLock()
+        self._threads = []
+        self._dispose.detach()  # a folder is the parent's
         self._listener.close()
         for link in [*self._strangers, *[peer.link for peer in self._peers.values()]]:
             link.discard()
@@ -334,6 +346,12 @@ def _discard_all() -> None:
     for hub in list(_hubs):
         hub.discard()
     _hubs.clear()
+
+
+def _dispose(listener: socket.socket, folder: str | None) -> None:
+    listener.close()
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checked(message: Any) -> tuple[list[Part], Losses, tuple[str, str, str] | None]:

@@ -214,7 +214,7 @@ def outcome_of(report: Report) -> tuple[Any, BaseException | None]:
         if not isinstance(value, BaseException):
             raise TypeError(f"expected an exception, got {type(value).__name__}")
         error = value
-    except Exception as trouble:
+    except BaseException as trouble:  # the boundary: one that exits, too
         what = "result" if report.kind == COMPLETED else "exception"
         text = f" It was: {message}" if message else ""
         error = RemoteError(

@@ -9,11 +9,16 @@ says so: that takes the executor's thread no time, on which its whole work may h
 the callbacks of the tasks, which may take as long as they like.
 
 A task is ended by one thread. One that has not begun ends as in any pool: by whoever takes it out
-of ``calls``. One that has begun ends by whoever claims it under the pool's lock, the lane of the
-ends or the deadlines' thread.
+of ``calls``. Whoever takes it out because it has begun puts it among those that run; it ends by
+whoever claims it there under the pool's lock: the lane of the ends, the thread that hears that it
+is past its deadline, or the deadlines' thread.
 
 Guarantees. Every task that was put ends once, as soon as the executor says how, or at its deadline.
 No task has a thread here. An executor is never shut down: it belongs to whoever made it.
+
+An interrupt (Ctrl-C in `put`, in `look`) may strike between any two steps. A task that `put` does
+not return ends as cancelled, though the executor may have got it; an end of the pool that was
+interrupted happens when somebody next calls `look`, as `close` and `join` do.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import threading
 import time
 from concurrent.futures import CancelledError, Future
 from functools import partial
+from weakref import WeakKeyDictionary
 
 from ..model.clock import monotonic
 from ..model.errors import ConfigurationError, PendingFull, RemoteError, ShutdownError
@@ -65,35 +71,52 @@ report."""
 CROWDED = 1.0
 """Seconds that records wait for the sinks of here before they are taken, or refused and counted."""
 
+SHARE = 0.1
+"""Part of the time that is spent so, most: sinks that never keep up are not to hold up the ends and
+the deadlines of tasks."""
+
+MOST_LOSERS = 1000
+"""Processes whose losses are remembered: those that have told of some last."""
+
 
 class Lane:
     """A thread that does one thing after the other. Whoever hands it something does not wait."""
 
     def __init__(self, name: str) -> None:
-        self._actions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._actions: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._is_stopped = False
         self.thread = own_thread(name, self._run)
 
     def put(self, action: Callable[[], object]) -> None:
         """Have something done; here and now after `stop`. Any thread."""
-        if self._is_stopped:
-            action()
-        else:
-            self._actions.put(action)
+        self._actions.put(action)
+        if self._is_stopped:  # after the other step: the thread may have had its last look before
+            self._do_the_rest()
 
     def stop(self) -> None:
         """End the thread when it has done what it was handed."""
         self._is_stopped = True
-        self._actions.put(None)
+        self._actions.put(_do_nothing)  # wakes it
 
     def _run(self) -> None:
-        while (action := self._actions.get()) is not None:
-            try:
-                action()
-            except BaseException as error:  # the thread's boundary: there is more to do
-                report(logging.ERROR, "%s: %s", self.thread.name,
-                       describe_failure(error, 8192)[2] or "")
-            del action  # hold nothing while waiting for the next
+        while not self._is_stopped:
+            self._do(self._actions.get())
+        self._do_the_rest()
+
+    def _do_the_rest(self) -> None:
+        try:
+            while True:
+                self._do(self._actions.get_nowait())
+        except queue.Empty:
+            if self.thread is not threading.current_thread():
+                self._actions.put(_do_nothing)  # the thread may still wait for what wakes it
+
+    def _do(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except BaseException as error:  # the thread's boundary: there is more to do
+            report(logging.ERROR, "%s: %s", self.thread.name,
+                   describe_failure(error, 8192)[2] or "")
 
 
 class RemotePool:
@@ -137,8 +160,9 @@ class RemotePool:
         self._begin_empty()
 
     def _begin_empty(self) -> None:
-        self._lock = threading.RLock()  # guards the claims; a signal handler may come back in here
-        self._hearing = threading.Lock()  # guards `_attempts`: each record counts once
+        # a signal handler or a finaliser may come back into either
+        self._lock = threading.RLock()  # guards the claims
+        self._hearing = threading.RLock()  # guards `_attempts` and `_lost`: each record counts once
         self.calls: dict[Task[Any], bool] = {}
         """The tasks that nobody has begun."""
         self.ends: list[Task[Any]] = []
@@ -149,9 +173,14 @@ class RemotePool:
         """Those that have begun and not ended, and those whose callbacks are being called."""
         self._handed: dict[str, RemoteTask[Any]] = {}
         """By id: the tasks of which the executor has not said how they ended."""
-        self._lost: dict[tuple[str, int, str], int] = {}
-        self._gone: dict[str, tuple[Latch, float]] = {}
-        """By process: set when its connection has ended; until when that is waited for."""
+        self._lost: dict[str, Losses] = {}
+        """By process: what it could not send, as far as that is counted here."""
+        self._last_words: WeakKeyDictionary[Peer, float] = WeakKeyDictionary()
+        """Until when the end of a connection is waited for."""
+        self._has_waited = 0.0
+        """Seconds that records have waited for the sinks, less `SHARE` of the time since ..."""
+        self._waited_at = 0.0
+        """... up to this moment (monotonic)."""
         self._has_given_up = False
         self._has_started = False
         self.has_ended = False
@@ -192,46 +221,67 @@ class RemotePool:
             ShutdownError: the pool is closed, or the executor takes nothing more.
             PendingFull: ``max_pending`` tasks wait already.
         """
-        # first, and without the lock: it is the code of whoever made the arguments
+        self._look_for_room(0)  # before the pickling, which may take long
+        # without the lock: it is the code of whoever made the arguments
         order, problem = self._order(task, call)
+        is_announced = False
         try:
             with self._lock:
-                self._look_for_room()
+                # first: a signal handler that closes the pool in here finds that it has a task
+                self.calls[task] = True
+                self._look_for_room(1)
                 if task._task_state.timeout is not None and not keeps_time(call[0]):
                     task._has_deadline = True
-                    self.deadlines.start()
+                    if not self.deadlines.has_started:
+                        self.deadlines.start()
                 self._start()
-                self.calls[task] = True
+                is_announced = True
                 task._announce()
-                if problem is None:
-                    self._handed[task.id] = task
-        except BaseException:
-            problem = None  # its frames lead back to this one, which would hold the Scheduler
-            raise
-        try:
-            if problem is not None:
+            if problem is None:
+                self._hand_on(task, order)
+            else:
                 task._fail(problem)
                 # its frames lead to the Scheduler, which whoever keeps the task would keep
                 tell_where(problem, task._task_state.invocation_info or "")
-                return
-            future = self._executor.submit(perform, order)
-            task._future = future
-            future.add_done_callback(partial(self._say_done, task))
+                self.look()
         except BaseException as error:
-            # also after an interrupt: a caller that gets no task cannot want it to run
-            self._handed.pop(task.id, None)
-            if task._future is not None:
-                task._future.cancel()
-            task._end_unbegun(f"{self._label} took no task")
-            if isinstance(error, Exception):
-                raise ShutdownError(
-                    f"cannot schedule new futures: {self._label} takes none "
-                    f"({describe(error)})") from error
+            problem = None  # its frames lead back to this one, which would hold the Scheduler
+            if is_announced:
+                self._take_back(task, error)
+            else:
+                self.calls.pop(task, None)
+            self.look()
             raise
-        if (reason := task.cancel_reason) is not None:  # it was asked before there was a future
-            task.cancel(reason)
         if self._listener is not None and self._listener.is_asleep:
             self._listener.wake()
+
+    def _hand_on(self, task: RemoteTask[Any], order: bytes) -> None:
+        """Hand a task to the executor."""
+        self._handed[task.id] = task
+        try:
+            future = task._future = self._executor.submit(perform, order)
+            future.add_done_callback(partial(self.say_done, task))
+        except Exception as error:
+            raise ShutdownError(
+                f"cannot schedule new futures: {self._label} takes none "
+                f"({describe(error)})") from error
+        if (reason := task.cancel_reason) is not None:  # it was asked before there was a future
+            task.cancel(reason)
+
+    def _take_back(self, task: RemoteTask[Any], error: BaseException) -> None:
+        """End a task that its submitter does not get, and so cannot want to run. After an interrupt
+        the executor may have it all the same."""
+        self._handed.pop(task.id, None)
+        reason = f"{self._label} took no task"
+        if not isinstance(error, Exception):
+            reason = "interrupted"
+            self._hub.stop(task.id, reason)
+        if task._future is not None:
+            task._future.cancel()
+        if not task._end_unbegun(reason) and self._claim(task):
+            self.deadlines.forget(task)
+            task._end_begun(CANCELLED, None, None, None, (None, reason, None), None)
+            self._release(task)
 
     def _order(self, task: RemoteTask[Any], call: Call) -> tuple[bytes, Exception | None]:
         """Return what the executor gets, or why there can be nothing."""
@@ -247,19 +297,27 @@ class RemotePool:
             (limits.max_payload, limits.oversize, limits.progress_interval, limits.progress_step),
             state.metadata_json, self._hub.ticket, payload)), None
 
-    def _look_for_room(self) -> None:
+    def _look_for_room(self, own: int) -> None:
+        """Raise unless one more task may be put; ``own`` is 1 if that is among ``calls``
+        already."""
         if self.refusal is not None:
             raise ShutdownError(*self.refusal.args)
         if self.is_closed:
             raise ShutdownError(f"cannot schedule new futures after {self._closed_by}")
-        most = self._max_pending
-        if most is not None and len(self.calls) >= most + max(
-                0, self.max_workers - len(self._running)):
+        most, waiting = self._max_pending, len(self.calls) - own
+        if most is None or waiting < most:
+            return
+        if waiting >= most + max(0, self.max_workers - self._count_running()):
             raise PendingFull(
                 f"max_pending: {most} tasks are waiting already; wait for some of them")
 
+    def _count_running(self) -> int:
+        """Return how many tasks have begun and not ended."""
+        with self._lock:
+            return sum([not task.done() for task in self._running])
+
     def _start(self) -> None:
-        """Start the threads of the pool, with its first task."""
+        """Start the threads of the pool, with its first task; under the lock."""
         if not self._has_started:
             for lane in self._ends, self._callbacks:
                 if lane.thread.ident is None:
@@ -284,7 +342,7 @@ class RemotePool:
         """Take no more tasks; those that were put still run. Returns at once."""
         with self._lock:
             if not self.is_closed:
-                self.is_closed, self._closed_by = True, closed_by
+                self._closed_by, self.is_closed = closed_by, True
         self.look()
 
     def cancel_pending(self, reason: str) -> None:
@@ -331,13 +389,14 @@ class RemotePool:
     def is_busy(self) -> bool:
         """Tell whether a task waits or runs that has not ended."""
         with self._lock:
-            return bool(self.calls or self._running)
+            return bool(self.calls or self._count_running())
 
     def is_inside(self) -> bool:
         """Tell whether the caller is on a thread of the pool, which cannot wait for the pool's
         end."""
         thread = threading.current_thread()
-        return thread in (self._ends.thread, self._callbacks.thread)
+        return (thread in (self._ends.thread, self._callbacks.thread)
+                or self.deadlines.is_mine(thread) or self._hub.is_mine(thread))
 
     def join(self, timeout: float | None) -> list[str]:
         """Wait up to ``timeout`` seconds for the tasks to end; return where those are that have
@@ -351,29 +410,32 @@ class RemotePool:
     def look(self) -> None:
         """End the pool if it is closed and nothing of it is left. Any thread, as often as you
         like."""
-        with self._lock:
-            if not self.is_closed or self.has_ended or self.calls and not self._has_given_up:
-                return
-            if self._running and not self._has_given_up:
-                return
-            # before the look: a thread that ends one looks at this afterwards
-            self.awaits_ends = True
-            if any([not task.done() for task in self.ends.copy()]):
-                return
-            self.has_ended = True
-        self.deadlines.stop()
-        self._ends.stop()
-        self._callbacks.stop()
-        self._hub.close()
-        if self._listener is not None:
-            self._listener.stop()
-        self._dispatcher.finish()
-        self._end.set()
+        try:
+            with self._lock:
+                if not self.is_closed or self.has_ended or (
+                        (self.calls or self._running) and not self._has_given_up):
+                    return
+                # before the look: a thread that ends one looks at this afterwards
+                self.awaits_ends = True
+                if any([not task.done() for task in self.ends.copy()]):
+                    return
+                self.has_ended = True
+            self.deadlines.stop()
+            self._ends.stop()
+            self._callbacks.stop()
+            self._hub.close()
+            if self._listener is not None:
+                self._listener.stop()
+            self._dispatcher.finish()
+            self._end.set()
+        except BaseException:  # an interrupt: all of it can be done again
+            self.has_ended = False
+            raise
 
     def health(self, late_events: int) -> SchedulerHealth:
         """Return the figures of this moment; ``late_events`` is what somebody else has counted."""
         with self._lock:
-            handed, running = list(self._handed.values()), len(self._running)
+            handed, running = list(self._handed.values()), self._count_running()
             pending = len(self.calls)
         abandoned = [task for task in handed if task.done() and task._peer is not None]
         workers = len(self._hub.workers())
@@ -395,11 +457,8 @@ class RemotePool:
         task = self._handed.get(task_id)
         if task is None:
             return  # it has ended: all this came with its result
+        self._let_sinks_catch_up()
         intake = self._dispatcher.intake
-        until = monotonic() + CROWDED
-        while intake.is_crowded and monotonic() < until:
-            intake.hurry()
-            time.sleep(0.005)
         with self._hearing:
             attempts = task._attempts = {} if task._attempts is None else task._attempts
             known = attempts.get(attempt, 0)
@@ -408,27 +467,43 @@ class RemotePool:
                 if kind == STARTED:
                     self._note_begin(task, peer, ns, len(attempts))
                 elif task._is_claimed or task.done():
-                    intake.late.add()
+                    for _ in data if type(data) is list else (data,):
+                        intake.late.add()
                 elif type(data) is list:
                     intake.emit_lines(task._task_state, kind, data, ns)
                 else:
                     intake.emit_weighed(task._task_state, kind, data, ns)
 
+    def _let_sinks_catch_up(self) -> None:
+        """Wait until there is room for records, or as long as that may be waited for. Two threads
+        that change the figures at once lose a step: one waits a little longer."""
+        intake = self._dispatcher.intake
+        while intake.is_crowded:
+            now = monotonic()
+            self._has_waited = max(0.0, self._has_waited - SHARE * (now - self._waited_at))
+            self._waited_at = now
+            if self._has_waited >= CROWDED:
+                return
+            intake.hurry()
+            time.sleep(0.005)
+            self._has_waited += monotonic() - now
+
     def _note_begin(self, task: RemoteTask[Any], peer: Peer | None, ns: int, attempt: int) -> None:
         """Take note that a process has begun a task; maybe one that another had begun before."""
         state = task._task_state
-        task._peer = peer or task._peer
         with self._lock:
+            task._peer = peer or task._peer
+            runs = task in self._running
             self._running.add(task)  # before it waits no more: the pool must not end in between
-            is_first = task in self.calls
+            is_first = self.calls.pop(task, None) is not None
             if is_first:
-                del self.calls[task]
                 task._begin(ns)
-            elif task.done():
+                if task._has_deadline and state.timeout is not None:
+                    self.deadlines.watch(task, monotonic() + state.timeout + LATE)
+            elif not runs:  # somebody has just ended it, or is about to
                 self._running.discard(task)
-        if is_first and task._has_deadline and state.timeout is not None:
-            self.deadlines.watch(task, monotonic() + state.timeout + LATE)
-        elif not is_first and not task.done():
+            is_again = runs and not task._is_claimed
+        if is_again:
             self._dispatcher.intake.emit_weighed(
                 state, WARNING,
                 f"begun again by {self._label}: attempt {attempt}, in {peer or 'a process'}", ns)
@@ -437,11 +512,16 @@ class RemotePool:
 
     def losses(self, worker: str, totals: Losses) -> None:
         """Count what a process could not send; ``totals`` are those since it began."""
-        for (kind, reason), total in totals.items():
-            with self._hearing:
-                before = self._lost.get((worker, kind, reason), 0)
-                self._lost[worker, kind, reason] = max(before, total)
-            for _ in range(total - before):
+        if not totals:
+            return
+        with self._hearing:
+            known = self._lost[worker] = self._lost.pop(worker, {})  # now the last
+            if len(self._lost) > MOST_LOSERS:
+                del self._lost[next(iter(self._lost))]
+            news = {each: total - known.get(each, 0) for each, total in totals.items()}
+            known.update({each: totals[each] for each, more in news.items() if more > 0})
+        for (kind, reason), more in news.items():
+            for _ in range(more):
                 if reason == "late":
                     self._dispatcher.intake.late.add()
                 else:
@@ -454,25 +534,17 @@ class RemotePool:
             self._end_late(task, stack)
 
     def gone(self, peer: Peer) -> None:
-        """Take note that the connection of a process has ended: all that it said has come."""
-        self._connection_of(peer)[0].set()
+        """Do nothing: whoever waits for the end of a connection looks at ``peer.ended``."""
 
     # -- the end of a task --
 
-    def _say_done(self, task: RemoteTask[Any], future: Future[bytes]) -> None:
+    def say_done(self, task: RemoteTask[Any], future: Future[bytes]) -> None:
         """Have a task ended whose body the executor has ended: on any thread, at once."""
         self._ends.put(partial(self._finish, task, future))
 
     def _finish(self, task: RemoteTask[Any], future: Future[bytes]) -> None:
         """End a task as its executor says. The lane of the ends."""
-        found: Report | None = None
-        error: BaseException | None = None
-        try:
-            found = decode_report(future.result())
-        except CancelledError:
-            pass
-        except BaseException as raised:
-            error = raised
+        found, error = _answer(future)
         try:
             if found is not None:
                 self.losses(found.worker, found.losses)
@@ -480,28 +552,43 @@ class RemotePool:
                     self.said(None, task.id, found.attempt, found.first, found.records)
             elif task._peer is not None and not task.done():
                 self._wait_for_last_words(task._peer)
-            if task in self.calls:
-                self._end_unbegun(task, found, error)
-            elif self._claim(task):
-                self.deadlines.forget(task)
-                self._end_begun(task, found, error)
         finally:
+            # before its end can be seen: it is not abandoned
             self._handed.pop(task.id, None)
             task._future = None
-            self.look()
+            if found is not None or error is not None or not self._by_value:
+                # else it may still begin: dask says that it has cancelled one, and runs it
+                self._hub.forget(task.id)
+            try:
+                if not self._end_unbegun(task, found, error) and self._claim(task):
+                    self.deadlines.forget(task)
+                    self._end_begun(task, found, error)
+            finally:
+                self.look()
 
     def _end_unbegun(self, task: RemoteTask[Any], found: Report | None,
-                     error: BaseException | None) -> None:
-        """End a task of which no process has ever said that it began it."""
+                     error: BaseException | None) -> bool:
+        """End a task of which no process has ever said that it began it; False if one has, or if
+        somebody else has ended it."""
+        if task not in self.calls:
+            return False
         if found is not None and found.kind != CANCELLED:  # its order could not be loaded
             error = outcome_of(found)[1]
-        if error is not None:
-            task._fail(error)
-        elif task._end_unbegun(task.cancel_reason or f"{self._label} cancelled it"):
-            self._callbacks.put(task._tell)
+        kind, failure, reason = FAILED, task._describe(error), None
+        if error is None:
+            kind, reason = CANCELLED, task.cancel_reason or f"{self._label} cancelled it"
+            failure = None, reason, None
+        with self._lock:
+            if not task._end_before_begun(kind, error, failure, reason):
+                return False
+            task._is_claimed = True  # before it is among those that somebody may claim ...
+            self._running.add(task)  # ... until its callbacks were called
+        self._release(task)
+        return True
 
     def _end_begun(self, task: RemoteTask[Any], found: Report | None,
                    error: BaseException | None) -> None:
+        """End a task that has begun, and that the caller has claimed."""
         kind, result, failure, duration, result_json = FAILED, None, None, None, None
         if found is not None:
             kind, failure, duration = found.kind, found.failure, found.duration
@@ -515,18 +602,19 @@ class RemotePool:
             failure = None, task.cancel_reason or f"{self._label} cancelled it", None
         timeout = task._task_state.timeout
         try:
-            if task._has_deadline and (duration or 0.0) > (timeout or 0.0):
-                task._time_out("")  # nobody could tell at its deadline that it had begun
-            else:
+            if not task._has_deadline or (duration or 0.0) <= (timeout or 0.0):
                 task._end_begun(kind, duration, result, error, failure, result_json)
+            else:  # it has timed out, whether or not its process could tell at that time
+                stack = failure[2] if failure is not None and kind == TIMED_OUT else None
+                task._time_out(stack or "")
         finally:
             self._release(task)
 
     def _claim(self, task: RemoteTask[Any]) -> bool:
         """Tell whether it is the caller who ends a task that has begun."""
         with self._lock:
-            is_mine = not task._is_claimed
-            task._is_claimed = True
+            is_mine = task in self._running and not task._is_claimed
+            task._is_claimed = task._is_claimed or is_mine
             return is_mine
 
     def _release(self, task: RemoteTask[Any]) -> None:
@@ -560,22 +648,36 @@ class RemotePool:
             finally:
                 self._release(task)
 
-    def _connection_of(self, peer: Peer) -> tuple[Latch, float]:
-        with self._hearing:
-            return self._gone.setdefault(peer.worker, (Latch(), monotonic() + DRAIN))
-
     def _wait_for_last_words(self, peer: Peer) -> None:
         """Wait for what a process has said before its tasks ended without a report: a moment for
         all of them together."""
-        gone, until = self._connection_of(peer)
-        gone.wait(max(0.0, until - monotonic()))
+        for latest in self._hub.workers():  # it may have connected again
+            if latest.worker == peer.worker:
+                until = self._last_words.setdefault(latest, monotonic() + DRAIN)
+                latest.ended.wait(max(0.0, until - monotonic()))
 
     def settle(self, task: Task[Any], error: BaseException) -> None:
         """Have a task end whose end was struck by an interrupt before it had begun."""
         report(logging.CRITICAL, "task %s was interrupted between two steps of its end: %s",
                task.id, describe(error))
-        if not task._fail(error) and not task.done():
+        if task._fail(error) or task.done():
+            return
+        with self._lock:
+            has_begun = task in self._running
+        if not has_begun:
             task._end_interrupted(error)
+
+
+def _answer(future: Future[bytes]) -> tuple[Report | None, BaseException | None]:
+    """Return what an executor's future has brought: a report, or an error, or neither if it was
+    cancelled."""
+    try:
+        error = future.exception()  # not raised: a traceback would hold the frames of here
+        if error is None:
+            return decode_report(future.result()), None
+    except BaseException as raised:
+        error = raised.with_traceback(None)
+    return None, None if isinstance(error, CancelledError) else error
 
 
 def _do_nothing(*args: object) -> None:

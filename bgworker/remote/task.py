@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         """What it needs of its pool."""
 
         def ask_there(self, task: RemoteTask[Any]) -> None: ...
+        def say_done(self, task: RemoteTask[Any], future: Future[bytes]) -> None: ...
 
 
 class Elsewhere:
@@ -57,13 +58,25 @@ class RemoteTask(Task["T"]):
     def _cancel_quietly(self, reason: str) -> bool:
         # Not one that has begun: an executor may say that it has cancelled it, and run it on. Of
         # one that the executor is just getting, `RemotePool.put` looks whether it was cancelled.
-        if self._has_begun or self._future is None or not self._future.cancel():
+        future = self._future  # once: the lane of the ends sets it to None
+        if self._has_begun or future is None:
             return False
-        return self._end_unbegun(reason)
+        try:
+            return future.cancel() and self._end_unbegun(reason)
+        except BaseException:  # an interrupt: the pool may not have been told
+            if future.cancelled():
+                self._runner.say_done(self, future)
+            raise
 
     def _end_unbegun(self, reason: str) -> bool:
         """Cancel a task that the executor will not run, and call no callback yet."""
         return super()._cancel_quietly(reason)
+
+    def _describe(self, error: BaseException | None) -> Failure:
+        """Return what the record is to have of an error; runs the code of its author."""
+        if error is None:
+            return None, None, None
+        return describe_failure(error, self._limits.max_payload)
 
     def _begin(self, ns: int) -> None:
         """Have the record say that the task runs since ``ns``. Under the pool's lock."""
@@ -81,7 +94,7 @@ class RemoteTask(Task["T"]):
         """End a task that has begun, and call no callback yet. The caller has claimed it."""
         state = self._task_state
         if error is not None and failure is None:
-            failure = describe_failure(error, self._limits.max_payload)
+            failure = self._describe(error)
         state.result = result_json
         try:
             self._record_end(kind, duration, result, error, failure)
