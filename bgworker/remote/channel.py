@@ -188,10 +188,10 @@ class Channel:
             if link.send(("said", number, [(body.state.id, body.attempt, 1, [record])], {}), False):
                 return
         except BROKEN:
-            return  # it goes on the next link, or with the report
-        # another body speaks, and so does the thread that sends
-        with self._news:
-            self._batches.pop(number, None)
+            pass  # the next link may be open already, and not know of this batch
+        with self._news:  # another one speaks, or it broke
+            if self._batches.pop(number, None) is None:
+                return  # it was told all the same, and acknowledged
             self._under_way -= SLOT
             body.next = 1
         self.intake.emit_lifecycle(body.state, STARTED, ns)

@@ -167,6 +167,28 @@ def test_what_was_not_acknowledged_comes_again_over_the_next_connection(
         assert cut.is_set() and max(receiver.came.values()) == 2
 
 
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_a_start_that_is_told_as_the_channel_breaks_leaves_no_gap(
+    is_sent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell, tried = Link.send, []
+
+    def break_(self: Link, message: Any, wait: bool = True) -> bool:
+        if wait:
+            return tell(self, message, wait)
+        tried.append(message)
+        if is_sent:
+            tell(self, message)
+            time.sleep(0.1)  # it is acknowledged
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Link, "send", break_)
+    with hub() as (made, receiver):
+        report = decode_report(perform(ordered(bodies.talk, 50, 0.01, ticket=made.ticket)))
+        assert tried and receiver.outputs(report) == numbers(50)
+        assert report.first > 10 and len(report.records) < 40
+
+
 @pytest.mark.parametrize("ticket", [
     None, ("\0bgworker-nobody", b"key", 1), ("/nowhere/at/all", b"key", 1),
     (("127.0.0.1", 1), b"key", 1),
