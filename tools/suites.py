@@ -43,7 +43,9 @@ SUITES: dict[str, tuple[str, ...]] = {
 USUAL = ("aiofiles", "asgiref", "janus")
 
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-TOOLS = ("pytest", "pytest-asyncio", "pytest-httpbin", "pytest-timeout")
+TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout")
+NEEDS = {"requests-futures": ("pytest-httpbin",)}
+"""What the tests of a project need beside these."""
 
 SWAP = """
 import os, sys
@@ -79,7 +81,10 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="bgworker-suites-") as scratch:
         folder = Path(scratch)
         try:
-            run([*PIP, "install", "--target", str(folder / "site"), "--upgrade", *names, *TOOLS])
+            needed = [each for name in names for each in NEEDS.get(name, ())]
+            # most of what is installed is never imported, and so need not be compiled
+            run([*PIP, "install", "--no-compile", "--target", str(folder / "site"), "--upgrade",
+                 *names, *TOOLS, *needed])
             return 1 if any(new_failures_of(names, folder)) else 0
         except Missing as error:
             print(error, file=sys.stderr)
