@@ -162,22 +162,31 @@ def test_harmless_json_says_the_same() -> None:
 # ---------------------------------------------------------------- ends
 
 
-@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
-@pytest.mark.parametrize("words", [each for name, each in READING.items() if name != "prune"],
-                         ids=[name for name in READING if name != "prune"])
-def test_a_reader_that_has_gone_ends_it_without_a_word(
-    record: Recorder, tmp_path: Path, words: list[str]
-) -> None:
+@pytest.fixture(scope="module")
+def long_history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a history with more than a pipe takes at once, in each of its tables."""
+    folder = tmp_path_factory.mktemp("long")
+    record = Recorder(folder / "bgworker.db")
     record.many_said(record.task("x"), 20_000)
     for number in range(2000):
         record.task(f"name {number} {'x' * 60}", id=f"{number:032x}", failure_message="m" * 200)
         record.run(f"{number:032x}", host="h" * 100)
+    record.close()
+    return folder
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+@pytest.mark.parametrize("words", [each for name, each in READING.items() if name != "prune"],
+                         ids=[name for name in READING if name != "prune"])
+def test_a_reader_that_has_gone_ends_it_without_a_word(
+    long_history: Path, words: list[str]
+) -> None:
     more = {"tasks": ["--limit", "0"], "runs": ["--limit", "0"], "show": ["-n", "20000"],
             "why": ["-n", "20000"], "stats": ["--json"]}.get(words[0], [])
     words = [{"last": "x"}.get(word, word) for word in words]
     with subprocess.Popen(
         [sys.executable, "-m", "bgworker", *words, *more],
-        cwd=tmp_path,
+        cwd=long_history,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(),
