@@ -13,8 +13,8 @@ from bgworker import Scheduler
 
 
 @pytest.fixture(scope="session", params=[
-    # which is spawn and fork in one
-    pytest.param(name, marks=pytest.mark.slow) if name == "forkserver" else name
+    # that starts workers as fork does, or as loky
+    pytest.param(name, marks=pytest.mark.slow) if name in ("spawn", "forkserver") else name
     for name in NAMES])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Each of the executors. A test leaves it as it was."""

@@ -162,9 +162,16 @@ class Engine:
         elif self.name == LOKY:
             self.executor.shutdown(kill_workers=True)  # type: ignore[union-attr, call-arg]
         elif self.executor is not None:
-            self.executor.shutdown(cancel_futures=True)
-        # what is left after that is the test's failure; a helper of Python's own is none of it
-        until(lambda: not set(descendants()) - self._others, SOON)
+            # without a wait, which may never end when a worker was killed at its queue
+            self.executor.shutdown(wait=False, cancel_futures=True)
+        try:
+            until(lambda: not self._left(), SOON)
+        finally:
+            for pid in self._left():
+                os.kill(pid, signal.SIGKILL)
+
+    def _left(self) -> set[int]:
+        return set(descendants()) - self._others
 
 
 class Cluster:

@@ -125,6 +125,7 @@ def test_a_worker_that_ends_itself_is_one_that_dies(forked: Engine, recorder: Re
     assert recorder.types(task)[-1] == "TaskFailed"
 
 
+@pytest.mark.slow
 def test_dask_runs_a_task_again_whose_worker_was_killed(dask: Engine, recorder: RecordingSink,
                                                         holds: Holds) -> None:
     first, second = holds(), holds()
@@ -147,6 +148,7 @@ def test_dask_runs_a_task_again_whose_worker_was_killed(dask: Engine, recorder: 
     assert [each.seq for each in recorder.of(task)] == list(range(1, len(recorder.of(task)) + 1))
 
 
+@pytest.mark.slow
 def test_dask_gives_a_task_up_that_kills_each_worker(dask: Engine, recorder: RecordingSink,
                                                      hold: Hold) -> None:
     hold.open()
@@ -504,8 +506,8 @@ def test_workers_that_are_replaced_after_each_task_lose_nothing(recorder: Record
     with concurrent.futures.ProcessPoolExecutor(  # type: ignore[call-overload]
             WORKERS, multiprocessing.get_context("forkserver"), max_tasks_per_child=1
     ) as executor, Scheduler(executor=executor, sinks=[recorder]) as pool:
-        tasks = [pool.submit(functions.recite, 40, n) for n in range(8)]
-        assert [task.result(SOON) for task in tasks] == [40] * 8
+        tasks = [pool.submit(functions.recite, 40, n) for n in range(4)]
+        assert [task.result(SOON) for task in tasks] == [40] * 4
     for number, task in enumerate(tasks):
         assert recorder.said(task) == [
             ("output", f"{line} {'x' * number}") for line in range(40)]
