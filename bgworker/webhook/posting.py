@@ -221,10 +221,10 @@ class _Http(urllib.request.HTTPHandler):
 
 class _Https(urllib.request.HTTPSHandler):
     def __init__(self) -> None:
-        super().__init__()
         # whatever a program has made urllib's own default
         self._verifying = ssl.create_default_context()
         self._verifying.sslsocket_class = _TlsSocket
+        super().__init__(context=self._verifying)  # which would make one more without it
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(_HttpsConnection, req, context=self._verifying)
