@@ -103,6 +103,8 @@ class Body:
         """Bytes that those count."""
         self.next = 1
         """Number of the first of them."""
+        self.is_command = False
+        """True when it has said something in blocks of lines, as commands alone do."""
 
 
 class Channel:
@@ -202,6 +204,12 @@ class Channel:
         with self._news:
             for _ in range(self.intake.turns):
                 self._take()
+            # What a command says waits for the sinks of there. In its report it could not: others
+            # wait for that.
+            while (body.is_command and self._is_open and body.state.stop_reason is None
+                   and (body.unsent or any([body in each for each in self._batches.values()]))):
+                self.intake.hurry()
+                self._news.wait(BACKSTOP)
             first = body.next
             records: Records = []
             for parts in self._batches.values():
@@ -257,6 +265,7 @@ class Channel:
                 continue
             body.unsent.append((kind, ns, data))
             if data.__class__ is list:
+                body.is_command = True
                 size = cost_of_lines(data)
             else:
                 size = cost(kind, data) if kind >= PROGRESS else SLOT

@@ -160,9 +160,8 @@ class RemotePool:
         self._begin_empty()
 
     def _begin_empty(self) -> None:
-        # a signal handler or a finaliser may come back into either
-        self._lock = threading.RLock()  # guards the claims
-        self._hearing = threading.RLock()  # guards `_attempts` and `_lost`: each record counts once
+        # guards the claims, and `_lost`; a signal handler or a finaliser may come back into it
+        self._lock = threading.RLock()
         self.calls: dict[Task[Any], bool] = {}
         """The tasks that nobody has begun."""
         self.ends: list[Task[Any]] = []
@@ -257,6 +256,7 @@ class RemotePool:
 
     def _hand_on(self, task: RemoteTask[Any], order: bytes) -> None:
         """Hand a task to the executor."""
+        task._hearing = threading.RLock()
         self._handed[task.id] = task
         try:
             future = task._future = self._executor.submit(perform, order)
@@ -459,7 +459,7 @@ class RemotePool:
             return  # it has ended: all this came with its result
         self._let_sinks_catch_up()
         intake = self._dispatcher.intake
-        with self._hearing:
+        with task._hearing:
             attempts = task._attempts = {} if task._attempts is None else task._attempts
             known = attempts.get(attempt, 0)
             attempts[attempt] = max(known, first + len(records) - 1)
@@ -470,9 +470,24 @@ class RemotePool:
                     for _ in data if type(data) is list else (data,):
                         intake.late.add()
                 elif type(data) is list:
-                    intake.emit_lines(task._task_state, kind, data, ns)
+                    self._emit_lines(task, kind, data, ns)
                 else:
                     intake.emit_weighed(task._task_state, kind, data, ns)
+
+    def _emit_lines(self, task: RemoteTask[Any], kind: int, lines: list[str], ns: int) -> None:
+        """Emit what a command has said, no faster than the sinks keep up: its process is told no
+        sooner that this has come, and reads the pipes no faster. See `TaskContext._wait_for_room`,
+        which does that for a command on a thread."""
+        intake, start = self._dispatcher.intake, 0
+        while start < len(lines):
+            while intake.is_crowded and task._has_time_to_wait and not self.has_ended:
+                intake.hurry()
+                time.sleep(0.005)
+            room = len(lines)
+            if task._has_time_to_wait:
+                room = intake.room_for(max(map(len, lines)))
+            intake.emit_lines(task._task_state, kind, lines[start:start + room], ns)
+            start += room
 
     def _let_sinks_catch_up(self) -> None:
         """Wait until there is room for records, or as long as that may be waited for. Two threads
@@ -514,7 +529,7 @@ class RemotePool:
         """Count what a process could not send; ``totals`` are those since it began."""
         if not totals:
             return
-        with self._hearing:
+        with self._lock:
             known = self._lost[worker] = self._lost.pop(worker, {})  # now the last
             if len(self._lost) > MOST_LOSERS:
                 del self._lost[next(iter(self._lost))]
@@ -544,6 +559,7 @@ class RemotePool:
 
     def _finish(self, task: RemoteTask[Any], future: Future[bytes]) -> None:
         """End a task as its executor says. The lane of the ends."""
+        task._has_reported = True
         found, error = _answer(future)
         try:
             if found is not None:

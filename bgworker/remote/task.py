@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from ..model.enums import TaskStatus
 from ..model.failure import describe_failure
 from ..model.records import CANCELLED, STARTED
@@ -44,8 +46,12 @@ class RemoteTask(Task["T"]):
     """The executor's. None until the executor has taken the call."""
     _peer: Peer | None = None
     """The process that has begun it, the latest one if the executor begins it again."""
+    _hearing: Any
+    """Guards the next, so that each record counts once, and in order; see `RemotePool.said`."""
     _attempts: dict[str, int] | None = None
     """By attempt to run it: how many of its records have come."""
+    _has_reported = False
+    """True once the executor has said that it is over."""
     _has_deadline = False
     """Whether its time is watched here."""
     _is_claimed = False
@@ -71,6 +77,16 @@ class RemoteTask(Task["T"]):
     def _end_unbegun(self, reason: str) -> bool:
         """Cancel a task that the executor will not run, and call no callback yet."""
         return super()._cancel_quietly(reason)
+
+    @property
+    def _has_time_to_wait(self) -> bool:
+        """Whether what its command says may wait for the sinks: not while its end waits for that,
+        nor when it is to stop or half of its time is over."""
+        state = self._task_state
+        if self._has_reported or self._is_claimed or state.stop_reason is not None:
+            return False
+        ran = (time.time_ns() - (state.started_ns or 0)) / 1e9
+        return state.timeout is None or ran < state.timeout / 2
 
     def _describe(self, error: BaseException | None) -> Failure:
         """Return what the record is to have of an error; runs the code of its author."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import get_context
@@ -13,7 +14,8 @@ import pytest
 from tests.remote import bodies
 from tests.support import SOON
 
-from bgworker import ConfigurationError, Scheduler, ShutdownError, TaskStatus, TaskTimedOut
+from bgworker import (
+    ConfigurationError, Scheduler, ShutdownError, StreamEvent, TaskStatus, TaskTimedOut, shell)
 from bgworker.remote.worker import perform
 
 FEW = 2.0
@@ -130,3 +132,34 @@ def test_a_callback_that_takes_its_time_holds_up_no_end_of_another_task(
             assert pool.submit(bodies.nothing).result(SOON) is None
         finally:
             can_end.set()
+
+
+def test_a_command_says_no_more_than_a_reader_keeps_up_with(
+    processes: ProcessPoolExecutor,
+) -> None:
+    lines = 20_000
+    with Scheduler(executor=processes) as pool:
+        task = pool.submit(shell(
+            f"sleep 0.2; '{sys.executable}' -c 'for n in range({lines}): print(n)'"))
+        reader = pool.subscribe(
+            task=task, back_pressure=True, maxsize=1000, types=["TaskOutput", "TaskCompleted"])
+        seen = []
+        for event in reader:
+            if isinstance(event, StreamEvent):
+                seen.append(int(event.payload))
+                if len(seen) % 1000 == 0:
+                    time.sleep(0.02)
+        assert seen == list(range(lines)) and reader.health().dropped == 0
+
+
+def test_a_command_whose_reader_never_comes_ends_in_its_time(
+    processes: ProcessPoolExecutor,
+) -> None:
+    with Scheduler(executor=processes) as pool:
+        reader = pool.subscribe(back_pressure=True, maxsize=100)
+        task = pool.options(timeout=2.0).submit(shell("seq 50000"))
+        assert task.wait(SOON) and task.status is TaskStatus.COMPLETED
+        pool.flush(SOON)
+        health = reader.health()
+        assert health.emitted == 50_000 + 4 == health.dropped + health.pending
+        reader.close()
