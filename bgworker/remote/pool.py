@@ -69,11 +69,12 @@ DRAIN = 1.0
 report."""
 
 CROWDED = 1.0
-"""Seconds that records wait for the sinks of here before they are taken, or refused and counted."""
+"""Seconds that records wait at once for the sinks of here before they are taken, or refused and
+counted."""
 
 SHARE = 0.1
-"""Part of the time that is spent so, most: sinks that never keep up are not to hold up the ends and
-the deadlines of tasks."""
+"""Part of all time that goes into such waits at most: sinks that never keep up are not to hold up
+the ends and the deadlines of tasks."""
 
 MOST_LOSERS = 1000
 """Processes whose losses are remembered: those that have told of some last."""
@@ -176,9 +177,9 @@ class RemotePool:
         """By process: what it could not send, as far as that is counted here."""
         self._last_words: WeakKeyDictionary[Peer, float] = WeakKeyDictionary()
         """Until when the end of a connection is waited for."""
-        self._has_waited = 0.0
+        self._waited = 0.0
         """Seconds that records have waited for the sinks, less `SHARE` of the time since ..."""
-        self._waited_at = 0.0
+        self._looked_at = 0.0
         """... up to this moment (monotonic)."""
         self._has_given_up = False
         self._has_started = False
@@ -495,13 +496,13 @@ class RemotePool:
         intake = self._dispatcher.intake
         while intake.is_crowded:
             now = monotonic()
-            self._has_waited = max(0.0, self._has_waited - SHARE * (now - self._waited_at))
-            self._waited_at = now
-            if self._has_waited >= CROWDED:
+            self._waited = max(0.0, self._waited - SHARE * (now - self._looked_at))
+            self._looked_at = now
+            if self._waited >= CROWDED:
                 return
             intake.hurry()
             time.sleep(0.005)
-            self._has_waited += monotonic() - now
+            self._waited += monotonic() - now
 
     def _note_begin(self, task: RemoteTask[Any], peer: Peer | None, ns: int, attempt: int) -> None:
         """Take note that a process has begun a task; maybe one that another had begun before."""
@@ -576,20 +577,20 @@ class RemotePool:
                 # else it may still begin: dask says that it has cancelled one, and runs it
                 self._hub.forget(task.id)
             try:
-                if not self._end_unbegun(task, found, error) and self._claim(task):
+                if found is not None and found.kind != CANCELLED and task in self.calls:
+                    # what its process said of that was not noted
+                    self._note_begin(task, None, time.time_ns() - int(found.duration * 1e9), 1)
+                if not self._end_unbegun(task, error) and self._claim(task):
                     self.deadlines.forget(task)
                     self._end_begun(task, found, error)
             finally:
                 self.look()
 
-    def _end_unbegun(self, task: RemoteTask[Any], found: Report | None,
-                     error: BaseException | None) -> bool:
+    def _end_unbegun(self, task: RemoteTask[Any], error: BaseException | None) -> bool:
         """End a task of which no process has ever said that it began it; False if one has, or if
         somebody else has ended it."""
         if task not in self.calls:
             return False
-        if found is not None and found.kind != CANCELLED:  # its order could not be loaded
-            error = outcome_of(found)[1]
         kind, failure, reason = FAILED, task._describe(error), None
         if error is None:
             kind, reason = CANCELLED, task.cancel_reason or f"{self._label} cancelled it"
@@ -652,7 +653,7 @@ class RemotePool:
         self.look()
 
     def _expire(self, task: RemoteTask[Any], thread: int) -> None:
-        """End a task at its deadline that no process has said anything of. The deadlines'
+        """End a task whose process has not said where it is at its deadline. The deadlines'
         thread."""
         self._end_late(task, "")
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,11 +31,12 @@ ENDS = {"TaskCompleted", "TaskFailed", "TaskCancelled", "TaskTimedOut"}
 
 
 def report(
-    kind: int = COMPLETED, payload: bytes = dumps(None), failure: Any = None, duration: float = 0.1
+    kind: int = COMPLETED, payload: bytes = dumps(None), failure: Any = None,
+    duration: float = 0.1, records: Any = ((STARTED, 1, None),),
 ) -> bytes:
     """Return what a worker process answers of a body that has begun."""
-    return encode_report(Report(kind, payload, failure, None, duration, "w-1", 1,
-                                [(STARTED, time.time_ns(), None)], {}, "w"))
+    return encode_report(Report(
+        kind, payload, failure, None, duration, "w-1", 1, list(records), {}, "w"))
 
 
 class Waits(Executor):
@@ -145,12 +147,13 @@ def _all_steps(act: Callable[[Case], object], strikes: Callable[[Case], object])
 @pytest.mark.filterwarnings(  # a socket that was struck between its making and its first use
     "ignore:unclosed <socket:ResourceWarning",
     "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("strikes", [
-    Case.interrupt, Case.submit, Case.cancel, Case.shutdown, Case.cancel_all, Case.give_up],
-    ids=lambda each: each.__name__)
-@pytest.mark.parametrize("act", [
-    Case.submit, Case.cancel, Case.shutdown, Case.cancel_all, Case.give_up],
-    ids=lambda each: each.__name__)
+@pytest.mark.parametrize("act, strikes", [
+    *product([Case.submit, Case.cancel],
+             [Case.interrupt, Case.submit, Case.cancel, Case.shutdown, Case.cancel_all,
+              Case.give_up]),
+    *product([Case.shutdown, Case.cancel_all, Case.give_up],
+             [Case.interrupt, Case.submit, Case.give_up]),
+], ids=lambda each: each.__name__)
 def test_an_interrupt_or_a_signal_handler_at_any_step_leaves_no_task_open(
     act: Callable[[Case], None], strikes: Callable[[Case], None],
 ) -> None:
@@ -210,6 +213,15 @@ def test_a_result_that_exits_when_it_is_loaded_fails_its_task(has_begun: bool) -
     assert case.tasks[0].wait(SOON) and case.tasks[0].status is TaskStatus.FAILED
     assert "cannot be loaded here" in str(case.tasks[0].exception())
     case.scheduler.shutdown()
+
+
+def test_a_result_counts_though_nobody_has_heard_that_its_body_began() -> None:
+    case = Case()
+    case.engine.got[0].set_result(report(payload=dumps(7), records=()))
+    assert case.tasks[0].result(SOON) == 7
+    case.check(is_whole=True)
+    kinds = [event.type.value for event in case.recorder.events]
+    assert kinds == [CREATED, "TaskScheduled", "TaskStarted", "TaskCompleted"]
 
 
 def test_the_callback_of_a_task_that_never_began_holds_up_no_other_end() -> None:
