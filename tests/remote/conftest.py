@@ -1,4 +1,5 @@
-"""The executors, one after the other; each is there for all tests of a session that it runs."""
+"""The executors, one after the other; each is there for all tests of a module that it runs, and no
+longer: a child that is forked beside subinterpreters crashes."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from tests.support import SOON, RecordingSink, until
 from bgworker import Scheduler
 
 
-@pytest.fixture(scope="session", params=[
+@pytest.fixture(scope="module", params=[
     # that starts workers as fork does, or as loky
     pytest.param(name, marks=pytest.mark.slow) if name in ("spawn", "forkserver") else name
     for name in NAMES])

@@ -162,8 +162,8 @@ class Engine:
         elif self.name == LOKY:
             self.executor.shutdown(kill_workers=True)  # type: ignore[union-attr, call-arg]
         elif self.executor is not None:
-            # without a wait, which may never end when a worker was killed at its queue
-            self.executor.shutdown(wait=False, cancel_futures=True)
+            # without a wait for processes: when one was killed at its queue that may never end
+            self.executor.shutdown(wait=self.name == INTERPRETERS, cancel_futures=True)
         try:
             until(lambda: not self._left(), SOON)
         finally:
