@@ -26,6 +26,14 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return method
 
 
+def raising_another(error: BaseException) -> Callable[..., Any]:
+    """Raises one like it each time: one that is kept would keep all whom it was raised at."""
+    def method(*_: object) -> Any:
+        raise type(error)(*error.args)
+
+    return method
+
+
 def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
     try:
         raise error from cause
@@ -129,7 +137,7 @@ def test_an_exception_with_a_huge_text_costs_no_more_memory_than_fits(text: str)
 
 
 class LyingClass(type):
-    __eq__ = __hash__ = raising(GeneratorExit())  # type: ignore[assignment]
+    __eq__ = __hash__ = raising_another(GeneratorExit())  # type: ignore[assignment]
     __instancecheck__ = __getattribute__ = __eq__  # type: ignore[assignment]
 
 
@@ -165,8 +173,8 @@ TOLD = (
 
 def hostile(base: type, error: BaseException) -> Any:
     """Return a class of exceptions, each question to which raises."""
-    attributes: dict[str, Any] = dict.fromkeys(SPEAKING, raising(error))
-    attributes.update(dict.fromkeys(TOLD, property(raising(error))))
+    attributes: dict[str, Any] = dict.fromkeys(SPEAKING, raising_another(error))
+    attributes.update(dict.fromkeys(TOLD, property(raising_another(error))))
     del attributes["__module__"]
     return LyingClass("Hostile", (base,), attributes)
 
