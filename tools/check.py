@@ -33,6 +33,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -100,9 +101,7 @@ def main(argv: list[str]) -> int:
         try:
             found = interpreters(options.python, environment)
             if not options.no_install:
-                found = [prepared_venv(python, Path(scratch), environment) for python in found]
-                if on_ci(environment):
-                    install_servers(environment)
+                found = prepared_venvs(found, Path(scratch), environment)
         except SetupError as error:
             print(f"check.py: {error}", file=sys.stderr)
             return 2
@@ -192,6 +191,17 @@ def on_ci(environment: dict[str, str]) -> bool:
 
 
 # --- the environment ---
+
+
+def prepared_venvs(pythons: list[Interpreter], scratch: Path,
+                   environment: dict[str, str]) -> list[Interpreter]:
+    """Prepare the environments side by side, and on CI the servers, too: each downloads much."""
+    with ThreadPoolExecutor() as pool:
+        servers = pool.submit(install_servers, environment) if on_ci(environment) else None
+        prepared = list(pool.map(lambda one: prepared_venv(one, scratch, environment), pythons))
+        if servers is not None:
+            servers.result()
+    return prepared
 
 
 def prepared_venv(python: Interpreter, scratch: Path, environment: dict[str, str]) -> Interpreter:
@@ -321,10 +331,13 @@ def run_checks(pythons: list[Interpreter], scratch: Path, environment: dict[str,
             stack.enter_context(Tests(last, scratch, environment, [*part, *for_pytest]))
             for part in parts
         ]
-        if cores() > 1:
-            for tests in of_last:
-                tests.start()
+        beside = of_last if cores() > 1 else []
+        for tests in beside[:1]:
+            tests.start()
         passed += static_checks(pythons, environment)
+        # by now the first has compiled the modules of the tests, which takes 12 s, for both
+        for tests in beside[1:]:
+            tests.start()
         for python in others:
             with Tests(python, scratch, environment, [*not_slow, *for_pytest]) as tests:
                 passed.append(tests.passed())

@@ -197,13 +197,7 @@ CASES = [our_own(module, case) for module, case in thread_pool_cases()]
 globals().update({case.__name__: case for case in CASES})
 
 
-def setUpModule() -> None:
-    # the tests collect garbage often; what was there before them needs no look each time
-    gc.freeze()
-
-
 def tearDownModule() -> None:
-    gc.unfreeze()
     # ends the helpers of the process pools that one test forks
     multiprocessing.util._cleanup_tests()
 
