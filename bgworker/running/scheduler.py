@@ -88,8 +88,8 @@ class Scheduler(Submits, DropIn):
         executor: runs the code of the tasks in the place of threads here: a
             ``ProcessPoolExecutor``, say, or that of a cluster. It stays its maker's, who shuts it
             down after this. Its workers import bgworker; functions, arguments and results are
-            pickled. ``max_workers``, ``initializer`` and ``resize`` are its own business, and
-            context variables stay here.
+            pickled. ``max_workers``, ``initializer`` and ``resize`` are its own business,
+            ``max_stuck`` means nothing, and context variables stay here.
         channel: "HOST:PORT" (port 0: any that is free) where the executor's processes on other
             machines reach this one, with what their tasks say. None is for processes of this
             machine; what those of others say comes with their results then.
