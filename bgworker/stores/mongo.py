@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+COLLECTIONS = ("runs", "scripts", "tasks", "task_streams", "losses")
 INDEXES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "tasks": (("status", "created_utc"), ("completed_utc",), ("run_id",), ("script_hash",)),
     "task_streams": (("task_id", "seq"),),
@@ -138,6 +139,8 @@ class MongoSink(Store):
         super().__init__(f"the MongoDB database {database.name!r}", "database", max_age, max_tasks)
         self._database = database
         self._next_check = 0.0  # of the version, on the clock of `monotonic`
+        self._is_ours = False
+        """The database had a version of ours. If it is dropped, we may write before we notice."""
         self._is_in_doubt = False
         """What the last attempt has stored is not known."""
         self._known: set[str] = set()  # ids of tasks that are there
@@ -149,7 +152,8 @@ class MongoSink(Store):
         """Make the indexes if need be; again after a fork.
 
         Raises:
-            PermanentSinkError: the history has a newer version.
+            PermanentSinkError: the history has a newer version, or a collection with the name of
+                one of its own is somebody else's.
             TemporarySinkError: it may work later.
         """
         self._next_check = 0.0
@@ -179,11 +183,22 @@ class MongoSink(Store):
                     versions.insert_one({"_id": number, "since": ns_text(time_ns())})
             finally:
                 versions.update_one({"_id": 0, "holder": me}, {"$set": {"holder": None}})
+        self._is_ours = True
         self._next_check = monotonic() + VERSION_INTERVAL
 
     def _found(self, versions: Any) -> int:
         """Return the version of the history; 0 for none."""
-        found: int = max((each["_id"] for each in versions.find()), default=0)
+        # Before the version, which is noted before there is any document.
+        filled = [] if self._is_ours else [
+            name for name in COLLECTIONS
+            if self._database[name].find_one({}, {"_id": 1}) is not None]
+        found = 0
+        for each in versions.find():
+            if not isinstance(each["_id"], int) or each.keys().isdisjoint(("since", "holder")):
+                raise self._foreign(f"schema_version: a document with the _id {show(each['_id'])}")
+            found = max(found, each["_id"])
+        if filled and not found:
+            raise self._foreign(f"{filled[0]}, without a version in schema_version")
         self._check_version(found, len(STEPS))
         return found
 

@@ -314,9 +314,7 @@ class PostgresSink(Store):
             return error
         state, text = _state(error), _harmless(error)
         if state == "42P07":
-            return PermanentSinkError(
-                f"something in the schema {self.schema!r} has a name that a history needs, and is "
-                f"none of bgworker's ({text}); name another schema", concerns="sink")
+            return self._foreign(text)
         is_passing = state in (*_RACES, *_GONE)
         if not is_passing and (state[:2] in _REFUSED or not state
                                and isinstance(error, (TypeError, ValueError))

@@ -14,7 +14,7 @@ from ..model.clock import monotonic
 from ..model.errors import BgworkerError, PermanentSinkError, SinkError, TemporarySinkError
 from ..model.ids import is_own_run
 from ..model.reports import report
-from ..model.text import describe
+from ..model.text import describe, show
 from ..model.told import records_of
 
 TYPE_CHECKING = False
@@ -163,9 +163,18 @@ class Store:
             f"cannot {what} {self._title}: {why}{remedy and '; '}{remedy}",
             hold=bool(remedy) or is_away and self._failures > PATIENCE)
 
-    def _check_version(self, found: int, known: int) -> None:
-        """Refuse a history that a newer bgworker has made, or has brought further meanwhile; for
-        a reader also one that is still to be made."""
+    def _foreign(self, what: str) -> SinkError:
+        """Return what is raised where a name that a history needs is somebody else's."""
+        self._runs.clear()  # not even their ends can be noted
+        return PermanentSinkError(
+            f"{self._title} has something that is none of bgworker's under a name that a history "
+            f"needs ({what}); name another {self._place}", concerns="sink")
+
+    def _check_version(self, found: Any, known: int) -> None:
+        """Refuse a version that is none of ours, and a history that a newer bgworker has made, or
+        has brought further meanwhile; for a reader also one that is still to be made."""
+        if not isinstance(found, int):
+            raise self._foreign(f"schema_version: {show(found)}")
         if found > known:
             self._runs.clear()  # not even their ends can be noted
             raise PermanentSinkError(

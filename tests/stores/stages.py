@@ -207,7 +207,7 @@ class MongoStage(Stage):
         self.db.tasks.update_one({"_id": task_id}, {"$set": {"run_id": run_id}})
 
     def set_version(self, version: int) -> None:
-        self.db.schema_version.insert_one({"_id": version})
+        self.db.schema_version.insert_one({"_id": version, "since": "now"})
 
     def versions(self) -> list[int]:
         return sorted(each["_id"] for each in self.db.schema_version.find({"_id": {"$gt": 0}}))

@@ -16,6 +16,7 @@ from bgworker import (
     ConfigurationError,
     EventType,
     PermanentSinkError,
+    Scheduler,
     StreamEvent,
     StreamType,
     TemporarySinkError,
@@ -28,6 +29,13 @@ from bgworker.stores.store import PATIENCE
 @pytest.fixture
 def stage(on_mongo: MongoStage) -> MongoStage:
     return on_mongo
+
+
+@pytest.fixture(params=["on_mongo", "on_nx"])
+def either(request: pytest.FixtureRequest) -> MongoStage:
+    """On each of the servers."""
+    found: MongoStage = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture
@@ -165,6 +173,40 @@ def test_a_document_that_the_server_refuses_costs_no_other(stage: MongoStage, lo
     load.fails(1)
     load.goes_on()
     load.check()
+
+
+@pytest.mark.parametrize("collection, document", [
+    ("schema_version", {"_id": "3.1"}),
+    ("schema_version", {"version": 3}),
+    ("schema_version", {"_id": 1, "version": 3}),
+    *[(name, {"_id": 1, "mine": True}) for name in mongo.COLLECTIONS]])
+def test_a_database_with_collections_of_somebody_else_is_refused_and_left_alone(
+        either: MongoStage, collection: str, document: dict[str, Any]) -> None:
+    document = dict(document)
+    either.db[collection].insert_one(document)
+    refused = f"none of bgworker's.*{collection}.*name another database"
+    with Scheduler(1) as pool, pytest.raises(PermanentSinkError, match=refused):
+        pool.register_sink(either.sink())
+    sink = either.sink()
+    with pytest.raises(PermanentSinkError, match=refused) as caught:
+        sink.write([said(new_id(1), 1)])
+    assert caught.value.concerns == "sink"
+    with pytest.raises(PermanentSinkError, match=refused):
+        list(sink.events())
+    assert list(either.db[collection].find()) == [document]
+    assert either.db.list_collection_names() == [collection]
+
+
+def test_a_database_that_is_dropped_meanwhile_is_made_anew(either: MongoStage) -> None:
+    sink = either.sink()
+    sink.write([said(new_id(1), 1)])
+    either.db.client.drop_database(either.name)
+    sink._next_check = 1e18  # it writes before it looks at the version again
+    sink.write([said(new_id(2), 1)])
+    assert (either.versions(), len(either.tasks())) == ([], 1)
+    sink.open()
+    assert either.versions() == [1] and len(list(either.sink().events())) == 2
+    sink.close()
 
 
 @pytest.mark.parametrize("wrong", [None, "jobs", 3])
