@@ -52,7 +52,8 @@ likely to do."""
 MOST_RACES = 4
 """Attempts that are made at once, before the sink's own pause."""
 _GONE = ("42P01", "3F000")
-"""Somebody has dropped the tables: the next attempt makes them."""
+"""Somebody has dropped the tables: the next attempt makes them, unless the version is still
+there."""
 _HELD = {
     "25006": "the server only reads, as a standby does; have `connect` find the one that writes",
     "28": "correct the user or the password that `connect` uses",
@@ -217,7 +218,11 @@ class PostgresSink(Store):
         """Execute a statement that tells the version of the history; return what else it tells.
         Nobody changes the version before our transaction has ended."""
         ((version, *more),) = self._rows(cursor, statement, *values)
+        version = version or 0
         self._check_version(version, len(sql.STEPS))
+        if version < len(sql.STEPS):
+            # on a new connection we prepare the schema
+            raise self._failed("use", "somebody has taken its version out of schema_version")
         return more
 
     @contextmanager
@@ -315,7 +320,8 @@ class PostgresSink(Store):
         state, text = _state(error), _harmless(error)
         if state == "42P07":
             return self._foreign(text)
-        is_passing = state in (*_RACES, *_GONE)
+        # After a failure the connection is new: the version was found, and yet a table is missing.
+        is_passing = state in _RACES or state in _GONE and not self._failures
         if not is_passing and (state[:2] in _REFUSED or not state
                                and isinstance(error, (TypeError, ValueError))
                                and not _is_unreachable(error)):

@@ -62,6 +62,16 @@ def test_a_full_disk_is_waited_for_and_named(postgres: Postgres, load: Load) -> 
     load.check()
 
 
+def test_a_table_that_is_gone_is_waited_for_and_named(postgres: Postgres, load: Load) -> None:
+    load.goes_on()
+    postgres.ask("ALTER TABLE jobs.tasks RENAME TO elsewhere")
+    load.fails(EAGER.attempts + 1, "jobs.tasks\" does not exist")
+    load.fails(1, "somebody has changed the tables; put them back")
+    postgres.ask("ALTER TABLE jobs.elsewhere RENAME TO tasks")
+    load.goes_on()
+    load.check()
+
+
 @contextmanager
 def small_disk(postgres: Postgres) -> Iterator[str]:
     """Mount a file system of 6 MiB that the server may write to, if this machine lets us."""

@@ -221,6 +221,31 @@ def test_tables_that_somebody_dropped_are_made_anew(
     assert postgres.ask("SELECT count(*) FROM jobs.task_streams") == [(1,)]
 
 
+def test_a_history_whose_version_is_taken_away_is_one_that_we_do_not_know(
+        postgres: Postgres, sink: PostgresSink) -> None:
+    sink.write([said(new_id(1), 1)])
+    postgres.ask("DELETE FROM jobs.schema_version")
+    with pytest.raises(TemporarySinkError, match="taken its version out of schema_version"):
+        sink.write([said(new_id(2), 1)])
+    with pytest.raises(PermanentSinkError, match="schema_version.*name another schema") as caught:
+        sink.write([said(new_id(2), 1)])
+    assert caught.value.concerns == "sink"
+    with pytest.raises(SinkError, match="no history of this version"):
+        list(sink.events())
+    postgres.ask("INSERT INTO jobs.schema_version VALUES (1)")
+    sink.write([said(new_id(2), 1)])
+    assert postgres.ask("SELECT count(*) FROM jobs.task_streams") == [(2,)]
+
+
+def test_a_version_that_is_no_number_is_none_of_ours(
+        postgres: Postgres, sink: PostgresSink) -> None:
+    postgres.ask("CREATE SCHEMA jobs")
+    postgres.ask("CREATE TABLE jobs.schema_version AS SELECT text '3.1' AS version")
+    with pytest.raises(PermanentSinkError, match="'3.1'.*name another schema") as caught:
+        sink.open()
+    assert caught.value.concerns == "sink"
+
+
 @pytest.fixture
 def role(postgres: Postgres) -> Iterator[str]:
     postgres.ask("CREATE ROLE clerk LOGIN")
