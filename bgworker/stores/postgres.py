@@ -26,7 +26,7 @@ from ..model.records import STREAM_CODES
 from ..model.reports import report
 from ..model.text import describe, show
 from . import tables as sql
-from .store import READ_ROWS, READ_TASKS, Store, kinds_of, missing_package
+from .store import READ_ROWS, READ_TASKS, Store, kinds_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-DRIVER = "psycopg[binary]"
+PACKAGES = {"psycopg": '"psycopg[binary]"', "psycopg2": "psycopg2-binary"}
+"""Module -> what installs it together with the library of PostgreSQL that it needs."""
 MOST_TASKS = 500
 """Tasks that are pruned in one transaction, ..."""
 MOST_ROWS = 20_000
@@ -261,7 +262,7 @@ class PostgresSink(Store):
                 if what == "open" and not (_state(error) or _is_unreachable(error)):
                     raise PermanentSinkError(
                         "connect does not connect: " + "; ".join(filter(None, (
-                            _harmless(error), missing_package(error, DRIVER)))),
+                            _harmless(error), _missing_package(error)))),
                         concerns="sink") from error
                 raise
             try:
@@ -330,7 +331,7 @@ class PostgresSink(Store):
         if held and not is_passing:
             return self._failed(what, text, remedy=_HELD[held].format(f'"{self.schema}"'))
         is_away = state.startswith(("08", "57P")) or not state and _is_unreachable(error)
-        return self._failed(what, text, remedy=missing_package(error, DRIVER), is_away=is_away)
+        return self._failed(what, text, remedy=_missing_package(error), is_away=is_away)
 
     # -- pruning --
 
@@ -419,6 +420,16 @@ def _state(error: BaseException | None) -> str:
 def _is_unreachable(error: Exception) -> bool:
     return isinstance(error, OSError) or not kinds_of(error).isdisjoint(
         ("OperationalError", "InterfaceError"))
+
+
+def _missing_package(error: Exception) -> str:
+    """Return what installs the package that an error says is missing; empty if it does not. A
+    driver that does not find PostgreSQL's library says no name."""
+    if not isinstance(error, ImportError):
+        return ""
+    module = (error.name or "psycopg").partition(".")[0]
+    return ("install the package that is missing: python -m pip install "
+            f"{PACKAGES.get(module, module)}")
 
 
 def _harmless(error: Exception) -> str:

@@ -226,10 +226,3 @@ class Store:
 def kinds_of(value: object) -> set[str]:
     """Return the names of the classes of a driver's value; the classes are not ours to import."""
     return {kind.__name__ for kind in type(value).__mro__}
-
-
-def missing_package(error: Exception, usual: str) -> str:
-    """Return what installs the package that an error says is missing; empty if it does not."""
-    if not isinstance(error, ImportError):
-        return ""
-    return f"install the package that is missing: python -m pip install {error.name or usual}"

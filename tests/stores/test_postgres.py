@@ -334,6 +334,19 @@ def test_a_driver_that_is_missing_is_named_with_the_way_to_get_it(
             open_sink(f"{module}:shared")
 
 
+@pytest.mark.parametrize("module, package", [
+    ("psycopg", '"psycopg[binary]"'), (None, '"psycopg[binary]"'),
+    ("psycopg2", "psycopg2-binary"), ("psycopg2._psycopg", "psycopg2-binary")])
+def test_a_driver_is_installed_with_the_library_that_it_needs(
+        module: str | None, package: str) -> None:
+    def connect() -> Any:
+        raise ImportError("no driver", name=module)
+
+    with pytest.raises(PermanentSinkError) as caught:
+        PostgresSink(connect).open()
+    assert str(caught.value).endswith(f"python -m pip install {package}")
+
+
 def test_no_password_of_a_connection_string_is_shown() -> None:
     def connect() -> Any:
         raise OSError("no host in postgresql://me:hunter2@db/jobs, password='hunter2 x' "
