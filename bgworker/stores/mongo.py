@@ -53,8 +53,12 @@ def _make_indexes(database: Any) -> None:
 
 STEPS: tuple[Callable[[Any], None], ...] = (_make_indexes,)
 """What leads a database from version 0, 1, ... to the next; the last one is written and read. A
-step that was cut off in the middle is done again from its beginning, and one that takes longer than
-`LEASE` may be done twice at once: it must bear that. A released step never changes."""
+released step never changes. It must bear three things:
+
+- it was cut off in the middle, and is done again from its beginning;
+- it is done by two at once: its lock is not renewed, so `LEASE` seconds later another begins it;
+- sinks of an older bgworker write while it runs, and after it until they look at the version, which
+  takes `VERSION_INTERVAL` seconds and a batch: documents of the older form remain for ever."""
 VERSION_INTERVAL = 1.0
 """Seconds after which the version is looked at again, beside each time after a failure."""
 LEASE = 30.0
