@@ -27,16 +27,29 @@ from tests.stores import stages
 kind, port, name, seconds = sys.argv[1:]
 getattr(stages, kind).add_step(float(seconds))
 sink = stages.store(kind, int(port), name)
+print("ready", flush=True)
+sys.stdin.readline()
 sink.open()
 sink.close()
 """
 
 
-def newer(stage: Stage, seconds: float = 0.0) -> subprocess.Popen[str]:
-    """Start a process that brings the history to a version that this one does not know."""
+def newer(
+    stage: Stage, seconds: float = 0.0, *, waits: bool = False
+) -> subprocess.Popen[str]:
+    """Start a process that brings the history to a version that this one does not know.
+
+    Args:
+        waits: only once its standard input ends; now it is ready to.
+    """
     words = type(stage).__name__, str(stage.server.port), stage.name, str(seconds)
-    return subprocess.Popen([sys.executable, "-c", NEWER, *words], env=environment(), text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen([sys.executable, "-c", NEWER, *words], env=environment(), text=True,
+                               stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if waits:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    return process
 
 
 def succeeded(*processes: subprocess.Popen[str]) -> None:
@@ -103,7 +116,10 @@ def test_a_sink_that_is_connected_stops_when_a_newer_one_has_come_and_loses_noth
 
 def test_of_two_that_come_at_once_one_does_the_step(stage: Stage) -> None:
     make(stage)
-    succeeded(*[newer(stage, 0.3) for _ in range(2)])
+    second = newer(stage, waits=True)
+    first = newer(stage, 1.0)
+    until(stage.is_in_step)
+    succeeded(second, first)  # the first is in the step when the second's input ends
     assert (stage.versions(), stage.cities()) == ([1, 2], ["Ulm"])
     assert not stage.is_in_step()
 
