@@ -57,6 +57,10 @@ SELECT task, count(*), total(was_begun) FROM chain GROUP BY task"""
 _STILL_LEFT = f"SELECT id FROM tasks WHERE id {GIVEN.replace('?', ':ids')} AND {_IS_LEFT}"
 _GIVE_BACK = f"""DELETE FROM tasks WHERE id {GIVEN} AND status = '{TaskStatus.SCHEDULED.value}'
 AND started_utc IS NULL"""
+# not deleted: the sink has its end yet to write, or is about to, and would put in the claim anew;
+# of a row that is there it leaves these columns as they are
+_FREE = f"""UPDATE tasks SET rerun_of = NULL, status = '{TaskStatus.CANCELLED.value}',
+  metadata_json = json_remove(metadata_json, '$.rerun_of') WHERE id {GIVEN}"""
 
 
 class LeftTask:
@@ -150,11 +154,18 @@ class Claims:
         return ours
 
     def give_back(self, states: Collection[TaskState]) -> None:
-        """Undo claims whose tasks could not be queued after all: nothing else was recorded of
-        them."""
+        """Undo claims whose tasks could not be queued after all. Nothing of them stays, but for
+        one that was announced and then cancelled: the history has it, and it runs nothing again.
+
+        Args:
+            states: what is known of the new tasks now. One that has begun keeps its claim.
+        """
+        unbegun = [state for state in states if state.started_ns is None]
         with self._explained(), self._lock, self._database as connection:
             with transaction(connection):
-                connection.execute(_GIVE_BACK, (json.dumps([state.id for state in states]),))
+                cancelled = json.dumps([state.id for state in unbegun if state.completed_ns])
+                connection.execute(_FREE, (cancelled,))
+                connection.execute(_GIVE_BACK, (json.dumps([state.id for state in unbegun]),))
                 connection.execute(DELETE_REQUESTS)
 
     @contextmanager

@@ -189,6 +189,7 @@ class _Again(TaskOptions):
         state._id, state.number, state.created_ns = claimed.id, claimed.number, claimed.created_ns
         state.timeout, state.record_source = claimed.timeout, claimed.record_source
         state.arguments, state.metadata_json = claimed.arguments, claimed.metadata_json
+        self.state = state  # tells how far the task has got, if its submit fails
         return self._shown
 
 

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from bgworker import (ConfigurationError, EventType, History, HistoryError, Resumed, Scheduler,
                       ShutdownError, SinkOptions, TaskStatus, current_task, resumable)
-from bgworker.history import claims
+from bgworker.history import claims, sink
 from bgworker.history.schema import this_host
 from bgworker.history.sink import SqliteSink
 from bgworker.model.ids import new_id, new_run_id
@@ -424,6 +425,90 @@ def test_a_scheduler_that_shuts_down_meanwhile_gives_its_claims_back(
     monkeypatch.undo()
     assert rows_of(path, "SELECT count(*) FROM tasks") == [(1,)]
     assert len(resumed(path)[0].tasks) == 1
+
+
+class Breaking(Executor):
+    """Takes some calls, and then none."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def submit(self, *call: Any, **more: Any) -> Any:
+        if not self.left:
+            raise BrokenExecutor("no worker is left")
+        self.left -= 1
+        return Future()
+
+
+def test_a_claim_is_free_again_if_its_executor_breaks_at_the_submit(
+    path: str, recorder: Recorder
+) -> None:
+    olds = [lost(recorder, number) for number in range(3)]
+    for late in False, True:
+        with Scheduler(executor=Breaking(0), sinks=[f"sqlite:{path}"]) as pool:
+            with pytest.raises(ShutdownError, match="no worker is left"):
+                pool.resume(path)
+            if late:
+                pool.flush()
+            assert rows_of(path, "SELECT count(*) FROM tasks WHERE rerun_of IS NOT NULL") == [(0,)]
+    assert rows_of(path, "SELECT status, rerun_of, json_extract(metadata_json, '$.rerun_of'), completed_utc > '' "
+                   f"FROM tasks WHERE run_id <> '{DEAD}'") == [("cancelled", None, None, 1)] * 2
+    found = resumed(path)[0]
+    assert [task.result()[2]["rerun_of"] for task in found.tasks] == olds
+
+
+@pytest.mark.parametrize(("error", "told"), [
+    (RuntimeError("can't start new thread"), ShutdownError),
+    (KeyboardInterrupt(), KeyboardInterrupt),
+])
+def test_a_claim_is_free_again_if_no_thread_can_be_started_for_it(
+    path: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, error: BaseException,
+    told: type[BaseException],
+) -> None:
+    olds = [lost(recorder, number) for number in range(3)]
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("bgworker_"):
+            raise error
+        start(thread)
+
+    with Scheduler(1, sinks=[f"sqlite:{path}"]) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(told):
+                pool.resume(path)
+        pool.flush()
+        found = pool.resume(path)
+        assert [task.result(SOON)[2]["rerun_of"] for task in found.tasks] == olds
+
+
+def test_what_the_sink_was_about_to_write_is_no_claim_either(
+    path: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = lost(recorder, 1)
+    encoded, given_back = threading.Event(), threading.Event()
+    rows, give_back = sink.Rows, claims.Claims.give_back
+
+    def late(events: Any) -> Any:
+        made = rows(events)
+        encoded.set()
+        assert given_back.wait(SOON)
+        return made
+
+    def spied(self: claims.Claims, states: Any) -> None:
+        assert encoded.wait(SOON)
+        give_back(self, states)
+        given_back.set()
+
+    monkeypatch.setattr(sink, "Rows", late)
+    monkeypatch.setattr(claims.Claims, "give_back", spied)
+    with Scheduler(executor=Breaking(0), sinks=[f"sqlite:{path}"]) as pool:
+        with pytest.raises(ShutdownError):
+            pool.resume(path)
+    monkeypatch.undo()
+    task, = resumed(path)[0].tasks
+    assert task.result()[2]["rerun_of"] == old
 
 
 def test_a_history_that_cannot_be_written_to_is_told(
