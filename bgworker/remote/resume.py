@@ -68,8 +68,8 @@ class Resumed:
     skipped: tuple[SkippedTask, ...] = ()
     """Those that it did not run again, in the same order."""
     left: int = 0
-    """Those for which ``max_pending`` had no room: nobody has claimed them. Resume again when
-    others have ended."""
+    """At most so many more are left, since ``max_pending`` had no room: others may have claimed
+    some, and some may be skipped. Resume again when tasks have ended."""
 
 
 def resume(
@@ -105,22 +105,26 @@ def resume(
     judge = _Judge(registered(), run_id, settings, max_bytes, attempts)
     tasks: list[Task[Any]] = []
     skipped: list[SkippedTask] = []
-    with Claims(path, {TaskStatus.INTERRUPTED, *statuses}, f'"{KEY}"') as claims:
-        keys = claims.left()
-        while keys:
-            batch, keys = keys[:MOST_CLAIMED], keys[MOST_CLAIMED:]
-            again: dict[str, _Again] = {}
-            for task in claims.tasks(batch, attempts * UNRECORDED):
-                try:
-                    again[task.task_id] = judge.again(task)
-                except ConfigurationError as error:
-                    skipped.append(SkippedTask(task.task_id, task.name, str(error)))
-            if again:
-                _show_presence(sink, run_id, path)
-                left = _queue(claims, again, submit, tasks)
-                if left:
-                    return Resumed(tuple(tasks), tuple(skipped), left + len(keys))
-    return Resumed(tuple(tasks), tuple(skipped))
+    left = 0
+    try:
+        with Claims(path, {TaskStatus.INTERRUPTED, *statuses}, f'"{KEY}"') as claims:
+            keys = claims.left()
+            while keys and not left:
+                batch, keys = keys[:MOST_CLAIMED], keys[MOST_CLAIMED:]
+                again: dict[str, _Again] = {}
+                for task in claims.tasks(batch, attempts * UNRECORDED):
+                    try:
+                        again[task.task_id] = judge.again(task)
+                    except ConfigurationError as error:
+                        skipped.append(SkippedTask(task.task_id, task.name, str(error)))
+                if again:
+                    _show_presence(sink, run_id, path)
+                    left = _queue(claims, again, submit, tasks)
+            left = left and left + len(keys)
+    except BaseException as error:  # Ctrl-C too: nobody else can tell what was queued until then
+        error.resumed = Resumed(tuple(tasks), tuple(skipped))  # type: ignore[attr-defined]
+        raise
+    return Resumed(tuple(tasks), tuple(skipped), left)
 
 
 def _sink_for(path: str, sinks: Sequence[SqliteSink]) -> SqliteSink:

@@ -391,6 +391,15 @@ class Scheduler(Submits, DropIn):
         the rest is left to a later call; see `Resumed.left`. It may be called as often as you like,
         such as every minute for tasks of other processes that have died meanwhile.
 
+        What was queued before an error runs: the error has it as its attribute ``resumed``, a
+        `Resumed`.
+
+        Not resumed, and not counted as attempts, are tasks that the sink has pruned: choose its
+        ``max_tasks`` and ``max_age`` such that it keeps them. A run whose sink was closed is over,
+        though its process lives. Where tasks run on an executor, the old body may go on for up to
+        5 s after its parent has died, on dask to its end. Runs under another host name, such as
+        that of a recreated container without /etc/machine-id, are never found dead.
+
         Args:
             path: the file of a `SqliteSink` of this Scheduler.
             attempts: most times that a task is begun, the first included, as far as the history
@@ -402,8 +411,10 @@ class Scheduler(Submits, DropIn):
         Raises:
             ConfigurationError: this Scheduler does not record into that history, or an argument
                 cannot be used.
-            HistoryError: the file cannot be used; what was queued until then runs.
-            ShutdownError: after `shutdown`.
+            HistoryError: the file cannot be used. What could not be given back is left until this
+                process has ended.
+            ShutdownError: as from ``submit``.
+            PoolStuck: as from ``submit``.
             MissingPart: this copy of bgworker was made without its parts remote or history.
         """
         try:

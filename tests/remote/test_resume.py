@@ -432,12 +432,14 @@ class Breaking(Executor):
 
     def __init__(self, left: int) -> None:
         self.left = left
+        self.taken: list[Future[Any]] = []
 
     def submit(self, *call: Any, **more: Any) -> Any:
         if not self.left:
             raise BrokenExecutor("no worker is left")
         self.left -= 1
-        return Future()
+        self.taken.append(Future())
+        return self.taken[-1]
 
 
 def test_a_claim_is_free_again_if_its_executor_breaks_at_the_submit(
@@ -481,6 +483,30 @@ def test_a_claim_is_free_again_if_no_thread_can_be_started_for_it(
         pool.flush()
         found = pool.resume(path)
         assert [task.result(SOON)[2]["rerun_of"] for task in found.tasks] == olds
+
+
+def test_an_error_midway_tells_what_was_queued_until_then(
+    path: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = lost(recorder, 0, version=1)
+    olds = [lost(recorder, number) for number in range(3)]
+
+    def refuse(self: claims.Claims, states: Any) -> None:
+        raise HistoryError("the disk is full")
+
+    executor = Breaking(2)
+    with Scheduler(executor=executor, sinks=[f"sqlite:{path}"]) as pool:
+        with pytest.raises(ShutdownError) as caught:
+            pool.resume(path)
+        monkeypatch.setattr(claims.Claims, "give_back", refuse)
+        with pytest.raises(HistoryError, match="the disk is full") as refused:
+            pool.resume(path)
+        for future in executor.taken:
+            future.set_exception(BrokenExecutor())
+    found: Resumed = caught.value.resumed  # type: ignore[attr-defined]
+    assert [task.snapshot().metadata["rerun_of"] for task in found.tasks] == olds[:2]
+    assert [each.task_id for each in found.skipped] == [odd]
+    assert refused.value.resumed.tasks == ()  # type: ignore[attr-defined]
 
 
 def test_what_the_sink_was_about_to_write_is_no_claim_either(
