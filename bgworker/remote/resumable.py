@@ -16,7 +16,7 @@ from types import FunctionType, MethodType, MappingProxyType
 from ..model.checks import MOST_NAMED, number
 from ..model.errors import ConfigurationError
 from ..model.text import ENCODE, json_text, name_of, sanitise, show
-from ..running.source import MARK, FunctionSource, MarkedSource, source_of
+from ..running.source import MARK, MarkedSource, source_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ def resumable(name: str, *, version: int = 1) -> Callable[[F], F]:
     The decorator returns the function itself. Its tasks run *at least once*: what it did before the
     crash it does again. Its arguments must be JSON values (None, bool, int, float, str, and lists
     and dicts of them); ``submit`` refuses all others, and records them in full.
+
+    A task is run again only by a function with the same source, which is read here and now. Where
+    none can be read (code from ``exec``, or files that are only there compiled) a change is not
+    noticed: change ``version`` then.
 
     Args:
         name: what the function is known by in the history, whatever it is called and wherever it
@@ -77,6 +81,7 @@ def resumable(name: str, *, version: int = 1) -> Callable[[F], F]:
         found = source_of(function)
         code = getattr(found, "code", None) or function.__code__
         source = ResumableSource(exact, version, function, code)  # type: ignore[arg-type]
+        _ = source.script_hash  # reads the file now: later it may not be what runs here
         with _lock:
             other = _registered.get(exact)
             if other is not None and other.place != source.place:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import enum
 import functools
+import importlib
 import json
 import pickle
 import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,6 +135,22 @@ def test_the_same_function_reloaded_takes_the_place_of_the_earlier_one() -> None
     later = made()
     found = module.registered()["reloaded"]
     assert found.function is later and found.version == 1
+
+
+def test_the_source_is_that_of_the_import_whatever_becomes_of_the_file(
+    pool: Scheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "from bgworker import resumable\n\n@resumable('edited')\ndef edited():\n    return 1\n"
+    file = tmp_path / "edited_meanwhile.py"
+    file.write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    edited = importlib.import_module("edited_meanwhile").edited
+    file.write_text(text.replace("return 1", "return 1 + 1"))
+    task = pool.options(record_source=True).submit(edited)
+    assert task.result(SOON) == 1
+    snapshot = task.snapshot()
+    assert snapshot.script_text == "@resumable('edited')\ndef edited():\n    return 1\n"
+    assert snapshot.script_hash == sha256(snapshot.script_text.encode()).hexdigest()
 
 
 # -- what is recorded --
