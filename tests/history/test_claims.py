@@ -136,6 +136,7 @@ def test_the_lock_is_free_between_two_claims_and_after_the_last(
         ours: list[set[str]] = []
         claimer = started(lambda: ours.append(found.claim({old: again(old)})))
         assert len(found.tasks([1], 10)) == 1, "to look takes no lock"
+        claimer.join(0.2)  # without the lock it takes some milliseconds
         assert not ours, "to claim does"
         release.set()
         joined(holder, claimer)
