@@ -1,9 +1,9 @@
 """Where a task's code comes from: names at submit, the source text when somebody first asks for it.
 
 A source is shared by all tasks of one function. Its text is read where a record is first encoded,
-on a sink's thread, or earlier by whoever marks the function: from the file, from what `linecache` holds (a notebook's cells, say) or from a
-zip archive. Other loaders, and modules, are not asked: they are somebody's code. Where anything
-goes wrong there is no source.
+on a sink's thread, or earlier by whoever marks the function: from the file, from what `linecache`
+holds (a notebook's cells, say) or from a zip archive. Other loaders, and modules, are not asked:
+they are somebody's code. Where anything goes wrong there is no source.
 """
 
 from __future__ import annotations

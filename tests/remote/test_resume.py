@@ -453,8 +453,9 @@ def test_a_claim_is_free_again_if_its_executor_breaks_at_the_submit(
             if late:
                 pool.flush()
             assert rows_of(path, "SELECT count(*) FROM tasks WHERE rerun_of IS NOT NULL") == [(0,)]
-    assert rows_of(path, "SELECT status, rerun_of, json_extract(metadata_json, '$.rerun_of'), completed_utc > '' "
-                   f"FROM tasks WHERE run_id <> '{DEAD}'") == [("cancelled", None, None, 1)] * 2
+    assert rows_of(path, "SELECT status, rerun_of, json_extract(metadata_json, '$.rerun_of'), "
+                   f"completed_utc > '' FROM tasks WHERE run_id <> '{DEAD}'") == [
+        ("cancelled", None, None, 1)] * 2
     found = resumed(path)[0]
     assert [task.result()[2]["rerun_of"] for task in found.tasks] == olds
 
