@@ -9,7 +9,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -440,6 +441,23 @@ class Breaking(Executor):
         self.left -= 1
         self.taken.append(Future())
         return self.taken[-1]
+
+
+def test_what_is_left_goes_on_in_the_processes_of_an_executor(
+    path: str, recorder: Recorder
+) -> None:
+    olds = [lost(recorder, number) for number in range(3)]
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes,
+        Scheduler(executor=processes, sinks=[f"sqlite:{path}"]) as pool,
+    ):
+        found = pool.resume(path)
+        results = [task.result(SOON) for task in found.tasks]
+    assert [(args, more["rerun_of"]) for args, _, more in results] == [
+        ((number,), old) for number, old in enumerate(olds)]
+    assert rows_of(path, "SELECT status, rerun_of FROM tasks WHERE rerun_of > '' ORDER BY id") == [
+        ("completed", old) for old in olds]
+    assert resumed(path)[0].tasks == ()
 
 
 def test_a_claim_is_free_again_if_its_executor_breaks_at_the_submit(
